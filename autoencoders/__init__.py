@@ -1,0 +1,1 @@
+"""Convolutional autoencoders built on minigrad."""

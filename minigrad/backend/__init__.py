@@ -1,0 +1,152 @@
+"""Backends: which library computes, on which device, with which kernels.
+
+A device is where an array lives: `cpu` (NumPy) or `cuda`, `cuda:1`, ... (CuPy). A kernel set is how the work
+is done there: `plain` is the readable specification (reference.py), the others are faster and checked
+against it. Arrays pick the device: `backend_of(x).conv2d(x, ...)` runs where x lives.
+
+Read next: reference.py, every kernel in plain code.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from .reference import Backend
+
+Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
+KERNELS = {"cpu": ("numpy", "plain"), "cuda": ("plain",)}  # per device, best first
+
+
+class DeviceError(RuntimeError):
+    """The device or kernel set that was asked for cannot be used here; the message names the fix."""
+
+
+_backends: dict[type, Backend] = {}  # array type -> the kernels that work on it
+_default: Backend  # where new parameters and lists go
+
+
+def backend_of(*arrays: Array, what: str = "operation") -> Backend:
+    """The kernels for these arrays.
+
+    Raises:
+        TypeError: they live on different devices (each is named), or one is not an array of a known library.
+    """
+    found = [_lookup(x) for x in arrays]
+    devices = [k.device_of(x) for k, x in zip(found, arrays, strict=True)]
+    if len(set(devices)) > 1:
+        places = ", ".join(f"input {i} {x.shape} on {d}" for i, (x, d) in enumerate(zip(arrays, devices, strict=True)))
+        raise TypeError(f"{what}: inputs live on different devices: {places}")
+    return found[0]
+
+
+def _lookup(array: Array) -> Backend:
+    backend = _backends.get(type(array))
+    if backend is None:
+        if type(array).__module__.split(".")[0] != "cupy":
+            raise TypeError(f"expected a NumPy or CuPy array, found {type(array).__name__}")
+        backend = _backends[type(array)] = Backend(importlib.import_module("cupy"))
+    return backend
+
+
+def as_array(data: Any) -> Array:
+    """data as an array: arrays stay as they are; numbers and lists become float32 on the default device."""
+    if type(data) in _backends or type(data).__module__.split(".")[0] == "cupy":
+        return data
+    if isinstance(data, np.ndarray | np.generic):
+        return np.asarray(data)
+    return _default.from_host(np.asarray(data, dtype=np.float32))
+
+
+def default_backend() -> Backend:
+    """The kernels of the device chosen by `use`."""
+    return _default
+
+
+def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) -> Backend:
+    """Choose where new parameters are made and with which kernels the device works.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:<index>`.
+        kernels: `auto` takes the best that is installed for the device; or `plain`, `numpy` (CPU).
+        threads: CPU threads of the `numpy` kernels; None: the cores that this process may use.
+
+    Returns:
+        the backend; `describe()` says what was chosen and why.
+
+    Raises:
+        DeviceError: there is no such device or kernel set here; the message says how to get it.
+    """
+    global _default
+    kind, _, index = device.partition(":")
+    if kind not in KERNELS or (index and not (kind == "cuda" and index.isdigit())):
+        raise DeviceError(f"device {device!r} is not known; choose cpu, cuda or cuda:<index>")
+    if kernels != "auto" and kernels not in KERNELS[kind]:
+        raise DeviceError(f"kernels {kernels!r} do not exist for device {kind}; choose auto, {', '.join(KERNELS[kind])}")
+    if threads is not None and threads < 1:
+        raise DeviceError(f"threads is {threads} but must be at least 1")
+    if kind == "cuda":
+        _default = Backend(_working_cupy(int(index or 0)))
+        _default.reason = "fused CUDA kernels do not exist yet" if kernels == "auto" else "asked for"
+    elif kernels == "plain":
+        _default = Backend(np)
+        _default.reason = "asked for"
+    else:
+        from .cpu import CpuBackend
+
+        _default = CpuBackend(threads)
+        _default.reason = "the best installed" if kernels == "auto" else "asked for"
+    _backends[_default.xp.ndarray] = _default
+    return _default
+
+
+def _working_cupy(index: int) -> Any:
+    """The cupy module with device `index` made current."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        raise DeviceError(
+            "device cuda needs CuPy, which is not installed. In the project's folder run "
+            'pip install ".[cuda13]" (driver 580 or newer) or pip install ".[cuda12]" (driver 525 or newer), '
+            f"never both; or choose device cpu ({error})"
+        ) from error
+    if not cupy.cuda.is_available():
+        raise DeviceError(
+            "device cuda: CuPy is installed but finds no usable GPU. Check with nvidia-smi that a driver runs, and "
+            "that the extra fits it: cuda13 needs driver 580 or newer, cuda12 driver 525 or newer; or choose device cpu"
+        )
+    count = cupy.cuda.runtime.getDeviceCount()
+    if index >= count:
+        raise DeviceError(f"device cuda:{index} does not exist; this machine has {count} (cuda:0 to cuda:{count - 1})")
+    cupy.cuda.Device(index).use()
+    return cupy
+
+
+def available() -> dict[str, tuple[str, ...]]:
+    """The devices that work here with their kernel sets, best first, e.g. `{"cpu": ("numpy", "plain")}`."""
+    found = {"cpu": KERNELS["cpu"]}
+    try:
+        found["cuda"] = KERNELS["cuda"] if importlib.import_module("cupy").cuda.is_available() else ()
+    except ImportError:
+        found["cuda"] = ()
+    return {device: kernels for device, kernels in found.items() if kernels}
+
+
+def to_device(array: Array, device: str) -> Array:
+    """The array on another device; itself where it is there already.
+
+    Raises:
+        DeviceError: the device cannot be used here.
+    """
+    source = _lookup(array)
+    if source.device_of(array) == (f"{device}:0" if device == "cuda" else device):
+        return array
+    host = source.to_host(array)
+    if device == "cpu":
+        return host
+    return Backend(_working_cupy(int(device.partition(":")[2] or 0))).from_host(host)
+
+
+use()

@@ -1,0 +1,207 @@
+"""Every kernel in plain code: the specification that all faster kernels are compared with.
+
+A kernel takes arrays and returns new arrays; it knows nothing of tensors or graphs. A trailing underscore
+means that it writes into its first arguments. `xp` is NumPy or CuPy: the same text runs on both.
+
+Images are NHWC: (N batch, H height, W width, C channels). A convolution maps (N, H, W, C) to (N, OH, OW, F)
+with weight (KH, KW, C, F).
+
+Read next: ../tensor.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..ops.conv import ConvGeometry
+
+Array = Any
+
+
+class Backend:
+    """The kernels in plain code on one array library.
+
+    Args:
+        xp: the module numpy or cupy.
+    """
+
+    kernels = "plain"
+    threads = 1
+    reason = ""  # why `use` chose this backend
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+        self.on_host = xp.__name__ == "numpy"
+
+    # ---- devices ----
+
+    def device_of(self, array: Array) -> str:
+        return "cpu" if self.on_host else f"cuda:{array.device.id}"
+
+    def from_host(self, array: Array) -> Array:
+        """A NumPy array as an array of this backend."""
+        return array if self.on_host else self.xp.asarray(array)
+
+    def to_host(self, array: Array) -> Array:
+        """An array of this backend as a NumPy array. Waits for the device."""
+        return array if self.on_host else array.get()
+
+    def describe(self) -> str:
+        device = "cpu" if self.on_host else f"cuda:{self.xp.cuda.Device().id}"
+        return f"device {device}, kernels {self.kernels} ({self.reason}), threads {self.threads}"
+
+    # ---- convolution: three kernels serve Conv2D, Conv2DTranspose and the gradients of both ----
+
+    def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: ConvGeometry) -> Array:
+        """y[n, p, q, f] = bias[f] + sum over i, j, c of padded_x[n, p*SH + i, q*SW + j, c] * weight[i, j, c, f]."""
+        F = weight.shape[3]
+        columns = self.im2col(x, geometry)  # (N*OH*OW, KH*KW*C)
+        y = columns @ weight.reshape(-1, F)  # (N*OH*OW, F)
+        if bias is not None:
+            y += bias
+        return y.reshape(x.shape[0], *geometry.output_size, F)
+
+    def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
+        """The adjoint of conv2d in x: gx with <conv2d(x, weight), gy> = <x, gx> for every x."""
+        F = weight.shape[3]
+        gcolumns = gy.reshape(-1, F) @ weight.reshape(-1, F).T  # (N*OH*OW, KH*KW*C)
+        return self.col2im(gcolumns, gy.shape[0], weight.shape[2], geometry)
+
+    def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
+        """The adjoint of conv2d in weight: gweight with <conv2d(x, weight), gy> = <weight, gweight>."""
+        C, F = x.shape[3], gy.shape[3]
+        columns = self.im2col(x, geometry)  # (N*OH*OW, KH*KW*C)
+        return (columns.T @ gy.reshape(-1, F)).reshape(*geometry.kernel_size, C, F)
+
+    def im2col(self, x: Array, geometry: ConvGeometry) -> Array:
+        """The input patch under each output pixel as one row: (N, H, W, C) -> (N*OH*OW, KH*KW*C)."""
+        N, H, W, C = x.shape
+        (KH, KW), (OH, OW) = geometry.kernel_size, geometry.output_size
+        (top, bottom), (left, right) = geometry.pads
+        padded = self.xp.zeros((N, top + H + bottom, left + W + right, C), dtype=x.dtype)
+        padded[:, top : top + H, left : left + W] = x
+        columns = self.xp.empty((N, OH, OW, KH, KW, C), dtype=x.dtype)
+        for i in range(KH):
+            for j in range(KW):
+                columns[:, :, :, i, j] = padded[:, geometry.rows(i), geometry.columns(j)]  # (N, OH, OW, C)
+        return columns.reshape(N * OH * OW, KH * KW * C)
+
+    def col2im(self, columns: Array, N: int, C: int, geometry: ConvGeometry) -> Array:
+        """The adjoint of im2col: every row is added back onto its patch. (N*OH*OW, KH*KW*C) -> (N, H, W, C)."""
+        (H, W), (KH, KW), (OH, OW) = geometry.input_size, geometry.kernel_size, geometry.output_size
+        (top, bottom), (left, right) = geometry.pads
+        columns = columns.reshape(N, OH, OW, KH, KW, C)
+        padded = self.xp.zeros((N, top + H + bottom, left + W + right, C), dtype=columns.dtype)
+        for i in range(KH):
+            for j in range(KW):
+                padded[:, geometry.rows(i), geometry.columns(j)] += columns[:, :, :, i, j]
+        return padded[:, top : top + H, left : left + W].copy()
+
+    # ---- elementwise and sums ----
+
+    def relu(self, x: Array) -> Array:
+        return self.xp.maximum(x, 0)
+
+    def relu_grad(self, gy: Array, y: Array) -> Array:
+        """gy where the output y is positive, else 0. The gradient at 0 is 0, as in PyTorch."""
+        return self.xp.where(y > 0, gy, 0)
+
+    def sigmoid(self, x: Array) -> Array:
+        """1 / (1 + exp(-x)) without overflow: exp is only taken of numbers <= 0."""
+        e = self.xp.exp(-self.xp.abs(x))
+        return self.xp.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+    def softplus(self, x: Array) -> Array:
+        """log(1 + exp(x)) without overflow and exact for very negative x."""
+        return self.xp.maximum(x, 0) + self.xp.log1p(self.xp.exp(-self.xp.abs(x)))
+
+    def add_bias(self, x: Array, bias: Array) -> Array:
+        return x + bias
+
+    def channel_sum(self, x: Array) -> Array:
+        """Sum over all axes but the last, accumulated in float64: (..., C) -> (C,)."""
+        return x.reshape(-1, x.shape[-1]).sum(axis=0, dtype="float64").astype(x.dtype)
+
+    def bernoulli_nll(self, logits: Array, targets: Array) -> Array:
+        """Sum over everything of -log p(target | logit) = softplus(logit) - logit * target, in nats."""
+        return (self.softplus(logits) - logits * targets).sum()
+
+    # ---- batch normalisation over all axes but the last ----
+
+    def batch_norm(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> tuple[Array, Array, Array]:
+        """(y, mean, variance) with the batch's own statistics: y = (x - mean) / sqrt(variance + epsilon) * gamma + beta.
+
+        The sums run in float64 and the variance is that of the deviations, because E[x^2] - E[x]^2 loses all
+        digits in float32 when the mean is large against the deviation.
+        """
+        rows = x.reshape(-1, x.shape[-1])  # (M, C)
+        mean = rows.mean(axis=0, dtype="float64")
+        variance = ((rows - mean) ** 2).mean(axis=0)
+        mean, variance = mean.astype(x.dtype), variance.astype(x.dtype)
+        return self.batch_norm_apply(x, gamma, beta, mean, variance, epsilon), mean, variance
+
+    def batch_norm_apply(
+        self, x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float
+    ) -> Array:
+        """y = (x - mean) * (gamma / sqrt(variance + epsilon)) + beta with given statistics."""
+        return (x - mean) * (gamma / self.xp.sqrt(variance + epsilon)) + beta
+
+    def batch_norm_grad(
+        self, gy: Array, x: Array, gamma: Array, mean: Array, variance: Array, epsilon: float
+    ) -> tuple[Array, Array, Array]:
+        """(gx, ggamma, gbeta) of batch_norm, where mean and variance depend on x too.
+
+        With z = (x - mean) / sqrt(variance + epsilon) and M values a channel:
+        gx = gamma / sqrt(variance + epsilon) * (gy - gbeta / M - z * ggamma / M).
+        """
+        M = x.size // max(x.shape[-1], 1)
+        inverse_deviation = 1 / self.xp.sqrt(variance + epsilon)
+        z = (x - mean) * inverse_deviation
+        gbeta = self.channel_sum(gy)
+        ggamma = self.channel_sum(gy * z)
+        gx = (gamma * inverse_deviation) * (gy - gbeta / M - z * (ggamma / M))
+        return gx, ggamma, gbeta
+
+    def batch_norm_update_(
+        self, moving_mean: Array, moving_variance: Array, mean: Array, variance: Array, momentum: float
+    ) -> None:
+        """moving = momentum * moving + (1 - momentum) * batch, in place."""
+        moving_mean[...] = momentum * moving_mean + (1 - momentum) * mean
+        moving_variance[...] = momentum * moving_variance + (1 - momentum) * variance
+
+    # ---- optimiser steps over flat arrays; scalars is a row of numbers that change from step to step ----
+
+    def sgd_step_(
+        self, parameters: Array, velocity: Array, gradients: Array, scalars: Array, momentum: float, nesterov: bool
+    ) -> None:
+        """velocity = momentum * velocity + g; parameters -= rate * (velocity, or g + momentum * velocity: Nesterov).
+
+        scalars: (rate,).
+        """
+        velocity[...] = momentum * velocity + gradients
+        parameters -= scalars[0:1] * (gradients + momentum * velocity if nesterov else velocity)
+
+    def adam_step_(
+        self,
+        parameters: Array,
+        mean: Array,
+        variance: Array,
+        gradients: Array,
+        scalars: Array,
+        beta_1: float,
+        beta_2: float,
+        epsilon: float,
+        weight_decay: float,
+    ) -> None:
+        """Algorithm 1 of the Adam paper; weight_decay is the decoupled one of AdamW.
+
+        scalars: (rate, 1 / (1 - beta_1^t), 1 / (1 - beta_2^t)).
+        """
+        rate, correction_1, correction_2 = scalars[0:1], scalars[1:2], scalars[2:3]
+        mean[...] = beta_1 * mean + (1 - beta_1) * gradients
+        variance[...] = beta_2 * variance + (1 - beta_2) * gradients * gradients
+        update = mean * correction_1 / (self.xp.sqrt(variance * correction_2) + epsilon)
+        if weight_decay:
+            update += weight_decay * parameters
+        parameters -= rate * update

@@ -1,0 +1,178 @@
+"""The layers: parameters plus an operation of ops/.
+
+Weights start as Glorot uniform and biases at zero, as in Keras.
+
+Read next: ../optim.py.
+"""
+
+from __future__ import annotations
+
+from .. import init, ops
+from ..backend import backend_of, default_backend
+from ..ops.conv import Pair, Size
+from ..ops.norm import BatchNorm as BatchNormFunction
+from ..tensor import Tensor
+from .module import Module, Parameter
+
+
+class Dense(Module):
+    """y = x @ weight + bias, (N, inputs) -> (N, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, *, initializer: init.Initializer = init.glorot_uniform) -> None:
+        self.weight = Parameter((inputs, outputs), initializer, (inputs, outputs))
+        self.bias = Parameter((outputs,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dense(x, self.weight, self.bias)
+
+    def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+        return x_shape[0] * self.weight.size
+
+
+class Conv2D(Module):
+    """Convolution, (N, H, W, channels) -> (N, OH, OW, filters); see `ops.conv2d`.
+
+    Args:
+        kernel_size, stride: ints or (height, width) pairs.
+        padding: int, pair, "same" (output ceil(H / stride)) or "valid" (none).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        kernel_size: Pair,
+        *,
+        stride: Pair = 1,
+        padding: Pair | str = "same",
+        initializer: init.Initializer = init.glorot_uniform,
+    ) -> None:
+        KH, KW = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        fans = KH * KW * channels, KH * KW * filters
+        self.weight = Parameter((KH, KW, channels, filters), initializer, fans)
+        self.bias = Parameter((filters,))
+        self.stride, self.padding = stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+
+    def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+        N, OH, OW, _ = y_shape
+        return N * OH * OW * self.weight.size
+
+
+class Conv2DTranspose(Module):
+    """Transposed convolution, (N, H, W, channels) -> (N, OH, OW, filters); see `ops.conv2d_transpose`.
+
+    Args:
+        stride, padding: those of the convolution that it transposes.
+        output_size: (OH, OW); None: H * stride for "same".
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        kernel_size: Pair,
+        *,
+        stride: Pair = 1,
+        padding: Pair | str = "same",
+        output_size: Size | None = None,
+        initializer: init.Initializer = init.glorot_uniform,
+    ) -> None:
+        KH, KW = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        fans = KH * KW * channels, KH * KW * filters
+        self.weight = Parameter((KH, KW, filters, channels), initializer, fans)
+        self.bias = Parameter((filters,))
+        self.stride, self.padding, self.output_size = stride, padding, output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv2d_transpose(
+            x, self.weight, self.bias, stride=self.stride, padding=self.padding, output_size=self.output_size
+        )
+
+    def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+        N, H, W, _ = x_shape
+        return N * H * W * self.weight.size
+
+
+class BatchNorm(Module):
+    """Batch normalisation per channel (last axis); see `ops.batch_norm`.
+
+    In training mode the batch's statistics are used and the moving ones follow them:
+    moving = momentum * moving + (1 - momentum) * batch, with the biased variance, as in Keras
+    (PyTorch's momentum is 1 minus this one, and its moving variance is the unbiased one).
+    In evaluation mode the moving statistics are used.
+    """
+
+    def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-3) -> None:
+        k = default_backend()
+        self.gamma = Parameter((channels,), init.ones)
+        self.beta = Parameter((channels,))
+        self.moving_mean = Tensor(k.xp.zeros(channels, dtype="float32"))
+        self.moving_variance = Tensor(k.xp.ones(channels, dtype="float32"))
+        self.momentum, self.epsilon = momentum, epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = self.moving_mean.data, self.moving_variance.data
+        if not self.training:
+            return ops.batch_norm_inference(x, self.gamma, self.beta, mean, variance, epsilon=self.epsilon)
+        function = BatchNormFunction(self.epsilon)
+        y = function(x, self.gamma, self.beta)
+        backend_of(mean).batch_norm_update_(mean, variance, function.mean, function.variance, self.momentum)
+        return y
+
+
+class Flatten(Module):
+    """(N, ...) -> (N, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], x.size // max(x.shape[0], 1))
+
+
+class Reshape(Module):
+    """(N, ...) -> (N, *shape)."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], *self.shape)
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.relu(x)
+
+
+class LeakyReLU(Module):
+    """x above 0, slope * x elsewhere."""
+
+    def __init__(self, slope: float = 0.01) -> None:
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.leaky_relu(x, self.slope)
+
+
+class Sigmoid(Module):
+    """1 / (1 + exp(-x))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.sigmoid(x)
+
+
+class Tanh(Module):
+    """tanh(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.tanh(x)
+
+
+class Softplus(Module):
+    """log(1 + exp(x))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.softplus(x)

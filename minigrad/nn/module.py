@@ -1,0 +1,203 @@
+"""Module and Parameter: named weights and the things made of them.
+
+A Module is an object whose attributes are parameters (trained), buffers (other tensors: saved but not trained)
+and further modules. Names follow the attributes: `encoder.conv1.weight`. Order is that of assignment.
+
+Read next: layers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .. import init
+from ..backend import Array, as_array, backend_of, default_backend, to_device
+from ..random import generator
+from ..tensor import Tensor, no_grad
+
+
+class Parameter(Tensor):
+    """A trained tensor. Its `grad` is an array of its own that stays at one address and starts at zero.
+
+    Args:
+        shape: of the array. initializer: a function of init.py, called with fans = (fan_in, fan_out).
+    """
+
+    grad: Array
+
+    def __init__(
+        self, shape: tuple[int, ...], initializer: init.Initializer = init.zeros, fans: tuple[int, int] = (1, 1)
+    ) -> None:
+        k = default_backend()
+        super().__init__(k.xp.zeros(shape, dtype="float32"), requires_grad=True)
+        self.grad = k.xp.zeros(shape, dtype="float32")
+        self.initializer, self.fans = initializer, fans
+        self.initialize(generator(0, "init"))
+
+    def initialize(self, rng: Any) -> None:
+        """Draw new values, in place."""
+        values = self.initializer(rng, self.shape, *self.fans).astype(self.dtype)
+        self.data[...] = backend_of(self.data).from_host(values)
+
+    def accumulate(self, gx: Array) -> None:
+        self.grad += gx
+
+    def zero_grad(self) -> None:
+        self.grad[...] = 0
+
+
+class Module:
+    """Base of layers and models: define attributes in `__init__` and the computation in `forward`."""
+
+    training = True
+
+    def forward(self, *inputs: Any) -> Any:
+        raise NotImplementedError
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.forward(*inputs)
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """(name, module) for each module among the attributes."""
+        yield from ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+
+    def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """(full name, module) for this module (the prefix) and all below it, parents first."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(full name, tensor) for all parameters and buffers."""
+        for prefix, module in self.modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor):
+                    yield f"{prefix}.{name}" if prefix else name, value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        yield from ((name, x) for name, x in self.named_tensors() if isinstance(x, Parameter))
+
+    def parameters(self) -> list[Parameter]:
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero, in place. `backward` adds to them."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def initialize(self, seed: int = 0) -> None:
+        """Draw all parameters anew, each from generator(seed, "init", its full name).
+
+        A layer made by itself starts from one fixed draw, so call this once on the whole model.
+        """
+        for name, parameter in self.named_parameters():
+            parameter.initialize(generator(seed, "init", name))
+
+    def train(self, mode: bool = True) -> None:
+        """Training mode: BatchNorm uses, and learns from, the statistics of the batch."""
+        for _, module in self.modules():
+            module.training = mode
+
+    def eval(self) -> None:
+        """Evaluation mode: BatchNorm uses the moving statistics."""
+        self.train(False)
+
+    def to(self, device: str | None = None, dtype: str | None = None) -> None:
+        """Move the whole model to a device ("cpu", "cuda:0") or dtype ("float32", "float64").
+
+        Parameters get new arrays, so make optimisers afterwards.
+        """
+        for _, x in self.named_tensors():
+            x.data = to_device(x.data, device or x.device).astype(dtype or x.dtype)
+            if isinstance(x, Parameter):
+                x.grad = backend_of(x.data).xp.zeros_like(x.data)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters and buffers as NumPy arrays, by full name."""
+        return {name: x.numpy().copy() for name, x in self.named_tensors()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set all parameters and buffers, in place. Nothing changes unless everything fits.
+
+        Raises:
+            ValueError: names are missing or unexpected, or shapes differ; all of them are listed.
+        """
+        own = dict(self.named_tensors())
+        faults = [f"missing {name}" for name in own if name not in state]
+        faults += [f"unexpected {name}" for name in state if name not in own]
+        for name, x in own.items():
+            if name in state and tuple(state[name].shape) != x.shape:
+                faults.append(f"{name} is {tuple(state[name].shape)} but must be {x.shape}")
+        if faults:
+            raise ValueError("load_state_dict: " + "; ".join(faults))
+        for name, x in own.items():
+            x.data[...] = to_device(as_array(state[name]), x.device)
+
+    def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+        """Multiplications with a weight for inputs and outputs of these shapes; layers with weights override it."""
+        return 0
+
+
+class Sequential(Module):
+    """Modules applied one after another.
+
+    Args:
+        modules: named "0", "1", ... in order; or one dict of name to module.
+    """
+
+    def __init__(self, *modules: Module | dict[str, Module]) -> None:
+        if len(modules) == 1 and isinstance(modules[0], dict):
+            self.layers = modules[0]
+        else:
+            self.layers = {str(i): module for i, module in enumerate(modules)}  # type: ignore[misc]
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        yield from self.layers.items()
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers.values():
+            x = layer(x)
+        return x
+
+    def summary(self, input_shape: tuple[int, ...]) -> str:
+        """A table of the layers for one input of this shape, without the batch axis."""
+        return format_summary(self.summary_rows(input_shape))
+
+    def summary_rows(self, input_shape: tuple[int, ...]) -> list[tuple[str, Module, tuple[int, ...], int]]:
+        """(name, layer, output shape, multiply-adds) of each layer, found by running one zero image through."""
+        rows: list[tuple[str, Module, tuple[int, ...], int]] = []
+        modes = [(module, module.training) for _, module in self.modules()]
+        self.eval()
+        with no_grad():
+            parameters = self.parameters()
+            k = backend_of(parameters[0].data) if parameters else default_backend()
+            x = Tensor(k.xp.zeros((1, *input_shape), dtype=parameters[0].dtype if parameters else "float32"))
+            for name, layer in self.layers.items():
+                y = layer(x)
+                rows.append((name, layer, y.shape[1:], layer.multiply_adds(x.shape, y.shape)))
+                x = y
+        for module, mode in modes:
+            module.training = mode
+        return rows
+
+
+def format_summary(rows: list[tuple[str, Module, tuple[int, ...], int]]) -> str:
+    """Rows of `Sequential.summary_rows` as a table with totals. Sizes are for one input, activations in float32."""
+    table = [("layer", "type", "output shape", "parameters", "multiply-adds", "activation bytes")]
+    totals = [0, 0, 0]
+    for name, layer, shape, multiply_adds in rows:
+        size = 4
+        for n in shape:
+            size *= n
+        numbers = [sum(p.size for p in layer.parameters()), multiply_adds, size]
+        totals = [total + n for total, n in zip(totals, numbers, strict=True)]
+        table.append((name, type(layer).__name__, str(shape), *(f"{n:,}" for n in numbers)))  # type: ignore[arg-type]
+    table.append(("total", "", "", *(f"{n:,}" for n in totals)))  # type: ignore[arg-type]
+    widths = [max(len(row[i]) for row in table) for i in range(6)]
+    lines = [
+        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in table
+    ]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])

@@ -1,0 +1,67 @@
+"""Matrix products.
+
+Read next: conv.py.
+"""
+
+from __future__ import annotations
+
+from ..backend import Array
+from ..tensor import Function, Operand, Tensor
+from .elementwise import unbroadcast
+
+
+class MatMul(Function):
+    def forward(self, a: Array, b: Array) -> Array:
+        if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+            raise ValueError(f"matmul: needs (..., I, J) @ (..., J, K), found {a.shape} @ {b.shape}")
+        self.a, self.b = a, b
+        return a @ b
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        ga = unbroadcast(gy @ self.b.swapaxes(-1, -2), self.a.shape) if self.needs[0] else None
+        gb = unbroadcast(self.a.swapaxes(-1, -2) @ gy, self.b.shape) if self.needs[1] else None
+        return ga, gb
+
+
+class Dense(Function):
+    def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        if x.ndim != 2 or weight.ndim != 2:
+            raise ValueError(f"dense: x and weight must have 2 axes (x {x.shape}, weight {weight.shape})")
+        if x.shape[1] != weight.shape[0]:
+            raise ValueError(
+                f"dense: x has {x.shape[1]} features but weight expects {weight.shape[0]} "
+                f"(x {x.shape}, weight {weight.shape})"
+            )
+        if bias is not None and bias.shape != weight.shape[1:]:
+            raise ValueError(f"dense: bias is {bias.shape} but weight {weight.shape} needs {weight.shape[1:]}")
+        self.x, self.weight = x, weight
+        y = x @ weight
+        return y if bias is None else self.k.add_bias(y, bias)
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        gx = gy @ self.weight.T if self.needs[0] else None
+        gweight = self.x.T @ gy if self.needs[1] else None
+        gbias = self.k.channel_sum(gy) if self.needs[2] else None
+        return gx, gweight, gbias
+
+
+def matmul(a: Operand, b: Operand) -> Tensor:
+    """The matrix product a @ b.
+
+    Shapes: (..., I, J) @ (..., J, K) -> (..., I, K); leading axes broadcast.
+    Gradients: ga = gy @ b^T, gb = a^T @ gy.
+    Raises:
+        ValueError: fewer than two axes, or the inner sizes differ.
+    """
+    return MatMul()(a, b)
+
+
+def dense(x: Operand, weight: Operand, bias: Operand | None = None) -> Tensor:
+    """y = x @ weight + bias.
+
+    Shapes: x (N, D), weight (D, F), bias (F,) -> y (N, F).
+    Gradients: gx = gy @ weight^T, gweight = x^T @ gy, gbias = gy summed over N.
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    return Dense()(x, weight, bias)

@@ -1,0 +1,276 @@
+"""Elementwise operations: arithmetic with broadcasting, exp and friends, activations.
+
+Each operation is a Function class (forward and gradient) and a lower-case function that applies it.
+Inputs are tensors, arrays or Python numbers; shapes broadcast as in NumPy. Gradients are first order.
+
+Read next: shape.py, then dense.py and conv.py.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+from ..backend import Array
+from ..tensor import Function, Operand, Tensor
+
+
+def unbroadcast(gy: Array, shape: tuple[int, ...]) -> Array:
+    """Sum gy over the axes that broadcasting added or stretched, so that it has `shape` again.
+
+    Broadcasting copies one input element to many output elements, so its gradient is the sum of theirs.
+    """
+    added = gy.ndim - len(shape)
+    stretched = tuple(added + i for i, size in enumerate(shape) if size == 1 and gy.shape[added + i] != 1)
+    axes = tuple(range(added)) + stretched
+    return gy.sum(axis=axes).reshape(shape) if axes else gy
+
+
+class Add(Function):
+    def forward(self, a: Array, b: Array) -> Array:
+        self.shapes = a.shape, b.shape
+        return a + b
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return unbroadcast(gy, self.shapes[0]), unbroadcast(gy, self.shapes[1])
+
+
+class Sub(Function):
+    def forward(self, a: Array, b: Array) -> Array:
+        self.shapes = a.shape, b.shape
+        return a - b
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return unbroadcast(gy, self.shapes[0]), unbroadcast(-gy, self.shapes[1])
+
+
+class Mul(Function):
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return a * b
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        ga = unbroadcast(gy * self.b, self.a.shape) if self.needs[0] else None
+        gb = unbroadcast(gy * self.a, self.b.shape) if self.needs[1] else None
+        return ga, gb
+
+
+class Div(Function):
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return a / b
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        ga = unbroadcast(gy / self.b, self.a.shape) if self.needs[0] else None
+        gb = unbroadcast(-gy * self.a / (self.b * self.b), self.b.shape) if self.needs[1] else None
+        return ga, gb
+
+
+class Neg(Function):
+    def forward(self, x: Array) -> Array:
+        return -x
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (-gy,)
+
+
+class Pow(Function):
+    def __init__(self, exponent: float) -> None:
+        self.exponent = exponent
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return x**self.exponent
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        if self.exponent == 0:  # the general formula would give 0 * inf at x = 0
+            return (self.k.xp.zeros_like(gy),)
+        return (gy * (self.exponent * self.x ** (self.exponent - 1)),)
+
+
+class Exp(Function):
+    def forward(self, x: Array) -> Array:
+        self.y = self.k.xp.exp(x)
+        return self.y
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * self.y,)
+
+
+class Log(Function):
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.xp.log(x)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy / self.x,)
+
+
+class Sqrt(Function):
+    def forward(self, x: Array) -> Array:
+        self.y = self.k.xp.sqrt(x)
+        return self.y
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy / (2 * self.y),)
+
+
+class Abs(Function):
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.xp.abs(x)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * self.k.xp.sign(self.x),)
+
+
+class Clip(Function):
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.xp.clip(x, self.low, self.high)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * ((self.x >= self.low) & (self.x <= self.high)),)
+
+
+class ReLU(Function):
+    def forward(self, x: Array) -> Array:
+        self.y = self.k.relu(x)
+        return self.y
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (self.k.relu_grad(gy, self.y),)
+
+
+class LeakyReLU(Function):
+    def __init__(self, slope: float) -> None:
+        self.slope = slope
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.xp.where(x > 0, x, self.slope * x)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (self.k.xp.where(self.x > 0, gy, self.slope * gy),)
+
+
+class Sigmoid(Function):
+    def forward(self, x: Array) -> Array:
+        self.y = self.k.sigmoid(x)
+        return self.y
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * self.y * (1 - self.y),)
+
+
+class Tanh(Function):
+    def forward(self, x: Array) -> Array:
+        self.y = self.k.xp.tanh(x)
+        return self.y
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * (1 - self.y * self.y),)
+
+
+class Softplus(Function):
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.softplus(x)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * self.k.sigmoid(self.x),)
+
+
+def add(a: Operand, b: Operand) -> Tensor:
+    """a + b."""
+    return Add()(a, b)
+
+
+def sub(a: Operand, b: Operand) -> Tensor:
+    """a - b."""
+    return Sub()(a, b)
+
+
+def mul(a: Operand, b: Operand) -> Tensor:
+    """a * b, element by element."""
+    return Mul()(a, b)
+
+
+def div(a: Operand, b: Operand) -> Tensor:
+    """a / b, element by element."""
+    return Div()(a, b)
+
+
+def neg(x: Operand) -> Tensor:
+    """-x."""
+    return Neg()(x)
+
+
+def pow(x: Operand, exponent: float) -> Tensor:
+    """x ** exponent for a constant exponent.
+
+    Raises:
+        TypeError: the exponent is not a Python number.
+    """
+    if not isinstance(exponent, Real):
+        raise TypeError(f"pow: exponent is a {type(exponent).__name__} but must be a number; use exp(y * log(x))")
+    return Pow(float(exponent))(x)
+
+
+def exp(x: Operand) -> Tensor:
+    """e ** x."""
+    return Exp()(x)
+
+
+def log(x: Operand) -> Tensor:
+    """Natural logarithm; -inf at 0, NaN below."""
+    return Log()(x)
+
+
+def sqrt(x: Operand) -> Tensor:
+    """Square root; NaN below 0. The gradient at 0 is infinite."""
+    return Sqrt()(x)
+
+
+def abs(x: Operand) -> Tensor:
+    """Magnitude. Gradients: sign(x), 0 at 0."""
+    return Abs()(x)
+
+
+def clip(x: Operand, low: float = -math.inf, high: float = math.inf) -> Tensor:
+    """min(max(x, low), high). Gradients: 1 within the limits and on them, 0 outside.
+
+    Raises:
+        ValueError: low > high.
+    """
+    if low > high:
+        raise ValueError(f"clip: low {low} is above high {high}")
+    return Clip(low, high)(x)
+
+
+def relu(x: Operand) -> Tensor:
+    """max(x, 0). Gradients: 1 above 0, 0 elsewhere."""
+    return ReLU()(x)
+
+
+def leaky_relu(x: Operand, slope: float = 0.01) -> Tensor:
+    """x above 0, slope * x elsewhere."""
+    return LeakyReLU(slope)(x)
+
+
+def sigmoid(x: Operand) -> Tensor:
+    """1 / (1 + exp(-x)), without overflow."""
+    return Sigmoid()(x)
+
+
+def tanh(x: Operand) -> Tensor:
+    """(exp(x) - exp(-x)) / (exp(x) + exp(-x))."""
+    return Tanh()(x)
+
+
+def softplus(x: Operand) -> Tensor:
+    """log(1 + exp(x)), without overflow."""
+    return Softplus()(x)

@@ -1,0 +1,156 @@
+"""Losses: one number from a batch, numerically safe from logits.
+
+Those that are negative log-likelihoods are in nats per image: summed over all axes but the first and averaged
+over the first (N), so they do not depend on the batch size and can be added to each other.
+
+Read next: ../nn/module.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..backend import Array
+from ..tensor import Function, Operand, Tensor
+from .elementwise import unbroadcast
+
+LOG_2_PI = math.log(2 * math.pi)
+
+
+class MSE(Function):
+    def forward(self, x: Array, targets: Array) -> Array:
+        _check_shapes("mse", "x", x, targets)
+        self.difference = x - targets
+        return (self.difference * self.difference).mean()
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        gx = self.difference * (gy * (2 / self.difference.size))
+        return gx, -gx if self.needs[1] else None
+
+
+class BCEWithLogits(Function):
+    def forward(self, logits: Array, targets: Array) -> Array:
+        _check_shapes("bce_with_logits", "logits", logits, targets)
+        self.logits, self.targets = logits, targets
+        return self.k.bernoulli_nll(logits, targets) / len(logits)
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        scale = gy / len(self.logits)
+        glogits = (self.k.sigmoid(self.logits) - self.targets) * scale if self.needs[0] else None
+        gtargets = self.logits * -scale if self.needs[1] else None
+        return glogits, gtargets
+
+
+class GaussianNLL(Function):
+    def forward(self, mean: Array, targets: Array, log_variance: Array) -> Array:
+        _check_shapes("gaussian_nll", "mean", mean, targets)
+        self.log_variance_shape, self.count = log_variance.shape, len(mean)
+        log_variance = self.k.xp.broadcast_to(log_variance, mean.shape)
+        self.precision = self.k.xp.exp(-log_variance)
+        self.difference = mean - targets
+        squares = self.difference * self.difference * self.precision
+        return 0.5 * (squares + log_variance + LOG_2_PI).sum() / self.count
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        scale = gy / self.count
+        gmean = self.difference * self.precision * scale
+        glog_variance = (0.5 - 0.5 * self.difference * self.difference * self.precision) * scale
+        return gmean, -gmean if self.needs[1] else None, unbroadcast(glog_variance, self.log_variance_shape)
+
+
+class SoftmaxCrossEntropy(Function):
+    def __init__(self, labels: Array) -> None:
+        self.labels = labels
+
+    def forward(self, logits: Array) -> Array:
+        xp = self.k.xp
+        if logits.ndim != 2 or not logits.size or self.labels.shape != logits.shape[:1]:
+            raise ValueError(
+                "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), "
+                f"found {logits.shape} and {self.labels.shape}"
+            )
+        if self.k.on_host and (self.labels.min() < 0 or self.labels.max() >= logits.shape[1]):
+            raise ValueError(f"softmax_cross_entropy: labels must lie in 0 ... {logits.shape[1] - 1}")
+        self.one_hot = (self.labels[:, None] == xp.arange(logits.shape[1])).astype(logits.dtype)  # (N, K)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        self.log_softmax = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+        return -(self.one_hot * self.log_softmax).sum() / len(logits)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return ((self.k.xp.exp(self.log_softmax) - self.one_hot) * (gy / len(self.one_hot)),)
+
+
+class KLToStandardNormal(Function):
+    def forward(self, mean: Array, log_variance: Array) -> Array:
+        _check_shapes("kl_to_standard_normal", "mean", mean, log_variance, second="log_variance")
+        self.mean, self.variance_minus_1 = mean, self.k.xp.expm1(log_variance)
+        return 0.5 * (mean * mean + (self.variance_minus_1 - log_variance)).sum() / len(mean)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        scale = gy / len(self.mean)
+        return self.mean * scale, self.variance_minus_1 * (0.5 * scale)
+
+
+def _check_shapes(name: str, first: str, a: Array, b: Array, second: str = "targets") -> None:
+    if a.shape != b.shape or a.ndim < 1 or not a.size:
+        raise ValueError(f"{name}: {first} {a.shape} and {second} {b.shape} must have one shape and not be empty")
+
+
+def mse(x: Operand, targets: Operand) -> Tensor:
+    """mean((x - targets)^2).
+
+    Shapes: any, the same for both -> a single number.
+    Unit: squared units of x, averaged over all elements (not nats).
+    Raises:
+        ValueError: shapes differ or are empty.
+    """
+    return MSE()(x, targets)
+
+
+def bce_with_logits(logits: Operand, targets: Operand) -> Tensor:
+    """-log p(targets) under independent Bernoulli distributions: sum of softplus(logit) - logit * target, over N.
+
+    Shapes: (N, ...), the same for both -> a single number. targets lie in [0, 1]; grey values count as probabilities.
+    Unit: nats per image: summed over all axes but the first, averaged over the first.
+    Gradients: glogits = (sigmoid(logits) - targets) / N.
+    Raises:
+        ValueError: shapes differ or are empty.
+    """
+    return BCEWithLogits()(logits, targets)
+
+
+def gaussian_nll(mean: Operand, targets: Operand, log_variance: Operand = 0.0) -> Tensor:
+    """-log p(targets) under independent normal distributions:
+    sum of ((mean - target)^2 / exp(log_variance) + log_variance + log(2 pi)) / 2, over N.
+
+    Shapes: mean and targets (N, ...); log_variance anything that broadcasts to it -> a single number.
+    Unit: nats per image: summed over all axes but the first, averaged over the first.
+    Raises:
+        ValueError: shapes differ or are empty.
+    """
+    return GaussianNLL()(mean, targets, log_variance)
+
+
+def softmax_cross_entropy(logits: Operand, labels: Array) -> Tensor:
+    """-log softmax(logits)[label], averaged over N.
+
+    Shapes: logits (N, K); labels (N,), an integer array with values 0 ... K - 1 (not a Tensor) -> a single number.
+    Unit: nats per example.
+    Gradients: glogits = (softmax(logits) - one_hot(labels)) / N.
+    Raises:
+        ValueError: shapes do not fit, or a label lies outside 0 ... K - 1 (looked for on the CPU only, because
+            on a GPU that would wait for the device; there such a label counts as no class).
+    """
+    return SoftmaxCrossEntropy(labels)(logits)
+
+
+def kl_to_standard_normal(mean: Operand, log_variance: Operand) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) = sum of (mean^2 + exp(log_variance) - 1 - log_variance) / 2, over N.
+
+    Shapes: (N, Z) both -> a single number.
+    Unit: nats per image: summed over Z, averaged over N.
+    Raises:
+        ValueError: shapes differ or are empty.
+    Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, appendix B.
+    """
+    return KLToStandardNormal()(mean, log_variance)

@@ -1,0 +1,80 @@
+"""Batch normalisation.
+
+Read next: loss.py.
+"""
+
+from __future__ import annotations
+
+from ..backend import Array
+from ..tensor import Function, Operand, Tensor
+
+
+class BatchNorm(Function):
+    """With the statistics of the batch. After the call `mean` and `variance` hold them."""
+
+    def __init__(self, epsilon: float) -> None:
+        self.epsilon = epsilon
+
+    def forward(self, x: Array, gamma: Array, beta: Array) -> Array:
+        _check(x, gamma, beta)
+        if x.shape[-1] and not x.size:
+            raise ValueError(f"batch_norm: no values to take statistics of (x {x.shape})")
+        self.x, self.gamma = x, gamma
+        y, self.mean, self.variance = self.k.batch_norm(x, gamma, beta, self.epsilon)
+        return y
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        return self.k.batch_norm_grad(gy, self.x, self.gamma, self.mean, self.variance, self.epsilon)
+
+
+class BatchNormInference(Function):
+    """With given statistics, which are constants for the gradient."""
+
+    def __init__(self, mean: Array, variance: Array, epsilon: float) -> None:
+        self.mean, self.variance, self.epsilon = mean, variance, epsilon
+
+    def forward(self, x: Array, gamma: Array, beta: Array) -> Array:
+        _check(x, gamma, beta)
+        self.x, self.gamma = x, gamma
+        return self.k.batch_norm_apply(x, gamma, beta, self.mean, self.variance, self.epsilon)
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        inverse_deviation = 1 / self.k.xp.sqrt(self.variance + self.epsilon)
+        gx = gy * (self.gamma * inverse_deviation)
+        ggamma = self.k.channel_sum(gy * ((self.x - self.mean) * inverse_deviation))
+        return gx, ggamma, self.k.channel_sum(gy)
+
+
+def _check(x: Array, gamma: Array, beta: Array) -> None:
+    if x.ndim < 2 or gamma.shape != x.shape[-1:] or beta.shape != x.shape[-1:]:
+        raise ValueError(
+            f"batch_norm: x (..., C) needs gamma and beta (C,) (x {x.shape}, gamma {gamma.shape}, beta {beta.shape})"
+        )
+
+
+def batch_norm(x: Operand, gamma: Operand, beta: Operand, *, epsilon: float = 1e-3) -> Tensor:
+    """y = (x - mean) / sqrt(variance + epsilon) * gamma + beta with the batch's own statistics per channel.
+
+    mean and variance run over all axes but the last; the variance is the biased one (divided by the count).
+
+    Shapes: x (..., C), gamma (C,), beta (C,) -> y (..., C).
+    Gradients: with z = (x - mean) / sqrt(variance + epsilon) and M values a channel, gbeta = sum gy,
+        ggamma = sum gy * z, gx = gamma / sqrt(variance + epsilon) * (gy - gbeta / M - z * ggamma / M).
+    Raises:
+        ValueError: shapes do not fit, or x is empty.
+    Source: Ioffe and Szegedy, Batch Normalization, 2015, Algorithm 1 and section 3.
+    """
+    return BatchNorm(epsilon)(x, gamma, beta)
+
+
+def batch_norm_inference(
+    x: Operand, gamma: Operand, beta: Operand, mean: Array, variance: Array, *, epsilon: float = 1e-3
+) -> Tensor:
+    """y = (x - mean) / sqrt(variance + epsilon) * gamma + beta with given statistics.
+
+    Shapes: x (..., C); gamma, beta, mean, variance (C,) -> y (..., C). mean and variance are arrays, not tensors.
+    Gradients: gx = gy * gamma / sqrt(variance + epsilon); none for mean and variance.
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    return BatchNormInference(mean, variance, epsilon)(x, gamma, beta)

@@ -1,0 +1,121 @@
+"""Reshaping and reductions over axes.
+
+`axis` is an int, a tuple of ints or None (all axes); `keepdims=True` keeps reduced axes with size 1.
+
+Read next: dense.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..backend import Array
+from ..tensor import Function, Operand, Tensor
+
+Axis = int | tuple[int, ...] | None
+
+
+def _axes(axis: Axis, ndim: int) -> tuple[int, ...]:
+    """axis as a tuple of non-negative ints."""
+    axes = tuple(range(ndim)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    if any(not -ndim <= a < ndim for a in axes):
+        raise ValueError(f"axis {axis} is out of range for a tensor with {ndim} axes")
+    return tuple(a % ndim for a in axes)
+
+
+def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a reduction over axes with keepdims=True."""
+    return tuple(1 if i in axes else size for i, size in enumerate(shape))
+
+
+class Reshape(Function):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def forward(self, x: Array) -> Array:
+        self.x_shape = x.shape
+        return x.reshape(self.shape)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy.reshape(self.x_shape),)
+
+
+class Transpose(Function):
+    def __init__(self, axes: tuple[int, ...] | None) -> None:
+        self.axes = axes
+
+    def forward(self, x: Array) -> Array:
+        self.axes = _axes(self.axes or tuple(reversed(range(x.ndim))), x.ndim)
+        return x.transpose(self.axes)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        assert self.axes is not None
+        inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
+        return (gy.transpose(inverse),)
+
+
+class Sum(Function):
+    def __init__(self, axis: Axis, keepdims: bool) -> None:
+        self.axis, self.keepdims = axis, keepdims
+
+    def forward(self, x: Array) -> Array:
+        self.x_shape, self.axes = x.shape, _axes(self.axis, x.ndim)
+        return x.sum(axis=self.axes, keepdims=self.keepdims)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        gy = gy.reshape(_kept(self.x_shape, self.axes))
+        return (self.k.xp.broadcast_to(gy, self.x_shape),)
+
+
+class LogSumExp(Function):
+    def __init__(self, axis: Axis, keepdims: bool) -> None:
+        self.axis, self.keepdims = axis, keepdims
+
+    def forward(self, x: Array) -> Array:
+        xp = self.k.xp
+        self.x, self.axes = x, _axes(self.axis, x.ndim)
+        top = x.max(axis=self.axes, keepdims=True)
+        top = xp.where(xp.isfinite(top), top, 0)  # all -inf: the result is -inf and not NaN
+        total = xp.exp(x - top).sum(axis=self.axes, keepdims=True)  # at least 1, or 0 where all are -inf
+        self.y = xp.where(total > 0, xp.log(xp.where(total > 0, total, 1)) + top, -math.inf)
+        return self.y if self.keepdims else self.y.squeeze(axis=self.axes)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy.reshape(self.y.shape) * self.k.xp.exp(self.x - self.y),)
+
+
+def reshape(x: Operand, *shape: int | tuple[int, ...]) -> Tensor:
+    """The same elements in another shape, given as ints or one tuple; one entry may be -1."""
+    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+    return Reshape(tuple(sizes))(x)  # type: ignore[arg-type]
+
+
+def transpose(x: Operand, *axes: int | tuple[int, ...]) -> Tensor:
+    """Axes in another order; without an order, reversed."""
+    order = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
+    return Transpose(tuple(order) or None)(x)  # type: ignore[arg-type]
+
+
+def sum(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Sum over axes."""
+    return Sum(axis, keepdims)(x)
+
+
+def mean(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Arithmetic mean over axes: sum / count.
+
+    Raises:
+        ValueError: there is nothing to average.
+    """
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    count = 1
+    for a in _axes(axis, x.ndim):
+        count *= x.shape[a]
+    if count == 0:
+        raise ValueError(f"mean: no elements to average over axis {axis} of shape {x.shape}")
+    return sum(x, axis, keepdims) * (1 / count)
+
+
+def logsumexp(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """log(sum(exp(x))) over axes, without overflow. Gradients: softmax of x over those axes."""
+    return LogSumExp(axis, keepdims)(x)

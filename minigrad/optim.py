@@ -1,0 +1,236 @@
+"""Optimisers, gradient clipping and learning-rate schedules.
+
+An optimiser moves its parameters into one flat array, and their gradients into another; each parameter becomes
+a view. One step is then one kernel over flat arrays, whatever the number of layers, at addresses that never change.
+
+Read next: ../autoencoders/conv_autoencoder.py, or go back to ../backend/reference.py for the step's formula.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .backend import Array, backend_of, to_device
+from .nn import Parameter
+
+Schedule = Callable[[int], float]  # learning rate of step 1, 2, 3, ...
+
+
+class Flat:
+    """The values and the gradients of some parameters as two flat arrays, in the parameters' order."""
+
+    def __init__(self, parameters: list[Parameter]) -> None:
+        if not parameters:
+            raise ValueError("optimizer: there are no parameters")
+        if len({id(p) for p in parameters}) < len(parameters):
+            raise ValueError("optimizer: a parameter is given twice")
+        k = backend_of(*(p.data for p in parameters), what="optimizer")
+        self.parameters = parameters
+        self.values = k.xp.concatenate([p.data.ravel() for p in parameters])
+        self.gradients = k.xp.concatenate([p.grad.ravel() for p in parameters])
+        start = 0
+        for p in parameters:
+            end = start + p.size
+            p.data = self.values[start:end].reshape(p.shape)
+            p.grad = self.gradients[start:end].reshape(p.shape)
+            start = end
+        self.views = [p.data for p in parameters]
+
+    def check(self) -> None:
+        """Raise RuntimeError unless the parameters still live here."""
+        if any(p.data is not view for p, view in zip(self.parameters, self.views, strict=True)):
+            raise RuntimeError(
+                "optimizer: the parameters have moved (model.to, or a newer optimizer took them); make a new optimizer"
+            )
+
+
+class Optimizer:
+    """Base of the optimisers.
+
+    Args:
+        parameters: e.g. `model.parameters()`. A newer optimiser of the same parameters makes this one unusable.
+        learning_rate: a number, or a function of the step, which counts from 1.
+
+    Attributes:
+        steps: how many steps were taken.
+        moments: names and flat arrays of what the optimiser remembers between steps.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], learning_rate: float | Schedule, moments: tuple[str, ...]) -> None:
+        if not callable(learning_rate) and not 0 <= learning_rate < math.inf:
+            raise ValueError(f"optimizer: learning_rate is {learning_rate} but must be a number >= 0")
+        self.flat = Flat(list(parameters))
+        self.k = backend_of(self.flat.values)
+        self.learning_rate = learning_rate
+        self.steps = 0
+        self.moments: dict[str, Array] = {name: self.k.xp.zeros_like(self.flat.values) for name in moments}
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, which counts from 1."""
+        return self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
+
+    def scalars(self, step: int) -> tuple[float, ...]:
+        """The numbers that `update` needs for this step, computed on the host in float64."""
+        return (self.rate(step),)
+
+    def update(self, scalars: Array) -> None:
+        """Change the parameters by their gradients; scalars is the row of `scalars` as an array."""
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """Take the next step."""
+        self.flat.check()
+        self.steps += 1
+        self.update(self.k.xp.asarray(self.scalars(self.steps), dtype=self.flat.values.dtype))
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero. `backward` adds to them, so call this before every one."""
+        self.flat.gradients[...] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"steps": int, name of moment: flat NumPy array}."""
+        return {"steps": self.steps, **{name: self.k.to_host(x).copy() for name, x in self.moments.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set what `state_dict` gave, in place.
+
+        Raises:
+            ValueError: names or shapes differ.
+        """
+        expected = {name: x.shape for name, x in self.moments.items()}
+        found = {name: x.shape for name, x in state.items() if name != "steps"}
+        if found != expected or "steps" not in state:
+            raise ValueError(f"optimizer: state holds {found} but must hold steps and {expected}")
+        self.steps = int(state["steps"])
+        for name, x in self.moments.items():
+            x[...] = to_device(state[name], self.k.device_of(x))
+
+
+class SGD(Optimizer):
+    """velocity = momentum * velocity + g; parameter -= rate * velocity, or with Nesterov rate * (g + momentum * velocity).
+
+    Source: Sutskever et al., On the importance of initialization and momentum, 2013; the form is PyTorch's.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        learning_rate: float | Schedule,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"SGD: momentum is {momentum} but must lie in [0, 1)")
+        super().__init__(parameters, learning_rate, ("velocity",))
+        self.momentum, self.nesterov = momentum, nesterov
+
+    def update(self, scalars: Array) -> None:
+        self.k.sgd_step_(
+            self.flat.values, self.moments["velocity"], self.flat.gradients, scalars, self.momentum, self.nesterov
+        )
+
+
+class Adam(Optimizer):
+    """mean = beta_1 * mean + (1 - beta_1) * g; variance = beta_2 * variance + (1 - beta_2) * g^2;
+    parameter -= rate * mean / (1 - beta_1^t) / (sqrt(variance / (1 - beta_2^t)) + epsilon).
+
+    Source: Kingma and Ba, Adam, 2015, Algorithm 1 (epsilon after the bias correction, as in PyTorch; Keras puts it before).
+    """
+
+    weight_decay = 0.0
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        learning_rate: float | Schedule = 1e-3,
+        *,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+    ) -> None:
+        if not (0 <= beta_1 < 1 and 0 <= beta_2 < 1 and epsilon > 0):
+            raise ValueError(f"Adam: betas must lie in [0, 1) and epsilon above 0, found {beta_1}, {beta_2}, {epsilon}")
+        super().__init__(parameters, learning_rate, ("mean", "variance"))
+        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
+
+    def scalars(self, step: int) -> tuple[float, ...]:
+        return self.rate(step), 1 / (1 - self.beta_1**step), 1 / (1 - self.beta_2**step)
+
+    def update(self, scalars: Array) -> None:
+        mean, variance = self.moments["mean"], self.moments["variance"]
+        self.k.adam_step_(
+            self.flat.values,
+            mean,
+            variance,
+            self.flat.gradients,
+            scalars,
+            self.beta_1,
+            self.beta_2,
+            self.epsilon,
+            self.weight_decay,
+        )
+
+
+class AdamW(Adam):
+    """Adam, and parameter -= rate * weight_decay * parameter apart from the gradient.
+
+    Source: Loshchilov and Hutter, Decoupled weight decay regularization, 2019.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        learning_rate: float | Schedule = 1e-3,
+        *,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(parameters, learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+        self.weight_decay = weight_decay
+
+
+def clip_grad_norm(optimizer: Optimizer, limit: float) -> Array:
+    """Scale all gradients by min(1, limit / norm), where norm is the Euclidean length of all of them together.
+
+    There is no branch and nothing is read back: a norm that is not finite makes the gradients not finite.
+
+    Returns:
+        the norm before clipping, an array of shape (1,) on the device.
+    Raises:
+        ValueError: limit is not positive.
+    """
+    if not limit > 0:
+        raise ValueError(f"clip_grad_norm: limit is {limit} but must be positive")
+    xp, gradients = optimizer.k.xp, optimizer.flat.gradients
+    norm = xp.sqrt((gradients * gradients).sum()).reshape(1)
+    gradients *= limit / xp.maximum(norm, limit)
+    return norm
+
+
+def cosine_schedule(peak: float, steps: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
+    """Linear from 0 to peak over `warmup` steps, then half a cosine from peak to final at the end of `steps`.
+
+    Source: Loshchilov and Hutter, SGDR, 2017, eq. 5.
+    """
+
+    def rate(step: int) -> float:
+        if step <= warmup:
+            return peak * step / warmup
+        progress = min((step - 1 - warmup) / max(steps - warmup, 1), 1.0)
+        return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return rate
+
+
+def step_schedule(peak: float, every: int, *, factor: float = 0.1, warmup: int = 0) -> Schedule:
+    """Linear from 0 to peak over `warmup` steps, then multiplied by factor after each `every` steps."""
+
+    def rate(step: int) -> float:
+        return peak * step / warmup if step <= warmup else peak * factor ** ((step - 1 - warmup) // every)
+
+    return rate

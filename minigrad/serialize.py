@@ -1,0 +1,109 @@
+"""State files: named arrays and a JSON record in one safetensors file, checked to the last bit, written atomically.
+
+Nothing in such a file can run code. The record and a SHA-256 over the record and every array's name, dtype,
+shape and bytes stand in the file's metadata, so that a changed bit anywhere is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = 1
+
+
+class DataError(ValueError):
+    """A file or array cannot be used; the message says which, what was expected and what was found."""
+
+
+def _digest(record: str, arrays: dict[str, np.ndarray]) -> str:
+    sha = hashlib.sha256(record.encode())
+    for name in sorted(arrays):
+        x = arrays[name]
+        sha.update(json.dumps([name, x.dtype.str, x.shape]).encode())
+        sha.update(np.ascontiguousarray(x).data)
+    return sha.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace path by content so that it holds the old or the new bytes whole, even after a power cut.
+
+    Raises:
+        DataError: the file cannot be written; what was there is unharmed and no temporary file is left.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private; give it what open() would
+        os.replace(temporary, path)
+        temporary = None
+        if os.name == "posix":
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the new name itself
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> str:
+    """Write arrays and record to path, atomically; returns the SHA-256 that identifies the content.
+
+    Raises:
+        DataError: the file cannot be written. ValueError: the record is not JSON (NaN included).
+    """
+    from safetensors.numpy import save
+
+    text = json.dumps({"format": FORMAT, **record}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    # safetensors writes arrays as they lie in memory, so they must be contiguous; 0-d stays 0-d
+    arrays = {name: np.array(x, order="C") for name, x in arrays.items()}
+    digest = _digest(text, arrays)
+    write_atomically(Path(path), save(arrays, metadata={"record": text, "sha256": digest}))
+    return digest
+
+
+def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    """(arrays, record, SHA-256) from a file of `save_state`.
+
+    Raises:
+        DataError: the file is missing, truncated, altered, or not of this kind.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        size = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+        text, stored = metadata["record"], metadata["sha256"]
+        arrays = load(content)
+        record = json.loads(text)
+        found = _digest(text, arrays)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise DataError(f"{path}: not a minigrad state file, or damaged ({type(error).__name__}: {error})") from error
+    if found != stored:
+        raise DataError(f"{path}: damaged: its content has SHA-256 {found} but it records {stored}")
+    if record.get("format") != FORMAT:
+        raise DataError(f"{path}: format {record.get('format')} but this version reads format {FORMAT}")
+    return arrays, record, found

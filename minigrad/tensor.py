@@ -1,0 +1,267 @@
+"""Tensor, Function and no_grad: the whole autodiff engine.
+
+A `Tensor` is an array that remembers the `Function` that made it. Functions remember their input
+tensors, so the tensors and functions of one computation form a graph. `Tensor.backward` walks that
+graph from a result to the leaves, in reverse running order, and adds up gradients.
+
+Read next: ops/elementwise.py, where the first Functions are.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from numbers import Real
+from typing import Any, ClassVar
+
+from .backend import Array, Backend, as_array, backend_of, default_backend
+
+Operand = Any  # what an operation takes as an input: a Tensor, an array, a (nested) list or a Python number
+
+_recording: ContextVar[bool] = ContextVar("minigrad_recording", default=True)  # one value per thread
+_running_order = itertools.count()
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Operations inside this context record no graph, so their results need no gradient and hold no memory.
+
+    Also usable as a decorator: `@no_grad()`.
+    """
+    token = _recording.set(False)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+class Tensor:
+    """An array with a gradient.
+
+    Args:
+        data: a float32 or float64 array of any device, which is kept and not copied; or a number or
+            nested list, which becomes a float32 array on the device chosen by `minigrad.use`.
+        requires_grad: whether `backward` shall leave a gradient in `grad`.
+
+    Attributes:
+        data: the array. grad: its gradient, an array of the same shape, or None.
+        creator: the Function that computed this tensor; None for a leaf, i.e. a tensor made by hand.
+
+    Raises:
+        TypeError: data is neither float32 nor float64.
+    """
+
+    __array_ufunc__ = None  # makes `ndarray + Tensor` call Tensor.__radd__ instead of NumPy's own addition
+
+    def __init__(self, data: Operand, requires_grad: bool = False) -> None:
+        self.data: Array = as_array(data)
+        if self.data.dtype not in ("float32", "float64"):
+            raise TypeError(f"Tensor: data is {self.data.dtype} but must be float32 or float64; convert with .astype")
+        self.requires_grad = requires_grad
+        self.grad: Array | None = None
+        self.creator: Function | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> Any:
+        return self.data.dtype
+
+    @property
+    def device(self) -> str:
+        """`"cpu"`, `"cuda:0"`, ..."""
+        return backend_of(self.data).device_of(self.data)
+
+    def __repr__(self) -> str:
+        made_by = f", made by {self.creator.name}" if self.creator else ""
+        return f"Tensor({self.numpy()}, shape={self.shape}, {self.dtype}, {self.device}{made_by})"
+
+    def numpy(self) -> Array:
+        """The data as a NumPy array. On the CPU it shares memory with the tensor."""
+        return backend_of(self.data).to_host(self.data)
+
+    def item(self) -> float:
+        """The only element as a Python number.
+
+        Raises:
+            ValueError: the tensor does not have exactly one element.
+        """
+        if self.size != 1:
+            raise ValueError(f"item: the tensor has {self.size} elements (shape {self.shape}), not 1")
+        return self.numpy().item()
+
+    def detach(self) -> Tensor:
+        """A leaf that shares this tensor's data and stops gradients."""
+        return Tensor(self.data)
+
+    # Operators. `ops/__init__.py` assigns the functions of the same meaning, because imports go one way.
+    __add__: ClassVar[Callable[[Tensor, Operand], Tensor]]
+    __radd__: ClassVar[Callable[[Tensor, Operand], Tensor]]
+    __sub__: ClassVar[Callable[[Tensor, Operand], Tensor]]
+    __rsub__: ClassVar[Callable[[Tensor, Operand], Tensor]]
+    __mul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
+    __rmul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
+    __truediv__: ClassVar[Callable[[Tensor, Operand], Tensor]]
+    __rtruediv__: ClassVar[Callable[[Tensor, Operand], Tensor]]
+    __matmul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
+    __rmatmul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
+    __pow__: ClassVar[Callable[[Tensor, float], Tensor]]
+    __neg__: ClassVar[Callable[[Tensor], Tensor]]
+    __abs__: ClassVar[Callable[[Tensor], Tensor]]
+    reshape: ClassVar[Callable[..., Tensor]]
+    transpose: ClassVar[Callable[..., Tensor]]
+    sum: ClassVar[Callable[..., Tensor]]
+    mean: ClassVar[Callable[..., Tensor]]
+
+    def accumulate(self, gx: Array) -> None:
+        """Add gx to `grad`. The first gradient is copied, because gx may be shared with other tensors."""
+        if self.grad is None:
+            self.grad = gx.copy()
+        else:
+            self.grad += gx
+
+    def backward(self, gy: Operand = None) -> None:
+        """Add the gradient of (this tensor * gy).sum() to `grad` of every leaf that requires one.
+
+        Functions run backward in the reverse of their running order, so each has received the gradients
+        of all its uses when its turn comes. What a function saved is released as soon as it was used.
+
+        Args:
+            gy: gradient of whatever follows with respect to this tensor, of its shape and dtype;
+                may be omitted for a single number, where it is 1.
+
+        Raises:
+            RuntimeError: nothing here requires a gradient, or part of the graph was used before.
+            ValueError: gy is missing or has the wrong shape; a Function returned a gradient of wrong shape.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward: this tensor does not require a gradient, nor does anything it was made from")
+        gy = self._checked_gradient(gy)
+        if self.creator is None:
+            self.accumulate(gy)
+            return
+        waiting: dict[Function, Array] = {self.creator: gy}  # gradients of outputs whose functions have not run yet
+        queue = [(-self.creator.order, self.creator)]  # a heap: the function that ran last comes first
+        while queue:
+            _, function = heapq.heappop(queue)
+            for x, gx in function.run_backward(waiting.pop(function)):
+                if x.creator is None:
+                    x.accumulate(gx)
+                elif x.creator in waiting:
+                    waiting[x.creator] = as_array(waiting[x.creator] + gx)  # not in place: gx may be shared
+                else:
+                    waiting[x.creator] = gx
+                    heapq.heappush(queue, (-x.creator.order, x.creator))
+
+    def _checked_gradient(self, gy: Operand) -> Array:
+        if gy is None:
+            if self.size != 1:
+                raise ValueError(f"backward: a tensor of shape {self.shape} needs gy; only a single number does not")
+            return backend_of(self.data).xp.ones_like(self.data)
+        gy = as_array(gy.data if isinstance(gy, Tensor) else gy)
+        backend_of(self.data, gy)
+        if gy.shape != self.shape or gy.dtype != self.dtype:
+            raise ValueError(
+                f"backward: gy is {gy.dtype} of shape {gy.shape} but the tensor is {self.dtype} of shape {self.shape}"
+            )
+        return gy
+
+
+class Function:
+    """One application of a differentiable operation. Subclass it to add an operation:
+
+    `__init__` takes the options, `forward` the input arrays, and `backward` the gradient of the output.
+    Whatever `backward` needs, `forward` keeps as attributes.
+
+        class Square(Function):
+            def forward(self, x):
+                self.x = x
+                return x * x
+
+            def backward(self, gy):
+                return (2 * self.x * gy,)
+
+        y = Square()(x)
+
+    Attributes:
+        k: the kernels of the device that the inputs live on; `k.xp` is the array library.
+        needs: for each input, whether its gradient is asked for; `backward` may return None for the others.
+    """
+
+    k: Backend
+    needs: tuple[bool, ...]
+    inputs: tuple[Tensor | None, ...] | None = None  # None again after the backward pass
+    order: int
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def forward(self, *xs: Any) -> Array:
+        """The output array from the input arrays; an absent input is None. Must not change its inputs."""
+        raise NotImplementedError
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        """One gradient for each input, of the input's shape. Must not change gy."""
+        raise NotImplementedError
+
+    def __call__(self, *operands: Operand) -> Tensor:
+        """Run forward, and record this function in the graph if a gradient may be asked for.
+
+        Raises:
+            TypeError: the inputs live on different devices or have different dtypes.
+        """
+        inputs = self._as_tensors(operands)
+        self.needs = tuple(x is not None and x.requires_grad and _recording.get() for x in inputs)
+        y = Tensor(self.forward(*(None if x is None else x.data for x in inputs)))
+        if any(self.needs):
+            self.inputs = inputs
+            self.order = next(_running_order)
+            y.requires_grad = True
+            y.creator = self
+        return y
+
+    def _as_tensors(self, operands: tuple[Operand, ...]) -> tuple[Tensor | None, ...]:
+        """Operands as tensors of one device and dtype. Python numbers take those of the first tensor."""
+        given = [x if x is None or isinstance(x, Real | Tensor) else Tensor(x) for x in operands]
+        tensors = [x for x in given if isinstance(x, Tensor)]
+        self.k = backend_of(*(x.data for x in tensors), what=self.name) if tensors else default_backend()
+        dtype = tensors[0].dtype if tensors else "float32"
+        if any(x.dtype != dtype for x in tensors):
+            raise TypeError(
+                f"{self.name}: inputs have different dtypes: " + ", ".join(f"{x.dtype} {x.shape}" for x in tensors)
+            )
+        return tuple(Tensor(self.k.xp.full((), x, dtype=dtype)) if isinstance(x, Real) else x for x in given)
+
+    def run_backward(self, gy: Array) -> list[tuple[Tensor, Array]]:
+        """Pairs (input, its gradient) for the inputs that need one. Afterwards this function is used up."""
+        if self.inputs is None:
+            raise RuntimeError(
+                f"backward: the graph through this {self.name} was used before and released; compute the result again"
+            )
+        gxs = self.backward(gy)
+        if len(gxs) != len(self.inputs):
+            raise ValueError(f"{self.name}.backward: {len(gxs)} gradients for {len(self.inputs)} inputs")
+        pairs = []
+        for i, (x, gx, needed) in enumerate(zip(self.inputs, gxs, self.needs, strict=True)):
+            if x is None or not needed:
+                continue
+            if gx is None or gx.shape != x.shape or gx.dtype != x.dtype:
+                found = "None" if gx is None else f"{gx.dtype} {gx.shape}"
+                raise ValueError(f"{self.name}.backward: gradient {i} is {found} but input {i} is {x.dtype} {x.shape}")
+            pairs.append((x, as_array(gx)))
+        vars(self).clear()  # releases the saved arrays and the way to earlier functions
+        return pairs
