@@ -1,0 +1,88 @@
+"""Threads for the CPU kernels: the batch is cut into one shard a thread, and each shard into cache-sized blocks.
+
+NumPy releases the interpreter lock in copies, elementwise loops and matrix products, so Python threads run them
+in parallel. BLAS itself is held to one thread meanwhile, and given back its own setting afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: CPU affinity and the cgroup's quota respected."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass  # no cgroup version 2 here
+    return cores
+
+
+class Pool:
+    """Runs a task over the images of a batch on a fixed number of threads.
+
+    Which images a thread gets depends on the thread count only, so results never depend on timing.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._executor: ThreadPoolExecutor | None = None
+        self._blas: Any = None
+        self._process = os.getpid()
+        self._scratch = threading.local()
+
+    def run(self, task: Callable[[int, slice], None], count: int, block: int) -> None:
+        """Call task(shard index, slice of at most `block` items) until all `count` items are done.
+
+        The first shard runs on the calling thread. An exception in any shard is raised here, after all ended.
+        """
+        if self._process != os.getpid():  # a fork has no threads of its parent
+            self._executor, self._process = None, os.getpid()
+        if self._blas is None:
+            from threadpoolctl import ThreadpoolController
+
+            self._blas = ThreadpoolController()
+        size = -(-count // self.threads)  # items a shard
+
+        def shard(index: int) -> None:
+            stop = min((index + 1) * size, count)
+            for start in range(index * size, stop, max(block, 1)):
+                task(index, slice(start, min(start + max(block, 1), stop)))
+
+        with self._blas.limit(limits=1):
+            shards = range(1, -(-count // size) if count else 1)
+            if self._executor is None and shards:
+                self._executor = ThreadPoolExecutor(self.threads - 1, "minigrad")
+            others: list[Future[None]] = [self._executor.submit(shard, i) for i in shards] if self._executor else []
+            try:
+                shard(0)
+            finally:
+                faults = [future.exception() for future in others]
+        for fault in faults:
+            if fault is not None:
+                raise fault
+
+    def scratch(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array of this thread that is reused by the next call with the same name; zero when first made.
+
+        Buffers of one name differ only in the first axis, so what a kernel never writes (a border) stays zero.
+        """
+        buffers = vars(self._scratch)
+        key = name, shape[1:], np.dtype(dtype).char
+        found: np.ndarray | None = buffers.get(key)  # type: ignore[call-overload]
+        if found is None or len(found) < shape[0]:
+            if len(buffers) >= 64:
+                buffers.clear()
+            found = buffers[key] = np.zeros(shape, dtype)  # type: ignore[index]
+        return found[: shape[0]]
