@@ -475,7 +475,7 @@ def _fetch_debian(folder: Path, files: list[str], progress: bool) -> dict[str, n
     ):
         work = Path(name)
         options = [f"Dir::Cache={work / 'cache'}", "Debug::NoLocking=1", "APT::Sandbox::User="]
-        options += ["Acquire::Retries=1", "Acquire::http::Timeout=10", "Acquire::https::Timeout=10"]
+        options += ["Acquire::Retries=0", "Acquire::http::Timeout=10", "Acquire::https::Timeout=10"]
         try:
             _apt(options, "download", DEBIAN_PACKAGE, work=work)
         except _NotFetchedError as error:
@@ -655,6 +655,7 @@ def _load_image_folder(folder: Path, progress: bool) -> Dataset:
             if image.mode.startswith(("I", "F")):
                 raise _fault(path, "pixels", "8 bits for each channel", f"Pillow's mode {image.mode}")
             grey = grey and image.mode in ("1", "L", "LA")
+            image.verify()  # checksums, which decoding does not look at
     mode, channels = ("L", 1) if grey else ("RGB", 3)
     with _as_data_error(f"{folder}: {len(paths)} images of {size[0]} x {size[1]}"):
         images = np.empty((len(paths), size[1], size[0], channels), np.uint8)

@@ -1,0 +1,46 @@
+"""What the programs in scripts/ share: common options, and exit codes from errors."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from minigrad import DeviceError
+from minigrad.serialize import DataError
+
+from .training import DivergedError
+
+EXIT_CODES: dict[type[Exception], int] = {DataError: 3, DeviceError: 4, DivergedError: 5}
+
+
+def run_program(body: Callable[[], None], *, debug: bool, interrupted: Callable[[], str] = lambda: "") -> int:
+    """Run a program's body and return its exit code: 0; 3 data, 4 device, 5 diverged, 1 other; 128 + signal.
+
+    An error is one line on stderr; with debug a traceback comes first.
+    """
+    try:
+        body()
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else 2
+        print(f"interrupted{interrupted()}", file=sys.stderr)
+        return 128 + int(number)
+    except BrokenPipeError:  # the reader of our output has gone; nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {text}", file=sys.stderr)
+        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """--device and --debug."""
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:<index> (default: cpu)")
+    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")

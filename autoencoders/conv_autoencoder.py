@@ -1,0 +1,415 @@
+"""The convolutional autoencoder and its variational sister.
+
+Both mirror one stack of convolutions: conv, ReLU, BatchNorm for each entry of conv_filters, then a dense layer to the
+latent space; and back through transposed convolutions, the last of which gives logits whose sigmoid is the image.
+Public methods take and return NumPy arrays on any device.
+
+Read next: training.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigrad import Tensor, backend_of, nn, no_grad, ops, optim
+from minigrad.nn.module import format_summary
+from minigrad.random import generator
+from minigrad.serialize import DataError, load_state, save_state
+
+from .training import History, TrainingOptions, fit, unit_range
+
+Array = Any
+MODEL_FILE = "model.safetensors"
+BATCH = 256  # images at a time outside training
+
+
+class Autoencoder:
+    """A deterministic autoencoder, trained on the mean squared error.
+
+    Args:
+        input_shape: (H, W, C) of one image, any sizes.
+        conv_filters, conv_kernels, conv_strides: one entry for each convolution; kernels and strides are ints or
+            (height, width) pairs.
+        latent_space_dim: Z >= 1.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: the lengths differ or a value is out of range.
+    """
+
+    kind = "ae"
+    loss_names: tuple[str, ...] = ("reconstruction",)
+    unit = "squared error per pixel"
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        conv_filters: tuple[int, ...],
+        conv_kernels: tuple[Any, ...],
+        conv_strides: tuple[Any, ...],
+        latent_space_dim: int,
+        *,
+        seed: int = 0,
+    ) -> None:
+        if not len(conv_filters) == len(conv_kernels) == len(conv_strides) > 0:
+            raise ValueError(
+                "conv_filters, conv_kernels and conv_strides need one entry for each convolution, found "
+                f"{len(conv_filters)}, {len(conv_kernels)} and {len(conv_strides)}"
+            )
+        sizes = [*input_shape, *conv_filters, latent_space_dim]
+        if len(input_shape) != 3 or any(not isinstance(n, int | np.integer) or n < 1 for n in sizes):
+            raise ValueError(
+                "input_shape must be (H, W, C), and it, conv_filters and latent_space_dim whole numbers >= 1, found "
+                f"{tuple(input_shape)}, {tuple(conv_filters)} and {latent_space_dim}"
+            )
+        self.input_shape = tuple(input_shape)
+        self.conv_filters, self.conv_kernels, self.conv_strides = map(tuple, (conv_filters, conv_kernels, conv_strides))
+        self.latent_space_dim = latent_space_dim
+        self.seed = seed
+        self.encoder = self._build_encoder()  # images -> features (N, D)
+        self.heads = self._build_heads(math.prod(self._encoded_shape))  # features -> latent space
+        self.decoder = self._build_decoder()  # latents -> logits of the image
+        # The same layers once more under their own names: for saving, moving and training as a whole.
+        self.network = nn.Sequential({**self.encoder.layers, **self.heads, **self.decoder.layers})
+        self.network.initialize(seed)
+        self.learning_rate = 0.0
+        self.optimizer: optim.Adam | None = None
+
+    # ---- the network ----
+
+    def _build_encoder(self) -> nn.Sequential:
+        layers: dict[str, nn.Module] = {}
+        shape = self.input_shape
+        self._layer_inputs = []  # (H, W) that each convolution receives; the decoder returns to them
+        for i, (filters, kernel, stride) in enumerate(
+            zip(self.conv_filters, self.conv_kernels, self.conv_strides, strict=True), 1
+        ):
+            self._layer_inputs.append(shape[:2])
+            layers[f"encoder_conv_layer_{i}"] = conv = nn.Conv2D(shape[2], filters, kernel, stride=stride)
+            layers[f"encoder_relu_{i}"] = nn.ReLU()
+            layers[f"encoder_bn_{i}"] = nn.BatchNorm(filters)
+            shape = nn.Sequential(conv).summary_rows(shape)[-1][2]
+        layers["encoder_flatten"] = nn.Flatten()
+        self._encoded_shape = shape
+        return nn.Sequential(layers)
+
+    def _build_heads(self, features: int) -> dict[str, nn.Module]:
+        return {"encoder_output": nn.Dense(features, self.latent_space_dim)}
+
+    def _build_decoder(self) -> nn.Sequential:
+        channels = self._encoded_shape[2]
+        layers: dict[str, nn.Module] = {
+            "decoder_dense": nn.Dense(self.latent_space_dim, math.prod(self._encoded_shape)),
+            "decoder_reshape": nn.Reshape(*self._encoded_shape),
+        }
+        last = len(self.conv_filters)
+        for i, (kernel, stride, size) in enumerate(
+            zip(reversed(self.conv_kernels), reversed(self.conv_strides), reversed(self._layer_inputs), strict=True), 1
+        ):
+            filters = self.conv_filters[last - i] if i < last else self.input_shape[2]
+            layers[f"decoder_conv_transpose_layer_{i}"] = nn.Conv2DTranspose(
+                channels, filters, kernel, stride=stride, output_size=size
+            )
+            if i < last:
+                layers[f"decoder_relu_{i}"] = nn.ReLU()
+                layers[f"decoder_bn_{i}"] = nn.BatchNorm(filters)
+            channels = filters
+        return nn.Sequential(layers)
+
+    def losses(self, images: Tensor, noise: Array | None, beta: Array) -> tuple[Tensor, list[Tensor]]:
+        """(what is minimised, its parts in the order of loss_names) for a batch. noise and beta belong to the VAE."""
+        latents = self.heads["encoder_output"](self.encoder(images))
+        reconstruction = ops.mse(ops.sigmoid(self.decoder(latents)), images)
+        return reconstruction, [reconstruction]
+
+    @property
+    def noise_dim(self) -> int:
+        """Standard normal numbers that one image needs in training."""
+        return 0
+
+    # ---- training ----
+
+    def compile(self, learning_rate: float = 5e-4) -> None:
+        """Set the optimiser: Adam with this learning rate."""
+        self.optimizer = optim.Adam(self.network.parameters(), learning_rate)
+        self.learning_rate = learning_rate
+
+    def train(self, x_train: np.ndarray, batch_size: int, num_epochs: int, **options: Any) -> History:
+        """Train on images; with these three arguments it writes no files and holds nothing back for validation.
+
+        Args:
+            x_train: (N, H, W, C), uint8 or floats in [0, 1].
+            options: the other fields of `training.TrainingOptions`, and `folder`, `callbacks`, `progress` and `data`
+                of `training.fit`.
+        Returns:
+            the history: one row an epoch.
+        Raises:
+            DataError: the images do not fit. DivergedError: a loss or weight is no longer finite.
+            RuntimeError: compile was not called.
+        """
+        fitting = {name: options.pop(name) for name in ("folder", "callbacks", "progress", "data") if name in options}
+        if self.optimizer is None:
+            raise RuntimeError("train: call compile(learning_rate) first")
+        return fit(self, x_train, TrainingOptions(batch_size=batch_size, epochs=num_epochs, **options), **fitting)
+
+    # ---- use ----
+
+    def reconstruct(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(images after a round trip through the latent space, their latents): (N, H, W, C) in [0, 1] and (N, Z)."""
+        latents = self.encode(images)
+        return self.decode(latents), latents
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """The latents (N, Z) of images (N, H, W, C); for a VAE their means."""
+        return self._encode(images)[0]
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Images (N, H, W, C) in [0, 1] from latents (N, Z).
+
+        Raises:
+            DataError: latents have another shape or are not finite.
+        """
+        latents = np.asarray(latents)
+        if latents.ndim != 2 or latents.shape[1] != self.latent_space_dim or not len(latents):
+            raise DataError(f"latents: expected (N, {self.latent_space_dim}) with N >= 1, found {latents.shape}")
+        if not np.isfinite(latents).all():
+            raise DataError("latents: expected finite numbers, found NaN or infinity")
+        return self._map(lambda z: (ops.sigmoid(self.decoder(z)),), latents)[0]
+
+    def interpolate(self, start: np.ndarray, end: np.ndarray, steps: int = 8) -> np.ndarray:
+        """Images on the straight line in latent space between each pair: (N, H, W, C) twice -> (N, steps, H, W, C)."""
+        if len(start) != len(end) or steps < 2:
+            raise DataError(f"interpolate: needs as many ends as starts and steps >= 2, found {len(start)}, {len(end)}, {steps}")
+        share = np.linspace(0, 1, steps, dtype=np.float32)[:, None]  # (steps, 1)
+        z = self.encode(start)[:, None] * (1 - share) + self.encode(end)[:, None] * share  # (N, steps, Z)
+        return self.decode(z.reshape(-1, self.latent_space_dim)).reshape(len(z), steps, *self.input_shape)
+
+    def summary(self) -> str:
+        """A table of all layers for one image."""
+        rows = self.encoder.summary_rows(self.input_shape)
+        features = rows[-1][2]
+        for name, head in self.heads.items():
+            rows += nn.Sequential({name: head}).summary_rows(features)
+        return format_summary(rows + self.decoder.summary_rows((self.latent_space_dim,)))
+
+    def to(self, device: str | None = None, dtype: str | None = None) -> None:
+        """Move to a device ("cpu", "cuda") or dtype ("float32", "float64"); call compile afterwards."""
+        self.network.to(device, dtype)
+        self.optimizer = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `from_config` needs to build this model again, as JSON."""
+        names = ("input_shape", "conv_filters", "conv_kernels", "conv_strides", "latent_space_dim", "seed")
+        return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
+
+    def save(self, folder: str | Path) -> str:
+        """Write folder/model.safetensors (configuration and weights together, atomically); returns its SHA-256."""
+        return save_state(Path(folder) / MODEL_FILE, self.network.state_dict(), {"model": self.config})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Autoencoder:
+        """The model that `save` wrote.
+
+        Raises:
+            DataError: there is none, it is damaged, or it is of the other class.
+        """
+        model = load(folder)
+        if not isinstance(model, cls):
+            raise DataError(f"{folder}: holds a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+    # ---- arrays in, arrays out ----
+
+    def check_images(self, images: Any) -> np.ndarray:
+        """The images as uint8 or as floats of the model's dtype in [0, 1].
+
+        Raises:
+            DataError: wrong shape, dtype or range, not finite, or none at all.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != self.input_shape:
+            hint = "; add the channel axis with images[..., None]" if images.shape[1:] == self.input_shape[:2] else ""
+            raise DataError(f"images: expected (N, {', '.join(map(str, self.input_shape))}), found {images.shape}{hint}")
+        if not len(images):
+            raise DataError("images: there are none")
+        if images.dtype == np.uint8:
+            return images
+        if images.dtype.kind != "f":
+            raise DataError(f"images: expected uint8 or floats, found {images.dtype}")
+        low, high = float(images.min()), float(images.max())
+        if not (low >= 0 and high <= 1):
+            raise DataError(f"images: expected values from 0 to 1, found {low:g} to {high:g}; divide by 255 or scale")
+        return images.astype(self.dtype, copy=False)
+
+    @property
+    def dtype(self) -> Any:
+        return self.network.parameters()[0].dtype
+
+    def _encode(self, images: np.ndarray) -> list[np.ndarray]:
+        def heads(x: Tensor) -> tuple[Tensor, ...]:
+            features = self.encoder(x)
+            return tuple(head(features) for head in self.heads.values())
+
+        return self._map(heads, self.check_images(images))
+
+    def _map(self, function: Callable[[Tensor], tuple[Tensor, ...]], rows: np.ndarray) -> list[np.ndarray]:
+        """The outputs of function over all rows, a batch at a time, in evaluation mode."""
+        with self.evaluating():
+            k = backend_of(self.network.parameters()[0].data)
+            outputs = []
+            for start in range(0, len(rows), BATCH):
+                x = unit_range(k.from_host(np.ascontiguousarray(rows[start : start + BATCH])), self.dtype)
+                outputs.append([k.to_host(y.data) for y in function(Tensor(x))])
+        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """A context in evaluation mode that records no graph; afterwards the mode is what it was."""
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with no_grad():
+                yield
+        finally:
+            self.network.train(was_training)
+
+
+class VAE(Autoencoder):
+    """A variational autoencoder: q(z | x) = N(mu, exp(log_variance)), prior N(0, I), trained on -ELBO.
+
+    The loss is E_q[-log p(x | z)] + beta * KL(q(z | x) || N(0, I)) in nats per image, with one sample of
+    z = mu + exp(log_variance / 2) * noise for each image and step.
+
+    Args:
+        beta: the weight of the KL term; 1 is the ELBO.
+        likelihood: of a pixel given the latent. "bernoulli": logits, grey values count as probabilities;
+            "gaussian": mean sigmoid(logits) and the fixed `variance`; "gaussian-learned": one variance for all
+            pixels, trained, starting from `variance`.
+        variance: in squared units of a pixel in [0, 1].
+
+    Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014; beta: Higgins et al., beta-VAE, 2017.
+    """
+
+    kind = "vae"
+    loss_names = ("reconstruction", "kl")
+    unit = "nats per image"
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        conv_filters: tuple[int, ...],
+        conv_kernels: tuple[Any, ...],
+        conv_strides: tuple[Any, ...],
+        latent_space_dim: int,
+        *,
+        beta: float = 1.0,
+        likelihood: str = "bernoulli",
+        variance: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        if likelihood not in ("bernoulli", "gaussian", "gaussian-learned"):
+            raise ValueError(f"likelihood is {likelihood!r} but must be bernoulli, gaussian or gaussian-learned")
+        if not (0 <= beta < math.inf and 0 < variance < math.inf):
+            raise ValueError(f"beta must be >= 0 and variance > 0, both finite, found {beta} and {variance}")
+        self.beta, self.likelihood, self.variance = beta, likelihood, variance
+        super().__init__(input_shape, conv_filters, conv_kernels, conv_strides, latent_space_dim, seed=seed)
+        if likelihood == "gaussian-learned":
+            self.network.layers["likelihood"] = _LogVariance(math.log(variance))
+
+    def _build_heads(self, features: int) -> dict[str, nn.Module]:
+        return {name: nn.Dense(features, self.latent_space_dim) for name in ("mu", "log_variance")}
+
+    @property
+    def noise_dim(self) -> int:
+        return self.latent_space_dim
+
+    def losses(self, images: Tensor, noise: Array | None, beta: Array) -> tuple[Tensor, list[Tensor]]:
+        features = self.encoder(images)
+        mu, log_variance = self.heads["mu"](features), self.heads["log_variance"](features)
+        z = mu + ops.exp(log_variance * 0.5) * noise
+        reconstruction = self.negative_log_likelihood(self.decoder(z), images)
+        kl = ops.kl_to_standard_normal(mu, log_variance)
+        return reconstruction + kl * beta, [reconstruction, kl]
+
+    def negative_log_likelihood(self, logits: Tensor, images: Tensor) -> Tensor:
+        """-log p(images | z) in nats per image, from the decoder's output."""
+        if self.likelihood == "bernoulli":
+            return ops.bce_with_logits(logits, images)
+        return ops.gaussian_nll(ops.sigmoid(logits), images, self.pixel_log_variance)
+
+    @property
+    def pixel_log_variance(self) -> Any:
+        """The logarithm of the Gaussian likelihood's variance: a number, or the trained parameter."""
+        layer = self.network.layers.get("likelihood")
+        return math.log(self.variance) if layer is None else layer.log_variance  # type: ignore[attr-defined]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {**super().config, "beta": self.beta, "likelihood": self.likelihood, "variance": self.variance}
+
+    def encode_distribution(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(mu, log_variance) of q(z | x), each (N, Z)."""
+        mu, log_variance = self._encode(images)
+        return mu, log_variance
+
+    def reconstruct(self, images: np.ndarray, sample: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """(images after a round trip, their latents). The latents are the means, or with sample=True drawn from q(z | x)."""
+        mu, log_variance = self.encode_distribution(images)
+        if sample:
+            noise = generator(seed, "reconstruct").standard_normal(mu.shape)
+            mu = (mu + np.exp(log_variance / 2) * noise).astype(mu.dtype)
+        return self.decode(mu), mu
+
+    def sample(self, count: int, seed: int = 0) -> np.ndarray:
+        """New images (count, H, W, C) decoded from draws of the prior N(0, I): the means of the pixels."""
+        if count < 1:
+            raise DataError(f"sample: count is {count} but must be at least 1")
+        return self.decode(generator(seed, "sample").standard_normal((count, self.latent_space_dim)))
+
+
+class _LogVariance(nn.Module):
+    """Holds the trained logarithm of the pixels' variance."""
+
+    def __init__(self, value: float) -> None:
+        self.log_variance = nn.Parameter((1,), lambda rng, shape, fan_in, fan_out: np.full(shape, value))
+
+
+def from_config(config: dict[str, Any]) -> Autoencoder:
+    """A new model of the class and options that `config` records.
+
+    Raises:
+        DataError: the record does not describe a model.
+    """
+
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    try:
+        arguments = {name: tuples(value) for name, value in config.items()}
+        cls = {"ae": Autoencoder, "vae": VAE}[arguments.pop("kind")]
+        return cls(**arguments)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"model record: not a model of this version ({type(error).__name__}: {error})") from error
+
+
+def load(folder: str | Path) -> Autoencoder:
+    """The Autoencoder or VAE in folder/model.safetensors.
+
+    Raises:
+        DataError: the file is missing, damaged, or does not fit its own configuration.
+    """
+    path = Path(folder) / MODEL_FILE
+    arrays, record, _ = load_state(path)
+    try:
+        model = from_config(record.get("model", {}))
+        model.network.load_state_dict(arrays)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    return model

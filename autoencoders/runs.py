@@ -1,0 +1,254 @@
+"""Run folders: what a training leaves behind, how it goes on after an interruption, and the pictures of a model.
+
+A folder holds model.safetensors, checkpoints/, history.csv, history.jsonl, run.json and figures/.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minigrad
+from minigrad.random import generator
+from minigrad.serialize import DataError, write_atomically
+
+from . import figures
+from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
+from .data import Dataset, load_dataset
+from .evaluation import evaluate
+from .training import Trainer, TrainingOptions, environment, latest_checkpoint, load_checkpoint
+
+RECORD_FILE = "run.json"
+OWN_FILES = (MODEL_FILE, RECORD_FILE, "history.csv", "history.jsonl", "evaluation.json", "checkpoints", "figures")
+
+
+class Run:
+    """One training in one folder.
+
+    Args:
+        trainer: ready to run. dataset: its images. folder: where everything goes.
+        command: recorded as what was typed.
+    """
+
+    def __init__(self, trainer: Trainer, dataset: Dataset, folder: Path, command: str) -> None:
+        self.trainer, self.dataset, self.folder = trainer, dataset, folder
+        self.record: dict[str, Any] = {
+            "status": "running",
+            "command": command,
+            "model": trainer.model.config,
+            "options": vars(trainer.options),
+            "learning_rate": trainer.peak,
+            "data": trainer.data,
+            "environment": environment(trainer.k),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        }
+
+    def execute(self, tell: Callable[[str], None]) -> None:
+        """Train to the end, save the model, measure it on the test images and draw it."""
+        self._write_record()
+        history = self.trainer.run()
+        model = self.trainer.model
+        model.save(self.folder)
+        self.record.update(status="finished", finished=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+        self.record["training_seconds"] = sum(history["seconds"])
+        self._write_record()
+        tell(f"saved {self.folder / MODEL_FILE}")
+        seed = self.trainer.options.seed
+        self.record["test"] = evaluate(model, self.dataset.test_images, seed)
+        self._write_record()
+        pictures = {"loss_curves": figures.loss_curves(history.rows, unit=model.unit)}
+        pictures |= draw(model, self.dataset, seed=seed, count=48)
+        for path in save_pictures(pictures, self.folder / "figures"):
+            tell(f"drew {path}")
+
+    def _write_record(self) -> None:
+        write_atomically(self.folder / RECORD_FILE, (json.dumps(self.record, indent=2) + "\n").encode())
+
+
+def start_run(
+    model: Autoencoder,
+    dataset: Dataset,
+    options: TrainingOptions,
+    folder: Path,
+    *,
+    learning_rate: float,
+    limit_train: int | None = None,
+    data_dir: str | None = None,
+    overwrite: bool = False,
+    command: str = "",
+    progress: bool = True,
+) -> Run:
+    """A new run in a folder that holds none, or whose run may be overwritten.
+
+    Raises:
+        FileExistsError: the folder holds a run and overwrite is False.
+        DataError: data or folder cannot be used.
+    """
+    held = [name for name in OWN_FILES if (folder / name).exists()]
+    if held and not overwrite:
+        finished = (folder / MODEL_FILE).exists()
+        advice = "" if finished or not latest_checkpoint(folder) else "--resume to go on with it, "
+        raise FileExistsError(
+            f"{folder} already holds {'a finished' if finished else 'an unfinished'} run ({', '.join(held)}); "
+            f"use {advice}--overwrite to replace it, or another --out"
+        )
+    model.compile(learning_rate)
+    trainer = Trainer(
+        model,
+        dataset.train_images[:limit_train],
+        options,
+        folder=folder,
+        progress=progress,
+        data={
+            "name": dataset.name,
+            "source": dataset.source,
+            "content_hash": dataset.content_hash,
+            "limit_train": limit_train,
+            "data_dir": data_dir,
+        },
+        signals=(signal.SIGINT, signal.SIGTERM),
+    )
+    for name in held:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return Run(trainer, dataset, folder, command)
+
+
+def resume_run(
+    folder: Path,
+    *,
+    device: str | None = None,
+    kernels: str | None = None,
+    threads: int | None = None,
+    epochs: int | None = None,
+    data_dir: str | None = None,
+    command: str = "",
+    progress: bool = True,
+    tell: Callable[[str], None] = print,
+) -> Run:
+    """The run of a folder, ready to go on from its newest valid checkpoint, with the options recorded there.
+
+    Args:
+        device, kernels, threads: others than those recorded; the result is then not bitwise that of an unbroken run.
+        epochs: a larger number than recorded.
+    Raises:
+        DataError: no valid checkpoint, or the data are not those of the run.
+        ValueError: epochs cannot be changed so.
+    """
+    arrays, record = load_checkpoint(folder, tell)
+    try:
+        was, data, learning_rate = record["environment"], record["data"], record["learning_rate"]
+        options = TrainingOptions(**record["options"])
+        name, limit_train = data["name"], data["limit_train"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder}: the newest checkpoint lacks what a resume needs ({error})") from error
+    backend = minigrad.use(device or was["device"], kernels or was["kernels"], threads or was["threads"])
+    tell(backend.describe())
+    now = environment(backend)
+    changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key != "backend" and now[key] != was.get(key)]
+    if changed:
+        tell(f"not bitwise what an unbroken run would give, because these changed: {', '.join(changed)}")
+    if epochs is not None and epochs != options.epochs:
+        if epochs < options.epochs:
+            raise ValueError(f"epochs is {epochs} but the run was started with {options.epochs}; it can only grow")
+        if options.schedule != "constant":
+            raise ValueError(f"epochs cannot change in a resumed run: its {options.schedule} schedule depends on them")
+        options = replace(options, epochs=epochs)
+    dataset = load_dataset(name, data_dir or data["data_dir"], progress=progress)
+    tell(dataset.source)
+    if dataset.content_hash != data["content_hash"]:
+        raise DataError(
+            f"{dataset.name}: not the data of this run (SHA-256 {dataset.content_hash}, recorded {data['content_hash']})"
+        )
+    model = from_config(record["model"])
+    model.compile(learning_rate)
+    trainer = Trainer(
+        model,
+        dataset.train_images[:limit_train],
+        options,
+        folder=folder,
+        progress=progress,
+        data=data,
+        signals=(signal.SIGINT, signal.SIGTERM),
+    )
+    trainer.restore(arrays, record)
+    tell(f"resuming after step {trainer.progress.step}, epoch {trainer.progress.epoch + 1} of {options.epochs}")
+    return Run(trainer, dataset, folder, command)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json of a folder; empty where there is none.
+
+    Raises:
+        DataError: it is not JSON.
+    """
+    path = folder / RECORD_FILE
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) -> np.ndarray:
+    """Indices of `count` different random images: as many of each class as possible, ordered by class."""
+    rng = generator(seed, "pick")
+    if labels is None:
+        return np.sort(rng.permutation(total)[:count])
+    shuffled = rng.permutation(total)
+    seen: dict[int, int] = {}
+    rank = np.empty(total, int)  # how many of its class come before an image in the shuffle
+    for index in shuffled:
+        label = int(labels[index])
+        rank[index] = seen.get(label, 0)
+        seen[label] = rank[index] + 1
+    chosen = sorted(shuffled, key=lambda index: rank[index])[:count]
+    return np.array(sorted(chosen, key=lambda index: (labels[index], rank[index])))
+
+
+def draw(model: Autoencoder, dataset: Dataset, *, seed: int = 0, count: int = 48) -> dict[str, Any]:
+    """Pictures of what a model has learnt, by name: reconstructions and latent space of the test images, and for a VAE
+    samples of the prior, the manifold (two latent dimensions) and interpolations."""
+    images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
+    chosen = pick_images(labels, 20, len(images), seed)
+    originals = images[chosen]
+    reconstructed, _ = model.reconstruct(originals)
+    targets = originals / 255 if originals.dtype == np.uint8 else originals
+    errors = ((reconstructed - targets) ** 2).mean(axis=(1, 2, 3))
+    chosen_labels = None if labels is None else labels[chosen]
+    pictures = {
+        "reconstructions": figures.reconstructions(originals, reconstructed, chosen_labels, names, errors),
+        "latent_space": figures.latent_scatter(model.encode(images), labels, names),
+    }
+    pairs = pick_images(labels, 16, len(images), seed + 1)
+    half = len(pairs) // 2
+    if half:
+        rows = model.interpolate(images[pairs[:half]], images[pairs[half : 2 * half]], 10)
+        pictures["interpolations"] = figures.interpolations(rows)
+    if isinstance(model, VAE):
+        pictures["samples"] = figures.samples(model.sample(count, seed))
+        if model.latent_space_dim == 2:
+            pictures["manifold"] = figures.manifold_grid(model.decode(figures.manifold_points()))
+    return pictures
+
+
+def save_pictures(pictures: dict[str, Any], folder: Path) -> list[Path]:
+    """Write each picture as folder/<name>.png; returns the paths."""
+    paths = []
+    for name, figure in pictures.items():
+        path = folder / f"{name}.png"
+        figures.save(figure, path)
+        paths.append(path)
+    return paths

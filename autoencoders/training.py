@@ -1,0 +1,560 @@
+"""The training loop of both models: history, checkpoints, exact resume, early stopping, callbacks.
+
+A run is a function of its data, options and seed. Shuffle and noise of an epoch are drawn from named generators,
+one row for each position of the epoch, so a run that goes on from a checkpoint does the same steps on the same
+numbers as one that was never interrupted, to the bit.
+
+Read next: data.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minigrad import Backend, Tensor, backend_of, optim
+from minigrad.random import generator
+from minigrad.serialize import DataError, load_state, save_state, write_atomically
+
+if TYPE_CHECKING:
+    from .conv_autoencoder import Autoencoder
+
+Array = Any
+FETCH_EVERY = 10  # steps between readings of the losses from the device
+KEPT_CHECKPOINTS = 3
+
+
+class DivergedError(ArithmeticError):
+    """A loss or a weight is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a run is made of, besides model, data and learning rate.
+
+    Args:
+        batch_size: images a step; the last batch of an epoch may be smaller. epochs: passes over the images.
+        seed: of shuffle, noise and validation split.
+        schedule: "constant", or "cosine" from the learning rate to 0 at the end of the run.
+        warmup_steps: steps in which the learning rate rises from 0.
+        kl_warmup: epochs (also parts) in which beta rises from 0, step by step.
+        validation: images taken from the training images to measure on: a count, or a share below 1.
+        patience: stop after this many epochs without a better validation loss, and restore the best weights.
+        clip_norm: limit of the gradient's norm.
+        save_every: steps between checkpoints, besides those at the end of each epoch; 0: none.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    batch_size: int = 128
+    epochs: int = 8
+    seed: int = 0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    kl_warmup: float = 0.0
+    validation: float = 0
+    patience: int | None = None
+    clip_norm: float | None = None
+    save_every: int = 0
+
+    def __post_init__(self) -> None:
+        def check(name: str, good: bool, expected: str) -> None:
+            if not good:
+                raise ValueError(f"{name.replace('_', ' ')} is {getattr(self, name)!r} but must be {expected}")
+
+        for name, least in (("batch_size", 1), ("epochs", 1), ("seed", 0), ("warmup_steps", 0), ("save_every", 0)):
+            value = getattr(self, name)
+            check(name, isinstance(value, int) and value >= least, f"a whole number >= {least}")
+        check("schedule", self.schedule in ("constant", "cosine"), "constant or cosine")
+        check("kl_warmup", 0 <= self.kl_warmup < math.inf, "a number of epochs >= 0")
+        check("validation", 0 <= self.validation < math.inf, "a count or a share below 1")
+        check("patience", self.patience is None or self.patience >= 1, "at least 1 epoch")
+        check("patience", self.patience is None or self.validation > 0, "used together with validation")
+        check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0")
+
+
+class History:
+    """One row (a dict) an epoch. `history["loss"]` is the list of one column; missing values are None."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]] = ()) -> None:
+        self.rows = list(rows)
+
+    def __getitem__(self, column: str) -> list[Any]:
+        if not any(column in row for row in self.rows):
+            raise KeyError(f"history has no column {column!r}; it has {', '.join(self.columns)}")
+        return [row.get(column) for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def write(self, folder: Path) -> None:
+        """Write history.csv and history.jsonl anew."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(folder / "history.csv", text.getvalue().encode())
+        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_atomically(folder / "history.jsonl", lines.encode())
+
+
+class Callback:
+    """Override what you need; each method gets the running `Trainer`."""
+
+    def on_fit_begin(self, trainer: Trainer) -> None: ...
+
+    def on_epoch_begin(self, trainer: Trainer) -> None: ...
+
+    def on_batch_begin(self, trainer: Trainer) -> None: ...
+
+    def on_batch_end(self, trainer: Trainer) -> None: ...
+
+    def on_epoch_end(self, trainer: Trainer) -> None: ...
+
+    def on_fit_end(self, trainer: Trainer) -> None: ...
+
+
+@dataclass
+class Progress:
+    """Where a run stands: everything that a checkpoint records besides weights and moments."""
+
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # finished steps of the running epoch
+    step: int = 0  # finished steps of the run
+    first_step: int = 0  # the optimiser's steps before the run
+    sums: list[float] = field(default_factory=list)  # of the running epoch's losses times images
+    images: int = 0  # that the sums cover
+    seconds: float = 0.0  # of training in the running epoch
+    rows: list[dict[str, Any]] = field(default_factory=list)  # the history
+    best: dict[str, Any] | None = None  # epoch, val_loss and SHA-256 of the best checkpoint
+    waited: int = 0  # epochs since
+
+
+def fit(
+    model: Autoencoder,
+    images: np.ndarray,
+    options: TrainingOptions,
+    *,
+    folder: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    data: dict[str, Any] | None = None,
+) -> History:
+    """Train a compiled model on images (N, H, W, C).
+
+    Args:
+        folder: for checkpoints and logs; None: no files.
+        progress: show a bar (only on a terminal) and a line an epoch.
+        data: what describes the images (name, content hash), for the record.
+    Returns:
+        the history.
+    Raises:
+        DataError, DivergedError, KeyboardInterrupt (after the step, with a checkpoint if there is a folder).
+    """
+    return Trainer(model, images, options, folder=folder, callbacks=callbacks, progress=progress, data=data).run()
+
+
+class Trainer:
+    """One run. `run` starts it or, after `restore`, goes on."""
+
+    def __init__(
+        self,
+        model: Autoencoder,
+        images: np.ndarray,
+        options: TrainingOptions,
+        *,
+        folder: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+        data: dict[str, Any] | None = None,
+        signals: tuple[signal.Signals, ...] = (signal.SIGINT,),
+    ) -> None:
+        if model.optimizer is None:
+            raise RuntimeError("training: call model.compile(learning_rate) first")
+        self.model, self.optimizer, self.options = model, model.optimizer, options
+        self.callbacks, self.show, self.data, self.signals = callbacks, progress, data or {}, signals
+        self.folder = None if folder is None else Path(folder)
+        images = model.check_images(images)
+        held_out = round(options.validation * len(images)) if options.validation < 1 else int(options.validation)
+        if held_out >= len(images) or (options.validation and not held_out):
+            raise DataError(f"validation: {options.validation:g} of {len(images)} images leaves a part empty")
+        order = generator(options.seed, "split").permutation(len(images))
+        self.k: Backend = backend_of(self.optimizer.flat.values)
+        self.train_images = self.k.from_host(images[np.sort(order[held_out:])] if held_out else images)
+        self.validation_images = images[np.sort(order[:held_out])]
+        self.batches = -(-len(self.train_images) // options.batch_size)
+        self.progress = Progress(first_step=self.optimizer.steps)
+        self.best_state: dict[str, np.ndarray] | None = None  # kept here where there is no folder
+        self.peak = model.learning_rate
+
+    # ---- the step: a function of arrays only ----
+
+    def step(self, images: Array, noise: Array | None, scalars: Array) -> Array:
+        """Train on one batch and return its losses, (len(loss_names),), on the device.
+
+        scalars: (beta, the optimiser's scalars), everything that changes from step to step.
+        """
+        self.optimizer.zero_grad()
+        loss, parts = self.model.losses(Tensor(unit_range(images, self.dtype)), noise, scalars[0:1].reshape(()))
+        loss.backward()
+        if self.options.clip_norm is not None:
+            optim.clip_grad_norm(self.optimizer, self.options.clip_norm)
+        self.optimizer.update(scalars[1:])
+        return self.k.xp.concatenate([part.data.reshape(1) for part in parts])
+
+    @property
+    def dtype(self) -> Any:
+        return self.optimizer.flat.values.dtype
+
+    def rate(self, optimizer_step: int) -> float:
+        """The learning rate of a step of the optimiser."""
+        step = optimizer_step - self.progress.first_step
+        if self.options.schedule == "cosine":
+            steps = self.options.epochs * self.batches
+            return optim.cosine_schedule(self.peak, steps, warmup=self.options.warmup_steps)(step)
+        return self.peak * min(1.0, step / max(self.options.warmup_steps, 1))
+
+    def beta(self, step: int) -> float:
+        """The weight of the KL term at a step of the run, which counts from 1."""
+        warmup_steps = self.options.kl_warmup * self.batches
+        return getattr(self.model, "beta", 1.0) * min(1.0, step / warmup_steps if warmup_steps else 1.0)
+
+    # ---- the loop ----
+
+    def run(self) -> History:
+        """Train to the end.
+
+        Raises:
+            DivergedError: a loss or weight is not finite; the last good checkpoint stays.
+            KeyboardInterrupt: a signal arrived; the step was finished and saved. Its number is the error's argument.
+        """
+        self.optimizer.learning_rate = self.rate
+        self.model.network.train()
+        self._call("on_fit_begin")
+        try:
+            with catch_signals(self.signals) as received, self._bar() as self.bar:
+                while self.progress.epoch < self.options.epochs and not self._waited_enough():
+                    self._run_epoch(received)
+        finally:
+            self.optimizer.learning_rate = self.peak
+            self.model.network.eval()
+        if self.options.patience is not None:
+            self._restore_best()
+        self._call("on_fit_end")
+        return self.history
+
+    @property
+    def history(self) -> History:
+        return History(self.progress.rows)
+
+    def _run_epoch(self, received: list[int]) -> None:
+        p, options = self.progress, self.options
+        self._call("on_epoch_begin")
+        order, noise, scalars = self._draw_epoch()
+        p.sums = p.sums or [0.0] * len(self.model.loss_names)
+        self.pending: list[tuple[int, int, Array]] = []  # (step, images, losses) not yet read from the device
+        self.clock = time.perf_counter()
+        while p.batch < self.batches:
+            self._call("on_batch_begin")
+            rows = slice(p.batch * options.batch_size, (p.batch + 1) * options.batch_size)
+            batch = self.train_images[order[rows]]
+            losses = self.step(batch, None if noise is None else noise[rows], scalars[p.batch])
+            p.batch, p.step = p.batch + 1, p.step + 1
+            self.optimizer.steps += 1
+            self.pending.append((p.step, len(batch), losses))
+            if len(self.pending) >= FETCH_EVERY or p.batch == self.batches:
+                self._fetch()
+            self.bar.update(len(batch))
+            self._call("on_batch_end")
+            if received:
+                self.save_checkpoint()
+                raise KeyboardInterrupt(received[0])
+            if options.save_every and p.step % options.save_every == 0 and p.batch < self.batches:
+                self.save_checkpoint()
+        self._end_epoch()
+
+    def _draw_epoch(self) -> tuple[Array, Array | None, Array]:
+        """Shuffle, noise and scalars of the epoch on the device; row i of each belongs to position or step i."""
+        p, k, seed = self.progress, self.k, self.options.seed
+        count = len(self.train_images)
+        order = k.from_host(generator(seed, "shuffle", p.epoch).permutation(count))
+        noise = None
+        if self.model.noise_dim:
+            draws = generator(seed, "noise", p.epoch).standard_normal((count, self.model.noise_dim), dtype=np.float32)
+            noise = k.from_host(draws.astype(self.dtype))
+        first = p.epoch * self.batches  # steps of the run before this epoch
+        table = [
+            (self.beta(step), *self.optimizer.scalars(p.first_step + step))
+            for step in range(first + 1, first + self.batches + 1)
+        ]
+        return order, noise, k.from_host(np.array(table, dtype=self.dtype))
+
+    def _fetch(self) -> None:
+        """Read the losses of the last steps from the device and add them to the epoch's sums."""
+        p = self.progress
+        for step, count, losses in self.pending:
+            values = self.k.to_host(losses).astype(np.float64)
+            if not np.isfinite(values).all():
+                found = ", ".join(f"{n} {v:g}" for n, v in zip(self.model.loss_names, values, strict=True))
+                self._diverged(f"the loss of step {step} is not finite ({found})")
+            p.sums = [total + count * float(value) for total, value in zip(p.sums, values, strict=True)]
+            p.images += count
+        self.pending.clear()
+        self.bar.set_postfix_str("  ".join(f"{name} {value:.5g}" for name, value in self.running.items()), refresh=False)
+
+    @property
+    def running(self) -> dict[str, float]:
+        """Mean losses of the epoch so far."""
+        p = self.progress
+        return {name: total / p.images for name, total in zip(self.model.loss_names, p.sums, strict=True)}
+
+    def _end_epoch(self) -> None:
+        p = self.progress
+        seconds = p.seconds + time.perf_counter() - self.clock
+        beta = self.beta(p.step)
+        row: dict[str, Any] = {"epoch": p.epoch + 1, **self._with_total(self.running, beta)}
+        if len(self.validation_images):
+            validation = self._with_total(self.validate(), getattr(self.model, "beta", 1.0))
+            row.update({f"val_{name}": value for name, value in validation.items()})
+        row.update(learning_rate=self.rate(self.optimizer.steps), beta=beta)
+        row.update(images_per_second=p.images / max(seconds, 1e-9), seconds=seconds)
+        p.rows.append(row)
+        p.epoch, p.batch, p.sums, p.images, p.seconds = p.epoch + 1, 0, [], 0, 0.0
+        self.clock = time.perf_counter()
+        self._call("on_epoch_end")
+        self._track_best(row)
+        self.save_checkpoint()
+        if self.show:
+            self.bar.clear()
+            print(epoch_line(row, self.options.epochs), flush=True)
+
+    def _with_total(self, parts: dict[str, float], beta: float) -> dict[str, float]:
+        """The parts and before them what is minimised: reconstruction + beta * KL."""
+        return {"loss": parts["reconstruction"] + beta * parts.get("kl", 0.0), **parts}
+
+    def validate(self) -> dict[str, float]:
+        """Mean losses on the held-out images, in evaluation mode, with the same noise every time."""
+        rng = generator(self.options.seed, "validation")
+        return mean_losses(self.model, self.validation_images, rng)
+
+    # ---- the best weights ----
+
+    def _track_best(self, row: dict[str, Any]) -> None:
+        p = self.progress
+        if "val_loss" not in row:
+            return
+        p.waited += 1
+        if p.best is None or row["val_loss"] < p.best["val_loss"]:
+            p.best, p.waited = {"epoch": row["epoch"], "val_loss": row["val_loss"]}, 0
+            self._check_finite()
+            state = self.model.network.state_dict()
+            if self.folder is None:
+                self.best_state = state
+            else:
+                record = {"model": self.model.config, "best": dict(p.best)}
+                p.best["sha256"] = save_state(self.folder / "checkpoints" / "best.safetensors", state, record)
+
+    def _waited_enough(self) -> bool:
+        return self.options.patience is not None and self.progress.waited >= self.options.patience
+
+    def _restore_best(self) -> None:
+        state = self.best_state
+        if self.folder is not None:
+            path = self.folder / "checkpoints" / "best.safetensors"
+            state, _, digest = load_state(path)
+            if self.progress.best is None or digest != self.progress.best["sha256"]:
+                raise DataError(f"{path}: is not the best checkpoint of this run")
+        assert state is not None
+        self.model.network.load_state_dict(state)
+
+    # ---- checkpoints ----
+
+    def save_checkpoint(self) -> None:
+        """Write checkpoints/step-<n>.safetensors and the logs, if there is a folder. Never saves what is not finite."""
+        if self.pending:
+            self._fetch()
+        self._check_finite()
+        if self.folder is None:
+            return
+        p, now = self.progress, time.perf_counter()
+        p.seconds, self.clock = p.seconds + now - self.clock if p.batch else 0.0, now
+        moments = {f"optimizer.{name}": self.k.to_host(x) for name, x in self.optimizer.moments.items()}
+        record = {
+            "kind": "checkpoint",
+            "model": self.model.config,
+            "options": asdict(self.options),
+            "learning_rate": self.peak,
+            "progress": asdict(p),
+            "data": self.data,
+            "environment": environment(self.k),
+        }
+        path = self.folder / "checkpoints" / f"step-{p.step:08d}.safetensors"
+        save_state(path, {**self.model.network.state_dict(), **moments}, record)
+        for old in sorted(path.parent.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
+            old.unlink(missing_ok=True)
+        if p.rows:
+            self.history.write(self.folder)
+
+    def restore(self, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+        """Take weights, moments and progress from a checkpoint of `load_checkpoint`.
+
+        Raises:
+            DataError: the checkpoint does not belong to this model.
+        """
+        prefix = "optimizer."
+        moments = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
+        try:
+            self.progress = Progress(**record["progress"])
+            self.model.network.load_state_dict({n: x for n, x in arrays.items() if not n.startswith(prefix)})
+            steps = self.progress.first_step + self.progress.step
+            self.optimizer.load_state_dict({"steps": steps, **moments})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"checkpoint: does not fit the model ({error})") from error
+
+    def _check_finite(self) -> None:
+        """Nothing that is not finite may be saved."""
+        for name, x in self.model.network.named_tensors():
+            if not np.isfinite(self.k.to_host(x.data)).all():
+                self._diverged(f"after step {self.progress.step} {name} is not finite")
+
+    def _diverged(self, what: str) -> None:
+        last = latest_checkpoint(self.folder) if self.folder else None
+        kept = f"; the last good checkpoint is {last}" if last else ""
+        raise DivergedError(f"training diverged: {what}; try a smaller learning rate, warm-up steps or clipping{kept}")
+
+    # ---- what is seen ----
+
+    def _call(self, event: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self)
+
+    def _bar(self) -> Any:
+        from tqdm import tqdm
+
+        per_epoch = len(self.train_images)
+        p = self.progress
+        done = p.epoch * per_epoch + min(p.batch * self.options.batch_size, per_epoch)
+        return tqdm(
+            total=self.options.epochs * per_epoch,
+            initial=done,
+            unit=" images",
+            disable=None if self.show else True,  # None: only on a terminal
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+
+
+def unit_range(images: Array, dtype: Any) -> Array:
+    """Images on the device as floats: uint8 is divided by 255."""
+    return images.astype(dtype) / 255 if images.dtype == "uint8" else images.astype(dtype)
+
+
+def mean_losses(model: Autoencoder, images: np.ndarray, rng: np.random.Generator, batch: int = 256) -> dict[str, float]:
+    """The model's losses, averaged over images, in evaluation mode, with one draw of noise an image."""
+    k = backend_of(model.network.parameters()[0].data)
+    totals = np.zeros(len(model.loss_names))
+    with model.evaluating():
+        for start in range(0, len(images), batch):
+            x = unit_range(k.from_host(images[start : start + batch]), model.dtype)
+            noise = k.from_host(rng.standard_normal((len(x), model.noise_dim)).astype(model.dtype))
+            _, parts = model.losses(Tensor(x), noise, 1.0)
+            totals += len(x) * np.array([part.item() for part in parts])
+    return dict(zip(model.loss_names, (totals / len(images)).tolist(), strict=True))
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """One epoch as one line of text."""
+    parts = [f"epoch {row['epoch']}/{epochs}"]
+    parts += [
+        f"{name} {row[name]:.5g}"
+        for name in ("loss", "reconstruction", "kl", "val_loss", "val_reconstruction", "val_kl")
+        if name in row
+    ]
+    parts.append(f"{row['images_per_second']:.0f} images/s")
+    parts.append(f"{row['seconds']:.0f} s")
+    return "  ".join(parts)
+
+
+def environment(k: Backend) -> dict[str, Any]:
+    """Where and with what a run is computed: results are bitwise equal only where all of this is."""
+    return {
+        "backend": k.describe(),
+        "kernels": k.kernels,
+        "threads": k.threads,
+        "device": "cpu" if k.on_host else f"cuda:{k.xp.cuda.Device().id}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "minigrad": version("minigrad-autoencoders"),
+        "machine": platform.machine(),
+    }
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint's path, unread; None if there is none."""
+    return max((folder / "checkpoints").glob("step-*.safetensors"), default=None)
+
+
+def load_checkpoint(
+    folder: str | Path, tell: Callable[[str], None] = print
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays, record) of the newest valid checkpoint of a run; tell hears of each that was skipped and why.
+
+    Raises:
+        DataError: there is no valid one.
+    """
+    paths = sorted((Path(folder) / "checkpoints").glob("step-*.safetensors"), reverse=True)
+    for path in paths:
+        try:
+            arrays, record, _ = load_state(path)
+            if record.get("kind") != "checkpoint":
+                raise DataError(f"{path}: not a checkpoint")
+            return arrays, record
+        except DataError as error:
+            tell(f"skipped a checkpoint: {error}")
+    raise DataError(f"{folder}: no valid checkpoint to resume from")
+
+
+@contextmanager
+def catch_signals(signals: tuple[signal.Signals, ...]) -> Iterator[list[int]]:
+    """Collect signals instead of dying of them, so that a step can be finished and saved; a second one stops at once.
+
+    Outside the main thread, and where somebody else already handles a signal, nothing is changed.
+    """
+    received: list[int] = []
+
+    def handler(number: int, _: Any) -> None:
+        if received:
+            raise KeyboardInterrupt(number)
+        received.append(number)
+
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    mine = [
+        s
+        for s in signals
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(s) in usual
+    ]
+    previous = {s: signal.signal(s, handler) for s in mine}
+    try:
+        yield received
+    finally:
+        for s, old in previous.items():
+            signal.signal(s, old)

@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""Measure a saved model on the test images and write the figures to evaluation.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import autoencoders
+import minigrad
+from autoencoders.cli import add_common_options, run_program
+from autoencoders.data import load_dataset
+from autoencoders.evaluation import evaluate, table
+from autoencoders.runs import read_record
+from autoencoders.training import environment
+from minigrad.serialize import write_atomically
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model"
+    )
+    parser.add_argument(
+        "--model-dir", metavar="DIR", default="variational/model", help="a trained model's folder (default: %(default)s)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder for evaluation.json (default: --model-dir)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the latent noise (default: %(default)s)")
+    parser.add_argument("--dataset", metavar="DATASET", help="images to measure on (default: the data set of the run)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder that holds its files (default: that of the run)")
+    add_common_options(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error("--seed must not be negative")
+
+    def body() -> None:
+        backend = minigrad.use(args.device or "cpu")
+        folder = Path(args.model_dir)
+        model = autoencoders.load(folder)
+        used = read_record(folder).get("data", {})
+        data_dir = args.data_dir or (None if args.dataset else used.get("data_dir"))
+        dataset = load_dataset(args.dataset or used.get("name") or "auto", data_dir)
+        print(dataset.source)
+        measured = evaluate(model, dataset.test_images, args.seed)
+        print(f"test set, {len(dataset.test_images)} images:")
+        print(table(measured))
+        record = {
+            **measured,
+            "seed": args.seed,
+            "data": {"name": dataset.name, "content_hash": dataset.content_hash},
+            "environment": environment(backend),
+        }
+        path = (Path(args.out) if args.out else folder) / "evaluation.json"
+        write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+        print(f"wrote {path}")
+
+    return run_program(body, debug=args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+#!/usr/bin/env python
+"""Train a convolutional autoencoder or VAE and save it with pictures of what it learnt."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import minigrad
+from autoencoders import VAE, Autoencoder, TrainingOptions
+from autoencoders.cli import add_common_options, run_program
+from autoencoders.data import load_dataset
+from autoencoders.evaluation import table
+from autoencoders.runs import resume_run, start_run
+from autoencoders.training import latest_checkpoint
+from minigrad.serialize import DataError
+
+PROGRAM = "python scripts/train_conv_autoencoder.py"
+FOLDERS = {"ae": "model", "vae": "variational/model"}
+# option: default, type (list: of whole numbers), help. The same names are read from --config.
+OPTIONS: dict[str, tuple[Any, Any, str]] = {
+    "model": ("vae", str, "ae (plain autoencoder) or vae (variational)"),
+    "epochs": (8, int, "passes over the training images"),
+    "batch-size": (128, int, "images a step"),
+    "lr": (2e-3, float, "Adam's learning rate; with the cosine schedule its peak"),
+    "schedule": ("cosine", str, "constant, or cosine from --lr to 0"),
+    "warmup-steps": (200, int, "steps in which the learning rate rises from 0"),
+    "clip-norm": (None, float, "limit of the gradient's norm"),
+    "latent-dim": (2, int, "dimensions of the latent space"),
+    "filters": ([32, 64, 64, 64], list, "filters of each convolution"),
+    "kernels": ([3, 3, 3, 3], list, "kernel size of each convolution"),
+    "strides": ([1, 2, 2, 1], list, "stride of each convolution"),
+    "beta": (1.0, float, "weight of the KL term (vae)"),
+    "kl-warmup": (0.0, float, "epochs in which beta rises from 0 (vae)"),
+    "likelihood": ("bernoulli", str, "bernoulli, gaussian or gaussian-learned (vae)"),
+    "seed": (0, int, "of weights, shuffle, noise and split"),
+    "dataset": ("auto", str, "auto, fashion-mnist, fashion-mnist-sample, mnist, a folder of images, an .npz or .npy file"),
+    "data-dir": (None, str, "folder that holds the data set's files, or shall"),
+    "limit-train": (None, int, "use only this many training images"),
+    "validation": (0.0, float, "training images held out to measure on: a count, or a share below 1"),
+    "patience": (None, int, "stop after so many epochs without a better validation loss"),
+    "save-every": (0, int, "steps between checkpoints, besides one after each epoch"),
+    "backend": ("auto", str, "kernels: auto, plain or numpy"),
+    "threads": (None, int, "CPU threads (default: the cores this process may use)"),
+}
+WITH_RESUME = {"device", "backend", "threads", "epochs", "data_dir"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python scripts/train_conv_autoencoder.py --model vae --latent-dim 10 --epochs 20 --out runs/vae10",
+    )
+    choices = {"model": FOLDERS, "schedule": ("constant", "cosine")}
+    for name, (default, kind, text) in OPTIONS.items():
+        if default is not None:
+            shown = " ".join(map(str, default)) if kind is list else default
+            text += f" (default: {shown})"
+        many: dict[str, Any] = {"nargs": "+"} if kind is list else {}
+        parser.add_argument(
+            f"--{name}",
+            type=int if kind is list else kind,
+            default=argparse.SUPPRESS,
+            metavar="N" if kind in (int, float, list) else name.upper(),
+            choices=choices.get(name),
+            help=text,
+            **many,
+        )
+    parser.add_argument("--out", metavar="DIR", help="the run's folder (default: model for ae, variational/model for vae)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument("--smoke", action="store_true", help="two batches through every stage, to see that all works")
+    parser.add_argument("--config", metavar="FILE.toml", help="options from a file; those typed here win")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    add_common_options(parser)
+    return parser
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Options from a TOML file, named as on the command line.
+
+    Raises:
+        DataError: it cannot be read, or holds an unknown option or a value of the wrong type.
+    """
+    try:
+        found = tomllib.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as TOML ({error})") from error
+    for name, value in found.items():
+        if name not in OPTIONS:
+            raise DataError(f"{path}: unknown option {name!r}; known are {', '.join(OPTIONS)}")
+        kind = OPTIONS[name][1]
+        good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+        if not good or (kind is list and not all(isinstance(n, int) for n in value)):
+            raise DataError(f"{path}: {name} is {value!r} but must be of type {kind.__name__}")
+    return {name.replace("-", "_"): value for name, value in found.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    typed = {name.replace("-", "_") for name in OPTIONS} & set(vars(args))
+    if args.resume and (refused := (typed - WITH_RESUME) - {"model"}):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(refused))
+        parser.error(f"--resume takes {names} from the checkpoint; leave it out")
+    if args.resume and (args.overwrite or args.smoke or args.config):
+        parser.error("--resume cannot be combined with --overwrite, --smoke or --config")
+    command = f"{PROGRAM} {shlex.join(argv)}".strip()
+    out: list[Path] = []
+
+    def tell(text: str) -> None:
+        if not args.quiet:
+            print(text, flush=True)
+
+    def body() -> None:
+        settings = {name.replace("-", "_"): default for name, (default, _, _) in OPTIONS.items()}
+        if args.config:
+            settings |= read_config(args.config)
+        settings |= {name: getattr(args, name) for name in typed}
+        folder = Path(args.out or FOLDERS[settings["model"]])
+        out.append(folder)
+        if args.resume:
+            run = resume_run(
+                folder,
+                device=args.device,
+                kernels=getattr(args, "backend", None),
+                threads=getattr(args, "threads", None),
+                epochs=getattr(args, "epochs", None),
+                data_dir=getattr(args, "data_dir", None),
+                command=command,
+                progress=not args.quiet,
+                tell=tell,
+            )
+        else:
+            run = new_run(settings, args, folder, command, tell)
+        run.execute(tell)
+        tell(f"test set, {len(run.dataset.test_images)} images:")
+        tell(table(run.record["test"]))
+
+    def interrupted() -> str:
+        if not out or not latest_checkpoint(out[0]):
+            return " before the first checkpoint"
+        return f"; saved. Go on with: {PROGRAM} --out {shlex.quote(str(out[0]))} --resume"
+
+    return run_program(body, debug=args.debug, interrupted=interrupted)
+
+
+def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, tell: Any) -> Any:
+    """A run from settings."""
+    backend = minigrad.use(args.device or "cpu", settings["backend"], settings["threads"])
+    tell(backend.describe())
+    dataset = load_dataset(settings["dataset"], settings["data_dir"], progress=not args.quiet)
+    tell(dataset.source)
+    if args.smoke:
+        settings |= {"epochs": 1, "limit_train": 2 * settings["batch_size"], "warmup_steps": 0}
+    options = TrainingOptions(
+        **{name: settings[name] for name in TrainingOptions.__dataclass_fields__ if name in settings},
+    )
+    architecture = [settings[name] for name in ("filters", "kernels", "strides", "latent_dim")]
+    shape = dataset.train_images.shape[1:]
+    if settings["model"] == "vae":
+        named = {name: settings[name] for name in ("beta", "likelihood", "seed")}
+        model: Autoencoder = VAE(shape, *architecture, **named)
+    else:
+        model = Autoencoder(shape, *architecture, seed=settings["seed"])
+    tell(model.summary())
+    return start_run(
+        model,
+        dataset,
+        options,
+        folder,
+        learning_rate=settings["lr"],
+        limit_train=settings["limit_train"],
+        data_dir=settings["data_dir"],
+        overwrite=args.overwrite,
+        command=command,
+        progress=not args.quiet,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
