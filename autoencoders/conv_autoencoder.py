@@ -72,18 +72,20 @@ class Autoencoder:
         self.conv_filters, self.conv_kernels, self.conv_strides = map(tuple, (conv_filters, conv_kernels, conv_strides))
         self.latent_space_dim = latent_space_dim
         self.seed = seed
-        self.encoder = self._build_encoder()  # images -> features (N, D)
-        self.heads = self._build_heads(math.prod(self._encoded_shape))  # features -> latent space
-        self.decoder = self._build_decoder()  # latents -> logits of the image
-        # The same layers once more under their own names: for saving, moving and training as a whole.
-        self.network = nn.Sequential({**self.encoder.layers, **self.heads, **self.decoder.layers})
+        encoder = self._build_encoder()
+        self.heads = self._build_heads(math.prod(self._encoded_shape))  # features (N, D) -> latent space
+        decoder = self._build_decoder()
+        # All layers under their own names: for saving, moving and training as a whole. The same layers, run:
+        self.network = nn.Sequential({**encoder, **self.heads, **decoder})
+        self.encoder = nn.fuse(encoder)  # images -> features
+        self.decoder = nn.fuse(decoder)  # latents -> logits of the image
         self.network.initialize(seed)
         self.learning_rate = 0.0
         self.optimizer: optim.Adam | None = None
 
     # ---- the network ----
 
-    def _build_encoder(self) -> nn.Sequential:
+    def _build_encoder(self) -> dict[str, nn.Module]:
         layers: dict[str, nn.Module] = {}
         shape = self.input_shape
         self._layer_inputs = []  # (H, W) that each convolution receives; the decoder returns to them
@@ -97,12 +99,12 @@ class Autoencoder:
             shape = nn.Sequential(conv).summary_rows(shape)[-1][2]
         layers["encoder_flatten"] = nn.Flatten()
         self._encoded_shape = shape
-        return nn.Sequential(layers)
+        return layers
 
     def _build_heads(self, features: int) -> dict[str, nn.Module]:
         return {"encoder_output": nn.Dense(features, self.latent_space_dim)}
 
-    def _build_decoder(self) -> nn.Sequential:
+    def _build_decoder(self) -> dict[str, nn.Module]:
         channels = self._encoded_shape[2]
         layers: dict[str, nn.Module] = {
             "decoder_dense": nn.Dense(self.latent_space_dim, math.prod(self._encoded_shape)),
@@ -120,7 +122,7 @@ class Autoencoder:
                 layers[f"decoder_relu_{i}"] = nn.ReLU()
                 layers[f"decoder_bn_{i}"] = nn.BatchNorm(filters)
             channels = filters
-        return nn.Sequential(layers)
+        return layers
 
     def losses(self, images: Tensor, noise: Array | None, beta: Array) -> tuple[Tensor, list[Tensor]]:
         """(what is minimised, its parts in the order of loss_names) for a batch. noise and beta belong to the VAE."""
@@ -192,11 +194,14 @@ class Autoencoder:
 
     def summary(self) -> str:
         """A table of all layers for one image."""
-        rows = self.encoder.summary_rows(self.input_shape)
-        features = rows[-1][2]
-        for name, head in self.heads.items():
-            rows += nn.Sequential({name: head}).summary_rows(features)
-        return format_summary(rows + self.decoder.summary_rows((self.latent_space_dim,)))
+        layers = self.network.layers
+        parts = {part: nn.Sequential({n: x for n, x in layers.items() if n.startswith(part)}) for part in ("encoder", "decoder")}
+        rows = parts["encoder"].summary_rows(self.input_shape)
+        if "encoder_output" not in layers:  # heads of their own names, side by side
+            features = rows[-1][2]
+            for name, head in self.heads.items():
+                rows += nn.Sequential({name: head}).summary_rows(features)
+        return format_summary(rows + parts["decoder"].summary_rows((self.latent_space_dim,)))
 
     def to(self, device: str | None = None, dtype: str | None = None) -> None:
         """Move to a device ("cpu", "cuda") or dtype ("float32", "float64"); call compile afterwards."""

@@ -66,18 +66,22 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The size of each axis."""
         return self.data.shape
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return self.data.ndim
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return self.data.size
 
     @property
     def dtype(self) -> Any:
+        """float32 or float64."""
         return self.data.dtype
 
     @property
@@ -208,6 +212,7 @@ class Function:
 
     @property
     def name(self) -> str:
+        """The class's name, for messages."""
         return type(self).__name__
 
     def forward(self, *xs: Any) -> Array:
@@ -263,5 +268,7 @@ class Function:
                 found = "None" if gx is None else f"{gx.dtype} {gx.shape}"
                 raise ValueError(f"{self.name}.backward: gradient {i} is {found} but input {i} is {x.dtype} {x.shape}")
             pairs.append((x, as_array(gx)))
+        order = self.order
         vars(self).clear()  # releases the saved arrays and the way to earlier functions
+        self.order = order  # so that a second walk comes here and is told that the graph was used
         return pairs

@@ -80,15 +80,13 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) 
         DeviceError: there is no such device or kernel set here; the message says how to get it.
     """
     global _default
-    kind, _, index = device.partition(":")
-    if kind not in KERNELS or (index and not (kind == "cuda" and index.isdigit())):
-        raise DeviceError(f"device {device!r} is not known; choose cpu, cuda or cuda:<index>")
+    kind, index = _parse(device)
     if kernels != "auto" and kernels not in KERNELS[kind]:
         raise DeviceError(f"kernels {kernels!r} do not exist for device {kind}; choose auto, {', '.join(KERNELS[kind])}")
     if threads is not None and threads < 1:
         raise DeviceError(f"threads is {threads} but must be at least 1")
     if kind == "cuda":
-        _default = Backend(_working_cupy(int(index or 0)))
+        _default = Backend(_working_cupy(index))
         _default.reason = "fused CUDA kernels do not exist yet" if kernels == "auto" else "asked for"
     elif kernels == "plain":
         _default = Backend(np)
@@ -100,6 +98,14 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) 
         _default.reason = "the best installed" if kernels == "auto" else "asked for"
     _backends[_default.xp.ndarray] = _default
     return _default
+
+
+def _parse(device: str) -> tuple[str, int]:
+    """("cuda", 1) of "cuda:1"."""
+    kind, colon, index = device.partition(":")
+    if kind not in KERNELS or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise DeviceError(f"device {device!r} is not known; choose cpu, cuda or cuda:<index>")
+    return kind, int(index or 0)
 
 
 def _working_cupy(index: int) -> Any:
@@ -140,13 +146,12 @@ def to_device(array: Array, device: str) -> Array:
     Raises:
         DeviceError: the device cannot be used here.
     """
+    kind, index = _parse(device)
     source = _lookup(array)
-    if source.device_of(array) == (f"{device}:0" if device == "cuda" else device):
+    if source.device_of(array) == (kind if kind == "cpu" else f"{kind}:{index}"):
         return array
     host = source.to_host(array)
-    if device == "cpu":
-        return host
-    return Backend(_working_cupy(int(device.partition(":")[2] or 0))).from_host(host)
+    return host if kind == "cpu" else Backend(_working_cupy(index)).from_host(host)
 
 
 use()

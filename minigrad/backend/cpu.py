@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from .adjoint import Adjoint
 from .pool import Pool, usable_cores
 from .reference import Backend
 
@@ -36,109 +37,47 @@ class CpuBackend(Backend):
     def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: ConvGeometry) -> Array:
         """Faster because im2col, product and bias of a few images at a time stay in the cache."""
         N, F = x.shape[0], weight.shape[3]
-        OH, OW = geometry.output_size
-        matrix = weight.reshape(-1, F)  # (KH*KW*C, F)
-        y = np.empty((N, OH, OW, F), x.dtype)
+        y = np.empty((N, *geometry.output_size, F), x.dtype)
+        tiled = None if bias is None else np.tile(bias, geometry.output_size[1])
 
         def task(_: int, block: slice) -> None:
-            rows = y[block].reshape(-1, F)
-            np.matmul(self._columns(x[block], geometry), matrix, out=rows)
-            if bias is not None:
+            self._conv_rows(x[block], weight, geometry, y[block])
+            if tiled is not None:
                 wide = _wide(y[block])
-                wide += np.tile(bias, OW)
+                wide += tiled
 
-        self.pool.run(task, N, self._block(OH * OW * (matrix.shape[0] + F) * x.itemsize))
+        self.pool.run(task, N, self._conv_block(weight, geometry))
         return y
 
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
         """Faster because the columns stay in the cache; each thread sums its own shard."""
         C, F = x.shape[3], gy.shape[3]
-        (KH, KW), (OH, OW) = geometry.kernel_size, geometry.output_size
-        partial = np.zeros((self.threads, KH * KW * C, F), x.dtype)
+        partial = np.zeros((self.threads, *geometry.kernel_size, C, F), x.dtype)
 
         def task(shard: int, block: slice) -> None:
-            product = self.pool.scratch("gweight", (KH * KW * C, F), x.dtype)
-            np.matmul(self._columns(x[block], geometry).T, gy[block].reshape(-1, F), out=product)
-            partial[shard] += product
+            self._add_grad_weight(partial[shard], self._columns(x[block], geometry), gy[block])
 
-        self.pool.run(task, x.shape[0], self._block(OH * OW * (KH * KW * C + F) * x.itemsize))
-        return partial.sum(axis=0).reshape(KH, KW, C, F)
+        self.pool.run(task, x.shape[0], self._conv_block(partial[0], geometry))
+        return partial.sum(axis=0)
 
     def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
-        """Faster because nothing is scattered: each phase of the stride is a small convolution of gy.
-
-        Input rows h with the same (h + top) mod SH meet the same kernel rows, those i with i = h + top (mod SH).
-        So gx[:, phase] is a stride-1 convolution of gy with these taps, in reversed order. With few channels the
-        product comes first instead and its KH*KW*C thin planes are added.
-        """
-        N, _, _, F = gy.shape
-        KH, KW, C, _ = weight.shape
-        H, W = geometry.input_size
-        OH, OW = geometry.output_size
-        gx = np.empty((N, H, W, C), gy.dtype)
-        if C < 4:
-            self._grad_input_planes(gy, weight, geometry, gx)
-            return gx
-        row_phases = _phases(H, KH, geometry.stride[0], geometry.pads[0][0])
-        column_phases = _phases(W, KW, geometry.stride[1], geometry.pads[1][0])
-        top, bottom = _margins(row_phases, OH)
-        left, right = _margins(column_phases, OW)
-        flipped = weight.transpose(0, 1, 3, 2)  # (KH, KW, F, C)
-        matrices = {
-            (a, b): np.ascontiguousarray(flipped[row.taps][:, column.taps]).reshape(-1, C)  # (MH*MW*F, C)
-            for a, row in enumerate(row_phases)
-            for b, column in enumerate(column_phases)
-        }
-
-        def task(_: int, block: slice) -> None:
-            n = block.stop - block.start
-            padded = self.pool.scratch(
-                f"gy {top} {left} {OH} {OW}", (n, top + OH + bottom, left + OW + right, F), gy.dtype
-            )
-            padded[:, top : top + OH, left : left + OW] = gy[block]
-            for (a, b), matrix in matrices.items():
-                row, column = row_phases[a], column_phases[b]
-                target = gx[block, row.start :: geometry.stride[0], column.start :: geometry.stride[1]]
-                if not matrix.size:  # stride larger than the kernel: no output pixel reads these inputs
-                    target[...] = 0
-                    continue
-                sizes = (n, row.count, column.count, len(row.taps), len(column.taps))
-                columns = self.pool.scratch("gy columns", (*sizes, F), gy.dtype)
-                s = padded.strides
-                first = padded[:, top + row.first :, left + column.first :]
-                np.copyto(columns, as_strided(first, columns.shape, (s[0], s[1], s[2], s[1], s[2], s[3])))
-                columns = columns.reshape(n * row.count * column.count, -1)
-                if target.flags.c_contiguous:
-                    np.matmul(columns, matrix, out=target.reshape(-1, C))
-                else:
-                    product = self.pool.scratch("gx", (n, row.count, column.count, C), gy.dtype)
-                    np.matmul(columns, matrix, out=product.reshape(-1, C))
-                    target[...] = product
-
-        taps = -(-KH // geometry.stride[0]) * -(-KW // geometry.stride[1])
-        pixels = row_phases[0].count * column_phases[0].count
-        self.pool.run(task, N, self._block(pixels * (taps * F + C) * gy.itemsize))
+        """Faster because a few images at a time stay in the cache and nothing is scattered (see adjoint.py)."""
+        gx = np.empty((gy.shape[0], *geometry.input_size, weight.shape[2]), gy.dtype)
+        adjoint = Adjoint(weight, geometry, self.pool)
+        self.pool.run(lambda _, block: adjoint(gy[block], gx[block]), len(gy), self._conv_block(weight, geometry))
         return gx
 
-    def _grad_input_planes(self, gy: Array, weight: Array, geometry: ConvGeometry, gx: Array) -> None:
-        KH, KW, C, F = weight.shape
-        (H, W), (OH, OW) = geometry.input_size, geometry.output_size
-        (top, bottom), (left, right) = geometry.pads
-        matrix = np.ascontiguousarray(weight.reshape(-1, F))  # (KH*KW*C, F)
+    def _conv_rows(self, x: Array, weight: Array, geometry: ConvGeometry, out: Array) -> None:
+        """The convolution of a block, without bias, into out."""
+        F = weight.shape[3]
+        np.matmul(self._columns(x, geometry), weight.reshape(-1, F), out=out.reshape(-1, F))
 
-        def task(_: int, block: slice) -> None:
-            n = block.stop - block.start
-            planes = self.pool.scratch("planes", (KH * KW * C, n * OH * OW), gy.dtype)
-            np.matmul(matrix, gy[block].reshape(-1, F).T, out=planes)
-            planes = planes.reshape(KH, KW, C, n, OH, OW)
-            padded = self.pool.scratch("padded planes", (C, n, top + H + bottom, left + W + right), gy.dtype)
-            padded[...] = 0
-            for i in range(KH):
-                for j in range(KW):
-                    padded[:, :, geometry.rows(i), geometry.columns(j)] += planes[i, j]
-            gx[block] = padded[:, :, top : top + H, left : left + W].transpose(1, 2, 3, 0)
-
-        self.pool.run(task, len(gy), self._block(OH * OW * (F + KH * KW * C) * gy.itemsize))
+    def _add_grad_weight(self, total: Array, columns: Array, gy: Array) -> None:
+        """total += the weight gradient of a block."""
+        F = total.shape[3]
+        product = self.pool.scratch("gweight", (columns.shape[1], F), total.dtype)
+        np.matmul(columns.T, gy.reshape(-1, F), out=product)
+        total += product.reshape(total.shape)
 
     def _columns(self, x: Array, geometry: ConvGeometry) -> Array:
         """im2col of a block into scratch: one copy of a window view, or one a tap where C is small."""
@@ -158,21 +97,112 @@ class CpuBackend(Backend):
                     columns[:, :, :, i, j] = padded[:, geometry.rows(i), geometry.columns(j)]
         return columns.reshape(n * OH * OW, KH * KW * C)
 
+    def _conv_block(self, weight: Array, geometry: ConvGeometry) -> int:
+        """Images whose columns and outputs fill a block."""
+        OH, OW = geometry.output_size
+        KH, KW, C, F = weight.shape
+        return self._block(OH * OW * (KH * KW * C + F) * weight.itemsize)
+
     def _block(self, bytes_per_image: int) -> int:
         return max(1, BLOCK_BYTES // max(bytes_per_image, 1))
+
+    # ---- the fused block ----
+
+    def conv_block(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        gamma: Array,
+        beta: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+        epsilon: float,
+    ) -> tuple[Array, Array, Array, Array]:
+        """Faster because bias, ReLU and the sums of the statistics are taken while the product is in the cache."""
+        size, C = (geometry.input_size, weight.shape[2]) if transposed else (geometry.output_size, weight.shape[3])
+        active = np.empty((len(x), *size, C), x.dtype)
+        adjoint = Adjoint(weight, geometry, self.pool) if transposed else None
+        wide_bias = np.tile(bias, size[1])
+
+        def activate(block: slice) -> Array:
+            out = active[block]
+            if adjoint is not None:
+                adjoint(x[block], out)
+            else:
+                self._conv_rows(x[block], weight, geometry, out)
+            wide = _wide(out)
+            wide += wide_bias
+            np.maximum(wide, 0, out=wide)
+            return out
+
+        shift = activate(slice(0, 1)).reshape(-1, C).mean(axis=0)  # of the first image: near the mean
+        wide_shift = np.tile(shift, size[1])
+        partial = np.zeros((self.threads, 2, C))
+
+        def task(shard: int, block: slice) -> None:
+            self._add_moments(partial[shard], activate(block), wide_shift)
+
+        self.pool.run(task, len(x), self._conv_block(weight, geometry))
+        mean, variance = _moments(partial, shift, active)
+        return self.batch_norm_apply(active, gamma, beta, mean, variance, epsilon), active, mean, variance
+
+    def conv_block_grad(
+        self,
+        gy: Array,
+        x: Array,
+        weight: Array,
+        active: Array,
+        gamma: Array,
+        mean: Array,
+        variance: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+        epsilon: float,
+        needs_gx: bool,
+    ) -> tuple[Array | None, Array, Array, Array, Array]:
+        """Faster because the gradient behind the ReLU never leaves the cache: both products take it from there."""
+        normalise = _BatchNormGrad(self, gy, active, gamma, mean, variance, epsilon)
+        C = active.shape[-1]
+        gx = np.empty(x.shape, x.dtype) if needs_gx else None
+        adjoint = Adjoint(weight, geometry, self.pool) if needs_gx and not transposed else None
+        partial = np.zeros((self.threads, *weight.shape), x.dtype)
+        partial_bias = np.zeros((self.threads, C))
+
+        def task(shard: int, block: slice) -> None:
+            g = self.pool.scratch("glinear", active[block].shape, x.dtype)
+            normalise(block, g)
+            np.multiply(g, active[block] > 0, out=g)
+            partial_bias[shard] += _row_sums(g.reshape(-1, C))
+            if transposed:
+                columns = self._columns(g, geometry)
+                self._add_grad_weight(partial[shard], columns, x[block])
+                if gx is not None:
+                    F = weight.shape[3]
+                    np.matmul(columns, weight.reshape(-1, F), out=gx[block].reshape(-1, F))
+            else:
+                self._add_grad_weight(partial[shard], self._columns(x[block], geometry), g)
+                if adjoint is not None:
+                    adjoint(g, gx[block])
+
+        self.pool.run(task, len(x), self._conv_block(weight, geometry))
+        gbias = partial_bias.sum(axis=0).astype(x.dtype)
+        return gx, partial.sum(axis=0), gbias, normalise.ggamma, normalise.gbeta
 
     # ---- elementwise and sums ----
 
     def relu(self, x: Array) -> Array:
         """Faster on threads."""
         y = np.empty(x.shape, x.dtype)
-        self._each_block(lambda _, block: np.maximum(x[block], 0, out=y[block]), y)
+        rows, out = np.atleast_1d(x, y)  # a single number has no first axis
+        self._each_block(lambda _, block: np.maximum(rows[block], 0, out=out[block]), out)
         return y
 
     def relu_grad(self, gy: Array, y: Array) -> Array:
         """Faster on threads."""
         gx = np.empty(y.shape, y.dtype)
-        self._each_block(lambda _, block: np.multiply(gy[block], y[block] > 0, out=gx[block]), gx)
+        g, rows, out = np.atleast_1d(gy, y, gx)
+        self._each_block(lambda _, block: np.multiply(g[block], rows[block] > 0, out=out[block]), out)
         return gx
 
     def add_bias(self, x: Array, bias: Array) -> Array:
@@ -200,19 +230,9 @@ class CpuBackend(Backend):
         C = x.shape[-1]
         shift = x.reshape(-1, C)[:CHUNK_ROWS].mean(axis=0)
         partial = np.zeros((self.threads, 2, C))
-        tiled = np.tile(shift, _pixels_a_row(x))
-
-        def task(shard: int, block: slice) -> None:
-            shifted = self.pool.scratch("shifted", x[block].shape, x.dtype)
-            np.subtract(_wide(x[block]), tiled, out=_wide(shifted))
-            rows = shifted.reshape(-1, C)
-            partial[shard, 0] += _row_sums(rows)
-            partial[shard, 1] += _row_dots(rows, rows)
-
-        self._each_block(task, x)
-        first, second = partial.sum(axis=0) / (x.size // C)
-        mean = (shift + first).astype(x.dtype)
-        variance = np.maximum(second - first * first, 0).astype(x.dtype)
+        wide_shift = np.tile(shift, _pixels_a_row(x))
+        self._each_block(lambda shard, block: self._add_moments(partial[shard], x[block], wide_shift), x)
+        mean, variance = _moments(partial, shift, x)
         return self.batch_norm_apply(x, gamma, beta, mean, variance, epsilon), mean, variance
 
     def batch_norm_apply(
@@ -237,64 +257,66 @@ class CpuBackend(Backend):
         self, gy: Array, x: Array, gamma: Array, mean: Array, variance: Array, epsilon: float
     ) -> tuple[Array, Array, Array]:
         """Faster on threads, and because a row of pixels is computed at once."""
-        C, pixels = x.shape[-1], _pixels_a_row(x)
-        inverse_deviation = 1 / np.sqrt(variance + epsilon)
-        wide_mean = np.tile(mean, pixels)
-        partial = np.zeros((self.threads, 2, C))
-
-        def sums(shard: int, block: slice) -> None:
-            centred = self.pool.scratch("centred", x[block].shape, x.dtype)
-            np.subtract(_wide(x[block]), wide_mean, out=_wide(centred))
-            rows = gy[block].reshape(-1, C)
-            partial[shard, 0] += _row_sums(rows)
-            partial[shard, 1] += _row_dots(rows, centred.reshape(-1, C))
-
-        self._each_block(sums, x)
-        gbeta, dots = partial.sum(axis=0)
-        ggamma = dots * inverse_deviation
-        M = x.size // C
-        # gx = scale * (gy - gbeta / M - (x - mean) * slope)
-        slope = np.tile((ggamma * inverse_deviation / M).astype(x.dtype), pixels)
-        offset = np.tile((gbeta / M).astype(x.dtype), pixels)
-        scale = np.tile(gamma * inverse_deviation, pixels)
+        normalise = _BatchNormGrad(self, gy, x, gamma, mean, variance, epsilon)
         gx = np.empty(x.shape, x.dtype)
+        self._each_block(lambda _, block: normalise(block, gx[block]), gx)
+        return gx, normalise.ggamma, normalise.gbeta
 
-        def task(_: int, block: slice) -> None:
-            out, g = _wide(gx[block]), _wide(gy[block])
-            np.subtract(_wide(x[block]), wide_mean, out=out)
-            out *= slope
-            np.subtract(g, out, out=out)
-            out -= offset
-            out *= scale
-
-        self._each_block(task, gx)
-        return gx, ggamma.astype(x.dtype), gbeta.astype(x.dtype)
+    def _add_moments(self, total: Array, x: Array, wide_shift: Array) -> None:
+        """total (2, C) += sum of x - shift, and of its square, over a block."""
+        shifted = self.pool.scratch("shifted", x.shape, x.dtype)
+        np.subtract(_wide(x), wide_shift, out=_wide(shifted))
+        rows = shifted.reshape(-1, x.shape[-1])
+        total[0] += _row_sums(rows)
+        total[1] += _row_dots(rows, rows)
 
     def _each_block(self, task: Any, x: Array) -> None:
         """Run task(shard, slice of the first axis) over x."""
         self.pool.run(task, len(x), self._block(x.nbytes // max(len(x), 1)))
 
 
-class _Phase:
-    """The inputs start, start + S, ... of one axis: they meet the kernel's taps (reversed), from gy row `first` on."""
+class _BatchNormGrad:
+    """The gradient of batch_norm: ggamma and gbeta at once, gx block by block when called."""
 
-    def __init__(self, start: int, size: int, kernel: int, stride: int, pad: int) -> None:
-        taps = range((start + pad) % stride, kernel, stride)
-        self.start = start
-        self.count = len(range(start, size, stride))
-        self.taps = list(reversed(taps))
-        self.first = (start + pad) // stride - (len(taps) - 1)
+    def __init__(
+        self, k: CpuBackend, gy: Array, x: Array, gamma: Array, mean: Array, variance: Array, epsilon: float
+    ) -> None:
+        C, pixels = x.shape[-1], _pixels_a_row(x)
+        self.gy, self.x = gy, x
+        self.mean = np.tile(mean, pixels)
+        partial = np.zeros((k.threads, 2, C))
+
+        def task(shard: int, block: slice) -> None:
+            centred = k.pool.scratch("centred", x[block].shape, x.dtype)
+            np.subtract(_wide(x[block]), self.mean, out=_wide(centred))
+            rows = gy[block].reshape(-1, C)
+            partial[shard, 0] += _row_sums(rows)
+            partial[shard, 1] += _row_dots(rows, centred.reshape(-1, C))
+
+        k._each_block(task, x)
+        gbeta, dots = partial.sum(axis=0)
+        inverse_deviation = 1 / np.sqrt(variance + epsilon)
+        ggamma = dots * inverse_deviation
+        M = x.size // C
+        # gx = scale * (gy - offset - (x - mean) * slope)
+        self.slope = np.tile((ggamma * inverse_deviation / M).astype(x.dtype), pixels)
+        self.offset = np.tile((gbeta / M).astype(x.dtype), pixels)
+        self.scale = np.tile(gamma * inverse_deviation, pixels)
+        self.ggamma, self.gbeta = ggamma.astype(x.dtype), gbeta.astype(x.dtype)
+
+    def __call__(self, block: slice, gx: Array) -> None:
+        out = _wide(gx)
+        np.subtract(_wide(self.x[block]), self.mean, out=out)
+        out *= self.slope
+        np.subtract(_wide(self.gy[block]), out, out=out)
+        out -= self.offset
+        out *= self.scale
 
 
-def _phases(size: int, kernel: int, stride: int, pad: int) -> list[_Phase]:
-    return [_Phase(start, size, kernel, stride, pad) for start in range(min(stride, size))]
-
-
-def _margins(phases: list[_Phase], size: int) -> tuple[int, int]:
-    """Zeros needed before and after `size` rows of gy so that every phase finds its window."""
-    before = max(0, *(-phase.first for phase in phases)) if len(phases) > 1 else max(0, -phases[0].first)
-    last = max(phase.first + phase.count - 1 + len(phase.taps) - 1 for phase in phases)
-    return before, max(0, last - (size - 1))
+def _moments(partial: Array, shift: Array, x: Array) -> tuple[Array, Array]:
+    """(mean, variance) from the sums that each thread took of x - shift and of its square."""
+    first, second = partial.sum(axis=0) / (x.size // x.shape[-1])
+    return (shift + first).astype(x.dtype), np.maximum(second - first * first, 0).astype(x.dtype)
 
 
 def _pixels_a_row(x: Array) -> int:

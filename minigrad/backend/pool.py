@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ class Pool:
     def run(self, task: Callable[[int, slice], None], count: int, block: int) -> None:
         """Call task(shard index, slice of at most `block` items) until all `count` items are done.
 
-        The first shard runs on the calling thread. An exception in any shard is raised here, after all ended.
+        The first shard runs on the calling thread, the others in copies of its context (`np.errstate` holds there).
+        An exception in any shard is raised here, after all ended.
         """
         if self._process != os.getpid():  # a fork has no threads of its parent
             self._executor, self._process = None, os.getpid()
@@ -64,7 +66,9 @@ class Pool:
             shards = range(1, -(-count // size) if count else 1)
             if self._executor is None and shards:
                 self._executor = ThreadPoolExecutor(self.threads - 1, "minigrad")
-            others: list[Future[None]] = [self._executor.submit(shard, i) for i in shards] if self._executor else []
+            others: list[Future[None]] = []
+            if self._executor is not None:
+                others = [self._executor.submit(copy_context().run, shard, i) for i in shards]
             try:
                 shard(0)
             finally:

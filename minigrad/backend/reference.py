@@ -37,6 +37,7 @@ class Backend:
     # ---- devices ----
 
     def device_of(self, array: Array) -> str:
+        """Where the array lives: `"cpu"`, `"cuda:0"`, ..."""
         return "cpu" if self.on_host else f"cuda:{array.device.id}"
 
     def from_host(self, array: Array) -> Array:
@@ -48,6 +49,7 @@ class Backend:
         return array if self.on_host else array.get()
 
     def describe(self) -> str:
+        """Device, kernels (and why these) and threads in one line."""
         device = "cpu" if self.on_host else f"cuda:{self.xp.cuda.Device().id}"
         return f"device {device}, kernels {self.kernels} ({self.reason}), threads {self.threads}"
 
@@ -101,6 +103,7 @@ class Backend:
     # ---- elementwise and sums ----
 
     def relu(self, x: Array) -> Array:
+        """max(x, 0)."""
         return self.xp.maximum(x, 0)
 
     def relu_grad(self, gy: Array, y: Array) -> Array:
@@ -117,6 +120,7 @@ class Backend:
         return self.xp.maximum(x, 0) + self.xp.log1p(self.xp.exp(-self.xp.abs(x)))
 
     def add_bias(self, x: Array, bias: Array) -> Array:
+        """x + bias: (..., C) + (C,)."""
         return x + bias
 
     def channel_sum(self, x: Array) -> Array:
@@ -124,8 +128,13 @@ class Backend:
         return x.reshape(-1, x.shape[-1]).sum(axis=0, dtype="float64").astype(x.dtype)
 
     def bernoulli_nll(self, logits: Array, targets: Array) -> Array:
-        """Sum over everything of -log p(target | logit) = softplus(logit) - logit * target, in nats."""
-        return (self.softplus(logits) - logits * targets).sum()
+        """Sum over everything of -log p(target | logit) = softplus(logit) - logit * target, in nats.
+
+        With softplus(logit) = max(logit, 0) + log(1 + exp(-|logit|)): the first part cancels with logit * target
+        exactly, so that the second keeps its digits where the logit is large and right.
+        """
+        xp = self.xp
+        return (xp.maximum(logits, 0) - logits * targets + xp.log1p(xp.exp(-xp.abs(logits)))).sum()
 
     # ---- batch normalisation over all axes but the last ----
 
@@ -169,6 +178,56 @@ class Backend:
         """moving = momentum * moving + (1 - momentum) * batch, in place."""
         moving_mean[...] = momentum * moving_mean + (1 - momentum) * mean
         moving_variance[...] = momentum * moving_variance + (1 - momentum) * variance
+
+    # ---- one block of a network, batch_norm(relu(conv(x) + bias)), as one kernel for backends that fuse it ----
+
+    def conv_block(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        gamma: Array,
+        beta: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+        epsilon: float,
+    ) -> tuple[Array, Array, Array, Array]:
+        """(y, active, mean, variance): active = relu(conv2d or its transpose of x, plus bias), y = batch_norm(active)."""
+        if transposed:
+            linear = self.add_bias(self.conv2d_grad_input(x, weight, geometry), bias)
+        else:
+            linear = self.conv2d(x, weight, bias, geometry)
+        active = self.relu(linear)
+        y, mean, variance = self.batch_norm(active, gamma, beta, epsilon)
+        return y, active, mean, variance
+
+    def conv_block_grad(
+        self,
+        gy: Array,
+        x: Array,
+        weight: Array,
+        active: Array,
+        gamma: Array,
+        mean: Array,
+        variance: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+        epsilon: float,
+        needs_gx: bool,
+    ) -> tuple[Array | None, Array, Array, Array, Array]:
+        """(gx or None, gweight, gbias, ggamma, gbeta) of conv_block."""
+        gactive, ggamma, gbeta = self.batch_norm_grad(gy, active, gamma, mean, variance, epsilon)
+        glinear = self.relu_grad(gactive, active)
+        gx = None
+        if transposed:
+            if needs_gx:
+                gx = self.conv2d(glinear, weight, None, geometry)
+            gweight = self.conv2d_grad_weight(glinear, x, geometry)
+        else:
+            if needs_gx:
+                gx = self.conv2d_grad_input(glinear, weight, geometry)
+            gweight = self.conv2d_grad_weight(x, glinear, geometry)
+        return gx, gweight, self.channel_sum(glinear), ggamma, gbeta
 
     # ---- optimiser steps over flat arrays; scalars is a row of numbers that change from step to step ----
 

@@ -4,6 +4,7 @@ from .layers import (
     BatchNorm,
     Conv2D,
     Conv2DTranspose,
+    ConvBlock,
     Dense,
     Flatten,
     LeakyReLU,
@@ -12,6 +13,7 @@ from .layers import (
     Sigmoid,
     Softplus,
     Tanh,
+    fuse,
 )
 from .module import Module, Parameter, Sequential
 
@@ -19,6 +21,7 @@ __all__ = [
     "BatchNorm",
     "Conv2D",
     "Conv2DTranspose",
+    "ConvBlock",
     "Dense",
     "Flatten",
     "LeakyReLU",
@@ -30,4 +33,5 @@ __all__ = [
     "Sigmoid",
     "Softplus",
     "Tanh",
+    "fuse",
 ]

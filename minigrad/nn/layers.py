@@ -7,12 +7,15 @@ Read next: ../optim.py.
 
 from __future__ import annotations
 
+import math
+
 from .. import init, ops
-from ..backend import backend_of, default_backend
+from ..backend import Array, backend_of, default_backend
 from ..ops.conv import Pair, Size
+from ..ops.fused import ConvBlock as ConvBlockFunction
 from ..ops.norm import BatchNorm as BatchNormFunction
 from ..tensor import Tensor
-from .module import Module, Parameter
+from .module import Module, Parameter, Sequential
 
 
 class Dense(Module):
@@ -114,20 +117,61 @@ class BatchNorm(Module):
         self.momentum, self.epsilon = momentum, epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, variance = self.moving_mean.data, self.moving_variance.data
         if not self.training:
+            mean, variance = self.moving_mean.data, self.moving_variance.data
             return ops.batch_norm_inference(x, self.gamma, self.beta, mean, variance, epsilon=self.epsilon)
         function = BatchNormFunction(self.epsilon)
         y = function(x, self.gamma, self.beta)
-        backend_of(mean).batch_norm_update_(mean, variance, function.mean, function.variance, self.momentum)
+        self.follow(function.mean, function.variance)
         return y
+
+    def follow(self, mean: Array, variance: Array) -> None:
+        """Move the moving statistics towards those of a batch."""
+        k = backend_of(mean)
+        k.batch_norm_update_(self.moving_mean.data, self.moving_variance.data, mean, variance, self.momentum)
+
+
+class ConvBlock(Module):
+    """norm(relu(conv(x))). In training it is one operation, which fast backends compute without leaving the cache.
+
+    The layers keep their own places in the model; this only runs them.
+    """
+
+    def __init__(self, conv: Conv2D | Conv2DTranspose, relu: ReLU, norm: BatchNorm) -> None:
+        self.conv, self.relu, self.norm = conv, relu, norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self.conv, self.norm
+        if not norm.training:
+            return norm(self.relu(conv(x)))
+        transposed = isinstance(conv, Conv2DTranspose)
+        output_size = conv.output_size if isinstance(conv, Conv2DTranspose) else None
+        function = ConvBlockFunction(conv.stride, conv.padding, norm.epsilon, transposed, output_size)
+        y = function(x, conv.weight, conv.bias, norm.gamma, norm.beta)
+        norm.follow(function.mean, function.variance)
+        return y
+
+
+def fuse(layers: dict[str, Module]) -> Sequential:
+    """The layers in order, with each (convolution, ReLU, BatchNorm) run as one ConvBlock."""
+    names, fused, i = list(layers), {}, 0
+    while i < len(names):
+        three = tuple(layers[name] for name in names[i : i + 3])
+        kinds = tuple(type(layer) for layer in three)
+        if kinds in ((Conv2D, ReLU, BatchNorm), (Conv2DTranspose, ReLU, BatchNorm)):
+            fused[names[i]] = ConvBlock(*three)
+            i += 3
+        else:
+            fused[names[i]] = layers[names[i]]
+            i += 1
+    return Sequential(fused)
 
 
 class Flatten(Module):
     """(N, ...) -> (N, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], x.size // max(x.shape[0], 1))
+        return x.reshape(x.shape[0], math.prod(x.shape[1:]))  # -1 would be ambiguous for N = 0
 
 
 class Reshape(Module):

@@ -44,6 +44,7 @@ class Parameter(Tensor):
         self.grad += gx
 
     def zero_grad(self) -> None:
+        """Set the gradient to zero, in place."""
         self.grad[...] = 0
 
 
@@ -76,9 +77,11 @@ class Module:
                     yield f"{prefix}.{name}" if prefix else name, value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(full name, parameter) for all parameters, without the buffers."""
         yield from ((name, x) for name, x in self.named_tensors() if isinstance(x, Parameter))
 
     def parameters(self) -> list[Parameter]:
+        """All parameters, in the order of their names' attributes."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def zero_grad(self) -> None:
@@ -121,7 +124,7 @@ class Module:
         """Set all parameters and buffers, in place. Nothing changes unless everything fits.
 
         Raises:
-            ValueError: names are missing or unexpected, or shapes differ; all of them are listed.
+            ValueError: names are missing or unexpected, shapes differ, or a value is no number; all of them are listed.
         """
         own = dict(self.named_tensors())
         faults = [f"missing {name}" for name in own if name not in state]
@@ -129,6 +132,8 @@ class Module:
         for name, x in own.items():
             if name in state and tuple(state[name].shape) != x.shape:
                 faults.append(f"{name} is {tuple(state[name].shape)} but must be {x.shape}")
+            elif name in state and state[name].dtype.kind not in "biuf":
+                faults.append(f"{name} is {state[name].dtype} but must hold real numbers")
         if faults:
             raise ValueError("load_state_dict: " + "; ".join(faults))
         for name, x in own.items():

@@ -116,7 +116,7 @@ class Conv2D(Function):
         self.stride, self.padding = stride, padding
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        _check("conv2d", x, weight, bias, channel_axis=2)
+        check_conv("conv2d", x, weight, bias, channel_axis=2)
         self.x, self.weight = x, weight
         self.geometry = conv_geometry(x.shape[1:3], weight.shape[:2], self.stride, self.padding)
         return self.k.conv2d(x, weight, bias, self.geometry)
@@ -133,7 +133,7 @@ class Conv2DTranspose(Function):
         self.stride, self.padding, self.output_size = stride, padding, output_size
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        _check("conv2d_transpose", x, weight, bias, channel_axis=3)
+        check_conv("conv2d_transpose", x, weight, bias, channel_axis=3)
         self.x, self.weight = x, weight
         self.geometry = transposed_geometry(
             x.shape[1:3], weight.shape[:2], self.stride, self.padding, self.output_size
@@ -148,7 +148,7 @@ class Conv2DTranspose(Function):
         return gx, gweight, gbias
 
 
-def _check(name: str, x: Array, weight: Array, bias: Array | None, channel_axis: int) -> None:
+def check_conv(name: str, x: Array, weight: Array, bias: Array | None, channel_axis: int) -> None:
     shapes = f"(x {x.shape}, weight {weight.shape})"
     if x.ndim != 4 or weight.ndim != 4:
         raise ValueError(f"{name}: x must be (N, H, W, C) and weight must have 4 axes {shapes}")

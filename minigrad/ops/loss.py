@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from ..backend import Array
+from ..backend import Array, backend_of
 from ..tensor import Function, Operand, Tensor
 from .elementwise import unbroadcast
 
@@ -63,7 +63,7 @@ class SoftmaxCrossEntropy(Function):
         self.labels = labels
 
     def forward(self, logits: Array) -> Array:
-        xp = self.k.xp
+        xp = backend_of(logits, self.labels, what=self.name).xp
         if logits.ndim != 2 or not logits.size or self.labels.shape != logits.shape[:1]:
             raise ValueError(
                 "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), "
@@ -74,7 +74,7 @@ class SoftmaxCrossEntropy(Function):
         self.one_hot = (self.labels[:, None] == xp.arange(logits.shape[1])).astype(logits.dtype)  # (N, K)
         shifted = logits - logits.max(axis=1, keepdims=True)
         self.log_softmax = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
-        return -(self.one_hot * self.log_softmax).sum() / len(logits)
+        return -xp.where(self.one_hot > 0, self.log_softmax, 0).sum() / len(logits)  # 0 * -inf would be NaN
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
         return ((self.k.xp.exp(self.log_softmax) - self.one_hot) * (gy / len(self.one_hot)),)

@@ -5,7 +5,7 @@ Read next: loss.py.
 
 from __future__ import annotations
 
-from ..backend import Array
+from ..backend import Array, backend_of
 from ..tensor import Function, Operand, Tensor
 
 
@@ -16,7 +16,7 @@ class BatchNorm(Function):
         self.epsilon = epsilon
 
     def forward(self, x: Array, gamma: Array, beta: Array) -> Array:
-        _check(x, gamma, beta)
+        check_norm(x.shape, gamma, beta)
         if x.shape[-1] and not x.size:
             raise ValueError(f"batch_norm: no values to take statistics of (x {x.shape})")
         self.x, self.gamma = x, gamma
@@ -34,7 +34,8 @@ class BatchNormInference(Function):
         self.mean, self.variance, self.epsilon = mean, variance, epsilon
 
     def forward(self, x: Array, gamma: Array, beta: Array) -> Array:
-        _check(x, gamma, beta)
+        check_norm(x.shape, gamma, beta)
+        backend_of(x, self.mean, self.variance, what=self.name)
         self.x, self.gamma = x, gamma
         return self.k.batch_norm_apply(x, gamma, beta, self.mean, self.variance, self.epsilon)
 
@@ -45,10 +46,10 @@ class BatchNormInference(Function):
         return gx, ggamma, self.k.channel_sum(gy)
 
 
-def _check(x: Array, gamma: Array, beta: Array) -> None:
-    if x.ndim < 2 or gamma.shape != x.shape[-1:] or beta.shape != x.shape[-1:]:
+def check_norm(x_shape: tuple[int, ...], gamma: Array, beta: Array) -> None:
+    if len(x_shape) < 2 or gamma.shape != x_shape[-1:] or beta.shape != x_shape[-1:]:
         raise ValueError(
-            f"batch_norm: x (..., C) needs gamma and beta (C,) (x {x.shape}, gamma {gamma.shape}, beta {beta.shape})"
+            f"batch_norm: x (..., C) needs gamma and beta (C,) (x {x_shape}, gamma {gamma.shape}, beta {beta.shape})"
         )
 
 

@@ -81,7 +81,9 @@ class LogSumExp(Function):
         return self.y if self.keepdims else self.y.squeeze(axis=self.axes)
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (gy.reshape(self.y.shape) * self.k.xp.exp(self.x - self.y),)
+        xp = self.k.xp
+        finite = xp.where(self.y == -math.inf, 0, self.y)  # all -inf: the gradient is 0 and not NaN
+        return (gy.reshape(self.y.shape) * xp.exp(self.x - finite),)
 
 
 def reshape(x: Operand, *shape: int | tuple[int, ...]) -> Tensor:

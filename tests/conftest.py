@@ -1,0 +1,71 @@
+"""The `backend` fixture: every kernel set and device that there is, one after another.
+
+Arrays go in by `backend.from_host(numpy_array)` and come out by `backend.to_host(array)`; on the CPU both are
+the array itself. The device `cuda` is a real GPU with CuPy: skipped where there is none, but a failure with
+MINIGRAD_REQUIRE_GPU=1, so that a run on a GPU machine cannot pass empty. `cupy-double` runs the CUDA code path
+everywhere, on the strict double of CuPy in strict_cupy.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import strict_cupy
+
+import minigrad
+import minigrad.backend
+
+
+def require_gpu() -> None:
+    """Skip, or with MINIGRAD_REQUIRE_GPU=1 fail, a test that needs CuPy and a CUDA device, where there is none."""
+    try:
+        import cupy
+
+        found = "CuPy finds no CUDA device" if not cupy.cuda.is_available() else ""
+    except ImportError as error:
+        found = f"CuPy is not installed ({error})"
+    if found and os.environ.get("MINIGRAD_REQUIRE_GPU") == "1":
+        pytest.fail(f"MINIGRAD_REQUIRE_GPU=1 but {found}")
+    elif found:
+        pytest.skip(found)
+
+
+def _cuda() -> minigrad.Backend:
+    require_gpu()
+    return minigrad.use(device="cuda")
+
+
+BACKENDS: dict[str, Callable[[], minigrad.Backend]] = {
+    "plain": lambda: minigrad.use(kernels="plain"),
+    "numpy-1": lambda: minigrad.use(kernels="numpy", threads=1),
+    "numpy-3": lambda: minigrad.use(kernels="numpy", threads=3),
+    "cuda": _cuda,
+    "cupy-double": lambda: minigrad.use(device="cuda"),
+}
+
+
+@pytest.fixture
+def restored_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards the default backend and the registered ones are those of before."""
+    monkeypatch.setattr(minigrad.backend, "_default", minigrad.backend._default)
+    monkeypatch.setattr(minigrad.backend, "_backends", dict(minigrad.backend._backends))
+
+
+@pytest.fixture
+def cupy_double(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """`import cupy` gives the strict double, with one device and counters at zero."""
+    strict_cupy.reset(devices=1)
+    monkeypatch.setitem(sys.modules, "cupy", strict_cupy.cupy)
+    yield strict_cupy.cupy
+    strict_cupy.reset(devices=1)
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in BACKENDS])
+def backend(request: pytest.FixtureRequest, restored_backends: None) -> minigrad.Backend:
+    """Each backend in turn, made the default by `minigrad.use`."""
+    if request.param == "cupy-double":
+        request.getfixturevalue("cupy_double")
+    return BACKENDS[request.param]()

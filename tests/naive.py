@@ -1,0 +1,391 @@
+"""The oracle: every public operation of minigrad.ops once more, as index loops over single Python floats.
+
+Slow and plain on purpose, and independent: nothing of the package is imported, formulas that the package
+rearranges for safety stand here as they are defined and are evaluated with 60 decimal digits, sums are exact
+(math.fsum), and the "same" rule is TensorFlow's text (by the remainder of the size), not the package's formula.
+NumPy serves as a container only. Every function takes and returns float64 arrays.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from typing import Any
+
+import numpy as np
+
+PRECISE = Context(prec=60, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])  # overflow gives Infinity, as wanted
+Index = tuple[int, ...]
+
+
+def indices(shape: Iterable[int]) -> Iterator[Index]:
+    return itertools.product(*map(range, shape))
+
+
+def array(x: Any) -> np.ndarray:
+    return np.array(x, dtype=np.float64)
+
+
+# ---- elementwise ----
+
+
+def broadcast_shape(*shapes: Index) -> Index:
+    """NumPy's rule: align at the right; sizes are equal or 1."""
+    out = []
+    for back in range(max(map(len, shapes), default=0), 0, -1):
+        sizes = {shape[-back] for shape in shapes if len(shape) >= back}
+        wide = sizes - {1}
+        if len(wide) > 1:
+            raise ValueError(f"{shapes} do not broadcast")
+        out.append(wide.pop() if wide else 1)
+    return tuple(out)
+
+
+def pick(x: np.ndarray, index: Index) -> float:
+    """The element of x that broadcasting puts at this index of the output."""
+    own = index[len(index) - x.ndim :]
+    return float(x[tuple(0 if size == 1 else i for i, size in zip(own, x.shape, strict=True))])
+
+
+def elementwise(f: Callable[..., float], *operands: Any) -> np.ndarray:
+    arrays = [array(x) for x in operands]
+    y = np.empty(broadcast_shape(*(x.shape for x in arrays)))
+    for index in indices(y.shape):
+        y[index] = f(*(pick(x, index) for x in arrays))
+    return y
+
+
+def add(a: Any, b: Any) -> np.ndarray:
+    return elementwise(lambda u, v: u + v, a, b)
+
+
+def sub(a: Any, b: Any) -> np.ndarray:
+    return elementwise(lambda u, v: u - v, a, b)
+
+
+def mul(a: Any, b: Any) -> np.ndarray:
+    return elementwise(lambda u, v: u * v, a, b)
+
+
+def div(a: Any, b: Any) -> np.ndarray:
+    return elementwise(lambda u, v: u / v, a, b)
+
+
+def neg(x: Any) -> np.ndarray:
+    return elementwise(lambda u: -u, x)
+
+
+def pow(x: Any, exponent: float) -> np.ndarray:
+    return elementwise(lambda u: math.pow(u, exponent), x)
+
+
+def exp(x: Any) -> np.ndarray:
+    return elementwise(math.exp, x)
+
+
+def log(x: Any) -> np.ndarray:
+    return elementwise(math.log, x)
+
+
+def sqrt(x: Any) -> np.ndarray:
+    return elementwise(math.sqrt, x)
+
+
+def abs(x: Any) -> np.ndarray:
+    return elementwise(lambda u: u if u >= 0 else -u, x)
+
+
+def clip(x: Any, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
+    return elementwise(lambda u: low if u < low else high if u > high else u, x)
+
+
+def relu(x: Any) -> np.ndarray:
+    return elementwise(lambda u: u if u > 0 else 0.0, x)
+
+
+def leaky_relu(x: Any, slope: float = 0.01) -> np.ndarray:
+    return elementwise(lambda u: u if u > 0 else slope * u, x)
+
+
+def precise_exp(u: float) -> Decimal:
+    return Decimal(u).exp(PRECISE)
+
+
+def precise_sigmoid(u: float) -> float:
+    return float(PRECISE.divide(Decimal(1), PRECISE.add(Decimal(1), precise_exp(-u))))
+
+
+def precise_softplus(u: float) -> float:
+    if u > 200:  # u + exp(-u) - ..., and exp(-200) is far below the last digit of u
+        return u
+    if u < -40:  # log(1 + e) = e - e^2 / 2 + ..., where e < 5e-18
+        return math.exp(u)
+    return float(PRECISE.add(Decimal(1), precise_exp(u)).ln(PRECISE))
+
+
+def precise_tanh(u: float) -> float:
+    if u > 50 or u < -50:
+        return 1.0 if u > 0 else -1.0
+    up, down = precise_exp(u), precise_exp(-u)
+    return float(PRECISE.divide(PRECISE.subtract(up, down), PRECISE.add(up, down)))
+
+
+def sigmoid(x: Any) -> np.ndarray:
+    return elementwise(precise_sigmoid, x)
+
+
+def softplus(x: Any) -> np.ndarray:
+    return elementwise(precise_softplus, x)
+
+
+def tanh(x: Any) -> np.ndarray:
+    return elementwise(precise_tanh, x)
+
+
+# ---- shapes and reductions ----
+
+
+def reshape(x: Any, *shape: Any) -> np.ndarray:
+    x = array(x)
+    sizes = list(shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape)
+    if -1 in sizes:
+        known = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = math.prod(x.shape) // known
+    y = np.empty(sizes)
+    for source, target in zip(indices(x.shape), indices(sizes), strict=True):  # both run in row-major order
+        y[target] = x[source]
+    return y
+
+
+def transpose(x: Any, *axes: Any) -> np.ndarray:
+    x = array(x)
+    order = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple) else axes
+    order = [a % x.ndim for a in order] if order else list(range(x.ndim))[::-1]
+    y = np.empty([x.shape[a] for a in order])
+    for source in indices(x.shape):
+        y[tuple(source[a] for a in order)] = x[source]
+    return y
+
+
+def reduction(f: Callable[[list[float]], float], x: Any, axis: Any, keepdims: bool) -> np.ndarray:
+    """f of the list of elements along the axes."""
+    x = array(x)
+    axes = list(range(x.ndim)) if axis is None else [axis] if isinstance(axis, int) else list(axis)
+    axes = [a + x.ndim if a < 0 else a for a in axes]
+    kept = [a for a in range(x.ndim) if a not in axes]
+    y = np.empty([x.shape[a] if a in kept else 1 for a in range(x.ndim) if a in kept or keepdims])
+    for outer in indices(x.shape[a] for a in kept):
+        values = []
+        for inner in indices(x.shape[a] for a in axes):
+            index = [0] * x.ndim
+            for a, i in [*zip(kept, outer, strict=True), *zip(axes, inner, strict=True)]:
+                index[a] = i
+            values.append(float(x[tuple(index)]))
+        target = tuple(outer[kept.index(a)] if a in kept else 0 for a in range(x.ndim)) if keepdims else outer
+        y[target] = f(values)
+    return y
+
+
+def sum(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
+    return reduction(math.fsum, x, axis, keepdims)
+
+
+def mean(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
+    return reduction(lambda values: math.fsum(values) / len(values), x, axis, keepdims)
+
+
+def precise_logsumexp(values: list[float]) -> float:
+    total = Decimal(0)
+    for value in values:
+        total = PRECISE.add(total, precise_exp(value))
+    return float(total.ln(PRECISE))
+
+
+def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
+    return reduction(precise_logsumexp, x, axis, keepdims)
+
+
+# ---- matrix products ----
+
+
+def matmul(a: Any, b: Any) -> np.ndarray:
+    a, b = array(a), array(b)
+    leading = broadcast_shape(a.shape[:-2], b.shape[:-2])
+    y = np.empty((*leading, a.shape[-2], b.shape[-1]))
+    for index in indices(leading):
+        own_a = tuple(0 if n == 1 else i for i, n in zip(index[len(index) - a.ndim + 2 :], a.shape[:-2], strict=True))
+        own_b = tuple(0 if n == 1 else i for i, n in zip(index[len(index) - b.ndim + 2 :], b.shape[:-2], strict=True))
+        for i, k in indices(y.shape[-2:]):
+            y[(*index, i, k)] = math.fsum(a[(*own_a, i, j)] * b[(*own_b, j, k)] for j in range(a.shape[-1]))
+    return y
+
+
+def dense(x: Any, weight: Any, bias: Any = None) -> np.ndarray:
+    x, weight = array(x), array(weight)
+    y = np.empty((x.shape[0], weight.shape[1]))
+    for n, f in indices(y.shape):
+        products = [x[n, d] * weight[d, f] for d in range(x.shape[1])]
+        y[n, f] = math.fsum([*products, 0.0 if bias is None else float(bias[f])])
+    return y
+
+
+# ---- convolution ----
+
+
+def pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def pads_and_output(size: int, kernel: int, stride: int, padding: Any, axis: int) -> tuple[int, int]:
+    """(zeros before, output size) of one axis of a convolution.
+
+    "same", after TensorFlow's guide ("Neural network > Notes on padding"): the output has ceil(size / stride)
+    pixels; max(kernel - stride, 0) zeros in all if the stride divides the size, else max(kernel - size mod stride, 0);
+    half of them, rounded down, come before.
+    """
+    if padding == "same":
+        rest = size % stride
+        total = max(kernel - (rest if rest else stride), 0)
+        return total // 2, math.ceil(size / stride)
+    before = 0 if padding == "valid" else pair(padding)[axis]
+    # count the positions at which the whole kernel lies within the padded input
+    return before, len([start for start in range(0, size + 2 * before, stride) if start + kernel <= size + 2 * before])
+
+
+def conv_positions(
+    sizes: Index, kernel: Index, stride: Any, padding: Any
+) -> tuple[tuple[int, int], list[list[tuple[int, int, int]]]]:
+    """Output sizes, and per axis every (output position, kernel position, input position) that meet."""
+    outputs, meetings = [], []
+    for axis, (H, K, S) in enumerate(zip(sizes, kernel, pair(stride), strict=True)):
+        before, count = pads_and_output(H, K, S, padding, axis)
+        outputs.append(count)
+        found = [(p, i, p * S + i - before) for p in range(count) for i in range(K)]
+        meetings.append([(p, i, h) for p, i, h in found if 0 <= h < H])
+    return (outputs[0], outputs[1]), meetings
+
+
+def conv2d(x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0) -> np.ndarray:
+    x, weight = array(x), array(weight)
+    N, H, W, C = x.shape
+    KH, KW, _, F = weight.shape
+    (OH, OW), (rows, columns) = conv_positions((H, W), (KH, KW), stride, padding)
+    pixels, kernel = x.tolist(), weight.tolist()
+    start = [0.0] * F if bias is None else [float(value) for value in bias]
+    y = [[[list(start) for _ in range(OW)] for _ in range(OH)] for _ in range(N)]
+    for n in range(N):
+        for p, i, h in rows:
+            for q, j, w in columns:
+                for c in range(C):
+                    for f in range(F):
+                        y[n][p][q][f] += pixels[n][h][w][c] * kernel[i][j][c][f]
+    return array(y).reshape(N, OH, OW, F)
+
+
+def conv2d_transpose(
+    x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0, output_size: Any = None
+) -> np.ndarray:
+    """Every input pixel stamps its kernel into the output."""
+    x, weight = array(x), array(weight)
+    N, OH, OW, F = x.shape
+    KH, KW, C, _ = weight.shape
+    if output_size is None:
+        output_size = []
+        for axis, (size, K, S) in enumerate(zip((OH, OW), (KH, KW), pair(stride), strict=True)):
+            if padding == "same":
+                output_size.append(size * S)
+            elif padding == "valid":
+                output_size.append(size * S + max(K - S, 0))
+            else:
+                output_size.append((size - 1) * S + K - 2 * pair(padding)[axis])
+    H, W = output_size
+    reached, (rows, columns) = conv_positions((H, W), (KH, KW), stride, padding)
+    assert reached == (OH, OW)
+    y = np.zeros((N, H, W, C))
+    for n, c in indices((N, C)):
+        for h, w in indices((H, W)):
+            y[n, h, w, c] = 0.0 if bias is None else float(bias[c])
+        for p, i, h in rows:
+            for q, j, w in columns:
+                for f in range(F):
+                    y[n, h, w, c] += float(x[n, p, q, f]) * float(weight[i, j, c, f])
+    return y
+
+
+# ---- normalisation ----
+
+
+def batch_norm_inference(
+    x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, *, epsilon: float = 1e-3
+) -> np.ndarray:
+    x = array(x)
+    y = np.empty(x.shape)
+    for index in indices(x.shape):
+        c = index[-1]
+        deviation = math.sqrt(float(variance[c]) + epsilon)
+        y[index] = (float(x[index]) - float(mean[c])) / deviation * float(gamma[c]) + float(beta[c])
+    return y
+
+
+def batch_statistics(x: Any) -> tuple[np.ndarray, np.ndarray]:
+    x = array(x)
+    means, variances = [], []
+    for c in range(x.shape[-1]):
+        values = [float(x[(*index, c)]) for index in indices(x.shape[:-1])]
+        center = math.fsum(values) / len(values)
+        means.append(center)
+        variances.append(math.fsum((v - center) ** 2 for v in values) / len(values))
+    return array(means), array(variances)
+
+
+def batch_norm(x: Any, gamma: Any, beta: Any, *, epsilon: float = 1e-3) -> np.ndarray:
+    return batch_norm_inference(x, gamma, beta, *batch_statistics(x), epsilon=epsilon)
+
+
+# ---- losses ----
+
+
+def mse(x: Any, targets: Any) -> np.ndarray:
+    x, targets = array(x), array(targets)
+    squares = [(float(x[i]) - float(targets[i])) ** 2 for i in indices(x.shape)]
+    return array(math.fsum(squares) / len(squares))
+
+
+def bce_with_logits(logits: Any, targets: Any) -> np.ndarray:
+    """-log of p^t * (1 - p)^(1 - t) with p = sigmoid(logit): t * softplus(-logit) + (1 - t) * softplus(logit)."""
+    logits, targets = array(logits), array(targets)
+    terms = []
+    for i in indices(logits.shape):
+        u, t = float(logits[i]), float(targets[i])
+        terms.append(t * precise_softplus(-u) + (1 - t) * precise_softplus(u))
+    return array(math.fsum(terms) / logits.shape[0])
+
+
+def gaussian_nll(mean: Any, targets: Any, log_variance: Any = 0.0) -> np.ndarray:
+    """-log of the normal density exp(-(t - m)^2 / (2 v)) / sqrt(2 pi v)."""
+    mean, targets, log_variance = array(mean), array(targets), array(log_variance)
+    terms = []
+    for i in indices(mean.shape):
+        m, t, v = float(mean[i]), float(targets[i]), math.exp(pick(log_variance, i))
+        terms.append((t - m) ** 2 / (2 * v) + math.log(math.sqrt(2 * math.pi * v)))
+    return array(math.fsum(terms) / mean.shape[0])
+
+
+def softmax_cross_entropy(logits: Any, labels: Any) -> np.ndarray:
+    logits = array(logits)
+    terms = []
+    for n in range(logits.shape[0]):
+        row = [float(u) for u in logits[n]]
+        terms.append(precise_logsumexp(row) - row[int(labels[n])])
+    return array(math.fsum(terms) / len(terms))
+
+
+def kl_to_standard_normal(mean: Any, log_variance: Any) -> np.ndarray:
+    mean, log_variance = array(mean), array(log_variance)
+    terms = []
+    for i in indices(mean.shape):
+        m, s = float(mean[i]), float(log_variance[i])
+        terms.append((m * m + math.exp(s) - 1 - s) / 2)
+    return array(math.fsum(terms) / mean.shape[0])

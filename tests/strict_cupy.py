@@ -1,0 +1,896 @@
+"""A strict double of CuPy: NumPy inside, with CuPy's refusals outside, so that CUDA code paths run without a GPU.
+
+`sys.modules["cupy"] = strict_cupy.cupy` (the fixture `cupy_double` does that), and `minigrad.use(device="cuda")`
+finds it. What CuPy 14 refuses raises here too; so do things that CuPy allows but that wait or copy unseen:
+
+- NumPy arrays and lists are no operands and no arguments; only `array`, `asarray` and `ascontiguousarray` take
+  host data, and copy it. NumPy scalars are scalars, and as in CuPy np.float64 makes float32 arrays float64.
+- `np.asarray(x)`, `np.exp(x)`, `np.sum(x)` raise TypeError. (CuPy runs the last two on the device.)
+- Index lists and NumPy index arrays, NumPy values in `x[...] = value`: refused. (CuPy copies some of them unseen.)
+- Only what stands in this file exists; the rest is an AttributeError, `cupy.random` among it. test_gpu_surface.py
+  checks that all of it exists in the real CuPy with the same parameters.
+- Indexing and reductions give 0-d arrays, never scalars. `empty` is filled with NaN (integers: 77) to show reads
+  of memory that was never written. Repeated indices in an assignment, undefined on a GPU, raise.
+- Floating-point errors never warn: a GPU has no traps.
+
+`counters` counts what costs time on a GPU. `x.get()`, `x.item()`, `float(x)`, `bool(x)`, boolean masks and
+`nonzero` work but are counted as synchronisations.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import inspect
+import operator
+import sys
+import types
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SCALARS = (bool, int, float, complex, np.generic)
+
+
+@dataclass
+class Counters:
+    """What happened since the last `reset`."""
+
+    launches: Counter = field(default_factory=Counter)  # kernel launches by function; views launch nothing
+    to_device: int = 0  # copies from the host
+    to_host: int = 0
+    transferred_bytes: int = 0
+    synchronisations: int = 0  # the host waited for the device
+    bytes: int = 0  # what the launched kernels read and wrote
+    # float64 results (or arithmetic in float64) of inputs that are not all float64, by (place in the code, function)
+    float64: Counter = field(default_factory=Counter)
+
+
+counters = Counters()
+_devices = 1
+_current = 0
+
+
+def reset(devices: int | None = None) -> Counters:
+    """Set the counters to zero, and the number of devices if it is given; returns the counters."""
+    global _devices, _current
+    counters.__init__()  # type: ignore[misc]  # in place: tests hold this object
+    if devices is not None:
+        _devices, _current = devices, 0
+    return counters
+
+
+# ---- how arguments come in and results go out ----
+
+
+def _place() -> str:
+    """The function outside this file (and NumPy) that called, as `module.function`."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return f"{frame.f_globals.get('__name__', '').split('.')[-1]}.{frame.f_code.co_name}"
+
+
+def _wrap(host: np.ndarray, device: int | None = None) -> ndarray:
+    x = object.__new__(ndarray)
+    x._host = np.asarray(host)
+    if x._host.dtype.kind not in "biufc":
+        raise ValueError(f"Unsupported dtype {x._host.dtype}")
+    x._device = _current if device is None else device
+    return x
+
+
+def _operand(value: object, what: str, scalars: bool = True) -> object:
+    """A device array's inside, or a scalar; TypeError for everything else, as in CuPy."""
+    if isinstance(value, ndarray):
+        return value._host
+    if scalars and isinstance(value, SCALARS):
+        return value
+    raise TypeError(f"{what}: Unsupported type {type(value)}")
+
+
+def _refuse_host_arrays(value: object, what: str) -> object:
+    """For options such as axis and shape: no array may be among them."""
+    for part in value if isinstance(value, tuple | list) else [value]:
+        if isinstance(part, np.ndarray | ndarray):
+            raise TypeError(f"{what}: Unsupported type {type(part)}")
+    return value
+
+
+def _same_device(what: str, arrays: list[ndarray]) -> int | None:
+    devices = {x._device for x in arrays}
+    if len(devices) > 1:
+        raise ValueError(f"{what}: arrays are on different devices: {sorted(devices)}")
+    return devices.pop() if devices else None
+
+
+def _count(name: str, inputs: list, outputs: list[np.ndarray], *, computes_in: object = None) -> None:
+    """One launch that reads `inputs` (arrays and scalars) and writes `outputs`."""
+    counters.launches[name] += 1
+    arrays = [x for x in inputs if isinstance(x, np.ndarray)]
+    counters.bytes += builtins.sum(x.nbytes for x in arrays) + builtins.sum(y.nbytes for y in outputs)
+    floats = [x for x in arrays if x.dtype.kind == "f"]
+    pure = floats and builtins.all(x.dtype == "float64" for x in floats)
+    if not pure and (computes_in == "float64" or builtins.any(y.dtype == "float64" for y in outputs)):
+        counters.float64[_place(), name] += 1
+
+
+def _synchronise(to_host: int = 0) -> None:
+    counters.synchronisations += 1
+    if to_host:
+        counters.to_host += 1
+        counters.transferred_bytes += to_host
+
+
+def _device_function(function=None, *, views=False):
+    """A function of CuPy from its body on NumPy arrays.
+
+    The annotations say what an argument may be: `ndarray` a device array, `Operand` a device array or scalar,
+    `Arrays` a list or tuple of device arrays; what has none is an option and no array. A result that is a view
+    of an argument is not a launch (with views=True).
+    """
+    if function is None:
+        return functools.partial(_device_function, views=views)
+    signature = inspect.signature(function)
+    name = function.__name__.lstrip("_")
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)  # TypeError for what CuPy's function does not take
+        arrays: list[ndarray] = []
+        host = {}
+        for key, value in bound.arguments.items():
+            kind = signature.parameters[key].annotation
+            if kind == "Arrays":
+                if not isinstance(value, tuple | list):
+                    raise TypeError(f"{name}: Only sequences are supported, found {type(value)}")
+                arrays += [x for x in value if isinstance(x, ndarray)]
+                host[key] = [_operand(x, name, scalars=False) for x in value]
+            elif kind in ("ndarray", "Operand") or (kind == "Optional" and value is not None):
+                host[key] = _operand(value, name, scalars=kind == "Operand")
+                arrays += [value] if isinstance(value, ndarray) else []
+            elif signature.parameters[key].kind is inspect.Parameter.VAR_POSITIONAL:
+                host[key] = tuple(_refuse_host_arrays(v, name) for v in value)
+            else:
+                host[key] = _refuse_host_arrays(value, name)
+        device = _same_device(name, arrays)
+        bound.arguments = host
+        with np.errstate(all="ignore"):
+            result = np.asarray(function(*bound.args, **bound.kwargs))
+        inputs = [x._host for x in arrays]
+        if not (views and builtins.any(np.may_share_memory(result, x) for x in inputs)):
+            _count(name, inputs, [result])
+        out = bound.arguments.get("out")
+        if out is not None:
+            return next(x for x in arrays if x._host is out)
+        return _wrap(result, device)
+
+    return call
+
+
+class ufunc:
+    """An elementwise function; `out`, `dtype` and `casting` are its only options."""
+
+    PARAMETERS = ("out", "dtype", "casting")
+
+    def __init__(self, name: str) -> None:
+        self.__name__, self._numpy = name, getattr(np, name)
+        self.nin, self.nout = self._numpy.nin, self._numpy.nout
+
+    def __call__(self, *args, out=None, dtype=None, casting="same_kind"):
+        name = self.__name__
+        if len(args) == self.nin + 1 and out is None:
+            *args, out = args
+        if len(args) != self.nin:
+            raise TypeError(f"Wrong number of arguments for {name}: {len(args)}")
+        operands = [_operand(x, name) for x in args]
+        if out is not None and not isinstance(out, ndarray):
+            raise TypeError(f"{name}: return arrays must be of type cupy.ndarray, found {type(out)}")
+        given = [x for x in (*args, out) if isinstance(x, ndarray)]
+        device = _same_device(name, given)
+        with np.errstate(all="ignore"):
+            result = self._numpy(*operands, out=None if out is None else out._host, dtype=dtype, casting=casting)
+            floats = [x for x in operands if not isinstance(x, int)] or operands
+            inner = np.result_type(*floats) if dtype is None and given else dtype
+        _count(name, operands, [np.asarray(result)], computes_in=inner)
+        return out if out is not None else _wrap(result, device)
+
+    def __repr__(self) -> str:
+        return f"<ufunc 'cupy_{self.__name__}'>"
+
+
+UFUNC_NAMES = """
+    add subtract multiply divide true_divide floor_divide remainder fmod power negative absolute sign
+    square sqrt reciprocal exp expm1 exp2 log log1p log2 logaddexp sin cos tanh arctan2
+    maximum minimum fmax fmin floor ceil trunc rint isfinite isnan isinf
+    greater greater_equal less less_equal equal not_equal logical_and logical_or logical_not logical_xor
+    bitwise_and bitwise_or bitwise_xor invert left_shift right_shift
+"""
+UFUNCS = {name: ufunc(name) for name in UFUNC_NAMES.split()}
+UFUNCS["abs"] = UFUNCS["absolute"]
+
+
+def _binary(name: str, swapped: bool = False, in_place: bool = False):
+    def method(self, other):
+        if in_place:
+            return function(self, other, out=self)
+        if getattr(other, "__array_ufunc__", self) is None:  # NEP 13: the other's reflected method decides
+            return NotImplemented
+        return function(other, self) if swapped else function(self, other)
+
+    function = UFUNCS[name]
+    return method
+
+
+# ---- the array ----
+
+
+@dataclass(frozen=True)
+class _Pointer:
+    ptr: int
+
+
+@dataclass(frozen=True)
+class _Flags:
+    c_contiguous: bool
+    f_contiguous: bool
+    owndata: bool
+
+
+class ndarray:
+    """A device array. `_host` holds its values; nothing outside this file may look at it."""
+
+    __slots__ = ("__weakref__", "_device", "_host")
+    __array_priority__ = 100
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C") -> None:
+        if memptr is not None or strides is not None:
+            raise NotImplementedError("the double makes arrays of its own memory only")
+        x = _Functions.empty(shape, dtype, order)
+        self._host, self._device = x._host, x._device
+
+    shape = property(lambda self: self._host.shape)
+    dtype = property(lambda self: self._host.dtype)
+    ndim = property(lambda self: self._host.ndim)
+    size = property(lambda self: self._host.size)
+    nbytes = property(lambda self: self._host.nbytes)
+    itemsize = property(lambda self: self._host.itemsize)
+    strides = property(lambda self: self._host.strides)
+    T = property(lambda self: _wrap(self._host.T, self._device))
+    device = property(lambda self: Device(self._device))
+    data = property(lambda self: _Pointer(self._host.__array_interface__["data"][0]))
+
+    @property
+    def flags(self):
+        flags = self._host.flags
+        return _Flags(flags.c_contiguous, flags.f_contiguous, flags.owndata)
+
+    # -- to the host: allowed, counted --
+
+    def get(self, stream=None, order="C", out=None, blocking=True):
+        _synchronise(to_host=self.nbytes)
+        host = self._host.copy(order=order)
+        if out is None:
+            return host
+        out[...] = host
+        return out
+
+    def item(self):
+        _synchronise(to_host=self.itemsize)
+        return self._host.item()
+
+    def tolist(self):
+        return self.get().tolist()
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ValueError("The truth value of an array with more than one element is ambiguous.")
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        return operator.index(self.item())
+
+    def __repr__(self) -> str:
+        return repr(self.get())
+
+    __str__ = __repr__
+
+    # -- refused --
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
+        )
+
+    def __array_function__(self, function, kinds, args, kwargs):
+        raise TypeError(f"NumPy's {function.__name__} of a cupy.ndarray; use cupy.{function.__name__}")
+
+    def __array_ufunc__(self, function, method, *inputs, **kwargs):
+        # `np.float32(2) * x` comes here too, and is arithmetic with a scalar
+        scalar = len(inputs) == 2 and isinstance(inputs[0], np.generic) and isinstance(inputs[1], ndarray)
+        if method != "__call__" or kwargs or not scalar:
+            raise TypeError(f"NumPy's {function.__name__} of a cupy.ndarray; Unsupported type {type(inputs[0])}")
+        return UFUNCS[function.__name__](*inputs)
+
+    # -- indexing --
+
+    def _key(self, key: object) -> tuple[tuple, bool, int]:
+        """(key for NumPy, whether arrays are in it, on how many bytes the host waits)."""
+        parts = key if isinstance(key, tuple) else (key,)
+        host: list = []
+        advanced, waits = False, 0
+        for part in parts:
+            if isinstance(part, ndarray):
+                _same_device("index", [self, part])
+                if part.dtype.kind not in "biu":
+                    raise IndexError("arrays used as indices must be of integer or boolean type")
+                advanced = True
+                waits += part.nbytes if part.dtype.kind == "b" else 0
+                host.append(part._host)
+            elif isinstance(part, slice | int | np.integer | type(None) | type(...)) and not isinstance(part, bool):
+                host.append(part)
+            else:
+                raise TypeError(f"index: Unsupported type {type(part)}: an implicit transfer")
+        return tuple(host), advanced, waits
+
+    def __getitem__(self, key):
+        host, advanced, waits = self._key(key)
+        if waits:
+            _synchronise()
+        if not advanced:
+            host = host if builtins.any(part is Ellipsis for part in host) else (*host, Ellipsis)  # 0-d stays a view
+            return _wrap(self._host[host], self._device)
+        result = np.asarray(self._host[host])
+        _count("getitem", [result], [result])
+        return _wrap(result, self._device)
+
+    def __setitem__(self, key, value) -> None:
+        host, advanced, waits = self._key(key)
+        if waits and not isinstance(value, SCALARS):  # a scalar is written under a mask without counting its elements
+            _synchronise()
+        values = _operand(value, "setitem")
+        if isinstance(value, ndarray):
+            _same_device("setitem", [self, value])
+        if not advanced:
+            target = self._host[host if builtins.any(part is Ellipsis for part in host) else (*host, Ellipsis)]
+            same = isinstance(values, np.ndarray) and (
+                values.__array_interface__["data"] == target.__array_interface__["data"]
+                and (values.shape, values.strides, values.dtype) == (target.shape, target.strides, target.dtype)
+            )
+            if same:  # the end of `x[...] += y`: no launch in CuPy either
+                return
+        else:
+            integers = [part for part in host if isinstance(part, np.ndarray) and part.dtype.kind != "b"]
+            written = np.zeros(self.shape, dtype=np.int64)
+            np.add.at(written, host, 1)
+            if integers and written.max(initial=0) > 1:
+                raise IndexError("setitem: an index occurs twice; which value stays is undefined on a GPU")
+        with np.errstate(all="ignore"):
+            self._host[host] = values
+        counters.launches["setitem"] += 1
+        counters.bytes += 2 * values.nbytes if isinstance(values, np.ndarray) else 0
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __iter__(self):
+        if self.ndim == 0:
+            raise TypeError("iteration over a 0-d array")
+        return (self[i] for i in range(len(self)))
+
+    # -- methods --
+
+    def astype(self, dtype, order="K", casting=None, subok=None, copy=True):
+        if not copy and self.dtype == dtype:
+            return self
+        result = self._host.astype(dtype, order=order, casting=casting or "unsafe")
+        _count("astype", [self._host], [result])
+        return _wrap(result, self._device)
+
+    def reshape(self, *shape, order="C", copy=None):
+        shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
+        return _Functions.reshape(self, shape, order)
+
+    def transpose(self, *axes):
+        axes = axes[0] if len(axes) == 1 and (axes[0] is None or isinstance(axes[0], tuple | list)) else axes
+        return _Functions.transpose(self, axes or None)
+
+    def copy(self, order="C"):
+        return _Functions.copy(self, order)
+
+    def flatten(self, order="C"):
+        return _Functions.copy(self, order).reshape(-1, order=order)
+
+    def ravel(self, order="C"):
+        return _Functions.ravel(self, order)
+
+    def swapaxes(self, axis1, axis2):
+        return _Functions.swapaxes(self, axis1, axis2)
+
+    def squeeze(self, axis=None):
+        return _Functions.squeeze(self, axis)
+
+    def view(self, dtype=None, type=None):
+        return _wrap(self._host.view() if dtype is None else self._host.view(dtype), self._device)
+
+    def fill(self, value) -> None:
+        if not isinstance(value, SCALARS):
+            raise TypeError(f"fill: Unsupported type {type(value)}")
+        self[...] = value
+
+    def sum(self, axis=None, dtype=None, out=None, keepdims=False):
+        return _Functions.sum(self, axis, dtype, out, keepdims)
+
+    def prod(self, axis=None, dtype=None, out=None, keepdims=None):
+        return _Functions.prod(self, axis, dtype, out, bool(keepdims))
+
+    def mean(self, axis=None, dtype=None, out=None, keepdims=False):
+        return _Functions.mean(self, axis, dtype, out, keepdims)
+
+    def var(self, axis=None, dtype=None, out=None, ddof=0, keepdims=False):
+        return _Functions.var(self, axis, dtype, out, ddof, keepdims)
+
+    def std(self, axis=None, dtype=None, out=None, ddof=0, keepdims=False):
+        return _Functions.std(self, axis, dtype, out, ddof, keepdims)
+
+    def max(self, axis=None, out=None, keepdims=False):
+        return _Functions.max(self, axis, out, keepdims)
+
+    def min(self, axis=None, out=None, keepdims=False):
+        return _Functions.min(self, axis, out, keepdims)
+
+    def any(self, axis=None, out=None, keepdims=False):
+        return _Functions.any(self, axis, out, keepdims)
+
+    def all(self, axis=None, out=None, keepdims=False):
+        return _Functions.all(self, axis, out, keepdims)
+
+    def argmax(self, axis=None, out=None, dtype=None, keepdims=False):
+        return _Functions.argmax(self, axis, dtype, out, keepdims)
+
+    def argmin(self, axis=None, out=None, dtype=None, keepdims=False):
+        return _Functions.argmin(self, axis, dtype, out, keepdims)
+
+    def clip(self, min=None, max=None, out=None):
+        return _Functions.clip(self, min, max, out)
+
+    def take(self, indices, axis=None, out=None):
+        return _Functions.take(self, indices, axis, out)
+
+    def dot(self, b, out=None):
+        return _Functions.dot(self, b, out)
+
+    def __copy__(self):
+        return self.copy()
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
+    def __matmul__(self, other):
+        if getattr(other, "__array_ufunc__", self) is None:
+            return NotImplemented
+        return _Functions.matmul(self, other)
+
+    def __rmatmul__(self, other):
+        return _Functions.matmul(other, self)
+
+    def __neg__(self):
+        return UFUNCS["negative"](self)
+
+    def __pos__(self):
+        return self.copy()
+
+    def __abs__(self):
+        return UFUNCS["absolute"](self)
+
+    def __invert__(self):
+        return UFUNCS["invert"](self)
+
+
+for _symbol, _name in {
+    "add": "add",
+    "sub": "subtract",
+    "mul": "multiply",
+    "truediv": "true_divide",
+    "floordiv": "floor_divide",
+    "mod": "remainder",
+    "pow": "power",
+    "and": "bitwise_and",
+    "or": "bitwise_or",
+    "xor": "bitwise_xor",
+    "lshift": "left_shift",
+    "rshift": "right_shift",
+}.items():
+    setattr(ndarray, f"__{_symbol}__", _binary(_name))
+    setattr(ndarray, f"__r{_symbol}__", _binary(_name, swapped=True))
+    setattr(ndarray, f"__i{_symbol}__", _binary(_name, in_place=True))
+for _symbol, _name in {
+    "eq": "equal",
+    "ne": "not_equal",
+    "lt": "less",
+    "le": "less_equal",
+    "gt": "greater",
+    "ge": "greater_equal",
+}.items():
+    setattr(ndarray, f"__{_symbol}__", _binary(_name))
+ndarray.__module__ = "cupy"
+
+
+# ---- the functions ----
+
+
+def _upload(name: str, data: object, dtype: object, order: str) -> ndarray:
+    """Host data as a new device array."""
+    if isinstance(data, tuple | list) and builtins.any(isinstance(x, ndarray) for x in data):
+        raise TypeError(f"{name}: a sequence of device arrays; use cupy.stack")
+    host = np.array(data, dtype=dtype, order=order if order in ("C", "F") else "C", copy=True)
+    counters.to_device += 1
+    counters.transferred_bytes += host.nbytes
+    if host.dtype == "float64":
+        counters.float64[_place(), name] += 1
+    return _wrap(host)
+
+
+def _made(name: str, host: np.ndarray) -> ndarray:
+    _count(name, [], [host])
+    return _wrap(host)
+
+
+class _Functions:
+    """cupy.NAME for each name here. (In a class, `sum` and `max` do not hide Python's.)"""
+
+    # creation
+
+    @staticmethod
+    def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
+        if isinstance(obj, ndarray):
+            return obj if not copy and (dtype is None or obj.dtype == dtype) else obj.astype(dtype or obj.dtype)
+        return _upload("array", obj, dtype, order)
+
+    @staticmethod
+    def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
+        if isinstance(a, ndarray):
+            return a.astype(a.dtype if dtype is None else dtype, copy=bool(copy))
+        return _upload("asarray", a, dtype, order or "K")
+
+    @staticmethod
+    def ascontiguousarray(a, dtype=None):
+        if isinstance(a, ndarray):
+            same = a.flags.c_contiguous and (dtype is None or a.dtype == dtype)
+            return a if same else a.astype(dtype or a.dtype, order="C")
+        return _upload("ascontiguousarray", a, dtype, "C")
+
+    @staticmethod
+    def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
+        return a.get(stream, order, out) if isinstance(a, ndarray) else np.asarray(a)
+
+    @staticmethod
+    def empty(shape, dtype=float, order="C"):
+        host = np.empty(shape, dtype, order)
+        host.fill(np.nan if host.dtype.kind in "fc" else host.dtype.type(77))
+        if host.dtype == "float64":
+            counters.float64[_place(), "empty"] += 1
+        return _wrap(host)  # memory only: no launch
+
+    @staticmethod
+    def zeros(shape, dtype=float, order="C"):
+        return _made("zeros", np.zeros(shape, dtype, order))
+
+    @staticmethod
+    def ones(shape, dtype=float, order="C"):
+        return _made("ones", np.ones(shape, dtype, order))
+
+    @staticmethod
+    def full(shape, fill_value, dtype=None, order="C"):
+        if not isinstance(fill_value, SCALARS):
+            raise TypeError(f"full: Unsupported type {type(fill_value)}")
+        return _made("full", np.full(shape, fill_value, dtype, order))
+
+    @_device_function
+    def empty_like(prototype: ndarray, dtype=None, order="K", subok=None, shape=None):
+        host = np.empty_like(prototype, dtype, order, shape=shape)
+        host.fill(np.nan if host.dtype.kind in "fc" else host.dtype.type(77))
+        return host
+
+    @_device_function
+    def zeros_like(a: ndarray, dtype=None, order="K", subok=None, shape=None):
+        return np.zeros_like(a, dtype, order, shape=shape)
+
+    @_device_function
+    def ones_like(a: ndarray, dtype=None, order="K", subok=None, shape=None):
+        return np.ones_like(a, dtype, order, shape=shape)
+
+    @_device_function
+    def full_like(a: ndarray, fill_value, dtype=None, order="K", subok=None, shape=None):
+        return np.full_like(a, fill_value, dtype, order, shape=shape)
+
+    @staticmethod
+    def arange(start, stop=None, step=1, dtype=None):
+        for value in (start, stop, step):
+            _refuse_host_arrays(value, "arange")
+        return _made("arange", np.arange(*((start,) if stop is None else (start, stop)), step=step, dtype=dtype))
+
+    @staticmethod
+    def eye(N, M=None, k=0, dtype=float, order="C"):
+        return _made("eye", np.eye(N, M, k, dtype, order))
+
+    @_device_function
+    def copy(a: ndarray, order="K"):
+        return np.array(a, order=order, copy=True)
+
+    @_device_function
+    def copyto(dst: ndarray, src: Operand, casting="same_kind", where=None):  # noqa: F821
+        np.copyto(dst, src, casting)
+        return dst
+
+    # shapes
+
+    @_device_function(views=True)
+    def reshape(a: ndarray, newshape, order="C", *, copy=None):
+        return np.reshape(a, newshape, order)
+
+    @_device_function(views=True)
+    def ravel(a: ndarray, order="C"):
+        return np.ravel(a, order)
+
+    @_device_function(views=True)
+    def transpose(a: ndarray, axes=None):
+        return np.transpose(a, axes)
+
+    @_device_function(views=True)
+    def swapaxes(a: ndarray, axis1, axis2):
+        return np.swapaxes(a, axis1, axis2)
+
+    @_device_function(views=True)
+    def moveaxis(a: ndarray, source, destination):
+        return np.moveaxis(a, source, destination)
+
+    @_device_function(views=True)
+    def squeeze(a: ndarray, axis=None):
+        return np.squeeze(a, axis)
+
+    @_device_function(views=True)
+    def expand_dims(a: ndarray, axis):
+        return np.expand_dims(a, axis)
+
+    @_device_function(views=True)
+    def broadcast_to(array: ndarray, shape):
+        return np.broadcast_to(array, shape)
+
+    @_device_function(views=True)
+    def flip(a: ndarray, axis=None):
+        return np.flip(a, axis)
+
+    @_device_function
+    def pad(array: ndarray, pad_width, mode="constant", **kwargs):
+        return np.pad(array, pad_width, mode, **kwargs)
+
+    @_device_function
+    def concatenate(tup: Arrays, axis=0, out: Optional = None, *, dtype=None, casting="same_kind"):  # noqa: F821
+        return np.concatenate(tup, axis, out, dtype=dtype, casting=casting)
+
+    @_device_function
+    def stack(tup: Arrays, axis=0, out: Optional = None, *, dtype=None, casting="same_kind"):  # noqa: F821
+        return np.stack(tup, axis, out, dtype=dtype, casting=casting)
+
+    # products
+
+    @_device_function
+    def matmul(x1: ndarray, x2: ndarray, /, out: Optional = None):  # noqa: F821
+        return np.matmul(x1, x2, out)
+
+    @_device_function
+    def dot(a: ndarray, b: ndarray, out: Optional = None):  # noqa: F821
+        return np.dot(a, b, out)
+
+    @_device_function
+    def tensordot(a: ndarray, b: ndarray, axes=2):
+        return np.tensordot(a, b, axes)
+
+    @staticmethod
+    def einsum(subscripts, *operands, **kwargs):
+        if kwargs:
+            raise TypeError(f"einsum: the double takes no options, found {sorted(kwargs)}")
+        host = [_operand(x, "einsum", scalars=False) for x in operands]
+        result = np.asarray(np.einsum(subscripts, *host))
+        _count("einsum", host, [result])
+        return _wrap(result, _same_device("einsum", list(operands)))
+
+    # reductions
+
+    @_device_function
+    def sum(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False):  # noqa: F821
+        return np.sum(a, axis, dtype, out, keepdims)
+
+    @_device_function
+    def prod(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False):  # noqa: F821
+        return np.prod(a, axis, dtype, out, keepdims)
+
+    @_device_function
+    def mean(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False):  # noqa: F821
+        return np.mean(a, axis, dtype, out, keepdims)
+
+    @_device_function
+    def var(a: ndarray, axis=None, dtype=None, out: Optional = None, ddof=0, keepdims=False):  # noqa: F821
+        return np.var(a, axis, dtype, out, ddof, keepdims)
+
+    @_device_function
+    def std(a: ndarray, axis=None, dtype=None, out: Optional = None, ddof=0, keepdims=False):  # noqa: F821
+        return np.std(a, axis, dtype, out, ddof, keepdims)
+
+    @_device_function
+    def max(a: ndarray, axis=None, out: Optional = None, keepdims=False):  # noqa: F821
+        return np.max(a, axis, out, keepdims)
+
+    @_device_function
+    def min(a: ndarray, axis=None, out: Optional = None, keepdims=False):  # noqa: F821
+        return np.min(a, axis, out, keepdims)
+
+    @_device_function
+    def any(a: ndarray, axis=None, out: Optional = None, keepdims=False):  # noqa: F821
+        return np.any(a, axis, out, keepdims)
+
+    @_device_function
+    def all(a: ndarray, axis=None, out: Optional = None, keepdims=False):  # noqa: F821
+        return np.all(a, axis, out, keepdims)
+
+    @_device_function
+    def argmax(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False):  # noqa: F821
+        return np.argmax(a, axis, out, keepdims=keepdims)
+
+    @_device_function
+    def argmin(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False):  # noqa: F821
+        return np.argmin(a, axis, out, keepdims=keepdims)
+
+    @_device_function
+    def cumsum(a: ndarray, axis=None, dtype=None, out: Optional = None):  # noqa: F821
+        return np.cumsum(a, axis, dtype, out)
+
+    # selection
+
+    @_device_function
+    def clip(a: ndarray, a_min, a_max, out: Optional = None):  # noqa: F821
+        return np.clip(a, a_min, a_max, out)
+
+    @_device_function
+    def _where(condition: ndarray, x: Operand, y: Operand):  # noqa: F821
+        return np.where(condition, x, y)
+
+    @staticmethod
+    def where(condition, x=None, y=None):
+        if x is None and y is None:
+            return _Functions.nonzero(condition)
+        if x is None or y is None:
+            raise ValueError("Must provide both 'x' and 'y' or neither.")
+        return _Functions._where(condition, x, y)
+
+    @staticmethod
+    def nonzero(a):
+        found = np.nonzero(_operand(a, "nonzero", scalars=False))
+        _synchronise()
+        _count("nonzero", [a._host], list(found))
+        return tuple(_wrap(x, a._device) for x in found)
+
+    @_device_function
+    def take(a: ndarray, indices: Operand, axis=None, out: Optional = None):  # noqa: F821
+        return np.take(a, indices, axis, out)
+
+
+def _strided(name: str):
+    function = getattr(np.lib.stride_tricks, name)
+
+    if name == "as_strided":
+
+        @_device_function(views=True)
+        def as_strided(x: ndarray, shape=None, strides=None):
+            return function(x, shape, strides, writeable=True)
+
+        return as_strided
+
+    @_device_function(views=True)
+    def sliding_window_view(x: ndarray, window_shape, axis=None, *, subok=False, writeable=False):
+        return function(x, window_shape, axis, writeable=writeable)
+
+    return sliding_window_view
+
+
+# ---- the module ----
+
+
+class Device:
+    """A CUDA device by index; without one, the current device."""
+
+    id = 0
+
+    def __init__(self, device: int | None = None) -> None:
+        self.id = _current if device is None else int(device)
+        self._before: list[int] = []
+
+    def use(self) -> None:
+        global _current
+        if not 0 <= self.id < _devices:
+            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        _current = self.id
+
+    def synchronize(self) -> None:
+        _synchronise()
+
+    def __enter__(self) -> Device:
+        self._before.append(_current)
+        self.use()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        global _current
+        _current = self._before.pop()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"<CUDA Device {self.id}>"
+
+
+class Stream:
+    """What `get_current_stream` returns."""
+
+    def synchronize(self) -> None:
+        _synchronise()
+
+
+class _Module(types.ModuleType):
+    """A module that has the names given to it and no other."""
+
+    def __init__(self, name: str, **names: object) -> None:
+        super().__init__(name)
+        vars(self).update(names)
+
+    def __getattr__(self, name: str) -> object:
+        raise AttributeError(f"the strict double has no {self.__name__}.{name}; does CuPy, and does the code need it?")
+
+
+TYPES = "bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
+CONSTANTS = "pi e inf nan newaxis"
+
+cupy = _Module(
+    "cupy",
+    __version__="14.2.0",
+    ndarray=ndarray,
+    ufunc=ufunc,
+    **UFUNCS,
+    **{
+        name: value.__func__ if isinstance(value, staticmethod) else value
+        for name, value in vars(_Functions).items()
+        if not name.startswith("_")
+    },
+    **{name: getattr(np, name) for name in TYPES.split() + CONSTANTS.split()},
+    dtype=np.dtype,
+    cuda=_Module(
+        "cupy.cuda",
+        is_available=lambda: _devices > 0,
+        Device=Device,
+        Stream=Stream,
+        get_current_stream=lambda device_id=-1: Stream(),
+        runtime=_Module("cupy.cuda.runtime", getDeviceCount=lambda: _devices),
+    ),
+    lib=_Module(
+        "cupy.lib",
+        stride_tricks=_Module(
+            "cupy.lib.stride_tricks",
+            as_strided=_strided("as_strided"),
+            sliding_window_view=_strided("sliding_window_view"),
+        ),
+    ),
+)

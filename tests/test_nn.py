@@ -1,0 +1,484 @@
+"""Modules: order and names, state, addresses that never change, initial values, sizes."""
+
+from __future__ import annotations
+
+import math
+
+import naive
+import numpy as np
+import pytest
+
+from minigrad import Tensor, init, nn, no_grad, ops, optim
+from minigrad.nn import Module, Parameter
+from minigrad.nn.module import format_summary
+
+
+class Tiny(Module):
+    """Parameters, a buffer and nested modules, assigned in a telling order."""
+
+    def __init__(self):
+        self.scale = Parameter((2,), init.ones)
+        self.encoder = nn.Sequential({"conv": nn.Conv2D(1, 2, 3), "bn": nn.BatchNorm(2), "act": nn.ReLU()})
+        self.counter = Tensor(np.zeros(1, "float32"))
+        self.head = nn.Dense(2, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(x).mean(axis=(1, 2)) * self.scale)
+
+
+NAMES = [
+    "scale",
+    "counter",
+    "encoder.conv.weight",
+    "encoder.conv.bias",
+    "encoder.bn.gamma",
+    "encoder.bn.beta",
+    "encoder.bn.moving_mean",
+    "encoder.bn.moving_variance",
+    "head.weight",
+    "head.bias",
+]
+BUFFERS = {"counter", "encoder.bn.moving_mean", "encoder.bn.moving_variance"}
+
+
+def batch(seed=0, shape=(4, 5, 5, 1)):
+    return Tensor(np.random.default_rng(seed).normal(size=shape).astype("float32"))
+
+
+def all_arrays(model: Module) -> dict[str, np.ndarray]:
+    """The data and gradient arrays themselves, by name."""
+    arrays = {name: x.data for name, x in model.named_tensors()}
+    return arrays | {f"{name} gradient": p.grad for name, p in model.named_parameters()}
+
+
+# ---- order and names ----
+
+
+def test_names_follow_attributes_in_order_of_assignment():
+    model = Tiny()
+    assert [name for name, _ in model.named_tensors()] == NAMES
+    assert [name for name, _ in model.named_parameters()] == [name for name in NAMES if name not in BUFFERS]
+    assert [id(p) for p in model.parameters()] == [id(p) for _, p in model.named_parameters()]
+    assert list(model.state_dict()) == NAMES
+
+
+def test_modules_come_parents_first_with_full_names():
+    assert [(name, type(m).__name__) for name, m in Tiny().modules()] == [
+        ("", "Tiny"),
+        ("encoder", "Sequential"),
+        ("encoder.conv", "Conv2D"),
+        ("encoder.bn", "BatchNorm"),
+        ("encoder.act", "ReLU"),
+        ("head", "Dense"),
+    ]
+
+
+def test_sequential_counts_its_modules():
+    model = nn.Sequential(nn.Dense(2, 3), nn.Sequential(nn.Tanh(), nn.Dense(3, 1)))
+    assert [name for name, _ in model.named_tensors()] == ["0.weight", "0.bias", "1.1.weight", "1.1.bias"]
+
+
+def test_sequential_applies_in_order():
+    x = np.array([[0.5, -2.0]])
+    y = nn.Sequential(nn.ReLU(), nn.Tanh())(Tensor(x))
+    np.testing.assert_allclose(y.numpy(), naive.tanh(naive.relu(x)), rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("layer", "oracle"),
+    [
+        (nn.ReLU(), naive.relu),
+        (nn.LeakyReLU(0.3), lambda x: naive.leaky_relu(x, 0.3)),
+        (nn.Sigmoid(), naive.sigmoid),
+        (nn.Tanh(), naive.tanh),
+        (nn.Softplus(), naive.softplus),
+        (nn.Flatten(), lambda x: naive.reshape(x, 2, 12)),
+        (nn.Reshape(4, 3), lambda x: naive.reshape(x, 2, 4, 3)),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, Module) else "",
+)
+def test_layers_without_weights(layer, oracle):
+    x = np.random.default_rng(0).normal(size=(2, 3, 4))
+    np.testing.assert_allclose(layer(Tensor(x)).numpy(), oracle(x), rtol=1e-14)
+    assert layer.parameters() == []
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (1, 1, 1), (3,)])
+def test_flatten_keeps_the_batch_axis(shape):
+    assert nn.Flatten()(Tensor(np.zeros(shape))).shape == (shape[0], math.prod(shape[1:]))
+
+
+def test_layers_with_weights_use_them():
+    rng = np.random.default_rng(0)
+    dense, conv, up = nn.Dense(3, 2), nn.Conv2D(2, 3, (3, 2), stride=2), nn.Conv2DTranspose(2, 3, 3, stride=2)
+    x, images = rng.normal(size=(4, 3)), rng.normal(size=(1, 5, 4, 2))
+    for layer in (dense, conv, up):
+        layer.to(dtype="float64")
+        layer.bias.data[...] = rng.normal(size=layer.bias.shape)
+    for layer, inputs, expected in [
+        (dense, x, naive.dense(x, dense.weight.data, dense.bias.data)),
+        (conv, images, naive.conv2d(images, conv.weight.data, conv.bias.data, stride=2, padding="same")),
+        (up, images, naive.conv2d_transpose(images, up.weight.data, up.bias.data, stride=2, padding="same")),
+    ]:
+        np.testing.assert_allclose(layer(Tensor(inputs)).numpy(), expected, rtol=1e-12, atol=1e-13)
+    assert up.weight.shape == (3, 3, 3, 2)  # (KH, KW, out, in)
+
+
+# ---- batch normalisation ----
+
+
+def test_batch_norm_statistics_after_several_batches():
+    """moving = 0.9 * moving + 0.1 * batch with the biased variance, from mean 0 and variance 1."""
+    layer = nn.BatchNorm(3, momentum=0.9)
+    layer.to(dtype="float64")
+    mean, variance = [0.0] * 3, [1.0] * 3
+    rng = np.random.default_rng(1)
+    for _ in range(4):
+        x = rng.normal(2, 3, size=(5, 2, 3))
+        layer(Tensor(x))
+        batch_mean, batch_variance = naive.batch_statistics(x)
+        mean = [0.9 * m + 0.1 * b for m, b in zip(mean, batch_mean, strict=True)]
+        variance = [0.9 * v + 0.1 * b for v, b in zip(variance, batch_variance, strict=True)]
+        np.testing.assert_allclose(layer.moving_mean.numpy(), mean, rtol=1e-13)
+        np.testing.assert_allclose(layer.moving_variance.numpy(), variance, rtol=1e-13)
+
+
+def test_batch_norm_in_evaluation_uses_and_keeps_the_moving_statistics():
+    layer = nn.BatchNorm(2)
+    values = {"gamma": [2, 3], "beta": [1, -1], "moving_mean": [1, 2], "moving_variance": [4, 9]}
+    layer.load_state_dict({name: np.array(value) for name, value in values.items()})
+    layer.to(dtype="float64")
+    layer.eval()
+    before = layer.state_dict()
+    x = np.random.default_rng(0).normal(size=(3, 2))
+    expected = naive.batch_norm_inference(x, *values.values())
+    np.testing.assert_allclose(layer(Tensor(x)).numpy(), expected, rtol=1e-13)
+    assert all(np.array_equal(before[name], value) for name, value in layer.state_dict().items())
+
+
+def test_train_and_eval_reach_every_module():
+    model = Tiny()
+    for mode in (False, True):
+        model.train(mode)
+        assert {module.training for _, module in model.modules()} == {mode}
+    model.eval()
+    assert not model.encoder.layers["bn"].training
+
+
+# ---- state ----
+
+
+def test_state_dict_holds_copies():
+    model = Tiny()
+    state = model.state_dict()
+    for value in state.values():
+        value += 1
+    assert not any(np.array_equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_state_round_trip_is_exact():
+    source, target = Tiny(), Tiny()
+    source.initialize(5)
+    source(batch())
+    target.load_state_dict(source.state_dict())
+    assert all(np.array_equal(a, target.state_dict()[name]) for name, a in source.state_dict().items())
+    source.eval()
+    target.eval()
+    assert np.array_equal(source(batch(1)).numpy(), target(batch(1)).numpy())
+
+
+def without(state, name):
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "texts"),
+    [
+        (lambda s: without(s, "scale"), ["missing scale"]),
+        (lambda s: without(s, "head.bias"), ["missing head.bias"]),
+        (lambda s: s | {"head.wieght": np.zeros(1)}, ["unexpected head.wieght"]),
+        (lambda s: s | {"head.weight": np.zeros((3, 2))}, [r"head.weight is \(3, 2\) but must be \(2, 3\)"]),
+        (lambda s: s | {"head.bias": np.zeros((1, 3))}, [r"head.bias is \(1, 3\) but must be \(3,\)"]),
+        (lambda s: s | {"head.bias": np.zeros(())}, [r"head.bias is \(\) but must be \(3,\)"]),
+        (lambda s: without(s, "scale") | {"x": np.zeros(1), "counter": np.zeros(2)}, ["scale", "x", "counter"]),
+        (lambda s: {}, NAMES),
+        (lambda s: s | {"head.bias": np.array(["a", "b", "c"])}, ["head.bias"]),
+        (lambda s: s | {"head.bias": np.array([1j, 2, 3])}, ["head.bias"]),
+    ],
+)
+def test_load_state_dict_changes_nothing_unless_everything_fits(spoil, texts):
+    model, other = Tiny(), Tiny()
+    other.initialize(9)
+    other(batch())
+    before = model.state_dict()
+    for text in texts:
+        with pytest.raises(ValueError, match=f"load_state_dict: .*{text}"):
+            model.load_state_dict(spoil(other.state_dict()))
+    assert all(np.array_equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_load_state_dict_accepts_the_other_float_dtype():
+    model = nn.Dense(2, 2)
+    model.load_state_dict({"weight": np.full((2, 2), 0.1), "bias": np.array([1, 2])})
+    assert model.weight.dtype == "float32"
+    assert model.weight.data.tolist() == [[np.float32(0.1)] * 2] * 2
+    assert model.bias.data.tolist() == [1.0, 2.0]
+
+
+# ---- addresses ----
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: optim.SGD(p, 0.1, momentum=0.9), lambda p: optim.Adam(p, 0.1), lambda p: optim.AdamW(p, 0.1)]
+)
+def test_addresses_never_change(make):
+    """Data, gradients and moving statistics keep their arrays, so that a captured step can be replayed."""
+    model = Tiny()
+    optimizer = make(model.parameters())
+    arrays = all_arrays(model) | optimizer.moments | vars(optimizer.flat)
+    pointers = {name: a.ctypes.data for name, a in arrays.items() if isinstance(a, np.ndarray)}
+    before = model.state_dict()
+
+    for seed in range(2):
+        optimizer.zero_grad()
+        (model(batch(seed)) * 2.0).sum().backward()
+        optim.clip_grad_norm(optimizer, 0.5)
+        optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not np.array_equal(before[name], value)}
+    assert changed == set(NAMES) - {"counter"}
+    model.load_state_dict(before)
+    model.initialize(3)
+    model.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+    model.eval()
+    model.train()
+
+    after = all_arrays(model) | optimizer.moments | vars(optimizer.flat)
+    assert all(after[name] is a for name, a in arrays.items())
+    assert {name: a.ctypes.data for name, a in after.items() if isinstance(a, np.ndarray)} == pointers
+
+
+def test_parameters_and_gradients_are_views_of_flat_arrays_in_order():
+    model = Tiny()
+    values = np.concatenate([p.data.ravel() for p in model.parameters()])
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    flat = optimizer.flat
+    assert np.array_equal(flat.values, values)
+    start = 0
+    for p in model.parameters():
+        for view, whole in ((p.data, flat.values), (p.grad, flat.gradients)):
+            assert view.ctypes.data == whole.ctypes.data + start * 4
+            assert view.shape == p.shape
+            assert view.flags.c_contiguous
+        start += p.size
+    assert start == flat.values.size == flat.gradients.size
+    flat.gradients[...] = 1
+    assert all((p.grad == 1).all() for p in model.parameters())
+    model.zero_grad()
+    assert (flat.gradients == 0).all()
+
+
+def test_gradients_made_before_the_optimizer_are_kept():
+    model = nn.Dense(2, 1)
+    model(Tensor(np.ones((1, 2), "float32"))).sum().backward()
+    optim.SGD(model.parameters(), 0.1)
+    assert model.weight.grad.tolist() == [[1.0], [1.0]]
+
+
+def test_parameter_gradient_starts_at_zero_and_adds_up():
+    model = nn.Dense(2, 1)
+    assert (model.weight.grad == 0).all()
+    for _ in range(3):
+        model(Tensor(np.ones((1, 2), "float32"))).sum().backward()
+    assert model.weight.grad.tolist() == [[3.0], [3.0]]
+
+
+def test_two_parameters_never_share_a_gradient():
+    a, b = Parameter((2,)), Parameter((2,))
+    (a + b).sum().backward()
+    assert not np.shares_memory(a.grad, b.grad)
+    assert a.grad.tolist() == b.grad.tolist() == [1.0, 1.0]
+
+
+def test_to_dtype_converts_everything_and_gives_new_arrays():
+    model = Tiny()
+    before, old = model.state_dict(), all_arrays(model)
+    model.to(dtype="float64")
+    assert {str(a.dtype) for a in all_arrays(model).values()} == {"float64"}
+    assert not any(np.shares_memory(a, old[name]) for name, a in all_arrays(model).items())
+    assert all(np.array_equal(before[name], value) for name, value in model.state_dict().items())
+    with no_grad():
+        assert model(Tensor(np.ones((1, 4, 4, 1)))).dtype == "float64"
+
+
+@pytest.mark.parametrize("move", [lambda m: m.to(dtype="float64"), lambda m: optim.SGD(m.parameters(), 0.1)])
+def test_a_moved_model_invalidates_its_optimizer(move):
+    model = Tiny()
+    optimizer = optim.Adam(model.parameters())
+    move(model)
+    with pytest.raises(RuntimeError, match=r"the parameters have moved .* make a new optimizer"):
+        optimizer.step()
+    assert optimizer.steps == 0
+
+
+# ---- initial values ----
+
+
+def test_initialize_depends_on_seed_and_full_name_only():
+    first, second = Tiny(), Tiny()
+    second.initialize(1)
+    for model in (first, second):
+        model.initialize(7)
+    assert all(np.array_equal(a, second.state_dict()[name]) for name, a in first.state_dict().items())
+
+    class OtherOrder(Module):
+        def __init__(self):
+            self.extra = nn.Dense(7, 7)
+            self.head = nn.Dense(2, 3)
+
+    other = OtherOrder()
+    other.initialize(7)
+    assert np.array_equal(other.head.weight.data, first.head.weight.data)
+    first.initialize(8)
+    assert not np.array_equal(other.head.weight.data, first.head.weight.data)
+
+
+def test_layers_of_one_shape_start_differently():
+    model = nn.Sequential(nn.Dense(3, 3), nn.Dense(3, 3))
+    model.initialize(0)
+    a, b = (layer.weight.data for layer in model.layers.values())
+    assert not np.array_equal(a, b)
+
+
+def test_initialize_does_not_use_or_move_a_global_generator():
+    np.random.seed(0)  # noqa: NPY002
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    model = Tiny()
+    model.initialize(7)
+    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+@pytest.mark.parametrize(
+    ("initializer", "variance", "limit"),
+    [
+        (init.glorot_uniform, lambda i, o: 2 / (i + o), lambda i, o: math.sqrt(6 / (i + o))),
+        (init.glorot_normal, lambda i, o: 2 / (i + o), None),
+        (init.he_uniform, lambda i, o: 2 / i, lambda i, o: math.sqrt(6 / i)),
+        (init.he_normal, lambda i, o: 2 / i, None),
+    ],
+    ids=["glorot_uniform", "glorot_normal", "he_uniform", "he_normal"],
+)
+@pytest.mark.parametrize(
+    ("make", "fans"),
+    [
+        (lambda i: nn.Dense(80, 300, initializer=i), (80, 300)),
+        (lambda i: nn.Conv2D(16, 64, (5, 3), initializer=i), (5 * 3 * 16, 5 * 3 * 64)),
+        (lambda i: nn.Conv2DTranspose(16, 64, (5, 3), initializer=i), (5 * 3 * 16, 5 * 3 * 64)),
+    ],
+    ids=["dense", "conv", "transposed"],
+)
+def test_initial_variance(make, fans, initializer, variance, limit):
+    """Over n >= 15,000 draws the variance errs by a relative sqrt(2 / n) < 1.2 % (normal), so 6 % is five sigmas."""
+    layer = make(initializer)
+    values = layer.weight.numpy().astype("float64")
+    assert values.size >= 15_000
+    expected = variance(*fans)
+    assert np.mean(values**2) == pytest.approx(expected, rel=0.06)
+    assert abs(np.mean(values)) < 5 * math.sqrt(expected / values.size)
+    if limit:
+        assert 0.999 * limit(*fans) < np.abs(values).max() <= limit(*fans) * (1 + 1e-7)
+    else:  # the fourth moment of a normal variable is three squared variances, of a uniform one 1.8
+        assert np.mean(values**4) == pytest.approx(3 * expected**2, rel=0.25)
+    assert (layer.bias.numpy() == 0).all()
+
+
+# ---- sizes ----
+
+FILTERS, STRIDES = (2, 3, 2), (1, 2, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(27, 27), (29, 29), (30, 30), (33, 33), (28, 28), (27, 34), (5, 1), (1, 1)])
+def test_a_mirrored_decoder_returns_the_encoders_sizes(size, channels):
+    x = Tensor(np.zeros((1, *size, channels), "float32"))
+    sizes, widths = [], [channels]
+    for filters, stride in zip(FILTERS, STRIDES, strict=True):
+        sizes.append(x.shape[1:3])
+        x = nn.Conv2D(widths[-1], filters, 3, stride=stride)(x)
+        widths.append(filters)
+        assert x.shape[1:3] == tuple(math.ceil(n / stride) for n in sizes[-1])
+    for i in reversed(range(3)):
+        x = nn.Conv2DTranspose(widths[i + 1], widths[i], 3, stride=STRIDES[i], output_size=sizes[i])(x)
+        assert x.shape == (1, *sizes[i], widths[i])
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 14])
+def test_without_output_size_the_decoder_multiplies_by_the_stride(size):
+    x = Tensor(np.zeros((1, size, size + 1, 2), "float32"))
+    assert nn.Conv2DTranspose(2, 1, 3, stride=2)(x).shape == (1, 2 * size, 2 * size + 2, 1)
+
+
+# ---- summary ----
+
+
+def summary_model():
+    return nn.Sequential(
+        {
+            "conv": nn.Conv2D(3, 8, 3, stride=2),
+            "bn": nn.BatchNorm(8),
+            "flat": nn.Flatten(),
+            "code": nn.Dense(8 * 5 * 4, 6),
+            "wide": nn.Dense(6, 20),
+            "image": nn.Reshape(5, 2, 2),
+            "up": nn.Conv2DTranspose(2, 4, 3, stride=2),
+        }
+    )
+
+
+SUMMARY = [  # name, type, shape, parameters, multiply-adds, bytes; counted by hand for one 9 x 8 image of 3 channels
+    ("conv", "Conv2D", (5, 4, 8), 3 * 3 * 3 * 8 + 8, 5 * 4 * 216, 640),  # every output pixel: 27 inputs x 8 filters
+    ("bn", "BatchNorm", (5, 4, 8), 16, 0, 640),  # gamma and beta; the moving statistics are not trained
+    ("flat", "Flatten", (160,), 0, 0, 640),
+    ("code", "Dense", (6,), 160 * 6 + 6, 960, 24),
+    ("wide", "Dense", (20,), 6 * 20 + 20, 120, 80),
+    ("image", "Reshape", (5, 2, 2), 0, 0, 80),
+    ("up", "Conv2DTranspose", (10, 4, 4), 3 * 3 * 2 * 4 + 4, 5 * 2 * 72, 640),  # every input pixel: 72 weights
+]
+
+
+def test_summary_numbers():
+    model = summary_model()
+    rows = model.summary_rows((9, 8, 3))
+    found = [
+        (name, type(layer).__name__, shape, sum(p.size for p in layer.parameters()), adds)
+        for name, layer, shape, adds in rows
+    ]
+    assert found == [row[:5] for row in SUMMARY]
+    lines = model.summary((9, 8, 3)).splitlines()
+    assert lines[0].startswith("layer ")
+    assert lines[0].endswith("parameters  multiply-adds  activation bytes")
+    for line, (name, kind, shape, parameters, adds, size) in zip(lines[2:-2], SUMMARY, strict=True):
+        assert line.split() == [name, kind, *str(shape).split(), f"{parameters:,}", f"{adds:,}", f"{size:,}"]
+    totals = [sum(row[i] for row in SUMMARY) for i in (3, 4, 5)]
+    assert totals == [1422, 6120, 2744]
+    assert lines[-1].split() == ["total", "1,422", "6,120", "2,744"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_summary_leaves_the_model_alone():
+    model = summary_model()
+    model.layers["bn"].training = False
+    before = model.state_dict()
+    model.summary((9, 8, 3))
+    assert all(np.array_equal(before[name], value) for name, value in model.state_dict().items())
+    assert [m.training for _, m in model.modules()] == [True, True, False, True, True, True, True, True]
+    assert all((p.grad == 0).all() for p in model.parameters())
+
+
+def test_summary_of_nothing():
+    assert format_summary([]).splitlines()[-1].split() == ["total", "0", "0", "0"]
+
+
+def test_module_without_forward():
+    with pytest.raises(NotImplementedError):
+        Module()(ops.exp(0.0))

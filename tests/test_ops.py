@@ -1,0 +1,623 @@
+"""Every operation: values against naive loops, gradients against differences, hard inputs, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+
+import naive
+import numpy as np
+import pytest
+from op_cases import BY_OP, CASES, Case, values
+
+import minigrad
+from minigrad import Backend, Tensor, nn, ops
+from minigrad.ops.conv import conv_geometry, transposed_geometry
+from minigrad.testing import adjoint_check, gradcheck
+
+F64 = 1e-12  # of the largest magnitude: some thousand roundings of 2e-16
+F32 = 1e-5  # of the largest magnitude: RELIABILITY's bar for single operations, a hundred roundings of 6e-8
+EPS32 = 2.0**-23
+
+
+def check_close(actual: np.ndarray, expected: np.ndarray, relative: float) -> None:
+    """Within `relative` of the largest expected magnitude, everywhere."""
+    assert actual.shape == expected.shape
+    assert np.isfinite(actual).all()
+    error = np.abs(actual.astype("float64") - expected).max(initial=0)
+    assert error <= relative * np.abs(expected).max(initial=0), f"{error / np.abs(expected).max():.2e} of the largest"
+
+
+def tensors(case: Case, k: Backend, dtype: str, view=lambda x: x) -> list[Tensor]:
+    return [Tensor(view(k.from_host(x.astype(dtype))), requires_grad=True) for x in case.inputs()]
+
+
+@functools.cache
+def oracle(case_index: int) -> np.ndarray:
+    case = CASES[case_index]
+    return case.expected(naive, case.inputs())
+
+
+each_case = pytest.mark.parametrize("index", range(len(CASES)), ids=lambda i: str(CASES[i]))
+
+
+# ---- values ----
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_every_public_operation_has_an_oracle_and_cases(name):
+    assert callable(getattr(naive, name, None)), f"tests/naive.py has no {name}"
+    assert BY_OP[name], f"tests/op_cases.py has no case of {name}"
+    assert getattr(naive, name).__module__ == "naive"
+
+
+@each_case
+def test_value_float64(index, backend):
+    case = CASES[index]
+    check_close(case.run(*tensors(case, backend, "float64")).numpy(), oracle(index), F64)
+
+
+@each_case
+def test_value_float32(index, backend):
+    """The oracle gets the same float32 inputs, so only the operation's own rounding counts."""
+    case = CASES[index]
+    rounded = [x.astype("float32") for x in case.inputs()]
+    check_close(case.run(*tensors(case, backend, "float32")).numpy(), case.expected(naive, rounded, "float32"), F32)
+
+
+LINEAR = [c for c in CASES if c.op in ("conv2d", "conv2d_transpose", "dense", "matmul", "sum", "mean")]
+
+
+@pytest.mark.parametrize("case", LINEAR, ids=str)
+def test_rounding_of_sums_float32(case, backend):
+    """A sum of K rounded products errs by at most 4 eps sqrt(K) of the sum of magnitudes, element by element."""
+    rounded = [x.astype("float32") for x in case.inputs()]
+    magnitudes = case.expected(naive, [np.abs(x) for x in rounded])
+    shapes = case.shapes
+    terms = math.prod(shapes[0]) if case.op in ("sum", "mean") else math.prod(shapes[1])
+    error = np.abs(case.run(*tensors(case, backend, "float32")).numpy() - case.expected(naive, rounded))
+    assert (error <= 4 * EPS32 * math.sqrt(max(terms, 1)) * magnitudes).all()
+
+
+def in_holes(x):
+    """The same values with gaps between them in memory, axes stored in reversed order."""
+    if not x.ndim:
+        return x
+    k = minigrad.backend_of(x)
+    wide = k.xp.zeros((*x.shape[::-1], 2), dtype=x.dtype)
+    view = wide.transpose(*range(x.ndim)[::-1], x.ndim)[..., 1]
+    view[...] = x
+    return view
+
+
+@each_case
+def test_non_contiguous_inputs_and_gradients(index, backend):
+    case = CASES[index]
+    plain, holes = tensors(case, backend, "float64"), tensors(case, backend, "float64", in_holes)
+    assert all(x.data.strides != y.data.strides for x, y in zip(plain, holes, strict=True) if x.size > 1)
+    y, z = case.run(*plain), case.run(*holes)
+    check_close(z.numpy(), oracle(index), F64)
+    gy = backend.from_host(np.random.default_rng(1).normal(size=y.shape))
+    y.backward(gy)
+    z.backward(in_holes(gy))
+    for a, b in zip(plain, holes, strict=True):
+        # 1e-12 of the sums that stand behind a gradient, which may cancel: at most the largest value times their count
+        np.testing.assert_allclose(
+            backend.to_host(b.grad), backend.to_host(a.grad), rtol=1e-11, atol=1e-12 * max(gy.size, 1)
+        )
+
+
+def random_broadcast(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    full = tuple(int(n) for n in rng.choice([0, 1, 2, 3, 4], size=rng.integers(0, 4), p=[0.05, 0.2, 0.25, 0.25, 0.25]))
+    pair = [tuple(1 if rng.random() < 0.35 else n for n in full)[int(rng.integers(0, len(full) + 1)) :] for _ in "ab"]
+    return pair[0], pair[1]
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "mul", "div"])
+@pytest.mark.parametrize("seed", range(25))
+def test_random_broadcasting(op, seed):
+    rng = np.random.default_rng(seed)
+    shapes = random_broadcast(rng)
+    a, b = (Tensor(values(rng, shape), requires_grad=True) for shape in shapes)
+    y = getattr(ops, op)(a, b)
+    check_close(y.numpy(), getattr(naive, op)(a.numpy(), b.numpy()), F64)
+    gradcheck(getattr(ops, op), a, b, seed=seed)
+
+
+# ---- gradients ----
+
+
+@each_case
+def test_gradcheck(index, backend):
+    case = CASES[index]
+    gradcheck(case.run, *tensors(case, backend, "float64"))
+
+
+@each_case
+def test_float32_gradients_equal_float64_ones(index, backend):
+    case = CASES[index]
+    single, double = tensors(case, backend, "float32"), tensors(case, backend, "float64")
+    for x, wide in zip(single, double, strict=True):
+        wide.data = x.data.astype("float64")
+    y, z = case.run(*single), case.run(*double)
+    gy = np.random.default_rng(1).normal(size=y.shape).astype("float32")
+    y.backward(backend.from_host(gy))
+    z.backward(backend.from_host(gy.astype("float64")))
+    magnitude = max((float(np.abs(backend.to_host(x.grad)).max(initial=0)) for x in double), default=0)
+    for x, wide in zip(single, double, strict=True):
+        error = np.abs(backend.to_host(x.grad) - backend.to_host(wide.grad)).max(initial=0)
+        assert error <= F32 * magnitude  # of all its gradients: a single one may be exactly zero in theory
+
+
+def block(convolution: nn.Module, filters: int) -> nn.Module:
+    """A fused block that owns its layers, so that they can be found by name."""
+    return nn.ConvBlock(convolution, nn.ReLU(), nn.BatchNorm(filters))
+
+
+LAYERS = {
+    "dense": (lambda: nn.Dense(4, 3), (2, 4)),
+    "conv": (lambda: nn.Conv2D(2, 3, (3, 2), stride=2), (2, 4, 5, 2)),
+    "conv valid": (lambda: nn.Conv2D(1, 2, 3, padding="valid"), (1, 4, 5, 1)),
+    "transposed": (lambda: nn.Conv2DTranspose(3, 2, 3, stride=2), (2, 2, 3, 3)),
+    "transposed to a size": (lambda: nn.Conv2DTranspose(1, 2, 3, stride=2, output_size=(3, 5)), (1, 2, 3, 1)),
+    "batch norm": (lambda: nn.BatchNorm(3), (5, 3)),
+    "batch norm of images": (lambda: nn.BatchNorm(2, epsilon=1e-5), (2, 3, 2, 2)),
+    "stack": (
+        lambda: nn.Sequential(
+            nn.Conv2D(1, 2, 3, stride=2), nn.Softplus(), nn.BatchNorm(2), nn.Flatten(), nn.Dense(8, 2)
+        ),
+        (3, 4, 4, 1),
+    ),
+    "block": (lambda: block(nn.Conv2D(2, 3, 3, stride=2), 3), (2, 4, 3, 2)),
+    "transposed block": (lambda: block(nn.Conv2DTranspose(2, 3, 3, stride=2, output_size=(3, 4)), 3), (2, 2, 2, 2)),
+    "activations": (lambda: nn.Sequential(nn.Tanh(), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Reshape(3, 2)), (2, 6)),
+    "relu": (lambda: nn.ReLU(), (2, 6)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradcheck_of_layers(name, training, backend):
+    make, shape = LAYERS[name]
+    model = make()
+    model.initialize(3)
+    model.to(dtype="float64")
+    rng = np.random.default_rng(4)
+    for full_name, tensor in model.named_tensors():  # away from zero biases and unit statistics
+        shift = rng.uniform(0.2, 0.8, tensor.shape)
+        tensor.data[...] += backend.from_host(shift)
+        assert training or "moving" not in full_name or (tensor.numpy() != 0).all()
+    model.train(training)
+    gradcheck(model, Tensor(backend.from_host(values(rng, shape)), requires_grad=True), parameters=model.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["block", "transposed block"])
+def test_a_fused_block_equals_its_layers(name, training, dtype, backend):
+    """Values, every gradient and the moving statistics, against the same layers run one after another."""
+    make, shape = LAYERS[name]
+    fused, apart = make(), make()
+    inputs = values(np.random.default_rng(8), shape).astype(dtype)
+    results = []
+    for model in (fused, apart):
+        model.initialize(3)
+        model.to(dtype=dtype)
+        model.train(training)
+        x = Tensor(backend.from_host(inputs), requires_grad=True)
+        y = model(x) if model is fused else model.norm(ops.relu(model.conv(x)))
+        gy = np.random.default_rng(9).normal(size=y.shape).astype(dtype)
+        y.backward(backend.from_host(gy))
+        grads = {f"g{name}": backend.to_host(p.grad) for name, p in model.named_parameters()}
+        results.append({"y": y.numpy(), "gx": backend.to_host(x.grad), **grads, **model.state_dict()})
+    largest = max(np.abs(value).max() for value in results[1].values())
+    for key, expected in results[1].items():
+        error = np.abs(results[0][key] - expected).max()
+        assert error <= (F64 if dtype == "float64" else F32) * largest, key
+
+
+def test_batch_norm_training_gradient_is_not_the_inference_gradient():
+    """In training mode the statistics depend on x, so gx sums to zero over each channel; in evaluation it does not."""
+    rng = np.random.default_rng(0)
+    layer = nn.BatchNorm(3)
+    layer.to(dtype="float64")
+    gy = rng.normal(size=(6, 3))
+    sums = []
+    for mode in (True, False):
+        layer.train(mode)
+        x = Tensor(rng.normal(size=(6, 3)), requires_grad=True)
+        layer(x).backward(gy)
+        sums.append(np.abs(x.grad.sum(axis=0)).max())
+    assert sums[0] < 1e-13 < 0.1 < sums[1]
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "expected"),
+    [
+        (ops.relu, [-1.0, 0.0, 2.0], [0.0, 0.0, 1.0]),
+        (ops.leaky_relu, [-1.0, 0.0, 2.0], [0.01, 0.01, 1.0]),
+        (ops.abs, [-1.0, 0.0, 2.0], [-1.0, 0.0, 1.0]),
+        (lambda x: ops.clip(x, -1, 1), [-2.0, -1.0, 0.0, 1.0, 2.0], [0.0, 1.0, 1.0, 1.0, 0.0]),
+        (lambda x: ops.pow(x, 0), [0.0, 2.0], [0.0, 0.0]),
+        (lambda x: ops.pow(x, 1), [0.0, 2.0], [1.0, 1.0]),
+        (lambda x: ops.pow(x, 2), [0.0, 2.0], [0.0, 4.0]),
+    ],
+)
+def test_gradient_at_the_kink_is_the_documented_one(op, x, expected):
+    x = Tensor(np.array(x), requires_grad=True)
+    op(x).backward(np.ones(x.shape))
+    assert x.grad.tolist() == expected
+
+
+# ---- numerical safety: warnings are errors in this suite, so an overflow anywhere fails these tests ----
+
+
+def span(dtype: str) -> np.ndarray:
+    """Numbers over the whole range of a dtype, both signs, with zeros."""
+    top = float(np.finfo(dtype).max)
+    steps = [
+        0.0,
+        float(np.finfo(dtype).tiny),
+        *np.logspace(-30, math.log10(top) - 0.01, 60),
+        1e4,
+        88.7,
+        103.9,
+        709.8,
+        top,
+    ]
+    return np.array([*steps, *(-s for s in steps)], dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("op", ["sigmoid", "softplus", "tanh", "relu", "leaky_relu", "abs"])
+def test_activations_over_the_whole_range(op, dtype, backend):
+    """Each value is right to a few roundings of itself, or of the smallest normal number, and nothing overflows."""
+    x = Tensor(backend.from_host(span(dtype)), requires_grad=True)
+    y = getattr(ops, op)(x)
+    expected = getattr(naive, op)(span(dtype))
+    tiny, eps = float(np.finfo(dtype).tiny), float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(y.numpy().astype("float64"), expected, rtol=8 * eps, atol=2 * tiny)
+    y.backward(backend.from_host(np.ones(x.shape, dtype)))
+    assert np.isfinite(backend.to_host(x.grad)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logsumexp_over_the_whole_range(dtype, backend):
+    numbers = span(dtype)[:, None] * np.array([0.5, 0.25, -0.25], dtype=dtype)  # so that differences are in range too
+    x = Tensor(backend.from_host(numbers), requires_grad=True)
+    y = ops.logsumexp(x, axis=1)
+    expected = [
+        max(row) if max(map(abs, row)) > 1e4 else naive.precise_logsumexp(list(row)) for row in numbers.tolist()
+    ]
+    np.testing.assert_allclose(y.numpy().astype("float64"), expected, rtol=8 * float(np.finfo(dtype).eps))
+    y.backward(backend.from_host(np.ones(y.shape, dtype)))
+    np.testing.assert_allclose(backend.to_host(x.grad).sum(axis=1), 1, rtol=1e-6)
+
+
+def test_logsumexp_of_minus_infinity(backend):
+    rows = np.array([[-np.inf, -np.inf], [-np.inf, 3.0], [1.0, 2.0]])
+    x = Tensor(backend.from_host(rows), requires_grad=True)
+    y = ops.logsumexp(x, axis=1)
+    assert y.numpy().tolist() == [-np.inf, 3.0, pytest.approx(2 + math.log1p(math.exp(-1)))]
+    y.backward(backend.from_host(np.ones(3)))
+    softmax = 1 / (1 + math.exp(1))
+    np.testing.assert_allclose(backend.to_host(x.grad), [[0, 0], [0, 1], [softmax, 1 - softmax]], rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_log_and_sqrt_over_the_whole_range(dtype, backend):
+    x = span(dtype)
+    x = x[x > 0]
+    for op in ("log", "sqrt"):
+        y = getattr(ops, op)(Tensor(backend.from_host(x)))
+        np.testing.assert_allclose(y.numpy(), getattr(naive, op)(x), rtol=4 * float(np.finfo(dtype).eps))
+
+
+LOGITS = np.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 30.0], [88.0, -88.0, -750.0]])
+CERTAIN = np.array([[1.0, 0.0, 0.5], [1.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_losses_of_extreme_logits(dtype, backend):
+    x = Tensor(backend.from_host(LOGITS.astype(dtype)), requires_grad=True)
+    loss = ops.bce_with_logits(x, backend.from_host(CERTAIN.astype(dtype)))
+    expected = naive.bce_with_logits(LOGITS, CERTAIN)
+    np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-6)
+    loss.backward()
+    np.testing.assert_allclose(backend.to_host(x.grad), (naive.sigmoid(LOGITS) - CERTAIN) / 3, rtol=1e-6, atol=1e-7)
+
+    labels = np.array([1, 1, 0])
+    x = Tensor(backend.from_host(LOGITS.astype(dtype)), requires_grad=True)
+    loss = ops.softmax_cross_entropy(x, backend.from_host(labels))
+    np.testing.assert_allclose(loss.numpy(), naive.softmax_cross_entropy(LOGITS, labels), rtol=1e-6)
+    loss.backward()
+    np.testing.assert_allclose(backend.to_host(x.grad), [[1 / 3, -1 / 3, 0], [0, 0, 0], [0, 0, 0]], atol=1e-7)
+
+
+def test_confident_and_right_costs_little(backend):
+    """-log p of a right pixel at logit 20 is exp(-20): the float32 loss must not lose it in 20 - 20."""
+    x = Tensor(backend.from_host(np.full((1, 1), 20.0, "float32")))
+    loss = ops.bce_with_logits(x, backend.from_host(np.ones((1, 1), "float32"))).item()
+    assert loss == pytest.approx(math.exp(-20), rel=1e-5)
+
+
+def test_softmax_cross_entropy_of_an_excluded_class(backend):
+    """A logit of -inf rules a class out; where it is not the label, loss and gradient stay finite."""
+    x = Tensor(backend.from_host(np.array([[0.0, -np.inf, 1.0]])), requires_grad=True)
+    loss = ops.softmax_cross_entropy(x, backend.from_host(np.array([2])))
+    loss.backward()
+    p = 1 / (1 + math.exp(1))
+    assert loss.item() == pytest.approx(-math.log(1 - p), rel=1e-12)
+    np.testing.assert_allclose(backend.to_host(x.grad), [[p, 0, -p]], rtol=1e-12)
+
+
+def test_kl_keeps_its_digits_near_the_prior():
+    """exp(v) - 1 - v is v^2 / 2 for small v, which float64 loses below 1e-8 unless expm1 is used."""
+    loss = ops.kl_to_standard_normal(np.zeros((1, 1)), np.full((1, 1), 1e-5)).item()
+    assert loss == pytest.approx(1e-10 / 4, rel=1e-5)
+
+
+def test_batch_norm_of_a_large_mean(backend):
+    """Mean 4096 and deviation 0.25, both exact in float32: E[x^2] - E[x]^2 would lose every digit."""
+    signs = np.where(np.arange(64) % 2, 1.0, -1.0)[:, None]
+    x = Tensor(backend.from_host((4096 + 0.25 * signs).astype("float32")))
+    one, zero = (backend.from_host(v) for v in (np.ones(1, "float32"), np.zeros(1, "float32")))
+    y = ops.batch_norm(x, one, zero, epsilon=0.0).numpy()
+    np.testing.assert_allclose(y, signs, rtol=1e-6)
+
+
+# ---- convolution ----
+
+
+def random_geometry(seed: int) -> dict:
+    """Kernel 1-5, stride 1-4, sides 1-12, all paddings, rectangular; and channel counts on both sides of 4 and 8."""
+    rng = np.random.default_rng([seed, 99])
+    while True:
+        kernel = tuple(int(n) for n in rng.integers(1, 6, 2))
+        size = tuple(int(n) for n in rng.integers(1, 13, 2))
+        stride = tuple(int(n) for n in rng.integers(1, 5, 2)) if seed % 2 else int(rng.integers(1, 5))
+        pads = tuple(int(n) for n in rng.integers(0, 4, 2))
+        padding = ["same", "valid", pads[0], pads][seed % 4 if seed % 3 else 0]
+        zeros = (0, 0) if padding == "valid" else (padding, padding) if isinstance(padding, int) else padding
+        if padding == "same" or all(n + 2 * z >= k for n, z, k in zip(size, zeros, kernel, strict=True)):
+            break
+    C, F = int(rng.choice([1, 2, 3, 4, 5, 8, 9])), int(rng.integers(1, 5))
+    N = int(rng.integers(1, 5)) if max(size) < 8 else 1
+    return {"size": size, "kernel": kernel, "stride": stride, "padding": padding, "N": N, "C": C, "F": F}
+
+
+@functools.cache
+def convolution_oracle(seed: int) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    g = random_geometry(seed)
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(g["N"], *g["size"], g["C"]))
+    weight, bias = rng.normal(size=(*g["kernel"], g["C"], g["F"])), rng.normal(size=g["F"])
+    return g, x, weight, bias, naive.conv2d(x, weight, bias, stride=g["stride"], padding=g["padding"])
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_convolution_grid_against_loops(batch, backend):
+    for seed in range(20 * batch, 20 * batch + 20):
+        g, x, weight, bias, expected = convolution_oracle(seed)
+        x, weight, bias = (backend.from_host(a) for a in (x, weight, bias))
+        y = ops.conv2d(x, weight, bias, stride=g["stride"], padding=g["padding"])
+        check_close(y.numpy(), expected, F64)
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_transposed_convolution_grid_against_loops(batch, backend):
+    for seed in range(20 * batch, 20 * batch + 20):
+        g, x, weight, expected = transposed_oracle(seed)
+        x, weight = (backend.from_host(a) for a in (x, weight))
+        y = ops.conv2d_transpose(x, weight, stride=g["stride"], padding=g["padding"], output_size=g["size"])
+        check_close(y.numpy(), expected, F64)
+
+
+@functools.cache
+def transposed_oracle(seed: int) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
+    """Back from the output size of a convolution to its input size."""
+    g = random_geometry(1000 + seed)
+    rng = np.random.default_rng(seed)
+    small, _ = naive.conv_positions(g["size"], g["kernel"], g["stride"], g["padding"])
+    x = rng.normal(size=(g["N"], *small, g["F"]))
+    weight = rng.normal(size=(*g["kernel"], g["C"], g["F"]))
+    expected = naive.conv2d_transpose(x, weight, stride=g["stride"], padding=g["padding"], output_size=g["size"])
+    return g, x, weight, expected
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_adjoint_identities(batch, backend):
+    """<conv2d(x, w), v> = <x, conv2d_grad_input(v, w)> = <w, conv2d_grad_weight(x, v)> on 800 geometries."""
+    for seed in range(80 * batch, 80 * batch + 80):
+        g = random_geometry(5000 + seed)
+        geometry = conv_geometry(g["size"], g["kernel"], g["stride"], g["padding"])
+        x_shape, y_shape = (g["N"], *g["size"], g["C"]), (g["N"], *geometry.output_size, g["F"])
+        weight_shape = (*g["kernel"], g["C"], g["F"])
+        rng = np.random.default_rng(seed)
+        x, weight = (backend.from_host(rng.normal(size=shape)) for shape in (x_shape, weight_shape))
+        adjoint_check(
+            lambda v: backend.conv2d(v, weight, None, geometry),  # noqa: B023
+            lambda v: backend.conv2d_grad_input(v, weight, geometry),  # noqa: B023
+            x_shape,
+            y_shape,
+            seed=seed,
+        )
+        adjoint_check(
+            lambda v: backend.conv2d(x, v, None, geometry),  # noqa: B023
+            lambda v: backend.conv2d_grad_weight(x, v, geometry),  # noqa: B023
+            weight_shape,
+            y_shape,
+            seed=seed,
+        )
+
+
+@pytest.mark.parametrize(("H", "K", "S"), [*itertools.product((1, 2, 5, 7, 12), range(1, 6), range(1, 5))])
+def test_sizes_of_same_and_valid(H, K, S):
+    for padding in ("same", "valid", 0, 1, 2):
+        before, size = naive.pads_and_output(H, K, S, padding, 0)
+        if size < 1:
+            with pytest.raises(ValueError, match="larger than the padded input"):
+                conv_geometry((H, 9), (K, 1), S, padding)
+            continue
+        geometry = conv_geometry((H, 9), (K, 1), S, padding)
+        assert (geometry.pads[0][0], geometry.output_size[0]) == (before, size)
+        if padding == "same":
+            assert 0 <= geometry.pads[0][1] - before <= 1  # the odd one at the bottom
+    assert transposed_geometry((H, 9), (K, 1), S, "same", None).input_size == (H * S, 9 * S)
+    assert transposed_geometry((H, 9), (K, 1), S, "valid", None).input_size == (H * S + max(K - S, 0), 9 * S)
+
+
+def test_every_legal_output_size_and_no_other(backend):
+    """A convolution with stride 3 rounds down, so three sizes lead to each output size."""
+    x, weight = Tensor(backend.from_host(np.ones((1, 2, 2, 1)))), Tensor(backend.from_host(np.ones((2, 2, 1, 1))))
+    legal = []
+    for size in range(1, 12):
+        try:
+            y = ops.conv2d_transpose(x, weight, stride=3, output_size=(size, size))
+        except ValueError as error:
+            assert f"output_size ({size}, {size}) does not fit" in str(error) or "larger than the padded" in str(error)  # noqa: PT017
+            continue
+        assert y.shape == (1, size, size, 1)
+        legal.append(size)
+    assert legal == [5, 6, 7]
+
+
+def test_lists_are_pairs():
+    """Options read from TOML and JSON are lists."""
+    x, weight = np.ones((1, 4, 4, 1)), np.ones((2, 2, 1, 1))
+    assert ops.conv2d(x, weight, stride=[2, 1], padding=[1, 0]).shape == (1, 3, 3, 1)
+    assert ops.conv2d_transpose(x, weight, stride=[2, 1], output_size=[8, 5]).shape == (1, 8, 5, 1)
+
+
+# ---- what is refused, and how ----
+
+
+def zeros(*shape: int) -> Tensor:
+    return Tensor(np.zeros(shape))
+
+
+CONV = "conv2d: x has 3 channels but weight expects 4 (x (2, 8, 8, 3), weight (3, 3, 4, 16))"
+TRANSPOSE = "conv2d_transpose: x has 3 channels but weight expects 16 (x (2, 8, 8, 3), weight (3, 3, 4, 16))"
+REFUSED = [
+    (lambda: ops.conv2d(zeros(2, 8, 8, 3), zeros(3, 3, 4, 16)), CONV),
+    (lambda: ops.conv2d_transpose(zeros(2, 8, 8, 3), zeros(3, 3, 4, 16)), TRANSPOSE),
+    (
+        lambda: ops.conv2d(zeros(8, 8, 3), zeros(3, 3, 3, 1)),
+        "conv2d: x must be (N, H, W, C) and weight must have 4 axes (x (8, 8, 3), weight (3, 3, 3, 1))",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 8, 8, 3), zeros(3, 3, 3, 2), zeros(3)),
+        "conv2d: bias is (3,) but must be (2,) (x (1, 8, 8, 3), weight (3, 3, 3, 2))",
+    ),
+    (
+        lambda: ops.conv2d_transpose(zeros(1, 8, 8, 2), zeros(3, 3, 3, 2), zeros(2)),
+        "conv2d_transpose: bias is (2,) but must be (3,) (x (1, 8, 8, 2), weight (3, 3, 3, 2))",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 2, 8, 1), zeros(3, 3, 1, 1)),
+        "convolution: kernel (3, 3) is larger than the padded input (input (2, 8), padding 0)",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 0, 8, 1), zeros(3, 3, 1, 1), padding="same"),
+        "convolution: sizes must be positive (input (0, 8), kernel (3, 3))",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 8, 8, 1), zeros(3, 3, 1, 1), stride=0),
+        "convolution: stride is 0 but must be an int >= 1, a pair of them",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 8, 8, 1), zeros(3, 3, 1, 1), padding="full"),
+        'convolution: padding is \'full\' but must be an int >= 0, a pair of them or "same" or "valid"',
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 8, 8, 1), zeros(3, 3, 1, 1), padding=(1, -1)),
+        'convolution: padding is (1, -1) but must be an int >= 0, a pair of them or "same" or "valid"',
+    ),
+    (
+        lambda: ops.conv2d_transpose(
+            zeros(1, 3, 3, 1), zeros(3, 3, 1, 1), stride=2, padding="same", output_size=(4, 6)
+        ),
+        "conv2d_transpose: output_size (4, 6) does not fit: with kernel (3, 3), stride 2 and padding 'same' "
+        "a convolution maps it to (2, 3), but x is (3, 3)",
+    ),
+    (
+        lambda: ops.dense(zeros(2, 3), zeros(4, 5)),
+        "dense: x has 3 features but weight expects 4 (x (2, 3), weight (4, 5))",
+    ),
+    (lambda: ops.dense(zeros(2, 3), zeros(3, 5), zeros(3)), "dense: bias is (3,) but weight (3, 5) needs (5,)"),
+    (
+        lambda: ops.dense(zeros(2, 3, 4), zeros(4, 5)),
+        "dense: x and weight must have 2 axes (x (2, 3, 4), weight (4, 5))",
+    ),
+    (lambda: ops.matmul(zeros(2, 3), zeros(4, 5)), "matmul: needs (..., I, J) @ (..., J, K), found (2, 3) @ (4, 5)"),
+    (lambda: ops.matmul(zeros(3), zeros(3, 5)), "matmul: needs (..., I, J) @ (..., J, K), found (3,) @ (3, 5)"),
+    (
+        lambda: ops.batch_norm(zeros(2, 3), zeros(2), zeros(3)),
+        "batch_norm: x (..., C) needs gamma and beta (C,) (x (2, 3), gamma (2,), beta (3,))",
+    ),
+    (
+        lambda: ops.batch_norm_inference(zeros(2, 3), zeros(3), zeros(1), np.zeros(3), np.ones(3)),
+        "batch_norm: x (..., C) needs gamma and beta (C,) (x (2, 3), gamma (3,), beta (1,))",
+    ),
+    (lambda: ops.batch_norm(zeros(0, 3), zeros(3), zeros(3)), "batch_norm: no values to take statistics of (x (0, 3))"),
+    (lambda: ops.mse(zeros(2, 3), zeros(3)), "mse: x (2, 3) and targets (3,) must have one shape and not be empty"),
+    (lambda: ops.mse(zeros(0), zeros(0)), "mse: x (0,) and targets (0,) must have one shape and not be empty"),
+    (
+        lambda: ops.bce_with_logits(zeros(2, 3), zeros(2, 1)),
+        "bce_with_logits: logits (2, 3) and targets (2, 1) must have one shape and not be empty",
+    ),
+    (
+        lambda: ops.gaussian_nll(zeros(2, 3), zeros(3, 2)),
+        "gaussian_nll: mean (2, 3) and targets (3, 2) must have one shape and not be empty",
+    ),
+    (
+        lambda: ops.kl_to_standard_normal(zeros(2, 3), zeros(2)),
+        "kl_to_standard_normal: mean (2, 3) and log_variance (2,) must have one shape and not be empty",
+    ),
+    (
+        lambda: ops.softmax_cross_entropy(zeros(2, 3), np.zeros(3, int)),
+        "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), found (2, 3) and (3,)",
+    ),
+    (
+        lambda: ops.softmax_cross_entropy(zeros(2, 3), np.array([0, 3])),
+        "softmax_cross_entropy: labels must lie in 0 ... 2",
+    ),
+    (
+        lambda: ops.softmax_cross_entropy(zeros(2, 3), np.array([-1, 0])),
+        "softmax_cross_entropy: labels must lie in 0 ... 2",
+    ),
+    (lambda: ops.clip(zeros(2), 1, -1), "clip: low 1 is above high -1"),
+    (lambda: ops.sum(zeros(2, 3), axis=2), "axis 2 is out of range for a tensor with 2 axes"),
+    (lambda: ops.logsumexp(zeros(2, 3), axis=(0, -3)), "axis (0, -3) is out of range for a tensor with 2 axes"),
+    (lambda: ops.mean(zeros(0, 3), axis=0), "mean: no elements to average over axis 0 of shape (0, 3)"),
+]
+
+
+@pytest.mark.parametrize(("call", "text"), REFUSED, ids=[text.split(":")[0] for _, text in REFUSED])
+def test_refused_with_exactly_this_message(call, text):
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: zeros(2, 3) + zeros(2, 4),
+        lambda: zeros(2, 3).reshape(4),
+        lambda: zeros(2, 3).transpose(0, 0),
+        lambda: zeros(2, 3).sum(axis=(0, 0)),
+        lambda: ops.gaussian_nll(zeros(2, 3), zeros(2, 3), zeros(4)),
+        lambda: ops.gaussian_nll(zeros(2, 3), zeros(2, 3), zeros(5, 2, 3)),
+        lambda: ops.logsumexp(zeros(0, 3), axis=0),
+    ],
+)
+def test_also_refused(call):
+    with pytest.raises(ValueError, match=r"\w"):
+        call()
+
+
+def test_pow_refuses_a_tensor_exponent():
+    with pytest.raises(TypeError, match="pow: exponent is a Tensor but must be a number"):
+        ops.pow(zeros(2), zeros(2))

@@ -1,0 +1,406 @@
+"""The strict double refuses what it says it refuses, counts what it says it counts, and computes what NumPy does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import strict_cupy
+
+xp = strict_cupy.cupy
+counters = strict_cupy.counters
+HOST = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.fixture(autouse=True)
+def fresh(cupy_double: object) -> None:
+    """One device and counters at zero."""
+
+
+def device(host: Any = HOST) -> Any:
+    x = xp.asarray(host)
+    strict_cupy.reset()
+    return x
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        np.asarray,
+        np.array,
+        np.ascontiguousarray,
+        np.exp,
+        np.sum,
+        np.concatenate,
+        np.linalg.norm,
+        np.add.reduce,
+        lambda x: np.array([x, x]),
+        lambda x: np.add(HOST, x),
+        lambda x: np.where(x > 0, x, 0),
+        lambda x: np.full((3, 4), x),
+        lambda x: np.zeros((3, 4), np.float32).__setitem__(Ellipsis, x),
+        lambda x: np.add(HOST, HOST, out=x),
+    ],
+)
+def test_numpy_cannot_take_a_device_array(convert: Callable) -> None:
+    with pytest.raises(TypeError):
+        convert(device())
+
+
+OPERATORS = [
+    lambda a, b: a + b,
+    lambda a, b: a - b,
+    lambda a, b: a * b,
+    lambda a, b: a / b,
+    lambda a, b: a**b,
+    lambda a, b: a == b,
+    lambda a, b: a < b,
+    lambda a, b: a @ b.T if hasattr(b, "T") else a @ b,
+    lambda a, b: xp.maximum(a, b),
+    lambda a, b: xp.where(a > 0, a, b) if isinstance(a, xp.ndarray) else xp.where(b > 0, b, a),
+    lambda a, b: xp.concatenate([a, b]),
+    lambda a, b: xp.einsum("ij,ij->i", a, b),
+]
+
+
+@pytest.mark.parametrize("operation", OPERATORS)
+@pytest.mark.parametrize("other", [HOST, HOST.tolist(), None, "text", HOST[0, :1][0:1].reshape(())], ids=str)
+def test_host_operands_are_refused(operation: Callable, other: Any) -> None:
+    x = device()
+    with pytest.raises((TypeError, ValueError)):  # ValueError: where(c, x, None)
+        operation(x, other)
+    with pytest.raises((TypeError, ValueError)):
+        operation(other, x)
+    assert not counters.launches.keys() - {"greater"}
+
+
+@pytest.mark.parametrize("other", [HOST, HOST.tolist(), None])
+def test_host_operands_are_refused_in_place(other: Any) -> None:
+    x = device()
+    with pytest.raises(TypeError):
+        x += other
+    with pytest.raises(TypeError):
+        x[...] = other
+    with pytest.raises(TypeError):
+        x[0] = other
+    assert (x.get() == HOST).all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: xp.exp(HOST),
+        lambda x: xp.exp(HOST.tolist()),
+        lambda x: xp.sum(HOST),
+        lambda x: xp.sum(HOST.tolist()),
+        lambda x: xp.sum(3.0),
+        lambda x: xp.zeros_like(HOST),
+        lambda x: xp.broadcast_to(HOST, (2, 3, 4)),
+        lambda x: xp.reshape(HOST, (12,)),
+        lambda x: xp.clip(x, HOST, 5),
+        lambda x: xp.stack([HOST, HOST]),
+        lambda x: xp.stack(x),
+        lambda x: xp.take(x, [0, 1], axis=0),
+        lambda x: xp.full((3,), HOST),
+        lambda x: xp.add(x, x, out=HOST.copy()),
+        lambda x: xp.sum(x, out=np.zeros((), np.float32)),
+        lambda x: xp.nonzero(HOST),
+        lambda x: x.sum(axis=x),
+        lambda x: x.fill(HOST),
+    ],
+)
+def test_host_arguments_are_refused(call: Callable) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        call(device())
+    assert not counters.launches
+
+
+@pytest.mark.parametrize("index", [[0, 1], np.array([0, 1]), HOST > 3, (slice(None), [0]), True, "a", 1.0], ids=str)
+def test_host_indices_are_refused(index: Any) -> None:
+    x = device()
+    with pytest.raises(TypeError):
+        x[index]
+    with pytest.raises(TypeError):
+        x[index] = 1.0
+
+
+@pytest.mark.parametrize(
+    "name", ["random", "fft", "add.at", "vectorize", "testing", "unique", "cuda.cudnn", "lib.npyio", "no_such_name"]
+)
+def test_only_listed_names_exist(name: str) -> None:
+    first, _, second = name.partition(".")
+    if second:
+        with pytest.raises(AttributeError):
+            getattr(getattr(xp, first), second)
+    else:
+        with pytest.raises(AttributeError, match=name):
+            getattr(xp, name)
+
+
+@pytest.mark.parametrize("name", ["tobytes", "ctypes", "setflags", "flat", "__array_interface__", "__array_struct__"])
+def test_only_listed_attributes_exist(name: str) -> None:
+    assert not hasattr(device(), name)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.sum(where=x > 0),
+        lambda x: x.max(initial=0),
+        lambda x: xp.exp(x, where=x > 0),
+        lambda x: xp.exp(x, x, x),
+        lambda x: xp.maximum(x),
+        lambda x: xp.where(x > 0, x, 0, 1),
+        lambda x: xp.clip(x, min=0, max=1),
+        lambda x: xp.zeros((2,), like=x),
+    ],
+)
+def test_options_that_cupy_does_not_have_are_refused(call: Callable) -> None:
+    with pytest.raises(TypeError):
+        call(device())
+
+
+def test_repeated_indices_in_an_assignment_are_refused() -> None:
+    x, index = device(), xp.asarray([0, 2, 0])
+    with pytest.raises(IndexError, match="twice"):
+        x[index] = 1.0
+    x[xp.asarray([0, 2])] = 1.0
+    assert (x.get()[[0, 2]] == 1).all()
+
+
+def test_arrays_on_two_devices_do_not_mix() -> None:
+    strict_cupy.reset(devices=2)
+    x = xp.asarray(HOST)
+    with xp.cuda.Device(1):
+        y = xp.asarray(HOST)
+    assert (x.device.id, y.device.id, (y + y).device.id, y[0].device.id) == (0, 1, 1, 1)
+    assert xp.cuda.Device().id == 0
+    with pytest.raises(ValueError, match="different devices"):
+        x + y
+    with pytest.raises(ValueError, match="different devices"):
+        x[...] = y
+    with pytest.raises(RuntimeError, match="invalid device"):
+        xp.cuda.Device(2).use()
+
+
+def test_broadcast_views_cannot_be_written() -> None:
+    view = xp.broadcast_to(device(HOST[0]), (3, 4))
+    with pytest.raises(ValueError, match="read-only"):
+        view += 1
+
+
+# ---- results ----
+
+
+def test_results_are_device_arrays_never_scalars() -> None:
+    x = device()
+    for result in (x.sum(), x[0, 0], xp.max(x), x.mean() * 2, -x.sum(), x.sum() > 1, xp.exp(x[0, 0]), xp.maximum(1, 2)):
+        assert type(result) is xp.ndarray
+        assert result.shape == ()
+
+
+def test_values_are_those_of_numpy() -> None:
+    x = device(HOST - 5)
+    pairs: list[tuple[Any, Any]] = [
+        (x * 2 + 1 - x / 3, (HOST - 5) * 2 + 1 - (HOST - 5) / 3),
+        (2 - x, 2 - (HOST - 5)),
+        (x**2, (HOST - 5) ** 2),
+        (x // 2, (HOST - 5) // 2),
+        (x @ x.T, (HOST - 5) @ (HOST - 5).T),
+        (abs(x), abs(HOST - 5)),
+        (xp.where(x > 0, x, 0), np.where(HOST > 5, HOST - 5, 0)),
+        (xp.where(x > 0, x, np.float32(0)), np.where(HOST > 5, HOST - 5, 0)),
+        (x.sum(axis=(0, 1), keepdims=True), (HOST - 5).sum(keepdims=True)),
+        (x.transpose(1, 0).reshape(2, 6), (HOST - 5).T.reshape(2, 6)),
+        (x[xp.asarray([2, 0])], (HOST - 5)[[2, 0]]),
+        (x[x > 0], (HOST - 5)[HOST > 5]),
+        (xp.concatenate([x, x], axis=1), np.concatenate([HOST - 5, HOST - 5], axis=1)),
+        (xp.lib.stride_tricks.sliding_window_view(x, (2, 2)).sum(), np.float32(12.0)),
+        (np.float32(2) * x, np.float32(2) * (HOST - 5)),
+    ]
+    for found, expected in pairs:
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found.get(), expected, rtol=1e-6)
+
+
+def test_views_share_memory_and_copies_do_not() -> None:
+    host = HOST.copy()
+    x = device(host)
+    view, column, scalar, copied = x[1:], x.T[0], x[0, 0], x.copy()
+    x[...] = 7
+    assert (view.get() == 7).all()
+    assert (column.get() == 7).all()
+    assert scalar.item() == 7
+    assert (copied.get() == HOST).all()
+    assert (host == HOST).all(), "asarray copies"
+    got = x.get()
+    got[...] = 0
+    assert (x.get() == 7).all(), "get copies"
+    with pytest.raises(ValueError, match="ambiguous"):
+        bool(x)
+
+
+def test_in_place_keeps_the_array() -> None:
+    x = device()
+    same, address = x, x.data.ptr
+    x += 1
+    x *= x
+    x[1:] -= 2.0
+    xp.exp(x, out=x)
+    x.fill(3)
+    assert same is x
+    assert x.data.ptr == address
+    assert (x.get() == 3).all()
+    assert x.astype("float32", copy=False) is x
+    assert x.astype("float32") is not x
+
+
+def test_unwritten_memory_is_poisoned() -> None:
+    assert np.isnan(xp.empty((2, 3), dtype="float32").get()).all()
+    assert np.isnan(xp.empty_like(device()).get()).all()
+    assert np.isnan(xp.ndarray((2,), "float64").get()).all()
+    assert (xp.empty(3, dtype="int32").get() == 77).all()
+
+
+def test_floating_point_errors_do_not_warn() -> None:
+    x = device(np.array([-1.0, 0.0, 1000.0], np.float32))
+    assert np.isnan(xp.log(x).get()[0])
+    assert np.isinf((1 / x).get()[1])
+    assert np.isinf(xp.exp(x).get()[2])
+
+
+def test_iteration_gives_arrays() -> None:
+    rows = list(device())
+    assert [type(row) for row in rows] == [xp.ndarray] * 3
+    with pytest.raises(TypeError):
+        iter(device()[0, 0])
+
+
+def test_it_is_found_as_the_real_one() -> None:
+    import cupy
+
+    assert cupy.__name__ == "cupy"
+    assert type(device()).__module__ == "cupy"
+    assert cupy.cuda.is_available()
+    assert cupy.cuda.runtime.getDeviceCount() == 1
+    strict_cupy.reset(devices=0)
+    assert not cupy.cuda.is_available()
+
+
+# ---- counters ----
+
+
+def test_launches_are_counted_and_views_are_not() -> None:
+    x = device()
+    x.T, x[0], x[:, 1:2], x.reshape(4, 3), x.ravel(), xp.broadcast_to(x, (2, 3, 4)), x.swapaxes(0, 1), x[None]
+    xp.empty((3, 3), dtype="float32")
+    assert counters.launches.total() == 0
+    x + x * 2  # two
+    x.T.reshape(12)  # a copy
+    xp.zeros(3, dtype="float32")
+    x.sum()
+    x[0] = 1
+    assert counters.launches == {
+        "add": 1, "multiply": 1, "reshape": 1, "zeros": 1, "sum": 1, "setitem": 1,
+    }  # fmt: skip
+    strict_cupy.reset()
+    x[1:] += 1  # the copy onto itself that Python asks for launches nothing
+    assert counters.launches == {"add": 1}
+
+
+def test_transfers_and_synchronisations_are_counted() -> None:
+    x = device()
+    assert (counters.to_device, counters.to_host, counters.synchronisations) == (0, 0, 0)
+    xp.asarray(HOST), xp.array([1.0, 2.0], dtype="float32")
+    assert (counters.to_device, counters.transferred_bytes) == (2, HOST.nbytes + 8)
+    for wait in (
+        lambda: x.get(),
+        lambda: float(x[0, 0]),
+        lambda: int(x[0, 0]),
+        lambda: bool(x[0, 0]),
+        lambda: x[0, 0].item(),
+        lambda: x.tolist(),
+        lambda: repr(x),
+        lambda: range(5)[x[0, 0].astype("int32")],
+        lambda: xp.asnumpy(x),
+    ):
+        strict_cupy.reset()
+        wait()
+        assert (counters.to_host, counters.synchronisations) == (1, 1)
+    for wait in (
+        lambda: x[x > 1],
+        lambda: xp.nonzero(x),
+        lambda: xp.where(x),
+        lambda: xp.cuda.Device().synchronize(),
+        lambda: xp.cuda.get_current_stream().synchronize(),
+    ):
+        strict_cupy.reset()
+        wait()
+        assert (counters.to_host, counters.synchronisations) == (0, 1)
+
+
+def test_bytes_are_those_read_and_written() -> None:
+    x = device()
+    x + x
+    assert counters.bytes == 3 * HOST.nbytes
+    strict_cupy.reset()
+    x.sum(axis=0)
+    assert counters.bytes == HOST.nbytes + 16
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        lambda x: x * np.float64(2),
+        lambda x: np.float64(2) * x,
+        lambda x: x / np.prod((3, 4), dtype=float),
+        lambda x: x * xp.asarray(1.0),
+        lambda x: x.astype("float64"),
+        lambda x: x.sum(dtype="float64"),
+        lambda x: xp.zeros(3),
+        lambda x: xp.empty(3),
+        lambda x: xp.full((), 1.0),
+        lambda x: xp.arange(3) / 2,
+        lambda x: x * xp.arange(4),
+        lambda x: xp.where(x > 0, x, np.float64(0)),
+        lambda x: (x > 0).mean(),
+        lambda x: x.__iadd__(xp.asarray(HOST.astype("float64"))),  # float32 out, but computed in float64
+        lambda x: x > np.float64(1),
+    ],
+)
+def test_float64_is_counted(leak: Callable) -> None:
+    leak(device())
+    assert counters.float64.total() >= 1
+    assert all(place.startswith("test_strict_cupy.") for place, _ in counters.float64), counters.float64
+
+
+@pytest.mark.parametrize(
+    "clean",
+    [
+        lambda x: x * 2.0 + 1,
+        lambda x: x * np.float32(2),
+        lambda x: x.mean() / 3,
+        lambda x: xp.where(x > 0.5, x, 0.0),
+        lambda x: xp.full((), 1.0, dtype="float32") * x,
+        lambda x: xp.maximum(x, 0) ** 0.5,
+        lambda x: x > 1.5,
+        lambda x: x.argmax(axis=0),
+        lambda x: xp.asarray((1.0, 2.0), dtype="float32"),
+        lambda x: copy.deepcopy(x),
+    ],
+)
+def test_float32_work_is_not_counted_as_float64(clean: Callable) -> None:
+    clean(device())
+    assert not counters.float64
+
+
+def test_pure_float64_work_is_not_a_leak() -> None:
+    x = device(HOST.astype("float64"))
+    (x * 2 + x.sum()) @ x.T
+    assert not counters.float64

@@ -1,0 +1,696 @@
+"""The autodiff engine: which gradients arrive, in which order, what is kept, copied, released and refused."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import threading
+import tracemalloc
+import weakref
+
+import naive
+import numpy as np
+import pytest
+from op_cases import CASES, Case
+
+import minigrad.backend
+from minigrad import Backend, Function, Tensor, nn, no_grad, ops, optim
+
+
+def leaf(values, dtype="float64") -> Tensor:
+    return Tensor(np.asarray(values, dtype=dtype), requires_grad=True)
+
+
+def to_tensors(case: Case, k: Backend, dtype: str, requires_grad: bool = True) -> list[Tensor]:
+    return [Tensor(k.from_host(x.astype(dtype)), requires_grad=requires_grad) for x in case.inputs()]
+
+
+def random_gy(y: Tensor) -> np.ndarray:
+    return np.random.default_rng(5).normal(size=y.shape).astype(str(y.dtype))
+
+
+# ---- gradients arrive ----
+
+
+@pytest.mark.parametrize(
+    ("shape", "other"),
+    [((3, 4), (4,)), ((), (2, 3)), ((3, 1), (1, 4)), ((1,), (1,)), ((2, 1, 3), (5, 1)), ((0, 3), (1, 3))],
+)
+def test_broadcast_inputs_get_the_sum_of_their_copies(shape, other):
+    """Oracle: count, by an index loop, the weight of every output element that an input element was copied to."""
+    rng = np.random.default_rng(0)
+    x, y = leaf(rng.normal(size=shape)), leaf(rng.normal(size=other))
+    z = x + y
+    gz = rng.normal(size=z.shape)
+    z.backward(gz)
+    for tensor in (x, y):
+        expected = np.zeros(tensor.shape)
+        for index in naive.indices(z.shape):
+            own = index[len(index) - tensor.ndim :]
+            expected[tuple(0 if n == 1 else i for i, n in zip(own, tensor.shape, strict=True))] += gz[index]
+        assert tensor.grad.shape == tensor.shape
+        np.testing.assert_allclose(tensor.grad, expected, rtol=1e-13)
+
+
+def test_a_tensor_used_twice_gets_both_gradients():
+    x = leaf([3.0])
+    (x * x).backward()
+    assert x.grad.tolist() == [6.0]
+
+
+def test_diamond_runs_every_function_once_and_after_all_its_uses():
+    runs = []
+
+    class Named(Function):
+        def __init__(self, name):
+            self.label = name
+
+        def forward(self, *xs):
+            return sum(xs)
+
+        def backward(self, gy):
+            runs.append((self.label, gy.item()))
+            return (gy,) * len(self.needs)
+
+    x = leaf([1.0])
+    a = Named("a")(x)
+    b = Named("b")(a)  # a is used by b, c and d: the long way round through b and c must be finished first
+    c = Named("c")(a, b)
+    d = Named("d")(c, a, b)
+    d.backward()
+    assert runs == [("d", 1.0), ("c", 1.0), ("b", 2.0), ("a", 4.0)]
+    assert x.grad.tolist() == [4.0]
+
+
+def test_ladder_of_reuse_takes_linear_time():
+    """y = y + y forty times is 2^40 paths; a walk over paths instead of functions would never end."""
+    x = leaf([1.0])
+    y = x
+    for _ in range(40):
+        y = y + y
+    y.backward()
+    assert x.grad.item() == 2.0**40
+
+
+def test_chain_of_50000_operations():
+    x = leaf([1.0])
+    y = x
+    for _ in range(50_000):
+        y = y + 1.0
+    y.backward()
+    assert y.item() == 50_001.0
+    assert x.grad.item() == 1.0
+
+
+def test_long_graph_that_is_dropped_unused():
+    y = leaf([1.0])
+    for _ in range(50_000):
+        y = y + 1.0
+    last = weakref.ref(y.creator)
+    del y
+    assert last() is None
+
+
+def test_gradients_add_up_over_calls():
+    x = leaf([1.0, 2.0])
+    for _ in range(3):
+        (x * x).sum().backward()
+    assert x.grad.tolist() == [6.0, 12.0]
+
+
+def test_backward_of_a_leaf():
+    x = leaf([1.0, 2.0])
+    x.backward(np.array([5.0, 6.0]))
+    assert x.grad.tolist() == [5.0, 6.0]
+
+
+def test_gy_may_be_a_tensor():
+    x = leaf([1.0, 2.0])
+    (x * 2.0).backward(Tensor(np.array([1.0, 10.0])))
+    assert x.grad.tolist() == [2.0, 20.0]
+
+
+def test_only_leaves_that_require_gradients_get_them():
+    x, constant = leaf([2.0]), Tensor(np.array([3.0]))
+    middle = x * constant
+    (middle * 2.0).backward()
+    assert x.grad.tolist() == [6.0]
+    assert constant.grad is None
+    assert middle.grad is None
+
+
+def test_function_is_told_what_is_needed():
+    seen = {}
+
+    class Records(Function):
+        def forward(self, a, b, c):
+            seen["absent"] = c is None
+            return a + b
+
+        def backward(self, gy):
+            seen["needs"] = self.needs
+            return gy, None, None  # None where nothing is needed
+
+    x = leaf([1.0])
+    Records()(x, Tensor(np.ones(1)), None).backward()
+    assert seen == {"absent": True, "needs": (True, False, False)}
+    assert x.grad.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if len(c.shapes) > 1], ids=str)
+def test_each_subset_of_gradients_equals_all_of_them(case):
+    """An operation may skip what is not needed; what it computes must not change."""
+    k = minigrad.backend.default_backend()
+    every = to_tensors(case, k, "float64")
+    y = case.run(*every)
+    gy = random_gy(y)
+    y.backward(gy)
+    count = len(every)
+    for wanted in itertools.product((False, True), repeat=count):
+        if not any(wanted) or all(wanted):
+            continue
+        some = to_tensors(case, k, "float64")
+        for x, needed in zip(some, wanted, strict=True):
+            x.requires_grad = needed
+        case.run(*some).backward(gy)
+        for x, full, needed in zip(some, every, wanted, strict=True):
+            assert (x.grad is not None) == needed
+            assert not needed or np.array_equal(x.grad, full.grad)
+
+
+# ---- what may not be done ----
+
+
+def test_second_backward_raises():
+    x = leaf([1.0])
+    y = (x * 2.0) * 3.0
+    y.backward()
+    with pytest.raises(RuntimeError, match="graph through this Mul was used before"):
+        y.backward()
+    assert x.grad.tolist() == [6.0]
+
+
+def test_backward_through_a_shared_part_that_was_used_raises():
+    x = leaf([1.0])
+    shared = x * 2.0
+    first, second = shared * 3.0, shared * 5.0
+    first.backward()
+    with pytest.raises(RuntimeError, match="used before"):
+        second.backward()
+
+
+@pytest.mark.parametrize(
+    ("make", "gy", "error", "text"),
+    [
+        (lambda x: Tensor(np.ones(2)), None, RuntimeError, "does not require a gradient"),
+        (lambda x: x.detach() * 2.0, np.ones(2), RuntimeError, "does not require a gradient"),
+        (lambda x: x * 2.0, None, ValueError, r"shape \(2,\) needs gy"),
+        (lambda x: x * 2.0, np.ones(3), ValueError, r"gy is float64 of shape \(3,\) .* float64 of shape \(2,\)"),
+        (lambda x: x * 2.0, np.ones((1, 2)), ValueError, r"gy is float64 of shape \(1, 2\)"),
+        (lambda x: x * 2.0, np.ones(()), ValueError, r"gy is float64 of shape \(\)"),
+        (lambda x: x * 2.0, np.ones(2, "float32"), ValueError, r"gy is float32 .* tensor is float64"),
+        (lambda x: x, np.ones(3), ValueError, r"gy is float64 of shape \(3,\)"),
+    ],
+)
+def test_backward_refuses(make, gy, error, text):
+    x = leaf([1.0, 2.0])
+    with pytest.raises(error, match=text):
+        make(x).backward(gy)
+    assert x.grad is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (lambda gy: (gy[:1],), r"gradient 0 is float64 \(1,\) but input 0 is float64 \(2,\)"),
+        (
+            lambda gy: (gy.reshape(2, 1),),
+            r"gradient 0 is float64 \(2, 1\) but input 0 is float64 \(2,\)",
+        ),
+        (
+            lambda gy: (gy.astype("float32"),),
+            r"gradient 0 is float32 \(2,\) but input 0 is float64 \(2,\)",
+        ),
+        (lambda gy: (None,), r"gradient 0 is None but input 0 is float64 \(2,\)"),
+        (lambda gy: (gy, gy), "2 gradients for 1 inputs"),
+        (lambda gy: (), "0 gradients for 1 inputs"),
+    ],
+)
+def test_wrong_gradient_names_the_operation_and_both_shapes(wrong, text):
+    class Planted(Function):
+        def forward(self, x):
+            return x * 2
+
+        def backward(self, gy):
+            return wrong(gy)
+
+    x = leaf([1.0, 2.0])
+    with pytest.raises(ValueError, match=f"Planted.backward: {text}"):
+        Planted()(x).backward(np.ones(2))
+    assert x.grad is None
+
+
+def test_mixed_dtypes_are_refused():
+    text = r"Mul: inputs have different dtypes: float64 \(2,\), float32 \(1, 2\)"
+    with pytest.raises(TypeError, match=text):
+        leaf([1.0, 2.0]) * leaf([[1.0, 2.0]], "float32")
+
+
+def test_mixed_devices_are_refused(restored_backends):
+    class Elsewhere(np.ndarray):
+        pass
+
+    class OtherDevice(Backend):
+        def device_of(self, array):
+            return "moon:3"
+
+    minigrad.backend._backends[Elsewhere] = OtherDevice(np)
+    x, far = leaf([1.0, 2.0]), Tensor(np.ones((1, 2)).view(Elsewhere))
+    text = r"Add: inputs live on different devices: input 0 \(2,\) on cpu, input 1 \(1, 2\) on moon:3"
+    with pytest.raises(TypeError, match=text):
+        x + far
+    with pytest.raises(TypeError, match="different devices"):
+        (x * 2.0).backward(np.ones(2).view(Elsewhere))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "uint8", "bool", "float16", "complex128", "longdouble"])
+def test_other_dtypes_are_refused(dtype):
+    with pytest.raises(TypeError, match="must be float32 or float64"):
+        Tensor(np.ones(2, dtype=dtype))
+    with pytest.raises(TypeError, match="must be float32 or float64"):
+        leaf([1.0, 2.0]) + np.ones(2, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_these_dtypes_are_kept(dtype):
+    assert Tensor(np.ones(2, dtype=dtype)).dtype == dtype
+
+
+# ---- operands ----
+
+
+NUMBERS = [2, 2.5, True, np.float64(2.5), np.float32(2.5), np.int64(2)]
+OPERATORS = {
+    "x+n": lambda x, n: x + n,
+    "n+x": lambda x, n: n + x,
+    "x-n": lambda x, n: x - n,
+    "n-x": lambda x, n: n - x,
+    "x*n": lambda x, n: x * n,
+    "n*x": lambda x, n: n * x,
+    "x/n": lambda x, n: x / n,
+    "n/x": lambda x, n: n / x,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda n: f"{type(n).__name__}-{n}")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_numbers_take_the_tensors_dtype(name, number, dtype):
+    values = np.array([0.5, -1.5, 4.0], dtype=dtype)
+    y = OPERATORS[name](leaf(values, dtype), number)
+    assert type(y) is Tensor
+    assert y.dtype == dtype
+    expected = [OPERATORS[name](float(v), float(number)) for v in values]
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-6 if dtype == "float32" else 1e-15)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_array_on_either_side_calls_tensor(name):
+    values, other = np.array([[0.5, -1.5]]), np.array([[2.0], [3.0], [4.0]])
+    x = leaf(values)
+    y = OPERATORS[name](x, other)
+    assert type(y) is Tensor
+    assert y.creator is not None
+    np.testing.assert_allclose(y.numpy(), OPERATORS[name](values, other), rtol=1e-15)
+
+
+def test_remaining_operators():
+    a, b = np.array([[1.0, -2.0], [3.0, 4.0]]), np.array([[0.5, 1.0], [2.0, -1.0]])
+    x = leaf(a)
+    assert np.allclose((x @ b).numpy(), naive.matmul(a, b), rtol=1e-15)
+    assert np.allclose((b @ x).numpy(), naive.matmul(b, a), rtol=1e-15)
+    assert (-x).numpy().tolist() == [[-1.0, 2.0], [-3.0, -4.0]]
+    assert abs(x).numpy().tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert (x**2).numpy().tolist() == [[1.0, 4.0], [9.0, 16.0]]
+    assert x.reshape(4).shape == x.reshape((4,)).shape == x.reshape(-1).shape == (4,)
+    assert x.transpose().numpy().tolist() == a.T.tolist()
+    assert x.sum(axis=0).numpy().tolist() == [4.0, 2.0]
+    assert x.mean(axis=1, keepdims=True).numpy().tolist() == [[-0.5], [3.5]]
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x**x, lambda x: x ** np.ones(2), lambda x: 2**x, lambda x: x + "1"])
+def test_operands_that_make_no_sense(wrong):
+    with pytest.raises((TypeError, ValueError)):
+        wrong(leaf([1.0, 2.0]))
+
+
+def test_lists_and_numbers_become_float32():
+    for data in (1, 2.5, [1, 2], [[1.0], [2.0]], ()):
+        assert Tensor(data).dtype == "float32"
+
+
+def test_an_array_is_kept_and_not_copied():
+    data = np.ones(3)
+    assert Tensor(data).data is data
+
+
+def test_item():
+    assert type(leaf([[2.5]]).item()) is float
+    assert leaf([[2.5]]).item() == 2.5
+    for shape in [(2,), (0,), (1, 2)]:
+        with pytest.raises(ValueError, match="item: the tensor has"):
+            leaf(np.ones(shape)).item()
+
+
+def test_detach_shares_data_and_stops_gradients():
+    x = leaf([3.0])
+    y = x * x
+    detached = y.detach()
+    assert detached.data is y.data
+    assert (detached.requires_grad, detached.creator) == (False, None)
+    (x * detached).backward()
+    assert x.grad.tolist() == [9.0]
+
+
+def test_repr_names_shape_dtype_device_and_maker():
+    text = repr(leaf([1.0, 2.0]) * 2.0)
+    for part in ("(2,)", "float64", "cpu", "Mul"):
+        assert part in text
+
+
+# ---- no_grad ----
+
+
+def test_no_grad_records_nothing():
+    x = leaf([1.0])
+    with no_grad():
+        y = x * 2.0
+    assert (y.requires_grad, y.creator) == (False, None)
+    assert (x * 2.0).requires_grad
+
+
+def test_no_grad_nests_and_survives_exceptions():
+    x = leaf([1.0])
+    with no_grad():
+        with no_grad():
+            pass
+        assert not (x * 2.0).requires_grad
+    with pytest.raises(OSError, match="planted"), no_grad():
+        raise OSError("planted")
+    assert (x * 2.0).requires_grad
+
+
+def test_no_grad_as_decorator():
+    @no_grad()
+    def predict(x):
+        return x * 2.0
+
+    x = leaf([1.0])
+    for _ in range(2):  # a decorator made from a generator must work more than once
+        assert not predict(x).requires_grad
+        assert (x * 2.0).requires_grad
+
+
+def test_no_grad_holds_for_its_own_thread_only():
+    x, results = leaf([1.0]), {}
+    inside, leave = threading.Event(), threading.Event()
+
+    def worker():
+        results["fresh thread records"] = (x * 2.0).requires_grad
+        with no_grad():
+            inside.set()
+            leave.wait(10)
+            results["own no_grad"] = not (x * 2.0).requires_grad
+
+    with no_grad():
+        thread = threading.Thread(target=worker)
+        thread.start()
+        assert inside.wait(10)
+    results["main records while the thread does not"] = (x * 2.0).requires_grad
+    leave.set()
+    thread.join(10)
+    assert results == dict.fromkeys(
+        ["fresh thread records", "own no_grad", "main records while the thread does not"], True
+    )
+
+
+def test_threads_build_and_walk_graphs_at_once():
+    """Each thread's gradient must be its own number, exactly."""
+    weight, grads = leaf(np.ones(50)), [None] * 4
+
+    def worker(i):
+        x = leaf(np.full(50, float(i)))
+        y = x
+        for _ in range(200):
+            y = y * weight + x
+        y.sum().backward()
+        grads[i] = x.grad
+
+    weight.requires_grad = False
+    threads = [threading.Thread(target=worker, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all((g == 201.0).all() for g in grads)
+
+
+# ---- memory ----
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def network():
+    """Every kind of layer once, in float32."""
+    return nn.Sequential(
+        nn.Conv2D(2, 3, 3, stride=2),
+        nn.ReLU(),
+        nn.BatchNorm(3),
+        nn.Conv2DTranspose(3, 2, 3, stride=2),
+        nn.LeakyReLU(),
+        nn.Flatten(),
+        nn.Dense(32, 18),
+        nn.Tanh(),
+        nn.Softplus(),
+        nn.Reshape(3, 3, 2),
+        nn.Sigmoid(),
+    )
+
+
+def graph_of(y: Tensor) -> list[Function]:
+    found, queue = [], [y.creator]
+    while queue:
+        function = queue.pop()
+        if function is not None and function not in found:
+            found.append(function)
+            queue += [x.creator for x in function.inputs if x is not None]
+    return found
+
+
+@pytest.mark.parametrize("walk", [False, True], ids=["dropped", "after backward"])
+def test_the_graph_dies_without_the_cycle_collector(no_collector, walk):
+    model = network()
+    y = model(Tensor(np.random.default_rng(0).normal(size=(4, 4, 4, 2)).astype("float32"))).sum()
+    functions = graph_of(y)
+    assert len(functions) >= 11
+    arrays = [a for f in functions for a in vars(f).values() if type(a) is np.ndarray]
+    kept = {id(x.data) for _, x in model.named_tensors()}
+    dead = [weakref.ref(a) for a in arrays if id(a) not in kept] + [weakref.ref(f) for f in functions]
+    assert len(dead) > 20
+    del functions, arrays
+    if walk:
+        y.backward()
+    del y
+    assert [ref() for ref in dead if ref() is not None] == []
+
+
+def test_saved_arrays_die_while_backward_walks(no_collector):
+    alive = []
+
+    class Watch(Function):
+        def __init__(self, refs):
+            self.refs = refs
+
+        def forward(self, x):
+            return x.copy()
+
+        def backward(self, gy):
+            alive.append([ref() is not None for ref in self.refs])
+            return (gy,)
+
+    refs = []
+    x = leaf(np.ones(10))
+    early = Watch(refs)(x)
+    y = ops.exp(early)
+    refs.append(weakref.ref(y.data))  # exp saves its result
+    y = ops.sigmoid(y * 3.0)
+    refs.append(weakref.ref(y.data))
+    y = y.sum()
+    assert all(ref() is not None for ref in refs)
+    y.backward()
+    assert alive == [[False, False]]
+
+
+def test_backward_needs_memory_for_few_gradients_only():
+    """Sixty saved arrays of 80 kB: backward may hold a handful more at any time, not sixty gradients."""
+    x = leaf(np.full(10_000, 0.5))
+    tracemalloc.start()
+    try:
+        y = x
+        for _ in range(60):
+            y = ops.sigmoid(y)
+        held = tracemalloc.get_traced_memory()[0]
+        assert held > 60 * 80_000
+        tracemalloc.reset_peak()
+        y.backward(np.ones(10_000))
+        peak = tracemalloc.get_traced_memory()[1]
+        assert peak < held + 6 * 80_000
+        del y
+        assert tracemalloc.get_traced_memory()[0] < 3 * 80_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_grad_holds_no_memory():
+    x = leaf(np.ones(10_000))
+    tracemalloc.start()
+    try:
+        with no_grad():
+            y = x
+            for _ in range(60):
+                y = ops.sigmoid(y)
+        assert tracemalloc.get_traced_memory()[1] < 6 * 80_000
+    finally:
+        tracemalloc.stop()
+
+
+# ---- nothing is shared, nothing is changed ----
+
+
+def test_the_first_gradient_is_copied():
+    x, z = leaf([1.0, 2.0]), leaf([1.0, 2.0])
+    gy = np.array([5.0, 7.0])
+    (x + z).backward(gy)  # Add hands the same gy to both
+    assert not np.shares_memory(x.grad, z.grad)
+    assert not np.shares_memory(x.grad, gy)
+    x.grad *= 0
+    assert z.grad.tolist() == [5.0, 7.0]
+
+
+def test_gradient_buffers_stay_writable_and_their_own():
+    """sum's gradient is a read-only broadcast view: the leaf must own a real array."""
+    x = leaf(np.ones((3, 4)))
+    x.sum().backward()
+    assert x.grad.flags.owndata
+    assert x.grad.flags.writeable
+    assert x.grad.strides == x.data.strides
+
+
+def test_gradient_array_stays_the_same_while_accumulating():
+    x = leaf([1.0])
+    (x * 2.0).backward()
+    first = x.grad
+    (x * 3.0).backward()
+    assert x.grad is first
+    assert first.tolist() == [5.0]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_nothing_is_mutated_and_no_gradient_is_shared(case, backend):
+    xs = to_tensors(case, backend, "float32")
+    before = [np.array(x.numpy()) for x in xs]
+    y = case.run(*xs)
+    result = np.array(y.numpy())
+    gy = backend.from_host(random_gy(y))
+    gy_before = np.array(backend.to_host(gy))
+    y.backward(gy)
+
+    grads = [x.grad for x in xs]
+    grads_before = [np.array(backend.to_host(g)) for g in grads]
+    again = to_tensors(
+        case, backend, "float32"
+    )  # a second call of the same size must not reach into the first's results
+    for x in again:
+        x.data[...] = x.data * 0.5
+    z = case.run(*again)
+    z.backward(gy)
+
+    for x, values in zip(xs, before, strict=True):
+        assert np.array_equal(x.numpy(), values)
+    assert np.array_equal(backend.to_host(gy), gy_before)
+    assert np.array_equal(y.numpy(), result)
+    assert all(np.array_equal(backend.to_host(g), b) for g, b in zip(grads, grads_before, strict=True))
+    if backend.on_host:
+        others = [x.data for x in xs] + [gy]
+        assert not any(np.shares_memory(g, other) for g in grads for other in others)
+        assert not any(np.shares_memory(g, h) for g, h in itertools.combinations(grads, 2))
+        assert not any(np.shares_memory(y.data, g) for g in grads)
+
+
+# ---- float64 never appears by accident ----
+
+
+def dtypes_in(*things) -> set[str]:
+    """The dtypes of all floating-point arrays among the things: tensors, functions, arrays, and containers of them."""
+    found, queue, seen = set(), list(things), set()
+    while queue:
+        thing = queue.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Tensor | Function):
+            queue += vars(thing).values()
+        elif isinstance(thing, dict):
+            queue += thing.values()
+        elif isinstance(thing, list | tuple):
+            queue += thing
+        elif hasattr(thing, "dtype"):
+            found |= {str(thing.dtype)} if "float" in str(thing.dtype) else set()
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_operations_keep_the_dtype(case, dtype, backend):
+    xs = to_tensors(case, backend, dtype)
+    y = case.run(*xs)
+    assert dtypes_in(y, xs) == {dtype}  # the result, the inputs and all that the functions saved
+    y.backward(backend.from_host(random_gy(y)))
+    assert dtypes_in([x.grad for x in xs]) == {dtype}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: optim.SGD(p, 0.1, momentum=0.9),
+        lambda p: optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
+        lambda p: optim.Adam(p, optim.cosine_schedule(1e-3, 10, warmup=2)),
+        lambda p: optim.AdamW(p, optim.step_schedule(1e-3, 2)),
+    ],
+    ids=["sgd", "nesterov", "adam", "adamw"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_training_keeps_the_dtype(dtype, make, backend):
+    model = network()
+    model.to(dtype=dtype)
+    optimizer = make(model.parameters())
+    x = Tensor(backend.from_host(np.random.default_rng(0).normal(size=(4, 4, 4, 2)).astype(dtype)))
+    for _ in range(2):
+        optimizer.zero_grad()
+        y = model(x)
+        assert dtypes_in(y) == {dtype}
+        loss = ops.mse(y, y.detach() * 0.5)
+        loss.backward()
+        norm = optim.clip_grad_norm(optimizer, 0.1)
+        optimizer.step()
+        flat = optimizer.flat
+        assert dtypes_in(loss, norm, flat.values, flat.gradients, optimizer.moments) == {dtype}
+        assert dtypes_in(model.parameters(), dict(model.named_tensors())) == {dtype}
+    model.eval()
+    assert dtypes_in(model(x)) == {dtype}

@@ -1,0 +1,200 @@
+"""Every operation against PyTorch: values and gradients, float64 to 1e-12 and float32 to 1e-5 of the largest magnitude.
+
+Images are NHWC here and NCHW there; "same" padding is done by an explicit pad there, after TensorFlow's rule.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import naive
+import numpy as np
+import pytest
+from op_cases import CASES
+
+from minigrad import Tensor, nn, ops
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+pytestmark = pytest.mark.torch
+
+
+def axes_of(x, axis):
+    return tuple(range(x.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+
+
+def images(x):
+    return x.permute(0, 3, 1, 2)  # NHWC -> NCHW
+
+
+def filters_first(weight):
+    return weight.permute(3, 2, 0, 1).contiguous()  # (KH, KW, C, F) -> (F, C, KH, KW)
+
+
+def pads_around(sizes, kernel, stride, padding):
+    """((top, bottom), (left, right)) with which PyTorch's unpadded convolution has the wanted output size."""
+    found = []
+    for axis, (size, K, S) in enumerate(zip(sizes, kernel, naive.pair(stride), strict=True)):
+        before, count = naive.pads_and_output(size, K, S, padding, axis)
+        found.append((before, max((count - 1) * S + K - size - before, 0) if padding == "same" else before))
+    return found
+
+
+class Torch:
+    """The counterparts, with the signatures of minigrad.ops; each made of PyTorch's own function."""
+
+    add, sub, mul, div, neg = torch.add, torch.sub, torch.mul, torch.div, torch.neg
+    exp, log, sqrt, abs, tanh = torch.exp, torch.log, torch.sqrt, torch.abs, torch.tanh
+    relu, sigmoid, matmul, pow = torch.relu, torch.sigmoid, torch.matmul, torch.pow
+
+    @staticmethod
+    def clip(x, low=-np.inf, high=np.inf):
+        return torch.clamp(x, low, high)
+
+    @staticmethod
+    def leaky_relu(x, slope=0.01):
+        return F.leaky_relu(x, slope)
+
+    @staticmethod
+    def softplus(x):
+        return F.softplus(x, threshold=1e9)  # PyTorch's default replaces it by x above 20
+
+    @staticmethod
+    def reshape(x, *shape):
+        return x.reshape(*shape)
+
+    @staticmethod
+    def transpose(x, *axes):
+        order = axes[0] if axes and isinstance(axes[0], tuple) else axes
+        return x.permute(order or tuple(range(x.ndim))[::-1])
+
+    @staticmethod
+    def sum(x, axis=None, keepdims=False):
+        axes = axes_of(x, axis)
+        return torch.sum(x, axes, keepdim=keepdims) if axes else x.clone()  # () means all axes there, none here
+
+    @staticmethod
+    def mean(x, axis=None, keepdims=False):
+        axes = axes_of(x, axis)
+        return torch.mean(x, axes, keepdim=keepdims) if axes else x.clone()
+
+    @staticmethod
+    def logsumexp(x, axis=None, keepdims=False):
+        axes = axes_of(x, axis)
+        return torch.logsumexp(x, axes, keepdim=keepdims) if axes else x.clone()
+
+    @staticmethod
+    def dense(x, weight, bias=None):
+        return F.linear(x, weight.T, bias)
+
+    @staticmethod
+    def conv2d(x, weight, bias=None, *, stride=1, padding=0):
+        (top, bottom), (left, right) = pads_around(x.shape[1:3], weight.shape[:2], stride, padding)
+        padded = F.pad(images(x), (left, right, top, bottom))
+        return F.conv2d(padded, filters_first(weight), bias, stride=stride).permute(0, 2, 3, 1)
+
+    @staticmethod
+    def conv2d_transpose(x, weight, bias=None, *, stride=1, padding=0, output_size=None):
+        """Unpadded there, then cut: the rows and columns that fall on the padding are thrown away."""
+        strides, kernel = naive.pair(stride), weight.shape[:2]
+        if output_size is None:
+            shape = naive.conv2d_transpose(
+                np.zeros((1, *x.shape[1:3], 1)), np.zeros((*kernel, 1, 1)), stride=stride, padding=padding
+            ).shape
+            output_size = shape[1:3]
+        (top, _), (left, _) = pads_around(output_size, kernel, stride, padding)
+        full = F.conv_transpose2d(images(x), filters_first(weight), stride=strides)
+        missing = [max(n + b - m, 0) for n, b, m in zip(output_size, (top, left), full.shape[2:], strict=True)]
+        full = F.pad(full, (0, missing[1], 0, missing[0]))  # rows that no kernel reaches are zero
+        y = full[:, :, top : top + output_size[0], left : left + output_size[1]].permute(0, 2, 3, 1)
+        return y if bias is None else y + bias
+
+    @staticmethod
+    def batch_norm(x, gamma, beta, *, epsilon=1e-3):
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) == 1:  # refused by PyTorch: one value a channel has no variance
+            return (rows - rows.mean(0)).mul(gamma).add(beta).reshape(x.shape)
+        return F.batch_norm(rows, None, None, gamma, beta, training=True, eps=epsilon).reshape(x.shape)
+
+    @staticmethod
+    def batch_norm_inference(x, gamma, beta, mean, variance, *, epsilon=1e-3):
+        rows = x.reshape(-1, x.shape[-1])
+        return F.batch_norm(rows, mean, variance, gamma, beta, training=False, eps=epsilon).reshape(x.shape)
+
+    @staticmethod
+    def mse(x, targets):
+        return F.mse_loss(x, targets)
+
+    @staticmethod
+    def bce_with_logits(logits, targets):
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
+
+    @staticmethod
+    def gaussian_nll(mean, targets, log_variance=0.0):
+        variance = torch.exp(torch.as_tensor(log_variance, dtype=mean.dtype)).expand(mean.shape)
+        return F.gaussian_nll_loss(mean, targets, variance, full=True, eps=0, reduction="sum") / len(mean)
+
+    @staticmethod
+    def softmax_cross_entropy(logits, labels):
+        return F.cross_entropy(logits, labels)
+
+    @staticmethod
+    def kl_to_standard_normal(mean, log_variance):
+        posterior = torch.distributions.Normal(mean, torch.exp(log_variance / 2))
+        prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+        return torch.distributions.kl_divergence(posterior, prior).sum() / len(mean)
+
+
+def close(actual, expected, relative, what, floor=0.0):
+    actual, expected = np.asarray(actual, "float64"), expected.detach().numpy().astype("float64")
+    assert actual.shape == expected.shape, what
+    assert np.abs(actual - expected).max(initial=0) <= max(relative * np.abs(expected).max(initial=0), floor), what
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_every_operation_has_a_counterpart(name):
+    assert callable(getattr(Torch, name, None))
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-12), ("float32", 1e-5)])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_values_and_gradients(case, dtype, relative):
+    arrays = [x.astype(dtype) for x in case.inputs()]
+    mine = [Tensor(x, requires_grad=True) for x in arrays]
+    theirs = [torch.tensor(x, requires_grad=True) for x in arrays]
+    further = [torch.tensor(x) for x in case.further(dtype)]
+    y = case.run(*mine)
+    z = getattr(Torch, case.op)(*theirs, *further, *case.constants, **case.options)
+    close(y.numpy(), z, relative, "value")
+    gy = np.random.default_rng(zlib.crc32(str(case).encode())).normal(size=y.shape).astype(dtype)
+    y.backward(gy)
+    z.backward(torch.tensor(gy))
+    largest = max(float(t.grad.abs().max()) if t.grad.numel() else 0.0 for t in theirs)
+    for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+        # relative to the largest of all its gradients, because one of them may be zero but for rounding
+        close(a.grad, b.grad, relative, f"gradient of input {i}", relative * largest)
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_batch_norm_layer_moving_statistics(dtype, relative):
+    """PyTorch's momentum is the share of the new value, and its moving variance is the unbiased one."""
+    rng = np.random.default_rng(0)
+    mine, theirs = nn.BatchNorm(3, momentum=0.9, epsilon=1e-3), torch.nn.BatchNorm2d(3, momentum=0.1, eps=1e-3)
+    mine.to(dtype=dtype)
+    theirs.to(getattr(torch, dtype))
+    biased = torch.ones(3, dtype=getattr(torch, dtype))
+    count = 4 * 5 * 2
+    for _ in range(3):
+        x = rng.normal(1, 2, size=(4, 5, 2, 3)).astype(dtype)
+        before = theirs.running_var.clone()
+        y, z = mine(Tensor(x)), theirs(images(torch.tensor(x)))
+        biased = 0.9 * biased + (theirs.running_var - 0.9 * before) * (count - 1) / count
+        close(y.numpy(), z.permute(0, 2, 3, 1), relative, "y")
+        close(mine.moving_mean.numpy(), theirs.running_mean, relative, "mean")
+        close(mine.moving_variance.numpy(), biased, relative, "variance")
+    mine.eval()
+    x = rng.normal(size=(2, 5, 2, 3)).astype(dtype)
+    theirs.eval()
+    theirs.running_var.copy_(biased)
+    z = theirs(images(torch.tensor(x)))
+    close(mine(Tensor(x)).numpy(), z.permute(0, 2, 3, 1), relative, "evaluation")
