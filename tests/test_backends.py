@@ -157,15 +157,67 @@ def _batch_norm_grad(r: np.random.Generator, N: int) -> Iterator[Case]:
     for shape in [*_shapes(N), (N, 30, 30, 2)]:
         x, gamma, _ = _norm_arrays(r, shape)
         gy = r.normal(size=shape)
-        mean, variance = _statistics(x)
-        # gx is a difference of three terms that cancel for small batches, so it is measured by their magnitudes
+        gx, *scales = _batch_norm_grad_magnitudes(gy, x, gamma)
+        arguments = gy, x, gamma, *_statistics(x), 1e-3
+        yield Case("batch_norm_grad", arguments, math.prod(shape[:-1]), scales=(gx.max(), *scales))
+
+
+def _batch_norm_grad_magnitudes(gy: np.ndarray, x: np.ndarray, gamma: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """The terms' magnitudes in gx, ggamma and gbeta. The three terms of gx cancel for small batches."""
+    mean, variance = _statistics(x)
+    inverse = 1 / np.sqrt(variance + 1e-3)
+    axes = tuple(range(x.ndim - 1))
+    z = (np.abs(x) + np.abs(mean)) * inverse
+    gx = gamma * inverse * (np.abs(gy) + np.abs(gy).mean(axis=axes) + z * (np.abs(gy) * z).mean(axis=axes))
+    return gx, (np.abs(gy) * z).sum(axis=axes).max(), np.abs(gy).sum(axis=axes).max()
+
+
+def _block_arrays(r: np.random.Generator, N: int) -> Iterator[tuple[Any, ...]]:
+    """(x, weight, shape of the output, geometry, transposed) of fused blocks."""
+    for g in GEOMETRIES:
+        for C, F in CHANNELS:
+            weight = r.normal(size=(*g.kernel_size, C, F))
+            yield r.normal(size=(N, *g.input_size, C)), weight, (N, *g.output_size, F), g, False
+            yield r.normal(size=(N, *g.output_size, F)), weight, (N, *g.input_size, C), g, True
+
+
+def _conv_block(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for x, weight, shape, g, transposed in _block_arrays(r, N):
+        gamma, bias, beta = r.uniform(0.5, 2, shape[-1]), r.normal(size=shape[-1]), r.normal(size=shape[-1])
+        # an error e of the convolution (e is relative to L, its terms' magnitudes) moves the mean by e, the
+        # variance by 2 * deviation * e, and y by both: gamma / deviation * (2 + z) * e
+        arguments = x, weight, bias, gamma, beta, g, transposed, 1e-3
+        y, _, _, variance = PLAIN.conv_block(*arguments)
+        kernel = PLAIN.conv2d_grad_input if transposed else PLAIN.conv2d
+        options = (g,) if transposed else (None, g)
+        L = (kernel(np.abs(x), np.abs(weight), *options) + np.abs(bias)).max()
         inverse = 1 / np.sqrt(variance + 1e-3)
-        axes = tuple(range(len(shape) - 1))
-        z = (np.abs(x) + np.abs(mean)) * inverse
-        gx = gamma * inverse * (np.abs(gy) + np.abs(gy).mean(axis=axes) + z * (np.abs(gy) * z).mean(axis=axes))
-        scales = gx.max(), (np.abs(gy) * z).sum(axis=axes).max(), np.abs(gy).sum(axis=axes).max()
-        arguments = gy, x, gamma, mean, variance, 1e-3
-        yield Case("batch_norm_grad", arguments, math.prod(shape[:-1]), scales=scales)
+        z = np.abs(y - beta) / gamma
+        y_scale = (gamma * inverse * (2 + z) * L + np.abs(beta)).max()
+        scales = y_scale, L, L, (2 * np.sqrt(variance) * L + variance).max()
+        yield Case(
+            "conv_block", arguments, max(weight[..., 0].size, weight[..., 0, :].size) + y[..., 0].size, scales=scales
+        )
+
+
+def _conv_block_grad(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for i, (x, weight, shape, g, transposed) in enumerate(_block_arrays(r, N)):
+        active, gamma, gy = np.maximum(r.normal(size=shape), 0), r.uniform(0.5, 2, shape[-1]), r.normal(size=shape)
+        needs_gx = i % 3 > 0
+        magnitudes, ggamma, gbeta = _batch_norm_grad_magnitudes(gy, active, gamma)
+        magnitudes = magnitudes * (active > 0)
+        sizes = np.abs(weight), magnitudes, np.abs(x)
+        if transposed:
+            gx, gweight = PLAIN.conv2d(sizes[1], sizes[0], None, g), PLAIN.conv2d_grad_weight(sizes[1], sizes[2], g)
+        else:
+            gx, gweight = (
+                PLAIN.conv2d_grad_input(sizes[1], sizes[0], g),
+                PLAIN.conv2d_grad_weight(sizes[2], sizes[1], g),
+            )
+        gbias = magnitudes.reshape(-1, shape[-1]).sum(axis=0)
+        scales = ((gx.max(),) if needs_gx else ()) + (gweight.max(), gbias.max(), ggamma, gbeta)
+        arguments = gy, x, weight, active, gamma, *_statistics(active), g, transposed, 1e-3, needs_gx
+        yield Case("conv_block_grad", arguments, weight.size + gy[..., 0].size, scales=scales)
 
 
 def _batch_norm_update_(r: np.random.Generator, N: int) -> Iterator[Case]:
@@ -204,6 +256,8 @@ INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
     "batch_norm": _batch_norm,
     "batch_norm_apply": _batch_norm_apply,
     "batch_norm_grad": _batch_norm_grad,
+    "conv_block": _conv_block,
+    "conv_block_grad": _conv_block_grad,
     "batch_norm_update_": _batch_norm_update_,
     "sgd_step_": _sgd_step_,
     "adam_step_": _adam_step_,
@@ -327,7 +381,7 @@ def results_of(backend: Backend, case: Case, arguments: list[Any]) -> list[Any]:
     if case.written:
         assert result is None, f"{case.name} writes in place and returns nothing"
         return arguments[: case.written]
-    return list(result) if isinstance(result, tuple) else [result]
+    return [y for y in result if y is not None] if isinstance(result, tuple) else [result]
 
 
 def expected_of(case: Case, dtype: str) -> tuple[list[np.ndarray], list[float]]:
@@ -396,6 +450,18 @@ def test_kernel_equals_the_specification(backend: Backend, name: str, dtype: str
 def test_kernel_takes_any_layout(backend: Backend, name: str, layout: str) -> None:
     for case in INPUTS[name](rng(name, layout), 4):
         compare(backend, case, "float32", layout)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_kernel_works_in_blocks_of_one_image(backend: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU kernels cut a batch into blocks that fit the cache; small blocks show errors at their borders."""
+    from minigrad.backend import cpu
+
+    if type(backend) is Backend:
+        pytest.skip("the plain kernels have no blocks")
+    monkeypatch.setattr(cpu, "BLOCK_BYTES", 1)
+    for case in INPUTS[name](rng(name, "blocks"), 7):
+        compare(backend, case, "float64")
 
 
 @pytest.mark.parametrize("name", INPUTS)

@@ -25,7 +25,12 @@ import strict_cupy
 
 ROOT = Path(__file__).parent.parent
 SNAPSHOT = Path(__file__).parent / "reference" / "cupy_api.json"
-HOST_ONLY = {"backend/cpu.py", "backend/pool.py", "backend/jit.py"}  # these never see a device array
+HOST_ONLY = {
+    "backend/cpu.py",
+    "backend/adjoint.py",
+    "backend/pool.py",
+    "backend/jit.py",
+}  # these never see a device array
 NAMESPACES = ("", "cuda", "cuda.runtime", "lib.stride_tricks", "linalg")  # of cupy, that the snapshot holds
 CLASSES = ("ndarray", "cuda.Device", "cuda.Stream")
 VALUE = "value"  # instead of a signature: not callable, or a class

@@ -149,6 +149,7 @@ class Conv2DTranspose(Function):
 
 
 def check_conv(name: str, x: Array, weight: Array, bias: Array | None, channel_axis: int) -> None:
+    """Raise ValueError unless the shapes fit; x's channels lie along this axis of weight."""
     shapes = f"(x {x.shape}, weight {weight.shape})"
     if x.ndim != 4 or weight.ndim != 4:
         raise ValueError(f"{name}: x must be (N, H, W, C) and weight must have 4 axes {shapes}")

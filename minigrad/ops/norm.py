@@ -47,6 +47,7 @@ class BatchNormInference(Function):
 
 
 def check_norm(x_shape: tuple[int, ...], gamma: Array, beta: Array) -> None:
+    """Raise ValueError unless gamma and beta fit an x of this shape."""
     if len(x_shape) < 2 or gamma.shape != x_shape[-1:] or beta.shape != x_shape[-1:]:
         raise ValueError(
             f"batch_norm: x (..., C) needs gamma and beta (C,) (x {x_shape}, gamma {gamma.shape}, beta {beta.shape})"
