@@ -37,6 +37,8 @@ class Autoencoder:
         conv_filters, conv_kernels, conv_strides: one entry for each convolution; kernels and strides are ints or
             (height, width) pairs.
         latent_space_dim: Z >= 1.
+        momentum: of the moving statistics of BatchNorm. They are what evaluation uses and need some 5 / (1 - momentum)
+            steps to follow, so take less than 0.99 for shorter trainings.
         seed: of the initial weights.
 
     Raises:
@@ -55,8 +57,11 @@ class Autoencoder:
         conv_strides: tuple[Any, ...],
         latent_space_dim: int,
         *,
+        momentum: float = 0.99,
         seed: int = 0,
     ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum} but must lie in [0, 1)")
         if not len(conv_filters) == len(conv_kernels) == len(conv_strides) > 0:
             raise ValueError(
                 "conv_filters, conv_kernels and conv_strides need one entry for each convolution, found "
@@ -71,7 +76,7 @@ class Autoencoder:
         self.input_shape = tuple(input_shape)
         self.conv_filters, self.conv_kernels, self.conv_strides = map(tuple, (conv_filters, conv_kernels, conv_strides))
         self.latent_space_dim = latent_space_dim
-        self.seed = seed
+        self.momentum, self.seed = momentum, seed
         encoder = self._build_encoder()
         self.heads = self._build_heads(math.prod(self._encoded_shape))  # features (N, D) -> latent space
         decoder = self._build_decoder()
@@ -95,7 +100,7 @@ class Autoencoder:
             self._layer_inputs.append(shape[:2])
             layers[f"encoder_conv_layer_{i}"] = conv = nn.Conv2D(shape[2], filters, kernel, stride=stride)
             layers[f"encoder_relu_{i}"] = nn.ReLU()
-            layers[f"encoder_bn_{i}"] = nn.BatchNorm(filters)
+            layers[f"encoder_bn_{i}"] = nn.BatchNorm(filters, momentum=self.momentum)
             shape = nn.Sequential(conv).summary_rows(shape)[-1][2]
         layers["encoder_flatten"] = nn.Flatten()
         self._encoded_shape = shape
@@ -120,7 +125,7 @@ class Autoencoder:
             )
             if i < last:
                 layers[f"decoder_relu_{i}"] = nn.ReLU()
-                layers[f"decoder_bn_{i}"] = nn.BatchNorm(filters)
+                layers[f"decoder_bn_{i}"] = nn.BatchNorm(filters, momentum=self.momentum)
             channels = filters
         return layers
 
@@ -211,8 +216,8 @@ class Autoencoder:
     @property
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to build this model again, as JSON."""
-        names = ("input_shape", "conv_filters", "conv_kernels", "conv_strides", "latent_space_dim", "seed")
-        return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
+        names = ("input_shape", "conv_filters", "conv_kernels", "conv_strides", "latent_space_dim")
+        return {"kind": self.kind, **{name: getattr(self, name) for name in (*names, "momentum", "seed")}}
 
     def save(self, folder: str | Path) -> str:
         """Write folder/model.safetensors (configuration and weights together, atomically); returns its SHA-256."""
@@ -317,6 +322,7 @@ class VAE(Autoencoder):
         beta: float = 1.0,
         likelihood: str = "bernoulli",
         variance: float = 0.1,
+        momentum: float = 0.99,
         seed: int = 0,
     ) -> None:
         if likelihood not in ("bernoulli", "gaussian", "gaussian-learned"):
@@ -324,7 +330,9 @@ class VAE(Autoencoder):
         if not (0 <= beta < math.inf and 0 < variance < math.inf):
             raise ValueError(f"beta must be >= 0 and variance > 0, both finite, found {beta} and {variance}")
         self.beta, self.likelihood, self.variance = beta, likelihood, variance
-        super().__init__(input_shape, conv_filters, conv_kernels, conv_strides, latent_space_dim, seed=seed)
+        super().__init__(
+            input_shape, conv_filters, conv_kernels, conv_strides, latent_space_dim, momentum=momentum, seed=seed
+        )
         if likelihood == "gaussian-learned":
             self.network.layers["likelihood"] = _LogVariance(math.log(variance))
 

@@ -1,254 +1,788 @@
-"""Pictures of what a model does, from arrays to PNG files. Nothing here needs a display.
+"""Pictures of a model's work, written to PNG files: NumPy arrays in, ``matplotlib.figure.Figure`` out.
 
-Images are (N, H, W, C), uint8 or floats in [0, 1]; one channel is drawn grey, three in colour, of others the first.
+``reconstructions``, ``samples``, ``interpolations`` and ``manifold_grid`` show images; ``latent_scatter`` shows where
+the encoder puts them; ``loss_curves`` shows the training. ``save`` writes a figure to a file, ``show`` opens windows.
+
+Every figure is built on matplotlib's object API: pyplot's global state is never touched (only ``show`` imports pyplot),
+so nothing needs a display and nothing is kept alive after the caller drops the figure.
+
+Images are ``(N, H, W, C)``, uint8 or float in [0, 1]; values outside are clipped. C = 1 is shown grey, C = 3 as RGB,
+of any other C the first channel.
+
+Read next: report.py, which puts these pictures into one HTML page.
 """
 
-from __future__ import annotations
-
-import io
-from collections.abc import Sequence
+import math
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
 
-from minigrad.serialize import write_atomically
+__all__ = [
+    "interpolations",
+    "latent_scatter",
+    "loss_curves",
+    "manifold_grid",
+    "manifold_points",
+    "principal_components",
+    "reconstructions",
+    "samples",
+    "save",
+    "show",
+]
 
-# Ten colours that stay apart under the common colour-vision deficiencies; source: M. Petroff, Accessible color
-# sequences for data visualization, 2021. Marker shapes tell classes apart a second time.
-COLOURS = (
-    "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+# Ten colours for classes, found by a search that makes the smallest OKLab distance of any two of them large, as seen
+# with normal vision and with simulated full deuteranopia, protanopia and tritanopia (Machado et al. 2009), at lightness
+# 0.36 to 0.84 so that small dots show on white. Smallest distance 0.14; matplotlib's "tab10" 0.007, "petroff10" 0.06.
+CLASS_COLOURS = (
+    "#257099", "#fa6a00", "#23af8b", "#b01b06", "#9c00f4", "#e2cd09", "#99d3f7", "#670e5c", "#b884ee", "#2c00b2",
 )  # fmt: skip
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+CLASS_MARKERS = tuple("os^DvPX<p>*")  # eleven, so that colour and marker together repeat only after 110 classes
+
+TRAIN_COLOUR, VALIDATION_COLOUR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
+START_COLOUR, END_COLOUR = TRAIN_COLOUR, VALIDATION_COLOUR
+INK, FAINT = "#222222", "#666666"
+
 DPI = 150
+MAX_HEIGHT = 32_000  # pixels; Agg's own limit is 65,535
+MARGIN = 40  # pixels, as every size in the sheets below
+TITLE_SIZE, TEXT_SIZE, SMALL_SIZE, SMALLEST_SIZE = 13.0, 10.0, 9.0, 7.0  # points
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as a PNG file, whole or not at all.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI)
-    write_atomically(Path(path), content.getvalue())
+# ---- what comes in -------------------------------------------------------------------------------------------------
 
 
-def show(figures: Sequence[Figure]) -> None:
-    """Open figures in windows and wait until they are closed.
+def _pictures(images: ArrayLike, what: str, *, leading: int = 1) -> NDArray[np.float32]:
+    """Images with ``leading`` axes before (H, W, C), checked, as float32 in [0, 1] with one or three channels."""
+    array = np.asarray(images)
+    layout = ", ".join(("N",) if leading == 1 else ("rows", "steps")[:leading])
+    if array.ndim != leading + 3:
+        raise ValueError(f"{what} must have the shape ({layout}, H, W, C), got {array.shape}")
+    if 0 in array.shape:
+        raise ValueError(f"{what} are empty: shape {array.shape}, expected ({layout}, H, W, C)")
+    if array.dtype == np.uint8:
+        values = array.astype(np.float32) / 255.0
+    elif np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all():
+            raise ValueError(f"{what} contain NaN or infinite values")
+        if array.max() > 16.0:
+            raise ValueError(f"{what} reach {array.max():g}, expected float in [0, 1] or uint8")
+        values = array.astype(np.float32)
+    else:
+        raise ValueError(f"{what} must be uint8 or float in [0, 1], got {array.dtype}")
+    return np.clip(values if array.shape[-1] == 3 else values[..., :1], 0.0, 1.0)
 
-    Raises:
-        RuntimeError: there is no display.
-    """
-    import matplotlib
-    from matplotlib import pyplot
 
-    if matplotlib.get_backend().lower() in ("agg", "pdf", "svg", "ps", "cairo", "template"):
-        raise RuntimeError("--show: no display was found to open windows on; the pictures are in the files named above")
-    for figure in figures:
-        manager = pyplot.figure().canvas.manager
-        assert manager is not None
-        manager.canvas.figure = figure
-        figure.set_canvas(manager.canvas)
-    pyplot.show()
+def _classes(labels: ArrayLike, class_names: Sequence[str], N: int, who: str) -> tuple[IntArray, list[str]]:
+    """Class index of every image, and the name of every class; without names, the labels that occur are the names."""
+    array = np.asarray(labels)
+    if array.shape != (N,):
+        raise ValueError(f"{who}: expected one label for each of {N} images, shape ({N},), got {array.shape}")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{who}: labels must be integers, got {array.dtype}")
+    if not len(class_names):
+        present, index = np.unique(array, return_inverse=True)
+        return index.astype(np.int64), [str(label) for label in present]
+    if array.min() < 0 or array.max() >= len(class_names):
+        wrong = int(array.min()) if array.min() < 0 else int(array.max())
+        raise ValueError(f"{who}: label {wrong} has no name, class_names names 0 to {len(class_names) - 1}")
+    return array.astype(np.int64), [str(name) for name in class_names]
+
+
+# ---- sheets: one Axes as large as the figure, measured in pixels from the top left corner ---------------------------
+
+
+def _sheet(width: float, height: float, title: str, who: str) -> tuple[Figure, Axes]:
+    if height > MAX_HEIGHT or width > MAX_HEIGHT:
+        raise ValueError(f"{who}: the picture would be {width:.0f} x {height:.0f} pixels; pass fewer images")
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    _write(axes, MARGIN, MARGIN, title, width=width - 2 * MARGIN, size=TITLE_SIZE, weight="bold", ha="left", va="top")
+    return figure, axes
+
+
+def _write(axes: Axes, x: float, y: float, text: str, *, width: float, size: float = TEXT_SIZE, **style: Any) -> None:
+    """Text at most ``width`` pixels wide: smaller where it must be, then cut with an ellipsis."""
+    text, size = _fitted(text, width, size, style.get("weight", "normal"))
+    style = {"ha": "center", "color": INK} | style
+    axes.text(x, y, text, fontsize=size, parse_math=False, **style)
+
+
+def _text_width(text: str, size: float, weight: str = "normal") -> float:
+    font = FontProperties(size=size, weight=weight)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) * DPI / 72
+
+
+def _fitted(text: str, width: float, size: float, weight: str = "normal") -> tuple[str, float]:
+    text = " ".join(text.split())
+    needed = _text_width(text, size, weight)
+    if needed > width:
+        size = max(SMALLEST_SIZE, size * width / needed * 0.98)
+    if _text_width(text, size, weight) > width:
+        while text and _text_width(text + "…", size, weight) > width:
+            text = text[:-1]
+        text = text.rstrip() + "…"
+    return text, size
+
+
+def _tile(H: int, W: int, width: float, height: float) -> tuple[int, int]:
+    """Height and width at which an image is shown in a box of pixels; from three times its size, a whole multiple."""
+    scale = min(width / W, height / H)
+    if scale >= 3:
+        scale = math.floor(scale)
+    return max(1, round(H * scale)), max(1, round(W * scale))
+
+
+def _place(axes: Axes, image: NDArray[np.float32], x: float, y: float, height: float, width: float) -> None:
+    shown = image[..., 0] if image.shape[-1] == 1 else image
+    axes.imshow(shown, cmap="gray", vmin=0.0, vmax=1.0, extent=(x, x + width, y + height, y), aspect="auto")
+
+
+def _number(value: float) -> str:
+    """Three digits or the whole part: 0.0123, 1.23, 12.3, 1234."""
+    if not math.isfinite(value):
+        return str(value)
+    size = abs(value)
+    return f"{value:.0f}" if size >= 99.95 else f"{value:.1f}" if size >= 9.995 else f"{value:.3g}"
+
+
+# ---- pictures of images --------------------------------------------------------------------------------------------
 
 
 def reconstructions(
-    originals: np.ndarray,
-    reconstructed: np.ndarray,
-    labels: np.ndarray | None = None,
+    originals: ArrayLike,
+    reconstructed: ArrayLike,
+    labels: ArrayLike | None = None,
     class_names: Sequence[str] = (),
-    errors: np.ndarray | None = None,
+    errors: ArrayLike | None = None,
+    *,
+    title: str = "Originals and reconstructions",
+    error_name: str = "error",
     columns: int = 10,
 ) -> Figure:
-    """Originals above their reconstructions, with class names above and errors (mean squared, per pixel) below."""
-    top, bottom = _pixels(originals), _pixels(reconstructed)
-    count = len(top)
-    columns = min(columns, count)
-    bands = -(-count // columns)
-    height, width = top.shape[1:3]
-    cell = 1.15
-    tall = cell * height / width
-    figure = Figure((columns * cell + 0.9, bands * (2 * tall + 0.75) + 0.5), layout="constrained")
-    grid = figure.subplots(2 * bands, columns, squeeze=False)
-    for ax in grid.ravel():
-        ax.axis("off")
-    for i in range(count):
-        band, column = divmod(i, columns)
-        for row, pixels in ((0, top), (1, bottom)):
-            _image(grid[2 * band + row, column], pixels[i])
-        if labels is not None:
-            grid[2 * band, column].set_title(_class_name(labels[i], class_names), fontsize=8)
-        if errors is not None:
-            ax = grid[2 * band + 1, column]
-            ax.text(0.5, -0.04, f"{errors[i]:.4f}", transform=ax.transAxes, ha="center", va="top", fontsize=8)
-    for band in range(bands):
-        for row, text in ((0, "original"), (1, "reconstruction")):
-            ax = grid[2 * band + row, 0]
-            ax.text(-0.1, 0.5, text, transform=ax.transAxes, rotation=90, ha="center", va="center", fontsize=8)
-    below = "; below: mean squared error per pixel" if errors is not None else ""
-    figure.suptitle(f"Test images and their reconstructions{below}", fontsize=11)
-    return figure
+    """Originals above their reconstructions, one column an image, in several double rows when there are many.
 
+    Shapes: originals, reconstructed (N, H, W, C); labels (N,); errors (N,)
 
-def latent_scatter(latents: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] = ()) -> Figure:
-    """Where images lie in the latent space, coloured by class. More than two dimensions: their two principal axes."""
-    latents = np.asarray(latents, dtype=np.float64)
-    if latents.ndim != 2 or not latents.size:
-        raise ValueError(f"latent_scatter: latents must be (N, Z) and not empty, found {latents.shape}")
-    if not np.isfinite(latents).all():
-        raise ValueError("latent_scatter: latents hold NaN or infinity")
-    figure = Figure((9, 7), layout="constrained")
-    ax = figure.subplots()
-    classes = [None] if labels is None else sorted(np.unique(labels).tolist())
-    members = [np.ones(len(latents), bool) if c is None else np.asarray(labels) == c for c in classes]
-    names = [None if c is None else _class_name(c, class_names) for c in classes]
-    if latents.shape[1] == 1:
-        edges = np.linspace(latents.min(), latents.max() + 1e-9, 61)
-        for i, (mask, name) in enumerate(zip(members, names, strict=True)):
-            ax.hist(latents[mask, 0], edges, histtype="step", linewidth=1.6, color=COLOURS[i % 10], label=name)
-        ax.set(xlabel="z", ylabel="images", title=f"Latent space of {len(latents):,} images")
-    else:
-        x_name, y_name, title = "z1", "z2", f"Latent space of {len(latents):,} images"
-        if latents.shape[1] > 2:
-            latents, shares = principal_axes(latents)
-            x_name, y_name = (f"principal axis {i + 1} ({share:.0%} of the variance)" for i, share in enumerate(shares))
-            title += ", its two principal axes"
-        size = float(np.clip(40_000 / len(latents), 4, 40))
-        for i, (mask, name) in enumerate(zip(members, names, strict=True)):
-            marker = MARKERS[i % 10]
-            ax.scatter(
-                *latents[mask].T, s=size, c=COLOURS[i % 10], marker=marker, alpha=0.7, linewidths=0, label=name
-            )
-        ax.set(xlabel=x_name, ylabel=y_name, title=title)
-        ax.set_aspect("equal", adjustable="datalim")
-    ax.grid(alpha=0.25)
-    if labels is not None:
-        legend = ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=2.5)
-        for handle in legend.legend_handles:
-            if handle is not None:
-                handle.set_alpha(1)
-    return figure
+    Args:
+        labels: integers; the class name stands above each column. ``None``: no names.
+        class_names: name of class 0, 1, ...; empty: the label itself is written.
+        errors: one number an image, written below it.
+        error_name: what the numbers are, with their unit; written below the pictures.
+        columns: images in one double row, at least 1.
 
-
-def principal_axes(latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """((N, 2) coordinates on the two axes of largest variance, their shares of the whole variance)."""
-    centred = latents - latents.mean(axis=0)
-    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
-    whole = float((sizes**2).sum())
-    shares = sizes[:2] ** 2 / whole if whole else np.zeros(2)
-    coordinates = centred @ axes[:2].T
-    if coordinates.shape[1] < 2:  # a single image
-        coordinates, shares = np.pad(coordinates, ((0, 0), (0, 1))), np.pad(shares, (0, 1))
-    return coordinates, shares
-
-
-def manifold_points(side: int = 20, low: float = 0.02, high: float = 0.98) -> np.ndarray:
-    """A grid (side * side, 2) of latents at equal steps of the normal distribution's probability.
-
-    In reading order of the picture: z1 grows to the right, z2 upwards, so the first row has the largest z2.
+    Raises:
+        ValueError: shapes that do not match, empty or non-finite images, a label without a name.
     """
-    z = np.array([NormalDist().inv_cdf(p) for p in np.linspace(low, high, side)], dtype=np.float32)
-    return np.stack([np.tile(z, side), np.repeat(z[::-1], side)], axis=1)
+    who = "reconstructions"
+    above, below = _pictures(originals, f"{who}: originals"), _pictures(reconstructed, f"{who}: reconstructed images")
+    N, H, W = above.shape[:3]
+    if np.shape(originals) != np.shape(reconstructed):
+        raise ValueError(f"{who}: originals are {np.shape(originals)} but reconstructed {np.shape(reconstructed)}")
+    _at_least(columns, 1, f"{who}: columns")
+    columns = min(columns, N)
+    names: list[str] | None = None
+    if labels is not None:
+        index, every_name = _classes(labels, class_names, N, who)
+        names = [every_name[label] for label in index]
+    numbers: list[str] | None = None
+    if errors is not None:
+        if np.shape(errors) != (N,):
+            raise ValueError(f"{who}: expected one error for each of {N} images, shape ({N},), got {np.shape(errors)}")
+        numbers = [_number(float(error)) for error in np.asarray(errors)]
 
-
-def manifold_grid(images: np.ndarray) -> Figure:
-    """The images decoded from `manifold_points`, side by side."""
-    pixels = _pixels(images)
-    side = round(len(pixels) ** 0.5)
-    if side * side != len(pixels):
-        raise ValueError(f"manifold_grid: needs a square number of images, found {len(pixels)}")
-    N, H, W = pixels.shape[:3]
-    tiled = pixels.reshape(side, side, *pixels.shape[1:]).swapaxes(1, 2).reshape(side * H, side * W, *pixels.shape[3:])
-    figure = Figure((9, 9 * H / W), layout="constrained")
-    ax = figure.subplots()
-    _image(ax, tiled)
-    z = manifold_points(side)[:side, 0]
-    ticks = np.unique(np.linspace(0, side - 1, min(side, 9)).round().astype(int))
-    ax.set_xticks((ticks + 0.5) * W - 0.5, [f"{z[i]:.1f}" for i in ticks])
-    ax.set_yticks((ticks + 0.5) * H - 0.5, [f"{z[side - 1 - i]:.1f}" for i in ticks])
-    ax.set(xlabel="z1", ylabel="z2", title="Images decoded from a grid of the latent space")
-    ax.tick_params(length=0)
+    gap, gutter = 14, 190  # between columns; left of them, for the names of the two rows
+    tile_height, tile_width = _tile(H, W, min(1560 / columns - gap, 290), 290)
+    pitch = max(tile_width, 96) + gap
+    name_height, number_height = (34 if names else 0), (34 if numbers else 0)
+    block = name_height + 2 * tile_height + 6 + number_height + 30
+    top = MARGIN + 56
+    rows = -(-N // columns)
+    width = max(1200, 2 * MARGIN + gutter + columns * pitch)
+    figure, axes = _sheet(width, top + rows * block + (44 if numbers else 10), title, who)
+    for i in range(N):
+        x = MARGIN + gutter + (i % columns) * pitch
+        y = top + (i // columns) * block
+        centre = x + (pitch - gap) / 2
+        if names:
+            _write(axes, centre, y + 24, names[i], width=pitch - gap, va="baseline")
+        y += name_height
+        _place(axes, above[i], centre - tile_width / 2, y, tile_height, tile_width)
+        _place(axes, below[i], centre - tile_width / 2, y + tile_height + 6, tile_height, tile_width)
+        if numbers:
+            low = y + 2 * tile_height + 6 + 28
+            _write(axes, centre, low, numbers[i], width=pitch - gap, size=SMALL_SIZE, color=FAINT, va="baseline")
+        if i % columns == 0:
+            side: dict[str, Any] = {"width": gutter - 16, "ha": "right", "va": "center", "color": FAINT}
+            edge = x + min(0, (pitch - gap - tile_width) / 2) - 16
+            _write(axes, edge, y + tile_height / 2, "original", **side)
+            _write(axes, edge, y + 1.5 * tile_height + 6, "reconstruction", **side)
+    if numbers:
+        note = f"Below each pair: {error_name}"
+        foot = top + rows * block + 14
+        _write(axes, MARGIN, foot, note, width=width - 2 * MARGIN, size=SMALL_SIZE, ha="left", va="center", color=FAINT)
     return figure
 
 
-def samples(images: np.ndarray, columns: int = 12, title: str = "New images, decoded from samples of the prior") -> Figure:
-    """A grid of images."""
-    pixels = _pixels(images)
-    columns = min(columns, len(pixels))
-    rows = -(-len(pixels) // columns)
-    H, W = pixels.shape[1:3]
-    figure = Figure((max(columns * 0.9, 4), rows * 0.9 * H / W + 0.5), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for ax, image in zip(grid.ravel(), pixels, strict=False):
-        _image(ax, image)
-    for ax in grid.ravel():
-        ax.axis("off")
-    figure.suptitle(title, fontsize=11)
+def samples(images: ArrayLike, columns: int = 10, title: str = "Samples from the prior") -> Figure:
+    """Images in a grid, row by row.
+
+    Shapes: images (N, H, W, C)
+
+    Args:
+        columns: images in a row, at least 1.
+
+    Raises:
+        ValueError: empty, non-finite or misshapen images; so many that the picture cannot be drawn.
+    """
+    pictures = _pictures(images, "samples: images")
+    N, H, W = pictures.shape[:3]
+    _at_least(columns, 1, "samples: columns")
+    columns = min(columns, N)
+    gap = 8
+    tile_height, tile_width = _tile(H, W, min(1600 / columns - gap, 340), 340)
+    rows = -(-N // columns)
+    top = MARGIN + 60
+    content = columns * (tile_width + gap) - gap
+    width = max(1200, 2 * MARGIN + content)
+    figure, axes = _sheet(width, top + rows * (tile_height + gap) - gap + MARGIN, title, "samples")
+    left = MARGIN if rows > 1 or content > 900 else (width - content) // 2
+    for i in range(N):
+        row, column = divmod(i, columns)
+        x, y = left + column * (tile_width + gap), top + row * (tile_height + gap)
+        _place(axes, pictures[i], x, y, tile_height, tile_width)
     return figure
 
 
-def interpolations(rows: np.ndarray) -> Figure:
-    """Paths between pairs of images, (R, S, H, W, C): one row a pair, the ends framed."""
-    rows = np.asarray(rows)
-    if rows.ndim != 5:
-        raise ValueError(f"interpolations: needs (R, S, H, W, C), found {rows.shape}")
-    R, S, H, W, _ = rows.shape
-    figure = Figure((S * 1.0, R * H / W + 0.5), layout="constrained")
-    grid = figure.subplots(R, S, squeeze=False)
+def interpolations(
+    rows: ArrayLike | Sequence[ArrayLike], *, title: str = "Interpolations in latent space", ends: str = "image"
+) -> Figure:
+    """Paths between two images, one row a path: the ends framed and set apart, the steps between them in order.
+
+    Shapes: rows (R, S, H, W, C): R paths of S steps, the first and the last step are the ends
+
+    Args:
+        ends: what the two ends are; ``"image"`` gives the headings "first image" and "second image".
+
+    Raises:
+        ValueError: no path, a path with fewer than two steps, paths of different lengths.
+    """
+    who = "interpolations"
+    paths = [np.asarray(path) for path in rows]  # type: ignore[union-attr]
+    if not paths:
+        raise ValueError(f"{who}: no path to show, rows is empty")
+    shapes = sorted({path.shape for path in paths})
+    if len(shapes) > 1:
+        raise ValueError(f"{who}: every row must have the same shape (steps, H, W, C), got {shapes}")
+    pictures = _pictures(np.stack(paths), f"{who}: rows", leading=2)
+    R, S, H, W = pictures.shape[:4]
+    if S < 2:
+        raise ValueError(f"{who}: a path needs at least 2 steps, its two ends; got {S}")
+    gap, row_gap, apart = 6, 22, 22  # between steps, between rows, between an end and its neighbour
+    tile_height, tile_width = _tile(H, W, min(1500 / S - gap, 260), 260)
+    between = (S - 2) * (tile_width + gap) - gap if S > 2 else 0
+    content = 2 * tile_width + between + (2 if S > 2 else 1) * apart
+    top = MARGIN + 120
+    width = max(1200, content + 2 * MARGIN + 80)
+    figure, axes = _sheet(width, top + R * (tile_height + row_gap) - row_gap + MARGIN, title, who)
+    left = (width - content) // 2
+    start, end = left, left + content - tile_width
     for r in range(R):
-        for s, image in enumerate(_pixels(rows[r])):
-            ax = grid[r, s]
-            _image(ax, image)
-            ax.set(xticks=[], yticks=[])
-            for spine in ax.spines.values():
-                spine.set(visible=s in (0, S - 1), color=COLOURS[6], linewidth=2)
-    figure.suptitle("Straight lines in latent space between two test images (framed)", fontsize=11)
+        y = top + r * (tile_height + row_gap)
+        for s in range(S):
+            x = start if s == 0 else end if s == S - 1 else left + tile_width + apart + (s - 1) * (tile_width + gap)
+            _place(axes, pictures[r, s], x, y, tile_height, tile_width)
+        for x, colour in ((start, START_COLOUR), (end, END_COLOUR)):
+            style: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": 3}
+            axes.add_patch(Rectangle((x - 4, y - 4), tile_width + 8, tile_height + 8, **style))
+    head = top - 24
+    for x, text, colour, side in (
+        (start - 4, f"first {ends}", START_COLOUR, "left"),
+        (end + tile_width + 4, f"second {ends}", END_COLOUR, "right"),
+    ):
+        room = content / 2 - 20
+        _write(axes, x, head, text, width=room, ha=side, va="baseline", color=colour, weight="bold")
     return figure
 
 
-def loss_curves(history: Sequence[dict[str, Any]], *, unit: str) -> Figure:
-    """Loss and its parts by epoch, one panel each, training and validation."""
-    if not history:
-        raise ValueError("loss_curves: the history is empty")
-    names = [name for name in ("loss", "reconstruction", "kl") if any(name in row for row in history)]
-    if len(names) == 2:  # an autoencoder's loss is its reconstruction
-        names = ["loss"]
-    titles = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL to the prior"}
-    figure = Figure((4.6 * len(names), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(names), squeeze=False)[0]
-    epochs = [row["epoch"] for row in history]
-    for ax, name in zip(panels, names, strict=True):
-        for key, text, colour, style in ((name, "training", 0, "-"), (f"val_{name}", "validation", 6, "--")):
-            values = [row.get(key, np.nan) for row in history]
-            if np.isfinite(values).any():
-                marker = "o" if len(epochs) <= 30 else None
-                ax.plot(epochs, values, style, color=COLOURS[colour], marker=marker, markersize=4, label=text)
-        ax.set(title=titles[name], xlabel="epoch", ylabel=unit)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False)
+# ---- the latent plane ----------------------------------------------------------------------------------------------
+
+
+def manifold_points(side: int = 20, low: float = 0.02, high: float = 0.98) -> NDArray[np.float32]:
+    """Latents of a ``side x side`` grid, evenly spaced in probability: z = inverse normal CDF of the quantile.
+
+    Row by row from the top left corner of the picture that ``manifold_grid`` makes of their images: z1 grows to the
+    right, z2 grows upwards, so the first point has the smallest z1 and the largest z2.
+
+    Shapes: result (side * side, 2)
+
+    Args:
+        side: points along each axis, at least 2.
+        low, high: the outer quantiles, 0 < low < high < 1.
+
+    Raises:
+        ValueError: arguments outside these ranges.
+
+    Source: Kingma and Welling, Auto-Encoding Variational Bayes (2014), figure 4.
+    """
+    _at_least(side, 2, "manifold_points: side")
+    z = _normal_quantiles(side, (low, high), "manifold_points")
+    z1, z2 = np.meshgrid(z, z[::-1])  # (side, side) each: z1 varies along a row, z2 falls from row to row
+    return np.stack([z1.ravel(), z2.ravel()], axis=1).astype(np.float32)
+
+
+def manifold_grid(
+    images_grid: ArrayLike,
+    *,
+    quantiles: tuple[float, float] = (0.02, 0.98),
+    title: str = "Decoded images over the latent plane",
+    axis_names: tuple[str, str] = ("z1", "z2"),
+) -> Figure:
+    """The decoded images of ``manifold_points``, tiled into one picture whose axes are labelled with z.
+
+    Shapes: images_grid (side * side, H, W, C), in the order of ``manifold_points``, or (rows, columns, H, W, C)
+
+    Args:
+        quantiles: the outer quantiles (low, high) that ``manifold_points`` was given.
+
+    Raises:
+        ValueError: a number of images that is no square, empty or non-finite images, quantiles outside (0, 1).
+    """
+    who = "manifold_grid"
+    array = np.asarray(images_grid)
+    if array.ndim == 4:
+        side = math.isqrt(len(array))
+        if side * side != len(array):
+            raise ValueError(f"{who}: {len(array)} images do not fill a square; pass (rows, columns, H, W, C)")
+        array = array.reshape(side, side, *array.shape[1:])
+    if array.ndim != 5:
+        raise ValueError(f"{who}: images must be (side * side, H, W, C) or (rows, columns, H, W, C), got {array.shape}")
+    pictures = _pictures(array, f"{who}: images", leading=2)
+    rows, columns, H, W, C = pictures.shape
+    z_columns = _normal_quantiles(columns, quantiles, who)
+    z_rows = _normal_quantiles(rows, quantiles, who)[::-1]  # the top row has the largest z2
+
+    mosaic = pictures.transpose(0, 2, 1, 3, 4).reshape(rows * H, columns * W, C)  # (rows*H, columns*W, C)
+    height, width = _tile(rows * H, columns * W, 1400, 1400) if max(rows * H, columns * W) > 1400 else (0, 0)
+    if not height:
+        scale = max(1, 1400 // max(rows * H, columns * W))
+        height, width = scale * rows * H, scale * columns * W
+    left, right, top, bottom = 150, 50, 110, 110
+    sheet_width = max(1200, left + width + right)
+    left += (sheet_width - left - width - right) // 2
+    sheet_height = top + height + bottom
+    figure = Figure(figsize=(sheet_width / DPI, sheet_height / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((left / sheet_width, bottom / sheet_height, width / sheet_width, height / sheet_height))
+    shown = mosaic[..., 0] if C == 1 else mosaic
+    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    axes.imshow(shown, cmap="gray", vmin=0.0, vmax=1.0, extent=extent, aspect="auto")
+    for ticks, labels, z, pixels, room in (
+        (axes.set_xticks, axes.set_xticklabels, z_columns, width, 90),
+        (axes.set_yticks, axes.set_yticklabels, z_rows, height, 36),
+    ):
+        where = _labelled(len(z), -(-room * len(z) // pixels))
+        ticks(where)
+        labels([f"{z[i]:.2f}".replace("-", "\N{MINUS SIGN}") for i in where])
+    axes.tick_params(labelsize=SMALL_SIZE, length=4, colors=INK)
+    axes.set_xlabel(axis_names[0], fontsize=TEXT_SIZE + 1, color=INK, parse_math=False)
+    axes.set_ylabel(axis_names[1], fontsize=TEXT_SIZE + 1, color=INK, parse_math=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    _figure_title(figure, title, sheet_width, sheet_height)
     return figure
 
 
-def _pixels(images: np.ndarray) -> np.ndarray:
-    """Images as (N, H, W) grey or (N, H, W, 3) floats in [0, 1]."""
-    images = np.asarray(images)
-    if images.ndim != 4 or not images.size:
-        raise ValueError(f"expected images (N, H, W, C) and not none, found {images.shape}")
-    pixels = images / 255 if images.dtype == np.uint8 else images
-    if not np.isfinite(pixels).all():
-        raise ValueError("images hold NaN or infinity")
-    pixels = np.clip(pixels, 0, 1)
-    return pixels if images.shape[3] == 3 else pixels[..., 0]
+def _labelled(count: int, step: int) -> list[int]:
+    """Every ``step``-th tile from both ends towards the middle, so that the labels are symmetric and never too close."""
+    half = [i for i in range(0, count // 2, step) if count - 1 - 2 * i >= step]
+    middle = [count // 2] if count % 2 and (not half or count // 2 - half[-1] >= step) else []
+    return half + middle + [count - 1 - i for i in reversed(half)]
 
 
-def _image(ax: Any, pixels: np.ndarray) -> None:
-    ax.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+def principal_components(latents: ArrayLike, count: int = 2) -> tuple[FloatArray, FloatArray]:
+    """Latents along the ``count`` directions of largest variance, and each direction's share of the whole variance.
+
+    ``centred = U S V'``; the result is ``centred V[:, :count]`` and ``S[:count]**2 / sum(S**2)``. A direction's sign is
+    fixed by making its largest entry positive. Directions that do not exist (D or N - 1 below count) give zeros.
+
+    Shapes: latents (N, D); result (N, count), (count,)
+    """
+    x = np.asarray(latents, dtype=np.float64)
+    centred = x - x.mean(axis=0)
+    _, scales, directions = np.linalg.svd(centred, full_matrices=False)  # (K,), (K, D), K = min(N, D)
+    total = float((scales**2).sum())
+    K = min(count, len(scales))
+    projected, shares = np.zeros((len(x), count)), np.zeros(count)
+    largest = np.abs(directions[:K]).argmax(axis=1)
+    signs = np.where(directions[np.arange(K), largest] < 0, -1.0, 1.0)
+    projected[:, :K] = centred @ (directions[:K] * signs[:, None]).T
+    if total > 0:
+        shares[:K] = scales[:K] ** 2 / total
+    return projected, shares
 
 
-def _class_name(label: Any, class_names: Sequence[str]) -> str:
-    return class_names[int(label)] if int(label) < len(class_names) else str(int(label))
+def latent_scatter(
+    latents: ArrayLike,
+    labels: ArrayLike | None,
+    class_names: Sequence[str] = (),
+    *,
+    axis_names: tuple[str, str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Where the encoder puts the images, coloured by class.
+
+    Two latent dimensions are shown as they are; more are projected on their two principal components, with the share of
+    the variance that they explain; one is shown as a histogram for each class.
+
+    Shapes: latents (N, D); labels (N,)
+
+    Args:
+        labels: integers; ``None``: one colour, no legend.
+        class_names: name of class 0, 1, ...; empty: the labels that occur.
+        axis_names: names of the two axes; with one dimension the first is used.
+        title: replaces the first line of the heading.
+
+    Raises:
+        ValueError: empty or non-finite latents, a label without a name, shapes that do not match.
+    """
+    who = "latent_scatter"
+    x = np.asarray(latents)
+    if x.ndim != 2:
+        raise ValueError(f"{who}: latents must have the shape (N, dimensions), got {x.shape}")
+    if 0 in x.shape:
+        raise ValueError(f"{who}: latents are empty: shape {x.shape}")
+    x = x.astype(np.float64)
+    finite = np.isfinite(x).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{who}: latents contain NaN or infinite values in {int((~finite).sum())} of {len(x)} rows, "
+            f"the first is row {int(finite.argmin())}"
+        )
+    N, D = x.shape
+    index, names = (np.zeros(N, np.int64), [""]) if labels is None else _classes(labels, class_names, N, who)
+    names = [_fitted(name, 330, TEXT_SIZE)[0] for name in names]
+    heading = title or f"Latent space of {N:,} image{'s' if N > 1 else ''}"
+    if D == 1:
+        return _latent_histograms(x[:, 0], index, names, heading, (axis_names or ("z1", ""))[0])
+    if D == 2:
+        points, x_name, y_name = x, *(axis_names or ("z1", "z2"))
+        subtitle = ""
+    else:
+        points, shares = principal_components(x)
+        first, second = axis_names or ("principal component 1", "principal component 2")
+        x_name = f"{first} ({100 * shares[0]:.1f} % of the variance)"
+        y_name = f"{second} ({100 * shares[1]:.1f} % of the variance)"
+        subtitle = f"{D} dimensions projected on two principal components: {100 * shares.sum():.1f} % of the variance"
+
+    figure = _chart((10.5, 8.4))
+    axes = figure.add_subplot()
+    area = float(np.clip(60_000 / N, 7, 36))  # of one marker, square points
+    parts = 8 if N > 400 else 1  # classes are drawn in turns, so that the last one does not hide the others
+    for part in range(parts):
+        for i in range(len(names)):
+            mine = points[index == i][part::parts]
+            if len(mine):
+                marker, colour = CLASS_MARKERS[i % len(CLASS_MARKERS)], CLASS_COLOURS[i % len(CLASS_COLOURS)]
+                axes.scatter(mine[:, 0], mine[:, 1], s=area, marker=marker, color=colour, linewidths=0, alpha=0.75)
+    axes.set_aspect("equal", adjustable="datalim")
+    _plain_axes(axes)
+    axes.set_xlabel(x_name, fontsize=TEXT_SIZE, color=INK, parse_math=False)
+    axes.set_ylabel(y_name, fontsize=TEXT_SIZE, color=INK, parse_math=False)
+    _headline(axes, heading, subtitle)
+    if labels is not None:
+        _class_legend(figure, names)
+    return figure
+
+
+def _latent_histograms(z: FloatArray, index: IntArray, names: list[str], heading: str, x_name: str) -> Figure:
+    """One row a class, the same bins and the same scale in every row."""
+    edges = np.histogram_bin_edges(z, bins=60)
+    shares = []
+    for i in range(len(names)):
+        counts = np.histogram(z[index == i], bins=edges)[0]
+        shares.append(counts / max(1, counts.sum()))
+    peak = max(float(share.max()) for share in shares)
+    figure = _chart((10.5, max(4.5, 1.6 + 0.6 * len(names))))
+    axes = figure.add_subplot()
+    bases = np.arange(len(names))[::-1]  # the first class on top
+    for i, base in enumerate(bases):
+        colour = CLASS_COLOURS[i % len(CLASS_COLOURS)]
+        axes.stairs(base + 0.9 * shares[i] / peak, edges, baseline=float(base), fill=True, color=colour)
+        axes.axhline(float(base), color=FAINT, linewidth=0.6)
+    axes.set_ylim(-0.1, len(names))
+    _plain_axes(axes)
+    axes.set_yticks(bases, names, parse_math=False)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE)
+    axes.set_xlabel(x_name, fontsize=TEXT_SIZE, color=INK, parse_math=False)
+    each = "each class" if len(names) > 1 else "all"
+    _headline(axes, heading, f"height: share of {each} in a bin; highest {100 * peak:.1f} %")
+    return figure
+
+
+def _class_legend(figure: Figure, names: list[str]) -> None:
+    handles = [
+        Line2D(
+            [], [], linestyle="none", markersize=7, markeredgewidth=0,
+            marker=CLASS_MARKERS[i % len(CLASS_MARKERS)], color=CLASS_COLOURS[i % len(CLASS_COLOURS)],
+        )
+        for i in range(len(names))
+    ]  # fmt: skip
+    # The names are set afterwards: given as labels, a leading "_" would hide an entry and "$" would start a formula.
+    legend = figure.legend(
+        handles, ["class"] * len(names), loc="outside right upper", ncols=-(-len(names) // 30), frameon=False,
+        fontsize=TEXT_SIZE, handletextpad=0.3, labelspacing=0.6,
+    )  # fmt: skip
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
+        text.set_color(INK)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def loss_curves(
+    history: Sequence[Mapping[str, Any]], *, unit: str = "nats per image", title: str = "Training and validation loss"
+) -> Figure:
+    """The losses over the epochs, the total, the reconstruction and the KL divergence each in a panel of its own.
+
+    A panel is left out when no epoch has its numbers, and the reconstruction also when it is the whole loss (a plain
+    autoencoder). The learning rate gets a panel when it changes.
+
+    Args:
+        history: one dict an epoch, with any of ``epoch loss reconstruction kl val_loss val_reconstruction val_kl
+            learning_rate``; a missing epoch number is counted from 1, other missing or ``None`` numbers leave a gap.
+        unit: of the losses, written on their axes.
+
+    Raises:
+        ValueError: an empty history, or one without any loss.
+    """
+    if not len(history):
+        raise ValueError("loss_curves: the history is empty, there is no epoch to show")
+
+    def column(key: str) -> FloatArray:
+        values = [math.nan if row.get(key) is None else float(row[key]) for row in history]
+        array = np.asarray(values)
+        array[~np.isfinite(array)] = np.nan
+        return array
+
+    epochs = np.asarray([float(row.get("epoch") or i + 1) for i, row in enumerate(history)])
+    panels: list[tuple[str, FloatArray, FloatArray]] = []
+    for key, name in (("loss", "Total loss"), ("reconstruction", "Reconstruction"), ("kl", "KL divergence")):
+        train, validation = column(key), column("val_" + key)
+        if np.isfinite(train).any() or np.isfinite(validation).any():
+            panels.append((name, train, validation))
+    if not panels:
+        known = "loss, reconstruction, kl, val_loss, val_reconstruction, val_kl"
+        raise ValueError(f"loss_curves: the history has no finite loss; looked for {known} in {sorted(history[0])}")
+    if len(panels) == 2 and panels[1][0] == "Reconstruction" and panels[0][0] == "Total loss":
+        same = zip(panels[0][1:], panels[1][1:], strict=True)
+        if all(np.allclose(total, part, rtol=1e-6, equal_nan=True) for total, part in same):
+            panels = [("Total loss (reconstruction only)", *panels[0][1:])]
+    rate = column("learning_rate")
+    finite_rate = rate[np.isfinite(rate)]
+    with_rate = len(finite_rate) > 1 and float(finite_rate.min()) != float(finite_rate.max())
+
+    count = len(panels) + with_rate
+    rows, columns = (2, 2) if count == 4 else (1, count)
+    width = (8.5, 11.5, 13.0, 11.5)[count - 1]
+    figure = _chart((width, 4.6 * rows + 0.4))
+    marked = len(epochs) <= 20
+    both = False
+    for position, (name, train, validation) in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, position)
+        style: dict[str, Any] = {"linewidth": 1.8, "markersize": 4.5}
+        if np.isfinite(train).any():
+            axes.plot(epochs, train, color=TRAIN_COLOUR, marker="o" if marked else "", label="training", **style)
+        if np.isfinite(validation).any():
+            dashes = (0, (5, 1.5))
+            axes.plot(
+                epochs, validation, color=VALIDATION_COLOUR, marker="s" if marked else "", linestyle=dashes,
+                label="validation", **style,
+            )  # fmt: skip
+            both = True
+        _epoch_axes(axes, epochs, name, unit)
+        judged = validation if np.isfinite(validation).any() else train
+        if position == 1 and len(epochs) > 1:  # a lowest value means something for the whole loss only
+            best = int(np.nanargmin(judged))
+            axes.plot(epochs[best], judged[best], marker="o", markersize=10, fillstyle="none", color=INK)
+            text = f"lowest {_number(float(judged[best]))} at epoch {epochs[best]:g}"
+            axes.set_title(text, loc="right", fontsize=SMALL_SIZE, color=FAINT)
+    if with_rate:
+        axes = figure.add_subplot(rows, columns, count)
+        axes.plot(epochs, rate, color=INK, linewidth=1.8, marker="o" if marked else "", markersize=4.5)
+        _epoch_axes(axes, epochs, "Learning rate", "learning rate")
+        if finite_rate.min() > 0 and finite_rate.max() / finite_rate.min() > 10:
+            axes.set_yscale("log")
+    figure.suptitle(
+        title if both else title.replace("Training and validation", "Training"), x=0.012, ha="left",
+        fontsize=TITLE_SIZE, fontweight="bold", color=INK, parse_math=False,
+    )  # fmt: skip
+    legend_of: dict[str, Any] = {}
+    for axes in figure.axes:
+        legend_of |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(
+        list(legend_of.values()), list(legend_of), loc="outside lower center", ncols=2, frameon=False,
+        fontsize=TEXT_SIZE, handlelength=3.2, labelcolor=INK,
+    )  # fmt: skip
+    return figure
+
+
+def _epoch_axes(axes: Axes, epochs: FloatArray, name: str, unit: str) -> None:
+    _plain_axes(axes)
+    axes.set_title(name, loc="left", fontsize=TEXT_SIZE + 1, color=INK)
+    axes.set_xlabel("epoch", fontsize=TEXT_SIZE, color=INK)
+    axes.set_ylabel(unit, fontsize=TEXT_SIZE, color=INK, parse_math=False)
+    if epochs.min() == epochs.max():
+        axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
+        axes.set_xticks([epochs[0]], [f"{epochs[0]:g}"])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
+
+
+# ---- shared looks --------------------------------------------------------------------------------------------------
+
+
+def _chart(inches: tuple[float, float]) -> Figure:
+    """An empty figure that keeps axes, titles and legends apart by itself."""
+    figure = Figure(figsize=inches, dpi=DPI, facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain_axes(axes: Axes) -> None:
+    axes.grid(visible=True, color="#e4e4e4", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=SMALL_SIZE, colors=INK, length=3)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(FAINT)
+    axes.ticklabel_format(useOffset=False, style="plain")  # no "1e-4" in the corner, where the title stands
+
+
+def _headline(axes: Axes, heading: str, subtitle: str) -> None:
+    # The subtitle is its own, lighter text between the axes and the bold heading.
+    if subtitle:
+        axes.annotate(
+            subtitle, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=TEXT_SIZE,
+            color=FAINT, va="bottom", parse_math=False,
+        )  # fmt: skip
+    pad = 28 if subtitle else 12
+    axes.set_title(heading, loc="left", pad=pad, fontsize=TITLE_SIZE, fontweight="bold", color=INK, parse_math=False)
+
+
+def _figure_title(figure: Figure, title: str, width: float, height: float) -> None:
+    text, size = _fitted(title, width - 2 * MARGIN, TITLE_SIZE, "bold")
+    style: dict[str, Any] = {"ha": "left", "va": "top", "fontweight": "bold", "color": INK, "parse_math": False}
+    figure.text(MARGIN / width, 1 - MARGIN / height, text, fontsize=size, **style)
+
+
+def _normal_quantiles(count: int, quantiles: tuple[float, float], who: str) -> FloatArray:
+    low, high = (float(q) for q in quantiles)
+    if not 0 < low < high < 1:
+        raise ValueError(f"{who}: quantiles must satisfy 0 < low < high < 1, got low {low:g} and high {high:g}")
+    normal = NormalDist()
+    return np.asarray([normal.inv_cdf(q) for q in np.linspace(low, high, count)])
+
+
+def _at_least(value: int, least: int, what: str) -> None:
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}, got {value}")
+
+
+# ---- files and windows ---------------------------------------------------------------------------------------------
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write the figure to a PNG file, whole or not at all: into a temporary file beside it, then one rename.
+
+    Missing folders are made. The same figure gives the same bytes every time.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: a name that does not end in ``.png``.
+        OSError: the folder or file cannot be written; what was there before is untouched.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"save: figures are PNG files, the name must end in .png: {path}")
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(buffer.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def show(figures: Figure | Iterable[Figure]) -> None:
+    """Open one window a figure and wait until they are closed.
+
+    A window shows the finished picture, so it is what ``save`` would write.
+
+    Raises:
+        RuntimeError: there is no display, or matplotlib has no window system to use.
+    """
+    wanted = [figures] if isinstance(figures, Figure) else list(figures)
+    if not wanted:
+        return
+    from matplotlib import pyplot  # only here: it chooses a window system when first used
+
+    hint = "save the figures to files instead (figures.save), or set MPLBACKEND to a window system, e.g. TkAgg"
+    try:
+        pyplot.switch_backend(pyplot.get_backend())
+    except ImportError as error:
+        raise RuntimeError(f"show: matplotlib cannot open windows here: {error}; {hint}") from error
+    backend = pyplot.get_backend()
+    if backend.lower() in {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}:
+        raise RuntimeError(f"show: no display to open windows on (matplotlib's backend is {backend}); {hint}")
+    windows = []
+    try:
+        for figure in wanted:
+            canvas = FigureCanvasAgg(figure)
+            canvas.draw()
+            picture = np.asarray(canvas.buffer_rgba())
+            height, width = picture.shape[:2]
+            scale = min(1.0, 1400 / width, 900 / height)
+            window = pyplot.figure(figsize=(scale * width / 100, scale * height / 100), dpi=100)
+            windows.append(window)
+            axes = window.add_axes((0.0, 0.0, 1.0, 1.0))
+            axes.set_axis_off()
+            axes.imshow(picture)
+        pyplot.show(block=True)
+    finally:
+        for window in windows:
+            pyplot.close(window)

@@ -228,7 +228,10 @@ class Function:
 
         Raises:
             TypeError: the inputs live on different devices or have different dtypes.
+            RuntimeError: this object is part of a graph already.
         """
+        if self.inputs is not None:  # what it saved for that graph would be overwritten
+            raise RuntimeError(f"{self.name}: a Function object serves one call; make a new one")
         inputs = self._as_tensors(operands)
         self.needs = tuple(x is not None and x.requires_grad and _recording.get() for x in inputs)
         y = Tensor(self.forward(*(None if x is None else x.data for x in inputs)))

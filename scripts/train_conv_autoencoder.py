@@ -163,11 +163,15 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     )
     architecture = [settings[name] for name in ("filters", "kernels", "strides", "latent_dim")]
     shape = dataset.train_images.shape[1:]
+    images = len(dataset.train_images[: settings["limit_train"]])
+    steps = options.epochs * -(-images // options.batch_size)
+    # BatchNorm's moving statistics shall forget where they started, also in a short training.
+    named = {"seed": settings["seed"], "momentum": max(0.0, min(0.99, 1 - 10 / steps))}
     if settings["model"] == "vae":
-        named = {name: settings[name] for name in ("beta", "likelihood", "seed")}
+        named |= {name: settings[name] for name in ("beta", "likelihood")}
         model: Autoencoder = VAE(shape, *architecture, **named)
     else:
-        model = Autoencoder(shape, *architecture, seed=settings["seed"])
+        model = Autoencoder(shape, *architecture, **named)
     tell(model.summary())
     return start_run(
         model,

@@ -481,6 +481,41 @@ def _bits(backend: Backend, y: Any) -> bytes:
     return np.ascontiguousarray(backend.to_host(y)).tobytes()
 
 
+class Schedule:
+    """Stands in for the thread pool: runs all shards but the first before it (`early`), or after it, backwards."""
+
+    def __init__(self, early: bool) -> None:
+        self.early = early
+        self.waiting: list[Callable[[], None]] = []
+
+    def submit(self, function: Callable, *arguments: Any) -> Any:
+        if self.early:
+            function(*arguments)
+        else:
+            self.waiting.append(lambda: function(*arguments))
+        return self
+
+    def exception(self) -> None:
+        while self.waiting:
+            self.waiting.pop()()
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_results_do_not_depend_on_timing(backend: Backend, name: str) -> None:
+    """Whichever thread ends first, the bits are the same: in float64 another order of a sum would show."""
+    if not hasattr(backend, "pool") or backend.threads == 1:
+        pytest.skip("one thread")
+    for case in INPUTS[name](rng(name, "timing"), 7):
+        bits = set()
+        for executor in (backend.pool._executor, Schedule(early=True), Schedule(early=False)):
+            backend.pool._executor = executor
+            bits.add(
+                b"".join(_bits(backend, y) for y in results_of(backend, case, inputs_of(backend, case, "float64")))
+            )
+        backend.pool._executor = None
+        assert len(bits) == 1, f"{name}: the result depends on the order in which threads work"
+
+
 def test_kernels_take_broadcast_gradients(backend: Backend) -> None:
     """The gradient of a sum is one number seen everywhere: strides 0, and read-only on the CPU."""
     g, r, xp = GEOMETRIES[1], rng("broadcast"), backend.xp

@@ -561,6 +561,14 @@ REFUSED = [
         lambda: ops.batch_norm_inference(zeros(2, 3), zeros(3), zeros(1), np.zeros(3), np.ones(3)),
         "batch_norm: x (..., C) needs gamma and beta (C,) (x (2, 3), gamma (3,), beta (1,))",
     ),
+    (
+        lambda: ops.batch_norm_inference(zeros(2, 3), zeros(3), zeros(3), np.zeros(1), np.ones(3)),
+        "batch_norm: mean and variance must be float64 (3,), found [('float64', (1,)), ('float64', (3,))]",
+    ),
+    (
+        lambda: ops.batch_norm_inference(zeros(2, 3), zeros(3), zeros(3), np.zeros(3), np.ones(3, "float32")),
+        "batch_norm: mean and variance must be float64 (3,), found [('float64', (3,)), ('float32', (3,))]",
+    ),
     (lambda: ops.batch_norm(zeros(0, 3), zeros(3), zeros(3)), "batch_norm: no values to take statistics of (x (0, 3))"),
     (lambda: ops.mse(zeros(2, 3), zeros(3)), "mse: x (2, 3) and targets (3,) must have one shape and not be empty"),
     (lambda: ops.mse(zeros(0), zeros(0)), "mse: x (0,) and targets (0,) must have one shape and not be empty"),

@@ -250,6 +250,16 @@ def test_wrong_gradient_names_the_operation_and_both_shapes(wrong, text):
     assert x.grad is None
 
 
+def test_a_function_object_serves_one_call():
+    """A second call would overwrite what the first saved, and its gradient would be wrong without a word."""
+    x, function = leaf([1.0]), ops.elementwise.Exp()
+    y = function(x)
+    with pytest.raises(RuntimeError, match="Exp: a Function object serves one call"):
+        function(leaf([2.0]))
+    y.backward()
+    assert x.grad.tolist() == [np.exp(1.0)]
+
+
 def test_mixed_dtypes_are_refused():
     text = r"Mul: inputs have different dtypes: float64 \(2,\), float32 \(1, 2\)"
     with pytest.raises(TypeError, match=text):

@@ -145,7 +145,7 @@ class Torch:
         return torch.distributions.kl_divergence(posterior, prior).sum() / len(mean)
 
 
-def close(actual, expected, relative, what, floor=0.0):
+def check_close(actual, expected, relative, what, floor=0.0):
     actual, expected = np.asarray(actual, "float64"), expected.detach().numpy().astype("float64")
     assert actual.shape == expected.shape, what
     assert np.abs(actual - expected).max(initial=0) <= max(relative * np.abs(expected).max(initial=0), floor), what
@@ -165,14 +165,14 @@ def test_values_and_gradients(case, dtype, relative):
     further = [torch.tensor(x) for x in case.further(dtype)]
     y = case.run(*mine)
     z = getattr(Torch, case.op)(*theirs, *further, *case.constants, **case.options)
-    close(y.numpy(), z, relative, "value")
+    check_close(y.numpy(), z, relative, "value")
     gy = np.random.default_rng(zlib.crc32(str(case).encode())).normal(size=y.shape).astype(dtype)
     y.backward(gy)
     z.backward(torch.tensor(gy))
     largest = max(float(t.grad.abs().max()) if t.grad.numel() else 0.0 for t in theirs)
     for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         # relative to the largest of all its gradients, because one of them may be zero but for rounding
-        close(a.grad, b.grad, relative, f"gradient of input {i}", relative * largest)
+        check_close(a.grad, b.grad, relative, f"gradient of input {i}", relative * largest)
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-12), ("float32", 1e-5)])
@@ -189,12 +189,12 @@ def test_batch_norm_layer_moving_statistics(dtype, relative):
         before = theirs.running_var.clone()
         y, z = mine(Tensor(x)), theirs(images(torch.tensor(x)))
         biased = 0.9 * biased + (theirs.running_var - 0.9 * before) * (count - 1) / count
-        close(y.numpy(), z.permute(0, 2, 3, 1), relative, "y")
-        close(mine.moving_mean.numpy(), theirs.running_mean, relative, "mean")
-        close(mine.moving_variance.numpy(), biased, relative, "variance")
+        check_close(y.numpy(), z.permute(0, 2, 3, 1), relative, "y")
+        check_close(mine.moving_mean.numpy(), theirs.running_mean, relative, "mean")
+        check_close(mine.moving_variance.numpy(), biased, relative, "variance")
     mine.eval()
     x = rng.normal(size=(2, 5, 2, 3)).astype(dtype)
     theirs.eval()
     theirs.running_var.copy_(biased)
     z = theirs(images(torch.tensor(x)))
-    close(mine(Tensor(x)).numpy(), z.permute(0, 2, 3, 1), relative, "evaluation")
+    check_close(mine(Tensor(x)).numpy(), z.permute(0, 2, 3, 1), relative, "evaluation")

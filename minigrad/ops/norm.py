@@ -35,6 +35,9 @@ class BatchNormInference(Function):
 
     def forward(self, x: Array, gamma: Array, beta: Array) -> Array:
         check_norm(x.shape, gamma, beta)
+        found = [(str(s.dtype), s.shape) for s in (self.mean, self.variance)]
+        if found != 2 * [(str(x.dtype), gamma.shape)]:
+            raise ValueError(f"batch_norm: mean and variance must be {x.dtype} {gamma.shape}, found {found}")
         backend_of(x, self.mean, self.variance, what=self.name)
         self.x, self.gamma = x, gamma
         return self.k.batch_norm_apply(x, gamma, beta, self.mean, self.variance, self.epsilon)
