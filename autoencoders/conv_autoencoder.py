@@ -68,15 +68,26 @@ class Autoencoder:
                 f"{len(conv_filters)}, {len(conv_kernels)} and {len(conv_strides)}"
             )
         sizes = [*input_shape, *conv_filters, latent_space_dim]
-        if len(input_shape) != 3 or any(not isinstance(n, int | np.integer) or n < 1 for n in sizes):
+        if len(input_shape) != 3 or not all(map(_is_size, sizes)):
             raise ValueError(
                 "input_shape must be (H, W, C), and it, conv_filters and latent_space_dim whole numbers >= 1, found "
                 f"{tuple(input_shape)}, {tuple(conv_filters)} and {latent_space_dim}"
             )
-        self.input_shape = tuple(input_shape)
-        self.conv_filters, self.conv_kernels, self.conv_strides = map(tuple, (conv_filters, conv_kernels, conv_strides))
-        self.latent_space_dim = latent_space_dim
-        self.momentum, self.seed = momentum, seed
+        for value in (*conv_kernels, *conv_strides):
+            pair = (value, value) if _is_size(value) else value
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_size, pair)):
+                raise ValueError(f"conv_kernels and conv_strides must be whole numbers >= 1 or pairs, found {value!r}")
+        # Python's own ints, because NumPy's cannot be saved as JSON
+        self.input_shape = tuple(map(int, input_shape))
+        self.conv_filters = tuple(map(int, conv_filters))
+        self.conv_kernels: tuple[Any, ...]
+        self.conv_strides: tuple[Any, ...]
+        self.conv_kernels, self.conv_strides = (
+            tuple(int(value) if _is_size(value) else tuple(map(int, value)) for value in values)
+            for values in (conv_kernels, conv_strides)
+        )
+        self.latent_space_dim = int(latent_space_dim)
+        self.momentum, self.seed = float(momentum), seed
         encoder = self._build_encoder()
         self.heads = self._build_heads(math.prod(self._encoded_shape))  # features (N, D) -> latent space
         decoder = self._build_decoder()
@@ -93,11 +104,11 @@ class Autoencoder:
     def _build_encoder(self) -> dict[str, nn.Module]:
         layers: dict[str, nn.Module] = {}
         shape = self.input_shape
-        self._layer_inputs = []  # (H, W) that each convolution receives; the decoder returns to them
+        self._layer_inputs: list[tuple[int, int]] = []  # (H, W) that each convolution receives; the decoder returns to them
         for i, (filters, kernel, stride) in enumerate(
             zip(self.conv_filters, self.conv_kernels, self.conv_strides, strict=True), 1
         ):
-            self._layer_inputs.append(shape[:2])
+            self._layer_inputs.append((shape[0], shape[1]))
             layers[f"encoder_conv_layer_{i}"] = conv = nn.Conv2D(shape[2], filters, kernel, stride=stride)
             layers[f"encoder_relu_{i}"] = nn.ReLU()
             layers[f"encoder_bn_{i}"] = nn.BatchNorm(filters, momentum=self.momentum)
@@ -185,6 +196,10 @@ class Autoencoder:
         latents = np.asarray(latents)
         if latents.ndim != 2 or latents.shape[1] != self.latent_space_dim or not len(latents):
             raise DataError(f"latents: expected (N, {self.latent_space_dim}) with N >= 1, found {latents.shape}")
+        if latents.dtype.kind not in "iuf":
+            raise DataError(f"latents: expected real numbers, found {latents.dtype}")
+        with np.errstate(over="ignore"):
+            latents = latents.astype(self.dtype)  # before _map, which takes uint8 for pixels
         if not np.isfinite(latents).all():
             raise DataError("latents: expected finite numbers, found NaN or infinity")
         return self._map(lambda z: (ops.sigmoid(self.decoder(z)),), latents)[0]
@@ -329,7 +344,7 @@ class VAE(Autoencoder):
             raise ValueError(f"likelihood is {likelihood!r} but must be bernoulli, gaussian or gaussian-learned")
         if not (0 <= beta < math.inf and 0 < variance < math.inf):
             raise ValueError(f"beta must be >= 0 and variance > 0, both finite, found {beta} and {variance}")
-        self.beta, self.likelihood, self.variance = beta, likelihood, variance
+        self.beta, self.likelihood, self.variance = float(beta), likelihood, float(variance)
         super().__init__(
             input_shape, conv_filters, conv_kernels, conv_strides, latent_space_dim, momentum=momentum, seed=seed
         )
@@ -394,6 +409,10 @@ class _LogVariance(nn.Module):
         self.log_variance = nn.Parameter((1,), lambda rng, shape, fan_in, fan_out: np.full(shape, value))
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
 def from_config(config: dict[str, Any]) -> Autoencoder:
     """A new model of the class and options that `config` records.
 
@@ -408,7 +427,7 @@ def from_config(config: dict[str, Any]) -> Autoencoder:
         arguments = {name: tuples(value) for name, value in config.items()}
         cls = {"ae": Autoencoder, "vae": VAE}[arguments.pop("kind")]
         return cls(**arguments)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
         raise DataError(f"model record: not a model of this version ({type(error).__name__}: {error})") from error
 
 
@@ -422,6 +441,8 @@ def load(folder: str | Path) -> Autoencoder:
     arrays, record, _ = load_state(path)
     try:
         model = from_config(record.get("model", {}))
+        if {x.dtype.str for x in arrays.values()} == {"<f8"}:
+            model.to(dtype="float64")
         model.network.load_state_dict(arrays)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error

@@ -16,6 +16,7 @@ import math
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from statistics import NormalDist
@@ -59,7 +60,7 @@ START_COLOUR, END_COLOUR = TRAIN_COLOUR, VALIDATION_COLOUR
 INK, FAINT = "#222222", "#666666"
 
 DPI = 150
-MAX_HEIGHT = 32_000  # pixels; Agg's own limit is 65,535
+MAX_SIDE = 32_000  # pixels; Agg's own limit is 65,535
 MARGIN = 40  # pixels, as every size in the sheets below
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE, SMALLEST_SIZE = 13.0, 10.0, 9.0, 7.0  # points
 
@@ -111,7 +112,7 @@ def _classes(labels: ArrayLike, class_names: Sequence[str], N: int, who: str) ->
 
 
 def _sheet(width: float, height: float, title: str, who: str) -> tuple[Figure, Axes]:
-    if height > MAX_HEIGHT or width > MAX_HEIGHT:
+    if height > MAX_SIDE or width > MAX_SIDE:
         raise ValueError(f"{who}: the picture would be {width:.0f} x {height:.0f} pixels; pass fewer images")
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
@@ -134,6 +135,7 @@ def _text_width(text: str, size: float, weight: str = "normal") -> float:
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) * DPI / 72
 
 
+@lru_cache(maxsize=4096)  # class names come again and again
 def _fitted(text: str, width: float, size: float, weight: str = "normal") -> tuple[str, float]:
     text = " ".join(text.split())
     needed = _text_width(text, size, weight)
@@ -160,11 +162,8 @@ def _place(axes: Axes, image: NDArray[np.float32], x: float, y: float, height: f
 
 
 def _number(value: float) -> str:
-    """Three digits or the whole part: 0.0123, 1.23, 12.3, 1234."""
-    if not math.isfinite(value):
-        return str(value)
-    size = abs(value)
-    return f"{value:.0f}" if size >= 99.95 else f"{value:.1f}" if size >= 9.995 else f"{value:.3g}"
+    """Four digits or the whole part: 0.01234, 1.234, 12.34, 12345."""
+    return f"{value:.4g}" if not abs(value) >= 9999.5 else f"{value:.0f}"
 
 
 # ---- pictures of images --------------------------------------------------------------------------------------------
@@ -267,10 +266,9 @@ def samples(images: ArrayLike, columns: int = 10, title: str = "Samples from the
     content = columns * (tile_width + gap) - gap
     width = max(1200, 2 * MARGIN + content)
     figure, axes = _sheet(width, top + rows * (tile_height + gap) - gap + MARGIN, title, "samples")
-    left = MARGIN if rows > 1 or content > 900 else (width - content) // 2
     for i in range(N):
         row, column = divmod(i, columns)
-        x, y = left + column * (tile_width + gap), top + row * (tile_height + gap)
+        x, y = MARGIN + column * (tile_width + gap), top + row * (tile_height + gap)
         _place(axes, pictures[i], x, y, tile_height, tile_width)
     return figure
 
@@ -415,7 +413,7 @@ def manifold_grid(
 
 
 def _labelled(count: int, step: int) -> list[int]:
-    """Every ``step``-th tile from both ends towards the middle, so that the labels are symmetric and never too close."""
+    """Every ``step``-th tile from both ends towards the middle: symmetric, and never closer than ``step``."""
     half = [i for i in range(0, count // 2, step) if count - 1 - 2 * i >= step]
     middle = [count // 2] if count % 2 and (not half or count // 2 - half[-1] >= step) else []
     return half + middle + [count - 1 - i for i in reversed(half)]
@@ -496,7 +494,8 @@ def latent_scatter(
         y_name = f"{second} ({100 * shares[1]:.1f} % of the variance)"
         subtitle = f"{D} dimensions projected on two principal components: {100 * shares.sum():.1f} % of the variance"
 
-    figure = _chart((10.5, 8.4))
+    legend_columns = 0 if labels is None else -(-len(names) // 30)
+    figure = _chart((10.5 + 2.5 * max(0, legend_columns - 1), 8.4), who)
     axes = figure.add_subplot()
     area = float(np.clip(60_000 / N, 7, 36))  # of one marker, square points
     parts = 8 if N > 400 else 1  # classes are drawn in turns, so that the last one does not hide the others
@@ -512,7 +511,7 @@ def latent_scatter(
     axes.set_ylabel(y_name, fontsize=TEXT_SIZE, color=INK, parse_math=False)
     _headline(axes, heading, subtitle)
     if labels is not None:
-        _class_legend(figure, names)
+        _class_legend(figure, names, legend_columns)
     return figure
 
 
@@ -524,7 +523,7 @@ def _latent_histograms(z: FloatArray, index: IntArray, names: list[str], heading
         counts = np.histogram(z[index == i], bins=edges)[0]
         shares.append(counts / max(1, counts.sum()))
     peak = max(float(share.max()) for share in shares)
-    figure = _chart((10.5, max(4.5, 1.6 + 0.6 * len(names))))
+    figure = _chart((10.5, max(4.5, 1.6 + 0.6 * len(names))), "latent_scatter")
     axes = figure.add_subplot()
     bases = np.arange(len(names))[::-1]  # the first class on top
     for i, base in enumerate(bases):
@@ -543,7 +542,7 @@ def _latent_histograms(z: FloatArray, index: IntArray, names: list[str], heading
     return figure
 
 
-def _class_legend(figure: Figure, names: list[str]) -> None:
+def _class_legend(figure: Figure, names: list[str], columns: int) -> None:
     handles = [
         Line2D(
             [], [], linestyle="none", markersize=7, markeredgewidth=0,
@@ -553,7 +552,7 @@ def _class_legend(figure: Figure, names: list[str]) -> None:
     ]  # fmt: skip
     # The names are set afterwards: given as labels, a leading "_" would hide an entry and "$" would start a formula.
     legend = figure.legend(
-        handles, ["class"] * len(names), loc="outside right upper", ncols=-(-len(names) // 30), frameon=False,
+        handles, ["class"] * len(names), loc="outside right upper", ncols=columns, frameon=False,
         fontsize=TEXT_SIZE, handletextpad=0.3, labelspacing=0.6,
     )  # fmt: skip
     for text, name in zip(legend.get_texts(), names, strict=True):
@@ -590,7 +589,7 @@ def loss_curves(
         array[~np.isfinite(array)] = np.nan
         return array
 
-    epochs = np.asarray([float(row.get("epoch") or i + 1) for i, row in enumerate(history)])
+    epochs = np.asarray([float(row.get("epoch", i + 1)) for i, row in enumerate(history)])
     panels: list[tuple[str, FloatArray, FloatArray]] = []
     for key, name in (("loss", "Total loss"), ("reconstruction", "Reconstruction"), ("kl", "KL divergence")):
         train, validation = column(key), column("val_" + key)
@@ -610,7 +609,7 @@ def loss_curves(
     count = len(panels) + with_rate
     rows, columns = (2, 2) if count == 4 else (1, count)
     width = (8.5, 11.5, 13.0, 11.5)[count - 1]
-    figure = _chart((width, 4.6 * rows + 0.4))
+    figure = _chart((width, 4.6 * rows + 0.4), "loss_curves")
     marked = len(epochs) <= 20
     both = False
     for position, (name, train, validation) in enumerate(panels, start=1):
@@ -627,7 +626,7 @@ def loss_curves(
             both = True
         _epoch_axes(axes, epochs, name, unit)
         judged = validation if np.isfinite(validation).any() else train
-        if position == 1 and len(epochs) > 1:  # a lowest value means something for the whole loss only
+        if name.startswith("Total") and len(epochs) > 1:  # the lowest value means something for the whole only
             best = int(np.nanargmin(judged))
             axes.plot(epochs[best], judged[best], marker="o", markersize=10, fillstyle="none", color=INK)
             text = f"lowest {_number(float(judged[best]))} at epoch {epochs[best]:g}"
@@ -667,8 +666,10 @@ def _epoch_axes(axes: Axes, epochs: FloatArray, name: str, unit: str) -> None:
 # ---- shared looks --------------------------------------------------------------------------------------------------
 
 
-def _chart(inches: tuple[float, float]) -> Figure:
+def _chart(inches: tuple[float, float], who: str) -> Figure:
     """An empty figure that keeps axes, titles and legends apart by itself."""
+    if max(inches) * DPI > MAX_SIDE:
+        raise ValueError(f"{who}: the picture would be {max(inches) * DPI:.0f} pixels large; pass fewer classes")
     figure = Figure(figsize=inches, dpi=DPI, facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14))
     FigureCanvasAgg(figure)
     return figure

@@ -229,7 +229,9 @@ def draw(model: Autoencoder, dataset: Dataset, *, seed: int = 0, count: int = 48
     errors = ((reconstructed - targets) ** 2).mean(axis=(1, 2, 3))
     chosen_labels = None if labels is None else labels[chosen]
     pictures = {
-        "reconstructions": figures.reconstructions(originals, reconstructed, chosen_labels, names, errors),
+        "reconstructions": figures.reconstructions(
+            originals, reconstructed, chosen_labels, names, errors, error_name="mean squared error per pixel"
+        ),
         "latent_space": figures.latent_scatter(model.encode(images), labels, names),
     }
     pairs = pick_images(labels, 16, len(images), seed + 1)

@@ -169,6 +169,7 @@ def fit(
         the history.
     Raises:
         DataError, DivergedError, KeyboardInterrupt (after the step, with a checkpoint if there is a folder).
+        FileExistsError: the folder holds checkpoints of another run.
     """
     return Trainer(model, images, options, folder=folder, callbacks=callbacks, progress=progress, data=data).run()
 
@@ -204,6 +205,9 @@ class Trainer:
         self.batches = -(-len(self.train_images) // options.batch_size)
         self.progress = Progress(first_step=self.optimizer.steps)
         self.best_state: dict[str, np.ndarray] | None = None  # kept here where there is no folder
+        self.pending: list[tuple[int, int, Array]] = []  # (step, images, losses) not yet read from the device
+        self.clock = time.perf_counter()
+        self.restored = False
         self.peak = model.learning_rate
 
     # ---- the step: a function of arrays only ----
@@ -246,7 +250,10 @@ class Trainer:
         Raises:
             DivergedError: a loss or weight is not finite; the last good checkpoint stays.
             KeyboardInterrupt: a signal arrived; the step was finished and saved. Its number is the error's argument.
+            FileExistsError: the folder holds checkpoints of another run, which would count as newer than this one's.
         """
+        if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
+            raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
         self.optimizer.learning_rate = self.rate
         self.model.network.train()
         self._call("on_fit_begin")
@@ -254,6 +261,8 @@ class Trainer:
             with catch_signals(self.signals) as received, self._bar() as self.bar:
                 while self.progress.epoch < self.options.epochs and not self._waited_enough():
                     self._run_epoch(received)
+                    if received:  # after the last step of the epoch; its checkpoint is written
+                        raise KeyboardInterrupt(received[0])
         finally:
             self.optimizer.learning_rate = self.peak
             self.model.network.eval()
@@ -271,7 +280,6 @@ class Trainer:
         self._call("on_epoch_begin")
         order, noise, scalars = self._draw_epoch()
         p.sums = p.sums or [0.0] * len(self.model.loss_names)
-        self.pending: list[tuple[int, int, Array]] = []  # (step, images, losses) not yet read from the device
         self.clock = time.perf_counter()
         while p.batch < self.batches:
             self._call("on_batch_begin")
@@ -335,6 +343,8 @@ class Trainer:
         if len(self.validation_images):
             validation = self._with_total(self.validate(), getattr(self.model, "beta", 1.0))
             row.update({f"val_{name}": value for name, value in validation.items()})
+            if not all(map(math.isfinite, validation.values())):
+                self._diverged(f"the validation loss after step {p.step} is not finite ({validation['loss']:g})")
         row.update(learning_rate=self.rate(self.optimizer.steps), beta=beta)
         row.update(images_per_second=p.images / max(seconds, 1e-9), seconds=seconds)
         p.rows.append(row)
@@ -429,11 +439,14 @@ class Trainer:
             self.optimizer.load_state_dict({"steps": steps, **moments})
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"checkpoint: does not fit the model ({error})") from error
+        self.restored = True
 
     def _check_finite(self) -> None:
         """Nothing that is not finite may be saved."""
-        for name, x in self.model.network.named_tensors():
-            if not np.isfinite(self.k.to_host(x.data)).all():
+        state = {name: x.data for name, x in self.model.network.named_tensors()}
+        state |= {f"Adam's {name}": x for name, x in self.optimizer.moments.items()}
+        for name, x in state.items():
+            if not np.isfinite(self.k.to_host(x)).all():
                 self._diverged(f"after step {self.progress.step} {name} is not finite")
 
     def _diverged(self, what: str) -> None:

@@ -72,8 +72,8 @@ def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str
     from safetensors.numpy import save
 
     text = json.dumps({"format": FORMAT, **record}, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    # safetensors writes arrays as they lie in memory, so they must be contiguous; 0-d stays 0-d
-    arrays = {name: np.array(x, order="C") for name, x in arrays.items()}
+    # safetensors writes arrays as they lie in memory, so they must be contiguous and little-endian; 0-d stays 0-d
+    arrays = {name: np.array(x, np.asarray(x).dtype.newbyteorder("<"), order="C") for name, x in arrays.items()}
     digest = _digest(text, arrays)
     write_atomically(Path(path), save(arrays, metadata={"record": text, "sha256": digest}))
     return digest
@@ -99,6 +99,8 @@ def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any],
         text, stored = metadata["record"], metadata["sha256"]
         arrays = load(content)
         record = json.loads(text)
+        if not isinstance(record, dict):
+            raise TypeError(f"its record is a {type(record).__name__}, not an object")
         found = _digest(text, arrays)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise DataError(f"{path}: not a minigrad state file, or damaged ({type(error).__name__}: {error})") from error

@@ -86,7 +86,9 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) 
     if threads is not None and threads < 1:
         raise DeviceError(f"threads is {threads} but must be at least 1")
     if kind == "cuda":
-        _default = Backend(_working_cupy(index))
+        cupy = _working_cupy(index)
+        cupy.cuda.Device(index).use()
+        _default = Backend(cupy)
         _default.reason = "fused CUDA kernels do not exist yet" if kernels == "auto" else "asked for"
     elif kernels == "plain":
         _default = Backend(np)
@@ -109,7 +111,7 @@ def _parse(device: str) -> tuple[str, int]:
 
 
 def _working_cupy(index: int) -> Any:
-    """The cupy module with device `index` made current."""
+    """The cupy module, after it was found to reach device `index`."""
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
@@ -126,7 +128,6 @@ def _working_cupy(index: int) -> Any:
     count = cupy.cuda.runtime.getDeviceCount()
     if index >= count:
         raise DeviceError(f"device cuda:{index} does not exist; this machine has {count} (cuda:0 to cuda:{count - 1})")
-    cupy.cuda.Device(index).use()
     return cupy
 
 
@@ -151,7 +152,11 @@ def to_device(array: Array, device: str) -> Array:
     if source.device_of(array) == (kind if kind == "cpu" else f"{kind}:{index}"):
         return array
     host = source.to_host(array)
-    return host if kind == "cpu" else Backend(_working_cupy(index)).from_host(host)
+    if kind == "cpu":
+        return host
+    cupy = _working_cupy(index)
+    with cupy.cuda.Device(index):
+        return Backend(cupy).from_host(host)
 
 
 use()

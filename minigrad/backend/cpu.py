@@ -5,6 +5,7 @@ Measured by benchmarks/ops.py.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 Array = Any
 BLOCK_BYTES = 1 << 20  # scratch that a thread works on at a time; about the second-level cache of one core
+PASS_BYTES = 1 << 18  # the same for elementwise passes, which hold up to four arrays of a block
+MATMUL_PRODUCTS = 1 << 20  # multiplications that are worth a thread
+ROW_NUMBERS = 8192  # see _wide
 CHUNK_ROWS = 512  # rows summed in the arrays' own precision; sums of these go on in float64
 
 
@@ -32,13 +36,26 @@ class CpuBackend(Backend):
         self.pool = Pool(threads or usable_cores())
         self.threads = self.pool.threads
 
+    # ---- products ----
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Faster because rows go to our threads: threads of BLAS would wait spinning, in the way of ours."""
+        if a.ndim != 2 or b.ndim != 2:
+            y = np.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.dtype)
+            self.pool.run(lambda *_: np.matmul(a, b, out=y), 1, 1)
+            return y
+        y = np.empty((a.shape[0], b.shape[1]), a.dtype)
+        least = -(-MATMUL_PRODUCTS // max(b.size, 1))
+        self.pool.run(lambda _, rows: np.matmul(a[rows], b, out=y[rows]), len(a), max(len(a), 1), least)
+        return y
+
     # ---- convolution ----
 
     def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: ConvGeometry) -> Array:
         """Faster because im2col, product and bias of a few images at a time stay in the cache."""
         N, F = x.shape[0], weight.shape[3]
         y = np.empty((N, *geometry.output_size, F), x.dtype)
-        tiled = None if bias is None else np.tile(bias, geometry.output_size[1])
+        tiled = None if bias is None else _tiled(bias, y)
 
         def task(_: int, block: slice) -> None:
             self._conv_rows(x[block], weight, geometry, y[block])
@@ -123,9 +140,9 @@ class CpuBackend(Backend):
         size, C = (geometry.input_size, weight.shape[2]) if transposed else (geometry.output_size, weight.shape[3])
         active = np.empty((len(x), *size, C), x.dtype)
         adjoint = Adjoint(weight, geometry, self.pool) if transposed else None
-        wide_bias = np.tile(bias, size[1])
+        wide_bias = _tiled(bias, active)
 
-        def activate(block: slice) -> Array:
+        def activate(block: slice) -> None:
             out = active[block]
             if adjoint is not None:
                 adjoint(x[block], out)
@@ -133,15 +150,16 @@ class CpuBackend(Backend):
                 self._conv_rows(x[block], weight, geometry, out)
             wide = _wide(out)
             wide += wide_bias
-            np.maximum(wide, 0, out=wide)
-            return out
+            np.clip(wide, 0, np.inf, out=wide)  # a third of np.maximum's time
 
-        shift = activate(slice(0, 1)).reshape(-1, C).mean(axis=0)  # of the first image: near the mean
-        wide_shift = np.tile(shift, size[1])
+        self.pool.run(lambda _, block: activate(block), min(len(x), 1), 1)
+        shift = active[:1].reshape(-1, C).mean(axis=0)  # of the first image: near the mean
+        wide_shift = _tiled(shift, active)
         partial = np.zeros((self.threads, 2, C))
 
         def task(shard: int, block: slice) -> None:
-            self._add_moments(partial[shard], activate(block), wide_shift)
+            activate(block)
+            self._add_moments(partial[shard], active[block], wide_shift)
 
         self.pool.run(task, len(x), self._conv_block(weight, geometry))
         mean, variance = _moments(partial, shift, active)
@@ -172,7 +190,7 @@ class CpuBackend(Backend):
         def task(shard: int, block: slice) -> None:
             g = self.pool.scratch("glinear", active[block].shape, x.dtype)
             normalise(block, g)
-            np.multiply(g, active[block] > 0, out=g)
+            _where_positive(active[block], g, g)
             partial_bias[shard] += _row_sums(g.reshape(-1, C))
             if transposed:
                 columns = self._columns(g, geometry)
@@ -182,7 +200,7 @@ class CpuBackend(Backend):
                     np.matmul(columns, weight.reshape(-1, F), out=gx[block].reshape(-1, F))
             else:
                 self._add_grad_weight(partial[shard], self._columns(x[block], geometry), g)
-                if adjoint is not None:
+                if adjoint is not None and gx is not None:
                     adjoint(g, gx[block])
 
         self.pool.run(task, len(x), self._conv_block(weight, geometry))
@@ -195,20 +213,20 @@ class CpuBackend(Backend):
         """Faster on threads."""
         y = np.empty(x.shape, x.dtype)
         rows, out = np.atleast_1d(x, y)  # a single number has no first axis
-        self._each_block(lambda _, block: np.maximum(rows[block], 0, out=out[block]), out)
+        self._each_block(lambda _, block: np.clip(rows[block], 0, np.inf, out=out[block]), out)
         return y
 
     def relu_grad(self, gy: Array, y: Array) -> Array:
         """Faster on threads."""
         gx = np.empty(y.shape, y.dtype)
         g, rows, out = np.atleast_1d(gy, y, gx)
-        self._each_block(lambda _, block: np.multiply(g[block], rows[block] > 0, out=out[block]), out)
+        self._each_block(lambda _, block: _where_positive(rows[block], g[block], out[block]), out)
         return gx
 
     def add_bias(self, x: Array, bias: Array) -> Array:
         """Faster on threads, and because a row of pixels is added at once."""
         y = np.empty(x.shape, x.dtype)
-        tiled = np.tile(bias, _pixels_a_row(x))
+        tiled = _tiled(bias, x)
         self._each_block(lambda _, block: np.add(_wide(x[block]), tiled, out=_wide(y[block])), y)
         return y
 
@@ -230,7 +248,7 @@ class CpuBackend(Backend):
         C = x.shape[-1]
         shift = x.reshape(-1, C)[:CHUNK_ROWS].mean(axis=0)
         partial = np.zeros((self.threads, 2, C))
-        wide_shift = np.tile(shift, _pixels_a_row(x))
+        wide_shift = _tiled(shift, x)
         self._each_block(lambda shard, block: self._add_moments(partial[shard], x[block], wide_shift), x)
         mean, variance = _moments(partial, shift, x)
         return self.batch_norm_apply(x, gamma, beta, mean, variance, epsilon), mean, variance
@@ -239,10 +257,9 @@ class CpuBackend(Backend):
         self, x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float
     ) -> Array:
         """Faster on threads, and because a row of pixels is computed at once."""
-        pixels = _pixels_a_row(x)
         y = np.empty(x.shape, x.dtype)
-        wide_mean, wide_beta = np.tile(mean, pixels), np.tile(beta, pixels)
-        scale = np.tile(gamma / np.sqrt(variance + epsilon), pixels)
+        wide_mean, wide_beta = _tiled(mean, x), _tiled(beta, x)
+        scale = _tiled(gamma / np.sqrt(variance + epsilon), x)
 
         def task(_: int, block: slice) -> None:
             out = _wide(y[block])
@@ -271,8 +288,9 @@ class CpuBackend(Backend):
         total[1] += _row_dots(rows, rows)
 
     def _each_block(self, task: Any, x: Array) -> None:
-        """Run task(shard, slice of the first axis) over x."""
-        self.pool.run(task, len(x), self._block(x.nbytes // max(len(x), 1)))
+        """Run task(shard, slice of the first axis) over x; on one thread if x fits one block."""
+        block = max(1, PASS_BYTES // max(x.nbytes // max(len(x), 1), 1))
+        self.pool.run(task, len(x), block, least=block)
 
 
 class _BatchNormGrad:
@@ -281,9 +299,9 @@ class _BatchNormGrad:
     def __init__(
         self, k: CpuBackend, gy: Array, x: Array, gamma: Array, mean: Array, variance: Array, epsilon: float
     ) -> None:
-        C, pixels = x.shape[-1], _pixels_a_row(x)
+        C = x.shape[-1]
         self.gy, self.x = gy, x
-        self.mean = np.tile(mean, pixels)
+        self.mean = _tiled(mean, x)
         partial = np.zeros((k.threads, 2, C))
 
         def task(shard: int, block: slice) -> None:
@@ -299,9 +317,9 @@ class _BatchNormGrad:
         ggamma = dots * inverse_deviation
         M = x.size // C
         # gx = scale * (gy - offset - (x - mean) * slope)
-        self.slope = np.tile((ggamma * inverse_deviation / M).astype(x.dtype), pixels)
-        self.offset = np.tile((gbeta / M).astype(x.dtype), pixels)
-        self.scale = np.tile(gamma * inverse_deviation, pixels)
+        self.slope = _tiled((ggamma * inverse_deviation / M).astype(x.dtype), x)
+        self.offset = _tiled((gbeta / M).astype(x.dtype), x)
+        self.scale = _tiled(gamma * inverse_deviation, x)
         self.ggamma, self.gbeta = ggamma.astype(x.dtype), gbeta.astype(x.dtype)
 
     def __call__(self, block: slice, gx: Array) -> None:
@@ -319,14 +337,29 @@ def _moments(partial: Array, shift: Array, x: Array) -> tuple[Array, Array]:
     return (shift + first).astype(x.dtype), np.maximum(second - first * first, 0).astype(x.dtype)
 
 
-def _pixels_a_row(x: Array) -> int:
-    """How many channel vectors `_wide` puts side by side: one image row."""
-    return x.shape[-2] if x.ndim > 2 else 1
+def _tiled(vector: Array, x: Array) -> Array:
+    """A vector of channels repeated for one row of `_wide(x)`."""
+    return np.tile(vector, _row_length(x.shape) // max(x.shape[-1], 1))
 
 
 def _wide(x: Array) -> Array:
-    """(..., H, W, C) as rows of W*C numbers: per-channel arithmetic runs faster over long rows."""
-    return x.reshape(*x.shape[:-2], -1) if x.ndim > 2 else x
+    """(N, H, W, C) as long rows of whole image rows: arithmetic per channel runs faster over them than over C numbers."""
+    return x.reshape(-1, _row_length(x.shape)) if x.size else x.reshape(0, _row_length(x.shape))
+
+
+@lru_cache(maxsize=256)
+def _row_length(shape: tuple[int, ...]) -> int:
+    """Numbers a row: as many image rows as divide the height and fit ROW_NUMBERS."""
+    if len(shape) < 4:
+        return shape[-1]
+    _, H, W, C = shape
+    return W * C * max((r for r in range(1, H + 1) if H % r == 0 and r * W * C <= ROW_NUMBERS), default=1)
+
+
+def _where_positive(y: Array, gy: Array, out: Array) -> None:
+    """out = gy where y > 0, else 0, by masking bits: np.where is ten times slower, and gy * (y > 0) spoils infinities."""
+    bits = np.dtype(f"i{gy.itemsize}")
+    np.bitwise_and(gy.view(bits), np.negative(y > 0, dtype=bits), out=out.view(bits))
 
 
 def _row_sums(rows: Array) -> Array:
@@ -340,8 +373,5 @@ def _row_sums(rows: Array) -> Array:
 
 
 def _row_dots(a: Array, b: Array) -> Array:
-    """Sum over rows of a * b, (R, C) -> (C,): 512 rows at a time in their dtype, then in float64."""
-    total = np.zeros(a.shape[1])
-    for start in range(0, len(a), CHUNK_ROWS):
-        total += np.einsum("rc,rc->c", a[start : start + CHUNK_ROWS], b[start : start + CHUNK_ROWS])
-    return total
+    """Sum over rows of a * b, (R, C) -> (C,), as `_row_sums`."""
+    return _row_sums(np.multiply(a, b))

@@ -30,6 +30,35 @@ def usable_cores() -> int:
     return cores
 
 
+class _SingleThreadedBlas:
+    """A context in which BLAS runs on one thread, for the whole process; the last one out restores what was."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._controller: Any = None
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._controller is None:
+                from threadpoolctl import ThreadpoolController
+
+                self._controller = ThreadpoolController().select(user_api="blas")
+            if self._inside == 0:
+                self._limit = self._controller.limit(limits=1)
+            self._inside += 1
+
+    def __exit__(self, *error: Any) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+
+
+_single_threaded_blas = _SingleThreadedBlas()
+
+
 class Pool:
     """Runs a task over the images of a batch on a fixed number of threads.
 
@@ -39,30 +68,27 @@ class Pool:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._executor: ThreadPoolExecutor | None = None
-        self._blas: Any = None
         self._process = os.getpid()
         self._scratch = threading.local()
 
-    def run(self, task: Callable[[int, slice], None], count: int, block: int) -> None:
+    def run(self, task: Callable[[int, slice], Any], count: int, block: int, least: int = 1) -> None:
         """Call task(shard index, slice of at most `block` items) until all `count` items are done.
+
+        A shard has at least `least` items, so that little work is not spread over threads.
 
         The first shard runs on the calling thread, the others in copies of its context (`np.errstate` holds there).
         An exception in any shard is raised here, after all ended.
         """
         if self._process != os.getpid():  # a fork has no threads of its parent
             self._executor, self._process = None, os.getpid()
-        if self._blas is None:
-            from threadpoolctl import ThreadpoolController
-
-            self._blas = ThreadpoolController()
-        size = -(-count // self.threads)  # items a shard
+        size = max(-(-count // self.threads), least)  # items a shard
 
         def shard(index: int) -> None:
             stop = min((index + 1) * size, count)
             for start in range(index * size, stop, max(block, 1)):
                 task(index, slice(start, min(start + max(block, 1), stop)))
 
-        with self._blas.limit(limits=1):
+        with _single_threaded_blas:
             shards = range(1, -(-count // size) if count else 1)
             if self._executor is None and shards:
                 self._executor = ThreadPoolExecutor(self.threads - 1, "minigrad")

@@ -53,13 +53,19 @@ class Backend:
         device = "cpu" if self.on_host else f"cuda:{self.xp.cuda.Device().id}"
         return f"device {device}, kernels {self.kernels} ({self.reason}), threads {self.threads}"
 
+    # ---- products ----
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """a @ b of matrices, or of stacks of them."""
+        return a @ b
+
     # ---- convolution: three kernels serve Conv2D, Conv2DTranspose and the gradients of both ----
 
     def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: ConvGeometry) -> Array:
         """y[n, p, q, f] = bias[f] + sum over i, j, c of padded_x[n, p*SH + i, q*SW + j, c] * weight[i, j, c, f]."""
         F = weight.shape[3]
         columns = self.im2col(x, geometry)  # (N*OH*OW, KH*KW*C)
-        y = columns @ weight.reshape(-1, F)  # (N*OH*OW, F)
+        y = self.matmul(columns, weight.reshape(-1, F))  # (N*OH*OW, F)
         if bias is not None:
             y += bias
         return y.reshape(x.shape[0], *geometry.output_size, F)
@@ -67,14 +73,14 @@ class Backend:
     def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
         """The adjoint of conv2d in x: gx with <conv2d(x, weight), gy> = <x, gx> for every x."""
         F = weight.shape[3]
-        gcolumns = gy.reshape(-1, F) @ weight.reshape(-1, F).T  # (N*OH*OW, KH*KW*C)
+        gcolumns = self.matmul(gy.reshape(-1, F), weight.reshape(-1, F).T)  # (N*OH*OW, KH*KW*C)
         return self.col2im(gcolumns, gy.shape[0], weight.shape[2], geometry)
 
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
         """The adjoint of conv2d in weight: gweight with <conv2d(x, weight), gy> = <weight, gweight>."""
         C, F = x.shape[3], gy.shape[3]
         columns = self.im2col(x, geometry)  # (N*OH*OW, KH*KW*C)
-        return (columns.T @ gy.reshape(-1, F)).reshape(*geometry.kernel_size, C, F)
+        return self.matmul(columns.T, gy.reshape(-1, F)).reshape(*geometry.kernel_size, C, F)
 
     def im2col(self, x: Array, geometry: ConvGeometry) -> Array:
         """The input patch under each output pixel as one row: (N, H, W, C) -> (N*OH*OW, KH*KW*C)."""

@@ -154,16 +154,16 @@ class ConvBlock(Module):
 
 def fuse(layers: dict[str, Module]) -> Sequential:
     """The layers in order, with each (convolution, ReLU, BatchNorm) run as one ConvBlock."""
-    names, fused, i = list(layers), {}, 0
-    while i < len(names):
-        three = tuple(layers[name] for name in names[i : i + 3])
-        kinds = tuple(type(layer) for layer in three)
-        if kinds in ((Conv2D, ReLU, BatchNorm), (Conv2DTranspose, ReLU, BatchNorm)):
-            fused[names[i]] = ConvBlock(*three)
-            i += 3
-        else:
-            fused[names[i]] = layers[names[i]]
-            i += 1
+    names = list(layers)
+    fused: dict[str, Module] = {}
+    while names:
+        name = names.pop(0)
+        match [layers[name], *(layers[n] for n in names[:2])]:
+            case [Conv2D() | Conv2DTranspose() as conv, ReLU() as relu, BatchNorm() as norm]:
+                fused[name] = ConvBlock(conv, relu, norm)
+                del names[:2]
+            case _:
+                fused[name] = layers[name]
     return Sequential(fused)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from ..backend import Array
 from ..tensor import Function, Operand, Tensor
@@ -202,5 +203,5 @@ def conv2d_transpose(
     return Conv2DTranspose(_hashable(stride), _hashable(padding), size)(x, weight, bias)
 
 
-def _hashable(value: Pair | str) -> Pair | str:  # type: ignore[misc]
+def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value  # lists come from TOML and JSON

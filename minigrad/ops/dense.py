@@ -15,11 +15,11 @@ class MatMul(Function):
         if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
             raise ValueError(f"matmul: needs (..., I, J) @ (..., J, K), found {a.shape} @ {b.shape}")
         self.a, self.b = a, b
-        return a @ b
+        return self.k.matmul(a, b)
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        ga = unbroadcast(gy @ self.b.swapaxes(-1, -2), self.a.shape) if self.needs[0] else None
-        gb = unbroadcast(self.a.swapaxes(-1, -2) @ gy, self.b.shape) if self.needs[1] else None
+        ga = unbroadcast(self.k.matmul(gy, self.b.swapaxes(-1, -2)), self.a.shape) if self.needs[0] else None
+        gb = unbroadcast(self.k.matmul(self.a.swapaxes(-1, -2), gy), self.b.shape) if self.needs[1] else None
         return ga, gb
 
 
@@ -35,12 +35,12 @@ class Dense(Function):
         if bias is not None and bias.shape != weight.shape[1:]:
             raise ValueError(f"dense: bias is {bias.shape} but weight {weight.shape} needs {weight.shape[1:]}")
         self.x, self.weight = x, weight
-        y = x @ weight
+        y = self.k.matmul(x, weight)
         return y if bias is None else self.k.add_bias(y, bias)
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        gx = gy @ self.weight.T if self.needs[0] else None
-        gweight = self.x.T @ gy if self.needs[1] else None
+        gx = self.k.matmul(gy, self.weight.T) if self.needs[0] else None
+        gweight = self.k.matmul(self.x.T, gy) if self.needs[1] else None
         gbias = self.k.channel_sum(gy) if self.needs[2] else None
         return gx, gweight, gbias
 

@@ -1,0 +1,680 @@
+"""The pictures: what stands where in them, that their text is readable, and that their files are whole or absent."""
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.text import Text
+
+from autoencoders import figures
+
+NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+
+
+def images(N: int, H: int = 8, W: int = 8, C: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((N, H, W, C)).astype(np.float32)
+
+
+def history(epochs: int, *, kl: bool = True, validation: bool = True) -> list[dict]:
+    rows = []
+    for epoch in range(1, epochs + 1):
+        row = {"epoch": epoch, "reconstruction": 230 + 300 / epoch, "learning_rate": 5e-4}
+        if kl:
+            row["kl"] = 18 - 10 / epoch
+        row["loss"] = row["reconstruction"] + row.get("kl", 0)
+        if validation:
+            row |= {"val_" + key: row[key] + 2 for key in ("loss", "reconstruction", "kl") if key in row}
+        rows.append(row)
+    return rows
+
+
+def pixels(figure: Figure, tmp_path: Path) -> np.ndarray:
+    """The saved file, (H, W, 3) in [0, 1]."""
+    return imread(figures.save(figure, tmp_path / "figure.png"))[..., :3]
+
+
+def shown(figure: Figure) -> list[tuple[float, float, np.ndarray]]:
+    """(left, top, values) of every image of a figure, in pixels from the top left corner."""
+    height = figure.get_size_inches()[1] * figure.dpi
+    figure.canvas.draw()
+    found = []
+    for axes in figure.axes:
+        for artist in axes.images:
+            box = artist.get_window_extent()
+            found.append((min(box.x0, box.x1), height - max(box.y0, box.y1), np.asarray(artist.get_array())))
+    return found
+
+
+def texts(figure: Figure) -> list:
+    """Every text that a reader sees, of a figure that was drawn or saved before."""
+    every = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+    hidden = [
+        t for axes in figure.axes if not axes.axison for axis in (axes.xaxis, axes.yaxis) for t in axis.findobj(Text)
+    ]
+    outside = []
+    for axes in figure.axes:  # ticks beyond the limits exist but are not drawn
+        for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))):
+            outside += [tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high]
+            outside += [tick.label1 for tick in axis.get_minor_ticks() if not low <= tick.get_loc() <= high]
+    gone = {id(t) for t in hidden + outside}
+    return [t for t in every if id(t) not in gone]
+
+
+ten = np.arange(10)
+latents = np.random.default_rng(1).normal(size=(500, 7)) * np.arange(1, 8)
+LONG = ["a class with a name much longer than its column"] * 10
+GALLERY = {
+    "reconstructions": lambda: figures.reconstructions(images(10), images(10), ten, NAMES, np.linspace(0.1, 40, 10)),
+    "reconstructions, one": lambda: figures.reconstructions(images(1), images(1), [3], NAMES, [241.32]),
+    "reconstructions, long names": lambda: figures.reconstructions(images(23), images(23), np.arange(23) % 10, LONG),
+    "reconstructions, large rgb": lambda: figures.reconstructions(
+        images(12, 64, 48, 3).round(), np.zeros((12, 64, 48, 3)), None, (), np.full(12, 123456.7), error_name="e" * 300
+    ),
+    "samples": lambda: figures.samples(images(25, 28, 28), title="A title that is far too long for one line " * 5),
+    "samples, one": lambda: figures.samples(images(1, 64, 48, 3)),
+    "interpolations": lambda: figures.interpolations(images(30).reshape(3, 10, 8, 8, 1)),
+    "interpolations, two steps": lambda: figures.interpolations(images(4).reshape(2, 2, 8, 8, 1)),
+    "interpolations, long": lambda: figures.interpolations(images(80).reshape(2, 40, 8, 8, 1)),
+    "manifold": lambda: figures.manifold_grid(images(400, 28, 28)),
+    "manifold, wide images": lambda: figures.manifold_grid(images(225, 12, 40)),
+    "manifold, many": lambda: figures.manifold_grid(np.linspace(0, 1, 2500).repeat(900).reshape(2500, 30, 30, 1)),
+    "scatter": lambda: figures.latent_scatter(latents[:, :2], np.arange(500) % 10, NAMES),
+    "scatter, projected": lambda: figures.latent_scatter(latents, np.arange(500) % 10, NAMES),
+    "scatter, 1 dimension": lambda: figures.latent_scatter(latents[:, :1], np.arange(500) % 10, NAMES),
+    "scatter, no labels": lambda: figures.latent_scatter(latents[:, :2], None),
+    "scatter, 45 classes": lambda: figures.latent_scatter(latents[:90, :2], np.arange(90) % 45),
+    "losses, 1 epoch": lambda: figures.loss_curves(history(1)),
+    "losses, 100 epochs": lambda: figures.loss_curves(history(100)),
+    "losses, autoencoder": lambda: figures.loss_curves(history(7, kl=False), unit="squared error per image"),
+    "losses, schedule": lambda: figures.loss_curves(
+        [row | {"learning_rate": 0.001 * 0.9 ** row["epoch"]} for row in history(40)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GALLERY)
+def test_every_picture_is_drawn_at_a_readable_size_without_touching_texts(name, tmp_path):
+    figure = GALLERY[name]()
+    assert isinstance(figure, Figure)
+    picture = pixels(figure, tmp_path)
+    assert 1200 <= picture.shape[1] <= 2000
+    assert picture.std() > 0.01, "a blank picture"
+    H, W = picture.shape[:2]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in texts(figure)]  # where save drew them
+    assert boxes
+    for text, box in boxes:
+        assert min(box.x0, box.y0, W - box.x1, H - box.y1) >= 0, f"{text!r} leaves the picture"
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        apart = a.x1 <= b.x0 or b.x1 <= a.x0 or a.y1 <= b.y0 or b.y1 <= a.y0
+        assert apart, f"{one!r} overlaps {other!r}"
+    sheet_images = [] if "manifold" in name else [artist for axes in figure.axes for artist in axes.images]
+    for artist in sheet_images:
+        c = artist.get_window_extent()
+        for text, b in boxes:
+            assert c.x1 <= b.x0 or b.x1 <= c.x0 or c.y1 <= b.y0 or b.y1 <= c.y0, f"{text!r} lies on an image"
+
+
+# ---- images --------------------------------------------------------------------------------------------------------
+
+
+def test_originals_stand_above_their_reconstructions():
+    above, below = images(13, seed=1), images(13, seed=2)
+    placed = shown(figures.reconstructions(above, below))
+    assert len(placed) == 26
+    left = [placed[2 * i][0] for i in range(13)]
+    assert left[:10] == sorted(set(left[:10])), "ten columns from left to right"
+    assert left[10:] == left[:3], "the eleventh starts a new double row"
+    for i in range(13):
+        (x, y, original), (x2, y2, reconstruction) = placed[2 * i], placed[2 * i + 1]
+        np.testing.assert_array_equal(original, above[i, ..., 0])
+        np.testing.assert_array_equal(reconstruction, below[i, ..., 0])
+        assert x == x2
+        assert y < y2
+    assert placed[20][1] > placed[1][1], "the second double row lies below the first"
+
+
+def test_pixels_of_a_saved_reconstruction(tmp_path):
+    """Read back from the file: white above, mid-grey below, on either side of the middle."""
+    white, grey = np.ones((1, 8, 8, 1), np.float32), np.full((1, 8, 8, 1), 128, np.uint8)
+    figure = figures.reconstructions(white * 0.8, grey / np.float32(255))
+    picture = pixels(figure, tmp_path)
+    (x, y, _), (_, y2, _) = shown(figure)
+    x, y, y2 = round(x), round(y), round(y2)
+    np.testing.assert_allclose(picture[y + 4 : y2 - 12, x + 4 : x + 100], 0.8, atol=0.005)
+    np.testing.assert_allclose(picture[y2 + 4 : y2 + 100, x + 4 : x + 100], 128 / 255, atol=0.005)
+    np.testing.assert_allclose(picture[y2 - 3, x : x + 100], 1.0)  # the white gap between the two
+
+
+def test_names_and_errors_stand_in_their_column():
+    labels = [9, 0, 3]
+    figure = figures.reconstructions(images(3), images(3), labels, NAMES, [0.01234567, 241.32, 12345.6])
+    placed = shown(figure)
+    at = {t.get_text(): t.get_window_extent() for t in texts(figure)}
+    width = placed[2][0] - placed[0][0]
+    for i, (name, error) in enumerate([("Ankle boot", "0.01235"), ("T-shirt/top", "241.3"), ("Dress", "12346")]):
+        for text in (name, error):
+            middle = (at[text].x0 + at[text].x1) / 2
+            assert placed[2 * i][0] < middle < placed[2 * i][0] + width
+        assert at[name].y0 > at[error].y1, "the name is above, the error below"
+
+
+def test_labels_without_names_are_written_as_numbers():
+    figure = figures.reconstructions(images(2), images(2), np.array([41, 7], np.uint8))
+    assert {"41", "7"} <= {t.get_text() for t in texts(figure)}
+
+
+def test_a_dollar_in_a_class_name_is_a_dollar():
+    figure = figures.reconstructions(images(1), images(1), [0], [r"$\broken$"])
+    figure.canvas.draw()
+    assert r"$\broken$" in {t.get_text() for t in texts(figure)}
+
+
+@pytest.mark.parametrize(
+    ("C", "expected"), [(1, lambda x: x[..., 0]), (3, lambda x: x), (2, lambda x: x[..., 0]), (4, lambda x: x[..., 0])]
+)
+def test_channels(C, expected):
+    x = images(2, 6, 5, C)
+    for (_, _, values), image in zip(shown(figures.samples(x)), x, strict=True):
+        np.testing.assert_array_equal(values, expected(image))
+
+
+def test_uint8_is_scaled_and_floats_are_clipped():
+    x = np.array([0, 51, 255, 102], np.uint8).reshape(1, 2, 2, 1)
+    np.testing.assert_allclose(shown(figures.samples(x))[0][2], [[0, 0.2], [1, 0.4]], rtol=1e-6)
+    y = np.array([-0.5, 0.25, 1.5, 1.0]).reshape(1, 2, 2, 1)
+    np.testing.assert_array_equal(shown(figures.samples(y))[0][2], [[0, 0.25], [1, 1]])
+
+
+def test_grey_is_shown_on_a_fixed_scale():
+    """A dark image stays dark: no stretching of the contrast, black is 0 and white is 1."""
+    for artist in figures.samples(images(3) * 0.1).axes[0].images:
+        assert artist.get_clim() == (0.0, 1.0)
+        assert artist.get_cmap().name == "gray"
+
+
+@pytest.mark.parametrize(("H", "W"), [(28, 28), (64, 48), (10, 40), (200, 300)])
+def test_the_pixels_of_an_image_are_shown_square(H, W):
+    for figure in (figures.samples(images(12, H, W)), figures.reconstructions(images(3, H, W), images(3, H, W))):
+        figure.canvas.draw()
+        for artist in figure.axes[0].images:
+            box = artist.get_window_extent()
+            assert abs(abs(box.width / box.height) * H / W - 1) < 0.03
+    figure = figures.manifold_grid(images(25, H, W))
+    figure.canvas.draw()
+    box = figure.axes[0].get_window_extent()
+    assert abs(box.width / box.height * H / W - 1) < 0.01
+
+
+def test_samples_fill_rows():
+    x = images(7)
+    placed = shown(figures.samples(x, columns=3, title="Drawn"))
+    lefts, tops = sorted({left for left, _, _ in placed}), sorted({top for _, top, _ in placed})
+    assert [(lefts.index(left), tops.index(top)) for left, top, _ in placed] == [(i % 3, i // 3) for i in range(7)]
+    for (_, _, values), image in zip(placed, x, strict=True):
+        np.testing.assert_array_equal(values, image[..., 0])
+
+
+def test_interpolations_mark_both_ends_of_every_row():
+    paths = images(12).reshape(2, 6, 8, 8, 1)
+    figure = figures.interpolations(list(paths))
+    placed = shown(figure)
+    for (left, top, values), (r, s) in zip(placed, itertools.product(range(2), range(6)), strict=True):
+        np.testing.assert_array_equal(values, paths[r, s, ..., 0])
+        assert (top > placed[0][1] + 1) == (r == 1)
+        assert s == 0 or left > placed[r * 6 + s - 1][0]
+    framed = [p.get_window_extent() for p in figure.axes[0].patches]
+    inside = [i for i, artist in enumerate(figure.axes[0].images) for f in framed if f.contains(*_middle(artist))]
+    assert sorted(inside) == [0, 5, 6, 11]
+    assert len({p.get_edgecolor() for p in figure.axes[0].patches}) == 2
+    assert {"first image", "second image"} <= {t.get_text() for t in texts(figure)}
+
+
+def _middle(artist):
+    box = artist.get_window_extent()
+    return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
+
+
+# ---- the manifold --------------------------------------------------------------------------------------------------
+
+
+def normal_cdf(z: np.ndarray) -> np.ndarray:
+    """The oracle: the normal distribution function by the error function, where the package inverts it."""
+    return np.array([0.5 * (1 + math.erf(float(v) / math.sqrt(2))) for v in np.ravel(z)]).reshape(np.shape(z))
+
+
+def test_manifold_points_are_evenly_spaced_in_probability():
+    points = figures.manifold_points(5, 0.1, 0.9)
+    assert points.shape == (25, 2)
+    assert points.dtype == np.float32
+    grid = normal_cdf(points).reshape(5, 5, 2)
+    for i in range(5):
+        np.testing.assert_allclose(grid[i, :, 0], [0.1, 0.3, 0.5, 0.7, 0.9], atol=1e-6)  # z1 grows to the right
+        np.testing.assert_allclose(grid[:, i, 1], [0.9, 0.7, 0.5, 0.3, 0.1], atol=1e-6)  # z2 grows upwards
+    default = normal_cdf(figures.manifold_points())
+    assert len(default) == 400
+    np.testing.assert_allclose([default.min(), default.max()], [0.02, 0.98], atol=1e-6)
+
+
+def test_manifold_picture_has_the_points_where_its_axes_say():
+    """The images carry their own z as grey values, so that the picture itself tells where each point went."""
+    side, H, W = 4, 3, 5
+    z = figures.manifold_points(side, 0.1, 0.9)
+    for axis in (0, 1):
+        x = np.broadcast_to((z[:, axis] + 2) / 4, (H, W, 1, side * side)).transpose(3, 0, 1, 2).astype(np.float32)
+        figure = figures.manifold_grid(x, quantiles=(0.1, 0.9))
+        axes = figure.axes[0]
+        mosaic = np.asarray(axes.images[0].get_array())
+        assert mosaic.shape == (side * H, side * W)
+        places, labels = (
+            (axes.get_xticks(), axes.get_xticklabels()) if axis == 0 else (axes.get_yticks(), axes.get_yticklabels())
+        )
+        assert len(labels) == side
+        for place, label in zip(places, labels, strict=True):
+            row, column = (1, int(place)) if axis == 0 else (int(place), 1)
+            tile = mosaic[row * H : (row + 1) * H, column * W : (column + 1) * W]
+            np.testing.assert_allclose(tile * 4 - 2, float(label.get_text().replace("\N{MINUS SIGN}", "-")), atol=0.006)
+    assert axes.get_ylim()[0] > axes.get_ylim()[1], "row 0 of the mosaic is the top of the picture"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("z1", "z2")
+
+
+def test_manifold_tiles_are_whole_images():
+    x = images(6, 3, 4, 3).reshape(2, 3, 3, 4, 3)
+    mosaic = np.asarray(figures.manifold_grid(x, quantiles=(0.2, 0.8)).axes[0].images[0].get_array())
+    for row, column in itertools.product(range(2), range(3)):
+        np.testing.assert_array_equal(mosaic[row * 3 : row * 3 + 3, column * 4 : column * 4 + 4], x[row, column])
+
+
+# ---- the latent space ----------------------------------------------------------------------------------------------
+
+
+def test_projection_agrees_with_the_eigenvectors_of_the_covariance():
+    x = np.random.default_rng(5).normal(size=(300, 6)) @ np.random.default_rng(6).normal(size=(6, 6)) + 3
+    projected, shares = figures.principal_components(x)
+    values, vectors = np.linalg.eigh(np.cov(x, rowvar=False))
+    np.testing.assert_allclose(shares, values[::-1][:2] / values.sum(), rtol=1e-10)
+    for i in range(2):
+        expected = (x - x.mean(axis=0)) @ vectors[:, -1 - i]
+        agreement = abs(projected[:, i] @ expected) / np.linalg.norm(projected[:, i]) / np.linalg.norm(expected)
+        np.testing.assert_allclose(agreement, 1, rtol=1e-10)
+        np.testing.assert_allclose(projected[:, i].var(ddof=1), values[-1 - i], rtol=1e-10)
+
+
+def test_projection_does_not_depend_on_the_sign_that_the_svd_happens_to_choose():
+    x = np.random.default_rng(5).normal(size=(50, 4)) * [9, 3, 1, 1]
+    first = figures.principal_components(x)[0][:, 0]
+    assert np.corrcoef(first, x[:, 0])[0, 1] > 0.99
+    mirrored = figures.principal_components(-x)[0][:, 0]
+    assert np.corrcoef(mirrored, -x[:, 0])[0, 1] > 0.99
+
+
+def test_more_than_two_dimensions_say_how_much_of_the_variance_is_shown():
+    x = latents
+    values = np.linalg.eigvalsh(np.cov(x, rowvar=False))[::-1]
+    share = 100 * values / values.sum()
+    figure = figures.latent_scatter(x, np.arange(500) % 10, NAMES)
+    axes = figure.axes[0]
+    assert f"{share[0]:.1f} %" in axes.get_xlabel()
+    assert f"{share[1]:.1f} %" in axes.get_ylabel()
+    heading = " ".join(t.get_text() for t in texts(figure))
+    assert f"7 dimensions projected on two principal components: {share[0] + share[1]:.1f} %" in heading
+
+
+def scattered(figure: Figure) -> dict[tuple, set]:
+    """The points of a scatter by face colour."""
+    found: dict[tuple, set] = {}
+    for collection in figure.axes[0].collections:
+        colour = tuple(collection.get_facecolor()[0][:3])
+        found.setdefault(colour, set()).update(map(tuple, np.asarray(collection.get_offsets())))
+    return found
+
+
+def test_two_dimensions_are_shown_as_they_are_with_one_colour_and_legend_entry_a_class():
+    z, labels = latents[:, :2], np.arange(500) % 10
+    figure = figures.latent_scatter(z, labels, NAMES)
+    entries = figure.legends[0]
+    assert [t.get_text() for t in entries.get_texts()] == NAMES
+    by_colour = scattered(figure)
+    assert len(by_colour) == 10
+    for c, handle in enumerate(entries.legend_handles):
+        assert by_colour[to_rgb(handle.get_color())] == set(map(tuple, z[labels == c]))
+    assert figure.axes[0].get_aspect() == 1.0
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("z1", "z2")
+    renamed = figures.latent_scatter(z, labels, NAMES, axis_names=("width", "height")).axes[0]
+    assert (renamed.get_xlabel(), renamed.get_ylabel()) == ("width", "height")
+
+
+def test_ten_markers_differ_and_colour_with_marker_stays_unique_for_a_hundred_classes():
+    pairs = [(figures.CLASS_COLOURS[i % 10], figures.CLASS_MARKERS[i % len(figures.CLASS_MARKERS)]) for i in range(100)]
+    assert len(set(pairs)) == 100
+    assert len(set(figures.CLASS_MARKERS[:10])) == 10
+
+
+def test_the_palette_is_told_apart_with_every_kind_of_colour_vision():
+    """Dichromats simulated by Machado, Oliveira and Fernandes (2009), distances in OKLab (Ottosson, 2020)."""
+    hexes = figures.CLASS_COLOURS
+    assert len(hexes) == 10
+
+    def smallest_distance(colours) -> float:
+        srgb = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in colours])
+        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        kinds = [
+            np.eye(3),
+            [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+            [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+            [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+        ]
+        to_lms = [
+            [0.41222147, 0.53633254, 0.05144599],
+            [0.21190350, 0.68069955, 0.10739696],
+            [0.08830246, 0.28171884, 0.62997870],
+        ]
+        to_lab = [
+            [0.21045426, 0.79361779, -0.00407205],
+            [1.97799850, -2.42859221, 0.45059371],
+            [0.02590404, 0.78277177, -0.80867577],
+        ]
+        least = math.inf
+        for kind in kinds:
+            lab = np.cbrt(np.clip(linear @ np.array(kind).T, 0, 1) @ np.array(to_lms).T) @ np.array(to_lab).T
+            least = min(least, min(float(np.linalg.norm(a - b)) for a, b in itertools.combinations(lab, 2)))
+        return least
+
+    assert smallest_distance(hexes) > 0.13
+    assert smallest_distance(["#ff7f0e", "#2ca02c"]) < 0.02, "tab10's orange and green: the measure must see the fault"
+
+
+def test_awkward_class_names_stay_in_the_legend():
+    names = ["_hidden", "$x", r"$\nonsense$"]
+    figure = figures.latent_scatter(latents[:, :2], np.arange(500) % 3, names)
+    figure.canvas.draw()
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == names
+
+
+def test_a_class_without_images_still_has_its_colour_and_entry():
+    figure = figures.latent_scatter(latents[:, :2], np.full(500, 7), NAMES)
+    assert len(figure.legends[0].get_texts()) == 10
+    assert set(scattered(figure)) == {to_rgb(figures.CLASS_COLOURS[7])}
+
+
+def test_labels_none_has_no_legend_and_all_points():
+    figure = figures.latent_scatter(latents[:, :2], None, NAMES)
+    assert not figure.legends
+    assert sum(map(len, scattered(figure).values())) == 500
+
+
+def test_one_dimension_is_a_histogram_a_class():
+    z = latents[:, :1]
+    labels = np.arange(500) % 3
+    figure = figures.latent_scatter(z, labels, ["a", "b", "c"])
+    axes = figure.axes[0]
+    steps = [patch.get_data() for patch in axes.patches]
+    assert len(steps) == 3
+    peak = max((values - baseline).max() for values, _, baseline in steps)
+    largest = 0.0
+    for c, (values, edges, baseline) in enumerate(steps):
+        heights = values - baseline
+        counts = np.array(
+            [np.sum((z[labels == c] >= a) & (z[labels == c] < b)) for a, b in itertools.pairwise(edges)], dtype=float
+        )
+        counts[-1] += np.sum(z[labels == c] == edges[-1])
+        largest = max(largest, counts.max() / np.sum(labels == c))
+        np.testing.assert_allclose(heights / heights.sum(), counts / counts.sum(), atol=1e-9)
+    assert peak < 1, "a row must not grow into the next"
+    assert f"highest {100 * largest:.1f} %" in " ".join(t.get_text() for t in texts(figure))
+    names = {t.get_text(): t.get_window_extent().y0 for t in axes.get_yticklabels()}
+    assert names["a"] > names["b"] > names["c"]
+
+
+@pytest.mark.parametrize("D", [1, 2, 5])
+def test_degenerate_latents_are_drawn(D, tmp_path):
+    for z in (np.zeros((6, D)), np.full((1, D), 1e6, np.float32)):
+        figures.save(figures.latent_scatter(z, np.zeros(len(z), int), ["the only"]), tmp_path / "z.png")
+
+
+# ---- losses --------------------------------------------------------------------------------------------------------
+
+
+def lines(axes) -> dict[str, tuple[list, list]]:
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+
+
+def test_total_reconstruction_and_kl_have_panels_of_their_own():
+    rows = history(5)
+    figure = figures.loss_curves(rows, unit="bits per image")
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Total loss", "Reconstruction", "KL divergence"]
+    for axes, key in zip(figure.axes, ("loss", "reconstruction", "kl"), strict=True):
+        drawn = lines(axes)
+        assert drawn["training"] == ([1, 2, 3, 4, 5], [row[key] for row in rows])
+        assert drawn["validation"] == ([1, 2, 3, 4, 5], [row["val_" + key] for row in rows])
+        assert axes.get_xlabel() == "epoch"
+        assert axes.get_ylabel() == "bits per image"
+        train, validation = axes.lines[:2]
+        assert train.get_color() != validation.get_color()
+        assert train.get_linestyle() != validation.get_linestyle(), "told apart without colour too"
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["training", "validation"]
+    assert figures.loss_curves(rows).axes[0].get_ylabel() == "nats per image"
+
+
+def test_the_lowest_validation_loss_is_named():
+    rows = history(6)
+    rows[3]["val_loss"] = 201.23
+    axes = figures.loss_curves(rows).axes[0]
+    assert axes.get_title(loc="right") == "lowest 201.2 at epoch 4"
+    assert (list(axes.lines[-1].get_xdata()), list(axes.lines[-1].get_ydata())) == ([4], [201.23])
+    assert figures.loss_curves(history(1)).axes[0].get_title(loc="right") == ""
+
+
+def test_an_autoencoder_has_one_panel_and_without_validation_one_line():
+    figure = figures.loss_curves(history(3, kl=False, validation=False))
+    (axes,) = figure.axes
+    assert "training" in lines(axes)
+    assert "validation" not in lines(axes)
+    assert figure.get_suptitle() == "Training loss"
+    different = [row | {"loss": row["loss"] + 1} for row in history(3, kl=False, validation=False)]
+    assert len(figures.loss_curves(different).axes) == 2, "a reconstruction that is not the whole loss keeps its panel"
+
+
+def test_missing_and_non_finite_numbers_leave_gaps():
+    rows = [{"loss": 3.0}, {"epoch": 2}, {"loss": None}, {"loss": math.inf}, {"loss": 1.0}]
+    x, y = lines(figures.loss_curves(rows).axes[0])["training"]
+    assert x == [1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(y, [3, math.nan, math.nan, math.nan, 1])
+
+
+def test_the_learning_rate_has_a_panel_only_when_it_changes():
+    assert len(figures.loss_curves(history(4)).axes) == 3
+    falling = [row | {"learning_rate": 10.0 ** -row["epoch"]} for row in history(4)]
+    axes = figures.loss_curves(falling).axes
+    assert len(axes) == 4
+    assert axes[3].get_yscale() == "log"
+    np.testing.assert_allclose(axes[3].lines[0].get_ydata(), [0.1, 0.01, 0.001, 0.0001])
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+EMPTY = np.zeros((0, 8, 8, 1), np.float32)
+with_nan = images(4)
+with_nan[2, 3, 3, 0] = np.nan
+latents_with_nan = latents[:, :2].copy()
+latents_with_nan[3, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: figures.reconstructions(EMPTY, EMPTY), "originals are empty"),
+        (lambda: figures.samples(EMPTY), "samples: images are empty"),
+        (lambda: figures.manifold_grid(EMPTY), "manifold_grid: images are empty"),
+        (lambda: figures.interpolations([]), "no path to show"),
+        (lambda: figures.interpolations(np.zeros((0, 5, 8, 8, 1))), "no path to show"),
+        (lambda: figures.latent_scatter(np.zeros((0, 2)), []), "latents are empty"),
+        (lambda: figures.latent_scatter(np.zeros((5, 0)), None), "latents are empty"),
+        (lambda: figures.loss_curves([]), "history is empty"),
+        (lambda: figures.loss_curves([{"epoch": 1, "accuracy": 0.5}]), "no finite loss.*accuracy"),
+        (lambda: figures.loss_curves([{"loss": math.nan}]), "no finite loss"),
+        (lambda: figures.samples(images(3)[0]), r"shape \(N, H, W, C\), got \(8, 8, 1\)"),
+        (lambda: figures.samples(with_nan), "NaN or infinite"),
+        (lambda: figures.samples(images(2) * 255), r"reach 25.*expected float in \[0, 1\] or uint8"),
+        (lambda: figures.samples(np.zeros((2, 8, 8, 1), np.int64)), "uint8 or float.*int64"),
+        (lambda: figures.samples(images(2), columns=0), "columns must be at least 1, got 0"),
+        (lambda: figures.samples(np.zeros((3000, 8, 8, 1), np.uint8), columns=1), "pass fewer images"),
+        (lambda: figures.reconstructions(images(3), images(2)), r"originals are \(3, .*reconstructed \(2, "),
+        (lambda: figures.reconstructions(images(3), images(3), [1, 2]), "one label for each of 3 images"),
+        (lambda: figures.reconstructions(images(1), images(1), [1.0]), "labels must be integers, got float64"),
+        (lambda: figures.reconstructions(images(2), images(2), [0, 10], NAMES), "label 10 has no name.*0 to 9"),
+        (lambda: figures.reconstructions(images(2), images(2), [0, -1], NAMES), "label -1 has no name"),
+        (lambda: figures.reconstructions(images(2), images(2), errors=[1.0]), "one error for each of 2 images"),
+        (lambda: figures.interpolations([images(3), images(4)]), "every row must have the same shape"),
+        (lambda: figures.interpolations([images(1)]), "at least 2 steps"),
+        (lambda: figures.manifold_grid(images(5)), "5 images do not fill a square"),
+        (lambda: figures.manifold_grid(images(3)[0]), "manifold_grid: images must be"),
+        (lambda: figures.manifold_grid(images(4), quantiles=(0.0, 0.9)), "0 < low < high < 1, got low 0 and high 0.9"),
+        (lambda: figures.manifold_points(1), "side must be at least 2"),
+        (lambda: figures.manifold_points(5, 0.9, 0.1), "0 < low < high < 1"),
+        (lambda: figures.latent_scatter(latents_with_nan, None), "NaN or infinite values in 1 of 500 rows.*row 3"),
+        (lambda: figures.latent_scatter(latents[:, 0], None), r"shape \(N, dimensions\), got \(500,\)"),
+        (lambda: figures.latent_scatter(latents, np.arange(3)), "one label for each of 500"),
+        (lambda: figures.latent_scatter(latents[:, :1], np.arange(500)), "pass fewer classes"),
+    ],
+)
+def test_wrong_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ---- files and windows ---------------------------------------------------------------------------------------------
+
+
+def test_save_makes_folders_and_replaces_and_is_repeatable(tmp_path):
+    path = tmp_path / "a" / "b" / "figure.png"
+    assert figures.save(figures.samples(images(2)), str(path)) == path
+    first = path.read_bytes()
+    assert first.startswith(b"\x89PNG\r\n\x1a\n")
+    figures.save(figures.samples(images(3)), path)
+    assert path.read_bytes() != first
+    figures.save(figures.samples(images(2)), path)
+    assert path.read_bytes() == first
+    assert os.listdir(path.parent) == ["figure.png"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits")
+def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").write_text("")
+    path = figures.save(figures.samples(images(1)), tmp_path / "figure.png")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("step", ["draw", "fsync", "replace"])
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(step, tmp_path, monkeypatch):
+    path = tmp_path / "figure.png"
+    path.write_bytes(b"old")
+    figure = figures.samples(images(1))
+
+    def fail(*_args, **_options):
+        raise OSError("the disk is full")
+
+    if step == "draw":
+        monkeypatch.setattr(figure, "savefig", fail)
+    else:
+        monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        figures.save(figure, path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["figure.png"]
+
+
+def test_the_file_is_written_beside_its_place_and_complete_before_it_gets_its_name(tmp_path, monkeypatch):
+    seen = []
+
+    def replace(source, target, real=os.replace):
+        seen.append((Path(source).parent, Path(source).read_bytes()[-8:], Path(target).exists()))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    figures.save(figures.samples(images(1)), tmp_path / "figure.png")
+    assert seen == [(tmp_path, b"IEND\xaeB`\x82", False)]
+
+
+def test_save_refuses_another_kind_of_file(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in \.png"):
+        figures.save(figures.samples(images(1)), tmp_path / "figure.jpg")
+    assert os.listdir(tmp_path) == []
+
+
+def run(code: str, tmp_path: Path, **environment: str) -> str:
+    """Python in a fresh process, where pyplot has not chosen a window system yet and there is no display."""
+    kept = {k: v for k, v in os.environ.items() if k not in {"DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND"}}
+    root = str(Path(__file__).resolve().parents[1])
+    search = os.pathsep.join([root, str(tmp_path), kept.get("PYTHONPATH", "")])
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "figure.png")]
+    done = subprocess.run(
+        command,
+        env=kept | {"PYTHONPATH": search} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("backend", ["agg", "tkagg"])
+def test_show_needs_a_display_and_the_others_never_touch_pyplot(backend, tmp_path):
+    if backend != "agg" and sys.platform != "linux":
+        pytest.skip("this system may well have a display")
+    out = run(
+        "import sys\n"
+        "from autoencoders import figures\n"
+        "figure = figures.loss_curves([{'loss': 2.0}, {'loss': 1.0}])\n"
+        "figures.save(figure, sys.argv[1])\n"
+        "print('matplotlib.pyplot' in sys.modules)\n"
+        "try:\n"
+        "    figures.show(figure)\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n",
+        tmp_path,
+        MPLBACKEND=backend,
+    )
+    before, error = out.splitlines()
+    assert before == "False"
+    assert error.startswith("show: ")
+    assert "save the figures to files instead" in error
+
+
+def test_show_opens_one_window_a_figure_and_closes_them(tmp_path):
+    """With a window system of our own, which draws nothing but counts."""
+    (tmp_path / "counting_windows.py").write_text(
+        "import numpy as np\n"
+        "from matplotlib.backend_bases import FigureManagerBase\n"
+        "from matplotlib.backends.backend_agg import FigureCanvasAgg\n"
+        "class FigureManager(FigureManagerBase):\n"
+        "    @classmethod\n"
+        "    def pyplot_show(cls, *, block=None):\n"
+        "        from matplotlib import pyplot\n"
+        "        for number in pyplot.get_fignums():\n"
+        "            canvas = pyplot.figure(number).canvas\n"
+        "            canvas.draw()\n"
+        "            print('window', np.asarray(canvas.buffer_rgba())[..., :3].mean() < 254, block)\n"
+        "class FigureCanvas(FigureCanvasAgg):\n"
+        "    manager_class = FigureManager\n"
+    )
+    out = run(
+        "import numpy as np\n"
+        "from autoencoders import figures\n"
+        "figures.show(figures.samples(np.zeros((n, 4, 4, 1))) for n in (1, 2))\n"
+        "from matplotlib import pyplot\n"
+        "print('left', pyplot.get_fignums())\n"
+        "figures.show([])\n",
+        tmp_path,
+        MPLBACKEND="module://counting_windows",
+    )
+    assert out.splitlines() == ["window True True", "window True True", "left []"]

@@ -1,0 +1,1154 @@
+"""The training loop: what it computes, what it records, and that an interrupted run ends in the same bits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import threading
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minigrad
+from autoencoders import VAE, Autoencoder, Callback, DivergedError, History, TrainingOptions
+from autoencoders.conv_autoencoder import from_config
+from autoencoders.data import load_dataset
+from autoencoders.runs import read_record, resume_run, start_run
+from autoencoders.training import Trainer, catch_signals, fit, load_checkpoint, mean_losses
+from minigrad.random import generator
+from minigrad.serialize import DataError, load_state
+
+SHAPE = (8, 8, 1)
+COUNT, BATCH = 26, 4  # of them 3 are held out, 23 are left: 6 steps an epoch, the last with 3 images
+TIMES = ("seconds", "images_per_second")
+
+
+def pictures(count: int = COUNT, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+
+
+def model_of(kind: str = "ae", **options) -> Autoencoder:
+    cls = Autoencoder if kind == "ae" else VAE
+    return cls(SHAPE, (2, 3), (3, 3), (2, 1), 2, **options)
+
+
+def compiled(kind: str = "ae", rate: float = 1e-2, **options) -> Autoencoder:
+    model = model_of(kind, **options)
+    model.compile(rate)
+    return model
+
+
+def weights(model: Autoencoder) -> dict[str, bytes]:
+    return {name: x.tobytes() for name, x in model.network.state_dict().items()}
+
+
+def timeless(rows: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [int(path.stem[5:]) for path in sorted((folder / "checkpoints").glob("step-*"))]
+
+
+class At(Callback):
+    """Does something after some steps of the run."""
+
+    def __init__(self, steps, action):
+        self.steps, self.action = ({steps} if isinstance(steps, int) else set(steps)), action
+
+    def on_batch_end(self, trainer):
+        if trainer.progress.step in self.steps:
+            self.action(trainer)
+
+
+@pytest.fixture(autouse=True)
+def _usual_signals():
+    """Python's own handlers, as in a terminal; and after the test, those again."""
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    after = {s: signal.getsignal(s) for s in before}
+    for s, handler in before.items():
+        signal.signal(s, handler)
+    assert after == {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+# ---- what training does ----
+
+
+@pytest.mark.parametrize("kind", ["ae", "vae"])
+def test_the_loss_goes_down_on_the_sample(kind):
+    images = load_dataset("fashion-mnist-sample").train_images[:256]
+    cls = Autoencoder if kind == "ae" else VAE
+    model = cls((28, 28, 1), (4, 4), (3, 3), (2, 2), 2)
+    model.compile(5e-3)
+    history = model.train(images, 32, 4, progress=False)
+    losses = history["loss"]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.85 * losses[0]
+    assert not model.network.training
+
+
+def test_three_arguments_only_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    history = compiled("vae").train(pictures(), BATCH, 2)
+    assert not os.listdir(tmp_path)
+    assert set(history.columns) == {"epoch", "loss", "reconstruction", "kl", "learning_rate", "beta", *TIMES}
+    assert history["epoch"] == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+def test_the_images_are_not_changed(dtype):
+    x = pictures()
+    x = x if dtype == "uint8" else (x / 255).astype(dtype)
+    before = x.tobytes()
+    x.setflags(write=False)
+    compiled("vae").train(x, BATCH, 1, validation=3, progress=False)
+    assert x.tobytes() == before
+
+
+class Recorded(Callback):
+    """Events, and what each step received and gave."""
+
+    def __init__(self):
+        self.events: list[str] = []
+        self.steps: list[dict] = []
+
+    def on_fit_begin(self, trainer):
+        self.events.append("fit begin")
+        real = trainer.step
+
+        def step(images, noise, scalars):
+            losses = real(images, noise, scalars)
+            noise = None if noise is None else np.array(noise)
+            self.steps.append(
+                {"images": np.array(images), "noise": noise, "scalars": np.array(scalars), "losses": np.array(losses)}
+            )
+            return losses
+
+        trainer.step = step
+
+    def on_epoch_begin(self, trainer):
+        self.events.append(f"epoch begin {trainer.progress.epoch}")
+
+    def on_batch_begin(self, trainer):
+        self.events.append(f"batch begin {trainer.progress.step}")
+
+    def on_batch_end(self, trainer):
+        self.events.append(f"batch end {trainer.progress.step}")
+
+    def on_epoch_end(self, trainer):
+        self.events.append(f"epoch end {trainer.progress.epoch} {len(trainer.history)}")
+
+    def on_fit_end(self, trainer):
+        self.events.append("fit end")
+
+
+def recorded(kind: str = "vae", images: np.ndarray | None = None, rate: float = 1e-2, epochs: int = 2, **options):
+    """(what the callback saw, the history) of a run."""
+    callback = Recorded()
+    model = compiled(kind, rate, **options.pop("model", {}))
+    images = pictures() if images is None else images
+    history = fit(
+        model, images, TrainingOptions(**{"batch_size": BATCH, "epochs": epochs, **options}),
+        callbacks=[callback], progress=False,
+    )  # fmt: skip
+    return callback, history
+
+
+def test_callbacks_come_in_order():
+    order: list[str] = []
+
+    class Second(Recorded):
+        def on_fit_end(self, trainer):
+            order.append("second")
+
+    class First(Recorded):
+        def on_fit_end(self, trainer):
+            order.append("first")
+            assert not trainer.model.network.training
+
+        def on_batch_begin(self, trainer):
+            super().on_batch_begin(trainer)
+            assert trainer.model.network.training
+
+    first = First()
+    options = TrainingOptions(batch_size=8, epochs=2)
+    fit(compiled(), pictures(10), options, callbacks=[first, Callback(), Second()], progress=False)
+    expected = ["fit begin"]
+    for epoch in range(2):
+        expected.append(f"epoch begin {epoch}")
+        for step in (2 * epoch, 2 * epoch + 1):
+            expected += [f"batch begin {step}", f"batch end {step + 1}"]
+        expected.append(f"epoch end {epoch + 1} {epoch + 1}")
+    assert first.events == expected
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize(("count", "batch"), [(26, 4), (8, 4), (3, 10), (1, 1), (1, 4), (5, 1)])
+def test_an_epoch_visits_every_image_once_and_its_mean_is_over_images(count, batch):
+    """Sizes of the batches, each image once an epoch, another order each epoch; short last batches weigh less."""
+    images = pictures(count)
+    callback, history = recorded(images=images, batch_size=batch)
+    sizes = [len(step["images"]) for step in callback.steps]
+    per_epoch = [batch] * (count // batch) + [count % batch] * (count % batch > 0)
+    assert sizes == per_epoch * 2
+    half = len(per_epoch)
+    orders = []
+    for epoch, row in enumerate(history.rows):
+        steps = callback.steps[epoch * half : (epoch + 1) * half]
+        seen = np.concatenate([step["images"] for step in steps])
+        orders.append([x.tobytes() for x in seen])
+        assert sorted(orders[-1]) == sorted(x.tobytes() for x in images)
+        total = np.zeros(2)
+        for step in steps:
+            total += len(step["images"]) * step["losses"].astype(float)
+        assert [row["reconstruction"], row["kl"]] == pytest.approx((total / count).tolist(), rel=1e-12)
+        assert row["loss"] == pytest.approx(total.sum() / count, rel=1e-12)
+        assert row["epoch"] == epoch + 1
+        assert row["images_per_second"] == pytest.approx(count / row["seconds"])
+    assert count < 5 or orders[0] != orders[1]
+
+
+def test_the_losses_of_a_step_are_those_of_its_images():
+    """An independent pass over each batch with the weights of that moment: not of another row or another noise."""
+    images, seen = pictures(10), []
+
+    class Check(Recorded):
+        def on_batch_begin(self, trainer):
+            state = trainer.model.network.state_dict()
+            same = compiled("vae")
+            same.network.load_state_dict(state)
+            seen.append(same)
+
+    callback = Check()
+    fit(compiled("vae"), images, TrainingOptions(batch_size=4, epochs=1), callbacks=[callback], progress=False)
+    assert len(seen) == 3
+    order = generator(0, "shuffle", 0).permutation(10)
+    noise = generator(0, "noise", 0).standard_normal((10, 2), dtype=np.float32)
+    for i, (model, step) in enumerate(zip(seen, callback.steps, strict=True)):
+        rows = slice(4 * i, 4 * i + 4)
+        np.testing.assert_array_equal(step["images"], images[order[rows]])
+        np.testing.assert_array_equal(step["noise"], noise[rows])
+        batch = minigrad.Tensor(images[order[rows]].astype("float32") / 255)
+        model.network.train()
+        _, parts = model.losses(batch, noise[rows], 1.0)
+        np.testing.assert_allclose(step["losses"], [part.item() for part in parts], rtol=1e-6)
+
+
+def test_noise_is_fresh_each_step_and_epoch():
+    callback, _ = recorded(epochs=3)
+    draws = np.concatenate([step["noise"] for step in callback.steps])
+    assert len(np.unique(draws)) == draws.size == 3 * COUNT * 2
+    callback, _ = recorded("ae")
+    assert all(step["noise"] is None for step in callback.steps)
+
+
+@pytest.mark.parametrize("kind", ["ae", "vae"])
+def test_the_same_seed_gives_the_same_bits_and_others_do_not(kind):
+    def run(seed=0, model_seed=0):
+        model = compiled(kind, seed=model_seed)
+        history = model.train(pictures(), BATCH, 2, seed=seed, validation=3, progress=False)
+        return weights(model), timeless(history.rows)
+
+    assert run() == run()
+    for other in (run(seed=1), run(model_seed=1)):
+        assert all(other[0][n] != w for n, w in run()[0].items() if n.endswith("weight"))
+        assert other[1] != run()[1]
+
+
+# ---- schedules ----
+
+
+def test_kl_warmup_and_the_learning_rate_of_every_step():
+    """7 images in batches of 2 are 4 steps an epoch; 2 epochs, beta 0.5 warmed up over 1.5 epochs = 6 steps."""
+    callback, history = recorded(
+        images=pictures(7),
+        batch_size=2,
+        rate=0.01,
+        kl_warmup=1.5,
+        warmup_steps=3,
+        schedule="cosine",
+        model={"beta": 0.5},
+    )
+    betas = [0.5 * step / 6 for step in (1, 2, 3, 4, 5, 6)] + [0.5, 0.5]
+    rates = [0.01 / 3, 0.02 / 3, 0.01] + [0.005 * (1 + math.cos(math.pi * i / 5)) for i in range(5)]
+    for step, beta, rate, i in zip(callback.steps, betas, rates, range(1, 9), strict=True):
+        expected = [beta, rate, 1 / (1 - 0.9**i), 1 / (1 - 0.999**i)]
+        assert step["scalars"].dtype == np.float32
+        np.testing.assert_allclose(step["scalars"], expected, rtol=1e-6)
+    assert history["beta"] == pytest.approx([betas[3], betas[7]])
+    assert history["learning_rate"] == pytest.approx([rates[3], rates[7]])
+    for row, beta in zip(history.rows, (betas[3], betas[7]), strict=True):
+        assert row["loss"] == pytest.approx(row["reconstruction"] + beta * row["kl"], rel=1e-12)
+
+
+def test_the_constant_schedule_with_warm_up():
+    callback, _ = recorded(images=pictures(7), batch_size=2, rate=0.01, warmup_steps=3)
+    rates = [step["scalars"][1] for step in callback.steps]
+    np.testing.assert_allclose(rates, [0.01 / 3, 0.02 / 3] + [0.01] * 6, rtol=1e-6)
+    callback, _ = recorded(images=pictures(7), batch_size=2, rate=0.01)
+    assert {float(step["scalars"][1]) for step in callback.steps} == {float(np.float32(0.01))}
+
+
+def test_clipping_limits_the_gradient_of_every_step():
+    norms = {}
+    for limit in (None, 1e-3, 1e9):
+        found = norms[limit] = []
+
+        class Norm(Callback):
+            def on_batch_end(self, trainer, found=found):
+                found.append(float(np.linalg.norm(trainer.optimizer.flat.gradients.astype(float))))
+
+        options = TrainingOptions(batch_size=BATCH, epochs=1, clip_norm=limit)
+        fit(compiled("vae"), pictures(), options, callbacks=[Norm()], progress=False)
+    assert min(norms[None]) > 1e-2
+    np.testing.assert_allclose(norms[1e-3], 1e-3, rtol=1e-5)
+    np.testing.assert_allclose(norms[1e9], norms[None], rtol=1e-6)
+
+
+def test_training_twice_goes_on():
+    """The optimiser's steps count on, the schedule starts anew."""
+    model = compiled()
+    model.train(pictures(), BATCH, 1, progress=False)
+    assert model.optimizer.steps == 7
+    callback = Recorded()
+    model.train(pictures(), BATCH, 1, schedule="cosine", callbacks=[callback], progress=False)
+    assert model.optimizer.steps == 14
+    np.testing.assert_allclose(callback.steps[0]["scalars"][1:3], [1e-2, 1 / (1 - 0.9**8)], rtol=1e-6)
+    assert model.optimizer.learning_rate == 1e-2
+
+
+# ---- options ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch size is 0 but must be a whole number >= 1"),
+        ({"batch_size": 2.0}, r"batch size is 2\.0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": "3"}, "epochs is '3'"),
+        ({"seed": -1}, "seed is -1 but must be a whole number >= 0"),
+        ({"warmup_steps": -1}, "warmup steps is -1"),
+        ({"save_every": -1}, "save every is -1"),
+        ({"save_every": 1.5}, r"save every is 1\.5"),
+        ({"schedule": "linear"}, "schedule is 'linear' but must be constant or cosine"),
+        ({"kl_warmup": -0.1}, r"kl warmup is -0\.1"),
+        ({"kl_warmup": math.inf}, "kl warmup is inf"),
+        ({"kl_warmup": math.nan}, "kl warmup is nan"),
+        ({"validation": -1}, "validation is -1"),
+        ({"validation": math.nan}, "validation is nan"),
+        ({"patience": 0, "validation": 3}, "patience is 0 but must be at least 1"),
+        ({"patience": 2}, "patience is 2 but must be used together with validation"),
+        ({"clip_norm": 0}, "clip norm is 0 but must be above 0"),
+        ({"clip_norm": -1.0}, "clip norm is -1"),
+        ({"clip_norm": math.nan}, "clip norm is nan"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingOptions(**options)
+
+
+def test_unknown_options_and_a_missing_compile_are_told():
+    with pytest.raises(TypeError, match="epoch"):
+        compiled().train(pictures(), 4, 1, epoch=3)
+    for train in (
+        lambda model: model.train(pictures(), 4, 1),
+        lambda model: fit(model, pictures(), TrainingOptions()),
+    ):
+        with pytest.raises(RuntimeError, match="compile"):
+            train(model_of())
+
+
+# ---- validation ----
+
+
+@pytest.mark.parametrize("validation", [3, 0.1, 10, 25, 0.5])
+def test_the_validation_images_are_taken_from_the_training_images(validation):
+    images = pictures()
+
+    def split(seed):
+        options = TrainingOptions(batch_size=BATCH, epochs=1, validation=validation, seed=seed)
+        trainer = Trainer(compiled(), images, options, progress=False)
+        return [[x.tobytes() for x in part] for part in (trainer.train_images, trainer.validation_images)]
+
+    train, held_out = split(0)
+    assert len(held_out) == (validation if validation >= 1 else round(validation * COUNT))
+    assert sorted(train + held_out) == sorted(x.tobytes() for x in images)
+    assert not set(train) & set(held_out)
+    assert split(0) == [train, held_out]
+    assert split(1) != [train, held_out]
+    callback, _ = recorded(images=images, validation=validation, epochs=1)
+    trained = [x.tobytes() for step in callback.steps for x in step["images"]]
+    assert sorted(trained) == sorted(train)
+
+
+@pytest.mark.parametrize("validation", [26, 27, 1000, 0.99, 0.01, 1e-9])
+def test_an_empty_part_is_told(validation):
+    with pytest.raises(DataError, match=f"validation: {validation:g} of 26 images leaves a part empty"):
+        compiled().train(pictures(), BATCH, 1, validation=validation, progress=False)
+
+
+def test_validation_losses_are_those_of_the_held_out_images():
+    """By `mean_losses` of a copy in evaluation mode with the same noise, and that by hand for one image a time."""
+    options = TrainingOptions(batch_size=BATCH, epochs=2, validation=5)
+    model = compiled("vae", beta=0.3)
+    trainer = Trainer(model, pictures(), options, progress=False)
+    row = trainer.run().rows[-1]
+    held_out = trainer.validation_images
+    noise = generator(0, "validation").standard_normal((5, 2)).astype("float32")
+    total = np.zeros(2)
+    with model.evaluating():
+        for x, e in zip(held_out, noise, strict=True):
+            _, parts = model.losses(minigrad.Tensor(x[None].astype("float32") / 255), e[None], 1.0)
+            total += [part.item() for part in parts]
+    reconstruction, kl = total / 5
+    assert row["val_reconstruction"] == pytest.approx(reconstruction, rel=1e-5)
+    assert row["val_kl"] == pytest.approx(kl, rel=1e-5)
+    assert row["val_loss"] == pytest.approx(row["val_reconstruction"] + 0.3 * row["val_kl"], rel=1e-12)
+
+
+def test_mean_losses_weigh_every_image_alike():
+    model, images = compiled("vae"), pictures(7)
+    parts = [mean_losses(model, images, generator(0, "x"), batch=batch) for batch in (7, 3, 1)]
+    for part in parts[1:]:
+        assert part == pytest.approx(parts[0], rel=1e-5)
+
+
+# ---- the history ----
+
+
+@pytest.mark.parametrize("kind", ["ae", "vae"])
+def test_the_logs_hold_the_history(tmp_path, kind):
+    history = compiled(kind).train(pictures(), BATCH, 3, validation=3, folder=tmp_path, progress=False)
+    names = ["loss", "reconstruction"] + ["kl"] * (kind == "vae")
+    columns = ["epoch", *names, *(f"val_{n}" for n in names), "learning_rate", "beta", "images_per_second", "seconds"]
+    assert history.columns == columns
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history.rows
+    with open(tmp_path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [{name: float(value) for name, value in row.items()} for row in rows] == history.rows
+    assert list(rows[0]) == columns
+    assert len(history) == 3
+    for name in columns:
+        assert history[name] == [row[name] for row in history.rows]
+        assert all(math.isfinite(value) for value in history[name])
+
+
+def test_missing_columns_and_values():
+    history = History([{"a": 1}, {"a": 2, "b": 3}])
+    assert history["b"] == [None, 3]
+    assert history.columns == ["a", "b"]
+    with pytest.raises(KeyError, match="history has no column 'c'; it has a, b"):
+        history["c"]
+
+
+def test_the_history_with_missing_values_is_written(tmp_path):
+    History([{"a": 1}, {"a": 2, "b": 0.1}]).write(tmp_path)
+    assert (tmp_path / "history.csv").read_text() == "a,b\n1,\n2,0.1\n"
+
+
+def test_an_epoch_is_shown_as_one_line(capsys):
+    compiled("vae").train(pictures(), BATCH, 2, validation=3)
+    out, _ = capsys.readouterr()
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+    assert all(f"{name} " in out for name in ("loss", "reconstruction", "kl", "val_loss", "images/s"))
+    compiled("vae").train(pictures(), BATCH, 1, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+# ---- interrupted and resumed ----
+
+FULL = {"validation": 3, "patience": 2, "schedule": "cosine", "warmup_steps": 4, "clip_norm": 1.0, "epochs": 3}
+RESUMED = {
+    "ae": {**FULL},
+    "vae": {**FULL, "kl_warmup": 1.5},
+    "plain": {"epochs": 3},
+}
+
+
+class Killed(Exception):
+    """Stands for kill -9: nothing more is written."""
+
+
+def kill(_):
+    raise Killed
+
+
+def interrupt(_):
+    signal.raise_signal(signal.SIGINT)
+
+
+def trainer_of(kind: str, folder: Path | None, callbacks=(), **options) -> Trainer:
+    options = {"batch_size": BATCH, **RESUMED[kind], **options}
+    model = compiled("ae" if kind == "ae" else "vae")
+    return Trainer(model, pictures(), TrainingOptions(**options), folder=folder, callbacks=callbacks, progress=False)
+
+
+def resumed(folder: Path, callbacks=(), images: np.ndarray | None = None, **changes) -> Trainer:
+    """As `runs.resume_run` does, from nothing but the files."""
+    arrays, record = load_checkpoint(folder)
+    model = from_config(record["model"])
+    model.compile(record["learning_rate"])
+    options = TrainingOptions(**{**record["options"], **changes})
+    images = pictures() if images is None else images
+    trainer = Trainer(model, images, options, folder=folder, callbacks=callbacks, progress=False)
+    trainer.restore(arrays, record)
+    return trainer
+
+
+def outcome(trainer: Trainer, options: bool = False) -> dict:
+    """Everything that must be bitwise equal, also what the last checkpoint and the logs hold."""
+    arrays, record = load_checkpoint(trainer.folder)
+    progress = {**record["progress"], "rows": timeless(record["progress"]["rows"])}
+    logged = [json.loads(line) for line in (trainer.folder / "history.jsonl").read_text().splitlines()]
+    return {
+        "weights": weights(trainer.model),
+        "moments": {name: x.tobytes() for name, x in trainer.optimizer.moments.items()},
+        "steps": trainer.optimizer.steps,
+        "rows": timeless(trainer.history.rows),
+        "logged": timeless(logged),
+        "checkpoint": {name: x.tobytes() for name, x in arrays.items()},
+        "progress": progress,
+    }
+
+
+_unbroken: dict[tuple, dict] = {}
+
+
+def unbroken(kind: str, kernels: str, tmp_path: Path) -> dict:
+    """The run without interruption, computed once."""
+    if (kind, kernels) not in _unbroken:
+        trainer = trainer_of(kind, tmp_path / "unbroken")
+        trainer.run()
+        _unbroken[kind, kernels] = outcome(trainer)
+    return _unbroken[kind, kernels]
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    for name, value in expected.items():
+        assert found[name] == value, name
+
+
+@pytest.fixture(params=["plain", "numpy"])
+def kernels(request, restored_backends):
+    minigrad.use(kernels=request.param, threads=2 if request.param == "numpy" else None)
+    return request.param
+
+
+@pytest.mark.parametrize("stops", [(1,), (3,), (6,), (7,), (9,), (17,), (18,), (2, 8), (5, 6, 7, 13)], ids=str)
+@pytest.mark.parametrize("kind", ["ae", "vae"])
+def test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, stops, kernels):
+    """First step, mid-epoch, epoch end (6, 12, 18), several times in one run; 23 images are 6 steps an epoch."""
+    expected = unbroken(kind, kernels, tmp_path)
+    trainer = trainer_of(kind, tmp_path / "run", [At(stops[0], interrupt)])
+    for stop, following in zip(stops, [*stops[1:], None], strict=True):
+        with pytest.raises(KeyboardInterrupt) as error:
+            trainer.run()
+        assert error.value.args == (signal.SIGINT,)
+        assert trainer.progress.step == stop
+        assert steps_of(tmp_path / "run")[-1] == stop
+        trainer = resumed(tmp_path / "run", [] if following is None else [At(following, interrupt)])
+        assert trainer.progress.step == stop
+    trainer.run()
+    assert_same(outcome(trainer), expected)
+
+
+@pytest.mark.parametrize("stops", [(4,), (6,), (8, 14), (18,)], ids=str)
+@pytest.mark.parametrize("kind", ["vae", "plain"])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, kind, stops, restored_backends):
+    """With save_every = 3: at most 3 steps are lost, and done again on the same numbers."""
+    minigrad.use(kernels="plain")
+    expected = unbroken(kind, "plain", tmp_path)
+    trainer = trainer_of(kind, tmp_path / "run", [At(stops[0], kill)], save_every=3)
+    for stop, following in zip(stops, [*stops[1:], None], strict=True):
+        with pytest.raises(Killed):
+            trainer.run()
+        trainer = resumed(tmp_path / "run", [] if following is None else [At(following, kill)])
+        per_epoch = trainer.batches  # killed before the checkpoint of its own step
+        assert trainer.progress.step == max(n for n in range(stop) if n % 3 == 0 or n % per_epoch == 0)
+    trainer.run()
+    assert_same(outcome(trainer), expected)
+
+
+@pytest.mark.parametrize("stops", [(5,), (11,), (10, 11, 23)], ids=str)
+def test_long_epochs_end_in_the_same_bits(tmp_path, stops):
+    """12 steps an epoch: more than the losses that are fetched from the device at a time."""
+    whole = trainer_of("vae", tmp_path / "whole", batch_size=2, epochs=2)
+    whole.run()
+    trainer = trainer_of("vae", tmp_path / "run", [At(stops[0], interrupt)], batch_size=2, epochs=2)
+    for following in (*stops[1:], None):
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+        trainer = resumed(tmp_path / "run", [] if following is None else [At(following, interrupt)])
+    trainer.run()
+    assert whole.batches == 12
+    assert_same(outcome(trainer), outcome(whole))
+
+
+def test_the_times_of_an_interrupted_epoch_are_added(tmp_path):
+    trainer = trainer_of("plain", tmp_path, [At(3, interrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    before = trainer.progress.seconds
+    assert before > 0
+    trainer = resumed(tmp_path)
+    assert trainer.progress.seconds == before
+    assert trainer.run()["seconds"][0] > before
+
+
+def test_ctrl_c_without_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = compiled()
+    with pytest.raises(KeyboardInterrupt):
+        model.train(pictures(), BATCH, 2, callbacks=[At(3, interrupt)], progress=False)
+    assert model.optimizer.steps == 3
+    assert not model.network.training
+    assert model.optimizer.learning_rate == 1e-2
+    assert not os.listdir(tmp_path)
+
+
+def test_ctrl_c_while_an_epoch_ends_is_not_lost(tmp_path):
+    """Also in the last epoch, after its last step: the checkpoint is written and the interruption is told."""
+
+    class Late(Callback):
+        def on_epoch_end(self, trainer):
+            if trainer.progress.epoch == 2:
+                interrupt(trainer)
+
+    for epochs in (2, 3):
+        folder = tmp_path / str(epochs)
+        trainer = trainer_of("plain", folder, [Late()], epochs=epochs)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+        assert trainer.progress.step == 14
+        assert steps_of(folder)[-1] == 14
+        assert len(resumed(folder).run()) == epochs
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    reached = []
+
+    def twice(trainer):
+        interrupt(trainer)
+        reached.append("one")
+        interrupt(trainer)
+        reached.append("two")
+
+    trainer = trainer_of("plain", tmp_path, [At(3, twice)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert reached == ["one"]
+    assert not steps_of(tmp_path)  # it did not stop to save
+
+
+def test_sigterm_is_told_apart(tmp_path):
+    """The scripts' two signals; the step is finished and saved for both."""
+    options = TrainingOptions(batch_size=BATCH, epochs=2)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        folder = tmp_path / str(number)
+        at = At(2, lambda _, number=number: signal.raise_signal(number))
+        both = (signal.SIGINT, signal.SIGTERM)
+        trainer = Trainer(compiled(), pictures(), options, folder=folder, callbacks=[at], progress=False, signals=both)
+        with pytest.raises(KeyboardInterrupt) as error:
+            trainer.run()
+        assert error.value.args == (number,)
+        assert steps_of(folder) == [2]
+
+
+def test_handlers_are_ours_during_a_run_only():
+    during = []
+    trainer_of("plain", None, [At(1, lambda _: during.append(signal.getsignal(signal.SIGINT)))], epochs=1).run()
+    assert during[0] is not signal.default_int_handler
+    for action in (interrupt, kill):
+        with pytest.raises((KeyboardInterrupt, Killed)):
+            trainer_of("plain", None, [At(1, action)]).run()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("own", [lambda *_: None, signal.SIG_IGN], ids=["function", "ignored"])
+def test_handlers_of_others_are_not_touched(own):
+    signal.signal(signal.SIGINT, own)
+    during = []
+    trainer = trainer_of(
+        "plain", None, [At(1, lambda _: during.append(signal.getsignal(signal.SIGINT))), At(2, interrupt)], epochs=1
+    )
+    trainer.run()  # goes on: the signal was the other's
+    assert during == [own]
+    assert signal.getsignal(signal.SIGINT) is own
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_run_in_a_thread_touches_no_handler():
+    during, failed = [], []
+
+    def work():
+        try:
+            trainer_of("plain", None, [At(1, lambda _: during.append(signal.getsignal(signal.SIGINT)))]).run()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failed
+    assert during == [signal.default_int_handler]
+
+
+def test_catch_signals_collects_the_first():
+    with catch_signals((signal.SIGINT,)) as received:
+        interrupt(None)
+        assert received == [signal.SIGINT]
+        with pytest.raises(KeyboardInterrupt):
+            interrupt(None)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# ---- checkpoints ----
+
+
+def test_three_checkpoints_are_kept(tmp_path):
+    trainer_of("vae", tmp_path, save_every=2, patience=None).run()
+    assert steps_of(tmp_path) == [14, 16, 18]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == [
+        "best.safetensors",
+        *(f"step-{step:08d}.safetensors" for step in (14, 16, 18)),
+    ]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "history.csv", "history.jsonl"]
+
+
+def test_save_every_counts_steps(tmp_path, monkeypatch):
+    for every, expected in ((0, [6, 12]), (4, [4, 6, 8, 12]), (6, [6, 12]), (100, [6, 12])):
+        saved: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr("autoencoders.training.save_state", lambda path, *_, saved=saved: saved.append(path.stem))
+            trainer_of("plain", tmp_path / str(every), save_every=every, validation=3, epochs=2).run()
+        numbers = [int(name[5:]) for name in saved if name != "best"]
+        assert numbers == expected
+
+
+def test_a_checkpoint_records_all_that_a_run_is_made_of(tmp_path):
+    trainer = trainer_of("vae", tmp_path, [At(8, interrupt)])
+    trainer.data = {"name": "x", "content_hash": "abc"}
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    arrays, record, _ = load_state(tmp_path / "checkpoints" / "step-00000008.safetensors")
+    assert set(arrays) == {*weights(trainer.model), "optimizer.mean", "optimizer.variance"}
+    assert record["kind"] == "checkpoint"
+    assert from_config(record["model"]).config == trainer.model.config
+    assert TrainingOptions(**record["options"]) == trainer.options
+    assert record["learning_rate"] == 1e-2
+    assert record["data"] == trainer.data
+    assert {"backend", "kernels", "threads", "device", "python", "numpy", "minigrad"} <= set(record["environment"])
+    progress = record["progress"]
+    assert (progress["epoch"], progress["batch"], progress["step"], progress["images"]) == (1, 2, 8, 8)
+    assert len(progress["rows"]) == 1
+    assert progress["best"]["epoch"] == 1
+    assert record["progress"] == json.loads(json.dumps(asdict(trainer.progress)))
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_newest_checkpoint_is_skipped_and_told(tmp_path, restored_backends):
+    minigrad.use(kernels="plain")
+    expected = unbroken("plain", "plain", tmp_path)
+    trainer_of("plain", tmp_path / "run").run()
+    folder = tmp_path / "run" / "checkpoints"
+    newest, middle, oldest = sorted(folder.iterdir(), reverse=True)
+    damage(newest)
+    (folder / "step-99999999.safetensors").write_bytes(b"")
+    told: list[str] = []
+    _, record = load_checkpoint(tmp_path / "run", told.append)
+    assert record["progress"]["step"] == int(middle.stem[5:]) == 14
+    assert len(told) == 2
+    assert "step-99999999" in told[0]
+    assert f"{newest}" in told[1]
+    assert "damaged" in told[1]
+    (folder / "step-99999999.safetensors").unlink()
+    trainer = resumed(tmp_path / "run")
+    trainer.run()
+    assert_same(outcome(trainer), expected)
+    for path in (newest, middle, oldest):
+        damage(path)
+    with pytest.raises(DataError, match="no valid checkpoint to resume from"):
+        load_checkpoint(tmp_path / "run", told.append)
+    with pytest.raises(DataError, match="no valid checkpoint"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_other_state_files_are_no_checkpoints(tmp_path):
+    model = compiled()
+    model.save(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    os.rename(tmp_path / "model.safetensors", tmp_path / "checkpoints" / "step-00000001.safetensors")
+    told: list[str] = []
+    with pytest.raises(DataError):
+        load_checkpoint(tmp_path, told.append)
+    assert "not a checkpoint" in told[0]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    trainer_of("plain", tmp_path, epochs=1).run()
+    arrays, record = load_checkpoint(tmp_path)
+    other = Trainer(compiled("ae"), pictures(), TrainingOptions(), progress=False)
+    with pytest.raises(DataError, match="checkpoint: does not fit the model"):
+        other.restore(arrays, record)
+    for wrong in ({}, {"progress": 3}, {"progress": {"strange": 1}}):
+        with pytest.raises(DataError, match="checkpoint: does not fit"):
+            trainer_of("plain", None).restore(arrays, wrong)
+
+
+def test_a_folder_with_checkpoints_of_another_run_is_refused(tmp_path):
+    """Their numbers could be higher: the new ones would be taken for the oldest, and deleted."""
+    compiled().train(pictures(), BATCH, 3, folder=tmp_path, progress=False)
+    before = steps_of(tmp_path)
+    model = compiled()
+    with pytest.raises(FileExistsError, match="already holds checkpoints"):
+        model.train(pictures(), 26, 1, folder=tmp_path, progress=False)
+    assert steps_of(tmp_path) == before
+    assert model.optimizer.steps == 0
+
+
+def test_a_failed_save_keeps_the_checkpoints(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    trainer = trainer_of("plain", tmp_path, [At(10, lambda _: monkeypatch.setattr(os, "fsync", fail))])
+    with pytest.raises(DataError, match=r"step-00000014.*No space left"):
+        trainer.run()
+    monkeypatch.undo()
+    assert steps_of(tmp_path) == [7]
+    assert len(resumed(tmp_path).run()) == 3
+
+
+def test_more_epochs_on_resume(tmp_path, restored_backends):
+    """A run of 2 epochs that goes on to 3 is one of 3."""
+    minigrad.use(kernels="plain")
+    expected = unbroken("plain", "plain", tmp_path)
+    trainer_of("plain", tmp_path / "run", epochs=2).run()
+    trainer = resumed(tmp_path / "run", epochs=3)
+    trainer.run()
+    assert_same(outcome(trainer), expected)
+
+
+# ---- early stopping ----
+
+
+class Worse(Callback):
+    """Makes the weights bad after some epochs, so that validation is sure to get worse."""
+
+    def __init__(self, after: int):
+        self.after, self.states = after, []
+
+    def on_epoch_begin(self, trainer):
+        if trainer.progress.epoch == self.after:
+            for p in trainer.model.network.parameters():
+                p.data += 3
+
+    def on_epoch_end(self, trainer):
+        self.states.append(weights(trainer.model))
+
+
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_the_best_weights_are_restored(tmp_path, with_folder):
+    worse = Worse(2)
+    model = compiled(rate=1e-4)
+    folder = tmp_path if with_folder else None
+    history = model.train(
+        pictures(), BATCH, 20, validation=3, patience=3, folder=folder, callbacks=[worse], progress=False
+    )
+    losses = history["val_loss"]
+    best = int(np.argmin(losses))
+    assert best < 2
+    assert len(losses) == best + 1 + 3  # three epochs without a better one
+    assert weights(model) == worse.states[best]
+    assert weights(model) != worse.states[-1]
+    if with_folder:
+        arrays, record, digest = load_state(tmp_path / "checkpoints" / "best.safetensors")
+        assert {name: x.tobytes() for name, x in arrays.items()} == worse.states[best]
+        assert record["best"] == {"epoch": best + 1, "val_loss": losses[best]}
+        assert load_checkpoint(tmp_path)[1]["progress"]["best"]["sha256"] == digest
+
+
+def test_without_patience_the_last_weights_stay(tmp_path):
+    worse = Worse(1)
+    model = compiled()
+    model.train(pictures(), BATCH, 3, validation=3, folder=tmp_path, callbacks=[worse], progress=False)
+    assert weights(model) == worse.states[-1]
+    assert (tmp_path / "checkpoints" / "best.safetensors").exists()
+
+
+def test_early_stopping_goes_on_after_an_interruption(tmp_path):
+    """The counter of bad epochs and the best weights survive; the folder's best file must be that of the run."""
+
+    def trainer(callbacks):
+        options = TrainingOptions(batch_size=BATCH, epochs=20, validation=3, patience=3)
+        return Trainer(compiled(rate=0.0), pictures(), options, folder=tmp_path, callbacks=callbacks, progress=False)
+
+    class Drift(Callback):
+        """The rate is 0: only this changes the weights, for the worse after the first epoch."""
+
+        def on_epoch_begin(self, trainer):
+            if trainer.progress.epoch and not trainer.progress.batch:
+                trainer.model.network.layers["decoder_conv_transpose_layer_2"].bias.data += 1
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer([Drift(), At(15, interrupt)]).run()
+    second = resumed(tmp_path, [Drift()])
+    assert second.progress.waited == 1
+    history = second.run()
+    assert len(history) == 4
+    path = tmp_path / "checkpoints" / "best.safetensors"
+    assert {n: x.tobytes() for n, x in load_state(path)[0].items()} == weights(second.model)
+    compiled().save(tmp_path / "other")
+    os.replace(tmp_path / "other" / "model.safetensors", path)
+    with pytest.raises(DataError, match=r"best\.safetensors: is not the best checkpoint of this run"):
+        resumed(tmp_path).run()
+
+
+# ---- diverging ----
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("save_every", [0, 1])
+@pytest.mark.parametrize("kind", ["ae", "vae"])
+def test_an_absurd_learning_rate_is_told_and_nothing_bad_is_saved(tmp_path, kind, save_every):
+    trainer = trainer_of(kind, tmp_path, [At(8, lambda t: scale(t, 1e30))], save_every=save_every, schedule="constant")
+    with pytest.raises(DivergedError, match=r"training diverged: .*not finite.*smaller learning rate") as error:
+        trainer.run()
+    kept = steps_of(tmp_path)
+    assert kept[-1] in ([6] if not save_every else [7, 8, 9])
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/step-{kept[-1]:08d}.safetensors" in str(error.value)
+    for path in (tmp_path / "checkpoints").iterdir():
+        arrays, record, _ = load_state(path)
+        assert all(np.isfinite(x).all() for x in arrays.values()), path
+        json.dumps(record, allow_nan=False)
+    assert all(math.isfinite(v) for row in trainer.history.rows for v in row.values())
+    assert not trainer.model.network.training
+    assert resumed(tmp_path).progress.step == kept[-1]
+
+
+def scale(trainer: Trainer, factor: float) -> None:
+    """From here on every update is absurdly large."""
+    real = trainer.optimizer.update
+    trainer.optimizer.update = lambda scalars: real(scalars * np.float32([factor, 1, 1]))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_diverging_without_a_folder_and_in_the_first_step():
+    with pytest.raises(DivergedError, match="the loss of step 2 is not finite") as error:
+        compiled("vae", rate=1e30).train(pictures(), BATCH, 5, progress=False)
+    assert "checkpoint" not in str(error.value)
+
+
+@pytest.mark.parametrize("what", ["weight", "statistics", "moment"])
+def test_what_is_not_finite_is_never_saved(tmp_path, what):
+    """Even where the loss did not show it yet: after the last step, in a statistic, in Adam's memory."""
+
+    def spoil(trainer):
+        if what == "weight":
+            trainer.model.network.parameters()[0].data[...] = np.nan
+        elif what == "statistics":
+            trainer.model.network.layers["encoder_bn_1"].moving_variance.data[0] = np.inf
+        else:
+            trainer.optimizer.moments["variance"][3] = np.inf
+
+    trainer = trainer_of("plain", tmp_path, [At(14, spoil)])
+    name = {"weight": "encoder_conv_layer_1.weight", "statistics": "moving_variance", "moment": "variance"}[what]
+    with pytest.raises(DivergedError, match=f"after step 14 .*{name} is not finite"):
+        trainer.run()
+    assert steps_of(tmp_path) == [7]
+
+
+def test_a_validation_loss_that_is_not_finite_is_told(tmp_path):
+    """The weights are finite and the training loss too, but not the loss with the moving statistics."""
+
+    class Broken(Callback):
+        def on_fit_begin(self, trainer):
+            trainer.validate = lambda: {"reconstruction": 1.0, "kl": math.inf}
+
+    trainer = trainer_of("vae", tmp_path, [Broken()])
+    with pytest.raises(DivergedError, match="validation loss after step 6 is not finite"):
+        trainer.run()
+    assert not steps_of(tmp_path)
+    assert not trainer.history.rows
+
+
+# ---- run folders ----
+
+
+@pytest.fixture
+def array_file(tmp_path) -> Path:
+    path = tmp_path / "images.npy"
+    np.save(path, pictures(30))
+    return path
+
+
+def run_of(array_file: Path, folder: Path, overwrite: bool = False, **options):
+    dataset = load_dataset(array_file)
+    options = TrainingOptions(**{"batch_size": BATCH, "epochs": 2, **options})
+    return start_run(
+        model_of("vae"),
+        dataset,
+        options,
+        folder,
+        learning_rate=1e-2,
+        overwrite=overwrite,
+        progress=False,
+        command="test",
+    )
+
+
+def execute(run) -> list[str]:
+    told: list[str] = []
+    run.execute(told.append)
+    return told
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Drawing takes long and is tested elsewhere."""
+    monkeypatch.setattr("autoencoders.runs.draw", lambda *_, **__: {})
+    monkeypatch.setattr("autoencoders.figures.loss_curves", lambda *_, **__: None)
+    monkeypatch.setattr("autoencoders.runs.save_pictures", lambda *_, **__: [])
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_run_that_was_interrupted_is_resumed_from_its_folder(tmp_path, array_file):
+    minigrad.use(kernels="plain")
+    whole = run_of(array_file, tmp_path / "whole")
+    execute(whole)
+    broken = run_of(array_file, tmp_path / "broken")
+    broken.trainer.callbacks = [At(3, interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        execute(broken)
+    assert read_record(tmp_path / "broken")["status"] == "running"
+    minigrad.use(kernels="numpy")
+    told: list[str] = []
+    again = resume_run(tmp_path / "broken", progress=False, tell=told.append)
+    assert again.trainer.k.kernels == "plain"  # that of the run
+    assert not any("not bitwise" in line for line in told)
+    assert "resuming after step 3, epoch 1 of 2" in told
+    execute(again)
+    files = [load_state(tmp_path / name / "model.safetensors") for name in ("whole", "broken")]
+    assert files[0][2] == files[1][2]
+    a, b = (read_record(tmp_path / name) for name in ("whole", "broken"))
+    assert a["status"] == b["status"] == "finished"
+    for key in ("test", "options", "model", "data", "learning_rate"):
+        assert a[key] == b[key]
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_other_kernels_on_resume_are_told(tmp_path, array_file):
+    minigrad.use(kernels="plain")
+    execute(run_of(array_file, tmp_path / "run"))
+    told: list[str] = []
+    resume_run(tmp_path / "run", kernels="numpy", threads=2, progress=False, tell=told.append)
+    line = next(line for line in told if "not bitwise" in line)
+    assert "kernels plain -> numpy" in line
+    assert "threads 1 -> 2" in line
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_other_data_on_resume_are_refused(tmp_path, array_file):
+    execute(run_of(array_file, tmp_path / "run"))
+    before = sorted(p.name for p in (tmp_path / "run").rglob("*"))
+    changed = pictures(30)
+    changed[7, 3, 3, 0] ^= 1
+    np.save(array_file, changed)
+    with pytest.raises(DataError, match="not the data of this run"):
+        resume_run(tmp_path / "run", progress=False, tell=lambda _: None)
+    array_file.unlink()
+    with pytest.raises(DataError):
+        resume_run(tmp_path / "run", progress=False, tell=lambda _: None)
+    assert sorted(p.name for p in (tmp_path / "run").rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_epochs_on_resume(tmp_path, array_file):
+    def resume(folder, epochs):
+        return resume_run(folder, epochs=epochs, progress=False, tell=lambda _: None)
+
+    minigrad.use(kernels="plain")
+    execute(run_of(array_file, tmp_path / "two"))
+    execute(run_of(array_file, tmp_path / "three", epochs=3))
+    with pytest.raises(ValueError, match="epochs is 1 but the run was started with 2; it can only grow"):
+        resume(tmp_path / "two", 1)
+    execute(resume(tmp_path / "two", 3))
+    digests = {load_state(tmp_path / name / "model.safetensors")[2] for name in ("two", "three")}
+    assert len(digests) == 1
+    execute(run_of(array_file, tmp_path / "cosine", schedule="cosine"))
+    with pytest.raises(ValueError, match="cosine schedule depends on them"):
+        resume(tmp_path / "cosine", 3)
+    assert resume(tmp_path / "cosine", 2).trainer.options.epochs == 2
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_folders_with_a_run_are_guarded(tmp_path, array_file):
+    folder = tmp_path / "run"
+    first = run_of(array_file, folder)
+    assert not folder.exists()  # nothing is written before the run starts
+    first.trainer.callbacks = [At(1, kill)]
+    with pytest.raises(Killed):
+        execute(first)
+    with pytest.raises(FileExistsError, match="already holds an unfinished run") as error:
+        run_of(array_file, folder)
+    assert "--overwrite" in str(error.value)
+    assert "--resume" not in str(error.value)  # there is no checkpoint yet
+    second = run_of(array_file, folder, overwrite=True)
+    second.trainer.callbacks = [At(2, interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        execute(second)
+    with pytest.raises(FileExistsError, match=r"an unfinished run.*--resume to go on with it"):
+        run_of(array_file, folder)
+    execute(resume_run(folder, progress=False, tell=lambda _: None))
+    with pytest.raises(FileExistsError, match="a finished run") as error:
+        run_of(array_file, folder)
+    assert "--resume" not in str(error.value)
+    (folder / "notes.txt").write_text("mine")
+    third = run_of(array_file, folder, overwrite=True)
+    assert os.listdir(folder) == ["notes.txt"]  # what is not the run's stays
+    execute(third)
+    assert {"model.safetensors", "run.json", "history.csv", "history.jsonl", "checkpoints"} <= set(os.listdir(folder))
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_bad_data_cost_no_old_run(tmp_path, array_file):
+    folder = tmp_path / "run"
+    execute(run_of(array_file, folder))
+    with pytest.raises(DataError, match="validation"):
+        run_of(array_file, folder, overwrite=True, validation=1000)
+    assert (folder / "model.safetensors").exists()
+    assert steps_of(folder)
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_the_record_of_a_run(tmp_path, array_file):
+    run = run_of(array_file, tmp_path / "run", validation=3)
+    execute(run)
+    record = read_record(tmp_path / "run")
+    assert record["status"] == "finished"
+    assert record["command"] == "test"
+    assert record["options"] == asdict(run.trainer.options)
+    assert record["data"]["content_hash"] == load_dataset(array_file).content_hash
+    assert record["training_seconds"] == pytest.approx(sum(run.trainer.history["seconds"]))
+    assert set(record["test"]) == {"mse", "psnr", "neg_elbo", "reconstruction", "kl", "kl_per_dim"}
+    assert read_record(tmp_path / "nowhere") == {}
+    for text, message in (("{", "cannot be read as JSON"), ("[]", "expected a JSON object, found list")):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(DataError, match=message):
+            read_record(tmp_path)
