@@ -207,7 +207,8 @@ def clip_grad_norm(optimizer: Optimizer, limit: float) -> Array:
     if not limit > 0:
         raise ValueError(f"clip_grad_norm: limit is {limit} but must be positive")
     xp, gradients = optimizer.k.xp, optimizer.flat.gradients
-    norm = xp.sqrt((gradients * gradients).sum()).reshape(1)
+    squares = xp.square(gradients, dtype="float64")  # in float32 they would overflow from 2e19 on
+    norm = xp.sqrt(squares.sum()).astype(gradients.dtype).reshape(1)
     gradients *= limit / xp.maximum(norm, limit)
     return norm
 

@@ -175,6 +175,8 @@ class Tensor:
             if self.size != 1:
                 raise ValueError(f"backward: a tensor of shape {self.shape} needs gy; only a single number does not")
             return backend_of(self.data).xp.ones_like(self.data)
+        if isinstance(gy, Real):
+            gy = backend_of(self.data).xp.full((), gy, dtype=self.dtype)
         gy = as_array(gy.data if isinstance(gy, Tensor) else gy)
         backend_of(self.data, gy)
         if gy.shape != self.shape or gy.dtype != self.dtype:

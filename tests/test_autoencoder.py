@@ -72,6 +72,9 @@ def loaded(model: Autoencoder) -> dict[str, np.ndarray]:
         ({"strides": (1, (2, 0))}, r"found \(2, 0\)"),
         ({"strides": (1, None)}, "found None"),
         ({"seed": -1}, "seed is -1"),
+        ({"momentum": 1.0}, r"momentum is 1\.0 but must lie in"),
+        ({"momentum": -0.1}, "momentum is"),
+        ({"momentum": math.nan}, "momentum is nan"),
     ],
     ids=str,
 )
@@ -570,8 +573,8 @@ def test_the_learned_variance_is_trained_and_saved(tmp_path):
 # ---- files ----
 
 MODELS = {
-    "ae": lambda: new(shape=(7, 8, 3), kernels=((3, 2), 3), seed=5),
-    "vae": lambda: new(VAE, beta=0.25, seed=6),
+    "ae": lambda: new(shape=(7, 8, 3), kernels=((3, 2), 3), momentum=0.9, seed=5),
+    "vae": lambda: new(VAE, beta=0.25, momentum=0.5, seed=6),
     "gaussian": lambda: new(VAE, likelihood="gaussian", variance=0.2),
     "learned": lambda: new(VAE, likelihood="gaussian-learned"),
 }
@@ -813,8 +816,10 @@ def test_fused_blocks_equal_the_layers_one_by_one(cls, kernels, training, restor
         assert "gradient" not in name or np.abs(x).max() > 1e-8, name
 
 
-def test_training_moves_the_statistics_and_use_reads_them():
-    model, x = new(), images(6)
+@pytest.mark.parametrize("cls", [Autoencoder, VAE])
+@pytest.mark.parametrize("momentum", [0.99, 0.8])
+def test_training_moves_the_statistics_and_use_reads_them(cls, momentum):
+    model, x = new(cls, **({} if momentum == 0.99 else {"momentum": momentum})), images(6)
     before = loaded(model)
     np.testing.assert_array_equal(before["encoder_bn_1.moving_mean"], 0)
     model.compile(0.0)  # weights stay
@@ -823,8 +828,8 @@ def test_training_moves_the_statistics_and_use_reads_them():
     layer = model.network.layers["encoder_conv_layer_1"]
     active = np.maximum(layer(Tensor((x / 255).astype("float32"))).numpy(), 0).astype(float)
     mean, variance = active.mean(axis=(0, 1, 2)), active.var(axis=(0, 1, 2))
-    np.testing.assert_allclose(after["encoder_bn_1.moving_mean"], 0.01 * mean, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(after["encoder_bn_1.moving_variance"], 0.99 + 0.01 * variance, rtol=1e-5)
+    np.testing.assert_allclose(after["encoder_bn_1.moving_mean"], (1 - momentum) * mean, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(after["encoder_bn_1.moving_variance"], momentum + (1 - momentum) * variance, rtol=1e-5)
     encoded = model.encode(x)
     model.network.layers["encoder_bn_1"].moving_mean.data += 1
     assert not np.allclose(model.encode(x), encoded)

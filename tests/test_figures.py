@@ -115,6 +115,8 @@ def test_every_picture_is_drawn_at_a_readable_size_without_touching_texts(name, 
     for (one, a), (other, b) in itertools.combinations(boxes, 2):
         apart = a.x1 <= b.x0 or b.x1 <= a.x0 or a.y1 <= b.y0 or b.y1 <= a.y0
         assert apart, f"{one!r} overlaps {other!r}"
+    for legend, axes in itertools.product(figure.legends, figure.axes):
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent()), "the legend lies on the curves"
     sheet_images = [] if "manifold" in name else [artist for axes in figure.axes for artist in axes.images]
     for artist in sheet_images:
         c = artist.get_window_extent()

@@ -372,3 +372,13 @@ def test_optimizer_asks_the_schedule_for_steps_from_one():
     tensors = parameters("float64")
     run(optim.SGD(tensors, lambda t: asked.append(t) or 0.1), tensors)
     assert asked == list(range(1, STEPS + 1))
+
+
+def test_clipping_large_gradients_does_not_overflow():
+    """In float32 the squares of 1e20 are infinite; the norm is not."""
+    parameter = nn.Parameter((4,))
+    optimizer = optim.SGD([parameter], 0.1)
+    optimizer.flat.gradients[...] = 1e20
+    norm = optim.clip_grad_norm(optimizer, 1.0)
+    assert float(norm[0]) == pytest.approx(2e20, rel=1e-6)
+    np.testing.assert_allclose(optimizer.flat.gradients, 0.5, rtol=1e-6)

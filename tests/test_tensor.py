@@ -704,3 +704,10 @@ def test_training_keeps_the_dtype(dtype, make, backend):
         assert dtypes_in(model.parameters(), dict(model.named_tensors())) == {dtype}
     model.eval()
     assert dtypes_in(model(x)) == {dtype}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gy_may_be_a_python_number(dtype):
+    x = Tensor(np.array(3.0, dtype), requires_grad=True)
+    (x * 2.0).backward(5.0)
+    assert x.grad == 10 and x.grad.dtype == dtype

@@ -1,0 +1,56 @@
+"""The README's Python is run, and what it says of the programs is true of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+
+
+def test_there_are_snippets_and_two_one_line_commands():
+    assert len(SNIPPETS) == 3
+    front_door = [line for line in COMMANDS if line.startswith("python3 -m venv")]
+    assert len(front_door) == 2
+    assert "train_conv_autoencoder.py" in front_door[0]
+    assert "pytest" in front_door[1]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["autoencoders", "classifier", "operation"])
+def test_a_snippet_runs(snippet, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    accuracy = re.search(r"accuracy ([\d.]+)%", done.stdout)
+    assert accuracy is None or float(accuracy[1]) > 70, done.stdout  # PyTorch reaches as much on the sample
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "scripts/" in c])
+def test_the_options_of_a_command_exist(command):
+    words = shlex.split(command.split("&&")[-1])
+    at = next(i for i, word in enumerate(words) if word.startswith("scripts/"))
+    spec = importlib.util.spec_from_file_location("program", ROOT / words[at])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.build_parser().parse_args(words[at + 1 :])  # exits with SystemExit where an option is unknown
+    assert callable(module.main)
+
+
+def test_every_file_named_exists():
+    for name in re.findall(r"`((?:minigrad|autoencoders|scripts|tests|backend)/[\w/.]+)`", README):
+        assert (ROOT / name).exists() or (ROOT / "minigrad" / name).exists(), name
+
+
+def test_pictures_exist():
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / name).stat().st_size > 1000, name
