@@ -118,6 +118,9 @@ def test_every_picture_is_drawn_at_a_readable_size_without_touching_texts(name, 
     for legend, axes in itertools.product(figure.legends, figure.axes):
         assert not legend.get_window_extent().overlaps(axes.get_window_extent()), "the legend lies on the curves"
     sheet_images = [] if "manifold" in name else [artist for axes in figure.axes for artist in axes.images]
+    corners = [artist.get_window_extent().extents for artist in sheet_images]
+    for one, other in itertools.combinations(np.array(corners), 2):
+        assert (np.minimum(one[2:], other[2:]) <= np.maximum(one[:2], other[:2]) + 1e-6).any(), "two images overlap"
     for artist in sheet_images:
         c = artist.get_window_extent()
         for text, b in boxes:
