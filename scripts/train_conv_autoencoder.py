@@ -24,11 +24,15 @@ FOLDERS = {"ae": "model", "vae": "variational/model"}
 # option: default, type (list: of whole numbers), help. The same names are read from --config.
 OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "model": ("vae", str, "ae (plain autoencoder) or vae (variational)"),
-    "epochs": (8, int, "passes over the training images"),
+    "epochs": (None, int, "passes over the training images (default: 8; up to 40 where there are few images)"),
     "batch-size": (128, int, "images a step"),
     "lr": (2e-3, float, "Adam's learning rate; with the cosine schedule its peak"),
     "schedule": ("cosine", str, "constant, or cosine from --lr to 0"),
-    "warmup-steps": (200, int, "steps in which the learning rate rises from 0"),
+    "warmup-steps": (
+        None,
+        int,
+        "steps in which the learning rate rises from 0 (default: a tenth of all, at most 200)",
+    ),
     "clip-norm": (None, float, "limit of the gradient's norm"),
     "latent-dim": (2, int, "dimensions of the latent space"),
     "filters": ([32, 64, 64, 64], list, "filters of each convolution"),
@@ -158,13 +162,17 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     tell(dataset.source)
     if args.smoke:
         settings |= {"epochs": 1, "limit_train": 2 * settings["batch_size"], "warmup_steps": 0}
+    images = len(dataset.train_images[: settings["limit_train"]])
+    if settings["epochs"] is None:
+        settings["epochs"] = min(40, max(8, 480_000 // images))
+    steps = max(1, settings["epochs"]) * -(-images // max(1, settings["batch_size"]))
+    if settings["warmup_steps"] is None:
+        settings["warmup_steps"] = min(200, steps // 10)
     options = TrainingOptions(
         **{name: settings[name] for name in TrainingOptions.__dataclass_fields__ if name in settings},
     )
     architecture = [settings[name] for name in ("filters", "kernels", "strides", "latent_dim")]
     shape = dataset.train_images.shape[1:]
-    images = len(dataset.train_images[: settings["limit_train"]])
-    steps = options.epochs * -(-images // options.batch_size)
     # BatchNorm's moving statistics shall forget where they started, also in a short training.
     named = {"seed": settings["seed"], "momentum": max(0.0, min(0.99, 1 - 10 / steps))}
     if settings["model"] == "vae":

@@ -647,6 +647,7 @@ TAMPERED = [
     {"conv_filters": "ab"},
     {"conv_filters": []},
     {"conv_kernels": [3, 10**9]},
+    {"conv_kernels": [10**9, 3]},  # no memory holds its weights
     {"conv_kernels": [3, 5]},
     {"conv_kernels": [3, [3]]},
     {"conv_kernels": [3, 0]},

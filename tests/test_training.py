@@ -602,9 +602,15 @@ def test_the_times_of_an_interrupted_epoch_are_added(tmp_path):
         trainer.run()
     before = trainer.progress.seconds
     assert before > 0
-    trainer = resumed(tmp_path)
+    trainer = resumed(tmp_path, [At(5, interrupt)])
     assert trainer.progress.seconds == before
-    assert trainer.run()["seconds"][0] > before
+    trainer.progress.seconds = 100.0
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    trainer = resumed(tmp_path)
+    assert trainer.progress.seconds > 100
+    first, second, _ = trainer.run()["seconds"]
+    assert first > 100 > second > 0
 
 
 def test_ctrl_c_without_a_folder(tmp_path, monkeypatch):
