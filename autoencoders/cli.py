@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import numpy as np
+
 from minigrad import DeviceError
 from minigrad.serialize import DataError
 
@@ -22,7 +24,8 @@ def run_program(body: Callable[[], None], *, debug: bool, interrupted: Callable[
     An error is one line on stderr; with debug a traceback comes first.
     """
     try:
-        body()
+        with np.errstate(all="ignore"):  # numbers that are not finite are looked for, and told in one line
+            body()
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:

@@ -104,7 +104,9 @@ class Autoencoder:
     def _build_encoder(self) -> dict[str, nn.Module]:
         layers: dict[str, nn.Module] = {}
         shape = self.input_shape
-        self._layer_inputs: list[tuple[int, int]] = []  # (H, W) that each convolution receives; the decoder returns to them
+        self._layer_inputs: list[
+            tuple[int, int]
+        ] = []  # (H, W) that each convolution receives; the decoder returns to them
         for i, (filters, kernel, stride) in enumerate(
             zip(self.conv_filters, self.conv_kernels, self.conv_strides, strict=True), 1
         ):
@@ -207,7 +209,9 @@ class Autoencoder:
     def interpolate(self, start: np.ndarray, end: np.ndarray, steps: int = 8) -> np.ndarray:
         """Images on the straight line in latent space between each pair: (N, H, W, C) twice -> (N, steps, H, W, C)."""
         if len(start) != len(end) or steps < 2:
-            raise DataError(f"interpolate: needs as many ends as starts and steps >= 2, found {len(start)}, {len(end)}, {steps}")
+            raise DataError(
+                f"interpolate: needs as many ends as starts and steps >= 2, found {len(start)}, {len(end)}, {steps}"
+            )
         share = np.linspace(0, 1, steps, dtype=np.float32)[:, None]  # (steps, 1)
         z = self.encode(start)[:, None] * (1 - share) + self.encode(end)[:, None] * share  # (N, steps, Z)
         return self.decode(z.reshape(-1, self.latent_space_dim)).reshape(len(z), steps, *self.input_shape)
@@ -215,12 +219,17 @@ class Autoencoder:
     def summary(self) -> str:
         """A table of all layers for one image."""
         layers = self.network.layers
-        parts = {part: nn.Sequential({n: x for n, x in layers.items() if n.startswith(part)}) for part in ("encoder", "decoder")}
+        parts = {
+            part: nn.Sequential({n: x for n, x in layers.items() if n.startswith(part)})
+            for part in ("encoder", "decoder")
+        }
         rows = parts["encoder"].summary_rows(self.input_shape)
         if "encoder_output" not in layers:  # heads of their own names, side by side
             features = rows[-1][2]
             for name, head in self.heads.items():
                 rows += nn.Sequential({name: head}).summary_rows(features)
+        if "likelihood" in layers:
+            rows.append(("likelihood", layers["likelihood"], (1,), 0))
         return format_summary(rows + parts["decoder"].summary_rows((self.latent_space_dim,)))
 
     def to(self, device: str | None = None, dtype: str | None = None) -> None:
@@ -261,7 +270,9 @@ class Autoencoder:
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[1:] != self.input_shape:
             hint = "; add the channel axis with images[..., None]" if images.shape[1:] == self.input_shape[:2] else ""
-            raise DataError(f"images: expected (N, {', '.join(map(str, self.input_shape))}), found {images.shape}{hint}")
+            raise DataError(
+                f"images: expected (N, {', '.join(map(str, self.input_shape))}), found {images.shape}{hint}"
+            )
         if not len(images):
             raise DataError("images: there are none")
         if images.dtype == np.uint8:
@@ -388,7 +399,8 @@ class VAE(Autoencoder):
         return mu, log_variance
 
     def reconstruct(self, images: np.ndarray, sample: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """(images after a round trip, their latents). The latents are the means, or with sample=True drawn from q(z | x)."""
+        """(images after a round trip, their latents). The latents are the means of q(z | x), or with
+        sample=True draws from it."""
         mu, log_variance = self.encode_distribution(images)
         if sample:
             noise = generator(seed, "reconstruct").standard_normal(mu.shape)

@@ -166,7 +166,8 @@ def resume_run(
     tell(dataset.source)
     if dataset.content_hash != data["content_hash"]:
         raise DataError(
-            f"{dataset.name}: not the data of this run (SHA-256 {dataset.content_hash}, recorded {data['content_hash']})"
+            f"{dataset.name}: not the data of this run "
+            f"(SHA-256 {dataset.content_hash}, recorded {data['content_hash']})"
         )
     model = from_config(record["model"])
     model.compile(learning_rate)

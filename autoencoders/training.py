@@ -327,7 +327,9 @@ class Trainer:
             p.sums = [total + count * float(value) for total, value in zip(p.sums, values, strict=True)]
             p.images += count
         self.pending.clear()
-        self.bar.set_postfix_str("  ".join(f"{name} {value:.5g}" for name, value in self.running.items()), refresh=False)
+        self.bar.set_postfix_str(
+            "  ".join(f"{name} {value:.5g}" for name, value in self.running.items()), refresh=False
+        )
 
     @property
     def running(self) -> dict[str, float]:
@@ -561,9 +563,7 @@ def catch_signals(signals: tuple[signal.Signals, ...]) -> Iterator[list[int]]:
 
     usual = (signal.SIG_DFL, signal.default_int_handler)
     mine = [
-        s
-        for s in signals
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(s) in usual
+        s for s in signals if threading.current_thread() is threading.main_thread() and signal.getsignal(s) in usual
     ]
     previous = {s: signal.signal(s, handler) for s in mine}
     try:

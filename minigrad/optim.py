@@ -58,7 +58,9 @@ class Optimizer:
         moments: names and flat arrays of what the optimiser remembers between steps.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], learning_rate: float | Schedule, moments: tuple[str, ...]) -> None:
+    def __init__(
+        self, parameters: Iterable[Parameter], learning_rate: float | Schedule, moments: tuple[str, ...]
+    ) -> None:
         if not callable(learning_rate) and not 0 <= learning_rate < math.inf:
             raise ValueError(f"optimizer: learning_rate is {learning_rate} but must be a number >= 0")
         self.flat = Flat(list(parameters))
@@ -109,7 +111,7 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """velocity = momentum * velocity + g; parameter -= rate * velocity, or with Nesterov rate * (g + momentum * velocity).
+    """velocity = momentum * velocity + g; parameter -= rate * velocity, with Nesterov rate * (g + momentum * velocity).
 
     Source: Sutskever et al., On the importance of initialization and momentum, 2013; the form is PyTorch's.
     """
@@ -137,7 +139,8 @@ class Adam(Optimizer):
     """mean = beta_1 * mean + (1 - beta_1) * g; variance = beta_2 * variance + (1 - beta_2) * g^2;
     parameter -= rate * mean / (1 - beta_1^t) / (sqrt(variance / (1 - beta_2^t)) + epsilon).
 
-    Source: Kingma and Ba, Adam, 2015, Algorithm 1 (epsilon after the bias correction, as in PyTorch; Keras puts it before).
+    Source: Kingma and Ba, Adam, 2015, Algorithm 1 (epsilon after the bias correction, as in
+    PyTorch; Keras puts it before).
     """
 
     weight_decay = 0.0

@@ -23,7 +23,10 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model"
     )
     parser.add_argument(
-        "--model-dir", metavar="DIR", default="variational/model", help="a trained model's folder (default: %(default)s)"
+        "--model-dir",
+        metavar="DIR",
+        default="variational/model",
+        help="a trained model's folder (default: %(default)s)",
     )
     parser.add_argument("--out", metavar="DIR", help="folder for evaluation.json (default: --model-dir)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the latent noise (default: %(default)s)")

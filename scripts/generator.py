@@ -21,10 +21,15 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: python scripts/generator.py --model-dir variational/model --samples 100 --seed 7",
     )
     parser.add_argument(
-        "--model-dir", metavar="DIR", default="variational/model", help="a trained model's folder (default: %(default)s)"
+        "--model-dir",
+        metavar="DIR",
+        default="variational/model",
+        help="a trained model's folder (default: %(default)s)",
     )
     parser.add_argument("--out", metavar="DIR", help="folder for the pictures (default: figures in --model-dir)")
-    parser.add_argument("--samples", metavar="N", type=int, default=48, help="new images to draw (default: %(default)s)")
+    parser.add_argument(
+        "--samples", metavar="N", type=int, default=48, help="new images to draw (default: %(default)s)"
+    )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of all choices (default: %(default)s)")
     parser.add_argument("--dataset", metavar="DATASET", help="images to encode (default: the data set of the run)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder that holds its files (default: that of the run)")

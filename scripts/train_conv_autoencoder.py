@@ -42,7 +42,11 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "kl-warmup": (0.0, float, "epochs in which beta rises from 0 (vae)"),
     "likelihood": ("bernoulli", str, "bernoulli, gaussian or gaussian-learned (vae)"),
     "seed": (0, int, "of weights, shuffle, noise and split"),
-    "dataset": ("auto", str, "auto, fashion-mnist, fashion-mnist-sample, mnist, a folder of images, an .npz or .npy file"),
+    "dataset": (
+        "auto",
+        str,
+        "auto, fashion-mnist, fashion-mnist-sample, mnist, a folder of images, an .npz or .npy file",
+    ),
     "data-dir": (None, str, "folder that holds the data set's files, or shall"),
     "limit-train": (None, int, "use only this many training images"),
     "validation": (0.0, float, "training images held out to measure on: a count, or a share below 1"),
@@ -57,7 +61,7 @@ WITH_RESUME = {"device", "backend", "threads", "epochs", "data_dir"}
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: python scripts/train_conv_autoencoder.py --model vae --latent-dim 10 --epochs 20 --out runs/vae10",
+        epilog="example: python scripts/train_conv_autoencoder.py --latent-dim 10 --epochs 20 --out runs/vae10",
     )
     choices = {"model": FOLDERS, "schedule": ("constant", "cosine")}
     for name, (default, kind, text) in OPTIONS.items():
@@ -74,7 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
             help=text,
             **many,
         )
-    parser.add_argument("--out", metavar="DIR", help="the run's folder (default: model for ae, variational/model for vae)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="the run's folder (default: model for ae, variational/model for vae)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--smoke", action="store_true", help="two batches through every stage, to see that all works")

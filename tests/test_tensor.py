@@ -710,4 +710,5 @@ def test_training_keeps_the_dtype(dtype, make, backend):
 def test_gy_may_be_a_python_number(dtype):
     x = Tensor(np.array(3.0, dtype), requires_grad=True)
     (x * 2.0).backward(5.0)
-    assert x.grad == 10 and x.grad.dtype == dtype
+    assert x.grad == 10
+    assert x.grad.dtype == dtype

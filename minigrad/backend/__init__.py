@@ -82,7 +82,9 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) 
     global _default
     kind, index = _parse(device)
     if kernels != "auto" and kernels not in KERNELS[kind]:
-        raise DeviceError(f"kernels {kernels!r} do not exist for device {kind}; choose auto, {', '.join(KERNELS[kind])}")
+        raise DeviceError(
+            f"kernels {kernels!r} do not exist for device {kind}; choose auto, {', '.join(KERNELS[kind])}"
+        )
     if threads is not None and threads < 1:
         raise DeviceError(f"threads is {threads} but must be at least 1")
     if kind == "cuda":

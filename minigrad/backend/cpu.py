@@ -244,7 +244,7 @@ class CpuBackend(Backend):
     # ---- batch normalisation ----
 
     def batch_norm(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> tuple[Array, Array, Array]:
-        """Faster on threads: one pass takes both sums of the values less a shift near the mean, as exact as two passes."""
+        """Faster on threads: one pass takes both sums, of the values less a shift near the mean: as exact as two."""
         C = x.shape[-1]
         shift = x.reshape(-1, C)[:CHUNK_ROWS].mean(axis=0)
         partial = np.zeros((self.threads, 2, C))
@@ -352,7 +352,7 @@ def _tiled(vector: Array, x: Array) -> Array:
 
 
 def _wide(x: Array) -> Array:
-    """(N, H, W, C) as long rows of whole image rows: arithmetic per channel runs faster over them than over C numbers."""
+    """(N, H, W, C) as long rows of whole image rows: per-channel arithmetic is faster over them than over C."""
     return x.reshape(-1, _row_length(x.shape)) if x.size else x.reshape(0, _row_length(x.shape))
 
 

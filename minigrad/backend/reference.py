@@ -145,7 +145,7 @@ class Backend:
     # ---- batch normalisation over all axes but the last ----
 
     def batch_norm(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> tuple[Array, Array, Array]:
-        """(y, mean, variance) with the batch's own statistics: y = (x - mean) / sqrt(variance + epsilon) * gamma + beta.
+        """(y, mean, variance): y = (x - mean) / sqrt(variance + epsilon) * gamma + beta, with the batch's statistics.
 
         The sums run in float64 and the variance is that of the deviations, because E[x^2] - E[x]^2 loses all
         digits in float32 when the mean is large against the deviation.
@@ -198,7 +198,7 @@ class Backend:
         transposed: bool,
         epsilon: float,
     ) -> tuple[Array, Array, Array, Array]:
-        """(y, active, mean, variance): active = relu(conv2d or its transpose of x, plus bias), y = batch_norm(active)."""
+        """(y, active, mean, variance): active = relu(conv2d(x) + bias) or transposed, y = batch_norm(active)."""
         if transposed:
             linear = self.add_bias(self.conv2d_grad_input(x, weight, geometry), bias)
         else:

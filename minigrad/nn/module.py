@@ -201,7 +201,9 @@ def format_summary(rows: list[tuple[str, Module, tuple[int, ...], int]]) -> str:
     table.append(("total", "", "", *(f"{n:,}" for n in totals)))  # type: ignore[arg-type]
     widths = [max(len(row[i]) for row in table) for i in range(6)]
     lines = [
-        "  ".join(cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in table
     ]
     rule = "-" * len(lines[0])

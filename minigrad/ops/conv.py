@@ -50,7 +50,8 @@ def conv_geometry(input_size: Size, kernel_size: Size, stride: Pair, padding: Pa
     """The geometry of a convolution, axis by axis, with H the input and K the kernel size:
 
     - padding p: output (H + 2p - K) // stride + 1. "valid" is p = 0.
-    - "same": output ceil(H / stride), as few zeros as that takes, the odd one at the bottom and right (TensorFlow's rule).
+    - "same": output ceil(H / stride) with as few zeros as that takes, the odd one at the bottom and right, which is
+      TensorFlow's rule.
 
     Raises:
         ValueError: a size is not positive, padding is unknown, or the kernel exceeds the padded input.
@@ -67,7 +68,8 @@ def conv_geometry(input_size: Size, kernel_size: Size, stride: Pair, padding: Pa
             before = after = _pair(0 if padding == "valid" else padding, "padding", 0)[axis]
         if H + before + after < K:
             raise ValueError(
-                f"convolution: kernel {kernel_size} is larger than the padded input (input {input_size}, padding {padding!r})"
+                f"convolution: kernel {kernel_size} is larger than the padded input "
+                f"(input {input_size}, padding {padding!r})"
             )
         pads.append((before, after))
         output_size.append((H + before + after - K) // S + 1)
@@ -136,9 +138,7 @@ class Conv2DTranspose(Function):
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         check_conv("conv2d_transpose", x, weight, bias, channel_axis=3)
         self.x, self.weight = x, weight
-        self.geometry = transposed_geometry(
-            x.shape[1:3], weight.shape[:2], self.stride, self.padding, self.output_size
-        )
+        self.geometry = transposed_geometry(x.shape[1:3], weight.shape[:2], self.stride, self.padding, self.output_size)
         y = self.k.conv2d_grad_input(x, weight, self.geometry)
         return y if bias is None else self.k.add_bias(y, bias)
 
