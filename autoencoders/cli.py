@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 import numpy as np
 
@@ -41,6 +42,13 @@ def run_program(body: Callable[[], None], *, debug: bool, interrupted: Callable[
         text = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {text}", file=sys.stderr)
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors, too, are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help shows all options\n")
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

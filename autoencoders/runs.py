@@ -5,6 +5,7 @@ A folder holds model.safetensors, checkpoints/, history.csv, history.jsonl, run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -54,7 +55,13 @@ class Run:
     def execute(self, tell: Callable[[str], None]) -> None:
         """Train to the end, save the model, measure it on the test images and draw it."""
         self._write_record()
-        history = self.trainer.run()
+        try:
+            history = self.trainer.run()
+        except BaseException as error:
+            self.record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
+            with contextlib.suppress(DataError):
+                self._write_record()
+            raise
         model = self.trainer.model
         model.save(self.folder)
         self.record.update(status="finished", finished=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
@@ -181,7 +188,9 @@ def resume_run(
         signals=(signal.SIGINT, signal.SIGTERM),
     )
     trainer.restore(arrays, record)
-    tell(f"resuming after step {trainer.progress.step}, epoch {trainer.progress.epoch + 1} of {options.epochs}")
+    at = trainer.progress
+    where = f"in epoch {at.epoch + 1} of {options.epochs}" if at.epoch < options.epochs else "all epochs are trained"
+    tell(f"resuming after step {at.step}, {where}")
     return Run(trainer, dataset, folder, command)
 
 
@@ -201,6 +210,19 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(record).__name__}")
     return record
+
+
+def data_of_run(folder: Path, dataset: str | None, data_dir: str | None) -> tuple[str, str | None]:
+    """Name and folder of the data to use with the model of a run: what is given, otherwise what the run used.
+
+    Raises:
+        DataError: run.json holds something else there.
+    """
+    used = read_record(folder).get("data", {})
+    name, place = (used.get("name"), used.get("data_dir")) if isinstance(used, dict) else (used, None)
+    if not isinstance(name, str | None) or not isinstance(place, str | None):
+        raise DataError(f"{folder / RECORD_FILE}: data: expected a name and a folder, found {used!r}")
+    return dataset or name or "auto", data_dir or (None if dataset else place)
 
 
 def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) -> np.ndarray:
@@ -248,10 +270,17 @@ def draw(model: Autoencoder, dataset: Dataset, *, seed: int = 0, count: int = 48
 
 
 def save_pictures(pictures: dict[str, Any], folder: Path) -> list[Path]:
-    """Write each picture as folder/<name>.png; returns the paths."""
+    """Write each picture as folder/<name>.png; returns the paths.
+
+    Raises:
+        DataError: one cannot be written.
+    """
     paths = []
     for name, figure in pictures.items():
         path = folder / f"{name}.png"
-        figures.save(figure, path)
+        try:
+            figures.save(figure, path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
         paths.append(path)
     return paths

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import autoencoders
 import minigrad
-from autoencoders.cli import add_common_options, run_program
+from autoencoders.cli import Parser, add_common_options, run_program
 from autoencoders.data import load_dataset
 from autoencoders.evaluation import evaluate, table
-from autoencoders.runs import read_record
+from autoencoders.runs import data_of_run
 from autoencoders.training import environment
 from minigrad.serialize import write_atomically
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model"
     )
     parser.add_argument(
@@ -46,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         backend = minigrad.use(args.device or "cpu")
         folder = Path(args.model_dir)
         model = autoencoders.load(folder)
-        used = read_record(folder).get("data", {})
-        data_dir = args.data_dir or (None if args.dataset else used.get("data_dir"))
-        dataset = load_dataset(args.dataset or used.get("name") or "auto", data_dir)
+        dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
         measured = evaluate(model, dataset.test_images, args.seed)
         print(f"test set, {len(dataset.test_images)} images:")

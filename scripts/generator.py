@@ -10,13 +10,13 @@ from pathlib import Path
 import autoencoders
 import minigrad
 from autoencoders import figures
-from autoencoders.cli import add_common_options, run_program
+from autoencoders.cli import Parser, add_common_options, run_program
 from autoencoders.data import load_dataset
-from autoencoders.runs import draw, read_record, save_pictures
+from autoencoders.runs import data_of_run, draw, save_pictures
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         epilog="example: python scripts/generator.py --model-dir variational/model --samples 100 --seed 7",
     )
@@ -48,9 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         minigrad.use(args.device or "cpu")
         folder = Path(args.model_dir)
         model = autoencoders.load(folder)
-        used = read_record(folder).get("data", {})
-        data_dir = args.data_dir or (None if args.dataset else used.get("data_dir"))
-        dataset = load_dataset(args.dataset or used.get("name") or "auto", data_dir)
+        dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
         pictures = draw(model, dataset, seed=args.seed, count=args.samples)
         for path in save_pictures(pictures, Path(args.out) if args.out else folder / "figures"):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import tomllib
@@ -12,14 +13,13 @@ from typing import Any
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
-from autoencoders.cli import add_common_options, run_program
-from autoencoders.data import load_dataset
+from autoencoders.cli import Parser, add_common_options, run_program
+from autoencoders.data import NAMES, load_dataset
 from autoencoders.evaluation import table
 from autoencoders.runs import resume_run, start_run
 from autoencoders.training import latest_checkpoint
 from minigrad.serialize import DataError
 
-PROGRAM = "python scripts/train_conv_autoencoder.py"
 FOLDERS = {"ae": "model", "vae": "variational/model"}
 # option: default, type (list: of whole numbers), help. The same names are read from --config.
 OPTIONS: dict[str, tuple[Any, Any, str]] = {
@@ -33,7 +33,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
         int,
         "steps in which the learning rate rises from 0 (default: a tenth of all, at most 200)",
     ),
-    "clip-norm": (None, float, "limit of the gradient's norm"),
+    "clip-norm": (None, float, "limit of the gradient's norm (default: none)"),
     "latent-dim": (2, int, "dimensions of the latent space"),
     "filters": ([32, 64, 64, 64], list, "filters of each convolution"),
     "kernels": ([3, 3, 3, 3], list, "kernel size of each convolution"),
@@ -47,23 +47,27 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
         str,
         "auto, fashion-mnist, fashion-mnist-sample, mnist, a folder of images, an .npz or .npy file",
     ),
-    "data-dir": (None, str, "folder that holds the data set's files, or shall"),
-    "limit-train": (None, int, "use only this many training images"),
+    "data-dir": (None, str, "folder that holds the data set's files, or shall (default: the user cache)"),
+    "limit-train": (None, int, "use only this many training images (default: all)"),
     "validation": (0.0, float, "training images held out to measure on: a count, or a share below 1"),
-    "patience": (None, int, "stop after so many epochs without a better validation loss"),
+    "patience": (None, int, "stop after so many epochs without a better validation loss (default: never)"),
     "save-every": (0, int, "steps between checkpoints, besides one after each epoch"),
     "backend": ("auto", str, "kernels: auto, plain or numpy"),
     "threads": (None, int, "CPU threads (default: the cores this process may use)"),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model": tuple(FOLDERS),
+    "schedule": ("constant", "cosine"),
+    "likelihood": ("bernoulli", "gaussian", "gaussian-learned"),
 }
 WITH_RESUME = {"device", "backend", "threads", "epochs", "data_dir"}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         epilog="example: python scripts/train_conv_autoencoder.py --latent-dim 10 --epochs 20 --out runs/vae10",
     )
-    choices = {"model": FOLDERS, "schedule": ("constant", "cosine")}
     for name, (default, kind, text) in OPTIONS.items():
         if default is not None:
             shown = " ".join(map(str, default)) if kind is list else default
@@ -74,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
             type=int if kind is list else kind,
             default=argparse.SUPPRESS,
             metavar="N" if kind in (int, float, list) else name.upper(),
-            choices=choices.get(name),
+            choices=CHOICES.get(name),
             help=text,
             **many,
         )
@@ -107,6 +111,8 @@ def read_config(path: str) -> dict[str, Any]:
         good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
         if not good or (kind is list and not all(isinstance(n, int) for n in value)):
             raise DataError(f"{path}: {name} is {value!r} but must be of type {kind.__name__}")
+        if value not in CHOICES.get(name, (value,)):
+            raise DataError(f"{path}: {name} is {value!r} but must be one of {', '.join(CHOICES[name])}")
     return {name.replace("-", "_"): value for name, value in found.items()}
 
 
@@ -120,7 +126,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--resume takes {names} from the checkpoint; leave it out")
     if args.resume and (args.overwrite or args.smoke or args.config):
         parser.error("--resume cannot be combined with --overwrite, --smoke or --config")
-    command = f"{PROGRAM} {shlex.join(argv)}".strip()
+    program = shlex.join([as_typed(sys.executable or "python"), as_typed(__file__)])
+    command = f"{program} {shlex.join(argv)}".strip()
     out: list[Path] = []
 
     def tell(text: str) -> None:
@@ -155,17 +162,28 @@ def main(argv: list[str] | None = None) -> int:
     def interrupted() -> str:
         if not out or not latest_checkpoint(out[0]):
             return " before the first checkpoint"
-        return f"; saved. Go on with: {PROGRAM} --out {shlex.quote(str(out[0]))} --resume"
+        return f"; saved. Go on with: {program} --out {shlex.quote(str(out[0]))} --resume"
 
     return run_program(body, debug=args.debug, interrupted=interrupted)
+
+
+def as_typed(path: str) -> str:
+    """A path as it would be typed here: relative where it lies below the working folder."""
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
 
 
 def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, tell: Any) -> Any:
     """A run from settings."""
     backend = minigrad.use(args.device or "cpu", settings["backend"], settings["threads"])
     tell(backend.describe())
+    if settings["dataset"] not in NAMES:  # a path, recorded so that it is found from every folder
+        settings["dataset"] = str(Path(settings["dataset"]).absolute())
+    if settings["data_dir"] is not None:
+        settings["data_dir"] = str(Path(settings["data_dir"]).absolute())
     dataset = load_dataset(settings["dataset"], settings["data_dir"], progress=not args.quiet)
     tell(dataset.source)
+    if settings["limit_train"] is not None and settings["limit_train"] < 1:
+        raise ValueError(f"limit train is {settings['limit_train']} but must be a whole number >= 1")
     if args.smoke:
         settings |= {"epochs": 1, "limit_train": 2 * settings["batch_size"], "warmup_steps": 0}
     images = len(dataset.train_images[: settings["limit_train"]])

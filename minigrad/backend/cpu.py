@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ..ops.conv import ConvGeometry
 
 Array = Any
-BLOCK_BYTES = 1 << 20  # scratch that a thread works on at a time; about the second-level cache of one core
-PASS_BYTES = 1 << 18  # the same for elementwise passes, which hold up to four arrays of a block
+BLOCK_BYTES = 3 << 20  # scratch that a thread works on at a time: it should stay in the cache, but calls cost time too
+PASS_BYTES = 1 << 20  # of each array in an elementwise pass
 MATMUL_PRODUCTS = 1 << 20  # multiplications that are worth a thread
 ROW_NUMBERS = 8192  # see _wide
 CHUNK_ROWS = 512  # rows summed in the arrays' own precision; sums of these go on in float64
