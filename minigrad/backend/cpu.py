@@ -1,6 +1,6 @@
 """The CPU kernels: those of reference.py on threads, in blocks that stay in the cache.
 
-Measured by benchmarks/ops.py.
+Measured against the plain kernels by benchmarks/kernels.py.
 """
 
 from __future__ import annotations
