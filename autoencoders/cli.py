@@ -12,6 +12,7 @@ from typing import NoReturn
 import numpy as np
 
 from minigrad import DeviceError
+from minigrad.backend.pool import keep_freed_memory
 from minigrad.serialize import DataError
 
 from .training import DivergedError
@@ -24,6 +25,7 @@ def run_program(body: Callable[[], None], *, debug: bool, interrupted: Callable[
 
     An error is one line on stderr; with debug a traceback comes first.
     """
+    keep_freed_memory()
     try:
         with np.errstate(all="ignore"):  # numbers that are not finite are looked for, and told in one line
             body()

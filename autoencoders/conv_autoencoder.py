@@ -47,7 +47,8 @@ class Autoencoder:
 
     kind = "ae"
     loss_names: tuple[str, ...] = ("reconstruction",)
-    unit = "squared error per pixel"
+    unit = "squared error per value"
+    beta = 1.0  # the weight of a KL term; the VAE has one
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class Autoencoder:
         encoder = self._build_encoder()
         self.heads = self._build_heads(math.prod(self._encoded_shape))  # features (N, D) -> latent space
         decoder = self._build_decoder()
-        # All layers under their own names: for saving, moving and training as a whole. The same layers, run:
+        # All layers by name, for saving, moving and training them as a whole; never called. Those that are run:
         self.network = nn.Sequential({**encoder, **self.heads, **decoder})
         self.encoder = nn.fuse(encoder)  # images -> features
         self.decoder = nn.fuse(decoder)  # latents -> logits of the image

@@ -9,7 +9,7 @@ so nothing needs a display and nothing is kept alive after the caller drops the 
 Images are ``(N, H, W, C)``, uint8 or float in [0, 1]; values outside are clipped. C = 1 is shown grey, C = 3 as RGB,
 of any other C the first channel.
 
-Read next: report.py, which puts these pictures into one HTML page.
+Read next: runs.py, which draws them.
 """
 
 import math
@@ -635,7 +635,9 @@ def loss_curves(
         axes = figure.add_subplot(rows, columns, count)
         axes.plot(epochs, rate, color=INK, linewidth=1.8, marker="o" if marked else "", markersize=4.5)
         _epoch_axes(axes, epochs, "Learning rate", "learning rate")
-        if finite_rate.min() > 0 and finite_rate.max() / finite_rate.min() > 10:
+        falls = finite_rate.min() > 0 and finite_rate.max() / finite_rate.min() > 10
+        # by factors, not to zero: a cosine's last epoch would take the whole of a logarithmic axis
+        if falls and np.abs(np.diff(np.log10(finite_rate))).max() < 1.5:
             axes.set_yscale("log")
     figure.suptitle(
         title if both else title.replace("Training and validation", "Training"), x=0.012, ha="left",

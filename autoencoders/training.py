@@ -240,7 +240,7 @@ class Trainer:
     def beta(self, step: int) -> float:
         """The weight of the KL term at a step of the run, which counts from 1."""
         warmup_steps = self.options.kl_warmup * self.batches
-        return getattr(self.model, "beta", 1.0) * min(1.0, step / warmup_steps if warmup_steps else 1.0)
+        return self.model.beta * min(1.0, step / warmup_steps if warmup_steps else 1.0)
 
     # ---- the loop ----
 
@@ -254,6 +254,7 @@ class Trainer:
         """
         if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
+        self.optimizer.flat.check()
         self.optimizer.learning_rate = self.rate
         self.model.network.train()
         self._call("on_fit_begin")
@@ -279,7 +280,7 @@ class Trainer:
         p, options = self.progress, self.options
         self._call("on_epoch_begin")
         order, noise, scalars = self._draw_epoch()
-        p.sums = p.sums or [0.0] * len(self.model.loss_names)
+        p.sums = p.sums or [0.0] * len(self.columns)
         self.clock = time.perf_counter()
         while p.batch < self.batches:
             self._call("on_batch_begin")
@@ -324,7 +325,8 @@ class Trainer:
             if not np.isfinite(values).all():
                 found = ", ".join(f"{n} {v:g}" for n, v in zip(self.model.loss_names, values, strict=True))
                 self._diverged(f"the loss of step {step} is not finite ({found})")
-            p.sums = [total + count * float(value) for total, value in zip(p.sums, values, strict=True)]
+            parts = self._with_total(values.tolist(), self.beta(step)).values()
+            p.sums = [total + count * value for total, value in zip(p.sums, parts, strict=True)]
             p.images += count
         self.pending.clear()
         self.bar.set_postfix_str(
@@ -335,15 +337,19 @@ class Trainer:
     def running(self) -> dict[str, float]:
         """Mean losses of the epoch so far."""
         p = self.progress
-        return {name: total / p.images for name, total in zip(self.model.loss_names, p.sums, strict=True)}
+        return {name: total / p.images for name, total in zip(self.columns, p.sums, strict=True)}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("loss", *self.model.loss_names)
 
     def _end_epoch(self) -> None:
         p = self.progress
         seconds = p.seconds + time.perf_counter() - self.clock
         beta = self.beta(p.step)
-        row: dict[str, Any] = {"epoch": p.epoch + 1, **self._with_total(self.running, beta)}
+        row: dict[str, Any] = {"epoch": p.epoch + 1, **self.running}
         if len(self.validation_images):
-            validation = self._with_total(self.validate(), getattr(self.model, "beta", 1.0))
+            validation = self._with_total(list(self.validate().values()), self.model.beta)
             row.update({f"val_{name}": value for name, value in validation.items()})
             if not all(map(math.isfinite, validation.values())):
                 self._diverged(f"the validation loss after step {p.step} is not finite ({validation['loss']:g})")
@@ -359,9 +365,9 @@ class Trainer:
             self.bar.clear()
             print(epoch_line(row, self.options.epochs), flush=True)
 
-    def _with_total(self, parts: dict[str, float], beta: float) -> dict[str, float]:
-        """The parts and before them what is minimised: reconstruction + beta * KL."""
-        return {"loss": parts["reconstruction"] + beta * parts.get("kl", 0.0), **parts}
+    def _with_total(self, parts: list[float], beta: float) -> dict[str, float]:
+        """The losses by name, and before them their weighted sum: reconstruction + beta * KL."""
+        return dict(zip(self.columns, [parts[0] + beta * sum(parts[1:]), *parts], strict=True))
 
     def validate(self) -> dict[str, float]:
         """Mean losses on the held-out images, in evaluation mode, with the same noise every time."""
@@ -430,17 +436,22 @@ class Trainer:
         """Take weights, moments and progress from a checkpoint of `load_checkpoint`.
 
         Raises:
-            DataError: the checkpoint does not belong to this model.
+            DataError: the checkpoint does not belong to this model, these options or this learning rate.
         """
         prefix = "optimizer."
         moments = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
+        ours = {**asdict(self.options), "learning_rate": self.peak}
         try:
+            theirs = {**record["options"], "learning_rate": record["learning_rate"]}
+            other = [name for name in ours if name != "epochs" and ours[name] != theirs[name]]
+            if other:
+                raise ValueError(f"made with another {', '.join(other)}")
             self.progress = Progress(**record["progress"])
             self.model.network.load_state_dict({n: x for n, x in arrays.items() if not n.startswith(prefix)})
             steps = self.progress.first_step + self.progress.step
             self.optimizer.load_state_dict({"steps": steps, **moments})
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"checkpoint: does not fit the model ({error})") from error
+            raise DataError(f"checkpoint: does not fit the training ({error})") from error
         self.restored = True
 
     def _check_finite(self) -> None:

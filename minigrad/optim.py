@@ -3,7 +3,7 @@
 An optimiser moves its parameters into one flat array, and their gradients into another; each parameter becomes
 a view. One step is then one kernel over flat arrays, whatever the number of layers, at addresses that never change.
 
-Read next: ../autoencoders/conv_autoencoder.py, or go back to ../backend/reference.py for the step's formula.
+Read next: backend/reference.py, where the steps' formulas are.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ class Flat:
             p.data = self.values[start:end].reshape(p.shape)
             p.grad = self.gradients[start:end].reshape(p.shape)
             start = end
-        self.views = [p.data for p in parameters]
+        self.views = [(p.data, p.grad) for p in parameters]
 
     def check(self) -> None:
         """Raise RuntimeError unless the parameters still live here."""
-        if any(p.data is not view for p, view in zip(self.parameters, self.views, strict=True)):
+        ours = (p.data is data and p.grad is grad for p, (data, grad) in zip(self.parameters, self.views, strict=True))
+        if not all(ours):
             raise RuntimeError(
-                "optimizer: the parameters have moved (model.to, or a newer optimizer took them); make a new optimizer"
+                "optimizer: the parameters have moved (model.to, or a newer optimizer took them) or data or grad was "
+                "assigned; make a new optimizer, and write into the arrays instead of assigning them"
             )
 
 
@@ -78,7 +80,7 @@ class Optimizer:
         return (self.rate(step),)
 
     def update(self, scalars: Array) -> None:
-        """Change the parameters by their gradients; scalars is the row of `scalars` as an array."""
+        """Change the parameters by their gradients; scalars is what `self.scalars(step)` gave, as an array."""
         raise NotImplementedError
 
     def step(self) -> None:
@@ -217,7 +219,8 @@ def clip_grad_norm(optimizer: Optimizer, limit: float) -> Array:
 
 
 def cosine_schedule(peak: float, steps: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
-    """Linear from 0 to peak over `warmup` steps, then half a cosine from peak to final at the end of `steps`.
+    """Linear from 0 to peak over `warmup` steps, then half a cosine from peak at step
+    warmup + 1 towards final, which step `steps` + 1 would have.
 
     Source: Loshchilov and Hutter, SGDR, 2017, eq. 5.
     """

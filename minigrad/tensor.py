@@ -4,6 +4,8 @@ A `Tensor` is an array that remembers the `Function` that made it. Functions rem
 tensors, so the tensors and functions of one computation form a graph. `Tensor.backward` walks that
 graph from a result to the leaves, in reverse running order, and adds up gradients.
 
+Arrays are NumPy's or CuPy's: `backend_of(x)` has the kernels for x, and its `xp` is the library itself.
+
 Read next: ops/elementwise.py, where the first Functions are.
 """
 
@@ -148,7 +150,8 @@ class Tensor:
                 may be omitted for a single number, where it is 1.
 
         Raises:
-            RuntimeError: nothing here requires a gradient, or part of the graph was used before.
+            RuntimeError: nothing here requires a gradient, or part of the graph was used before (gradients that
+                were added until then stay).
             ValueError: gy is missing or has the wrong shape; a Function returned a gradient of wrong shape.
         """
         if not self.requires_grad:

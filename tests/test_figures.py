@@ -501,6 +501,8 @@ def test_the_learning_rate_has_a_panel_only_when_it_changes():
     assert len(axes) == 4
     assert axes[3].get_yscale() == "log"
     np.testing.assert_allclose(axes[3].lines[0].get_ydata(), [0.1, 0.01, 0.001, 0.0001])
+    to_zero = [row | {"learning_rate": rate} for row, rate in zip(history(4), [2e-3, 1e-3, 2e-4, 1e-8], strict=True)]
+    assert figures.loss_curves(to_zero).axes[3].get_yscale() == "linear"
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------

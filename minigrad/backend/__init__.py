@@ -66,7 +66,7 @@ def default_backend() -> Backend:
 
 
 def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) -> Backend:
-    """Choose where new parameters are made and with which kernels the device works.
+    """Choose where new parameters are made and with which kernels the device works, also on arrays made before.
 
     Args:
         device: `cpu`, `cuda` or `cuda:<index>`.

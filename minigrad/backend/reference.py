@@ -263,6 +263,7 @@ class Backend:
 
         scalars: (rate, 1 / (1 - beta_1^t), 1 / (1 - beta_2^t)).
         """
+        # slices, because an index would give NumPy a scalar of its own kind
         rate, correction_1, correction_2 = scalars[0:1], scalars[1:2], scalars[2:3]
         mean[...] = beta_1 * mean + (1 - beta_1) * gradients
         variance[...] = beta_2 * variance + (1 - beta_2) * gradients * gradients

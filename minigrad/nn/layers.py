@@ -1,6 +1,7 @@
 """The layers: parameters plus an operation of ops/.
 
-Weights start as Glorot uniform and biases at zero, as in Keras.
+Weights start as Glorot uniform and biases at zero, as in Keras. Layers of one shape start alike until
+`model.initialize(seed)` draws each by its name.
 
 Read next: ../optim.py.
 """
@@ -33,7 +34,7 @@ class Dense(Module):
 
 
 class Conv2D(Module):
-    """Convolution, (N, H, W, channels) -> (N, OH, OW, filters); see `ops.conv2d`.
+    """Convolution, (N, H, W, channels) -> (N, OH, OW, filters); see `ops.conv2d` (whose default padding is 0).
 
     Args:
         kernel_size, stride: ints or (height, width) pairs.
@@ -65,11 +66,13 @@ class Conv2D(Module):
 
 
 class Conv2DTranspose(Module):
-    """Transposed convolution, (N, H, W, channels) -> (N, OH, OW, filters); see `ops.conv2d_transpose`.
+    """Transposed convolution, (N, OH, OW, channels) -> (N, H, W, filters); letters as in `ops.conv2d_transpose`.
+
+    weight is (KH, KW, filters, channels): that of the convolution which goes the other way.
 
     Args:
         stride, padding: those of the convolution that it transposes.
-        output_size: (OH, OW); None: H * stride for "same".
+        output_size: (H, W); None: OH * stride for "same".
     """
 
     def __init__(
@@ -95,8 +98,8 @@ class Conv2DTranspose(Module):
         )
 
     def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
-        N, H, W, _ = x_shape
-        return N * H * W * self.weight.size
+        N, OH, OW, _ = x_shape
+        return N * OH * OW * self.weight.size
 
 
 class BatchNorm(Module):
@@ -134,7 +137,7 @@ class BatchNorm(Module):
 class ConvBlock(Module):
     """norm(relu(conv(x))). In training it is one operation, which fast backends compute without leaving the cache.
 
-    The layers keep their own places in the model; this only runs them.
+    The layers keep their own places in the model; this only runs them, without calling their `forward` in training.
     """
 
     def __init__(self, conv: Conv2D | Conv2DTranspose, relu: ReLU, norm: BatchNorm) -> None:

@@ -8,6 +8,7 @@ Read next: layers.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,7 +50,10 @@ class Parameter(Tensor):
 
 
 class Module:
-    """Base of layers and models: define attributes in `__init__` and the computation in `forward`."""
+    """Base of layers and models: define attributes in `__init__` and the computation in `forward`.
+
+    Modules inside lists or dicts are not found; put them into a Sequential.
+    """
 
     training = True
 
@@ -109,7 +113,7 @@ class Module:
     def to(self, device: str | None = None, dtype: str | None = None) -> None:
         """Move the whole model to a device ("cpu", "cuda:0") or dtype ("float32", "float64").
 
-        Parameters get new arrays, so make optimisers afterwards.
+        All parameters get new arrays and zero gradients, so make optimisers afterwards.
         """
         for _, x in self.named_tensors():
             x.data = to_device(x.data, device or x.device).astype(dtype or x.dtype)
@@ -192,10 +196,7 @@ def format_summary(rows: list[tuple[str, Module, tuple[int, ...], int]]) -> str:
     table = [("layer", "type", "output shape", "parameters", "multiply-adds", "activation bytes")]
     totals = [0, 0, 0]
     for name, layer, shape, multiply_adds in rows:
-        size = 4
-        for n in shape:
-            size *= n
-        numbers = [sum(p.size for p in layer.parameters()), multiply_adds, size]
+        numbers = [sum(p.size for p in layer.parameters()), multiply_adds, 4 * math.prod(shape)]
         totals = [total + n for total, n in zip(totals, numbers, strict=True)]
         table.append((name, type(layer).__name__, str(shape), *(f"{n:,}" for n in numbers)))  # type: ignore[arg-type]
     table.append(("total", "", "", *(f"{n:,}" for n in totals)))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """Batch normalisation.
 
-Read next: loss.py.
+Read next: loss.py (fused.py only if curious).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from ..tensor import Function, Operand, Tensor
 
 
 class BatchNorm(Function):
-    """With the statistics of the batch. After the call `mean` and `variance` hold them."""
+    """With the statistics of the batch. After the call, until backward, `mean` and `variance` hold them."""
 
     def __init__(self, epsilon: float) -> None:
         self.epsilon = epsilon

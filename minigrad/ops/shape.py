@@ -110,9 +110,7 @@ def mean(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
         ValueError: there is nothing to average.
     """
     x = x if isinstance(x, Tensor) else Tensor(x)
-    count = 1
-    for a in _axes(axis, x.ndim):
-        count *= x.shape[a]
+    count = math.prod(x.shape[a] for a in _axes(axis, x.ndim))
     if count == 0:
         raise ValueError(f"mean: no elements to average over axis {axis} of shape {x.shape}")
     return sum(x, axis, keepdims) * (1 / count)
