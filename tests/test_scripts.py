@@ -1,0 +1,810 @@
+"""The three programs as a user meets them: files, exit codes, one-line errors, resuming, and what is drawn.
+
+Most of it calls main(argv) in this process; only what needs a process of its own (signals, no display) starts one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import autoencoders
+from autoencoders import figures, runs
+from autoencoders.cli import run_program
+from autoencoders.data import load_dataset
+from autoencoders.training import DivergedError
+from minigrad import DeviceError
+from minigrad.serialize import DataError, load_state
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+SAMPLE = ("--dataset", "fashion-mnist-sample")
+NETWORK = ("--filters", "4", "8", "--kernels", "3", "3", "--strides", "2", "2", "--batch-size", "32")
+TINY = (*NETWORK, *SAMPLE, "--limit-train", "64", "--threads", "1")
+VAE_PICTURES = {"reconstructions", "latent_space", "interpolations", "samples"}
+AE_PICTURES = {"reconstructions", "latent_space", "interpolations"}
+
+
+def _program(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TRAIN, GENERATE, EVALUATE = (_program(name) for name in ("train_conv_autoencoder", "generator", "evaluate"))
+PROGRAMS = pytest.mark.parametrize("program", [TRAIN, GENERATE, EVALUATE], ids=lambda p: p.__name__)
+READERS = pytest.mark.parametrize("program", [GENERATE, EVALUATE], ids=lambda p: p.__name__)
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    def failed(self, code: int, *fragments: str) -> None:
+        """It ended with the code and one line on stderr that holds the fragments."""
+        assert (self.code, self.err.count("\n")) == (code, 1), self.err
+        assert self.err.startswith("error: ")
+        for fragment in fragments:
+            assert fragment in self.err, self.err
+
+
+@pytest.fixture(autouse=True)
+def _place(tmp_path, monkeypatch, restored_backends):
+    """A working folder of its own, no data but the sample, no display."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MINIGRAD_DATA", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MINIGRAD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def call(capsys):
+    def call(program: ModuleType, *argv: object) -> Done:
+        capsys.readouterr()
+        try:
+            code = program.main([str(word) for word in argv])
+        except SystemExit as stop:
+            code = stop.code
+        return Done(code, *capsys.readouterr())
+
+    return call
+
+
+@contextmanager
+def no_pictures():
+    """Training draws nothing, which takes most of a short run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "draw", lambda *_, **__: {})
+        patch.setattr(runs, "save_pictures", lambda *_: [])
+        yield
+
+
+@pytest.fixture
+def undrawn():
+    with no_pictures():
+        yield
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    return tmp_path_factory.mktemp("trained")
+
+
+@pytest.fixture
+def trained(shelf, call):
+    """The folder of a finished run, made when first asked for. Not to be changed."""
+
+    def trained(model: str = "vae", latent: int = 2) -> Path:
+        folder = shelf / f"{model}{latent}"
+        if not folder.exists():
+            with no_pictures():
+                done = call(TRAIN, *TINY, "--model", model, "--latent-dim", latent, "--epochs", 2, "--out", folder)
+            assert done.code == 0, done.err
+        return folder
+
+    return trained
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def weights(folder: Path) -> tuple[dict, str]:
+    """What a saved model holds, and its SHA-256. (safetensors orders the header of equal files by chance.)"""
+    arrays, saved, digest = load_state(folder / "model.safetensors")
+    return {name: x.tobytes() for name, x in arrays.items()} | saved["model"], digest
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def losses(folder: Path) -> list[dict]:
+    """The history without what depends on time."""
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+def pictures(folder: Path) -> set[str]:
+    for path in folder.iterdir():
+        assert path.suffix == ".png"
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert np.asarray(picture.convert("L")).std() > 1, f"{path.name} is blank"
+    return {path.stem for path in folder.iterdir()}
+
+
+# ---- help ----
+
+
+@PROGRAMS
+def test_help_shows_every_option_its_default_and_an_example_that_parses(program, call):
+    done = call(program, "--help")
+    assert done.code == 0
+    text = " ".join(done.out.split())
+    parser = program.build_parser()
+    for action in parser._actions:
+        assert action.help, action.option_strings
+        if action.nargs != 0 and action.dest != "config":  # flags are off, and there is no file
+            assert "default:" in action.help or action.dest in ("dataset", "data_dir"), action.option_strings
+        assert f"{action.option_strings[-1]} " in text
+    example = re.search(r"example: python scripts/(\S+) (.*)$", text)
+    assert example
+    assert example[1] == f"{program.__name__}.py"
+    parser.parse_args(shlex.split(example[2]))
+
+
+def test_the_training_options_are_these_with_these_defaults_in_the_help(call):
+    expected = """model epochs batch-size lr latent-dim filters kernels strides beta kl-warmup likelihood seed
+        device backend threads data-dir dataset limit-train validation save-every out resume overwrite smoke
+        config quiet debug"""
+    text = " ".join(call(TRAIN, "--help").out.split())
+    for name in expected.split():
+        assert f" --{name}" in text
+    for name, (default, kind, _) in TRAIN.OPTIONS.items():
+        if default is not None:
+            shown = " ".join(map(str, default)) if kind is list else str(default)
+            described = re.search(rf" --{name} (N|{name.upper()}) .*?\(default: ([^)]*)\)", text.split(" options: ")[1])
+            assert described, name
+            assert described[2] == shown
+
+
+@PROGRAMS
+def test_a_usage_error_is_one_line_that_points_to_the_help(program, call):
+    call(program, "--wat").failed(2, "--wat", "--help")
+    call(program, "--seed", "x").failed(2, "--seed", "'x'", "--help")
+    assert os.listdir() == []
+
+
+def test_a_script_runs_as_a_program():
+    script = [sys.executable, "-W", "error", SCRIPTS / "train_conv_autoencoder.py"]
+    done = subprocess.run([*script, "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: train_conv_autoencoder.py")
+
+
+# ---- training ----
+
+
+@pytest.mark.parametrize(
+    ("model", "folder", "drawn"),
+    [("ae", "model", AE_PICTURES), ("vae", "variational/model", VAE_PICTURES | {"manifold"})],
+)
+def test_a_smoke_run_goes_through_every_stage_into_the_default_folder(model, folder, drawn, call):
+    done = call(TRAIN, *NETWORK, *SAMPLE, "--model", model, "--smoke")
+    assert (done.code, done.err) == (0, "")
+    out = Path(folder)
+    assert os.listdir() == [folder.split("/")[0]], "nothing elsewhere"
+    assert {p.name for p in out.iterdir()} == {
+        "model.safetensors", "run.json", "history.csv", "history.jsonl", "checkpoints", "figures",
+    }  # fmt: skip
+    assert pictures(out / "figures") == drawn | {"loss_curves"}
+    assert os.listdir(out / "checkpoints") == ["step-00000002.safetensors"]  # two batches
+    ran = record(out)
+    assert ran["status"] == "finished"
+    assert ran["model"]["kind"] == model
+    assert ran["test"]["mse"] > 0
+    assert type(autoencoders.load(out)).kind == model
+    for told in ("device cpu", "embedded sample", "encoder_conv_layer_1", "epoch 1/1", "model.safetensors", "psnr"):
+        assert told in done.out
+
+
+def test_quiet_prints_nothing(call):
+    done = call(TRAIN, *TINY, "--smoke", "--quiet", "--out", "run")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    with no_pictures():
+        done = call(TRAIN, "--out", "run", "--resume", "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_options_come_from_the_command_line_then_the_file_then_the_defaults(call):
+    Path("my.toml").write_text(
+        'model = "vae"\nbatch-size = 16\nbeta = 2\nlr = 0.5e-3\nepochs = 1\nfilters = [3, 5]\nkernels = [3, 1]\n'
+        'strides = [2, 3]\nlatent-dim = 4\ndataset = "fashion-mnist-sample"\nlimit-train = 40\n'
+        'likelihood = "gaussian"\n'
+    )
+    assert call(TRAIN, "--config", "my.toml", "--batch-size", 20, "--latent-dim", 3, "--out", "run").code == 0
+    ran = record(Path("run"))
+    assert ran["options"]["batch_size"] == 20
+    assert ran["model"]["latent_space_dim"] == 3
+    assert ran["model"]["conv_filters"] == [3, 5]
+    assert ran["model"]["conv_kernels"] == [3, 1]
+    assert ran["model"]["conv_strides"] == [2, 3]
+    assert (ran["model"]["beta"], ran["model"]["likelihood"]) == (2.0, "gaussian")
+    assert ran["learning_rate"] == 0.5e-3
+    assert ran["data"]["limit_train"] == 40
+    assert ran["options"]["schedule"] == "cosine"
+    assert "--config my.toml --batch-size 20" in ran["command"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_option_reaches_the_run(call):
+    words = "--epochs 3 --lr 0.004 --schedule constant --warmup-steps 3 --clip-norm 5 --beta 0.5 --kl-warmup 1.5"
+    words += " --seed 9 --validation 0.25 --patience 2 --save-every 1 --backend plain --likelihood gaussian-learned"
+    assert call(TRAIN, *TINY, *words.split(), "--out", "run").code == 0
+    ran = record(Path("run"))
+    assert ran["options"] == {
+        "batch_size": 32, "epochs": 3, "seed": 9, "schedule": "constant", "warmup_steps": 3, "kl_warmup": 1.5,
+        "validation": 0.25, "patience": 2, "clip_norm": 5.0, "save_every": 1,
+    }  # fmt: skip
+    assert ran["model"]["seed"] == 9
+    assert ran["environment"]["kernels"] == "plain"
+    rows = losses(Path("run"))
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[0]["beta"] < rows[1]["beta"] == 0.5
+    assert rows[2]["learning_rate"] == 0.004
+    assert "val_loss" in rows[0]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_default_schedule_follows_the_number_of_images(call):
+    assert call(TRAIN, *TINY, "--out", "run").code == 0
+    options = record(Path("run"))["options"]
+    assert (options["epochs"], options["warmup_steps"]) == (40, 8)  # 80 steps
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_finished_run_is_replaced_only_on_request(call):
+    new = (*TINY, "--epochs", 1, "--out", "run")
+    assert call(TRAIN, *new).code == 0
+    (Path("run") / "evaluation.json").write_text("{}")
+    (Path("run") / "notes.txt").write_text("mine")
+    before = content(Path("run"))
+    call(TRAIN, *new, "--seed", 1).failed(1, "run already holds a finished run", "--overwrite", "another --out")
+    for bad in (["--epochs", 0], ["--lr", "nan"], ["--dataset", "nope"], ["--strides", 0, 2], ["--device", "tpu"]):
+        assert call(TRAIN, *new, "--overwrite", *bad).code in (1, 3, 4)
+    assert content(Path("run")) == before
+    assert call(TRAIN, *new, "--seed", 1, "--overwrite", "--batch-size", 16).code == 0
+    after = content(Path("run"))
+    assert after["model.safetensors"] != before["model.safetensors"]
+    assert after["notes.txt"] == b"mine"
+    assert "evaluation.json" not in after, "it measured the old model"
+    assert [name for name in after if "step-" in name] == ["checkpoints/step-00000004.safetensors"]
+
+
+def test_a_run_that_diverges_ends_with_5_and_says_what_to_try(call):
+    done = call(TRAIN, *TINY, "--epochs", 2, "--warmup-steps", 0, "--lr", "1e30", "--out", "run")
+    done.failed(5, "diverged", "step", "smaller learning rate")
+    assert record(Path("run"))["status"].startswith("failed: training diverged")
+    assert not (Path("run") / "model.safetensors").exists()
+    for path in Path("run").glob("checkpoints/*"):
+        assert all(np.isfinite(x).all() for x in load_state(path)[0].values())
+
+
+def test_a_numpy_warning_does_not_become_a_second_line():
+    """In a process of its own, where warnings are shown as a user sees them."""
+    words = [*TINY, "--epochs", "2", "--warmup-steps", "0", "--lr", "1e30", "--threads", "2", "--out", "run"]
+    command = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    Done(done.returncode, done.stdout, done.stderr).failed(5, "diverged")
+
+
+def test_debug_shows_the_traceback_before_the_line(call):
+    done = call(TRAIN, *TINY, "--epochs", 0, "--debug")
+    assert done.code == 1
+    assert done.err.startswith("Traceback")
+    assert done.err.splitlines()[-1].startswith("error: epochs is 0")
+
+
+# ---- bad input: the code, one clear line, and nothing written ----
+
+BAD_OPTIONS = [
+    (2, ["--model", "gan"], "--model", "'gan'", "ae", "vae"),
+    (2, ["--schedule", "linear"], "--schedule", "cosine"),
+    (2, ["--likelihood", "poisson"], "--likelihood", "gaussian-learned"),
+    (2, ["--epochs", "x"], "--epochs", "'x'"),
+    (2, ["--filters"], "--filters"),
+    (2, ["--kernels", "3", "x"], "--kernels"),
+    (1, ["--epochs", "-1"], "epochs is -1", ">= 1"),
+    (1, ["--epochs", "0"], "epochs is 0"),
+    (1, ["--batch-size", "0"], "batch size is 0"),
+    (1, ["--batch-size", "0", "--smoke"], "batch size is 0"),
+    (1, ["--limit-train", "0"], "limit train is 0", ">= 1"),
+    (1, ["--limit-train", "-5"], "limit train is -5"),
+    (1, ["--warmup-steps", "-1"], "warmup steps is -1"),
+    (1, ["--save-every", "-1"], "save every is -1"),
+    (1, ["--seed", "-1"], "seed is -1"),
+    (1, ["--kl-warmup", "nan"], "kl warmup is nan"),
+    (1, ["--patience", "2"], "validation"),
+    (1, ["--clip-norm", "0"], "clip norm is 0"),
+    (1, ["--validation", "-0.5"], "validation is -0.5"),
+    (3, ["--validation", "64"], "validation", "64 of 64"),
+    (1, ["--beta", "nan"], "beta", "nan"),
+    (1, ["--beta", "-1"], "beta", "-1"),
+    (1, ["--lr", "nan"], "learning_rate is nan"),
+    (1, ["--lr", "-1"], "learning_rate is -1"),
+    (1, ["--strides", "0", "2"], "strides", "found 0"),
+    (1, ["--strides", "-1", "2"], "strides", "found -1"),
+    (1, ["--strides", "2"], "strides", "2, 2 and 1"),
+    (1, ["--filters", "4"], "filters", "1, 2 and 2"),
+    (1, ["--kernels", "3", "3", "3"], "kernels", "2, 3 and 2"),
+    (1, ["--filters", "4", "0"], "filters", "(4, 0)"),
+    (1, ["--latent-dim", "0"], "latent_space_dim", "0"),
+    (4, ["--backend", "fast"], "'fast'", "numpy", "plain"),
+    (4, ["--threads", "0"], "threads is 0"),
+    (4, ["--device", "tpu"], "'tpu'", "cuda"),
+    (3, ["--dataset", "cifar"], "cifar", "fashion-mnist"),
+    (3, ["--dataset", "gone.npz"], "gone.npz", "nothing of that name"),
+    (3, ["--config", "gone.toml"], "gone.toml"),
+    (2, ["--resume"], "--resume takes", "--filters"),
+]
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "fragments"), [(c, w, f) for c, w, *f in BAD_OPTIONS], ids=lambda x: str(x)[:30]
+)
+def test_a_bad_option(code, words, fragments, call):
+    call(TRAIN, *TINY, "--epochs", 1, *words).failed(code, *fragments)
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fragments"),
+    [
+        (b"epochs = = 3", ["TOML", "line 1"]),
+        (b'dataset = "\xe9"', ["TOML"]),
+        (b"epoch = 3", ["'epoch'", "epochs"]),
+        (b"[table]\nepochs = 3", ["'table'"]),
+        (b'epochs = "3"', ["epochs", "'3'", "int"]),
+        (b"epochs = true", ["epochs", "True", "int"]),
+        (b"epochs = 1.0", ["epochs", "1.0", "int"]),
+        (b'lr = "fast"', ["lr", "'fast'", "float"]),
+        (b"filters = 32", ["filters", "32", "list"]),
+        (b'filters = [32, "x"]', ["filters", "'x'", "list"]),
+        (b'model = "gan"', ["model", "'gan'", "ae, vae"]),
+        (b'schedule = "linear"', ["schedule", "'linear'", "constant, cosine"]),
+        (b'likelihood = "poisson"', ["likelihood", "'poisson'", "bernoulli"]),
+    ],
+)
+def test_a_bad_config_file(text, fragments, call):
+    Path("my.toml").write_bytes(text)
+    call(TRAIN, "--config", "my.toml").failed(3, "my.toml", *fragments)
+    assert os.listdir() == ["my.toml"]
+
+
+def test_a_data_folder_with_a_wrong_file_is_named(call):
+    Path("data").mkdir()
+    Path("data/train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03 not so many images")
+    words = ("--dataset", "fashion-mnist", "--data-dir", "data", "--out", "run")
+    call(TRAIN, *NETWORK, *words).failed(3, "train-images-idx3-ubyte", "expected")
+    assert sorted(os.listdir()) == ["data"]
+
+
+@PROGRAMS
+def test_cuda_without_cupy_names_what_to_install(program, call, trained, monkeypatch):
+    words = TINY if program is TRAIN else ("--model-dir", trained(), "--out", "out")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    call(program, *words, "--device", "cuda").failed(4, "CuPy", "[cuda12]", "[cuda13]")
+    assert os.listdir() == []
+
+
+@PROGRAMS
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_written(program, place, call, trained):
+    if place.startswith("/proc") and not Path("/proc/self").exists():
+        pytest.skip("no /proc here")
+    words = (*TINY, "--epochs", 1) if program is TRAIN else ("--model-dir", trained())
+    Path("file").write_text("mine")
+    call(program, *words, "--out", place).failed(3, place, "cannot be written")
+    assert content(Path()) == {"file": b"mine"}
+
+
+@READERS
+def test_a_model_file_that_is_missing_or_damaged_is_named(program, call, trained):
+    good = trained()
+    content_of_model = (good / "model.safetensors").read_bytes()
+    Path("bad").mkdir()
+    path = Path("bad/model.safetensors")
+    call(program, "--model-dir", "bad").failed(3, str(path), "No such file")
+    call(program, "--model-dir", "nowhere").failed(3, "nowhere/model.safetensors", "No such file")
+    flipped = bytearray(content_of_model)
+    flipped[-5] ^= 1
+    for damaged in (bytes(flipped), content_of_model[:-9], content_of_model[:50], b"", b"not a model" * 9):
+        path.write_bytes(damaged)
+        call(program, "--model-dir", "bad").failed(3, str(path))
+    assert content(Path()) == {str(path): damaged}
+
+
+@READERS
+@pytest.mark.parametrize("text", ["{", "[1]", '{"data": 5}', '{"data": {"name": 5}}', '{"data": {"data_dir": []}}'])
+def test_a_damaged_record_is_named(program, text, call, trained):
+    Path("bad").mkdir()
+    Path("bad/model.safetensors").write_bytes((trained() / "model.safetensors").read_bytes())
+    Path("bad/run.json").write_text(text)
+    call(program, "--model-dir", "bad").failed(3, "bad/run.json")
+
+
+@READERS
+def test_data_of_another_shape_or_of_no_name(program, call, trained):
+    np.savez("rgb.npz", train_images=np.zeros((20, 5, 4, 3), np.uint8))
+    call(program, "--model-dir", trained(), "--dataset", "rgb.npz").failed(3, "(N, 28, 28, 1)", "(2, 5, 4, 3)")
+    call(program, "--model-dir", trained(), "--dataset", "nope").failed(3, "nope", "fashion-mnist")
+    call(program, "--model-dir", trained(), "--seed", -1).failed(2, "--seed")
+    assert os.listdir() == ["rgb.npz"]
+
+
+def test_too_few_and_too_many_samples(call, trained):
+    call(GENERATE, "--model-dir", trained(), "--samples", 0).failed(2, "--samples")
+    call(GENERATE, "--model-dir", trained(), "--samples", 30_000, "--out", "out").failed(1, "fewer images")
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("x"), 3), (DeviceError("x"), 4), (DivergedError("x"), 5), (ValueError("x"), 1),
+        (MemoryError("x"), 1), (KeyboardInterrupt(), 130), (KeyboardInterrupt(signal.SIGINT), 130),
+        (KeyboardInterrupt(signal.SIGTERM), 143),
+    ],
+)  # fmt: skip
+def test_exit_codes(error, code, capsys):
+    def body():
+        raise error
+
+    assert run_program(body, debug=False, interrupted=lambda: " here") == code
+    assert capsys.readouterr().err == ("interrupted here\n" if code > 100 else "error: x\n")
+
+
+def test_an_error_of_many_lines_or_none_becomes_one_line(capsys):
+    def body(error):
+        raise error
+
+    assert run_program(lambda: body(RuntimeError("one\n   two\n")), debug=False) == 1
+    assert run_program(lambda: body(RuntimeError()), debug=False) == 1
+    assert capsys.readouterr().err == "error: one two\nerror: RuntimeError\n"
+
+
+# ---- resuming ----
+
+LONG = (*TINY, "--epochs", "60", "--save-every", "1")
+
+
+@pytest.fixture
+def unbroken(shelf, call, undrawn):
+    folder = shelf / "unbroken"
+    if not folder.exists():
+        assert call(TRAIN, *LONG, "--out", folder).code == 0
+    return folder
+
+
+def interrupt(number: int) -> tuple[int, str]:
+    """Start the long run as a program, signal it in an early epoch; its exit code and the command that it prints."""
+    command = [sys.executable, "-W", "error", SCRIPTS / "train_conv_autoencoder.py", *LONG, "--out", "a run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("epoch 3/"):
+                process.send_signal(number)
+                break
+        _, err = process.communicate(timeout=60)
+    assert err.count("\n") == 1, err
+    told = re.fullmatch(r"interrupted; saved\. Go on with: (.*)\n", err)
+    assert told, err
+    return process.returncode, told[1]
+
+
+def test_sigint_saves_and_the_printed_command_goes_on_to_the_same_weights(unbroken):
+    code, command = interrupt(signal.SIGINT)
+    assert code == 130
+    assert record(Path("a run"))["status"] == "interrupted"
+    assert not Path("a run/model.safetensors").exists()
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "resuming after step" in done.stdout
+    assert "not bitwise" not in done.stdout
+    assert weights(Path("a run")) == weights(unbroken)
+    assert losses(Path("a run")) == losses(unbroken)
+    assert pictures(Path("a run/figures")) == VAE_PICTURES | {"manifold", "loss_curves"}
+
+
+def test_sigterm_saves_and_the_printed_command_goes_on_to_the_same_weights(unbroken, call):
+    code, command = interrupt(signal.SIGTERM)
+    assert code == 143
+    words = shlex.split(command)
+    assert words[1].endswith("train_conv_autoencoder.py")
+    assert words[2:] == ["--out", "a run", "--resume"]
+    call(TRAIN, *TINY, "--out", "a run").failed(1, "unfinished run", "--resume", "--overwrite")
+    done = call(TRAIN, *words[2:])
+    assert (done.code, done.err) == (0, "")
+    assert weights(Path("a run")) == weights(unbroken)
+    assert losses(Path("a run")) == losses(unbroken)
+
+
+@pytest.fixture
+def half(call, undrawn):
+    """A run of four epochs (eight steps) with a constant learning rate, finished."""
+    words = (*TINY, "--schedule", "constant", "--warmup-steps", "0", "--epochs", "4", "--save-every", "1")
+    assert call(TRAIN, *words, "--out", "run").code == 0
+    return Path("run")
+
+
+def test_resume_takes_the_newest_valid_checkpoint_and_says_what_it_skipped(half, call):
+    whole, saved = content(half), weights(half)
+    rows = losses(half)
+    names = sorted(p.name for p in (half / "checkpoints").iterdir())
+    assert names == [f"step-{n:08d}.safetensors" for n in (6, 7, 8)]
+    (half / "model.safetensors").unlink()
+    (half / "checkpoints" / names[2]).write_bytes(whole[f"checkpoints/{names[2]}"][:-1])
+    done = call(TRAIN, "--out", half, "--resume")
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"skipped a checkpoint: .*step-00000008", done.out)
+    assert "resuming after step 7, in epoch 4 of 4" in done.out
+    assert weights(half) == saved
+    assert losses(half) == rows
+
+
+def test_resume_of_a_finished_run_changes_no_weight(half, call):
+    before = weights(half)
+    done = call(TRAIN, "--out", half, "--resume")
+    assert done.code == 0
+    assert "all epochs are trained" in done.out
+    assert weights(half) == before
+
+
+def test_resume_can_add_epochs_where_no_schedule_depends_on_them(half, call, trained):
+    rows = losses(half)
+    call(TRAIN, "--out", half, "--resume", "--epochs", 3).failed(1, "epochs is 3", "4", "only grow")
+    done = call(TRAIN, "--out", half, "--resume", "--epochs", 5, "--threads", 2, "--backend", "plain")
+    assert done.code == 0
+    assert "resuming after step 8, in epoch 5 of 5" in done.out
+    assert re.search(r"not bitwise .*kernels numpy -> plain", done.out)
+    assert losses(half)[:4] == rows
+    assert len(losses(half)) == record(half)["options"]["epochs"] == 5
+    before = content(trained())
+    call(TRAIN, "--out", trained(), "--resume", "--epochs", 9).failed(1, "epochs cannot change", "cosine")
+    assert content(trained()) == before
+
+
+@pytest.mark.parametrize("words", [["--lr", "1"], ["--batch-size", "9"], ["--seed", "1"], ["--dataset", "auto"]])
+def test_resume_takes_every_option_from_the_checkpoint(words, call, trained):
+    before = content(trained())
+    call(TRAIN, "--out", trained(), "--resume", *words).failed(2, words[0], "from the checkpoint")
+    assert content(trained()) == before
+
+
+@pytest.mark.parametrize("words", [["--smoke"], ["--overwrite"], ["--config", "x.toml"]])
+def test_resume_goes_with_nothing_that_starts_anew(words, call, trained):
+    before = content(trained())
+    call(TRAIN, "--out", trained(), "--resume", *words).failed(2, "--resume cannot be combined", words[0])
+    assert content(trained()) == before
+
+
+def test_resume_without_a_run_or_with_other_data(call, undrawn):
+    call(TRAIN, "--out", "nothing", "--resume").failed(3, "nothing", "no valid checkpoint")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 6, 5), dtype=np.uint8)
+    np.savez("own.npz", train_images=pixels)
+    assert call(TRAIN, *NETWORK, "--dataset", "own.npz", "--epochs", 1, "--out", "run").code == 0
+    before = content(Path("run"))
+    np.savez("own.npz", train_images=255 - pixels)
+    call(TRAIN, "--out", "run", "--resume").failed(3, "own.npz", "not the data of this run")
+    assert content(Path("run")) == before
+
+
+# ---- the generator ----
+
+
+@pytest.mark.parametrize(
+    ("model", "latent", "expected"),
+    [
+        ("vae", 1, VAE_PICTURES),
+        ("vae", 2, VAE_PICTURES | {"manifold"}),
+        ("vae", 3, VAE_PICTURES),
+        ("ae", 2, AE_PICTURES),
+    ],
+)
+def test_the_generator_draws_what_the_model_has(model, latent, expected, call, trained):
+    folder = trained(model, latent)
+    before = content(folder)
+    done = call(GENERATE, "--model-dir", folder, "--out", "drawn")
+    assert (done.code, done.err) == (0, "")
+    assert pictures(Path("drawn")) == expected
+    for name in expected:
+        assert f"drew {Path('drawn') / name}.png" in done.out
+    assert content(folder) == before
+
+
+@pytest.fixture
+def spied(monkeypatch):
+    """What the functions of figures.py are given, by their names."""
+    seen: dict[str, tuple] = {}
+
+    def spy_on(name):
+        real = getattr(figures, name)
+
+        def spy(*args, **options):
+            seen[name] = args
+            return real(*args, **options)
+
+        monkeypatch.setattr(figures, name, spy)
+
+    for name in ("reconstructions", "latent_scatter", "samples", "interpolations", "manifold_grid"):
+        spy_on(name)
+    monkeypatch.setattr(figures, "save", lambda *_: None)
+    return seen
+
+
+def test_what_the_generator_shows_comes_from_the_model_and_the_test_set(call, trained, spied):
+    assert call(GENERATE, "--model-dir", trained(), "--samples", 7, "--seed", 3).code == 0
+    model, data = autoencoders.load(trained()), load_dataset("fashion-mnist-sample")
+    places = {image.tobytes(): i for i, image in enumerate(data.test_images)}
+    originals, reconstructed, labels, names, errors = spied["reconstructions"]
+    chosen = [places[image.tobytes()] for image in originals]
+    assert len(set(chosen)) == len(chosen) == 20, "no image twice"
+    np.testing.assert_array_equal(labels, data.test_labels[chosen])
+    np.testing.assert_array_equal(np.bincount(labels, minlength=10), np.full(10, 2))
+    assert list(names) == list(data.class_names)
+    np.testing.assert_array_equal(reconstructed, model.reconstruct(originals)[0])
+    np.testing.assert_allclose(
+        errors, [np.mean((r - o / 255) ** 2) for r, o in zip(reconstructed, originals, strict=True)]
+    )
+
+    latents, labels, names = spied["latent_scatter"]
+    np.testing.assert_array_equal(latents, model.encode(data.test_images))
+    np.testing.assert_array_equal(labels, data.test_labels)
+    assert list(names) == list(data.class_names)
+
+    (drawn,) = spied["samples"]
+    np.testing.assert_array_equal(drawn, model.sample(7, 3))
+
+    (grid,) = spied["manifold_grid"]
+    np.testing.assert_array_equal(grid, model.decode(figures.manifold_points()))
+
+    (rows,) = spied["interpolations"]
+    assert rows.shape == (8, 10, 28, 28, 1)
+    round_trips = model.reconstruct(data.test_images)[0].reshape(len(data.test_images), -1)
+    ends = np.concatenate([rows[:, 0], rows[:, -1]]).reshape(16, -1)
+    distance = np.array([np.abs(round_trips - end).max(axis=1) for end in ends])
+    assert (distance.min(axis=1) < 1e-4).all(), "both ends are reconstructions of test images"
+    assert len(set(distance.argmin(axis=1).tolist())) == 16, "of sixteen different ones"
+
+
+def test_the_seed_decides_every_choice(call, trained):
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert call(GENERATE, "--model-dir", trained(), "--out", out, "--seed", seed, "--samples", 5).code == 0
+    first, again, other = (content(Path(out)) for out in "abc")
+    assert first == again
+    same = {name for name in first if first[name] == other[name]}
+    assert same == {"latent_space.png", "manifold.png"}  # of all images, and of fixed points
+
+
+@pytest.mark.parametrize(("count", "seed"), [(10, 0), (20, 1), (23, 2), (400, 3)])
+def test_images_are_picked_at_random_without_repetition_as_many_of_each_class_as_there_are(count, seed):
+    labels = np.random.default_rng(5).permutation(np.repeat(np.arange(10), [3, 40, 40, 40, 40, 40, 40, 40, 40, 40]))
+    picked = runs.pick_images(labels, count, len(labels), seed)
+    assert len(np.unique(picked)) == len(picked) == min(count, len(labels))
+    each = np.bincount(labels[picked], minlength=10)
+    level = max(each)
+    assert ((each >= level - 1) | (each == np.bincount(labels))).all()
+    assert (np.diff(labels[picked]) >= 0).all(), "ordered by class"
+    np.testing.assert_array_equal(picked, runs.pick_images(labels, count, len(labels), seed))
+    if count < len(labels):
+        assert set(picked) != set(runs.pick_images(labels, count, len(labels), seed + 1))
+
+
+def test_images_without_labels_are_picked_too():
+    picked = runs.pick_images(None, 20, 100, 0)
+    assert len(set(picked.tolist())) == 20
+    assert set(picked) != set(range(20))
+    assert sorted(runs.pick_images(None, 20, 7, 0)) == list(range(7))
+
+
+def test_show_without_a_display_says_so_after_the_pictures_are_written(trained):
+    command = [sys.executable, SCRIPTS / "generator.py", "--model-dir", trained(), "--out", "drawn", "--show"]
+    environment = {**os.environ, "MPLBACKEND": "agg"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    Done(done.returncode, done.stdout, done.stderr).failed(1, "no display")
+    assert pictures(Path("drawn")) == VAE_PICTURES | {"manifold"}
+
+
+# ---- own images ----
+
+
+def test_own_arrays_of_odd_size_in_colour_are_found_from_another_folder(call, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 11, 7, 3), dtype=np.uint8)
+    np.savez("own.npz", train_images=pixels)
+    with no_pictures():
+        assert call(TRAIN, *NETWORK, "--dataset", "own.npz", "--epochs", 1, "--out", "run").code == 0
+    assert record(Path("run"))["model"]["input_shape"] == [11, 7, 3]
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert call(GENERATE, "--model-dir", "../run").code == 0
+    assert pictures(Path("../run/figures")) == VAE_PICTURES | {"manifold"}
+    assert call(EVALUATE, "--model-dir", "../run").code == 0
+    with no_pictures():
+        assert call(TRAIN, "--out", "../run", "--resume").code == 0
+
+
+def test_an_own_folder_of_pictures_by_class(call):
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        (Path("zoo") / name).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(rng.integers(0, 256, (14, 9, 3), dtype=np.uint8)).save(Path("zoo") / name / f"{i}.png")
+    assert call(TRAIN, *NETWORK, "--model", "ae", "--dataset", "zoo", "--epochs", 1, "--out", "run").code == 0
+    assert record(Path("run"))["model"]["input_shape"] == [14, 9, 3]
+    done = call(GENERATE, "--model-dir", "run", "--out", "drawn")
+    assert (done.code, done.err) == (0, "")
+    assert pictures(Path("drawn")) == AE_PICTURES
+
+
+# ---- evaluate ----
+
+
+@pytest.mark.parametrize("kind", ["vae", "ae"])
+def test_evaluate_writes_its_figures(kind, call, trained):
+    done = call(EVALUATE, "--model-dir", trained(kind), "--out", "measured")
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(Path("measured/evaluation.json").read_text())
+    model, data = autoencoders.load(trained(kind)), load_dataset("fashion-mnist-sample")
+    x = data.test_images.astype(np.float64) / 255
+    z = model.encode(data.test_images)
+    error = model.decode(z).astype(np.float64) - x
+    mse = float(np.sum(error * error) / error.size)
+    assert found["mse"] == pytest.approx(mse, rel=1e-9)
+    assert found["psnr"] == pytest.approx(10 * np.log10(1 / mse), rel=1e-9)
+    assert found["seed"] == 0
+    assert found["data"] == {"name": "fashion-mnist-sample", "content_hash": data.content_hash}
+    assert found["environment"]["device"] == "cpu"
+    assert {"neg_elbo", "reconstruction", "kl", "kl_per_dim"} <= set(found) or kind == "ae"
+    if kind == "vae":
+        mu, log_variance = (a.astype(np.float64) for a in model.encode_distribution(data.test_images))
+        kl = np.mean(0.5 * (np.exp(log_variance) + mu**2 - 1 - log_variance), axis=0)
+        np.testing.assert_allclose(found["kl_per_dim"], kl, rtol=1e-6)
+        assert found["kl"] == pytest.approx(kl.sum(), rel=1e-5)
+        assert found["neg_elbo"] == pytest.approx(found["reconstruction"] + found["kl"], rel=1e-12)
+    else:
+        assert "kl" not in found
+    assert f"{mse:.5g} per pixel" in done.out
+    assert str(Path("measured/evaluation.json")) in done.out
+    at_the_end = record(trained(kind))["test"]  # with another number of threads
+    for name, value in at_the_end.items():
+        assert value == pytest.approx(found[name], rel=1e-5), name
+
+
+def test_evaluate_draws_its_noise_from_the_seed(call, trained):
+    found = []
+    for seed in (0, 0, 1):
+        assert call(EVALUATE, "--model-dir", trained(), "--out", "out", "--seed", seed).code == 0
+        found.append(json.loads(Path("out/evaluation.json").read_text()))
+    assert found[0] == found[1]
+    assert found[0]["reconstruction"] != found[2]["reconstruction"]
+    assert (found[0]["mse"], found[0]["kl"]) == (found[2]["mse"], found[2]["kl"])
