@@ -17,7 +17,12 @@ from minigrad.serialize import DataError
 
 from .training import DivergedError
 
-EXIT_CODES: dict[type[Exception], int] = {DataError: 3, DeviceError: 4, DivergedError: 5}
+
+class UsageError(ValueError):
+    """An option has a value that it cannot have."""
+
+
+EXIT_CODES: dict[type[Exception], int] = {UsageError: 2, DataError: 3, DeviceError: 4, DivergedError: 5}
 
 
 def run_program(body: Callable[[], None], *, debug: bool, interrupted: Callable[[], str] = lambda: "") -> int:

@@ -22,7 +22,7 @@ from minigrad.nn.module import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
-from .training import History, TrainingOptions, fit, unit_range
+from .training import DivergedError, History, TrainingOptions, fit, unit_range
 
 Array = Any
 MODEL_FILE = "model.safetensors"
@@ -159,7 +159,7 @@ class Autoencoder:
     def compile(self, learning_rate: float = 5e-4) -> None:
         """Set the optimiser: Adam with this learning rate."""
         self.optimizer = optim.Adam(self.network.parameters(), learning_rate)
-        self.learning_rate = learning_rate
+        self.learning_rate = float(learning_rate)
 
     def train(self, x_train: np.ndarray, batch_size: int, num_epochs: int, **options: Any) -> History:
         """Train on images; with these three arguments it writes no files and holds nothing back for validation.
@@ -245,7 +245,14 @@ class Autoencoder:
         return {"kind": self.kind, **{name: getattr(self, name) for name in (*names, "momentum", "seed")}}
 
     def save(self, folder: str | Path) -> str:
-        """Write folder/model.safetensors (configuration and weights together, atomically); returns its SHA-256."""
+        """Write folder/model.safetensors (configuration and weights together, atomically); returns its SHA-256.
+
+        Raises:
+            DivergedError: a weight is not finite. DataError: the file cannot be written.
+        """
+        for name, x in self.network.state_dict().items():
+            if not np.isfinite(x).all():
+                raise DivergedError(f"save: {name} is not finite; nothing was written")
         return save_state(Path(folder) / MODEL_FILE, self.network.state_dict(), {"model": self.config})
 
     @classmethod

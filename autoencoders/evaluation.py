@@ -20,7 +20,8 @@ def evaluate(model: Autoencoder, images: np.ndarray, seed: int = 0) -> dict[str,
     """Figures of a model on images (N, H, W, C).
 
     Returns:
-        mse: mean squared error per pixel of `reconstruct`, pixels in [0, 1]; psnr: -10 log10(mse) in decibels.
+        mse: mean squared error per pixel of `reconstruct`, pixels in [0, 1]; psnr: -10 log10(mse) in
+        decibels, None for a perfect reconstruction.
         For a VAE also, in nats per image: reconstruction and kl, neg_elbo (their sum, with one sample of z for each
         image), and kl_per_dim, the part of each latent dimension.
     Raises:
@@ -30,7 +31,7 @@ def evaluate(model: Autoencoder, images: np.ndarray, seed: int = 0) -> dict[str,
     reconstructed, _ = model.reconstruct(images)
     targets = images / 255 if images.dtype == np.uint8 else images
     mse = float(np.mean((reconstructed.astype(np.float64) - targets) ** 2))
-    figures: dict[str, Any] = {"mse": mse, "psnr": -10 * math.log10(mse) if mse else math.inf}
+    figures: dict[str, Any] = {"mse": mse, "psnr": -10 * math.log10(mse) if mse else None}
     if isinstance(model, VAE):
         losses = mean_losses(model, images, generator(seed, "evaluation"))
         mu, log_variance = (x.astype(np.float64) for x in model.encode_distribution(images))
@@ -44,6 +45,8 @@ def table(figures: dict[str, Any]) -> str:
     units = {"mse": "per pixel", "psnr": "dB"}
     lines = []
     for name, value in figures.items():
+        if value is None:
+            continue
         text = " ".join(f"{x:.2f}" for x in value) if isinstance(value, list) else f"{value:.5g}"
         lines.append(f"  {name:<16}{text} {units.get(name, 'nats per image')}")
     return "\n".join(lines)

@@ -9,8 +9,10 @@ import contextlib
 import json
 import shutil
 import signal
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,21 @@ from . import figures
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
 from .data import Dataset, load_dataset
 from .evaluation import evaluate
-from .training import Trainer, TrainingOptions, environment, latest_checkpoint, load_checkpoint
+from .training import History, Trainer, TrainingOptions, environment, latest_checkpoint, load_checkpoint
 
 RECORD_FILE = "run.json"
-OWN_FILES = (MODEL_FILE, RECORD_FILE, "history.csv", "history.jsonl", "evaluation.json", "checkpoints", "figures")
+PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
+OWN_FILES = (
+    MODEL_FILE,
+    RECORD_FILE,
+    "history.csv",
+    "history.jsonl",
+    "evaluation.json",
+    "checkpoints/step-*.safetensors",
+    "checkpoints/best.safetensors",
+    *(f"figures/{name}.png" for name in PICTURES),
+)
+REPLACED = ".replaced-"  # where --overwrite keeps the old run until the new one is finished
 
 
 class Run:
@@ -36,48 +49,126 @@ class Run:
 
     Args:
         trainer: ready to run. dataset: its images. folder: where everything goes.
-        command: recorded as what was typed.
+        command: recorded as what was typed. resumed: whether run.json is to be continued.
     """
 
-    def __init__(self, trainer: Trainer, dataset: Dataset, folder: Path, command: str) -> None:
+    def __init__(self, trainer: Trainer, dataset: Dataset, folder: Path, command: str, resumed: bool = False) -> None:
         self.trainer, self.dataset, self.folder = trainer, dataset, folder
+        before = read_record(folder) if resumed else {}
         self.record: dict[str, Any] = {
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            **before,
             "status": "running",
-            "command": command,
+            "commands": [*before.get("commands", []), command],
             "model": trainer.model.config,
             "options": vars(trainer.options),
             "learning_rate": trainer.peak,
             "data": trainer.data,
             "environment": environment(trainer.k),
-            "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
         }
 
     def execute(self, tell: Callable[[str], None]) -> None:
-        """Train to the end, save the model, measure it on the test images and draw it."""
-        self._write_record()
+        """Train to the end, save the model, measure it on the test images and draw it.
+
+        An error or signal leaves what was there before, or a run that can be resumed; run.json says which.
+        """
         try:
+            self._write_record()
             history = self.trainer.run()
+            with raise_signals():
+                self._finish(history, tell)
         except BaseException as error:
             self.record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
-            with contextlib.suppress(DataError):
+            with contextlib.suppress(DataError, OSError):
                 self._write_record()
+                if not latest_checkpoint(self.folder):
+                    restore_replaced(self.folder)
             raise
-        model = self.trainer.model
+        for replaced in self.folder.glob(f"{REPLACED}*"):
+            shutil.rmtree(replaced, ignore_errors=True)
+
+    def _finish(self, history: History, tell: Callable[[str], None]) -> None:
+        model, seed = self.trainer.model, self.trainer.options.seed
         model.save(self.folder)
-        self.record.update(status="finished", finished=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
-        self.record["training_seconds"] = sum(history["seconds"])
-        self._write_record()
         tell(f"saved {self.folder / MODEL_FILE}")
-        seed = self.trainer.options.seed
+        self.record["training_seconds"] = sum(history["seconds"])
         self.record["test"] = evaluate(model, self.dataset.test_images, seed)
-        self._write_record()
         pictures = {"loss_curves": figures.loss_curves(history.rows, unit=model.unit)}
         pictures |= draw(model, self.dataset, seed=seed, count=48)
         for path in save_pictures(pictures, self.folder / "figures"):
             tell(f"drew {path}")
+        self.record.update(status="finished", finished=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+        self._write_record()
 
     def _write_record(self) -> None:
         write_atomically(self.folder / RECORD_FILE, (json.dumps(self.record, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def raise_signals() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does, so that what was begun can be told and recorded."""
+
+    def handler(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The files of a run in a folder, whatever else it holds; none if there is no run."""
+    found = [path for pattern in OWN_FILES for path in sorted(folder.glob(pattern))]
+    is_run = (folder / MODEL_FILE).exists() or (folder / RECORD_FILE).exists() or latest_checkpoint(folder)
+    return found if is_run else []
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds a run, unless it may be overwritten.
+
+    Raises:
+        FileExistsError: it does.
+    """
+    if overwrite or not own_files(folder):
+        return
+    finished = read_record(folder).get("status") == "finished"
+    advice = "--resume to go on with it, " if latest_checkpoint(folder) and not finished else ""
+    raise FileExistsError(
+        f"{folder} already holds {'a finished' if finished else 'an unfinished'} run; "
+        f"use {advice}--overwrite to replace it, or another --out"
+    )
+
+
+def set_aside(folder: Path) -> None:
+    """Move the files of a run into a hidden folder beside them."""
+    files = own_files(folder)
+    if not files:
+        return
+    try:
+        place = Path(tempfile.mkdtemp(prefix=REPLACED, dir=folder))
+        for path in files:
+            target = place / path.relative_to(folder)
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+    except OSError as error:
+        restore_replaced(folder)
+        raise DataError(f"{folder}: the old run cannot be moved aside ({error})") from error
+
+
+def restore_replaced(folder: Path) -> None:
+    """Put back what `set_aside` moved last."""
+    places = sorted(folder.glob(f"{REPLACED}*"), key=lambda place: place.stat().st_mtime)
+    for place in places[-1:]:
+        for path in [path for path in place.rglob("*") if path.is_file()]:
+            target = folder / path.relative_to(place)
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)
+        shutil.rmtree(place)
 
 
 def start_run(
@@ -99,14 +190,7 @@ def start_run(
         FileExistsError: the folder holds a run and overwrite is False.
         DataError: data or folder cannot be used.
     """
-    held = [name for name in OWN_FILES if (folder / name).exists()]
-    if held and not overwrite:
-        finished = (folder / MODEL_FILE).exists()
-        advice = "" if finished or not latest_checkpoint(folder) else "--resume to go on with it, "
-        raise FileExistsError(
-            f"{folder} already holds {'a finished' if finished else 'an unfinished'} run ({', '.join(held)}); "
-            f"use {advice}--overwrite to replace it, or another --out"
-        )
+    check_folder(folder, overwrite)
     model.compile(learning_rate)
     trainer = Trainer(
         model,
@@ -123,9 +207,7 @@ def start_run(
         },
         signals=(signal.SIGINT, signal.SIGTERM),
     )
-    for name in held:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    set_aside(folder)
     return Run(trainer, dataset, folder, command)
 
 
@@ -157,7 +239,9 @@ def resume_run(
         name, limit_train = data["name"], data["limit_train"]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: the newest checkpoint lacks what a resume needs ({error})") from error
-    backend = minigrad.use(device or was["device"], kernels or was["kernels"], threads or was["threads"])
+    if device is None or device.partition(":")[0] == was["device"].partition(":")[0]:
+        kernels, threads = kernels or was["kernels"], threads or was["threads"]
+    backend = minigrad.use(device or was["device"], kernels or "auto", threads)
     tell(backend.describe())
     now = environment(backend)
     changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key != "backend" and now[key] != was.get(key)]
@@ -191,7 +275,7 @@ def resume_run(
     at = trainer.progress
     where = f"in epoch {at.epoch + 1} of {options.epochs}" if at.epoch < options.epochs else "all epochs are trained"
     tell(f"resuming after step {at.step}, {where}")
-    return Run(trainer, dataset, folder, command)
+    return Run(trainer, dataset, folder, command, resumed=True)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -202,7 +286,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECORD_FILE
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

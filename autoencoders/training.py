@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import minigrad
 from minigrad import Backend, Tensor, backend_of, optim
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state, write_atomically
@@ -82,7 +82,8 @@ class TrainingOptions:
             check(name, isinstance(value, int) and value >= least, f"a whole number >= {least}")
         check("schedule", self.schedule in ("constant", "cosine"), "constant or cosine")
         check("kl_warmup", 0 <= self.kl_warmup < math.inf, "a number of epochs >= 0")
-        check("validation", 0 <= self.validation < math.inf, "a count or a share below 1")
+        validation = self.validation
+        check("validation", 0 <= validation < 1 or validation in range(1, 1 << 40), "a count or a share below 1")
         check("patience", self.patience is None or self.patience >= 1, "at least 1 epoch")
         check("patience", self.patience is None or self.validation > 0, "used together with validation")
         check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0")
@@ -394,15 +395,22 @@ class Trainer:
     def _waited_enough(self) -> bool:
         return self.options.patience is not None and self.progress.waited >= self.options.patience
 
+    def _best_on_disk(self) -> dict[str, np.ndarray] | None:
+        """The weights in checkpoints/best.safetensors, if they are those that this run recorded."""
+        if self.folder is None or self.progress.best is None:
+            return None
+        try:
+            state, _, digest = load_state(self.folder / "checkpoints" / "best.safetensors")
+        except DataError:
+            return None
+        return state if digest == self.progress.best["sha256"] else None
+
     def _restore_best(self) -> None:
-        state = self.best_state
-        if self.folder is not None:
-            path = self.folder / "checkpoints" / "best.safetensors"
-            state, _, digest = load_state(path)
-            if self.progress.best is None or digest != self.progress.best["sha256"]:
-                raise DataError(f"{path}: is not the best checkpoint of this run")
-        assert state is not None
-        self.model.network.load_state_dict(state)
+        state = self._best_on_disk() if self.folder else self.best_state
+        if state is not None:
+            self.model.network.load_state_dict(state)
+        elif self.show:
+            print("the best weights are lost or damaged; the last ones are kept", flush=True)
 
     # ---- checkpoints ----
 
@@ -453,6 +461,9 @@ class Trainer:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"checkpoint: does not fit the training ({error})") from error
         self.restored = True
+        if self.folder is not None and self.progress.best is not None and not self._best_on_disk():
+            # A kill between the best weights and the checkpoint: the epoch that comes again will be the best again.
+            self.progress.best = None
 
     def _check_finite(self) -> None:
         """Nothing that is not finite may be saved."""
@@ -529,9 +540,21 @@ def environment(k: Backend) -> dict[str, Any]:
         "device": "cpu" if k.on_host else f"cuda:{k.xp.cuda.Device().id}",
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "minigrad": version("minigrad-autoencoders"),
+        "minigrad": minigrad.__version__,
         "machine": platform.machine(),
+        "libraries": libraries(k),
     }
+
+
+def libraries(k: Backend) -> list[str]:
+    """What multiplies the matrices: BLAS libraries with the processor they chose their code for, or GPU and CuPy."""
+    if not k.on_host:
+        name = k.xp.cuda.runtime.getDeviceProperties(k.xp.cuda.Device().id)["name"].decode()
+        return [f"CuPy {k.xp.__version__}", name]
+    from threadpoolctl import threadpool_info
+
+    found = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    return sorted(f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in found)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -19,9 +19,7 @@ from minigrad.serialize import write_atomically
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model"
-    )
+    parser = Parser(description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model")
     parser.add_argument(
         "--model-dir",
         metavar="DIR",

@@ -13,10 +13,10 @@ from typing import Any
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
-from autoencoders.cli import Parser, add_common_options, run_program
+from autoencoders.cli import Parser, UsageError, add_common_options, run_program
 from autoencoders.data import NAMES, load_dataset
 from autoencoders.evaluation import table
-from autoencoders.runs import resume_run, start_run
+from autoencoders.runs import check_folder, resume_run, start_run
 from autoencoders.training import latest_checkpoint
 from minigrad.serialize import DataError
 
@@ -60,6 +60,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine"),
     "likelihood": ("bernoulli", "gaussian", "gaussian-learned"),
 }
+VAE_ONLY = {"beta", "kl_warmup", "likelihood"}
 WITH_RESUME = {"device", "backend", "threads", "epochs", "data_dir"}
 
 
@@ -101,7 +102,8 @@ def read_config(path: str) -> dict[str, Any]:
         DataError: it cannot be read, or holds an unknown option or a value of the wrong type.
     """
     try:
-        found = tomllib.loads(Path(path).read_text())
+        with open(path, "rb") as file:
+            found = tomllib.load(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as TOML ({error})") from error
     for name, value in found.items():
@@ -110,7 +112,8 @@ def read_config(path: str) -> dict[str, Any]:
         kind = OPTIONS[name][1]
         good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
         if not good or (kind is list and not all(isinstance(n, int) for n in value)):
-            raise DataError(f"{path}: {name} is {value!r} but must be of type {kind.__name__}")
+            expected = "a list of whole numbers" if kind is list else f"of type {kind.__name__}"
+            raise DataError(f"{path}: {name} is {value!r} but must be {expected}")
         if value not in CHOICES.get(name, (value,)):
             raise DataError(f"{path}: {name} is {value!r} but must be one of {', '.join(CHOICES[name])}")
     return {name.replace("-", "_"): value for name, value in found.items()}
@@ -139,8 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.config:
             settings |= read_config(args.config)
         settings |= {name: getattr(args, name) for name in typed}
-        folder = Path(args.out or FOLDERS[settings["model"]])
-        out.append(folder)
+        folder = Path(args.out or FOLDERS[settings["model"]] + ("-smoke" if args.smoke else ""))
         if args.resume:
             run = resume_run(
                 folder,
@@ -153,8 +155,13 @@ def main(argv: list[str] | None = None) -> int:
                 progress=not args.quiet,
                 tell=tell,
             )
+            if "model" in typed and run.trainer.model.kind != settings["model"]:
+                raise UsageError(f"{folder} holds a run of --model {run.trainer.model.kind}, not {settings['model']}")
         else:
+            if settings["model"] == "ae" and (refused := typed & VAE_ONLY):
+                raise UsageError(f"--{min(refused).replace('_', '-')} belongs to --model vae")
             run = new_run(settings, args, folder, command, tell)
+        out.append(folder)
         run.execute(tell)
         tell(f"test set, {len(run.dataset.test_images)} images:")
         tell(table(run.record["test"]))
@@ -169,11 +176,46 @@ def main(argv: list[str] | None = None) -> int:
 
 def as_typed(path: str) -> str:
     """A path as it would be typed here: relative where it lies below the working folder."""
-    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+    try:
+        return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+    except OSError:  # the working folder is gone
+        return path
+
+
+def training_options(settings: dict[str, Any]) -> TrainingOptions:
+    names = [name for name in TrainingOptions.__dataclass_fields__ if settings.get(name) is not None]
+    return TrainingOptions(**{name: settings[name] for name in names})
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """Try all options before the data are loaded, or even downloaded.
+
+    Raises:
+        UsageError: one has a value that it cannot have.
+    """
+    for name in ("limit_train", "threads"):
+        if settings[name] is not None and settings[name] < 1:
+            raise UsageError(f"{name.replace('_', ' ')} is {settings[name]} but must be a whole number >= 1")
+    try:
+        training_options(settings)
+        new_model(settings, (8, 8, 1), 0.9).compile(settings["lr"])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def new_model(settings: dict[str, Any], shape: tuple[int, int, int], momentum: float) -> Autoencoder:
+    architecture = [settings[name] for name in ("filters", "kernels", "strides", "latent_dim")]
+    named: dict[str, Any] = {"seed": settings["seed"], "momentum": momentum}
+    if settings["model"] == "vae":
+        return VAE(shape, *architecture, **named, beta=settings["beta"], likelihood=settings["likelihood"])
+    return Autoencoder(shape, *architecture, **named)
 
 
 def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, tell: Any) -> Any:
     """A run from settings."""
+    overwrite = args.overwrite or (args.smoke and not args.out)
+    check_settings(settings)
+    check_folder(folder, overwrite)
     backend = minigrad.use(args.device or "cpu", settings["backend"], settings["threads"])
     tell(backend.describe())
     if settings["dataset"] not in NAMES:  # a path, recorded so that it is found from every folder
@@ -182,28 +224,17 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         settings["data_dir"] = str(Path(settings["data_dir"]).absolute())
     dataset = load_dataset(settings["dataset"], settings["data_dir"], progress=not args.quiet)
     tell(dataset.source)
-    if settings["limit_train"] is not None and settings["limit_train"] < 1:
-        raise ValueError(f"limit train is {settings['limit_train']} but must be a whole number >= 1")
     if args.smoke:
         settings |= {"epochs": 1, "limit_train": 2 * settings["batch_size"], "warmup_steps": 0}
     images = len(dataset.train_images[: settings["limit_train"]])
     if settings["epochs"] is None:
         settings["epochs"] = min(40, max(8, 480_000 // images))
-    steps = max(1, settings["epochs"]) * -(-images // max(1, settings["batch_size"]))
+    steps = settings["epochs"] * -(-images // settings["batch_size"])
     if settings["warmup_steps"] is None:
         settings["warmup_steps"] = min(200, steps // 10)
-    options = TrainingOptions(
-        **{name: settings[name] for name in TrainingOptions.__dataclass_fields__ if name in settings},
-    )
-    architecture = [settings[name] for name in ("filters", "kernels", "strides", "latent_dim")]
-    shape = dataset.train_images.shape[1:]
+    options = training_options(settings)
     # BatchNorm's moving statistics shall forget where they started, also in a short training.
-    named = {"seed": settings["seed"], "momentum": max(0.0, min(0.99, 1 - 10 / steps))}
-    if settings["model"] == "vae":
-        named |= {name: settings[name] for name in ("beta", "likelihood")}
-        model: Autoencoder = VAE(shape, *architecture, **named)
-    else:
-        model = Autoencoder(shape, *architecture, **named)
+    model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / steps)))
     tell(model.summary())
     return start_run(
         model,
@@ -213,7 +244,7 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         learning_rate=settings["lr"],
         limit_train=settings["limit_train"],
         data_dir=settings["data_dir"],
-        overwrite=args.overwrite,
+        overwrite=overwrite,
         command=command,
         progress=not args.quiet,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -51,6 +52,16 @@ def test_every_file_named_exists():
         assert (ROOT / name).exists() or (ROOT / "minigrad" / name).exists(), name
 
 
+def test_the_results_are_those_of_the_committed_run():
+    assert not re.search(r"@[A-Z]+@", README)
+    record = json.loads((ROOT / "benchmarks/results/default_vae/run.json").read_text())
+    for name, digits in (("neg_elbo", 1), ("reconstruction", 1), ("kl", 1), ("mse", 4)):
+        assert f"{record['test'][name]:.{digits}f}" in README, name
+    assert record["test"]["neg_elbo"] <= 264
+
+
 def test_pictures_exist():
-    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+    names = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert len(names) >= 1
+    for name in names:
         assert (ROOT / name).stat().st_size > 1000, name

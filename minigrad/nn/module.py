@@ -177,17 +177,19 @@ class Sequential(Module):
         """(name, layer, output shape, multiply-adds) of each layer, found by running one zero image through."""
         rows: list[tuple[str, Module, tuple[int, ...], int]] = []
         modes = [(module, module.training) for _, module in self.modules()]
+        parameters = self.parameters()
+        k = backend_of(parameters[0].data) if parameters else default_backend()
         self.eval()
-        with no_grad():
-            parameters = self.parameters()
-            k = backend_of(parameters[0].data) if parameters else default_backend()
-            x = Tensor(k.xp.zeros((1, *input_shape), dtype=parameters[0].dtype if parameters else "float32"))
-            for name, layer in self.layers.items():
-                y = layer(x)
-                rows.append((name, layer, y.shape[1:], layer.multiply_adds(x.shape, y.shape)))
-                x = y
-        for module, mode in modes:
-            module.training = mode
+        try:
+            with no_grad():
+                x = Tensor(k.xp.zeros((1, *input_shape), dtype=parameters[0].dtype if parameters else "float32"))
+                for name, layer in self.layers.items():
+                    y = layer(x)
+                    rows.append((name, layer, y.shape[1:], layer.multiply_adds(x.shape, y.shape)))
+                    x = y
+        finally:
+            for module, mode in modes:
+                module.training = mode
         return rows
 
 
