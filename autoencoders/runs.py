@@ -53,7 +53,7 @@ class Run:
     """
 
     def __init__(self, trainer: Trainer, dataset: Dataset, folder: Path, command: str, resumed: bool = False) -> None:
-        self.trainer, self.dataset, self.folder = trainer, dataset, folder
+        self.trainer, self.dataset, self.folder, self.resumed = trainer, dataset, folder, resumed
         before = read_record(folder) if resumed else {}
         self.record: dict[str, Any] = {
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
@@ -73,6 +73,8 @@ class Run:
         An error or signal leaves what was there before, or a run that can be resumed; run.json says which.
         """
         try:
+            if not self.resumed:
+                set_aside(self.folder)
             self._write_record()
             history = self.trainer.run()
             with raise_signals():
@@ -129,12 +131,12 @@ def own_files(folder: Path) -> list[Path]:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a run, unless it may be overwritten.
+    """Refuse a folder that holds a model or a checkpoint, unless it may be overwritten.
 
     Raises:
         FileExistsError: it does.
     """
-    if overwrite or not own_files(folder):
+    if overwrite or not ((folder / MODEL_FILE).exists() or latest_checkpoint(folder)):
         return
     finished = read_record(folder).get("status") == "finished"
     advice = "--resume to go on with it, " if latest_checkpoint(folder) and not finished else ""
@@ -207,7 +209,6 @@ def start_run(
         },
         signals=(signal.SIGINT, signal.SIGTERM),
     )
-    set_aside(folder)
     return Run(trainer, dataset, folder, command)
 
 

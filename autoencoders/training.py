@@ -82,8 +82,8 @@ class TrainingOptions:
             check(name, isinstance(value, int) and value >= least, f"a whole number >= {least}")
         check("schedule", self.schedule in ("constant", "cosine"), "constant or cosine")
         check("kl_warmup", 0 <= self.kl_warmup < math.inf, "a number of epochs >= 0")
-        validation = self.validation
-        check("validation", 0 <= validation < 1 or validation in range(1, 1 << 40), "a count or a share below 1")
+        whole = self.validation < math.inf and float(self.validation).is_integer()
+        check("validation", self.validation >= 0 and (self.validation < 1 or whole), "a count or a share below 1")
         check("patience", self.patience is None or self.patience >= 1, "at least 1 epoch")
         check("patience", self.patience is None or self.validation > 0, "used together with validation")
         check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0")

@@ -806,6 +806,11 @@ def _strided(name: str):
 # ---- the module ----
 
 
+def _properties(device: int) -> dict[str, bytes]:
+    """What CUDA says of a device; CuPy gives a dict with a name in bytes."""
+    return {"name": f"double {device}".encode()}
+
+
 class Device:
     """A CUDA device by index; without one, the current device."""
 
@@ -883,7 +888,7 @@ cupy = _Module(
         Device=Device,
         Stream=Stream,
         get_current_stream=lambda device_id=-1: Stream(),
-        runtime=_Module("cupy.cuda.runtime", getDeviceCount=lambda: _devices),
+        runtime=_Module("cupy.cuda.runtime", getDeviceCount=lambda: _devices, getDeviceProperties=_properties),
     ),
     lib=_Module(
         "cupy.lib",

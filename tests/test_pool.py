@@ -80,19 +80,24 @@ def test_blas_has_one_thread_inside_and_its_own_setting_outside():
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()
         inside: list[set[int]] = []
-        barrier = threading.Barrier(2)
+        Pool(1).run(lambda *_: inside.append(blas_threads()), 1, 1)
+        assert inside == [{1}]
+        assert blas_threads() == before
+        # Callers that overlap: the first must not restore before the last is out, nor the last restore "one".
+        entered, leave = threading.Barrier(3), threading.Event()
 
         def task(*_):
-            barrier.wait(10)
-            inside.append(blas_threads())
+            entered.wait(10)
+            leave.wait(10)
 
         callers = [threading.Thread(target=Pool(1).run, args=(task, 1, 1)) for _ in range(2)]
         for caller in callers:
             caller.start()
+        entered.wait(10)
+        leave.set()
         for caller in callers:
             caller.join()
-        assert inside == [{1}, {1}]
-        assert blas_threads() == before  # also after overlapping callers
+        assert blas_threads() == before
 
 
 def test_a_fork_after_use_does_not_hang():

@@ -21,7 +21,7 @@ from autoencoders.data import load_dataset
 from autoencoders.runs import read_record, resume_run, start_run
 from autoencoders.training import Trainer, catch_signals, fit, load_checkpoint, mean_losses
 from minigrad.random import generator
-from minigrad.serialize import DataError, load_state
+from minigrad.serialize import DataError, load_state, save_state
 
 SHAPE = (8, 8, 1)
 COUNT, BATCH = 26, 4  # of them 3 are held out, 23 are left: 6 steps an epoch, the last with 3 images
@@ -903,7 +903,7 @@ def test_without_patience_the_last_weights_stay(tmp_path):
 
 
 def test_early_stopping_goes_on_after_an_interruption(tmp_path):
-    """The counter of bad epochs and the best weights survive; the folder's best file must be that of the run."""
+    """The counter of bad epochs and the best weights survive; a best file of another run is not taken."""
 
     def trainer(callbacks):
         options = TrainingOptions(batch_size=BATCH, epochs=20, validation=3, patience=3)
@@ -926,8 +926,11 @@ def test_early_stopping_goes_on_after_an_interruption(tmp_path):
     assert {n: x.tobytes() for n, x in load_state(path)[0].items()} == weights(second.model)
     compiled().save(tmp_path / "other")
     os.replace(tmp_path / "other" / "model.safetensors", path)
-    with pytest.raises(DataError, match=r"best\.safetensors: is not the best checkpoint of this run"):
-        resumed(tmp_path).run()
+    third = resumed(tmp_path)  # best.safetensors is of another model now: the last weights are kept
+    assert third.progress.best is None
+    last = weights(third.model)
+    third.run()
+    assert weights(third.model) == last
 
 
 # ---- diverging ----
@@ -1115,11 +1118,8 @@ def test_folders_with_a_run_are_guarded(tmp_path, array_file):
     first.trainer.callbacks = [At(1, kill)]
     with pytest.raises(Killed):
         execute(first)
-    with pytest.raises(FileExistsError, match="already holds an unfinished run") as error:
-        run_of(array_file, folder)
-    assert "--overwrite" in str(error.value)
-    assert "--resume" not in str(error.value)  # there is no checkpoint yet
-    second = run_of(array_file, folder, overwrite=True)
+    assert read_record(folder)["status"].startswith("failed")
+    second = run_of(array_file, folder)  # there was no checkpoint yet, so nothing is lost
     second.trainer.callbacks = [At(2, interrupt)]
     with pytest.raises(KeyboardInterrupt):
         execute(second)
@@ -1130,10 +1130,109 @@ def test_folders_with_a_run_are_guarded(tmp_path, array_file):
         run_of(array_file, folder)
     assert "--resume" not in str(error.value)
     (folder / "notes.txt").write_text("mine")
+    (folder / "figures").mkdir(exist_ok=True)
+    (folder / "figures" / "fig1.pdf").write_text("mine")
     third = run_of(array_file, folder, overwrite=True)
-    assert os.listdir(folder) == ["notes.txt"]  # what is not the run's stays
     execute(third)
+    assert (folder / "notes.txt").exists()  # what is not the run's stays
+    assert (folder / "figures" / "fig1.pdf").exists()
+    assert not list(folder.glob(".*"))
     assert {"model.safetensors", "run.json", "history.csv", "history.jsonl", "checkpoints"} <= set(os.listdir(folder))
+
+
+def files_in(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("stop", [kill, interrupt, "diverge"], ids=["error", "signal", "divergence"])
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_an_old_run_comes_back_if_its_replacement_saves_nothing(stop, tmp_path, array_file, monkeypatch):
+    folder = tmp_path / "run"
+    execute(run_of(array_file, folder))
+    before = files_in(folder)
+    again = run_of(array_file, folder, overwrite=True, seed=5)
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda _: None)
+    if stop == "diverge":
+        again.trainer.model.network.parameters()[0].data[...] = np.nan
+    else:
+        again.trainer.callbacks = [At(1, stop)]
+    with pytest.raises((Killed, KeyboardInterrupt, DivergedError)):
+        execute(again)
+    assert files_in(folder) == before
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_an_old_run_is_kept_until_its_replacement_is_finished(tmp_path, array_file):
+    folder = tmp_path / "run"
+    execute(run_of(array_file, folder))
+    again = run_of(array_file, folder, overwrite=True, seed=5)
+    again.trainer.callbacks = [At(2, interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        execute(again)
+    assert [p.name for p in folder.glob(".replaced-*/model.safetensors")] == ["model.safetensors"]
+    execute(resume_run(folder, progress=False, tell=lambda _: None))
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_signal_while_the_results_are_drawn_leaves_a_run_that_can_go_on(number, tmp_path, array_file, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("autoencoders.runs.draw", lambda *_, **__: signal.raise_signal(number))
+        with pytest.raises(KeyboardInterrupt) as stop:
+            execute(run_of(array_file, folder))
+    assert not stop.value.args or stop.value.args[0] == number
+    assert read_record(folder)["status"] == "interrupted"
+    with pytest.raises(FileExistsError, match=r"an unfinished run.*--resume"):
+        run_of(array_file, folder)
+    execute(resume_run(folder, progress=False, tell=lambda _: None))
+    record = read_record(folder)
+    assert record["status"] == "finished"
+    assert len(record["commands"]) == 2
+
+
+@pytest.mark.parametrize("damage", ["gone", "of a lost epoch"])
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_run_without_its_best_weights_goes_on(damage, tmp_path, array_file):
+    """A kill can fall between the best weights and the checkpoint."""
+    minigrad.use(kernels="plain")
+    options = {"epochs": 3, "validation": 4, "patience": 3}
+    execute(run_of(array_file, tmp_path / "whole", **options))
+    broken = run_of(array_file, tmp_path / "broken", **options)
+    broken.trainer.callbacks = [At(broken.trainer.batches + 1, interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        execute(broken)
+    best = tmp_path / "broken" / "checkpoints" / "best.safetensors"
+    best.unlink()
+    if damage != "gone":
+        save_state(best, {"x": np.zeros(2)}, {"best": {"epoch": 2, "val_loss": 0.0}})
+    execute(resume_run(tmp_path / "broken", progress=False, tell=lambda _: None))
+    assert read_record(tmp_path / "broken")["status"] == "finished"
+    if read_record(tmp_path / "whole")["status"] == "finished":
+        a, b = (load_state(tmp_path / name / "model.safetensors")[2] for name in ("whole", "broken"))
+        assert a == b  # the later epochs are better here, so the best weights are the same
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_run_is_resumed_on_another_device_with_its_best_kernels(tmp_path, array_file, cupy_double):
+    minigrad.use(kernels="numpy", threads=2)
+    run = run_of(array_file, tmp_path / "run")
+    run.trainer.callbacks = [At(1, interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        execute(run)
+    told: list[str] = []
+    again = resume_run(tmp_path / "run", device="cuda", progress=False, tell=told.append)
+    assert again.trainer.k.describe().startswith("device cuda:0, kernels plain")
+    assert any("not bitwise" in line and "cpu -> cuda:0" in line for line in told)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    model = compiled()
+    model.network.parameters()[0].data[...] = np.nan
+    with pytest.raises(DivergedError, match="not finite"):
+        model.save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
@@ -1152,7 +1251,7 @@ def test_the_record_of_a_run(tmp_path, array_file):
     execute(run)
     record = read_record(tmp_path / "run")
     assert record["status"] == "finished"
-    assert record["command"] == "test"
+    assert record["commands"] == ["test"]
     assert record["options"] == asdict(run.trainer.options)
     assert record["data"]["content_hash"] == load_dataset(array_file).content_hash
     assert record["training_seconds"] == pytest.approx(sum(run.trainer.history["seconds"]))
