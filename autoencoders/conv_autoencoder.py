@@ -10,7 +10,7 @@ Read next: training.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from minigrad.nn.module import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
-from .training import DivergedError, History, TrainingOptions, fit, unit_range
+from .training import Callback, DivergedError, History, Trainer, TrainingOptions, unit_range
 
 Array = Any
 MODEL_FILE = "model.safetensors"
@@ -161,23 +161,32 @@ class Autoencoder:
         self.optimizer = optim.Adam(self.network.parameters(), learning_rate)
         self.learning_rate = float(learning_rate)
 
-    def train(self, x_train: np.ndarray, batch_size: int, num_epochs: int, **options: Any) -> History:
-        """Train on images; with these three arguments it writes no files and holds nothing back for validation.
+    def train(
+        self,
+        x_train: np.ndarray,
+        batch_size: int,
+        num_epochs: int,
+        *,
+        folder: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+        **options: Any,
+    ) -> History:
+        """Train on images; with the first three arguments it writes no files and holds nothing back for validation.
 
         Args:
             x_train: (N, H, W, C), uint8 or floats in [0, 1].
-            options: the other fields of `training.TrainingOptions`, and `folder`, `callbacks`, `progress` and `data`
-                of `training.fit`.
+            folder, callbacks, progress: as for `training.Trainer`.
+            options: the other fields of `training.TrainingOptions`.
         Returns:
             the history: one row an epoch.
         Raises:
             DataError: the images do not fit. DivergedError: a loss or weight is no longer finite.
-            RuntimeError: compile was not called.
+            RuntimeError: compile was not called. FileExistsError: the folder holds checkpoints of another run.
+            KeyboardInterrupt: on Ctrl-C, after the step, with a checkpoint if there is a folder.
         """
-        fitting = {name: options.pop(name) for name in ("folder", "callbacks", "progress", "data") if name in options}
-        if self.optimizer is None:
-            raise RuntimeError("train: call compile(learning_rate) first")
-        return fit(self, x_train, TrainingOptions(batch_size=batch_size, epochs=num_epochs, **options), **fitting)
+        chosen = TrainingOptions(batch_size=batch_size, epochs=num_epochs, **options)
+        return Trainer(self, x_train, chosen, folder=folder, callbacks=callbacks, progress=progress).run()
 
     # ---- use ----
 

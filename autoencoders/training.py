@@ -150,33 +150,19 @@ class Progress:
     waited: int = 0  # epochs since
 
 
-def fit(
-    model: Autoencoder,
-    images: np.ndarray,
-    options: TrainingOptions,
-    *,
-    folder: str | Path | None = None,
-    callbacks: Sequence[Callback] = (),
-    progress: bool = True,
-    data: dict[str, Any] | None = None,
-) -> History:
-    """Train a compiled model on images (N, H, W, C).
+class Trainer:
+    """One run of a compiled model on images (N, H, W, C). `run` starts it or, after `restore`, goes on.
 
     Args:
         folder: for checkpoints and logs; None: no files.
+        callbacks: hear of what happens.
         progress: show a bar (only on a terminal) and a line an epoch.
         data: what describes the images (name, content hash), for the record.
-    Returns:
-        the history.
+        signals: those that end the run after the step, with a checkpoint if there is a folder.
+
     Raises:
-        DataError, DivergedError, KeyboardInterrupt (after the step, with a checkpoint if there is a folder).
-        FileExistsError: the folder holds checkpoints of another run.
+        RuntimeError: the model is not compiled. DataError: the images do not fit it.
     """
-    return Trainer(model, images, options, folder=folder, callbacks=callbacks, progress=progress, data=data).run()
-
-
-class Trainer:
-    """One run. `run` starts it or, after `restore`, goes on."""
 
     def __init__(
         self,
@@ -191,7 +177,7 @@ class Trainer:
         signals: tuple[signal.Signals, ...] = (signal.SIGINT,),
     ) -> None:
         if model.optimizer is None:
-            raise RuntimeError("training: call model.compile(learning_rate) first")
+            raise RuntimeError("train: call compile(learning_rate) first")
         self.model, self.optimizer, self.options = model, model.optimizer, options
         self.callbacks, self.show, self.data, self.signals = callbacks, progress, data or {}, signals
         self.folder = None if folder is None else Path(folder)

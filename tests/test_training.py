@@ -19,7 +19,7 @@ from autoencoders import VAE, Autoencoder, Callback, DivergedError, History, Tra
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import load_dataset
 from autoencoders.runs import read_record, resume_run, start_run
-from autoencoders.training import Trainer, catch_signals, fit, load_checkpoint, mean_losses
+from autoencoders.training import Trainer, catch_signals, load_checkpoint, mean_losses
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
@@ -155,10 +155,8 @@ def recorded(kind: str = "vae", images: np.ndarray | None = None, rate: float = 
     callback = Recorded()
     model = compiled(kind, rate, **options.pop("model", {}))
     images = pictures() if images is None else images
-    history = fit(
-        model, images, TrainingOptions(**{"batch_size": BATCH, "epochs": epochs, **options}),
-        callbacks=[callback], progress=False,
-    )  # fmt: skip
+    chosen = TrainingOptions(**{"batch_size": BATCH, "epochs": epochs, **options})
+    history = Trainer(model, images, chosen, callbacks=[callback], progress=False).run()
     return callback, history
 
 
@@ -180,7 +178,7 @@ def test_callbacks_come_in_order():
 
     first = First()
     options = TrainingOptions(batch_size=8, epochs=2)
-    fit(compiled(), pictures(10), options, callbacks=[first, Callback(), Second()], progress=False)
+    Trainer(compiled(), pictures(10), options, callbacks=[first, Callback(), Second()], progress=False).run()
     expected = ["fit begin"]
     for epoch in range(2):
         expected.append(f"epoch begin {epoch}")
@@ -228,7 +226,8 @@ def test_the_losses_of_a_step_are_those_of_its_images():
             seen.append(same)
 
     callback = Check()
-    fit(compiled("vae"), images, TrainingOptions(batch_size=4, epochs=1), callbacks=[callback], progress=False)
+    options = TrainingOptions(batch_size=4, epochs=1)
+    Trainer(compiled("vae"), images, options, callbacks=[callback], progress=False).run()
     assert len(seen) == 3
     order = generator(0, "shuffle", 0).permutation(10)
     noise = generator(0, "noise", 0).standard_normal((10, 2), dtype=np.float32)
@@ -311,7 +310,7 @@ def test_clipping_limits_the_gradient_of_every_step():
                 found.append(float(np.linalg.norm(trainer.optimizer.flat.gradients.astype(float))))
 
         options = TrainingOptions(batch_size=BATCH, epochs=1, clip_norm=limit)
-        fit(compiled("vae"), pictures(), options, callbacks=[Norm()], progress=False)
+        Trainer(compiled("vae"), pictures(), options, callbacks=[Norm()], progress=False).run()
     assert min(norms[None]) > 1e-2
     np.testing.assert_allclose(norms[1e-3], 1e-3, rtol=1e-5)
     np.testing.assert_allclose(norms[1e9], norms[None], rtol=1e-6)
@@ -367,7 +366,7 @@ def test_unknown_options_and_a_missing_compile_are_told():
         compiled().train(pictures(), 4, 1, epoch=3)
     for train in (
         lambda model: model.train(pictures(), 4, 1),
-        lambda model: fit(model, pictures(), TrainingOptions()),
+        lambda model: Trainer(model, pictures(), TrainingOptions()),
     ):
         with pytest.raises(RuntimeError, match="compile"):
             train(model_of())
@@ -1275,7 +1274,7 @@ def test_a_moved_model_is_noticed_before_the_first_step():
 def test_a_checkpoint_of_other_options_is_refused(change, tmp_path):
     options = {"batch_size": 2, "epochs": 1, "seed": 0}
     first = compiled("vae")
-    fit(first, pictures(), TrainingOptions(**options), folder=tmp_path, progress=False)
+    Trainer(first, pictures(), TrainingOptions(**options), folder=tmp_path, progress=False).run()
     second = compiled("vae")
     second.compile(change.pop("rate", first.learning_rate))
     trainer = Trainer(second, pictures(), TrainingOptions(**{**options, **change}), progress=False)
