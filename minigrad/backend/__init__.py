@@ -4,7 +4,7 @@ A device is where an array lives: `cpu` (NumPy) or `cuda`, `cuda:1`, ... (CuPy).
 is done there: `plain` is the readable specification (reference.py), the others are faster and checked
 against it. Arrays pick the device: `backend_of(x).conv2d(x, ...)` runs where x lives.
 
-Read next: reference.py, every kernel in plain code.
+Read next: ../tensor.py; reference.py, every kernel in plain code, comes last.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ means that it writes into its first arguments. `xp` is NumPy or CuPy: the same t
 Images are NHWC: (N batch, H height, W width, C channels). A convolution maps (N, H, W, C) to (N, OH, OW, F)
 with weight (KH, KW, C, F).
 
-Read next: ../tensor.py.
+Read next: ../../autoencoders/conv_autoencoder.py, the models made of all this.
 """
 
 from __future__ import annotations
