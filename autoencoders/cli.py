@@ -58,6 +58,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; {self.prog} --help shows all options\n")
 
 
+def add_model_options(parser: argparse.ArgumentParser, *, images: str, seed: str) -> None:
+    """--model-dir, --seed, --dataset and --data-dir of the programs that use a saved model."""
+    parser.add_argument(
+        "--model-dir",
+        metavar="DIR",
+        default="variational/model",
+        help="a trained model's folder (default: %(default)s)",
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help=f"{seed} (default: %(default)s)")
+    parser.add_argument("--dataset", metavar="DATASET", help=f"{images} (default: the data set of the run)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder that holds its files (default: that of the run)")
+
+
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """--device and --debug."""
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:<index> (default: cpu)")

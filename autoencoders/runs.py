@@ -103,7 +103,7 @@ class Run:
         self._write_record()
 
     def _write_record(self) -> None:
-        write_atomically(self.folder / RECORD_FILE, (json.dumps(self.record, indent=2) + "\n").encode())
+        write_json(self.folder / RECORD_FILE, self.record)
 
 
 @contextlib.contextmanager
@@ -194,22 +194,16 @@ def start_run(
     """
     check_folder(folder, overwrite)
     model.compile(learning_rate)
-    trainer = Trainer(
-        model,
-        dataset.train_images[:limit_train],
-        options,
-        folder=folder,
-        progress=progress,
-        data={
-            "name": dataset.name,
-            "source": dataset.source,
-            "content_hash": dataset.content_hash,
-            "limit_train": limit_train,
-            "data_dir": data_dir,
-        },
-        signals=(signal.SIGINT, signal.SIGTERM),
+    data = {
+        "name": dataset.name,
+        "source": dataset.source,
+        "content_hash": dataset.content_hash,
+        "limit_train": limit_train,
+        "data_dir": data_dir,
+    }
+    return Run(
+        _trainer(model, dataset.train_images[:limit_train], options, folder, data, progress), dataset, folder, command
     )
-    return Run(trainer, dataset, folder, command)
 
 
 def resume_run(
@@ -263,20 +257,25 @@ def resume_run(
         )
     model = from_config(record["model"])
     model.compile(learning_rate)
-    trainer = Trainer(
-        model,
-        dataset.train_images[:limit_train],
-        options,
-        folder=folder,
-        progress=progress,
-        data=data,
-        signals=(signal.SIGINT, signal.SIGTERM),
-    )
+    trainer = _trainer(model, dataset.train_images[:limit_train], options, folder, data, progress)
     trainer.restore(arrays, record)
     at = trainer.progress
     where = f"in epoch {at.epoch + 1} of {options.epochs}" if at.epoch < options.epochs else "all epochs are trained"
     tell(f"resuming after step {at.step}, {where}")
     return Run(trainer, dataset, folder, command, resumed=True)
+
+
+def _trainer(
+    model: Autoencoder, images: np.ndarray, options: TrainingOptions, folder: Path, data: dict[str, Any], progress: bool
+) -> Trainer:
+    """The trainer of a run, ended by Ctrl-C and SIGTERM."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    return Trainer(model, images, options, folder=folder, progress=progress, data=data, signals=signals)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as a JSON file, whole or not at all."""
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def read_record(folder: Path) -> dict[str, Any]:

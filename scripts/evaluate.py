@@ -4,32 +4,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import autoencoders
 import minigrad
-from autoencoders.cli import Parser, add_common_options, run_program
+from autoencoders.cli import Parser, add_common_options, add_model_options, run_program
 from autoencoders.data import load_dataset
 from autoencoders.evaluation import evaluate, table
-from autoencoders.runs import data_of_run
+from autoencoders.runs import data_of_run, write_json
 from autoencoders.training import environment
-from minigrad.serialize import write_atomically
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model")
-    parser.add_argument(
-        "--model-dir",
-        metavar="DIR",
-        default="variational/model",
-        help="a trained model's folder (default: %(default)s)",
-    )
+    add_model_options(parser, images="images to measure on", seed="of the latent noise")
     parser.add_argument("--out", metavar="DIR", help="folder for evaluation.json (default: --model-dir)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the latent noise (default: %(default)s)")
-    parser.add_argument("--dataset", metavar="DATASET", help="images to measure on (default: the data set of the run)")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder that holds its files (default: that of the run)")
     add_common_options(parser)
     return parser
 
@@ -56,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             "environment": environment(backend),
         }
         path = (Path(args.out) if args.out else folder) / "evaluation.json"
-        write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+        write_json(path, record)
         print(f"wrote {path}")
 
     return run_program(body, debug=args.debug)

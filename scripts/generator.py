@@ -10,7 +10,7 @@ from pathlib import Path
 import autoencoders
 import minigrad
 from autoencoders import figures
-from autoencoders.cli import Parser, add_common_options, run_program
+from autoencoders.cli import Parser, add_common_options, add_model_options, run_program
 from autoencoders.data import load_dataset
 from autoencoders.runs import data_of_run, draw, save_pictures
 
@@ -20,19 +20,11 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="example: python scripts/generator.py --model-dir variational/model --samples 100 --seed 7",
     )
-    parser.add_argument(
-        "--model-dir",
-        metavar="DIR",
-        default="variational/model",
-        help="a trained model's folder (default: %(default)s)",
-    )
+    add_model_options(parser, images="images to encode", seed="of all choices")
     parser.add_argument("--out", metavar="DIR", help="folder for the pictures (default: figures in --model-dir)")
     parser.add_argument(
         "--samples", metavar="N", type=int, default=48, help="new images to draw (default: %(default)s)"
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of all choices (default: %(default)s)")
-    parser.add_argument("--dataset", metavar="DATASET", help="images to encode (default: the data set of the run)")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder that holds its files (default: that of the run)")
     parser.add_argument("--show", action="store_true", help="open the pictures in windows as well")
     add_common_options(parser)
     return parser

@@ -442,6 +442,8 @@ def test_one_dimension_is_a_histogram_a_class():
 def test_degenerate_latents_are_drawn(D, tmp_path):
     for z in (np.zeros((6, D)), np.full((1, D), 1e6, np.float32)):
         figures.save(figures.latent_scatter(z, np.zeros(len(z), int), ["the only"]), tmp_path / "z.png")
+        assert (tmp_path / "z.png").read_bytes().startswith(b"\x89PNG")
+        (tmp_path / "z.png").unlink()
 
 
 # ---- losses --------------------------------------------------------------------------------------------------------

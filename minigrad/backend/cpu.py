@@ -63,7 +63,7 @@ class CpuBackend(Backend):
                 wide = _wide(y[block])
                 wide += tiled
 
-        self.pool.run(task, N, self._conv_block(weight, geometry))
+        self.pool.run(task, N, self._images_a_block(weight, geometry))
         return y
 
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
@@ -74,14 +74,14 @@ class CpuBackend(Backend):
         def task(shard: int, block: slice) -> None:
             self._add_grad_weight(partial[shard], self._columns(x[block], geometry), gy[block])
 
-        self.pool.run(task, x.shape[0], self._conv_block(partial[0], geometry))
+        self.pool.run(task, x.shape[0], self._images_a_block(partial[0], geometry))
         return partial.sum(axis=0)
 
     def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
         """Faster because a few images at a time stay in the cache and nothing is scattered (see adjoint.py)."""
         gx = np.empty((gy.shape[0], *geometry.input_size, weight.shape[2]), gy.dtype)
         adjoint = Adjoint(weight, geometry, self.pool)
-        self.pool.run(lambda _, block: adjoint(gy[block], gx[block]), len(gy), self._conv_block(weight, geometry))
+        self.pool.run(lambda _, block: adjoint(gy[block], gx[block]), len(gy), self._images_a_block(weight, geometry))
         return gx
 
     def _conv_rows(self, x: Array, weight: Array, geometry: ConvGeometry, out: Array) -> None:
@@ -114,7 +114,7 @@ class CpuBackend(Backend):
                     columns[:, :, :, i, j] = padded[:, geometry.rows(i), geometry.columns(j)]
         return columns.reshape(n * OH * OW, KH * KW * C)
 
-    def _conv_block(self, weight: Array, geometry: ConvGeometry) -> int:
+    def _images_a_block(self, weight: Array, geometry: ConvGeometry) -> int:
         """Images whose columns and outputs fill a block."""
         OH, OW = geometry.output_size
         KH, KW, C, F = weight.shape
@@ -161,7 +161,7 @@ class CpuBackend(Backend):
             activate(block)
             self._add_moments(partial[shard], active[block], wide_shift)
 
-        self.pool.run(task, len(x), self._conv_block(weight, geometry))
+        self.pool.run(task, len(x), self._images_a_block(weight, geometry))
         mean, variance = _moments(partial, shift, active)
         return self.batch_norm_apply(active, gamma, beta, mean, variance, epsilon), active, mean, variance
 
@@ -203,7 +203,7 @@ class CpuBackend(Backend):
                 if adjoint is not None and gx is not None:
                     adjoint(g, gx[block])
 
-        self.pool.run(task, len(x), self._conv_block(weight, geometry))
+        self.pool.run(task, len(x), self._images_a_block(weight, geometry))
         gbias = partial_bias.sum(axis=0).astype(x.dtype)
         return gx, partial.sum(axis=0), gbias, normalise.ggamma, normalise.gbeta
 
