@@ -6,6 +6,7 @@ specification; backend/cpu.py computes the same faster and is compared with it.
 
 from . import init, nn, ops, optim, random
 from .backend import Backend, DeviceError, available, backend_of, to_device, use
+from .profiler import profile
 from .tensor import Function, Tensor, no_grad
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "no_grad",
     "ops",
     "optim",
+    "profile",
     "random",
     "to_device",
     "use",

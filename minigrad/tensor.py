@@ -40,6 +40,11 @@ def no_grad() -> Iterator[None]:
         _recording.reset(token)
 
 
+def is_recording() -> bool:
+    """Whether operations record a graph here: not inside `no_grad`."""
+    return _recording.get()
+
+
 class Tensor:
     """An array with a gradient.
 

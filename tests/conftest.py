@@ -38,10 +38,17 @@ def _cuda() -> minigrad.Backend:
     return minigrad.use(device="cuda")
 
 
+def _numba(threads: int) -> minigrad.Backend:
+    pytest.importorskip("numba", reason="the extra fast is not installed")
+    return minigrad.use(kernels="numba", threads=threads)
+
+
 BACKENDS: dict[str, Callable[[], minigrad.Backend]] = {
     "plain": lambda: minigrad.use(kernels="plain"),
     "numpy-1": lambda: minigrad.use(kernels="numpy", threads=1),
     "numpy-3": lambda: minigrad.use(kernels="numpy", threads=3),
+    "numba-1": lambda: _numba(threads=1),
+    "numba-3": lambda: _numba(threads=3),
     "cuda": _cuda,
     "cupy-double": lambda: minigrad.use(device="cuda"),
 }

@@ -205,6 +205,18 @@ def _conv_block(r: np.random.Generator, N: int) -> Iterator[Case]:
         )
 
 
+def _conv_block_inference(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for x, weight, shape, g, transposed in _block_arrays(r, N):
+        bias, gamma, beta = r.normal(size=shape[-1]), r.uniform(0.5, 2, shape[-1]), r.normal(size=shape[-1])
+        mean, variance = r.normal(size=shape[-1]), r.uniform(0.5, 2, shape[-1])
+        kernel = PLAIN.conv2d_grad_input if transposed else PLAIN.conv2d
+        L = kernel(np.abs(x), np.abs(weight), *((g,) if transposed else (None, g))) + np.abs(bias)
+        scale = ((L + np.abs(mean)) * gamma / np.sqrt(variance + 1e-3) + np.abs(beta)).max()
+        arguments = x, weight, bias, gamma, beta, mean, variance, g, transposed, 1e-3
+        terms = max(weight[..., 0].size, weight[..., 0, :].size) + 4
+        yield Case("conv_block_inference", arguments, terms, scales=(scale,))
+
+
 def _conv_block_grad(r: np.random.Generator, N: int) -> Iterator[Case]:
     for i, (x, weight, shape, g, transposed) in enumerate(_block_arrays(r, N)):
         active, gamma, gy = np.maximum(r.normal(size=shape), 0), r.uniform(0.5, 2, shape[-1]), r.normal(size=shape)
@@ -263,6 +275,7 @@ INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
     "batch_norm_apply": _batch_norm_apply,
     "batch_norm_grad": _batch_norm_grad,
     "conv_block": _conv_block,
+    "conv_block_inference": _conv_block_inference,
     "conv_block_grad": _conv_block_grad,
     "batch_norm_update_": _batch_norm_update_,
     "sgd_step_": _sgd_step_,
@@ -292,7 +305,8 @@ def subclasses(cls: type = Backend) -> list[type]:
         except ImportError as error:
             if error.name not in ("numba", "cupy"):
                 raise
-    return [c for c in cls.__subclasses__() if c.__module__.startswith("minigrad.")]
+    children = [c for c in cls.__subclasses__() if c.__module__.startswith("minigrad.")]
+    return [*children, *(grandchild for child in children for grandchild in subclasses(child))]
 
 
 def test_every_kernel_has_inputs() -> None:
@@ -488,20 +502,20 @@ def _bits(backend: Backend, y: Any) -> bytes:
 
 
 class Schedule:
-    """Stands in for the thread pool: runs all shards but the first before it (`early`), or after it, backwards."""
+    """Stands in for a worker: runs its shard before the first one (`early`), or after it, the last worker first."""
 
     def __init__(self, early: bool) -> None:
         self.early = early
         self.waiting: list[Callable[[], None]] = []
 
-    def submit(self, function: Callable, *arguments: Any) -> Any:
+    def submit(self, job: Callable[[], None]) -> Callable[[], None]:
         if self.early:
-            function(*arguments)
+            job()
         else:
-            self.waiting.append(lambda: function(*arguments))
-        return self
+            self.waiting.append(job)
+        return self.wait
 
-    def exception(self) -> None:
+    def wait(self) -> None:
         while self.waiting:
             self.waiting.pop()()
 
@@ -513,12 +527,13 @@ def test_results_do_not_depend_on_timing(backend: Backend, name: str) -> None:
         pytest.skip("one thread")
     for case in INPUTS[name](rng(name, "timing"), 7):
         bits = set()
-        for executor in (backend.pool._executor, Schedule(early=True), Schedule(early=False)):
-            backend.pool._executor = executor
+        real = backend.pool._workers
+        for workers in (real, [Schedule(early=True)] * 9, [Schedule(early=False)] * 9):
+            backend.pool._workers = workers
             bits.add(
                 b"".join(_bits(backend, y) for y in results_of(backend, case, inputs_of(backend, case, "float64")))
             )
-        backend.pool._executor = None
+        backend.pool._workers = real
         assert len(bits) == 1, f"{name}: the result depends on the order in which threads work"
 
 

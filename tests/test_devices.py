@@ -6,6 +6,7 @@ without a float64 number that nobody asked for and without a transfer or a wait 
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,9 @@ from minigrad.random import generator
 ACCUMULATORS = {"reference.channel_sum", "reference.batch_norm", "optim.clip_grad_norm"}
 
 
+CPU_KERNELS = ("numba",) * bool(importlib.util.find_spec("numba")) + ("numpy", "plain")
+
+
 # ---- what `use` refuses ----
 
 
@@ -34,7 +38,7 @@ def test_cuda_without_cupy_names_the_fix(restored_backends: None, monkeypatch: p
     with pytest.raises(DeviceError, match=r"(?s)CuPy.*cuda13.*cuda12"):
         to_device(np.ones(3), "cuda")
     assert minigrad.backend.default_backend() is before
-    assert minigrad.available() == {"cpu": ("numpy", "plain")}
+    assert minigrad.available() == {"cpu": CPU_KERNELS}
 
 
 def test_cupy_without_a_device_names_the_fix(cupy_double: Any) -> None:
@@ -43,7 +47,7 @@ def test_cupy_without_a_device_names_the_fix(cupy_double: Any) -> None:
     with pytest.raises(DeviceError, match=r"(?s)no usable GPU.*cuda13.*cuda12"):
         minigrad.use(device="cuda")
     assert minigrad.backend.default_backend() is before
-    assert minigrad.available() == {"cpu": ("numpy", "plain")}
+    assert minigrad.available() == {"cpu": CPU_KERNELS}
 
 
 def test_available_lists_cuda_with_a_device(cupy_double: Any) -> None:

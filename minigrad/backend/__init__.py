@@ -17,7 +17,7 @@ import numpy as np
 from .reference import Backend
 
 Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
-KERNELS = {"cpu": ("numpy", "plain"), "cuda": ("plain",)}  # per device, best first
+KERNELS = {"cpu": ("numba", "numpy", "plain"), "cuda": ("plain",)}  # per device, best first
 
 
 class DeviceError(RuntimeError):
@@ -25,7 +25,8 @@ class DeviceError(RuntimeError):
 
 
 _backends: dict[type, Backend] = {}  # array type -> the kernels that work on it
-_default: Backend  # where new parameters and lists go
+_default: Backend | None = None  # where new parameters and lists go; None before the first use
+_threads: int | None = None  # what set_num_threads asked for
 
 
 def backend_of(*arrays: Array, what: str = "operation") -> Backend:
@@ -45,6 +46,9 @@ def backend_of(*arrays: Array, what: str = "operation") -> Backend:
 def _lookup(array: Array) -> Backend:
     backend = _backends.get(type(array))
     if backend is None:
+        if type(array) is np.ndarray:
+            backend = _backends[np.ndarray] = _cpu_backend("auto", _threads)
+            return backend
         if type(array).__module__.split(".")[0] != "cupy":
             raise TypeError(f"expected a NumPy or CuPy array, found {type(array).__name__}")
         backend = _backends[type(array)] = Backend(importlib.import_module("cupy"))
@@ -53,16 +57,16 @@ def _lookup(array: Array) -> Backend:
 
 def as_array(data: Any) -> Array:
     """data as an array: arrays stay as they are; numbers and lists become float32 on the default device."""
-    if type(data) in _backends or type(data).__module__.split(".")[0] == "cupy":
+    if type(data) is np.ndarray or type(data).__module__.split(".")[0] == "cupy":
         return data
     if isinstance(data, np.ndarray | np.generic):
         return np.asarray(data)
-    return _default.from_host(np.asarray(data, dtype=np.float32))
+    return default_backend().from_host(np.asarray(data, dtype=np.float32))
 
 
 def default_backend() -> Backend:
-    """The kernels of the device chosen by `use`."""
-    return _default
+    """The kernels of the device chosen by `use`; without it, the best for the CPU."""
+    return _default or _lookup(np.empty(0))
 
 
 def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) -> Backend:
@@ -70,8 +74,9 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) 
 
     Args:
         device: `cpu`, `cuda` or `cuda:<index>`.
-        kernels: `auto` takes the best that is installed for the device; or `plain`, `numpy` (CPU).
-        threads: CPU threads of the `numpy` kernels; None: the cores that this process may use.
+        kernels: `auto` takes the best that is installed for the device; or, on the CPU, `numba` (needs the extra
+            `fast`), `numpy` or `plain`.
+        threads: as for `set_num_threads`; None keeps what that was told.
 
     Returns:
         the backend; `describe()` says what was chosen and why.
@@ -92,16 +97,55 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) 
         cupy.cuda.Device(index).use()
         _default = Backend(cupy)
         _default.reason = "fused CUDA kernels do not exist yet" if kernels == "auto" else "asked for"
-    elif kernels == "plain":
-        _default = Backend(np)
-        _default.reason = "asked for"
     else:
-        from .cpu import CpuBackend
-
-        _default = CpuBackend(threads)
-        _default.reason = "the best installed" if kernels == "auto" else "asked for"
+        _default = _cpu_backend(kernels, threads or _threads)
     _backends[_default.xp.ndarray] = _default
     return _default
+
+
+def set_num_threads(threads: int | None) -> None:
+    """Let the CPU kernels use so many threads from now on; None: all cores that this process may use.
+
+    Results depend on this number, never on timing. The `plain` kernels have no threads of their own. The setting of
+    the BLAS library, which other code may use, is changed only while a kernel runs.
+
+    Raises:
+        DeviceError: threads is below 1.
+    """
+    global _threads
+    if threads is not None and threads < 1:
+        raise DeviceError(f"threads is {threads} but must be at least 1")
+    _threads = threads
+    _lookup(np.empty(0)).set_num_threads(threads)
+
+
+def get_num_threads() -> int:
+    """The threads of the CPU kernels."""
+    return _lookup(np.empty(0)).threads
+
+
+def _cpu_backend(kernels: str, threads: int | None) -> Backend:
+    if kernels == "plain":
+        backend, reason = Backend(np), "asked for"
+    elif kernels == "numpy":
+        from .cpu import CpuBackend
+
+        backend, reason = CpuBackend(threads), "asked for"
+    else:
+        try:
+            from .jit import JitBackend
+
+            backend, reason = JitBackend(threads), "asked for" if kernels == "numba" else "the fastest"
+        except ImportError as error:
+            if kernels == "numba":
+                raise DeviceError(
+                    f'kernels numba need Numba: pip install ".[fast]" in the project\'s folder ({error})'
+                ) from error
+            from .cpu import CpuBackend
+
+            backend, reason = CpuBackend(threads), f"the fastest without Numba, the extra fast: {error}"
+    backend.reason = reason
+    return backend
 
 
 def _parse(device: str) -> tuple[str, int]:
@@ -134,7 +178,7 @@ def _working_cupy(index: int) -> Any:
 
 
 def available() -> dict[str, tuple[str, ...]]:
-    """The devices that work here with their kernel sets, best first, e.g. `{"cpu": ("numpy", "plain")}`."""
+    """The devices that work here with their kernel sets, best first, e.g. `{"cpu": ("numpy", "numba", "plain")}`."""
     found = {"cpu": KERNELS["cpu"]}
     try:
         found["cuda"] = KERNELS["cuda"] if importlib.import_module("cupy").cuda.is_available() else ()
@@ -159,6 +203,3 @@ def to_device(array: Array, device: str) -> Array:
     cupy = _working_cupy(index)
     with cupy.cuda.Device(index):
         return Backend(cupy).from_host(host)
-
-
-use()

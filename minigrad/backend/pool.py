@@ -11,10 +11,12 @@ import math
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -54,27 +56,61 @@ class _SingleThreadedBlas:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._controller: Any = None
-        self._limit: Any = None
+        self._libraries: list[Any] | None = None
+        self._before: list[int] = []
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._controller is None:
+            if self._libraries is None:
                 from threadpoolctl import ThreadpoolController
 
-                self._controller = ThreadpoolController().select(user_api="blas")
+                self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
             if self._inside == 0:
-                self._limit = self._controller.limit(limits=1)
+                self._before = [library.get_num_threads() for library in self._libraries]
+                for library in self._libraries:
+                    library.set_num_threads(1)
             self._inside += 1
 
     def __exit__(self, *error: Any) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._limit.restore_original_limits()
+                for library, threads in zip(self._libraries or (), self._before, strict=True):
+                    library.set_num_threads(threads)
 
 
 _single_threaded_blas = _SingleThreadedBlas()
+
+
+class _Worker:
+    """A thread that runs one job after another. (concurrent.futures takes ten times as long to hand one over.)"""
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[tuple[Callable[[], None], SimpleQueue[BaseException | None]] | None] = SimpleQueue()
+        threading.Thread(target=_work, args=(self.jobs,), name="minigrad", daemon=True).start()
+
+    def submit(self, job: Callable[[], None]) -> Callable[[], BaseException | None]:
+        """Start a job; what is returned waits for its end and gives its exception or None."""
+        done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self.jobs.put((job, done))
+        return done.get
+
+
+def _work(jobs: SimpleQueue[tuple[Callable[[], None], SimpleQueue[BaseException | None]] | None]) -> None:
+    while (entry := jobs.get()) is not None:
+        job, done = entry
+        try:
+            job()
+        except BaseException as error:
+            done.put(error)
+        else:
+            done.put(None)
+        del entry, job, done  # nothing is kept alive while waiting
+
+
+def _stop(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.jobs.put(None)
 
 
 class Pool:
@@ -85,9 +121,11 @@ class Pool:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._executor: ThreadPoolExecutor | None = None
+        self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
         self._process = os.getpid()
         self._scratch = threading.local()
+        weakref.finalize(self, _stop, self._workers)
 
     def run(self, task: Callable[[int, slice], Any], count: int, block: int, least: int = 1) -> None:
         """Call task(shard index, slice of at most `block` items) until all `count` items are done.
@@ -97,29 +135,39 @@ class Pool:
         The first shard runs on the calling thread, the others in copies of its context (`np.errstate` holds there).
         An exception in any shard is raised here, after all ended.
         """
-        if self._process != os.getpid():  # a fork has no threads of its parent
-            self._executor, self._process = None, os.getpid()
         size = max(-(-count // self.threads), least)  # items a shard
+        shards = -(-count // size) if count else 0
+        block = max(block, 1)
 
         def shard(index: int) -> None:
             stop = min((index + 1) * size, count)
-            for start in range(index * size, stop, max(block, 1)):
-                task(index, slice(start, min(start + max(block, 1), stop)))
+            for start in range(index * size, stop, block):
+                task(index, slice(start, min(start + block, stop)))
 
         with _single_threaded_blas:
-            shards = range(1, -(-count // size) if count else 1)
-            if self._executor is None and shards:
-                self._executor = ThreadPoolExecutor(self.threads - 1, "minigrad")
-            others: list[Future[None]] = []
-            if self._executor is not None:
-                others = [self._executor.submit(copy_context().run, shard, i) for i in shards]
+            if shards > 1:
+                self._hire(shards - 1)
+            waits = [
+                worker.submit(partial(copy_context().run, shard, i))
+                for i, worker in zip(range(1, shards), self._workers, strict=False)
+            ]
             try:
-                shard(0)
+                if shards:
+                    shard(0)
             finally:
-                faults = [future.exception() for future in others]
+                faults = [wait() for wait in waits]
         for fault in faults:
             if fault is not None:
                 raise fault
+
+    def _hire(self, count: int) -> None:
+        """Have at least so many workers in this process: a fork has no threads of its parent."""
+        with self._lock:
+            if self._process != os.getpid():
+                self._workers.clear()
+                self._process = os.getpid()
+            while len(self._workers) < count:
+                self._workers.append(_Worker())
 
     def scratch(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array of this thread that is reused by the next call with the same name; zero when first made.

@@ -53,6 +53,9 @@ class Backend:
         device = "cpu" if self.on_host else f"cuda:{self.xp.cuda.Device().id}"
         return f"device {device}, kernels {self.kernels} ({self.reason}), threads {self.threads}"
 
+    def set_num_threads(self, threads: int | None) -> None:
+        """Work with so many threads from now on; these kernels have none of their own."""
+
     # ---- products ----
 
     def matmul(self, a: Array, b: Array) -> Array:
@@ -199,13 +202,32 @@ class Backend:
         epsilon: float,
     ) -> tuple[Array, Array, Array, Array]:
         """(y, active, mean, variance): active = relu(conv2d(x) + bias) or transposed, y = batch_norm(active)."""
-        if transposed:
-            linear = self.add_bias(self.conv2d_grad_input(x, weight, geometry), bias)
-        else:
-            linear = self.conv2d(x, weight, bias, geometry)
-        active = self.relu(linear)
+        active = self._conv_relu(x, weight, bias, geometry, transposed)
         y, mean, variance = self.batch_norm(active, gamma, beta, epsilon)
         return y, active, mean, variance
+
+    def _conv_relu(self, x: Array, weight: Array, bias: Array, geometry: ConvGeometry, transposed: bool) -> Array:
+        """relu(conv2d(x) + bias), or transposed."""
+        if transposed:
+            return self.relu(self.add_bias(self.conv2d_grad_input(x, weight, geometry), bias))
+        return self.relu(self.conv2d(x, weight, bias, geometry))
+
+    def conv_block_inference(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        gamma: Array,
+        beta: Array,
+        mean: Array,
+        variance: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+        epsilon: float,
+    ) -> Array:
+        """y of conv_block with given statistics."""
+        active = self._conv_relu(x, weight, bias, geometry, transposed)
+        return self.batch_norm_apply(active, gamma, beta, mean, variance, epsilon)
 
     def conv_block_grad(
         self,

@@ -12,10 +12,10 @@ import math
 
 from .. import init, ops
 from ..backend import Array, backend_of, default_backend
+from ..ops import fused
 from ..ops.conv import Pair, Size
-from ..ops.fused import ConvBlock as ConvBlockFunction
 from ..ops.norm import BatchNorm as BatchNormFunction
-from ..tensor import Tensor
+from ..tensor import Tensor, is_recording
 from .module import Module, Parameter, Sequential
 
 
@@ -135,9 +135,9 @@ class BatchNorm(Module):
 
 
 class ConvBlock(Module):
-    """norm(relu(conv(x))). In training it is one operation, which fast backends compute without leaving the cache.
+    """norm(relu(conv(x))) as one operation, which fast backends compute without leaving the cache.
 
-    The layers keep their own places in the model; this only runs them, without calling their `forward` in training.
+    The layers keep their own places in the model; this only runs them, without calling their `forward`.
     """
 
     def __init__(self, conv: Conv2D | Conv2DTranspose, relu: ReLU, norm: BatchNorm) -> None:
@@ -145,14 +145,18 @@ class ConvBlock(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
-        if not norm.training:
-            return norm(self.relu(conv(x)))
         transposed = isinstance(conv, Conv2DTranspose)
         output_size = conv.output_size if isinstance(conv, Conv2DTranspose) else None
-        function = ConvBlockFunction(conv.stride, conv.padding, norm.epsilon, transposed, output_size)
-        y = function(x, conv.weight, conv.bias, norm.gamma, norm.beta)
-        norm.follow(function.mean, function.variance)
-        return y
+        options = conv.stride, conv.padding, norm.epsilon, transposed, output_size
+        inputs = x, conv.weight, conv.bias, norm.gamma, norm.beta
+        if norm.training:
+            function = fused.ConvBlock(*options)
+            y = function(*inputs)
+            norm.follow(function.mean, function.variance)
+            return y
+        if is_recording():
+            return norm(self.relu(conv(x)))
+        return fused.ConvBlockInference(*options)(*inputs, norm.moving_mean, norm.moving_variance)
 
 
 def fuse(layers: dict[str, Module]) -> Sequential:

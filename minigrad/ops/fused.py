@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from ..backend import Array
 from ..tensor import Function
-from .conv import Pair, Size, check_conv, conv_geometry, transposed_geometry
+from .conv import ConvGeometry, Pair, Size, check_conv, conv_geometry, transposed_geometry
 from .norm import check_norm
 
 
-class ConvBlock(Function):
-    """Equivalent to batch_norm(relu(conv2d(x, weight, bias)), gamma, beta), or the same with conv2d_transpose.
-
-    After the call `mean` and `variance` hold the batch's statistics.
-    """
+class Block(Function):
+    """The options of a block."""
 
     def __init__(
         self, stride: Pair, padding: Pair | str, epsilon: float, transposed: bool, output_size: Size | None = None
@@ -20,14 +17,22 @@ class ConvBlock(Function):
         self.stride, self.padding, self.epsilon = stride, padding, epsilon
         self.transposed, self.output_size = transposed, output_size
 
-    def forward(self, x: Array, weight: Array, bias: Array, gamma: Array, beta: Array) -> Array:
+    def check(self, x: Array, weight: Array, bias: Array, gamma: Array, beta: Array) -> ConvGeometry:
+        """The convolution's geometry, if everything fits."""
         check_conv("conv_block", x, weight, bias, channel_axis=3 if self.transposed else 2)
         check_norm((len(x), *bias.shape), gamma, beta)
         sizes = x.shape[1:3], weight.shape[:2], self.stride, self.padding
-        if self.transposed:
-            self.geometry = transposed_geometry(*sizes, self.output_size)
-        else:
-            self.geometry = conv_geometry(*sizes)
+        return transposed_geometry(*sizes, self.output_size) if self.transposed else conv_geometry(*sizes)
+
+
+class ConvBlock(Block):
+    """Equivalent to batch_norm(relu(conv2d(x, weight, bias)), gamma, beta), or the same with conv2d_transpose.
+
+    After the call `mean` and `variance` hold the batch's statistics.
+    """
+
+    def forward(self, x: Array, weight: Array, bias: Array, gamma: Array, beta: Array) -> Array:
+        self.geometry = self.check(x, weight, bias, gamma, beta)
         self.x, self.weight, self.gamma = x, weight, gamma
         y, self.active, self.mean, self.variance = self.k.conv_block(
             x, weight, bias, gamma, beta, self.geometry, self.transposed, self.epsilon
@@ -47,4 +52,17 @@ class ConvBlock(Function):
             self.transposed,
             self.epsilon,
             self.needs[0],
+        )
+
+
+class ConvBlockInference(Block):
+    """Equivalent to batch_norm_inference(relu(conv2d(x, weight, bias)), gamma, beta, mean, variance), or the same with
+    conv2d_transpose; without a gradient, for use where no graph is recorded."""
+
+    def forward(
+        self, x: Array, weight: Array, bias: Array, gamma: Array, beta: Array, mean: Array, variance: Array
+    ) -> Array:
+        geometry = self.check(x, weight, bias, gamma, beta)
+        return self.k.conv_block_inference(
+            x, weight, bias, gamma, beta, mean, variance, geometry, self.transposed, self.epsilon
         )
