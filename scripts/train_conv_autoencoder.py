@@ -52,7 +52,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "validation": (0.0, float, "training images held out to measure on: a count, or a share below 1"),
     "patience": (None, int, "stop after so many epochs without a better validation loss (default: never)"),
     "save-every": (0, int, "steps between checkpoints, besides one after each epoch"),
-    "backend": ("auto", str, "kernels: auto, plain or numpy"),
+    "backend": ("auto", str, "kernels: auto, numba, numpy or plain"),
     "threads": (None, int, "CPU threads (default: the cores this process may use)"),
 }
 CHOICES: dict[str, tuple[str, ...]] = {

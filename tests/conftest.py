@@ -8,6 +8,7 @@ everywhere, on the strict double of CuPy in strict_cupy.py.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -38,17 +39,16 @@ def _cuda() -> minigrad.Backend:
     return minigrad.use(device="cuda")
 
 
-def _numba(threads: int) -> minigrad.Backend:
-    pytest.importorskip("numba", reason="the extra fast is not installed")
-    return minigrad.use(kernels="numba", threads=threads)
+NEEDS_NUMBA = pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="the extra fast is not installed")
+CPU_KERNELS = ["plain", "numpy", pytest.param("numba", marks=NEEDS_NUMBA)]
 
 
 BACKENDS: dict[str, Callable[[], minigrad.Backend]] = {
     "plain": lambda: minigrad.use(kernels="plain"),
     "numpy-1": lambda: minigrad.use(kernels="numpy", threads=1),
     "numpy-3": lambda: minigrad.use(kernels="numpy", threads=3),
-    "numba-1": lambda: _numba(threads=1),
-    "numba-3": lambda: _numba(threads=3),
+    "numba-1": lambda: minigrad.use(kernels="numba", threads=1),
+    "numba-3": lambda: minigrad.use(kernels="numba", threads=3),
     "cuda": _cuda,
     "cupy-double": lambda: minigrad.use(device="cuda"),
 }
@@ -70,7 +70,10 @@ def cupy_double(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> Ite
     strict_cupy.reset(devices=1)
 
 
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in BACKENDS])
+MARKS = {"cuda": pytest.mark.gpu, "numba-1": NEEDS_NUMBA, "numba-3": NEEDS_NUMBA}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in BACKENDS])
 def backend(request: pytest.FixtureRequest, restored_backends: None) -> minigrad.Backend:
     """Each backend in turn, made the default by `minigrad.use`."""
     if request.param == "cupy-double":

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import CPU_KERNELS
 
 import autoencoders
 import minigrad
@@ -761,9 +762,10 @@ def test_gradients_of_the_whole_model(kind, training, restored_backends):
     check_gradients(kind, training)
 
 
+@pytest.mark.parametrize("kernels", CPU_KERNELS[1:])
 @pytest.mark.parametrize("kind", ["ae", "bernoulli"])
-def test_gradients_of_the_whole_model_on_threads(kind, restored_backends):
-    minigrad.use(kernels="numpy", threads=2)
+def test_gradients_of_the_whole_model_on_threads(kind, kernels, restored_backends):
+    minigrad.use(kernels=kernels, threads=2)
     check_gradients(kind, True)
 
 
@@ -782,12 +784,12 @@ def check_gradients(kind: str, training: bool) -> None:
     gradcheck(loss, parameters=parameters)
 
 
-@pytest.mark.parametrize("kernels", ["plain", "numpy"])
+@pytest.mark.parametrize("kernels", CPU_KERNELS)
 @pytest.mark.parametrize("cls", [Autoencoder, VAE])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_fused_blocks_equal_the_layers_one_by_one(cls, kernels, training, restored_backends):
     """`nn.fuse` changes nothing: loss, all gradients and moving statistics, in float64 to 1e-12."""
-    minigrad.use(kernels=kernels, threads=2 if kernels == "numpy" else None)
+    minigrad.use(kernels=kernels, threads=2 if kernels != "plain" else None)
 
     def run(fused: bool):
         model = new(cls, shape=(9, 7, 2), filters=(3, 4, 2), kernels=(3, 2, (3, 2)), strides=(2, 1, (1, 2)))

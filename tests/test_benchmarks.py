@@ -1,29 +1,295 @@
-"""Every benchmark runs, if only for one step."""
+"""Every benchmark runs, if only for one step; its record, tables and plots are made; what is wrong is refused."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
-from test_backends import kernels_of
+from test_backends import kernels_of, subclasses
 
+from minigrad.backend import Backend
 from minigrad.backend.cpu import CpuBackend
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+RUNS = {  # result: program and options
+    "train": ("train.py", "--peers", "plain,numpy", "--models", "vae,ae", "--batches", "3"),
+    "startup": ("train.py", "--startup", "--peers", "numpy"),
+    "reconstruct": ("train.py", "--reconstruct", "--peers", "numpy", "--models", "ae"),
+    "ops": ("ops.py", "--no-torch", "--batch", "2"),
+    "scaling": ("scaling.py",),
+}
 
 
-@pytest.mark.usefixtures("restored_backends")
-def test_kernels(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("kernels", BENCHMARKS / "kernels.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    out = tmp_path / "kernels.json"
-    assert module.main(["--batch", "2", "--rounds", "1", "--threads", "2", "--out", str(out)]) == 0
-    record = json.loads(out.read_text())
-    assert len(record["rows"]) == len(capsys.readouterr().out.splitlines()) - 1
-    measured = {row["kernel"].split()[0] for row in record["rows"]}
-    own = {name for name in kernels_of(CpuBackend) if name != "batch_norm_apply"}  # that is part of batch_norm
-    assert measured == own, "benchmarks/kernels.py must measure every kernel that the CPU backend overrides"
-    assert all(row["plain_ms"] > 0 and row["numpy_ms"] > 0 for row in record["rows"])
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the quick results of all programs."""
+    folder = tmp_path_factory.mktemp("results")
+    for name, (program, *options) in RUNS.items():
+        done = run(program, *options, "--quick", "--threads", "2", "--out", str(folder / f"{name}.json"))
+        assert (done.returncode, done.stderr) == (0, ""), f"{name}: {done.stderr}"
+        assert done.stdout
+    return folder
+
+
+def read(results: Path, name: str) -> dict:
+    return json.loads((results / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """A function that imports one of the programs; afterwards its name is free again."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield lambda name: importlib.import_module(name)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+# ---- what the programs write ----
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_record_says_what_was_run_and_on_what(results, name):
+    record = read(results, name)
+    program, *options = RUNS[name]
+    assert record["command"].startswith(" ".join(["python", f"benchmarks/{program}", *options, "--quick"]))
+    assert record["measures"] == name
+    assert set(record["machine"]) == {"processor", "cores", "system"}
+    assert record["settings"]["threads"] == 2
+    assert {"date", "commit", "dirty", "python", "versions"} <= set(record)
+    text = json.dumps(record)
+    assert str(Path.home()) + "/" not in text
+    assert str(results) not in text
+
+
+def test_training_has_a_row_for_each_program_model_and_work(results):
+    record = read(results, "train")
+    rows = record["rows"]
+    found = sorted((row["model"], row["what"], row["peer"]) for row in rows)
+    both = ("plain", "numpy")
+    assert found == sorted((m, w, p) for m in ("vae", "ae") for w in ("step", "predict") for p in both)
+    for row in rows:
+        assert row["batch"] == 3
+        assert row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
+        assert row["images_per_second"]["median"] == pytest.approx(3 / row["seconds"]["median"])
+        assert 0 < row["memory_before"] < row["memory_peak"]
+        assert row["gflops"] > 0
+        assert row["ratio"] is None  # there is no PyTorch in this run
+        assert all(error >= 0 for error in row["errors"].values())
+    step, predict = (
+        next(r for r in rows if (r["model"], r["what"], r["peer"]) == ("vae", what, "numpy"))
+        for what in ("step", "predict")
+    )
+    per_image = [row["gflops"] * 1e3 / row["images_per_second"]["median"] for row in (step, predict)]
+    assert per_image == [pytest.approx(112.5, abs=0.5), pytest.approx(37.5, abs=0.2)]  # MFLOP, of the default model
+    assert record["faults"] == []
+    assert "kernels numpy" in record["versions"]["numpy"]["backend"]
+
+
+def test_startup_and_reconstruction_are_measured(results):
+    assert [(row["peer"], row["what"]) for row in read(results, "startup")["rows"]] == [("numpy", "startup")]
+    rows = read(results, "reconstruct")["rows"]
+    assert [(row["peer"], row["what"], row["images"]) for row in rows] == [("numpy", "reconstruct", 8)]
+
+
+def test_every_kernel_that_a_cpu_backend_overrides_is_measured(results):
+    record = read(results, "ops")
+    measured = {row["kernel"] for row in record["rows"]}
+    subclasses()  # imports the modules of all backends
+    classes: list[type] = [CpuBackend]
+    for cls in classes:
+        classes.extend(cls.__subclasses__())
+    overridden = {name for cls in classes for name in kernels_of(cls) if hasattr(Backend, name)}
+    assert overridden <= measured, f"benchmarks/ops.py: add a case for {sorted(overridden - measured)}"
+    for row in record["rows"]:
+        assert {"plain", "numpy"} <= set(row)
+        assert all(row[name]["seconds"]["median"] > 0 for name in record["programs"])
+        assert row["plain"]["ratio"] == 1
+        assert row["bytes"] > 0
+
+
+def test_scaling_names_the_growth_of_each_axis(results):
+    axes = read(results, "scaling")["axes"]
+    assert set(axes) == {"batch", "side", "channels", "threads"}
+    for axis, found in axes.items():
+        work = [row["work"] for row in found["rows"]]
+        assert all(row["memory_peak"] > row["memory_before"] > 0 for row in found["rows"])
+        if axis != "threads":
+            assert work == sorted(work)
+            assert all(fit["linear"] == (fit["slope"] <= 1.1) for fit in found["growth"].values())
+
+
+def test_the_slope_of_a_power_is_its_exponent(load):
+    scaling = load("scaling")
+    work = [1.0, 3.0, 10.0]
+    assert scaling.slope(work, [7 * w**1.3 for w in work]) == pytest.approx(1.3)
+    rows = [{"work": w, "seconds": {"median": w**1.3}, "memory_before": 5, "memory_peak": 5 + 9 * w} for w in work]
+    assert {name: fit["linear"] for name, fit in scaling.growth(rows).items()} == {"time": False, "memory": True}
+
+
+def test_the_report_is_made_of_the_records(results):
+    done = run("report.py", "--results", str(results))
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in RUNS:
+        assert read(results, name)["command"] in (results / f"{name}.md").read_text()
+    text = (results / "train.md").read_text()
+    assert "| **minigrad numpy** |" in text
+    for picture in ("train", "predict", "memory", "ops", "scaling"):
+        assert (results / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
+    assert run("report.py", "--results", str(results / "none")).returncode == 1
+
+
+# ---- ratios ----
+
+
+def test_the_ratio_is_to_the_best_of_the_usual_torch_rows(load):
+    train = load("train")
+    times = {"numpy": 2.0, "torch": 8.0, "torch-channels-last": 4.0, "torch-malloc": 1.0}
+    rows = [{"what": "step", "peer": peer, "seconds": {"median": seconds}} for peer, seconds in times.items()]
+    train.add_ratios(rows)
+    assert {row["peer"]: row["ratio"] for row in rows} == {
+        "numpy": 2.0,
+        "torch": 0.5,
+        "torch-channels-last": 1.0,
+        "torch-malloc": 4.0,
+    }
+
+
+# ---- who does not compute the same is no row ----
+
+
+@pytest.fixture
+def programs(load):
+    """The workers of a tiny VAE problem, and the reference's results."""
+    train: ModuleType = load("train")
+    args = Namespace(threads=1, python={}, quick=True)
+    with train.Programs(args, "vae", 3) as found:
+        reference, _ = found.built("reference", train.PEERS["plain"], dtype="float64")
+        yield train, found, found.checked(reference)
+
+
+@pytest.mark.parametrize(
+    "name", [None, "encoder_conv_layer_2.weight", "decoder_bn_2.beta", "encoder_bn_1.moving_variance", "noise"]
+)
+def test_a_program_with_other_weights_is_found(programs, name):
+    train, found, expected = programs
+    with np.load(found.problem) as file:
+        arrays = {key: file[key] for key in file.files}
+    if name is not None:
+        arrays[name] = arrays[name] + np.float32(0.05)
+    np.savez(found.problem, **arrays)
+    worker, _ = found.built("numpy", train.PEERS["numpy"])
+    result = found.checked(worker)
+    if name is None:
+        assert train.check("numpy", result, expected).keys() == train.LIMITS.keys()
+    else:
+        with pytest.raises(train.BenchmarkError, match="numpy does not compute what"):
+            train.check("numpy", result, expected)
+
+
+def test_moving_statistics_that_stand_still_are_found(programs):
+    train, found, expected = programs
+    worker, _ = found.built("numpy", train.PEERS["numpy"])
+    result = found.checked(worker)
+    still = {**result, "after": result["after"] + 3e-3}  # by so much the images differ then, as measured
+    with pytest.raises(train.BenchmarkError, match="reconstruction after training"):
+        train.check("numpy", still, expected)
+
+
+def test_numbers_that_are_not_finite_are_found(programs):
+    train, _, expected = programs
+    with pytest.raises(train.BenchmarkError, match="first loss"):
+        train.check("numpy", {**expected, "losses": [float("nan")] * 3}, expected)
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("train", ["--peers", "numpy,theano"], "theano is not known"),
+        ("train", ["--models", "gan"], "gan is not known"),
+        ("train", ["--batches", "0"], "0 is not positive"),
+        ("train", ["--python", "theano=python"], "LIBRARY is chainer"),
+        ("train", ["--python", "jax=no-such-program"], "no-such-program is no program"),
+        ("train", ["--startup", "--reconstruct"], "ask for one"),
+        ("train", ["--speed", "11"], "unrecognized arguments"),
+        ("ops", ["--only", "conv3d"], "conv3d is not known"),
+        ("scaling", ["--axes", "depth"], "depth is not known"),
+        ("scaling", ["--kernels", "fortran"], "fortran is not installed"),
+        ("report", ["--format", "pdf"], "unrecognized arguments"),
+    ],
+)
+def test_unknown_options_are_usage_errors(load, capsys, program, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        load(program).main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_library_that_is_not_there_is_listed_with_its_remedy(load, monkeypatch):
+    train = load("train")
+    peer = train.Peer("ghost", "ghost", "no_such_module", "ghost")
+    monkeypatch.setitem(train.PEERS, "ghost", peer)
+    assert train.installed(["numpy", "ghost"], {}) == (["numpy"], {"ghost": "not installed: pip install ghost"})
+
+
+def test_a_worker_that_dies_tells_why(load, tmp_path):
+    driver = load("driver")
+    bad = tmp_path / "bad_worker.py"
+    bad.write_text("input()\nraise SystemExit('out of luck')\n")
+    with (
+        driver.Worker("bad", str(bad), python=sys.executable, threads=1) as worker,
+        pytest.raises(driver.BenchmarkError, match=r"worker 'bad' died in 'step' \(exit code 1\):\nout of luck"),
+    ):
+        worker.ask("step", count=1)
+    assert worker.process.poll() is not None
+
+
+def test_a_worker_with_other_threads_is_refused(load, tmp_path):
+    driver = load("driver")
+    bad = tmp_path / "bad_worker.py"
+    bad.write_text("input()\nprint('{\"threads\": 7}', flush=True)\ninput()\n")
+    with (
+        driver.Worker("bad", str(bad), python=sys.executable, threads=1) as worker,
+        pytest.raises(driver.BenchmarkError, match="uses 7 threads instead of 1"),
+    ):
+        worker.build()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see the processes")
+def test_ctrl_c_ends_all_workers(tmp_path):
+    out = tmp_path / "train.json"
+    command = [sys.executable, str(BENCHMARKS / "train.py"), "--peers", "plain,numpy", "--models", "vae"]
+    command += ["--batches", "2", "--rounds", "10000", "--threads", "1", "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        workers: list[str] = []
+        while len(workers) < 3:  # two programs, and at least one who measures the roofline
+            assert process.poll() is None
+            time.sleep(0.02)
+            workers = children.read_text().split()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(worker), 0)
+    assert not out.exists()

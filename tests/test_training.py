@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CPU_KERNELS
 
 import minigrad
 from autoencoders import VAE, Autoencoder, Callback, DivergedError, History, TrainingOptions
@@ -543,9 +544,9 @@ def assert_same(found: dict, expected: dict) -> None:
         assert found[name] == value, name
 
 
-@pytest.fixture(params=["plain", "numpy"])
+@pytest.fixture(params=CPU_KERNELS)
 def kernels(request, restored_backends):
-    minigrad.use(kernels=request.param, threads=2 if request.param == "numpy" else None)
+    minigrad.use(kernels=request.param, threads=2 if request.param != "plain" else None)
     return request.param
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CPU_KERNELS
 
 from autoencoders import VAE
 from autoencoders.training import Trainer, TrainingOptions
@@ -88,8 +89,8 @@ def test_moving_statistics_follow_keras(float64_run):
             assert np.abs(state[name] - x).max() <= 1e-4 * np.abs(x).max(), name
 
 
-@pytest.mark.parametrize("kernels", ["plain", "numpy"])
-def test_float32_training_stays_close(kernels):
+@pytest.mark.parametrize("kernels", CPU_KERNELS)
+def test_float32_training_stays_close(kernels, restored_backends):
     import minigrad
 
     minigrad.use(kernels=kernels)

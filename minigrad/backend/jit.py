@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import loops
-from .cpu import PASS_BYTES, CpuBackend, Moments, ThroughNorm
+from .cpu import FUNCTION_NUMBERS, CpuBackend, Moments, ThroughNorm
 from .plan import THIN, Plan, ThinAdjoint, Window, conv_window
 
 Array = Any
@@ -39,13 +39,13 @@ class JitBackend(CpuBackend):
         epsilon: float,
         weight_decay: float,
     ) -> None:
-        """Faster because one pass on threads does all; NumPy takes a dozen."""
+        """Faster because one pass on threads does all."""
         options = np.array((beta_1, beta_2, epsilon, weight_decay), parameters.dtype)
 
         def task(_: int, block: slice) -> None:
             loops.adam(parameters[block], mean[block], variance[block], gradients[block], scalars, *options)
 
-        self.pool.run(task, len(parameters), len(parameters), least=PASS_BYTES // 8)
+        self.pool.run(task, len(parameters), len(parameters), least=FUNCTION_NUMBERS)
 
     def _columns(self, x: Array, window: Window) -> Array:
         n, C = len(x), x.shape[3]
@@ -68,7 +68,7 @@ class JitBackend(CpuBackend):
     def _activate(
         self, plan: Plan | ThinAdjoint, x: Array, wide_bias: Array, active: Array, moments: Moments, shard: int
     ) -> None:
-        starting = moments.shifts[shard] is None  # no shift yet: the moments follow in a pass of their own
+        starting = moments.wide_shifts[shard] is None  # no shift yet: the moments follow in a pass of their own
         sums = np.empty((2, plan.channels)) if starting else moments.sums[shard]
         shift = wide_bias if starting else moments.begin(active, shard)[1]
         for y, first, step in self._linear(plan, x, active):

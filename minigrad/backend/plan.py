@@ -87,16 +87,16 @@ def adjoint(weight: Array, geometry: ConvGeometry) -> Plan | ThinAdjoint:
         return ThinAdjoint(matrix, geometry, geometry.input_size, weight.shape[2])
     row_phases, column_phases = (_phases(geometry, axis) for axis in (0, 1))
     F, C = weight.shape[3], weight.shape[2]
-    flipped = weight.transpose(0, 1, 3, 2)  # (KH, KW, F, C)
+    flipped = weight[::-1, ::-1].transpose(0, 1, 3, 2)  # (KH, KW, F, C)
     top = min(phase.first for phase in row_phases)
-    height = max(phase.first + len(phase.taps) for phase in row_phases) - top
+    height = max(phase.first + phase.number for phase in row_phases) - top
     parts = []
     for column in column_phases:
-        width = len(column.taps)
+        width = column.number
         window = Window((row_phases[0].extent, column.extent), (height, width), (1, 1), (top, column.first))
         products = []
         for row in row_phases:
-            matrix = np.ascontiguousarray(flipped[row.taps][:, column.taps]).reshape(-1, C)  # (MH*MW*F, C)
+            matrix = np.ascontiguousarray(flipped[row.taps, column.taps]).reshape(-1, C)  # (MH*MW*F, C)
             start = (row.first - top) * width * F
             products.append(Product(matrix, slice(start, start + len(matrix)), row.pixels, column.pixels))
         parts.append((window, products))
@@ -108,7 +108,8 @@ class _Phase(NamedTuple):
 
     pixels: slice
     extent: int
-    taps: list[int]
+    taps: slice  # of the flipped kernel
+    number: int  # of taps
     first: int
 
 
@@ -118,7 +119,9 @@ def _phases(geometry: ConvGeometry, axis: int) -> list[_Phase]:
     kernel, pad = geometry.kernel_size[axis], geometry.pads[axis][0]
     phases = []
     for start in range(min(stride, size)):
-        taps = list(range((start + pad) % stride, kernel, stride))[::-1]
+        taps = range((start + pad) % stride, kernel, stride)
+        flipped = slice(kernel - 1 - taps[-1], None, stride) if taps else slice(0, 0)
         first = (start + pad) // stride - (len(taps) - 1)
-        phases.append(_Phase(slice(start, None, stride), len(range(start, size, stride)), taps, first))
+        extent = len(range(start, size, stride))
+        phases.append(_Phase(slice(start, None, stride), extent, flipped, len(taps), first))
     return phases

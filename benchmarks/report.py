@@ -1,0 +1,399 @@
+#!/usr/bin/env python
+"""Tables (Markdown) and plots (PNG) of the benchmarks, made from their JSON files and from nothing else.
+
+python benchmarks/report.py [--results benchmarks/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER / "results"
+OURS = ("plain", "numpy", "numba")
+# Okabe and Ito's palette, which all kinds of colour vision tell apart
+COLOURS = {"plain": "#E69F00", "numpy": "#0072B2", "numba": "#D55E00", "torch": "#009E73"}
+GREY, LIGHT = "#8C8C8C", "#C8C8C8"
+MODELS = {"vae": "VAE", "ae": "autoencoder"}
+Rows = list[dict[str, Any]]
+
+
+# ---- text ----
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are aligned to the right."""
+    lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def number(value: float | None, digits: int = 0, unit: str = "") -> str:
+    return "" if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def significant(value: float | None) -> str:
+    """Three digits, without an exponent."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def bold(text: str, yes: bool) -> str:
+    return f"**{text}**" if yes and text else text
+
+
+def heading(title: str, record: dict[str, Any]) -> str:
+    """What was measured, on what, and how to do it again."""
+    machine, settings = record["machine"], record["settings"]
+    commit = "unknown" if record["commit"] is None else record["commit"][:12]
+    changed = ", with changes" if record["dirty"] else ""
+    facts = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return (
+        f"# {title}\n\n`{record['command']}`, {record['date']}, commit {commit}{changed}.\n"
+        f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, "
+        f"Python {record['python']}; {facts}.\n\n"
+    )
+
+
+def versions(record: dict[str, Any]) -> str:
+    """The libraries with their versions, each once."""
+    found: dict[str, str] = {}
+    for value in record["versions"].values():
+        found |= {name: v for name, v in value.items() if name[:1].isupper() or name == "minigrad"}
+    lines = "Versions: " + ", ".join(f"{name} {v}" for name, v in sorted(found.items())) + ".\n"
+    lines += "".join(f"\nNot measured: {name} ({why}).\n" for name, why in record.get("missing", {}).items())
+    lines += "".join(f"\n**Failed:** {fault.splitlines()[0]}\n" for fault in record.get("faults", []))
+    return lines
+
+
+# ---- training ----
+
+
+def training(record: dict[str, Any], results: Path) -> str:
+    """Text and plots of train.json."""
+    rows: Rows = record["rows"]
+    text = heading("Training and prediction of the default models", record)
+    text += (
+        "A step is a whole training step on one batch; predict is encode, decode and sigmoid in evaluation mode. Every "
+        "program first had to give the losses and images of minigrad's plain kernels in float64. Medians; quartiles in "
+        "brackets; `ratio` is the speed relative to the best of PyTorch's default, channels_last and compiled rows of "
+        "the same batch; `of sgemm` is the share of what the same cores reached in a 2048 x 2048 matrix product in the "
+        "same minutes; `peak` is the most memory of the process, `model` of that what its steps added.\n\n"
+    )
+    for model, batch in dict.fromkeys((row["model"], row["batch"]) for row in rows):
+        chosen = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]
+        roofline = chosen[0]["roofline_gflops"]
+        text += f"## {MODELS[model]}, batch {batch}\n\nsgemm: {roofline:.0f} GFLOP/s.\n\n" + batch_table(chosen) + "\n"
+    text += versions(record)
+    for what, name, title in (
+        ("step", "train.png", "Training: images per second"),
+        ("predict", "predict.png", "Prediction: images per second"),
+    ):
+        bars(rows, what, lambda row: row["images_per_second"], title, "images / s", results / name)
+        text += f"\n![{title}]({name})\n"
+    title = "Peak memory of the process"
+
+    def memory(row: dict[str, Any]) -> dict[str, float]:
+        return {"median": row["memory_peak"] / 2**20}
+
+    bars(rows, "step", memory, title, "MiB", results / "memory.png")
+    return text + f"\n![{title}](memory.png)\n"
+
+
+def batch_table(rows: Rows) -> str:
+    heads = ["program", "ms / step", "images / s", "ratio", "GFLOP/s", "of sgemm"]
+    heads += ["predict images / s", "ratio", "peak MiB", "model MiB"]
+    lines = []
+    for peer in ordered(rows):
+        step, predict = (
+            next(row for row in rows if (row["peer"], row["what"]) == (peer, what)) for what in ("step", "predict")
+        )
+        ours = peer in OURS
+        peak, added = step["memory_peak"], step["memory_peak"] - step["memory_before"]
+        cells = [step["label"], number(1e3 * step["seconds"]["median"], 1), quartiles(step["images_per_second"])]
+        cells += [number(step["ratio"], 2), number(step["gflops"]), number(100 * step["roofline_share"], 0, " %")]
+        cells += [quartiles(predict["images_per_second"]), number(predict["ratio"], 2)]
+        lines.append([bold(cell, ours) for cell in [*cells, number(peak / 2**20), number(added / 2**20)]])
+    return table(heads, lines)
+
+
+def quartiles(values: dict[str, float]) -> str:
+    return f"{values['median']:,.0f} ({values['low']:,.0f} to {values['high']:,.0f})"
+
+
+def ordered(rows: Rows) -> list[str]:
+    """The peers, ours first, others by their first appearance in the list of names."""
+    peers = sorted({row["peer"] for row in rows}, key=lambda peer: next(r["label"] for r in rows if r["peer"] == peer))
+    return [peer for peer in OURS[::-1] if peer in peers] + [peer for peer in peers if peer not in OURS]
+
+
+def bars(
+    rows: Rows,
+    what: str,
+    value: Callable[[dict[str, Any]], dict[str, float]],
+    title: str,
+    unit: str,
+    path: Path,
+) -> None:
+    """One panel for each model and batch, one bar for each program, with quartiles as error bars where there are."""
+    rows = [row for row in rows if row["what"] == what]
+    models, batches = (list(dict.fromkeys(row[name] for row in rows)) for name in ("model", "batch"))
+    peers = ordered(rows)[::-1]  # the first one is drawn at the top
+    labels = {row["peer"]: row["label"] for row in rows}
+    size = 2.6 + 2.9 * len(batches), 1.2 + len(models) * (0.7 + 0.27 * len(peers))
+    figure, axes = plt.subplots(len(models), len(batches), figsize=size, sharey=True, squeeze=False)
+    for i, model in enumerate(models):
+        for j, batch in enumerate(batches):
+            ax = axes[i, j]
+            found = {row["peer"]: row for row in rows if (row["model"], row["batch"]) == (model, batch)}
+            for y, peer in enumerate(peers):
+                if peer in found:
+                    bar(ax, y, value(found[peer]), COLOURS[peer] if peer in OURS else LIGHT)
+            ax.set_title(f"{MODELS[model]}, batch {batch}", fontsize=10)
+            ax.set_xlabel(unit)
+            ax.margins(x=0.18)
+            ax.set_xlim(left=0)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.tick_params(axis="y", length=0)
+        axes[i, 0].set_yticks(range(len(peers)), [labels[peer] for peer in peers])
+        for label, peer in zip(axes[i, 0].get_yticklabels(), peers, strict=True):
+            label.set_fontweight("bold" if peer in OURS else "normal")
+    figure.suptitle(title, fontweight="bold")
+    save(figure, path)
+
+
+def bar(ax: Any, y: int, values: dict[str, float], colour: str) -> None:
+    median = values["median"]
+    spread = [[median - values["low"]], [values["high"] - median]] if "low" in values else None
+    ax.barh(y, median, 0.72, color=colour, xerr=spread, error_kw={"ecolor": "#333333", "elinewidth": 1})
+    ax.text(values.get("high", median), y, f" {median:,.0f}", va="center", fontsize=8)
+
+
+# ---- start and reconstruction ----
+
+
+def plain_list(title: str, remark: str) -> Callable[[dict[str, Any], Path], str]:
+    """Text of startup.json and reconstruct.json."""
+
+    def text(record: dict[str, Any], results: Path) -> str:
+        lines = []
+        for row in record["rows"]:
+            seconds, rate = row["seconds"], row.get("images_per_second")
+            cells = [row["label"], MODELS[row["model"]], number(seconds["median"], 2)]
+            cells += [f"{seconds['low']:.2f} to {seconds['high']:.2f}", number(rate["median"]) if rate else ""]
+            lines.append([bold(cell, row["peer"] in OURS) for cell in [*cells, number(row["ratio"], 2)]])
+        heads = ["program", "model", "seconds", "quartiles", "images / s", "ratio"]
+        return heading(title, record) + remark + "\n\n" + table(heads, lines) + "\n" + versions(record)
+
+    return text
+
+
+# ---- kernels ----
+
+
+def kernels(record: dict[str, Any], results: Path) -> str:
+    """Text and plot of ops.json."""
+    programs, rows = record["programs"], record["rows"]
+    ours = [name for name in programs if name in OURS]
+    heads = ["kernel", *(f"{name} ms" for name in programs), *programs]
+    heads += [f"{name} / plain" for name in ours if name != "plain"] + ["best / torch"]
+    lines = []
+    for row in rows:
+        found = [row.get(name) for name in programs]
+        cells = [f"`{row['kernel']}` {row['shape']}"]
+        cells += [significant(x and 1e3 * x["seconds"]["median"]) for x in found]
+        cells += [rate_of(x) for x in found]
+        ratios = {name: row[name]["ratio"] for name in ours}
+        cells += [number(ratio, 2) for name, ratio in ratios.items() if name != "plain"]
+        lines.append([*cells, number(max(ratios.values()) / row["torch"]["ratio"], 2) if "torch" in row else ""])
+    title = "Speed of each kernel, relative to the plain one"
+    kernel_plot(rows, [name for name in programs if name != "plain"], title, results / "ops.png")
+    remark = (
+        "Medians. G is GFLOP/s, where there are products; GB is GB/s, each argument and result counted once. PyTorch "
+        "works on channels_last images; its gradients are autograd's. `numpy / plain` is how many times faster the "
+        "numpy kernel is, `best / torch` the same of our best one against PyTorch.\n\n"
+    )
+    text = heading("CPU kernels", record) + remark + table(heads, lines)
+    facts = ", ".join(f"{name} {value}" for name, value in record["versions"].items())
+    return text + f"\nVersions: {facts}.\n\n![{title}](ops.png)\n"
+
+
+def rate_of(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    unit, rate = ("G", found["gflops"]) if found["gflops"] else ("GB", found["gigabytes"])
+    return f"{significant(rate)} {unit}"
+
+
+def kernel_plot(rows: Rows, programs: Sequence[str], title: str, path: Path) -> None:
+    """A dot for each program and kernel on a logarithmic axis."""
+    figure, ax = plt.subplots(figsize=(10, 1.5 + 0.21 * len(rows)))
+    positions = np.arange(len(rows))[::-1]
+    markers = {"numpy": "o", "numba": "D", "torch": "s"}
+    for name in programs:
+        points = [(row[name]["ratio"], y) for row, y in zip(rows, positions, strict=True) if name in row]
+        label = "torch" if name == "torch" else f"minigrad {name}"
+        ours = name in OURS
+        x, y = zip(*points, strict=True)
+        ax.scatter(
+            x,
+            y,
+            36 if ours else 26,
+            COLOURS[name],
+            marker=markers[name],
+            label=label,
+            zorder=3,
+            alpha=1 if ours else 0.7,
+        )
+    ax.axvline(1, color=GREY, linewidth=1)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.set_yticks(positions, [f"{row['kernel']}  {row['shape']}" for row in rows], fontsize=7)
+    ax.set_ylim(-1, len(rows))
+    ax.grid(axis="both", color="#E5E5E5", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.set_xlabel("times as fast as minigrad's plain kernel (1: the same; logarithmic)")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(programs), frameon=False)
+    figure.suptitle(title, fontweight="bold")
+    save(figure, path)
+
+
+# ---- scaling ----
+
+AXIS_LABELS = {
+    "batch": "batch (images)",
+    "side": "image side (pixels)",
+    "channels": "filters (multiple of the default)",
+    "threads": "threads",
+}
+
+
+def scaling(record: dict[str, Any], results: Path) -> str:
+    """Text and plot of scaling.json."""
+    text = heading("How the VAE's training step scales", record)
+    text += "Medians. Memory is what the process held at most; the growth is that of what its steps added.\n\n"
+    heads = ["", "ms / step", "images / s", "GFLOP/s", "peak MiB", "of which steps"]
+    for axis, found in record["axes"].items():
+        lines = []
+        for row in found["rows"]:
+            speed = [1e3 * row["seconds"]["median"], row["images_per_second"], row["gflops"]]
+            memory = [row["memory_peak"] / 2**20, (row["memory_peak"] - row["memory_before"]) / 2**20]
+            lines.append([f"{axis} {row['value']}", *map(significant, speed), *map(number, memory)])
+        text += f"## {AXIS_LABELS[axis].capitalize()}\n\n{table(heads, lines)}\n{verdict(found)}\n"
+    scaling_plot(record["axes"], results / "scaling.png")
+    return text + "![Time and memory of a training step](scaling.png)\n"
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """Whether the growth is linear; for threads how much faster the most are than the fewest."""
+    if "growth" in found:
+        lines = []
+        for name, fit in found["growth"].items():
+            word = "linear" if fit["linear"] else "**worse than linear**"
+            lines.append(f"{name.capitalize()} grows with the power {fit['slope']:.2f} of the work: {word}.\n")
+        return "\n".join(lines)
+    first, last = found["rows"][0], found["rows"][-1]
+    times = first["seconds"]["median"] / last["seconds"]["median"]
+    return f"{last['threads']} threads are {times:.2f} times as fast as {first['threads']}.\n"
+
+
+def scaling_plot(axes: dict[str, Any], path: Path) -> None:
+    """Time above, memory below; one column an axis; dashed: proportional to the work."""
+    figure, panels = plt.subplots(2, len(axes), figsize=(1 + 3.1 * len(axes), 6), squeeze=False)
+    for column, (axis, found) in enumerate(axes.items()):
+        rows = found["rows"]
+        x = [row["value"] for row in rows]
+        time, memory = panels[:, column]
+        seconds = [row["seconds"] for row in rows]
+        median = np.array([1e3 * s["median"] for s in seconds])
+        errors = np.abs([[1e3 * s[end] for s in seconds] - median for end in ("low", "high")])
+        time.errorbar(x, median, errors, color=COLOURS["numpy"], marker="o", capsize=2, label="measured")
+        steps = [(row["memory_peak"] - row["memory_before"]) / 2**20 for row in rows]
+        memory.plot(x, [row["memory_peak"] / 2**20 for row in rows], color=GREY, marker="s", label="whole process")
+        memory.plot(x, steps, color=COLOURS["numba"], marker="o", label="added by the steps")
+        if "growth" in found:
+            work = np.array([row["work"] for row in rows])
+            time.plot(x, median[-1] * work / work[-1], "--", color=GREY, label="proportional to the work")
+            memory.plot(x, steps[-1] * work / work[-1], "--", color=LIGHT, label="proportional to the work")
+            for ax, fit in ((time, found["growth"]["time"]), (memory, found["growth"]["memory"])):
+                ax.set_title(f"power {fit['slope']:.2f} of the work", fontsize=9)
+        else:
+            time.plot(x, median[0] * x[0] / np.array(x), "--", color=GREY, label="as fast as threads allow")
+        for ax, name in ((time, "ms / step"), (memory, "MiB")):
+            if axis == "threads":
+                ax.set_ylim(0, 1.2 * ax.get_ylim()[1])
+            else:
+                logarithmic(ax)
+            ax.set_xticks(x, [f"{value:g}" for value in x], fontsize=8)
+            ax.grid(color="#E5E5E5", linewidth=0.6)
+            ax.set_xlabel(AXIS_LABELS[axis])
+            ax.set_ylabel(name)
+            ax.legend(fontsize=7, frameon=False)
+    figure.suptitle("Time and memory of the VAE's training step", fontweight="bold")
+    save(figure, path)
+
+
+def logarithmic(ax: Any) -> None:
+    """Make both axes logarithmic, with ticks at 1, 2, 5, 10, ..., or at powers of ten where those would be many."""
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.minorticks_off()
+    low, high = ax.get_ylim()
+    digits = (1,) if high / low > 1000 else (1, 2, 5)
+    ticks = [d * 10.0**e for e in range(-4, 9) for d in digits]
+    ax.set_yticks([tick for tick in ticks if low <= tick <= high])
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.set_ylim(low, high)
+
+
+# ---- the program ----
+
+
+def save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+RATIO = "`ratio` is the speed relative to the best of PyTorch's default, channels_last and compiled rows."
+PARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
+    "train": training,
+    "startup": plain_list(
+        "From starting Python to the end of the first training step", f"A new process each time. {RATIO}"
+    ),
+    "reconstruct": plain_list("Reconstruction of 10,000 images", f"256 images at a time. {RATIO}"),
+    "ops": kernels,
+    "scaling": scaling,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="where the JSON files are")
+    results = parser.parse_args(argv).results
+    made = 0
+    for name, part in PARTS.items():
+        source = results / f"{name}.json"
+        if source.exists():
+            record = json.loads(source.read_text(encoding="utf-8"))
+            (results / f"{name}.md").write_text(part(record, results), encoding="utf-8")
+            print(f"{source.name} -> {name}.md")
+            made += 1
+    if not made:
+        print(f"error: there is no result in {results.name}", file=sys.stderr)
+    return 0 if made else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
