@@ -136,6 +136,10 @@ def cases(batch: int) -> Iterator[Case]:
     yield Case("channel_sum", shape, (images,), torch=("channel_sum", {"x": images}, {}))
     arrays = {"x": active, "gamma": ones, "beta": shift}
     yield Case("batch_norm", shape, (active, ones, shift, EPSILON), torch=("batch_norm", arrays, eps))
+    norm = np.stack([mean, ones, shift])
+    yield Case("normalise", shape, (active, norm))
+    yield Case("moments", shape, (active,))
+    yield Case("batch_norm_sums", shape, (images, active, mean))
     grad = {"needs": ["x", "gamma", "beta"], **eps}
     arguments: tuple[Any, ...] = images, active, ones, mean, variance, EPSILON
     yield Case("batch_norm_grad", shape, arguments, torch=("batch_norm", {**arrays, "gradient": images}, grad))
@@ -183,17 +187,17 @@ def block_cases(
     flops = 2 * N * math.prod(g.output_size) * weight.size
     options = {**mirrored_options(g), "transposed": transposed, "epsilon": EPSILON}
     arrays = {"x": x, "weight": weight, "bias": bias, "gamma": gamma, "beta": beta}
-    arguments: tuple[Any, ...] = x, weight, bias, gamma, beta, g, transposed, EPSILON
-    yield Case("conv_block", shape, arguments, flops, ("conv_block", arrays, options))
-    _, active, mean, variance = Backend(np).conv_block(*arguments)
-    arguments = x, weight, bias, gamma, beta, mean, variance, g, transposed, EPSILON
+    yield Case(
+        "conv_layer", shape, (x, None, weight, bias, g, transposed, True), flops, ("conv_block", arrays, options)
+    )
+    y, mean, variance, _ = Backend(np).conv_layer(x, None, weight, bias, g, transposed, True)
+    norm = np.stack([mean, gamma / np.sqrt(variance + EPSILON), beta])
     inference = "conv_block_inference", {**arrays, "mean": mean, "variance": variance}, options
-    yield Case("conv_block_inference", shape, arguments, flops, inference)
+    yield Case("conv_layer_inference", shape, (x, weight, bias, norm, g, transposed), flops, inference)
     needs_gx = C > 1  # nobody needs the gradient of the images
-    needs = [*(["x"] if needs_gx else []), "weight", "bias", "gamma", "beta"]
-    torch = "conv_block", {**arrays, "gradient": gy}, {**options, "needs": needs}
-    arguments = gy, x, weight, active, gamma, mean, variance, g, transposed, EPSILON, needs_gx
-    yield Case("conv_block_grad", shape, arguments, flops * (1 + needs_gx), torch)
+    through = np.stack([mean, norm[1], beta / 1000, beta / 1000])
+    arguments = gy, through, y, x, None, None, weight, g, transposed, needs_gx
+    yield Case("conv_layer_grad", shape, arguments, flops * (1 + needs_gx))
 
 
 def mirrored_options(g: ConvGeometry) -> dict[str, int]:

@@ -1,11 +1,11 @@
 """minigrad: a deep-learning engine from scratch on NumPy and CuPy.
 
 Reading order (one evening): tensor.py, ops/, nn/, optim.py, backend/reference.py. What you read there is the
-specification; backend/cpu.py computes the same faster and is compared with it.
+specification; backend/cpu.py and jit.py compute the same faster and are compared with it.
 """
 
 from . import init, nn, ops, optim, random
-from .backend import Backend, DeviceError, available, backend_of, to_device, use
+from .backend import Backend, DeviceError, available, backend_of, get_num_threads, set_num_threads, to_device, use
 from .profiler import profile
 from .tensor import Function, Tensor, no_grad
 
@@ -18,6 +18,7 @@ __all__ = [
     "Tensor",
     "available",
     "backend_of",
+    "get_num_threads",
     "init",
     "nn",
     "no_grad",
@@ -25,6 +26,7 @@ __all__ = [
     "optim",
     "profile",
     "random",
+    "set_num_threads",
     "to_device",
     "use",
 ]

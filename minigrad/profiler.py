@@ -8,6 +8,7 @@
 While it is off it costs nothing, because the engine knows nothing of it: entering the `with` puts timed versions in
 the place of `Function.__call__`, `Function.run_backward`, `Module.__call__`, every optimiser's `update` and
 `optim.clip_grad_norm`, and leaving it puts the very same originals back. Only the thread that entered is recorded.
+A ConvChain is run link by link meanwhile, so that each layer has its row; as one operation it is some 5 % faster.
 (A `clip_grad_norm` that was imported by its bare name is not seen; its time counts as outside operations.)
 """
 
@@ -30,7 +31,7 @@ from . import backend, nn, optim
 from .backend import Array
 from .ops.conv import Conv2D, Conv2DTranspose
 from .ops.dense import Dense, MatMul
-from .ops.fused import Block, ConvBlock
+from .ops.fused import ConvChain, ConvLayerInference
 from .ops.shape import Reshape, Transpose
 from .tensor import Function, Operand, Tensor
 
@@ -201,6 +202,7 @@ class _Scope:
 
     module: nn.Module
     outer: _Scope | None
+    name: str = ""  # below the outer one, where that is known
 
 
 class _Recorder:
@@ -218,6 +220,7 @@ class _Recorder:
         self._replace(Function, "__call__", self._forward)
         self._replace(Function, "run_backward", self._backward)
         self._replace(nn.Module, "__call__", self._module)
+        self._replace(nn.ConvChain, "forward", self._chain)
         self._replace(optim, "clip_grad_norm", self._clip)
         for optimizer in _subclasses(optim.Optimizer):
             if "update" in vars(optimizer):
@@ -263,7 +266,7 @@ class _Recorder:
         if function.inputs is None:
             return original(function, gy)  # raises
         inputs = [x.data for x in function.inputs if x is not None]
-        products = function.needs[0] + (isinstance(function, ConvBlock) or any(function.needs[1:2]))
+        products = function.needs[0] + any(function.needs[1:2])
         flops = 2 * products * _multiply_adds(function, inputs, gy)
         with self._timed(self.made_in.get(function), function.name, "backward") as total:
             pairs = original(function, gy)
@@ -272,11 +275,23 @@ class _Recorder:
         return pairs
 
     def _module(self, original: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
-        before = self.scope
-        if before is None or not isinstance(before.module, nn.layers.ConvBlock):  # its parts go by its name
-            self.scope = self.scopes.setdefault((before, id(module)), _Scope(module, before))
-        try:
+        if isinstance(module, nn.ConvChain):  # its links have names of their own
             return original(module, *inputs)
+        with self._inside(module):
+            return original(module, *inputs)
+
+    def _chain(self, original: Callable[..., Any], chain: nn.ConvChain, x: Tensor) -> Tensor:
+        for name, layers in chain.links.items():
+            with self._inside(layers[0], name):
+                x = chain.run_link(x, layers)
+        return x
+
+    @contextmanager
+    def _inside(self, module: nn.Module, name: str = "") -> Iterator[None]:
+        before = self.scope
+        self.scope = self.scopes.setdefault((before, id(module)), _Scope(module, before, name))
+        try:
+            yield
         finally:
             self.scope = before
 
@@ -324,9 +339,12 @@ def _array(x: Operand, dtype: Any) -> Array:
 
 def _multiply_adds(function: Function, inputs: list[Array], y: Array) -> int:
     """Of one product: forward, or one gradient."""
-    if isinstance(function, Conv2D | Conv2DTranspose | Block):
+    if isinstance(function, Conv2D | Conv2DTranspose | ConvChain | ConvLayerInference):
         x, weight = inputs[:2]  # weight: (KH, KW, C, F)
-        transposed = isinstance(function, Conv2DTranspose) or getattr(function, "transposed", False)
+        transposed = isinstance(function, Conv2DTranspose)
+        if isinstance(function, ConvChain | ConvLayerInference):
+            link = function.links[0] if isinstance(function, ConvChain) else function.link
+            transposed = link.transposed  # of one link: see `_chain`
         return (x if transposed else y).size * weight.size // weight.shape[3]
     return y.size * inputs[0].shape[-1] if isinstance(function, Dense | MatMul) else 0
 
@@ -340,6 +358,8 @@ def _name(scope: _Scope | None, alive: dict[int, str]) -> str:
     if scope is None:
         return ""
     outer = _name(scope.outer, alive)
+    if scope.name:
+        return f"{outer}.{scope.name}" if outer else scope.name
     if scope.outer:
         for name, module in scope.outer.module.modules(outer):
             if module is scope.module:

@@ -153,7 +153,7 @@ def test_float32_gradients_equal_float64_ones(index, backend):
 
 def block(convolution: nn.Module, filters: int) -> nn.Module:
     """A fused block that owns its layers, so that they can be found by name."""
-    return nn.ConvBlock(convolution, nn.ReLU(), nn.BatchNorm(filters))
+    return nn.ConvChain({"conv": (convolution, nn.ReLU(), nn.BatchNorm(filters))})
 
 
 LAYERS = {
@@ -172,6 +172,16 @@ LAYERS = {
     ),
     "block": (lambda: block(nn.Conv2D(2, 3, 3, stride=2), 3), (2, 4, 3, 2)),
     "transposed block": (lambda: block(nn.Conv2DTranspose(2, 3, 3, stride=2, output_size=(3, 4)), 3), (2, 2, 2, 2)),
+    "chain": (
+        lambda: nn.ConvChain(
+            {
+                "one": (nn.Conv2D(2, 3, 3, stride=2), nn.ReLU(), nn.BatchNorm(3)),
+                "two": (nn.Conv2DTranspose(3, 4, 3, stride=2, output_size=(4, 3)), nn.ReLU(), nn.BatchNorm(4)),
+                "three": (nn.Conv2DTranspose(4, 1, (3, 2)),),
+            }
+        ),
+        (2, 4, 3, 2),
+    ),
     "activations": (lambda: nn.Sequential(nn.Tanh(), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Reshape(3, 2)), (2, 6)),
     "relu": (lambda: nn.ReLU(), (2, 6)),
 }
@@ -195,7 +205,7 @@ def test_gradcheck_of_layers(name, training, backend):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", ["block", "transposed block"])
+@pytest.mark.parametrize("name", ["block", "transposed block", "chain"])
 def test_a_fused_block_equals_its_layers(name, training, dtype, backend):
     """Values, every gradient and the moving statistics, against the same layers run one after another."""
     make, shape = LAYERS[name]
@@ -207,7 +217,7 @@ def test_a_fused_block_equals_its_layers(name, training, dtype, backend):
         model.to(dtype=dtype)
         model.train(training)
         x = Tensor(backend.from_host(inputs), requires_grad=True)
-        y = model(x) if model is fused else model.norm(ops.relu(model.conv(x)))
+        y = model(x) if model is fused else nn.Sequential(dict(model.children()))(x)
         gy = np.random.default_rng(9).normal(size=y.shape).astype(dtype)
         y.backward(backend.from_host(gy))
         grads = {f"g{name}": backend.to_host(p.grad) for name, p in model.named_parameters()}

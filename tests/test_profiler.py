@@ -138,8 +138,8 @@ def test_flops_of_a_fused_block(transposed: bool, needs_input: bool) -> None:
     p = run(lambda: model(leaf(2, 6, 8, 3, requires_grad=needs_input)))
     pixels = 6 * 8 if transposed else 3 * 4
     products = 2 * pixels * 3 * 3 * 3 * 5
-    assert find(p, "ConvBlock", layer="conv").flops == 2 * products
-    assert find(p, "ConvBlock", "backward", layer="conv").flops == 2 * products * (1 + needs_input)
+    assert find(p, "ConvChain", layer="conv").flops == 2 * products
+    assert find(p, "ConvChain", "backward", layer="conv").flops == 2 * products * (1 + needs_input)
 
 
 def test_flops_of_matrix_products() -> None:
@@ -211,12 +211,12 @@ def test_layers_of_the_vae_in_both_directions(vae_profile: Profile) -> None:
     blocks = [f"encoder_conv_layer_{i}" for i in (1, 2, 3, 4)] + [
         f"decoder_conv_transpose_layer_{i}" for i in (1, 2, 3)
     ]
-    expected = {(name, "ConvBlock") for name in blocks}
+    expected = {(name, "ConvChain") for name in blocks}
     expected |= {(name, "Dense") for name in ("mu", "log_variance", "decoder_dense")}
     expected |= {(name, "Reshape") for name in ("encoder_flatten", "decoder_reshape")}
-    expected |= {("decoder_conv_transpose_layer_4", "Conv2DTranspose")}
+    expected |= {("decoder_conv_transpose_layer_4", "ConvChain")}
     assert layers == {"forward": expected, "backward": expected}
-    assert find(vae_profile, "ConvBlock", layer="encoder_conv_layer_1").calls == 3
+    assert find(vae_profile, "ConvChain", layer="encoder_conv_layer_1").calls == 3
     assert find(vae_profile, "Adam", "update").calls == find(vae_profile, "clip_grad_norm", "update").calls == 3
     assert find(vae_profile, "BCEWithLogits").layer == ""
 
@@ -226,7 +226,7 @@ def test_layers_in_evaluation() -> None:
     with minigrad.profile() as p:
         vae.reconstruct(floats(3, 28, 28, 1))
     assert {r.direction for r in p.rows} == {"forward", ""}
-    block = find(p, "ConvBlockInference", layer="encoder_conv_layer_2")
+    block = find(p, "ConvLayerInference", layer="encoder_conv_layer_2")
     assert block.flops == 2 * 3 * 14 * 14 * 64 * 9 * 32
     assert find(p, "Dense", layer="mu").calls == 1
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..ops.conv import ConvGeometry
 
 Array = Any
+Norm = tuple[Array, ...] | None  # mean, scale and beta as _per_channel gives them
 BLOCK_BYTES = 3 << 20  # scratch that a thread works on at a time: it should stay in the cache, but calls cost time too
 PASS_BYTES = 1 << 20  # of each array in an elementwise pass
 FUNCTION_NUMBERS = 1 << 15  # that are worth a thread where each takes several operations
@@ -32,6 +33,7 @@ class CpuBackend(Backend):
     """The kernels on `threads` threads; None: the cores that this process may use."""
 
     kernels = "numpy"
+    keeps_normalised = True  # normalising again in conv_layer_grad takes longer than reading it from memory
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(np)
@@ -92,13 +94,13 @@ class CpuBackend(Backend):
         )
         return gx
 
-    def _convolve(self, plan: Plan | ThinAdjoint, x: Array, out: Array) -> None:
-        """What the plan computes from a block of images, into out."""
+    def _convolve(self, plan: Plan | ThinAdjoint, x: Array, out: Array, norm: Norm = None) -> None:
+        """What the plan computes from a block of images, normalised if norm is given, into out."""
         if isinstance(plan, ThinAdjoint):
-            self._add_planes(plan, x, out)
+            self._add_planes(plan, self._normalised(x, norm), out)
             return
         for window, products in plan.parts:
-            columns = self._columns(x, window)
+            columns = self._columns(x, window, norm)
             for product in products:
                 target = out[:, product.rows, product.columns]
                 if target.flags.c_contiguous and target.shape[1:3] == window.output_size:
@@ -136,7 +138,7 @@ class CpuBackend(Backend):
         np.matmul(columns.T, gy.reshape(-1, F), out=product)
         total += product.reshape(total.shape)
 
-    def _columns(self, x: Array, window: Window) -> Array:
+    def _columns(self, x: Array, window: Window, norm: Norm = None) -> Array:
         """im2col of a block: one copy of a window view; transposed, which has longer runs, where C is small."""
         n, H, W, C = x.shape
         (PH, PW), (KH, KW), (SH, SW), start = window
@@ -144,7 +146,7 @@ class CpuBackend(Backend):
         bottom, right = max(0, start[0] + (PH - 1) * SH + KH - H), max(0, start[1] + (PW - 1) * SW + KW - W)
         name = f"x {top} {left} {H} {W}"  # what a border is
         padded = self.pool.scratch(name, (n, top + H + bottom, left + W + right, C), x.dtype)
-        padded[:, top : top + H, left : left + W] = x
+        padded[:, top : top + H, left : left + W] = self._normalised(x, norm)
         s = padded.strides
         offset = (top + start[0]) * s[1] + (left + start[1]) * s[2]
         if C >= THIN:
@@ -160,123 +162,152 @@ class CpuBackend(Backend):
         """Images whose columns and outputs fill a block."""
         return max(1, BLOCK_BYTES // max(plan.numbers(x.shape[3]) * x.itemsize, 1))
 
-    # ---- the fused block ----
+    # ---- one layer of a chain ----
 
-    def conv_block(
+    def conv_layer(
         self,
         x: Array,
+        norm: Array | None,
         weight: Array,
         bias: Array,
-        gamma: Array,
-        beta: Array,
         geometry: ConvGeometry,
         transposed: bool,
-        epsilon: float,
-    ) -> tuple[Array, Array, Array, Array]:
-        """Faster because bias, ReLU and the sums of the statistics are taken while the product is in the cache."""
+        active: bool,
+    ) -> tuple[Array, Array | None, Array | None, Array | None]:
+        """Faster because x is normalised when it comes into the cache for im2col, and bias, ReLU and the sums of the
+        moments are taken while the product is there."""
         plan = (adjoint if transposed else convolution)(weight, geometry)
-        active = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
-        wide_bias = self._per_channel(bias, active)
-        moments = Moments(self.threads, plan.channels, partial(self._per_channel, x=active))
+        y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
+        wide_bias, wide_norm = self._per_channel(bias, y), self._wide_norm(norm, x)
+        moments = Moments(self.threads, plan.channels, partial(self._per_channel, x=y))
+        read = np.empty(x.shape, x.dtype) if self.keeps_normalised and norm is not None else None
 
         def task(shard: int, block: slice) -> None:
-            self._activate(plan, x[block], wide_bias, active[block], moments, shard)
+            source, source_norm = x[block], wide_norm
+            if read is not None:
+                source, source_norm = read[block], None
+                self._normalise(x[block], wide_norm, source)
+            if active:
+                self._activate(plan, source, source_norm, wide_bias, y[block], moments, shard)
+            else:
+                self._convolve(plan, source, y[block], source_norm)
+                wide = _wide(y[block])
+                wide += _tiled(bias, y)
 
         self.pool.run(task, len(x), self._images_a_block(plan, x))
-        mean, variance = moments.result(x.dtype)
-        return self.batch_norm_apply(active, gamma, beta, mean, variance, epsilon), active, mean, variance
+        mean, variance = moments.result(x.dtype) if active else (None, None)
+        return y, mean, variance, read
 
     def _activate(
-        self, plan: Plan | ThinAdjoint, x: Array, wide_bias: Array, active: Array, moments: Moments, shard: int
+        self,
+        plan: Plan | ThinAdjoint,
+        x: Array,
+        norm: Norm,
+        wide_bias: Array,
+        active: Array,
+        moments: Moments,
+        shard: int,
     ) -> None:
         """active = relu(convolution + bias) of a block, and its moments."""
-        self._relu_rows(plan, x, wide_bias, active)
+        self._relu_rows(plan, x, norm, wide_bias, active)
         self._add_moments(active, moments, shard)
 
-    def _relu_rows(self, plan: Plan | ThinAdjoint, x: Array, wide_bias: Array, out: Array) -> None:
+    def _relu_rows(self, plan: Plan | ThinAdjoint, x: Array, norm: Norm, wide_bias: Array, out: Array) -> None:
         """out = relu(convolution + bias) of a block."""
-        self._convolve(plan, x, out)
+        self._convolve(plan, x, out, norm)
         wide = _wide(out)
         wide += wide_bias
         np.clip(wide, 0, np.inf, out=wide)  # a third of np.maximum's time
 
-    def conv_block_inference(
+    def conv_layer_inference(
         self,
         x: Array,
         weight: Array,
         bias: Array,
-        gamma: Array,
-        beta: Array,
-        mean: Array,
-        variance: Array,
+        norm: Array,
         geometry: ConvGeometry,
         transposed: bool,
-        epsilon: float,
     ) -> Array:
         """Faster because the product stays in the cache until it is normalised."""
         plan = (adjoint if transposed else convolution)(weight, geometry)
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
-        wide_bias = self._per_channel(bias, y)
-        scale = gamma / np.sqrt(variance + epsilon)
-        normalisation = tuple(self._per_channel(vector, y) for vector in (mean, scale, beta))
+        wide_bias, wide_norm = self._per_channel(bias, y), self._wide_norm(norm, y)
 
         def task(_: int, block: slice) -> None:
-            self._infer(plan, x[block], wide_bias, normalisation, y[block])
+            self._infer(plan, x[block], wide_bias, wide_norm, y[block])
 
         self.pool.run(task, len(x), self._images_a_block(plan, x))
         return y
 
-    def _infer(
-        self, plan: Plan | ThinAdjoint, x: Array, wide_bias: Array, normalisation: tuple[Array, ...], y: Array
-    ) -> None:
-        """y = (relu(convolution + bias) - mean) * scale + beta of a block."""
-        self._relu_rows(plan, x, wide_bias, y)
-        self._normalise(y, normalisation, y)
+    def _infer(self, plan: Plan | ThinAdjoint, x: Array, wide_bias: Array, norm: Norm, y: Array) -> None:
+        """y = relu(convolution + bias) of a block, normalised."""
+        self._relu_rows(plan, x, None, wide_bias, y)
+        self._normalise(y, norm, y)
 
-    def conv_block_grad(
+    def conv_layer_grad(
         self,
         gy: Array,
+        through: Array | None,
+        y: Array,
         x: Array,
+        norm: Array | None,
+        read: Array | None,
         weight: Array,
-        active: Array,
-        gamma: Array,
-        mean: Array,
-        variance: Array,
         geometry: ConvGeometry,
         transposed: bool,
-        epsilon: float,
         needs_gx: bool,
-    ) -> tuple[Array | None, Array, Array, Array, Array]:
-        """Faster because the gradient behind the ReLU never leaves the cache: both products take it from there."""
-        through_norm, ggamma, gbeta = self._through_norm(gy, active, gamma, mean, variance, epsilon)
+    ) -> tuple[Array | None, Array | None, Array, Array]:
+        """Faster because the gradient behind the ReLU never leaves the cache: both products take it from there, and the
+        sums for the batch_norm before are taken while gx is there."""
         F, window = weight.shape[3], conv_window(geometry)
+        wide_through = None if through is None else tuple(self._per_channel(vector, y) for vector in through)
+        wide_norm = self._wide_norm(norm, x)
         gx = np.empty(x.shape, x.dtype) if needs_gx else None
         back = adjoint(weight, geometry) if needs_gx and not transposed else None
         gweight = np.zeros((self.threads, *weight.shape), x.dtype)
-        gbias = np.zeros((self.threads, active.shape[3]))
+        gbias = np.zeros((self.threads, y.shape[3]))
+        sums = np.zeros((self.threads, 2, x.shape[3]))
 
         def task(shard: int, block: slice) -> None:
-            g = self.pool.scratch("glinear", active[block].shape, x.dtype)
-            self._through_relu(gy[block], active[block], through_norm, g, gbias[shard])
+            g = gy[block]
+            if wide_through is not None:
+                g = self.pool.scratch("glinear", y[block].shape, x.dtype)
+                self._through_relu(gy[block], y[block], wide_through, g, gbias[shard])
+            else:
+                gbias[shard] += _row_sums(g.reshape(-1, g.shape[3]))
+            source, source_norm = (x[block], wide_norm) if read is None else (read[block], None)
             if transposed:
                 columns = self._columns(g, window)
-                self._add_grad_weight(gweight[shard], columns, x[block])
+                self._add_grad_weight(gweight[shard], columns, self._normalised(source, source_norm))
                 if gx is not None:
                     np.matmul(columns, weight.reshape(-1, F), out=gx[block].reshape(-1, F))
             else:
-                self._add_grad_weight(gweight[shard], self._columns(x[block], window), g)
+                self._add_grad_weight(gweight[shard], self._columns(source, window, source_norm), g)
                 if back is not None and gx is not None:
                     self._convolve(back, g, gx[block])
+            if wide_norm is not None and gx is not None:
+                self._gradient_sums(gx[block], x[block], wide_norm[0], sums[shard])
 
-        forward = convolution(weight, geometry)
-        self.pool.run(task, len(x), self._images_a_block(forward, active if transposed else x))
-        return gx, gweight.sum(axis=0), gbias.sum(axis=0).astype(x.dtype), ggamma, gbeta
+        self.pool.run(task, len(x), self._images_a_block(convolution(weight, geometry), y if transposed else x))
+        totals = None if norm is None or gx is None else sums.sum(axis=0).astype(x.dtype)
+        return gx, totals, gweight.sum(axis=0), gbias.sum(axis=0).astype(x.dtype)
 
-    def _through_relu(self, gy: Array, active: Array, through_norm: ThroughNorm, g: Array, gbias: Array) -> None:
+    def _through_relu(self, gy: Array, y: Array, through: tuple[Array, ...], g: Array, gbias: Array) -> None:
         """g = the gradient of a block behind batch_norm and ReLU, and gbias += its sum a channel."""
-        self._norm_gradient(gy, active, through_norm, g)
-        self._where_positive(active, g, g)
-        gbias += _row_sums(g.reshape(-1, active.shape[3]))
+        self._norm_gradient(gy, y, through, g)
+        self._where_positive(y, g, g)
+        gbias += _row_sums(g.reshape(-1, y.shape[3]))
+
+    def _wide_norm(self, norm: Array | None, x: Array) -> Norm:
+        return None if norm is None else tuple(self._per_channel(vector, x) for vector in norm)
+
+    def _normalised(self, x: Array, norm: Norm) -> Array:
+        """A block normalised, in scratch; itself where norm is None."""
+        if norm is None:
+            return x
+        y = self.pool.scratch("normalised", x.shape, x.dtype)
+        self._normalise(x, norm, y)
+        return y
 
     # ---- elementwise and sums ----
 
@@ -356,20 +387,18 @@ class CpuBackend(Backend):
 
     # ---- batch normalisation ----
 
-    def batch_norm(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    def moments(self, x: Array) -> tuple[Array, Array]:
         """Faster on threads: one pass takes both sums, of the values less a shift near the mean: as exact as two."""
         moments = Moments(self.threads, x.shape[-1], partial(self._per_channel, x=x))
         self._each_block(lambda shard, block: self._add_moments(x[block], moments, shard), x)
-        mean, variance = moments.result(x.dtype)
-        return self.batch_norm_apply(x, gamma, beta, mean, variance, epsilon), mean, variance
+        return moments.result(x.dtype)
 
-    def batch_norm_apply(
-        self, x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float
-    ) -> Array:
+    def normalise(self, x: Array, norm: Array | None) -> Array:
         """Faster on threads, and because a row of pixels is computed at once."""
+        if norm is None:
+            return x
         y = np.empty(x.shape, x.dtype)
-        vectors = (mean, gamma / np.sqrt(variance + epsilon), beta)
-        wide = tuple(self._per_channel(vector, x) for vector in vectors)
+        wide = self._wide_norm(norm, x)
         self._each_block(lambda _, block: self._normalise(x[block], wide, y[block]), y)
         return y
 
@@ -377,26 +406,22 @@ class CpuBackend(Backend):
         self, gy: Array, x: Array, gamma: Array, mean: Array, variance: Array, epsilon: float
     ) -> tuple[Array, Array, Array]:
         """Faster on threads, and because a row of pixels is computed at once."""
-        through_norm, ggamma, gbeta = self._through_norm(gy, x, gamma, mean, variance, epsilon)
+        M = x.size // x.shape[-1]
+        inverse_deviation = 1 / np.sqrt(variance + epsilon)
+        gbeta, dots = self.batch_norm_sums(gy, x, mean)
+        ggamma = dots * inverse_deviation
+        vectors = mean, gamma * inverse_deviation, gbeta / M, ggamma * inverse_deviation / M
+        through = tuple(self._per_channel(vector, x) for vector in vectors)
         gx = np.empty(x.shape, x.dtype)
-        self._each_block(lambda _, block: self._norm_gradient(gy[block], x[block], through_norm, gx[block]), gx)
+        self._each_block(lambda _, block: self._norm_gradient(gy[block], x[block], through, gx[block]), gx)
         return gx, ggamma, gbeta
 
-    def _through_norm(
-        self, gy: Array, x: Array, gamma: Array, mean: Array, variance: Array, epsilon: float
-    ) -> tuple[ThroughNorm, Array, Array]:
-        """(what _norm_gradient needs, ggamma, gbeta) from one pass over gy and x."""
-        C = x.shape[-1]
+    def batch_norm_sums(self, gy: Array, x: Array, mean: Array) -> Array:
+        """Faster on threads, and because a row of pixels is computed at once."""
         wide_mean = self._per_channel(mean, x)
-        sums = np.zeros((self.threads, 2, C))
+        sums = np.zeros((self.threads, 2, x.shape[-1]))
         self._each_block(lambda shard, block: self._gradient_sums(gy[block], x[block], wide_mean, sums[shard]), x)
-        gbeta, dots = sums.sum(axis=0)
-        inverse_deviation = 1 / np.sqrt(variance + epsilon)
-        ggamma = dots * inverse_deviation
-        M = x.size // C
-        vectors = (gamma * inverse_deviation, gbeta / M, ggamma * inverse_deviation / M)
-        scale, offset, slope = (self._per_channel(vector.astype(x.dtype), x) for vector in vectors)
-        return ThroughNorm(wide_mean, scale, offset, slope), ggamma.astype(x.dtype), gbeta.astype(x.dtype)
+        return sums.sum(axis=0).astype(x.dtype)
 
     # ---- what a block of images goes through; kernels of other sets replace these ----
 
@@ -404,8 +429,9 @@ class CpuBackend(Backend):
         """A vector of channels in the form in which these methods want it."""
         return _tiled(vector, x)
 
-    def _normalise(self, x: Array, mean_scale_beta: tuple[Array, ...], y: Array) -> None:
-        mean, scale, beta = mean_scale_beta
+    def _normalise(self, x: Array, norm: Norm, y: Array) -> None:
+        assert norm is not None
+        mean, scale, beta = norm
         out = _wide(y)
         np.subtract(_wide(x), mean, out=out)
         out *= scale
@@ -429,8 +455,8 @@ class CpuBackend(Backend):
         products = centred.reshape(rows.shape)
         sums[1] += _row_sums(np.multiply(rows, products, out=products))
 
-    def _norm_gradient(self, gy: Array, x: Array, through_norm: ThroughNorm, gx: Array) -> None:
-        mean, scale, offset, slope = through_norm
+    def _norm_gradient(self, gy: Array, x: Array, through: tuple[Array, ...], gx: Array) -> None:
+        mean, scale, offset, slope = through
         out = _wide(gx)
         np.subtract(_wide(x), mean, out=out)
         out *= slope
@@ -450,15 +476,6 @@ class CpuBackend(Backend):
         """Run task(shard, slice of the first axis) over x; on one thread if x fits one block."""
         block = max(1, PASS_BYTES // max(x.nbytes // max(len(x), 1), 1))
         self.pool.run(task, len(x), block, least=block)
-
-
-class ThroughNorm(NamedTuple):
-    """The gradient of batch_norm: gx = scale * (gy - offset - (x - mean) * slope), each one a number a channel."""
-
-    mean: Array
-    scale: Array
-    offset: Array
-    slope: Array
 
 
 class Moments:

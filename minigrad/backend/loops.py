@@ -41,7 +41,7 @@ def prepare() -> None:
             (through_relu, (rows, rows, vector, vector, vector, vector, rows, sums[0])),
             (add_moments, (rows, vector, sums)),
             (gradient_sums, (rows, rows, vector, sums)),
-            (im2col, (image, start, stride, patches)),
+            (im2col, (image, True, vector, vector, vector, start, stride, patches)),
             (im2col_thin, (image, start, stride, patches.reshape(2, 2, 2, 1, 1, 1))),
             (add_planes, (patches, start, stride, image)),
             (activate, (image, start, stride, vector, vector, image, sums)),
@@ -55,8 +55,17 @@ def prepare() -> None:
 
 
 @compiled
-def im2col(x: Array, start: tuple[int, int], stride: tuple[int, int], columns: Array) -> None:
-    """columns (n, PH, PW, KH, KW, C): the patches of x (n, H, W, C), zero outside of it."""
+def im2col(
+    x: Array,
+    normalised: bool,
+    mean: Array,
+    scale: Array,
+    beta: Array,
+    start: tuple[int, int],
+    stride: tuple[int, int],
+    columns: Array,
+) -> None:
+    """columns (n, PH, PW, KH, KW, C): the patches of x (n, H, W, C), normalised if so; zero outside of it."""
     n, H, W, C = x.shape
     _, PH, PW, KH, KW, _ = columns.shape
     zero = x.dtype.type(0)
@@ -67,12 +76,15 @@ def im2col(x: Array, start: tuple[int, int], stride: tuple[int, int], columns: A
                     h = p * stride[0] + a + start[0]
                     for b in range(KW):
                         w = q * stride[1] + b + start[1]
-                        if 0 <= h < H and 0 <= w < W:
-                            for k in range(C):
-                                columns[i, p, q, a, b, k] = x[i, h, w, k]
-                        else:
+                        if h < 0 or h >= H or w < 0 or w >= W:
                             for k in range(C):
                                 columns[i, p, q, a, b, k] = zero
+                        elif normalised:
+                            for k in range(C):
+                                columns[i, p, q, a, b, k] = (x[i, h, w, k] - mean[k]) * scale[k] + beta[k]
+                        else:
+                            for k in range(C):
+                                columns[i, p, q, a, b, k] = x[i, h, w, k]
 
 
 @compiled

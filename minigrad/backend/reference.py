@@ -153,17 +153,25 @@ class Backend:
         The sums run in float64 and the variance is that of the deviations, because E[x^2] - E[x]^2 loses all
         digits in float32 when the mean is large against the deviation.
         """
+        mean, variance = self.moments(x)
+        return self.batch_norm_apply(x, gamma, beta, mean, variance, epsilon), mean, variance
+
+    def moments(self, x: Array) -> tuple[Array, Array]:
+        """(mean, biased variance) over all axes but the last."""
         rows = x.reshape(-1, x.shape[-1])  # (M, C)
         mean = rows.mean(axis=0, dtype="float64")
         variance = ((rows - mean) ** 2).mean(axis=0)
-        mean, variance = mean.astype(x.dtype), variance.astype(x.dtype)
-        return self.batch_norm_apply(x, gamma, beta, mean, variance, epsilon), mean, variance
+        return mean.astype(x.dtype), variance.astype(x.dtype)
 
     def batch_norm_apply(
         self, x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float
     ) -> Array:
         """y = (x - mean) * (gamma / sqrt(variance + epsilon)) + beta with given statistics."""
-        return (x - mean) * (gamma / self.xp.sqrt(variance + epsilon)) + beta
+        return self.normalise(x, self.xp.stack([mean, gamma / self.xp.sqrt(variance + epsilon), beta]))
+
+    def normalise(self, x: Array, norm: Array | None) -> Array:
+        """(x - mean) * scale + beta with the rows of norm (3, C); x where norm is None."""
+        return x if norm is None else (x - norm[0]) * norm[1] + norm[2]
 
     def batch_norm_grad(
         self, gy: Array, x: Array, gamma: Array, mean: Array, variance: Array, epsilon: float
@@ -175,11 +183,14 @@ class Backend:
         """
         M = x.size // max(x.shape[-1], 1)
         inverse_deviation = 1 / self.xp.sqrt(variance + epsilon)
-        z = (x - mean) * inverse_deviation
-        gbeta = self.channel_sum(gy)
-        ggamma = self.channel_sum(gy * z)
-        gx = (gamma * inverse_deviation) * (gy - gbeta / M - z * (ggamma / M))
+        gbeta, dots = self.batch_norm_sums(gy, x, mean)
+        ggamma = dots * inverse_deviation
+        gx = (gamma * inverse_deviation) * (gy - gbeta / M - (x - mean) * (ggamma * inverse_deviation / M))
         return gx, ggamma, gbeta
+
+    def batch_norm_sums(self, gy: Array, x: Array, mean: Array) -> Array:
+        """The sums (2, C) of gy and of gy * (x - mean) over all axes but the last."""
+        return self.xp.stack([self.channel_sum(gy), self.channel_sum(gy * (x - mean))])
 
     def batch_norm_update_(
         self, moving_mean: Array, moving_variance: Array, mean: Array, variance: Array, momentum: float
@@ -188,74 +199,80 @@ class Backend:
         moving_mean[...] = momentum * moving_mean + (1 - momentum) * mean
         moving_variance[...] = momentum * moving_variance + (1 - momentum) * variance
 
-    # ---- one block of a network, batch_norm(relu(conv(x) + bias)), as one kernel for backends that fuse it ----
+    # ---- one layer of ops.fused.ConvChain as one kernel, for backends that fuse it ----
+    # The batch_norm behind a layer is applied where the next one reads it: `norm` (3, C) is mean, scale and beta of x.
 
-    def conv_block(
+    def conv_layer(
         self,
         x: Array,
+        norm: Array | None,
         weight: Array,
         bias: Array,
-        gamma: Array,
-        beta: Array,
         geometry: ConvGeometry,
         transposed: bool,
-        epsilon: float,
-    ) -> tuple[Array, Array, Array, Array]:
-        """(y, active, mean, variance): active = relu(conv2d(x) + bias) or transposed, y = batch_norm(active)."""
-        active = self._conv_relu(x, weight, bias, geometry, transposed)
-        y, mean, variance = self.batch_norm(active, gamma, beta, epsilon)
-        return y, active, mean, variance
+        active: bool,
+    ) -> tuple[Array, Array | None, Array | None, Array | None]:
+        """(y, mean, variance, read): y = conv2d(read) + bias, or transposed; if active its ReLU and the moments.
 
-    def _conv_relu(self, x: Array, weight: Array, bias: Array, geometry: ConvGeometry, transposed: bool) -> Array:
-        """relu(conv2d(x) + bias), or transposed."""
+        `read` is the normalised x, or None where conv_layer_grad shall compute it again.
+        """
+        read = self.normalise(x, norm)
         if transposed:
-            return self.relu(self.add_bias(self.conv2d_grad_input(x, weight, geometry), bias))
-        return self.relu(self.conv2d(x, weight, bias, geometry))
+            y = self.add_bias(self.conv2d_grad_input(read, weight, geometry), bias)
+        else:
+            y = self.conv2d(read, weight, bias, geometry)
+        mean = variance = None
+        if active:
+            y = self.relu(y)
+            mean, variance = self.moments(y)
+        return y, mean, variance, None if norm is None else read
 
-    def conv_block_inference(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array,
-        gamma: Array,
-        beta: Array,
-        mean: Array,
-        variance: Array,
-        geometry: ConvGeometry,
-        transposed: bool,
-        epsilon: float,
-    ) -> Array:
-        """y of conv_block with given statistics."""
-        active = self._conv_relu(x, weight, bias, geometry, transposed)
-        return self.batch_norm_apply(active, gamma, beta, mean, variance, epsilon)
-
-    def conv_block_grad(
+    def conv_layer_grad(
         self,
         gy: Array,
+        through: Array | None,
+        y: Array,
         x: Array,
+        norm: Array | None,
+        read: Array | None,
         weight: Array,
-        active: Array,
-        gamma: Array,
-        mean: Array,
-        variance: Array,
         geometry: ConvGeometry,
         transposed: bool,
-        epsilon: float,
         needs_gx: bool,
-    ) -> tuple[Array | None, Array, Array, Array, Array]:
-        """(gx or None, gweight, gbias, ggamma, gbeta) of conv_block."""
-        gactive, ggamma, gbeta = self.batch_norm_grad(gy, active, gamma, mean, variance, epsilon)
-        glinear = self.relu_grad(gactive, active)
+    ) -> tuple[Array | None, Array | None, Array, Array]:
+        """(gx, sums, gweight, gbias) of conv_layer, where gx and sums (2, C) belong to the normalised x.
+
+        `through` (4, F) leads back through the batch_norm and the ReLU that follow y: mean, scale, offset and slope of
+        batch_norm_sums. `sums` are those of gx and x, where norm is given.
+        """
+        if through is not None:
+            mean, scale, offset, slope = through
+            gy = self.relu_grad(scale * (gy - offset - (y - mean) * slope), y)
         gx = None
+        if read is None:
+            read = self.normalise(x, norm)
         if transposed:
             if needs_gx:
-                gx = self.conv2d(glinear, weight, None, geometry)
-            gweight = self.conv2d_grad_weight(glinear, x, geometry)
+                gx = self.conv2d(gy, weight, None, geometry)
+            gweight = self.conv2d_grad_weight(gy, read, geometry)
         else:
             if needs_gx:
-                gx = self.conv2d_grad_input(glinear, weight, geometry)
-            gweight = self.conv2d_grad_weight(x, glinear, geometry)
-        return gx, gweight, self.channel_sum(glinear), ggamma, gbeta
+                gx = self.conv2d_grad_input(gy, weight, geometry)
+            gweight = self.conv2d_grad_weight(read, gy, geometry)
+        sums = None if norm is None or gx is None else self.batch_norm_sums(gx, x, norm[0])
+        return gx, sums, gweight, self.channel_sum(gy)
+
+    def conv_layer_inference(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array,
+        norm: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+    ) -> Array:
+        """relu(conv2d(x) + bias), or transposed, normalised."""
+        return self.normalise(self.conv_layer(x, None, weight, bias, geometry, transposed, True)[0], norm)
 
     # ---- optimiser steps over flat arrays; scalars is a row of numbers that change from step to step ----
 

@@ -1,10 +1,10 @@
 """Neural-network layers. Read module.py, then layers.py."""
 
+from .fused import ConvChain, fuse
 from .layers import (
     BatchNorm,
     Conv2D,
     Conv2DTranspose,
-    ConvBlock,
     Dense,
     Flatten,
     LeakyReLU,
@@ -13,7 +13,6 @@ from .layers import (
     Sigmoid,
     Softplus,
     Tanh,
-    fuse,
 )
 from .module import Module, Parameter, Sequential
 
@@ -21,7 +20,7 @@ __all__ = [
     "BatchNorm",
     "Conv2D",
     "Conv2DTranspose",
-    "ConvBlock",
+    "ConvChain",
     "Dense",
     "Flatten",
     "LeakyReLU",

@@ -12,11 +12,10 @@ import math
 
 from .. import init, ops
 from ..backend import Array, backend_of, default_backend
-from ..ops import fused
 from ..ops.conv import Pair, Size
 from ..ops.norm import BatchNorm as BatchNormFunction
-from ..tensor import Tensor, is_recording
-from .module import Module, Parameter, Sequential
+from ..tensor import Tensor
+from .module import Module, Parameter
 
 
 class Dense(Module):
@@ -132,46 +131,6 @@ class BatchNorm(Module):
         """Move the moving statistics towards those of a batch."""
         k = backend_of(mean)
         k.batch_norm_update_(self.moving_mean.data, self.moving_variance.data, mean, variance, self.momentum)
-
-
-class ConvBlock(Module):
-    """norm(relu(conv(x))) as one operation, which fast backends compute without leaving the cache.
-
-    The layers keep their own places in the model; this only runs them, without calling their `forward`.
-    """
-
-    def __init__(self, conv: Conv2D | Conv2DTranspose, relu: ReLU, norm: BatchNorm) -> None:
-        self.conv, self.relu, self.norm = conv, relu, norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv, norm = self.conv, self.norm
-        transposed = isinstance(conv, Conv2DTranspose)
-        output_size = conv.output_size if isinstance(conv, Conv2DTranspose) else None
-        options = conv.stride, conv.padding, norm.epsilon, transposed, output_size
-        inputs = x, conv.weight, conv.bias, norm.gamma, norm.beta
-        if norm.training:
-            function = fused.ConvBlock(*options)
-            y = function(*inputs)
-            norm.follow(function.mean, function.variance)
-            return y
-        if is_recording():
-            return norm(self.relu(conv(x)))
-        return fused.ConvBlockInference(*options)(*inputs, norm.moving_mean, norm.moving_variance)
-
-
-def fuse(layers: dict[str, Module]) -> Sequential:
-    """The layers in order, with each (convolution, ReLU, BatchNorm) run as one ConvBlock."""
-    names = list(layers)
-    fused: dict[str, Module] = {}
-    while names:
-        name = names.pop(0)
-        match [layers[name], *(layers[n] for n in names[:2])]:
-            case [Conv2D() | Conv2DTranspose() as conv, ReLU() as relu, BatchNorm() as norm]:
-                fused[name] = ConvBlock(conv, relu, norm)
-                del names[:2]
-            case _:
-                fused[name] = layers[name]
-    return Sequential(fused)
 
 
 class Flatten(Module):

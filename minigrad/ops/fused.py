@@ -2,67 +2,113 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ..backend import Array
 from ..tensor import Function
 from .conv import ConvGeometry, Pair, Size, check_conv, conv_geometry, transposed_geometry
 from .norm import check_norm
 
 
-class Block(Function):
-    """The options of a block."""
+class Link(NamedTuple):
+    """The options of one convolution of a chain, and of the batch_norm behind it."""
 
-    def __init__(
-        self, stride: Pair, padding: Pair | str, epsilon: float, transposed: bool, output_size: Size | None = None
-    ) -> None:
-        self.stride, self.padding, self.epsilon = stride, padding, epsilon
-        self.transposed, self.output_size = transposed, output_size
+    stride: Pair
+    padding: Pair | str
+    transposed: bool
+    output_size: Size | None
+    epsilon: float
 
-    def check(self, x: Array, weight: Array, bias: Array, gamma: Array, beta: Array) -> ConvGeometry:
+    def check(self, x: Array, weight: Array, bias: Array, gamma: Array | None, beta: Array | None) -> ConvGeometry:
         """The convolution's geometry, if everything fits."""
-        check_conv("conv_block", x, weight, bias, channel_axis=3 if self.transposed else 2)
-        check_norm((len(x), *bias.shape), gamma, beta)
+        check_conv("conv_chain", x, weight, bias, channel_axis=3 if self.transposed else 2)
+        if gamma is not None and beta is not None:
+            check_norm((len(x), *bias.shape), gamma, beta)
         sizes = x.shape[1:3], weight.shape[:2], self.stride, self.padding
         return transposed_geometry(*sizes, self.output_size) if self.transposed else conv_geometry(*sizes)
 
 
-class ConvBlock(Block):
-    """Equivalent to batch_norm(relu(conv2d(x, weight, bias)), gamma, beta), or the same with conv2d_transpose.
+class _Step(NamedTuple):
+    """What backward needs of one link."""
 
-    After the call `mean` and `variance` hold the batch's statistics.
+    x: Array
+    norm: Array | None
+    read: Array | None
+    weight: Array
+    geometry: ConvGeometry
+    y: Array
+    gamma: Array | None
+    mean: Array
+    variance: Array
+
+
+class ConvChain(Function):
+    """Equivalent to batch_norm(relu(conv2d(x, weight, bias)), gamma, beta) for each link in turn, with conv2d_transpose
+    where it says so. The last one may have no gamma and beta; it is then the convolution alone.
+
+    The inputs are x, and weight, bias, gamma and beta of each link. After the call `moments` holds (mean, variance) of
+    the links that have gamma. No batch_norm is computed by itself: the next link applies it while it reads, and takes
+    the sums that its gradient needs while it writes.
     """
 
-    def forward(self, x: Array, weight: Array, bias: Array, gamma: Array, beta: Array) -> Array:
-        self.geometry = self.check(x, weight, bias, gamma, beta)
-        self.x, self.weight, self.gamma = x, weight, gamma
-        y, self.active, self.mean, self.variance = self.k.conv_block(
-            x, weight, bias, gamma, beta, self.geometry, self.transposed, self.epsilon
-        )
-        return y
+    def __init__(self, links: list[Link]) -> None:
+        self.links = links
+
+    def forward(self, x: Array, *parameters: Array | None) -> Array:
+        xp = self.k.xp
+        self.steps: list[_Step] = []
+        norm = None
+        for i, link in enumerate(self.links):
+            weight, bias, gamma, beta = parameters[4 * i : 4 * i + 4]
+            geometry = link.check(x, weight, bias, gamma, beta)
+            active = gamma is not None
+            y, mean, variance, read = self.k.conv_layer(x, norm, weight, bias, geometry, link.transposed, active)
+            self.steps.append(_Step(x, norm, read, weight, geometry, y, gamma, mean, variance))
+            x, norm = y, None
+            if gamma is not None and variance is not None:
+                norm = xp.stack([mean, gamma / xp.sqrt(variance + link.epsilon), beta])
+        self.moments = [(step.mean, step.variance) for step in self.steps if step.gamma is not None]
+        return self.k.normalise(x, norm)
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        return self.k.conv_block_grad(
-            gy,
-            self.x,
-            self.weight,
-            self.active,
-            self.gamma,
-            self.mean,
-            self.variance,
-            self.geometry,
-            self.transposed,
-            self.epsilon,
-            self.needs[0],
-        )
+        xp = self.k.xp
+        gradients: list[Array | None] = []
+        gx, sums = gy, None
+        for i, (link, step) in reversed(list(enumerate(zip(self.links, self.steps, strict=True)))):
+            through = ggamma = gbeta = None
+            if step.gamma is not None:
+                M = step.y.size // step.y.shape[-1]
+                inverse_deviation = 1 / xp.sqrt(step.variance + link.epsilon)
+                gbeta, dots = self.k.batch_norm_sums(gx, step.y, step.mean) if sums is None else sums
+                ggamma = dots * inverse_deviation
+                scale, slope = step.gamma * inverse_deviation, ggamma * inverse_deviation / M
+                through = xp.stack([step.mean, scale, gbeta / M, slope])
+            gx, sums, gweight, gbias = self.k.conv_layer_grad(
+                gx,
+                through,
+                step.y,
+                step.x,
+                step.norm,
+                step.read,
+                step.weight,
+                step.geometry,
+                link.transposed,
+                needs_gx=i > 0 or self.needs[0],
+            )
+            gradients = [gweight, gbias, ggamma, gbeta, *gradients]
+        return gx, *gradients
 
 
-class ConvBlockInference(Block):
+class ConvLayerInference(Function):
     """Equivalent to batch_norm_inference(relu(conv2d(x, weight, bias)), gamma, beta, mean, variance), or the same with
     conv2d_transpose; without a gradient, for use where no graph is recorded."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
 
     def forward(
         self, x: Array, weight: Array, bias: Array, gamma: Array, beta: Array, mean: Array, variance: Array
     ) -> Array:
-        geometry = self.check(x, weight, bias, gamma, beta)
-        return self.k.conv_block_inference(
-            x, weight, bias, gamma, beta, mean, variance, geometry, self.transposed, self.epsilon
-        )
+        geometry = self.link.check(x, weight, bias, gamma, beta)
+        norm = self.k.xp.stack([mean, gamma / self.k.xp.sqrt(variance + self.link.epsilon), beta])
+        return self.k.conv_layer_inference(x, weight, bias, norm, geometry, self.link.transposed)

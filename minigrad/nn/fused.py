@@ -1,0 +1,94 @@
+"""Fast path, read only if curious: neighbouring layers run as one operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..ops import fused
+from ..tensor import Tensor, is_recording
+from .layers import BatchNorm, Conv2D, Conv2DTranspose, ReLU
+from .module import Module, Parameter, Sequential
+
+
+class ConvChain(Module):
+    """norm(relu(conv(x))) for each link in turn. In training all of it is one operation, which fast backends compute
+    without leaving the cache.
+
+    The layers keep their own places in the model; this only runs them, without calling their `forward`.
+
+    Args:
+        links: (convolution, ReLU, BatchNorm) by the convolution's name; the last may be (convolution,) alone.
+    """
+
+    def __init__(self, links: dict[str, tuple[Any, ...]]) -> None:
+        self.links = links
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        for name, (conv, *rest) in self.links.items():
+            yield name, conv
+            yield from zip((f"{name}_relu", f"{name}_norm"), rest, strict=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        links = list(self.links.values())
+        if all(map(_learns, links)):
+            return self.run(x, links)
+        for layers in links:
+            x = self.run_link(x, layers)
+        return x
+
+    def run_link(self, x: Tensor, layers: tuple[Any, ...]) -> Tensor:
+        """x through one link."""
+        return self.run(x, [layers]) if _learns(layers) else self._infer(x, layers)
+
+    def run(self, x: Tensor, links: list[tuple[Any, ...]]) -> Tensor:
+        """x through some of the links as one operation, with the statistics of the batch."""
+        function = fused.ConvChain([_options(*layers) for layers in links])
+        parameters: list[Parameter | None] = []
+        for conv, *rest in links:
+            parameters += [conv.weight, conv.bias, *((rest[1].gamma, rest[1].beta) if rest else (None, None))]
+        y = function(x, *parameters)
+        for (_, *rest), moments in zip(links, function.moments, strict=False):
+            rest[1].follow(*moments)
+        return y
+
+    def _infer(self, x: Tensor, layers: tuple[Any, ...]) -> Tensor:
+        conv, relu, norm = layers
+        if is_recording():
+            return norm(relu(conv(x)))
+        inputs = conv.weight, conv.bias, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance
+        return fused.ConvLayerInference(_options(*layers))(x, *inputs)
+
+
+def _learns(layers: tuple[Any, ...]) -> bool:
+    """Whether there is no BatchNorm, or one that uses the statistics of the batch."""
+    return len(layers) == 1 or layers[2].training
+
+
+def _options(conv: Any, relu: Any = None, norm: Any = None) -> fused.Link:
+    transposed = isinstance(conv, Conv2DTranspose)
+    output_size = conv.output_size if transposed else None
+    return fused.Link(conv.stride, conv.padding, transposed, output_size, norm.epsilon if norm else 0.0)
+
+
+def fuse(layers: dict[str, Module]) -> Sequential:
+    """The layers in order, with those that follow each other as (convolution, ReLU, BatchNorm), and a convolution at
+    the end of them, run as one ConvChain under the first one's name."""
+    names = list(layers)
+    fused_layers: dict[str, Module] = {}
+    links: dict[str, tuple[Any, ...]] = {}
+    while names:
+        name = names.pop(0)
+        match [layers[name], *(layers[n] for n in names[:2])]:
+            case [Conv2D() | Conv2DTranspose() as conv, ReLU() as relu, BatchNorm() as norm]:
+                if not links:
+                    fused_layers[name] = ConvChain(links)
+                links[name] = conv, relu, norm
+                del names[:2]
+                continue
+            case [Conv2D() | Conv2DTranspose() as conv, *_] if links:
+                links[name] = (conv,)
+            case _:
+                fused_layers[name] = layers[name]
+        links = {}
+    return Sequential(fused_layers)
