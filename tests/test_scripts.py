@@ -586,7 +586,7 @@ def test_resume_can_add_epochs_where_no_schedule_depends_on_them(half, call, tra
     done = call(TRAIN, "--out", half, "--resume", "--epochs", 5, "--threads", 2, "--backend", "plain")
     assert done.code == 0
     assert "resuming after step 8, in epoch 5 of 5" in done.out
-    assert re.search(r"not bitwise .*kernels numpy -> plain", done.out)
+    assert re.search(r"not bitwise .*kernels \w+ -> plain", done.out)
     assert losses(half)[:4] == rows
     assert len(losses(half)) == record(half)["options"]["epochs"] == 5
     before = content(trained())

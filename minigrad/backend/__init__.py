@@ -57,7 +57,7 @@ def _lookup(array: Array) -> Backend:
 
 def as_array(data: Any) -> Array:
     """data as an array: arrays stay as they are; numbers and lists become float32 on the default device."""
-    if type(data) is np.ndarray or type(data).__module__.split(".")[0] == "cupy":
+    if type(data) in _backends or type(data).__module__.split(".")[0] == "cupy":
         return data
     if isinstance(data, np.ndarray | np.generic):
         return np.asarray(data)

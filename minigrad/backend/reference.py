@@ -122,7 +122,7 @@ class Backend:
     def sigmoid(self, x: Array) -> Array:
         """1 / (1 + exp(-x)) without overflow: exp is only taken of numbers <= 0."""
         e = self.xp.exp(-self.xp.abs(x))
-        return self.xp.where(x >= 0, 1 / (1 + e), e / (1 + e))
+        return self.xp.where(x >= 0, 1, e) / (1 + e)
 
     def softplus(self, x: Array) -> Array:
         """log(1 + exp(x)) without overflow and exact for very negative x."""
