@@ -193,7 +193,8 @@ def block_cases(
     y, mean, variance, _ = Backend(np).conv_layer(x, None, weight, bias, g, transposed, True)
     norm = np.stack([mean, gamma / np.sqrt(variance + EPSILON), beta])
     inference = "conv_block_inference", {**arrays, "mean": mean, "variance": variance}, options
-    yield Case("conv_layer_inference", shape, (x, weight, bias, norm, g, transposed), flops, inference)
+    arguments = x, [weight], [bias], [norm], [g], [transposed]
+    yield Case("conv_chain_inference", shape, arguments, flops, inference)
     needs_gx = C > 1  # nobody needs the gradient of the images
     through = np.stack([mean, norm[1], beta / 1000, beta / 1000])
     arguments = gy, through, y, x, None, None, weight, g, transposed, needs_gx

@@ -31,7 +31,7 @@ from . import backend, nn, optim
 from .backend import Array
 from .ops.conv import Conv2D, Conv2DTranspose
 from .ops.dense import Dense, MatMul
-from .ops.fused import ConvChain, ConvLayerInference
+from .ops.fused import ConvChain, ConvChainInference
 from .ops.shape import Reshape, Transpose
 from .tensor import Function, Operand, Tensor
 
@@ -339,12 +339,11 @@ def _array(x: Operand, dtype: Any) -> Array:
 
 def _multiply_adds(function: Function, inputs: list[Array], y: Array) -> int:
     """Of one product: forward, or one gradient."""
-    if isinstance(function, Conv2D | Conv2DTranspose | ConvChain | ConvLayerInference):
+    if isinstance(function, Conv2D | Conv2DTranspose | ConvChain | ConvChainInference):
         x, weight = inputs[:2]  # weight: (KH, KW, C, F)
         transposed = isinstance(function, Conv2DTranspose)
-        if isinstance(function, ConvChain | ConvLayerInference):
-            link = function.links[0] if isinstance(function, ConvChain) else function.link
-            transposed = link.transposed  # of one link: see `_chain`
+        if isinstance(function, ConvChain | ConvChainInference):
+            transposed = function.links[0].transposed  # there is but one: see `_chain`
         return (x if transposed else y).size * weight.size // weight.shape[3]
     return y.size * inputs[0].shape[-1] if isinstance(function, Dense | MatMul) else 0
 

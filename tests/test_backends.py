@@ -21,7 +21,7 @@ import math
 import pkgutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -214,14 +214,28 @@ def _conv_layer(r: np.random.Generator, N: int) -> Iterator[Case]:
         yield Case("conv_layer", arguments, terms, scales=tuple(scales), drop_last=norm is not None)
 
 
-def _conv_layer_inference(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for x, weight, shape, g, transposed in _block_arrays(r, N):
-        bias, norm = r.normal(size=shape[-1]), r.normal(size=(3, shape[-1]))
-        kernel = PLAIN.conv2d_grad_input if transposed else PLAIN.conv2d
-        L = kernel(np.abs(x), np.abs(weight), *((g,) if transposed else (None, g))) + np.abs(bias)
-        terms = max(weight[..., 0].size, weight[..., 0, :].size) + 4
-        arguments = x, weight, bias, norm, g, transposed
-        yield Case("conv_layer_inference", arguments, terms, scales=(_magnitude(L, norm).max(),))
+def _conv_chain_inference(r: np.random.Generator, N: int) -> Iterator[Case]:
+    """One layer, with and without a norm; and three, transposed ones behind the first: magnitudes multiply."""
+    kernels = PLAIN.conv2d, PLAIN.conv2d_grad_input
+    chains = [
+        (x, [weight], [shape], [g], [transposed], [i % 4 > 0])
+        for i, (x, weight, shape, g, transposed) in enumerate(_block_arrays(r, N))
+    ]
+    down, same = conv_geometry((7, 6), (3, 3), 2, "same"), conv_geometry((7, 6), (3, 2), 1, "same")
+    for last in (True, False):
+        weights = [r.normal(size=shape) for shape in ((3, 3, 2, 5), (3, 3, 4, 5), (3, 2, 1, 4))]
+        shapes = [(N, 4, 3, 5), (N, 7, 6, 4), (N, 7, 6, 1)]
+        options = [down, down, same], [False, True, True], [True, True, last]
+        chains.append((r.normal(size=(N, 7, 6, 2)), weights, shapes, *options))
+    for x, weights, shapes, geometries, transposed, normed in chains:
+        biases = [r.normal(size=shape[-1]) for shape in shapes]
+        norms = [r.normal(size=(3, len(bias))) if given else None for bias, given in zip(biases, normed, strict=True)]
+        L, terms = np.abs(x), 0
+        for weight, bias, norm, g, back in zip(weights, biases, norms, geometries, transposed, strict=True):
+            L = _magnitude(kernels[back](L, np.abs(weight), *((g,) if back else (None, g))) + np.abs(bias), norm)
+            terms += max(weight[..., 0].size, weight[..., 0, :].size) + 4
+        arguments = x, weights, biases, norms, geometries, transposed
+        yield Case("conv_chain_inference", arguments, terms, scales=(L.max(),))
 
 
 def _conv_layer_grad(r: np.random.Generator, N: int) -> Iterator[Case]:
@@ -312,7 +326,7 @@ INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
     "normalise": _normalise,
     "batch_norm_sums": _batch_norm_sums,
     "conv_layer": _conv_layer,
-    "conv_layer_inference": _conv_layer_inference,
+    "conv_chain_inference": _conv_chain_inference,
     "conv_layer_grad": _conv_layer_grad,
     "batch_norm_update_": _batch_norm_update_,
     "sgd_step_": _sgd_step_,
@@ -422,14 +436,17 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
 
 def inputs_of(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list[Any]:
     """The case's arguments on the backend: new arrays, those that are only read in the given layout."""
-    arguments = []
-    for i, value in enumerate(case.arguments):
+
+    def convert(value: Any, written: bool) -> Any:
+        if isinstance(value, list):
+            return [convert(part, written) for part in value]
         if isinstance(value, np.ndarray):
             value = backend.from_host(value.astype(dtype))
-            if i >= case.written and value.ndim:
+            if not written and value.ndim:
                 value = LAYOUTS[layout](value, backend.xp)
-        arguments.append(value)
-    return arguments
+        return value
+
+    return [convert(value, i < case.written) for i, value in enumerate(case.arguments)]
 
 
 def results_of(backend: Backend, case: Case, arguments: list[Any]) -> list[Any]:
@@ -445,7 +462,7 @@ def results_of(backend: Backend, case: Case, arguments: list[Any]) -> list[Any]:
 
 def expected_of(case: Case, dtype: str) -> tuple[list[np.ndarray], list[float]]:
     """(the specification's results in float64 on these inputs, as they are rounded to dtype; scale of each)."""
-    rounded = [v.astype(dtype).astype("float64") if isinstance(v, np.ndarray) else v for v in case.arguments]
+    rounded = inputs_of(PLAIN, replace(case, arguments=tuple(inputs_of(PLAIN, case, dtype))), "float64")
     if case.linear:
         sizes = [np.abs(v) if isinstance(v, np.ndarray) else v for v in rounded]
         scales = [float(np.abs(y).max(initial=0)) for y in results_of(PLAIN, case, sizes)]
@@ -471,7 +488,8 @@ def tolerance(terms: int, dtype: str) -> float:
 def compare(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list[np.ndarray]:
     """Run the kernel, check everything that can be seen from one call, and return its results on the host."""
     arguments = inputs_of(backend, case, dtype, layout)
-    read = [a for a in arguments[case.written :] if hasattr(a, "dtype")]
+    parts = [part for a in arguments[case.written :] for part in (a if isinstance(a, list) else [a])]
+    read = [a for a in parts if hasattr(a, "dtype")]
     before = [backend.to_host(a).copy() for a in read]
     results = results_of(backend, case, arguments)
     for a, host in zip(read, before, strict=True):

@@ -214,7 +214,7 @@ def test_layers_of_the_vae_in_both_directions(vae_profile: Profile) -> None:
     expected = {(name, "ConvChain") for name in blocks}
     expected |= {(name, "Dense") for name in ("mu", "log_variance", "decoder_dense")}
     expected |= {(name, "Reshape") for name in ("encoder_flatten", "decoder_reshape")}
-    expected |= {("decoder_conv_transpose_layer_4", "ConvChain")}
+    expected |= {("decoder_conv_transpose_layer_4", "Conv2DTranspose")}
     assert layers == {"forward": expected, "backward": expected}
     assert find(vae_profile, "ConvChain", layer="encoder_conv_layer_1").calls == 3
     assert find(vae_profile, "Adam", "update").calls == find(vae_profile, "clip_grad_norm", "update").calls == 3
@@ -226,7 +226,7 @@ def test_layers_in_evaluation() -> None:
     with minigrad.profile() as p:
         vae.reconstruct(floats(3, 28, 28, 1))
     assert {r.direction for r in p.rows} == {"forward", ""}
-    block = find(p, "ConvLayerInference", layer="encoder_conv_layer_2")
+    block = find(p, "ConvChainInference", layer="encoder_conv_layer_2")
     assert block.flops == 2 * 3 * 14 * 14 * 64 * 9 * 32
     assert find(p, "Dense", layer="mu").calls == 1
 

@@ -87,7 +87,9 @@ class JitBackend(CpuBackend):
             self._add_moments(active, moments, shard)
 
     def _infer(self, plan: Plan | ThinAdjoint, x: Array, wide_bias: Array, norm: Norm, y: Array) -> None:
-        assert norm is not None
+        if norm is None:
+            super()._infer(plan, x, wide_bias, norm, y)
+            return
         for linear, first, step in self._linear(plan, x, None, y):
             loops.infer(linear, first, step, wide_bias, *norm, y)
 

@@ -262,17 +262,19 @@ class Backend:
         sums = None if norm is None or gx is None else self.batch_norm_sums(gx, x, norm[0])
         return gx, sums, gweight, self.channel_sum(gy)
 
-    def conv_layer_inference(
+    def conv_chain_inference(
         self,
         x: Array,
-        weight: Array,
-        bias: Array,
-        norm: Array,
-        geometry: ConvGeometry,
-        transposed: bool,
+        weights: list[Array],
+        biases: list[Array],
+        norms: list[Array | None],
+        geometries: list[ConvGeometry],
+        transposed: list[bool],
     ) -> Array:
-        """relu(conv2d(x) + bias), or transposed, normalised."""
-        return self.normalise(self.conv_layer(x, None, weight, bias, geometry, transposed, True)[0], norm)
+        """relu(conv2d(x) + bias), or transposed, normalised, for each layer in turn; without norm the convolution."""
+        for weight, bias, norm, geometry, back in zip(weights, biases, norms, geometries, transposed, strict=True):
+            x = self.normalise(self.conv_layer(x, None, weight, bias, geometry, back, norm is not None)[0], norm)
+        return x
 
     # ---- optimiser steps over flat arrays; scalars is a row of numbers that change from step to step ----
 

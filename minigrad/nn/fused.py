@@ -31,15 +31,24 @@ class ConvChain(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         links = list(self.links.values())
-        if all(map(_learns, links)):
+        training = {layers[2].training for layers in links if len(layers) == 3}
+        if training == {True}:
             return self.run(x, links)
+        if training == {False} and not is_recording():
+            return self._infer(x, links)
         for layers in links:
             x = self.run_link(x, layers)
         return x
 
     def run_link(self, x: Tensor, layers: tuple[Any, ...]) -> Tensor:
         """x through one link."""
-        return self.run(x, [layers]) if _learns(layers) else self._infer(x, layers)
+        if len(layers) == 3 and layers[2].training:
+            return self.run(x, [layers])
+        if not is_recording():
+            return self._infer(x, [layers])
+        for layer in layers:
+            x = layer(x)
+        return x
 
     def run(self, x: Tensor, links: list[tuple[Any, ...]]) -> Tensor:
         """x through some of the links as one operation, with the statistics of the batch."""
@@ -52,17 +61,14 @@ class ConvChain(Module):
             rest[1].follow(*moments)
         return y
 
-    def _infer(self, x: Tensor, layers: tuple[Any, ...]) -> Tensor:
-        conv, relu, norm = layers
-        if is_recording():
-            return norm(relu(conv(x)))
-        inputs = conv.weight, conv.bias, norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance
-        return fused.ConvLayerInference(_options(*layers))(x, *inputs)
-
-
-def _learns(layers: tuple[Any, ...]) -> bool:
-    """Whether there is no BatchNorm, or one that uses the statistics of the batch."""
-    return len(layers) == 1 or layers[2].training
+    def _infer(self, x: Tensor, links: list[tuple[Any, ...]]) -> Tensor:
+        """x through some of the links as one operation, with the moving statistics."""
+        arrays: list[Tensor | None] = []
+        for conv, *rest in links:
+            norm = rest[1] if rest else None
+            statistics = (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance) if norm else 4 * (None,)
+            arrays += [conv.weight, conv.bias, *statistics]
+        return fused.ConvChainInference([_options(*layers) for layers in links])(x, *arrays)
 
 
 def _options(conv: Any, relu: Any = None, norm: Any = None) -> fused.Link:

@@ -119,7 +119,7 @@ class Conv2D(Function):
         self.stride, self.padding = stride, padding
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        check_conv("conv2d", x, weight, bias, channel_axis=2)
+        check_conv("conv2d", x.shape, weight, bias, channel_axis=2)
         self.x, self.weight = x, weight
         self.geometry = conv_geometry(x.shape[1:3], weight.shape[:2], self.stride, self.padding)
         return self.k.conv2d(x, weight, bias, self.geometry)
@@ -136,7 +136,7 @@ class Conv2DTranspose(Function):
         self.stride, self.padding, self.output_size = stride, padding, output_size
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        check_conv("conv2d_transpose", x, weight, bias, channel_axis=3)
+        check_conv("conv2d_transpose", x.shape, weight, bias, channel_axis=3)
         self.x, self.weight = x, weight
         self.geometry = transposed_geometry(x.shape[1:3], weight.shape[:2], self.stride, self.padding, self.output_size)
         y = self.k.conv2d_grad_input(x, weight, self.geometry)
@@ -149,14 +149,14 @@ class Conv2DTranspose(Function):
         return gx, gweight, gbias
 
 
-def check_conv(name: str, x: Array, weight: Array, bias: Array | None, channel_axis: int) -> None:
+def check_conv(name: str, x_shape: tuple[int, ...], weight: Array, bias: Array | None, channel_axis: int) -> None:
     """Raise ValueError unless the shapes fit; x's channels lie along this axis of weight."""
-    shapes = f"(x {x.shape}, weight {weight.shape})"
-    if x.ndim != 4 or weight.ndim != 4:
+    shapes = f"(x {x_shape}, weight {weight.shape})"
+    if len(x_shape) != 4 or weight.ndim != 4:
         raise ValueError(f"{name}: x must be (N, H, W, C) and weight must have 4 axes {shapes}")
-    if x.shape[3] != weight.shape[channel_axis]:
+    if x_shape[3] != weight.shape[channel_axis]:
         raise ValueError(
-            f"{name}: x has {x.shape[3]} channels but weight expects {weight.shape[channel_axis]} {shapes}"
+            f"{name}: x has {x_shape[3]} channels but weight expects {weight.shape[channel_axis]} {shapes}"
         )
     filters = weight.shape[5 - channel_axis]
     if bias is not None and bias.shape != (filters,):

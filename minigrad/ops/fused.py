@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..backend import Array
 from ..tensor import Function
@@ -19,12 +19,14 @@ class Link(NamedTuple):
     output_size: Size | None
     epsilon: float
 
-    def check(self, x: Array, weight: Array, bias: Array, gamma: Array | None, beta: Array | None) -> ConvGeometry:
+    def check(
+        self, x_shape: tuple[int, ...], weight: Array, bias: Array, gamma: Array | None, beta: Array | None
+    ) -> ConvGeometry:
         """The convolution's geometry, if everything fits."""
-        check_conv("conv_chain", x, weight, bias, channel_axis=3 if self.transposed else 2)
+        check_conv("conv_chain", x_shape, weight, bias, channel_axis=3 if self.transposed else 2)
         if gamma is not None and beta is not None:
-            check_norm((len(x), *bias.shape), gamma, beta)
-        sizes = x.shape[1:3], weight.shape[:2], self.stride, self.padding
+            check_norm((x_shape[0], *bias.shape), gamma, beta)
+        sizes = x_shape[1:3], weight.shape[:2], self.stride, self.padding
         return transposed_geometry(*sizes, self.output_size) if self.transposed else conv_geometry(*sizes)
 
 
@@ -60,7 +62,7 @@ class ConvChain(Function):
         norm = None
         for i, link in enumerate(self.links):
             weight, bias, gamma, beta = parameters[4 * i : 4 * i + 4]
-            geometry = link.check(x, weight, bias, gamma, beta)
+            geometry = link.check(x.shape, weight, bias, gamma, beta)
             active = gamma is not None
             y, mean, variance, read = self.k.conv_layer(x, norm, weight, bias, geometry, link.transposed, active)
             self.steps.append(_Step(x, norm, read, weight, geometry, y, gamma, mean, variance))
@@ -99,16 +101,24 @@ class ConvChain(Function):
         return gx, *gradients
 
 
-class ConvLayerInference(Function):
-    """Equivalent to batch_norm_inference(relu(conv2d(x, weight, bias)), gamma, beta, mean, variance), or the same with
-    conv2d_transpose; without a gradient, for use where no graph is recorded."""
+class ConvChainInference(Function):
+    """ConvChain with given statistics: mean and variance follow beta among the inputs of each link. It has no gradient:
+    it is for use where no graph is recorded."""
 
-    def __init__(self, link: Link) -> None:
-        self.link = link
+    def __init__(self, links: list[Link]) -> None:
+        self.links = links
 
-    def forward(
-        self, x: Array, weight: Array, bias: Array, gamma: Array, beta: Array, mean: Array, variance: Array
-    ) -> Array:
-        geometry = self.link.check(x, weight, bias, gamma, beta)
-        norm = self.k.xp.stack([mean, gamma / self.k.xp.sqrt(variance + self.link.epsilon), beta])
-        return self.k.conv_layer_inference(x, weight, bias, norm, geometry, self.link.transposed)
+    def forward(self, x: Array, *arrays: Any) -> Array:
+        xp = self.k.xp
+        layers: list[tuple[Any, ...]] = []
+        shape = x.shape
+        for i, link in enumerate(self.links):
+            weight, bias, gamma, beta, mean, variance = arrays[6 * i : 6 * i + 6]
+            geometry = link.check(shape, weight, bias, gamma, beta)
+            norm = None
+            if gamma is not None and variance is not None:
+                norm = xp.stack([mean, gamma / xp.sqrt(variance + link.epsilon), beta])
+            layers.append((weight, bias, norm, geometry, link.transposed))
+            size = geometry.input_size if link.transposed else geometry.output_size
+            shape = len(x), *size, len(bias)
+        return self.k.conv_chain_inference(x, *map(list, zip(*layers, strict=True)))
