@@ -7,6 +7,7 @@ without a float64 number that nobody asked for and without a transfer or a wait 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ import strict_cupy
 import minigrad
 from minigrad import Backend, DeviceError, Tensor, nn, ops, optim
 from minigrad.backend import to_device
+from minigrad.backend.pool import usable_cores
 from minigrad.random import generator
 
 # The only places where float32 inputs may give float64 numbers, each a sum over many values that goes back to float32.
@@ -374,3 +376,59 @@ def test_float64_models_work_everywhere(backend: Backend) -> None:
     assert y.dtype == loss.dtype == "float64"
     assert {p.grad.dtype.name for p in model.parameters()} == {"float64"}
     assert {p.dtype.name for p in model.parameters()} == {"float64"}
+
+
+# ---- CPU kernels and threads ----
+
+
+def test_auto_takes_the_best_that_is_installed_and_says_why(
+    restored_backends: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k = minigrad.use()
+    assert k.kernels == CPU_KERNELS[0]
+    assert f"kernels {k.kernels} (the fastest" in k.describe()
+    monkeypatch.setitem(sys.modules, "numba", None)
+    for name in ("jit", "loops"):  # as if they had not been imported yet
+        monkeypatch.delitem(sys.modules, f"minigrad.backend.{name}", raising=False)
+        monkeypatch.delattr(minigrad.backend, name, raising=False)
+    assert minigrad.use().kernels == "numpy"
+    assert "without Numba, the extra fast" in minigrad.use().describe()
+    with pytest.raises(DeviceError, match=r"kernels numba need Numba: pip install .*\[fast\]"):
+        minigrad.use(kernels="numba")
+    assert minigrad.available()["cpu"] == ("numpy", "plain")
+
+
+def test_the_number_of_threads_can_be_set_and_stays(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minigrad.backend, "_threads", None)
+    cores = usable_cores()
+    minigrad.use(kernels="numpy")
+    assert minigrad.get_num_threads() == cores
+    minigrad.set_num_threads(3)
+    assert minigrad.get_num_threads() == minigrad.use(kernels="numpy").threads == 3
+    assert minigrad.use(kernels="numpy", threads=2).threads == 2
+    minigrad.set_num_threads(None)
+    assert minigrad.get_num_threads() == cores
+    for bad in (0, -2):
+        with pytest.raises(DeviceError, match=f"threads is {bad}"):
+            minigrad.set_num_threads(bad)
+    minigrad.use(kernels="plain")
+    minigrad.set_num_threads(2)  # they have no threads of their own
+    assert minigrad.get_num_threads() == 1
+
+
+def test_the_kernels_are_chosen_at_their_first_use_and_work_after_a_fork() -> None:
+    """Importing chooses nothing; a child process gets threads of its own."""
+    code = (
+        "import os, sys, numpy as np, minigrad\n"
+        "from minigrad import ops\n"
+        "assert 'numba' not in sys.modules\n"
+        "x = np.ones((8, 8, 8, 8), 'float32'); w = np.ones((3, 3, 8, 8), 'float32')\n"
+        "minigrad.set_num_threads(3)\n"
+        "y = ops.conv2d(x, w).numpy()\n"
+        "child = os.fork()\n"
+        "assert (ops.conv2d(x, w).numpy() == y).all()\n"
+        "if child: os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -19,14 +19,14 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) 
 
 
 def test_there_are_snippets_and_two_one_line_commands():
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
     front_door = [line for line in COMMANDS if line.startswith("python3 -m venv")]
     assert len(front_door) == 2
     assert "train_conv_autoencoder.py" in front_door[0]
     assert "pytest" in front_door[1]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["autoencoders", "classifier", "operation"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["profile", "autoencoders", "classifier", "operation"])
 def test_a_snippet_runs(snippet, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
