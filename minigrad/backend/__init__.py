@@ -178,8 +178,12 @@ def _working_cupy(index: int) -> Any:
 
 
 def available() -> dict[str, tuple[str, ...]]:
-    """The devices that work here with their kernel sets, best first, e.g. `{"cpu": ("numpy", "numba", "plain")}`."""
+    """The devices that work here with their kernel sets, best first, e.g. `{"cpu": ("numpy", "plain")}`."""
     found = {"cpu": KERNELS["cpu"]}
+    try:
+        importlib.import_module("numba")
+    except ImportError:
+        found["cpu"] = tuple(kernels for kernels in KERNELS["cpu"] if kernels != "numba")
     try:
         found["cuda"] = KERNELS["cuda"] if importlib.import_module("cupy").cuda.is_available() else ()
     except ImportError:
