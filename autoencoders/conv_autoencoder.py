@@ -303,7 +303,11 @@ class Autoencoder:
 
     @property
     def dtype(self) -> Any:
-        return self.network.parameters()[0].dtype
+        return self._first_parameter.dtype
+
+    @property
+    def _first_parameter(self) -> nn.Parameter:
+        return next(self.network.named_parameters())[1]
 
     def _encode(self, images: np.ndarray) -> list[np.ndarray]:
         def heads(x: Tensor) -> tuple[Tensor, ...]:
@@ -315,7 +319,7 @@ class Autoencoder:
     def _map(self, function: Callable[[Tensor], tuple[Tensor, ...]], rows: np.ndarray) -> list[np.ndarray]:
         """The outputs of function over all rows, a batch at a time, in evaluation mode."""
         with self.evaluating():
-            k = backend_of(self.network.parameters()[0].data)
+            k = backend_of(self._first_parameter.data)
             outputs = []
             for start in range(0, len(rows), BATCH):
                 x = unit_range(k.from_host(np.ascontiguousarray(rows[start : start + BATCH])), self.dtype)
