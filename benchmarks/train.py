@@ -8,7 +8,7 @@ many reconstructions of one batch. Medians and quartiles over the rounds are wri
 and `python benchmarks/report.py` makes the tables and plots.
 
     python benchmarks/train.py [--models vae,ae] [--batches 32,128,256] [--rounds 7] [--threads N]
-    python benchmarks/train.py --peers numpy,torch,jax --python jax=elsewhere/bin/python
+    python benchmarks/train.py --peers numpy,torch,jax --python jax=PATH
     python benchmarks/train.py --startup        from starting Python to the end of the first step (startup.json)
     python benchmarks/train.py --reconstruct    10,000 images through model.reconstruct (reconstruct.json)
 """
@@ -224,7 +224,7 @@ class Programs:
             elapsed = time.perf_counter() - start
             for n in others:
                 share = (self.workers[n].cpu_seconds() - before[n]) / elapsed
-                if elapsed > 0.1:  # /proc counts hundredths of a second
+                if elapsed > 0.1:  # processor time comes in hundredths of a second
                     self.idle[n] = max(self.idle.get(n, 0.0), share)
             yield name, seconds
 

@@ -1,6 +1,6 @@
 """The CPU kernels: those of reference.py on threads, in blocks that stay in the cache.
 
-Measured against the plain kernels by benchmarks/kernels.py.
+Measured against the plain kernels by benchmarks/ops.py.
 """
 
 from __future__ import annotations
@@ -61,18 +61,7 @@ class CpuBackend(Backend):
 
     def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: ConvGeometry) -> Array:
         """Faster because im2col, product and bias of a few images at a time stay in the cache."""
-        plan = convolution(weight, geometry)
-        y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
-        tiled = None if bias is None else _tiled(bias, y)
-
-        def task(_: int, block: slice) -> None:
-            self._convolve(plan, x[block], y[block])
-            if tiled is not None:
-                wide = _wide(y[block])
-                wide += tiled
-
-        self.pool.run(task, len(x), self._images_a_block(plan, x.shape[3], x.itemsize))
-        return y
+        return self._run(convolution(weight, geometry), x, bias)
 
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
         """Faster because the columns stay in the cache; each thread sums its own shard."""
@@ -88,14 +77,20 @@ class CpuBackend(Backend):
 
     def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
         """Faster because a few images at a time stay in the cache and nothing is scattered (see plan.py)."""
-        plan = adjoint(weight, geometry)
-        gx = np.empty((len(gy), *plan.output_size, plan.channels), gy.dtype)
-        self.pool.run(
-            lambda _, block: self._convolve(plan, gy[block], gx[block]),
-            len(gy),
-            self._images_a_block(plan, gy.shape[3], gy.itemsize),
-        )
-        return gx
+        return self._run(adjoint(weight, geometry), gy, None)
+
+    def _run(self, plan: Plan | ThinAdjoint, x: Array, bias: Array | None) -> Array:
+        """What the plan computes from all images, plus bias."""
+        y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
+        tiled_bias = None if bias is None else _tiled(bias, y)
+
+        def task(_: int, block: slice) -> None:
+            self._convolve(plan, x[block], y[block])
+            if tiled_bias is not None:
+                _add_tiled(y[block], tiled_bias)
+
+        self.pool.run(task, len(x), self._images_a_block(plan, x.shape[3], x.itemsize))
+        return y
 
     def _convolve(self, plan: Plan | ThinAdjoint, x: Array, out: Array, norm: Norm = None) -> None:
         """What the plan computes from a block of images, normalised if norm is given, into out."""
@@ -181,7 +176,8 @@ class CpuBackend(Backend):
         moments are taken while the product is there."""
         plan = (adjoint if transposed else convolution)(weight, geometry)
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
-        wide_bias, wide_norm = self._per_channel(bias, y), self._wide_norm(norm, x)
+        wide_norm = self._wide_norm(norm, x)
+        wide_bias = self._per_channel(bias, y) if active else _tiled(bias, y)
         moments = Moments(self.threads, plan.channels, partial(self._per_channel, x=y))
         read = np.empty(x.shape, x.dtype) if self.keeps_normalised and norm is not None else None
 
@@ -194,8 +190,7 @@ class CpuBackend(Backend):
                 self._activate(plan, source, source_norm, wide_bias, y[block], moments, shard)
             else:
                 self._convolve(plan, source, y[block], source_norm)
-                wide = _wide(y[block])
-                wide += _tiled(bias, y)
+                _add_tiled(y[block], wide_bias)
 
         self.pool.run(task, len(x), self._images_a_block(plan, x.shape[3], x.itemsize))
         mean, variance = moments.result(x.dtype) if active else (None, None)
@@ -218,9 +213,8 @@ class CpuBackend(Backend):
     def _relu_rows(self, plan: Plan | ThinAdjoint, x: Array, norm: Norm, wide_bias: Array, out: Array) -> None:
         """out = relu(convolution + bias) of a block."""
         self._convolve(plan, x, out, norm)
-        wide = _wide(out)
-        wide += wide_bias
-        np.clip(wide, 0, np.inf, out=wide)  # a third of np.maximum's time
+        _add_tiled(out, wide_bias)
+        np.clip(out, 0, np.inf, out=out)  # a third of np.maximum's time
 
     def conv_chain_inference(
         self,
@@ -236,7 +230,8 @@ class CpuBackend(Backend):
         for weight, bias, norm, geometry, back in zip(weights, biases, norms, geometries, transposed, strict=True):
             plan = (adjoint if back else convolution)(weight, geometry)
             like = np.broadcast_to(bias, (1, *plan.output_size, plan.channels))
-            layers.append((plan, self._per_channel(bias, like), self._wide_norm(norm, like)))
+            wide_bias = _tiled(bias, like) if norm is None else self._per_channel(bias, like)
+            layers.append((plan, wide_bias, self._wide_norm(norm, like)))
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
         channels = [x.shape[3], *(plan.channels for plan, _, _ in layers)]
         sizes = [self._images_a_block(plan, C, x.itemsize) for (plan, _, _), C in zip(layers, channels, strict=False)]
@@ -258,8 +253,7 @@ class CpuBackend(Backend):
         """y = relu(convolution + bias) of a block, normalised; the convolution + bias where there is no norm."""
         if norm is None:
             self._convolve(plan, x, y)
-            wide = _wide(y)
-            wide += _tiled(wide_bias[: y.shape[3]], y)
+            _add_tiled(y, wide_bias)
         else:
             self._relu_rows(plan, x, None, wide_bias, y)
             self._normalise(y, norm, y)
@@ -550,6 +544,12 @@ def _tiled(vector: Array, x: Array) -> Array:
 def _wide(x: Array) -> Array:
     """(N, H, W, C) as long rows of whole image rows: per-channel arithmetic is faster over them than over C."""
     return x.reshape(-1, _row_length(x.shape)) if x.size else x.reshape(0, _row_length(x.shape))
+
+
+def _add_tiled(x: Array, tiled: Array) -> None:
+    """x += a vector of channels that `_tiled` gave."""
+    wide = _wide(x)  # a view: x is a block of a new array
+    wide += tiled
 
 
 @lru_cache(maxsize=256)
