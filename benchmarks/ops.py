@@ -140,6 +140,7 @@ def cases(batch: int) -> Iterator[Case]:
     yield Case("normalise", shape, (active, norm))
     yield Case("moments", shape, (active,))
     yield Case("batch_norm_sums", shape, (images, active, mean))
+    yield Case("norm_gradient", shape, (images, active, np.stack([mean, ones, shift, shift])))
     grad = {"needs": ["x", "gamma", "beta"], **eps}
     arguments: tuple[Any, ...] = images, active, ones, mean, variance, EPSILON
     yield Case("batch_norm_grad", shape, arguments, torch=("batch_norm", {**arrays, "gradient": images}, grad))

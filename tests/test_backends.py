@@ -278,6 +278,25 @@ def _normalise(r: np.random.Generator, N: int) -> Iterator[Case]:
         yield Case("normalise", (x, norm), scales=(_magnitude(x, norm).max(),))
 
 
+def _norm_rows(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for C in (N, 9):
+        yield Case("norm_rows", (*(r.normal(size=C) for _ in range(3)), r.uniform(0.5, 2, C), 1e-3))
+
+
+def _through_rows(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for C in (N, 9):
+        vectors = r.normal(size=C), r.normal(size=C), r.uniform(0.5, 2, C)
+        yield Case("through_rows", (r.normal(size=(2, C)), *vectors, 1e-3, 7))
+
+
+def _norm_gradient(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for shape in _shapes(N):
+        gy, x, through = r.normal(size=shape), r.normal(size=shape), r.normal(size=(4, shape[-1]))
+        mean, scale, offset, slope = np.abs(through)
+        L = (scale * (np.abs(gy) + offset + (np.abs(x) + mean) * slope)).max()
+        yield Case("norm_gradient", (gy, x, through), scales=(L,))
+
+
 def _batch_norm_sums(r: np.random.Generator, N: int) -> Iterator[Case]:
     for shape in _shapes(N):
         gy, x, mean = r.normal(size=shape), r.normal(size=shape), r.normal(size=shape[-1])
@@ -325,6 +344,9 @@ INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
     "moments": _moments,
     "normalise": _normalise,
     "batch_norm_sums": _batch_norm_sums,
+    "norm_rows": _norm_rows,
+    "through_rows": _through_rows,
+    "norm_gradient": _norm_gradient,
     "conv_layer": _conv_layer,
     "conv_chain_inference": _conv_chain_inference,
     "conv_layer_grad": _conv_layer_grad,

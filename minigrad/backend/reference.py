@@ -167,7 +167,11 @@ class Backend:
         self, x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float
     ) -> Array:
         """y = (x - mean) * (gamma / sqrt(variance + epsilon)) + beta with given statistics."""
-        return self.normalise(x, self.xp.stack([mean, gamma / self.xp.sqrt(variance + epsilon), beta]))
+        return self.normalise(x, self.norm_rows(gamma, beta, mean, variance, epsilon))
+
+    def norm_rows(self, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> Array:
+        """What `normalise` takes: mean, scale = gamma / sqrt(variance + epsilon) and beta as rows (3, C)."""
+        return self.xp.stack([mean, gamma / self.xp.sqrt(variance + epsilon), beta])
 
     def normalise(self, x: Array, norm: Array | None) -> Array:
         """(x - mean) * scale + beta with the rows of norm (3, C); x where norm is None."""
@@ -182,15 +186,28 @@ class Backend:
         gx = gamma / sqrt(variance + epsilon) * (gy - gbeta / M - z * ggamma / M).
         """
         M = x.size // max(x.shape[-1], 1)
-        inverse_deviation = 1 / self.xp.sqrt(variance + epsilon)
-        gbeta, dots = self.batch_norm_sums(gy, x, mean)
-        ggamma = dots * inverse_deviation
-        gx = (gamma * inverse_deviation) * (gy - gbeta / M - (x - mean) * (ggamma * inverse_deviation / M))
-        return gx, ggamma, gbeta
+        sums = self.batch_norm_sums(gy, x, mean)
+        through, ggamma, gbeta = self.through_rows(sums, gamma, mean, variance, epsilon, M)
+        return self.norm_gradient(gy, x, through), ggamma, gbeta
 
     def batch_norm_sums(self, gy: Array, x: Array, mean: Array) -> Array:
         """The sums (2, C) of gy and of gy * (x - mean) over all axes but the last."""
         return self.xp.stack([self.channel_sum(gy), self.channel_sum(gy * (x - mean))])
+
+    def through_rows(
+        self, sums: Array, gamma: Array, mean: Array, variance: Array, epsilon: float, M: int
+    ) -> tuple[Array, Array, Array]:
+        """(through (4, C), ggamma, gbeta) from batch_norm_sums of M values a channel: `through` is what `norm_gradient`
+        takes, the rows mean, scale, offset = gbeta / M and slope = ggamma / sqrt(variance + epsilon) / M."""
+        inverse_deviation = 1 / self.xp.sqrt(variance + epsilon)
+        gbeta, ggamma = sums[0].copy(), sums[1] * inverse_deviation
+        scale, slope = gamma * inverse_deviation, ggamma * inverse_deviation / M
+        return self.xp.stack([mean, scale, gbeta / M, slope]), ggamma, gbeta
+
+    def norm_gradient(self, gy: Array, x: Array, through: Array) -> Array:
+        """gx = scale * (gy - offset - (x - mean) * slope)."""
+        mean, scale, offset, slope = through
+        return scale * (gy - offset - (x - mean) * slope)
 
     def batch_norm_update_(
         self, moving_mean: Array, moving_variance: Array, mean: Array, variance: Array, momentum: float
@@ -242,12 +259,11 @@ class Backend:
     ) -> tuple[Array | None, Array | None, Array, Array]:
         """(gx, sums, gweight, gbias) of conv_layer, where gx and sums (2, C) belong to the normalised x.
 
-        `through` (4, F) leads back through the batch_norm and the ReLU that follow y: mean, scale, offset and slope of
-        batch_norm_sums. `sums` are those of gx and x, where norm is given.
+        `through` (4, F), of `through_rows`, leads back through the batch_norm and the ReLU that follow y. `sums` are
+        those of gx and x, where norm is given.
         """
         if through is not None:
-            mean, scale, offset, slope = through
-            gy = self.relu_grad(scale * (gy - offset - (y - mean) * slope), y)
+            gy = self.relu_grad(self.norm_gradient(gy, y, through), y)
         gx = None
         if read is None:
             read = self.normalise(x, norm)

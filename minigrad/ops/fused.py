@@ -57,7 +57,6 @@ class ConvChain(Function):
         self.links = links
 
     def forward(self, x: Array, *parameters: Array | None) -> Array:
-        xp = self.k.xp
         self.steps: list[_Step] = []
         norm = None
         for i, link in enumerate(self.links):
@@ -68,23 +67,20 @@ class ConvChain(Function):
             self.steps.append(_Step(x, norm, read, weight, geometry, y, gamma, mean, variance))
             x, norm = y, None
             if gamma is not None and variance is not None:
-                norm = xp.stack([mean, gamma / xp.sqrt(variance + link.epsilon), beta])
+                norm = self.k.norm_rows(gamma, beta, mean, variance, link.epsilon)
         self.moments = [(step.mean, step.variance) for step in self.steps if step.gamma is not None]
         return self.k.normalise(x, norm)
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        xp = self.k.xp
         gradients: list[Array | None] = []
         gx, sums = gy, None
         for i, (link, step) in reversed(list(enumerate(zip(self.links, self.steps, strict=True)))):
             through = ggamma = gbeta = None
             if step.gamma is not None:
                 M = step.y.size // step.y.shape[-1]
-                inverse_deviation = 1 / xp.sqrt(step.variance + link.epsilon)
-                gbeta, dots = self.k.batch_norm_sums(gx, step.y, step.mean) if sums is None else sums
-                ggamma = dots * inverse_deviation
-                scale, slope = step.gamma * inverse_deviation, ggamma * inverse_deviation / M
-                through = xp.stack([step.mean, scale, gbeta / M, slope])
+                sums = self.k.batch_norm_sums(gx, step.y, step.mean) if sums is None else sums
+                statistics = step.mean, step.variance, link.epsilon
+                through, ggamma, gbeta = self.k.through_rows(sums, step.gamma, *statistics, M)
             gx, sums, gweight, gbias = self.k.conv_layer_grad(
                 gx,
                 through,
@@ -109,7 +105,6 @@ class ConvChainInference(Function):
         self.links = links
 
     def forward(self, x: Array, *arrays: Any) -> Array:
-        xp = self.k.xp
         layers: list[tuple[Any, ...]] = []
         shape = x.shape
         for i, link in enumerate(self.links):
@@ -117,7 +112,7 @@ class ConvChainInference(Function):
             geometry = link.check(shape, weight, bias, gamma, beta)
             norm = None
             if gamma is not None and variance is not None:
-                norm = xp.stack([mean, gamma / xp.sqrt(variance + link.epsilon), beta])
+                norm = self.k.norm_rows(gamma, beta, mean, variance, link.epsilon)
             layers.append((weight, bias, norm, geometry, link.transposed))
             size = geometry.input_size if link.transposed else geometry.output_size
             shape = len(x), *size, len(bias)
