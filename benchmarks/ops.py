@@ -191,14 +191,14 @@ def block_cases(
     yield Case(
         "conv_layer", shape, (x, None, weight, bias, g, transposed, True), flops, ("conv_block", arrays, options)
     )
-    y, mean, variance, _ = Backend(np).conv_layer(x, None, weight, bias, g, transposed, True)
+    y, mean, variance = Backend(np).conv_layer(x, None, weight, bias, g, transposed, True)
     norm = np.stack([mean, gamma / np.sqrt(variance + EPSILON), beta])
     inference = "conv_block_inference", {**arrays, "mean": mean, "variance": variance}, options
     arguments = x, [weight], [bias], [norm], [g], [transposed]
     yield Case("conv_chain_inference", shape, arguments, flops, inference)
     needs_gx = C > 1  # nobody needs the gradient of the images
     through = np.stack([mean, norm[1], beta / 1000, beta / 1000])
-    arguments = gy, through, y, x, None, None, weight, g, transposed, needs_gx
+    arguments = gy, through, y, x, None, weight, g, transposed, needs_gx
     yield Case("conv_layer_grad", shape, arguments, flops * (1 + needs_gx))
 
 

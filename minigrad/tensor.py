@@ -254,7 +254,7 @@ class Function:
 
     def _as_tensors(self, operands: tuple[Operand, ...]) -> tuple[Tensor | None, ...]:
         """Operands as tensors of one device and dtype. Python numbers take those of the first tensor."""
-        given = [x if x is None or isinstance(x, Real | Tensor) else Tensor(x) for x in operands]
+        given = [x if x is None or isinstance(x, Tensor | Real) else Tensor(x) for x in operands]
         tensors = [x for x in given if isinstance(x, Tensor)]
         self.k = backend_of(*(x.data for x in tensors), what=self.name) if tensors else default_backend()
         dtype = tensors[0].dtype if tensors else "float32"
@@ -262,7 +262,9 @@ class Function:
             raise TypeError(
                 f"{self.name}: inputs have different dtypes: " + ", ".join(f"{x.dtype} {x.shape}" for x in tensors)
             )
-        return tuple(Tensor(self.k.xp.full((), x, dtype=dtype)) if isinstance(x, Real) else x for x in given)
+        return tuple(
+            x if x is None or isinstance(x, Tensor) else Tensor(self.k.xp.full((), x, dtype=dtype)) for x in given
+        )
 
     def run_backward(self, gy: Array) -> list[tuple[Tensor, Array]]:
         """Pairs (input, its gradient) for the inputs that need one. Afterwards this function is used up."""

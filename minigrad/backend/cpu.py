@@ -5,8 +5,9 @@ Measured against the plain kernels by benchmarks/ops.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from ..ops.conv import ConvGeometry
 
 Array = Any
-Norm = tuple[Array, ...] | None  # mean, scale and beta as _per_channel gives them
-BLOCK_BYTES = 3 << 20  # scratch that a thread works on at a time: it should stay in the cache, but calls cost time too
+Planner = Callable[[Array, Any], Plan | ThinAdjoint]  # `convolution` or `adjoint`
 CHAIN_BLOCKS = 4  # blocks of the largest layer that go through a chain together: small images make small products
 PASS_BYTES = 1 << 20  # of each array in an elementwise pass
 FUNCTION_NUMBERS = 1 << 15  # that are worth a thread where each takes several operations
@@ -34,7 +34,7 @@ class CpuBackend(Backend):
     """The kernels on `threads` threads; None: the cores that this process may use."""
 
     kernels = "numpy"
-    keeps_normalised = True  # normalising again in conv_layer_grad takes longer than reading it from memory
+    block_bytes = 3 << 20  # that a thread works on at a time: they should stay in the cache, but calls cost time too
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(np)
@@ -61,51 +61,114 @@ class CpuBackend(Backend):
 
     def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: ConvGeometry) -> Array:
         """Faster because im2col, product and bias of a few images at a time stay in the cache."""
-        return self._run(convolution(weight, geometry), x, bias)
+        bias_image = None if bias is None else self._folded(None, weight, bias, geometry, False)[1]
+        return self._layer(convolution, x, weight, bias_image, geometry, active=False)[0]
 
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
         """Faster because the columns stay in the cache; each thread sums its own shard."""
-        C, F = x.shape[3], gy.shape[3]
-        window = conv_window(geometry)
-        total = np.zeros((self.threads, *geometry.kernel_size, C, F), x.dtype)
-
-        def task(shard: int, block: slice) -> None:
-            self._add_grad_weight(total[shard], self._columns(x[block], window), gy[block])
-
-        self.pool.run(task, len(x), self._images_a_block(convolution(total[0], geometry), C, x.itemsize))
-        return total.sum(axis=0)
+        weight = np.empty((*geometry.kernel_size, x.shape[3], gy.shape[3]), x.dtype)
+        found = self._layer_grad(gy, None, gy, x, None, weight, geometry, transposed=False, needs_gx=False)
+        return found[2].sum(axis=0)
 
     def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
         """Faster because a few images at a time stay in the cache and nothing is scattered (see plan.py)."""
-        return self._run(adjoint(weight, geometry), gy, None)
+        return self._layer(adjoint, gy, weight, None, geometry, active=False)[0]
 
-    def _run(self, plan: Plan | ThinAdjoint, x: Array, bias: Array | None) -> Array:
-        """What the plan computes from all images, plus bias."""
+    def _layer(
+        self,
+        planner: Planner,
+        x: Array,
+        weight: Array,
+        bias_image: Array | None,
+        geometry: ConvGeometry,
+        active: bool,
+    ) -> tuple[Array, Moments]:
+        """What `_convolve` computes, from all images; and its moments, if active."""
+        plan = planner(weight, geometry)
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
-        tiled_bias = None if bias is None else _tiled(bias, y)
+        moments = Moments(self.threads, plan.channels)
 
-        def task(_: int, block: slice) -> None:
-            self._convolve(plan, x[block], y[block])
-            if tiled_bias is not None:
-                _add_tiled(y[block], tiled_bias)
+        def task(shard: int, block: slice) -> None:
+            self._convolve(plan, x[block], bias_image, active, y[block])
+            if active:
+                self._add_moments(y[block], moments, shard)
 
         self.pool.run(task, len(x), self._images_a_block(plan, x.shape[3], x.itemsize))
-        return y
+        return y, moments
 
-    def _convolve(self, plan: Plan | ThinAdjoint, x: Array, out: Array, norm: Norm = None) -> None:
-        """What the plan computes from a block of images, normalised if norm is given, into out."""
+    def _layer_grad(
+        self,
+        gy: Array,
+        through: Array | None,
+        y: Array,
+        x: Array,
+        mean: Array | None,
+        weight: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+        needs_gx: bool,
+    ) -> tuple[Array | None, Array | None, Array, Array]:
+        """(gx, sums, gweights, totals) as in conv_layer_grad for an x that is not normalised, where sums are those for
+        a batch_norm with this mean, gweights (threads, KH, KW, C, F) are the gradients of weight that threads found,
+        and totals (threads, OH * OW, F) their sums over images of the gradient behind the ReLU."""
+        F, window = weight.shape[3], conv_window(geometry)
+        wide_through = None if through is None else self._per_channel(through, y)
+        wide_mean = None if mean is None else self._per_channel(mean, x)
+        gx = np.empty(x.shape, x.dtype) if needs_gx else None
+        back = adjoint(weight, geometry) if needs_gx and not transposed else None
+        gweights = np.zeros((self.threads, *weight.shape), x.dtype)
+        totals = np.zeros((self.threads, math.prod(y.shape[1:])), x.dtype)
+        sums = np.zeros((self.threads, 2, x.shape[3]))
+
+        def task(shard: int, block: slice) -> None:
+            g = gy[block]
+            if wide_through is not None:
+                g = self.pool.scratch("glinear", y[block].shape, x.dtype)
+                self._norm_gradient(gy[block], y[block], wide_through, g)
+                self._where_positive(y[block], g, g)
+            totals[shard] += (_ones(len(g), x.dtype) @ g.reshape(len(g), -1))[0]
+            if transposed:
+                columns = self._columns(g, window)
+                self._add_grad_weight(gweights[shard], columns, x[block])
+                if gx is not None:
+                    np.matmul(columns, weight.reshape(-1, F), out=gx[block].reshape(-1, F))
+            else:
+                self._add_grad_weight(gweights[shard], self._columns(x[block], window), g)
+                if back is not None and gx is not None:
+                    self._convolve(back, g, None, False, gx[block])
+            if wide_mean is not None and gx is not None:
+                self._gradient_sums(gx[block], x[block], wide_mean, sums[shard])
+
+        forward = convolution(weight, geometry)
+        self.pool.run(task, len(x), self._images_a_block(forward, weight.shape[2], x.itemsize))
+        joined = None if mean is None or gx is None else sums.sum(axis=0).astype(x.dtype)
+        return gx, joined, gweights, totals.reshape(self.threads, -1, y.shape[3])
+
+    def _convolve(self, plan: Plan | ThinAdjoint, x: Array, bias_image: Array | None, active: bool, out: Array) -> None:
+        """out = what the plan computes from a block of images, + bias, and its ReLU if active."""
+        n, whole = len(x), False
         if isinstance(plan, ThinAdjoint):
-            self._add_planes(plan, self._normalised(x, norm), out)
-            return
-        for window, products in plan.parts:
-            columns = self._columns(x, window, norm)
-            for product in products:
-                target = out[:, product.rows, product.columns]
-                if target.flags.c_contiguous and target.shape[1:3] == window.output_size:
-                    np.matmul(columns[:, product.taps], product.matrix, out=target.reshape(-1, plan.channels))
-                else:
-                    y = self._product(columns, window, product, len(x))
-                    target[...] = y[:, : target.shape[1], : target.shape[2]]
+            self._add_planes(plan, x, out)
+            whole = True
+        else:
+            for window, products in plan.parts:
+                columns = self._columns(x, window)
+                for product in products:
+                    target = out[:, product.rows, product.columns]
+                    whole = target.flags.c_contiguous and target.shape[1:3] == window.output_size
+                    if whole:
+                        np.matmul(columns[:, product.taps], product.matrix, out=target.reshape(-1, plan.channels))
+                        continue
+                    y = self._product(columns, window, product, n)[:, : target.shape[1], : target.shape[2]]
+                    if bias_image is None:
+                        target[...] = y
+                    else:
+                        np.add(y, bias_image[product.rows, product.columns], out=target)
+        if whole and bias_image is not None:
+            rows = out.reshape(n, bias_image.size)
+            rows += bias_image.reshape(-1)
+        if active:
+            np.clip(out, 0, np.inf, out=out)  # a third of np.maximum's time
 
     def _product(self, columns: Array, window: Window, product: Product, n: int) -> Array:
         """The pixels (n, PH, PW, channels) that a product gives, in scratch."""
@@ -136,7 +199,7 @@ class CpuBackend(Backend):
         np.matmul(columns.T, gy.reshape(-1, F), out=product)
         total += product.reshape(total.shape)
 
-    def _columns(self, x: Array, window: Window, norm: Norm = None) -> Array:
+    def _columns(self, x: Array, window: Window) -> Array:
         """im2col of a block: one copy of a window view; transposed, which has longer runs, where C is small."""
         n, H, W, C = x.shape
         (PH, PW), (KH, KW), (SH, SW), start = window
@@ -144,7 +207,7 @@ class CpuBackend(Backend):
         bottom, right = max(0, start[0] + (PH - 1) * SH + KH - H), max(0, start[1] + (PW - 1) * SW + KW - W)
         name = f"x {top} {left} {H} {W}"  # what a border is
         padded = self.pool.scratch(name, (n, top + H + bottom, left + W + right, C), x.dtype)
-        padded[:, top : top + H, left : left + W] = self._normalised(x, norm)
+        padded[:, top : top + H, left : left + W] = x
         s = padded.strides
         offset = (top + start[0]) * s[1] + (left + start[1]) * s[2]
         if C >= THIN:
@@ -156,11 +219,11 @@ class CpuBackend(Backend):
         columns = np.ndarray(shape, x.dtype, padded, offset, strides).copy()
         return columns.reshape(KH * KW * C, n * PH * PW).T
 
-    def _images_a_block(self, plan: Plan | ThinAdjoint, C: int, itemsize: int) -> int:
+    def _images_a_block(self, plan: Any, C: int, itemsize: int) -> int:
         """Images with C channels whose columns and outputs fill a block."""
-        return max(1, BLOCK_BYTES // max(plan.numbers(C) * itemsize, 1))
+        return max(1, self.block_bytes // max(plan.numbers(C) * itemsize, 1))
 
-    # ---- one layer of a chain ----
+    # ---- layers of a chain ----
 
     def conv_layer(
         self,
@@ -171,50 +234,67 @@ class CpuBackend(Backend):
         geometry: ConvGeometry,
         transposed: bool,
         active: bool,
-    ) -> tuple[Array, Array | None, Array | None, Array | None]:
-        """Faster because x is normalised when it comes into the cache for im2col, and bias, ReLU and the sums of the
-        moments are taken while the product is there."""
-        plan = (adjoint if transposed else convolution)(weight, geometry)
-        y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
-        wide_norm = self._wide_norm(norm, x)
-        wide_bias = self._per_channel(bias, y) if active else _tiled(bias, y)
-        moments = Moments(self.threads, plan.channels, partial(self._per_channel, x=y))
-        read = np.empty(x.shape, x.dtype) if self.keeps_normalised and norm is not None else None
+    ) -> tuple[Array, Array | None, Array | None]:
+        """Faster because x is not normalised but weight and bias changed instead; and because bias, ReLU and the sums
+        of the moments are taken while the product is in the cache."""
+        weight, bias_image = self._folded(norm, weight, bias, geometry, transposed)
+        y, moments = self._layer(adjoint if transposed else convolution, x, weight, bias_image, geometry, active)
+        return y, *(moments.result(x.dtype) if active else (None, None))
 
-        def task(shard: int, block: slice) -> None:
-            source, source_norm = x[block], wide_norm
-            if read is not None:
-                source, source_norm = read[block], None
-                self._normalise(x[block], wide_norm, source)
-            if active:
-                self._activate(plan, source, source_norm, wide_bias, y[block], moments, shard)
-            else:
-                self._convolve(plan, source, y[block], source_norm)
-                _add_tiled(y[block], wide_bias)
-
-        self.pool.run(task, len(x), self._images_a_block(plan, x.shape[3], x.itemsize))
-        mean, variance = moments.result(x.dtype) if active else (None, None)
-        return y, mean, variance, read
-
-    def _activate(
+    def conv_layer_grad(
         self,
-        plan: Plan | ThinAdjoint,
+        gy: Array,
+        through: Array | None,
+        y: Array,
         x: Array,
-        norm: Norm,
-        wide_bias: Array,
-        active: Array,
-        moments: Moments,
-        shard: int,
-    ) -> None:
-        """active = relu(convolution + bias) of a block, and its moments."""
-        self._relu_rows(plan, x, norm, wide_bias, active)
-        self._add_moments(active, moments, shard)
+        norm: Array | None,
+        weight: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+        needs_gx: bool,
+    ) -> tuple[Array | None, Array | None, Array, Array]:
+        """Faster because the gradient behind the ReLU never leaves the cache: both products take it from there, and the
+        sums for the batch_norm before are taken while gx is there. gweight is computed with the x that is not
+        normalised, and changed afterwards."""
+        mean = None if norm is None else norm[0]
+        gx, sums, *found = self._layer_grad(gy, through, y, x, mean, weight, geometry, transposed, needs_gx)
+        return gx, sums, *self._unfolded(norm, found[0], found[1], geometry, transposed)
 
-    def _relu_rows(self, plan: Plan | ThinAdjoint, x: Array, norm: Norm, wide_bias: Array, out: Array) -> None:
-        """out = relu(convolution + bias) of a block."""
-        self._convolve(plan, x, out, norm)
-        _add_tiled(out, wide_bias)
-        np.clip(out, 0, np.inf, out=out)  # a third of np.maximum's time
+    def _folded(
+        self, norm: Array | None, weight: Array, bias: Array, geometry: ConvGeometry, transposed: bool
+    ) -> tuple[Array, Array]:
+        """(weight, bias image (OH, OW, F)) with which the convolution of x is that of scale * x + shift, the x
+        normalised: what shift adds is the same for all images, less at the border, where taps meet zeros."""
+        size = geometry.input_size if transposed else geometry.output_size
+        if norm is None:
+            return weight, np.broadcast_to(bias, (*size, len(bias))).copy()
+        scale, shift = norm[1], norm[2] - norm[0] * norm[1]
+        taps = np.empty((weight[..., 0, 0].size + 1, len(bias)), weight.dtype)
+        taps[-1] = bias
+        with self.pool.single_threaded_blas:
+            added = weight @ shift if transposed else shift @ weight  # by each tap to each channel of y
+            taps[:-1] = added.reshape(-1, len(bias))
+            bias_image = coverage_of(geometry, transposed, weight.dtype) @ taps
+        return weight * (scale if transposed else scale[:, None]), bias_image.reshape(*size, -1)
+
+    def _unfolded(
+        self, norm: Array | None, gweights: Array, totals: Array, geometry: ConvGeometry, transposed: bool
+    ) -> tuple[Array, Array]:
+        """(gweight, gbias) of the layer from what `_layer_grad` found for the folded one."""
+        gweight = gweights.sum(axis=0)
+        with self.pool.single_threaded_blas:
+            taps = (coverage_of(geometry, transposed, totals.dtype).T @ totals).sum(axis=0)  # the gy that each tap meets
+        gbias = taps[-1]
+        if norm is not None:
+            scale, shift = norm[1], norm[2] - norm[0] * norm[1]
+            taps = taps[:-1].reshape(*geometry.kernel_size, -1)
+            if transposed:  # gweight (KH, KW, channels of y, channels of x)
+                gweight *= scale
+                gweight += taps[..., None] * shift
+            else:
+                gweight *= scale[:, None]
+                gweight += taps[:, :, None] * shift[:, None]
+        return gweight, gbias
 
     def conv_chain_inference(
         self,
@@ -225,104 +305,39 @@ class CpuBackend(Backend):
         geometries: list[ConvGeometry],
         transposed: list[bool],
     ) -> Array:
-        """Faster because a few images at a time go through all layers, and never leave the cache between them."""
+        """Faster because a few images at a time go through all layers, and never leave the cache between them; and
+        because x is never normalised, as in conv_layer."""
         layers = []
-        for weight, bias, norm, geometry, back in zip(weights, biases, norms, geometries, transposed, strict=True):
-            plan = (adjoint if back else convolution)(weight, geometry)
-            like = np.broadcast_to(bias, (1, *plan.output_size, plan.channels))
-            wide_bias = _tiled(bias, like) if norm is None else self._per_channel(bias, like)
-            layers.append((plan, wide_bias, self._wide_norm(norm, like)))
-        y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
+        for norm, weight, bias, after, geometry, back in zip(
+            [None, *norms], weights, biases, norms, geometries, transposed, strict=False
+        ):
+            weight, bias_image = self._folded(norm, weight, bias, geometry, back)
+            plan = self._plan(adjoint if back else convolution, weight, geometry)
+            layers.append((plan, bias_image, after is not None))
+        last = layers[-1][0]
+        y = np.empty((len(x), *last.output_size, last.channels), x.dtype)
+        after = None if norms[-1] is None else self._per_channel(norms[-1], y)
         channels = [x.shape[3], *(plan.channels for plan, _, _ in layers)]
         sizes = [self._images_a_block(plan, C, x.itemsize) for (plan, _, _), C in zip(layers, channels, strict=False)]
 
         def task(_: int, block: slice) -> None:
             source = x[block]
-            for i, ((plan, wide_bias, norm), size) in enumerate(zip(layers, sizes, strict=True)):
+            for i, ((plan, bias_image, active), size) in enumerate(zip(layers, sizes, strict=True)):
                 shape = len(source), *plan.output_size, plan.channels
-                out = y[block] if plan is layers[-1][0] else self.pool.scratch(f"layer {i}", shape, x.dtype)
+                out = y[block] if i == len(layers) - 1 else self.pool.scratch(f"layer {i}", shape, x.dtype)
                 for start in range(0, len(source), size):
                     rows = slice(start, start + size)
-                    self._infer(plan, source[rows], wide_bias, norm, out[rows])
+                    self._convolve(plan, source[rows], bias_image, active, out[rows])
                 source = out
+            if after is not None:
+                self._normalise(source, after, source)
 
         self.pool.run(task, len(x), CHAIN_BLOCKS * min(sizes))
         return y
 
-    def _infer(self, plan: Plan | ThinAdjoint, x: Array, wide_bias: Array, norm: Norm, y: Array) -> None:
-        """y = relu(convolution + bias) of a block, normalised; the convolution + bias where there is no norm."""
-        if norm is None:
-            self._convolve(plan, x, y)
-            _add_tiled(y, wide_bias)
-        else:
-            self._relu_rows(plan, x, None, wide_bias, y)
-            self._normalise(y, norm, y)
-
-    def conv_layer_grad(
-        self,
-        gy: Array,
-        through: Array | None,
-        y: Array,
-        x: Array,
-        norm: Array | None,
-        read: Array | None,
-        weight: Array,
-        geometry: ConvGeometry,
-        transposed: bool,
-        needs_gx: bool,
-    ) -> tuple[Array | None, Array | None, Array, Array]:
-        """Faster because the gradient behind the ReLU never leaves the cache: both products take it from there, and the
-        sums for the batch_norm before are taken while gx is there."""
-        F, window = weight.shape[3], conv_window(geometry)
-        wide_through = None if through is None else tuple(self._per_channel(vector, y) for vector in through)
-        wide_norm = self._wide_norm(norm, x)
-        gx = np.empty(x.shape, x.dtype) if needs_gx else None
-        back = adjoint(weight, geometry) if needs_gx and not transposed else None
-        gweight = np.zeros((self.threads, *weight.shape), x.dtype)
-        gbias = np.zeros((self.threads, y.shape[3]))
-        sums = np.zeros((self.threads, 2, x.shape[3]))
-
-        def task(shard: int, block: slice) -> None:
-            g = gy[block]
-            if wide_through is not None:
-                g = self.pool.scratch("glinear", y[block].shape, x.dtype)
-                self._through_relu(gy[block], y[block], wide_through, g, gbias[shard])
-            else:
-                gbias[shard] += _row_sums(g.reshape(-1, g.shape[3]))
-            source, source_norm = (x[block], wide_norm) if read is None else (read[block], None)
-            if transposed:
-                columns = self._columns(g, window)
-                self._add_grad_weight(gweight[shard], columns, self._normalised(source, source_norm))
-                if gx is not None:
-                    np.matmul(columns, weight.reshape(-1, F), out=gx[block].reshape(-1, F))
-            else:
-                self._add_grad_weight(gweight[shard], self._columns(source, window, source_norm), g)
-                if back is not None and gx is not None:
-                    self._convolve(back, g, gx[block])
-            if wide_norm is not None and gx is not None:
-                self._gradient_sums(gx[block], x[block], wide_norm[0], sums[shard])
-
-        forward = convolution(weight, geometry)
-        self.pool.run(task, len(x), self._images_a_block(forward, weight.shape[2], x.itemsize))
-        totals = None if norm is None or gx is None else sums.sum(axis=0).astype(x.dtype)
-        return gx, totals, gweight.sum(axis=0), gbias.sum(axis=0).astype(x.dtype)
-
-    def _through_relu(self, gy: Array, y: Array, through: tuple[Array, ...], g: Array, gbias: Array) -> None:
-        """g = the gradient of a block behind batch_norm and ReLU, and gbias += its sum a channel."""
-        self._norm_gradient(gy, y, through, g)
-        self._where_positive(y, g, g)
-        gbias += _row_sums(g.reshape(-1, y.shape[3]))
-
-    def _wide_norm(self, norm: Array | None, x: Array) -> Norm:
-        return None if norm is None else tuple(self._per_channel(vector, x) for vector in norm)
-
-    def _normalised(self, x: Array, norm: Norm) -> Array:
-        """A block normalised, in scratch; itself where norm is None."""
-        if norm is None:
-            return x
-        y = self.pool.scratch("normalised", x.shape, x.dtype)
-        self._normalise(x, norm, y)
-        return y
+    def _plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> Any:
+        """What `_convolve` takes."""
+        return planner(weight, geometry)
 
     # ---- elementwise and sums ----
 
@@ -406,7 +421,7 @@ class CpuBackend(Backend):
 
     def moments(self, x: Array) -> tuple[Array, Array]:
         """Faster on threads: one pass takes both sums, of the values less a shift near the mean: as exact as two."""
-        moments = Moments(self.threads, x.shape[-1], partial(self._per_channel, x=x))
+        moments = Moments(self.threads, x.shape[-1])
         self._each_block(lambda shard, block: self._add_moments(x[block], moments, shard), x)
         return moments.result(x.dtype)
 
@@ -415,14 +430,14 @@ class CpuBackend(Backend):
         if norm is None:
             return x
         y = np.empty(x.shape, x.dtype)
-        wide = self._wide_norm(norm, x)
+        wide = self._per_channel(norm, x)
         self._each_block(lambda _, block: self._normalise(x[block], wide, y[block]), y)
         return y
 
     def norm_gradient(self, gy: Array, x: Array, through: Array) -> Array:
         """Faster on threads, and because a row of pixels is computed at once."""
         gx = np.empty(x.shape, x.dtype)
-        wide = tuple(self._per_channel(vector, x) for vector in through)
+        wide = self._per_channel(through, x)
         self._each_block(lambda _, block: self._norm_gradient(gy[block], x[block], wide, gx[block]), gx)
         return gx
 
@@ -435,12 +450,11 @@ class CpuBackend(Backend):
 
     # ---- what a block of images goes through; kernels of other sets replace these ----
 
-    def _per_channel(self, vector: Array, x: Array) -> Array:
-        """A vector of channels in the form in which these methods want it."""
-        return _tiled(vector, x)
+    def _per_channel(self, values: Array, x: Array) -> Array:
+        """Values (..., C) in the form in which these methods want them."""
+        return _tiled(values, x)
 
-    def _normalise(self, x: Array, norm: Norm, y: Array) -> None:
-        assert norm is not None
+    def _normalise(self, x: Array, norm: Array, y: Array) -> None:
         mean, scale, beta = norm
         out = _wide(y)
         np.subtract(_wide(x), mean, out=out)
@@ -449,9 +463,9 @@ class CpuBackend(Backend):
 
     def _add_moments(self, x: Array, moments: Moments, shard: int) -> None:
         """Count the values of a block."""
-        sums, wide_shift = moments.begin(x, shard)
+        sums, shift = moments.begin(x, shard)
         shifted = self.pool.scratch("shifted", x.shape, x.dtype)
-        np.subtract(_wide(x), wide_shift, out=_wide(shifted))
+        np.subtract(_wide(x), self._per_channel(shift, x), out=_wide(shifted))
         rows = shifted.reshape(-1, x.shape[-1])
         sums[0] += _row_sums(rows)
         sums[1] += _row_sums(np.multiply(rows, rows, out=rows))
@@ -465,7 +479,7 @@ class CpuBackend(Backend):
         products = centred.reshape(rows.shape)
         sums[1] += _row_sums(np.multiply(rows, products, out=products))
 
-    def _norm_gradient(self, gy: Array, x: Array, through: tuple[Array, ...], gx: Array) -> None:
+    def _norm_gradient(self, gy: Array, x: Array, through: Array, gx: Array) -> None:
         mean, scale, offset, slope = through
         out = _wide(gx)
         np.subtract(_wide(x), mean, out=out)
@@ -475,12 +489,11 @@ class CpuBackend(Backend):
         out *= scale
 
     def _where_positive(self, y: Array, gy: Array, out: Array) -> None:
-        """out = gy where y > 0, else 0, by masking bits: np.where takes ten times as long, and gy * (y > 0) would
-        spoil infinities."""
+        """out = gy where y > 0, else 0, by integers: np.where takes ten times as long, and gy * (y > 0) would spoil
+        infinities."""
         bits = np.dtype(f"i{gy.itemsize}")
-        positive = np.greater(y, 0, out=self.pool.scratch("positive", y.shape, bool))
-        mask = np.negative(positive, dtype=bits, out=self.pool.scratch("mask", y.shape, bits))
-        np.bitwise_and(gy.view(bits), mask, out=out.view(bits))
+        positive = np.greater(y, 0, out=self.pool.scratch("positive", y.shape, bits))
+        np.multiply(gy.view(bits), positive, out=out.view(bits))
 
     def _each_block(self, task: Any, x: Array) -> None:
         """Run task(shard, slice of the first axis) over x; on one thread if x fits one block."""
@@ -497,24 +510,19 @@ class Moments:
     Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983, eq. 2.1 (joining).
     """
 
-    def __init__(self, threads: int, channels: int, per_channel: Callable[[Array], Array]) -> None:
-        self.per_channel = per_channel
-        self.wide_shifts: list[Array | None] = [None] * threads  # as per_channel gives them
+    def __init__(self, threads: int, channels: int) -> None:
         self.shifts = np.zeros((threads, channels))
         self.sums = np.zeros((threads, 2, channels))
         self.counts = np.zeros((threads, 1))
 
     def begin(self, x: Array, shard: int) -> tuple[Array, Array]:
-        """(sums (2, C), shift) of the shard to which the block x (n, ..., C) is going to be added."""
+        """(sums (2, C), shift (C,)) of the shard to which the block x (n, ..., C) is going to be added."""
         C = x.shape[-1]
-        wide_shift = self.wide_shifts[shard]
-        if wide_shift is None:
+        if not self.counts[shard]:
             rows = x[:1].reshape(-1, C)[:SHIFT_ROWS]
-            shift = (_row_sums(rows) / max(len(rows), 1)).astype(x.dtype)
-            self.shifts[shard] = shift
-            wide_shift = self.wide_shifts[shard] = self.per_channel(shift)
+            self.shifts[shard] = (_row_sums(rows) / max(len(rows), 1)).astype(x.dtype)
         self.counts[shard] += x.size // max(C, 1)
-        return self.sums[shard], wide_shift
+        return self.sums[shard], self.shifts[shard].astype(x.dtype)
 
     def result(self, dtype: Any) -> tuple[Array, Array]:
         """(mean, variance)."""
@@ -526,23 +534,17 @@ class Moments:
         return mean.astype(dtype), variance.astype(dtype)
 
 
-def _tiled(vector: Array, x: Array) -> Array:
-    """A vector of channels repeated for one row of `_wide(x)`. (np.tile takes ten times as long.)"""
+def _tiled(values: Array, x: Array) -> Array:
+    """Values (..., C) repeated along the last axis for one row of `_wide(x)`. (np.tile takes ten times as long.)"""
     C = max(x.shape[-1], 1)
-    tiled = np.empty((_row_length(x.shape) // C, C), vector.dtype)
-    tiled[...] = vector
-    return tiled.reshape(-1)
+    tiled = np.empty((*values.shape[:-1], _row_length(x.shape) // C, C), values.dtype)
+    tiled[...] = values[..., None, :]
+    return tiled.reshape(*values.shape[:-1], -1)
 
 
 def _wide(x: Array) -> Array:
     """(N, H, W, C) as long rows of whole image rows: per-channel arithmetic is faster over them than over C."""
     return x.reshape(-1, _row_length(x.shape)) if x.size else x.reshape(0, _row_length(x.shape))
-
-
-def _add_tiled(x: Array, tiled: Array) -> None:
-    """x += a vector of channels that `_tiled` gave."""
-    wide = _wide(x)  # a view: x is a block of a new array
-    wide += tiled
 
 
 @lru_cache(maxsize=256)
@@ -554,15 +556,30 @@ def _row_length(shape: tuple[int, ...]) -> int:
     return W * C * max((r for r in range(1, H + 1) if H % r == 0 and r * W * C <= ROW_NUMBERS), default=1)
 
 
+@lru_cache(maxsize=64)
+def coverage_of(geometry: ConvGeometry, transposed: bool, dtype: Any) -> Array:
+    """(pixels of the result, KH * KW + 1): 1 where a tap meets a pixel of the image, 0 where it meets the border; and
+    1 for the bias."""
+    (KH, KW), plain = geometry.kernel_size, Backend(np)
+    taps = np.eye(KH * KW, dtype=dtype).reshape(KH, KW, 1, KH * KW)  # as many filters, each of one tap
+    if transposed:
+        ones = np.ones((1, *geometry.output_size, 1), dtype)
+        covered = plain.conv2d_grad_input(ones, taps.transpose(0, 1, 3, 2), geometry)
+    else:
+        covered = plain.conv2d(np.ones((1, *geometry.input_size, 1), dtype), taps, None, geometry)
+    rows = covered.reshape(-1, KH * KW)
+    return np.hstack([rows, np.ones((len(rows), 1), dtype)])
+
+
 @lru_cache
-def _ones(dtype: Any) -> Array:
-    return np.ones((1, CHUNK_ROWS), dtype)
+def _ones(count: int, dtype: Any) -> Array:
+    return np.ones((1, count), dtype)
 
 
 def _row_sums(rows: Array) -> Array:
     """Sum over rows, (R, C) -> (C,): 512 rows at a time in the rows' dtype, then in float64."""
     whole = len(rows) // CHUNK_ROWS * CHUNK_ROWS
-    ones = _ones(rows.dtype)
+    ones = _ones(CHUNK_ROWS, rows.dtype)
     total = (ones[:, : len(rows) - whole] @ rows[whole:])[0].astype(np.float64)
     if whole:
         total += (ones @ rows[:whole].reshape(-1, CHUNK_ROWS, rows.shape[1])).sum(axis=(0, 1), dtype=np.float64)

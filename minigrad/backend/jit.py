@@ -1,32 +1,184 @@
 """The CPU kernels with the work between matrix products compiled by Numba (extra `fast`); see loops.py.
 
-Faster because one compiled pass does what takes NumPy one pass over the block for each operation. The matrix products
-stay NumPy's BLAS. Measured by benchmarks/ops.py and benchmarks/train.py.
+Faster because a thread goes through its images in one compiled call, without the interpreter, and because one pass
+does what takes NumPy one pass over the block for each operation. The matrix products stay those of NumPy's BLAS.
+Measured by benchmarks/ops.py and benchmarks/train.py.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Iterator
-from typing import Any
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import loops
-from .cpu import FUNCTION_NUMBERS, CpuBackend, Moments, Norm
-from .plan import THIN, Plan, ThinAdjoint, Window, conv_window
+from .cpu import FUNCTION_NUMBERS, CpuBackend, Moments, Planner, coverage_of
+from .plan import Plan, Product, ThinAdjoint, adjoint, conv_window, convolution
+from .pool import blas_libraries
+
+if TYPE_CHECKING:
+    from ..ops.conv import ConvGeometry
 
 Array = Any
+NAMES = (  # prefix and suffix of the functions of BLAS, and its integers: those of NumPy's wheels first
+    ("scipy_", "64_", ctypes.c_int64),
+    ("", "64_", ctypes.c_int64),
+    ("scipy_", "", ctypes.c_int),
+    ("", "", ctypes.c_int),
+)
+
+
+class CompiledPlan(NamedTuple):
+    """A plan as `loops.convolve` takes it."""
+
+    plan: Plan | ThinAdjoint
+    steps: Array
+    matrices: Array
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        return self.plan.output_size
+
+    @property
+    def channels(self) -> int:
+        return self.plan.channels
+
+    def numbers(self, C: int) -> int:
+        return self.plan.numbers(C)
 
 
 class JitBackend(CpuBackend):
     """The kernels on `threads` threads; None: the cores that this process may use."""
 
     kernels = "numba"
-    keeps_normalised = False  # im2col normalises in passing
+    block_bytes = 1 << 20
 
     def __init__(self, threads: int | None = None) -> None:
-        loops.prepare()
+        self.gemms = _gemms()
+        loops.prepare(self.gemms)
         super().__init__(threads)
+
+    def _plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> CompiledPlan:
+        plan, steps, order = _steps(planner, geometry, weight.shape)
+        matrices = np.ascontiguousarray(weight).reshape(-1)
+        return CompiledPlan(plan, steps, matrices if planner is convolution else matrices.take(order))
+
+    def _layer(
+        self,
+        planner: Planner,
+        x: Array,
+        weight: Array,
+        bias_image: Array | None,
+        geometry: ConvGeometry,
+        active: bool,
+    ) -> tuple[Array, Moments]:
+        """Faster because a thread does all of its images in one call."""
+        plan = self._plan(planner, weight, geometry)
+        y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
+        moments = Moments(self.threads, plan.channels)
+        images = self._images_a_block(plan, x.shape[3], x.itemsize)
+        x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 3, x.dtype)
+
+        def task(shard: int, part: slice) -> None:
+            results = y[part], moments.shifts[shard], moments.sums[shard]
+            scratch = self._scratch(images, plan.numbers(x.shape[3]), x[part], y)
+            loops.conv_layer(self.gemms[x.dtype], x[part], *plan[1:], bias, active, *results, images, scratch)
+            moments.counts[shard] = (part.stop - part.start) * math.prod(plan.output_size)
+
+        self.pool.run(task, len(x), len(x))
+        return y, moments
+
+    def _layer_grad(
+        self,
+        gy: Array,
+        through: Array | None,
+        y: Array,
+        x: Array,
+        mean: Array | None,
+        weight: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+        needs_gx: bool,
+    ) -> tuple[Array | None, Array | None, Array, Array]:
+        """Faster because a thread does all of its images in one call."""
+        gy, y, x, weight = _contiguous(gy, y, x, weight)
+        forward = self._plan(convolution, weight, geometry)
+        back = self._plan(adjoint, weight, geometry) if needs_gx and not transposed else forward
+        numbers = max(forward.numbers(weight.shape[2]), back.numbers(weight.shape[3]))
+        images = self._images_a_block(forward, weight.shape[2], x.itemsize)
+        gx = np.empty(x.shape if needs_gx else (0,) * 4, x.dtype)
+        rows = weight.reshape(-1, weight.shape[3])
+        gweights = np.zeros((self.threads, *rows.shape), x.dtype)
+        totals = np.zeros((self.threads, math.prod(y.shape[1:])), x.dtype)
+        sums = np.zeros((self.threads, 2, x.shape[3]))
+        through_rows, means = _or_empty(through, 2, x.dtype), _or_empty(mean, 1, x.dtype)
+
+        def task(shard: int, part: slice) -> None:
+            arrays = gy[part], through_rows, y[part], x[part], means, forward.steps, rows, transposed
+            results = gx[part], gweights[shard], totals[shard], sums[shard]
+            scratch = self._scratch(images, numbers, x[part], y)
+            loops.conv_layer_grad(self.gemms[x.dtype], *arrays, *back[1:], *results, images, scratch)
+
+        self.pool.run(task, len(x), len(x))
+        joined = sums.sum(axis=0).astype(x.dtype) if needs_gx and mean is not None else None
+        gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(self.threads, -1, y.shape[3])
+        return gx if needs_gx else None, joined, gweights, totals
+
+    def _folded(
+        self, norm: Array | None, weight: Array, bias: Array, geometry: ConvGeometry, transposed: bool
+    ) -> tuple[Array, Array]:
+        if norm is None:
+            return super()._folded(norm, weight, bias, geometry, transposed)
+        coverage = coverage_of(geometry, transposed, weight.dtype)
+        folded, bias_image = np.empty(weight.shape, weight.dtype), np.empty((len(coverage), len(bias)), weight.dtype)
+        norm, weight, bias = _contiguous(norm, weight, bias)
+        arguments = norm, weight, bias, coverage, transposed, folded, bias_image
+        with self.pool.single_threaded_blas:
+            loops.fold(self.gemms[weight.dtype], *arguments)
+        size = geometry.input_size if transposed else geometry.output_size
+        return folded, bias_image.reshape(*size, -1)
+
+    def _unfolded(
+        self, norm: Array | None, gweights: Array, totals: Array, geometry: ConvGeometry, transposed: bool
+    ) -> tuple[Array, Array]:
+        coverage = coverage_of(geometry, transposed, totals.dtype)
+        gweight, gbias = np.empty(gweights.shape[1:], totals.dtype), np.empty(totals.shape[2], totals.dtype)
+        arguments = _or_empty(norm, 2, totals.dtype), gweights, totals, coverage, transposed, gweight, gbias
+        with self.pool.single_threaded_blas:
+            loops.unfold(self.gemms[totals.dtype], *arguments)
+        return gweight, gbias
+
+    def _convolve(self, plan: Any, x: Array, bias_image: Array | None, active: bool, out: Array) -> None:
+        scratch = self._scratch(len(x), plan.numbers(x.shape[3]), x, out)
+        x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 3, x.dtype)
+        loops.convolve(self.gemms[x.dtype], x, *plan[1:], bias, active, out, scratch)
+
+    def _scratch(self, images: int, numbers: int, x: Array, y: Array) -> tuple[Array, ...]:
+        """The arrays of loops.COLUMNS, PRODUCT and GRADIENT for so many images of x at a time."""
+        counts = (min(images, len(x)) * count for count in (numbers, max(x[:1].size, y[:1].size), y[:1].size))
+        return tuple(self.pool.scratch(f"flat {i}", (count,), x.dtype) for i, count in enumerate(counts))
+
+    # ---- what a block of images goes through ----
+
+    def _per_channel(self, values: Array, x: Array) -> Array:
+        return np.ascontiguousarray(values)
+
+    def _normalise(self, x: Array, norm: Array, y: Array) -> None:
+        loops.normalise(_rows(x), norm, _rows(y))
+
+    def _add_moments(self, x: Array, moments: Moments, shard: int) -> None:
+        sums, shift = moments.begin(x, shard)
+        loops.add_moments(_rows(x), shift, sums)
+
+    def _gradient_sums(self, gy: Array, x: Array, wide_mean: Array, sums: Array) -> None:
+        loops.gradient_sums(_rows(gy), _rows(x), wide_mean, sums)
+
+    def _norm_gradient(self, gy: Array, x: Array, through: Array, gx: Array) -> None:
+        loops.norm_gradient(_rows(gy), _rows(x), through, _rows(gx))
 
     def adam_step_(
         self,
@@ -48,88 +200,76 @@ class JitBackend(CpuBackend):
 
         self.pool.run(task, len(parameters), len(parameters), least=FUNCTION_NUMBERS)
 
-    def _columns(self, x: Array, window: Window, norm: Norm = None) -> Array:
-        n, C = len(x), x.shape[3]
-        if C < THIN:
-            x = np.ascontiguousarray(self._normalised(x, norm))
-            columns = np.empty((*window.kernel_size, C, n, *window.output_size), x.dtype)
-            loops.im2col_thin(x, window.start, window.stride, columns)
-            return columns.reshape(-1, n * window.output_size[0] * window.output_size[1]).T
-        x = np.ascontiguousarray(x)  # Numba compiles for one layout
-        columns = self.pool.scratch("columns", (n, *window.output_size, *window.kernel_size, C), x.dtype)
-        vectors = (columns.reshape(-1)[:0],) * 3 if norm is None else norm
-        loops.im2col(x, norm is not None, *vectors, window.start, window.stride, columns)
-        return columns.reshape(n * window.output_size[0] * window.output_size[1], -1)
-
-    def _add_planes(self, plan: ThinAdjoint, gy: Array, gx: Array) -> None:
-        n, OH, OW, F = gy.shape
-        window = conv_window(plan.geometry)
-        planes = self.pool.scratch("planes", (n, OH, OW, *window.kernel_size, plan.channels), gy.dtype)
-        np.matmul(gy.reshape(-1, F), plan.matrix.T, out=planes.reshape(-1, len(plan.matrix)))
-        loops.add_planes(planes, window.start, window.stride, gx)
-
-    def _activate(
-        self,
-        plan: Plan | ThinAdjoint,
-        x: Array,
-        norm: Norm,
-        wide_bias: Array,
-        active: Array,
-        moments: Moments,
-        shard: int,
-    ) -> None:
-        starting = moments.wide_shifts[shard] is None  # no shift yet: the moments follow in a pass of their own
-        sums = np.empty((2, plan.channels)) if starting else moments.sums[shard]
-        shift = wide_bias if starting else moments.begin(active, shard)[1]
-        for y, first, step in self._linear(plan, x, norm, active):
-            loops.activate(y, first, step, wide_bias, shift, active, sums)
-        if starting:
-            self._add_moments(active, moments, shard)
-
-    def _infer(self, plan: Plan | ThinAdjoint, x: Array, wide_bias: Array, norm: Norm, y: Array) -> None:
-        if norm is None:
-            super()._infer(plan, x, wide_bias, norm, y)
-            return
-        for linear, first, step in self._linear(plan, x, None, y):
-            loops.infer(linear, first, step, wide_bias, *norm, y)
-
-    def _linear(
-        self, plan: Plan | ThinAdjoint, x: Array, norm: Norm, out: Array
-    ) -> Iterator[tuple[Array, tuple[int, int], tuple[int, int]]]:
-        """What the plan computes from a block, part by part in scratch, and each part's first pixel and step in out."""
-        if isinstance(plan, ThinAdjoint):
-            y = self.pool.scratch("product", out.shape, x.dtype)
-            self._add_planes(plan, self._normalised(x, norm), y)
-            yield y, (0, 0), (1, 1)
-            return
-        for window, products in plan.parts:
-            columns = self._columns(x, window, norm)
-            for product in products:
-                rows, pixels = product.rows, product.columns
-                first, step = (rows.start or 0, pixels.start or 0), (rows.step or 1, pixels.step or 1)
-                yield self._product(columns, window, product, len(x)), first, step
-
-    def _through_relu(self, gy: Array, y: Array, through: tuple[Array, ...], g: Array, gbias: Array) -> None:
-        loops.through_relu(_rows(gy), _rows(y), *through, _rows(g), gbias)
-
-    def _per_channel(self, vector: Array, x: Array) -> Array:
-        return np.ascontiguousarray(vector)
-
-    def _normalise(self, x: Array, norm: Norm, y: Array) -> None:
-        assert norm is not None
-        loops.normalise(_rows(x), *norm, _rows(y))
-
-    def _add_moments(self, x: Array, moments: Moments, shard: int) -> None:
-        sums, shift = moments.begin(x, shard)
-        loops.add_moments(_rows(x), shift, sums)
-
-    def _gradient_sums(self, gy: Array, x: Array, wide_mean: Array, sums: Array) -> None:
-        loops.gradient_sums(_rows(gy), _rows(x), wide_mean, sums)
-
-    def _norm_gradient(self, gy: Array, x: Array, through: tuple[Array, ...], gx: Array) -> None:
-        loops.norm_gradient(_rows(gy), _rows(x), *through, _rows(gx))
-
 
 def _rows(x: Array) -> Array:
     """(..., C) -> (rows, C), contiguous."""
     return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+
+
+def _contiguous(*arrays: Array) -> Iterator[Array]:
+    """The arrays, contiguous: Numba compiles for one layout."""
+    return map(np.ascontiguousarray, arrays)
+
+
+def _or_empty(array: Array | None, axes: int, dtype: Any) -> Array:
+    """The array, contiguous, or an empty one for None: Numba compiles for one type."""
+    return np.empty((0,) * axes, dtype) if array is None else np.ascontiguousarray(array)
+
+
+@lru_cache(maxsize=256)
+def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> tuple[Plan | ThinAdjoint, Array, Array]:
+    """The plan for a weight of this shape, as records of loops.STEP; and which entries of the weight its matrices are,
+    found by making the plan of the numbers 0, 1, 2, ..."""
+    plan = planner(np.arange(math.prod(shape)).reshape(shape), geometry)
+    planes, everything = isinstance(plan, ThinAdjoint), slice(None)
+    if isinstance(plan, ThinAdjoint):
+        parts = [(conv_window(geometry), [Product(plan.matrix, everything, everything, everything)])]
+    else:
+        parts = plan.parts
+    steps: list[tuple[Any, ...]] = []
+    matrices: list[Array] = []
+    for number, (window, products) in enumerate(parts):
+        for product in products:
+            taps, start = product.taps.start or 0, sum(len(matrix) for matrix in matrices)
+            steps.append(
+                (
+                    number,
+                    planes,
+                    window.output_size,
+                    window.kernel_size,
+                    window.stride,
+                    window.start,
+                    (taps, taps + len(product.matrix)),
+                    (product.rows.start or 0, product.columns.start or 0),
+                    (product.rows.step or 1, product.columns.step or 1),
+                    (start, start + product.matrix.size),
+                )
+            )
+            matrices.append(product.matrix.reshape(-1))
+    return plan, np.array(steps, loops.STEP), np.concatenate(matrices)
+
+
+@cache
+def _gemms() -> dict[Any, Any]:
+    """The general matrix product of NumPy's BLAS for each dtype, as a C function.
+
+    Raises:
+        ImportError: no BLAS library of this process has it under a known name.
+    """
+    size, pointer = ctypes.c_int, ctypes.c_void_p
+    for library in blas_libraries():
+        functions = ctypes.CDLL(library.filepath)
+        for prefix, suffix, integer in NAMES:
+            found = {}
+            for letter, number in (("s", ctypes.c_float), ("d", ctypes.c_double)):
+                gemm = getattr(functions, f"{prefix}cblas_{letter}gemm{suffix}", None)
+                if gemm is None:
+                    break
+                gemm.restype = None
+                matrix = [pointer, integer]
+                gemm.argtypes = [*3 * [size], *3 * [integer], number, *matrix, *matrix, number, *matrix]
+                found[np.dtype(number)] = gemm
+            if len(found) == 2:
+                return found
+    names = ", ".join(library.filepath for library in blas_libraries()) or "none"
+    raise ImportError(f"cblas_sgemm is not found in the BLAS libraries of this process ({names})")

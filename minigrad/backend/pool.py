@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -50,36 +50,39 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
 
 
+@cache
+def blas_libraries() -> list[Any]:
+    """The BLAS libraries of this process, as threadpoolctl controls them."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
 class _SingleThreadedBlas:
     """A context in which BLAS runs on one thread, for the whole process; the last one out restores what was."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._libraries: list[Any] | None = None
         self._before: list[int] = []
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._libraries is None:
-                from threadpoolctl import ThreadpoolController
-
-                self._libraries = ThreadpoolController().select(user_api="blas").lib_controllers
             if self._inside == 0:
-                self._before = [library.get_num_threads() for library in self._libraries]
-                for library in self._libraries:
-                    library.set_num_threads(1)
+                self._before = [library.get_num_threads() for library in blas_libraries()]
+                self._set([1] * len(self._before))
             self._inside += 1
 
     def __exit__(self, *error: Any) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                for library, threads in zip(self._libraries or (), self._before, strict=True):
-                    library.set_num_threads(threads)
+                self._set(self._before)
 
-
-_single_threaded_blas = _SingleThreadedBlas()
+    def _set(self, counts: list[int]) -> None:
+        for library, before, count in zip(blas_libraries(), self._before, counts, strict=True):
+            if before > 1:  # else it stays as it is
+                library.set_num_threads(count)
 
 
 class _Worker:
@@ -119,6 +122,8 @@ class Pool:
     Which images a thread gets depends on the thread count only, so results never depend on timing.
     """
 
+    single_threaded_blas = _SingleThreadedBlas()
+
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._workers: list[_Worker] = []
@@ -144,7 +149,7 @@ class Pool:
             for start in range(index * size, stop, block):
                 task(index, slice(start, min(start + block, stop)))
 
-        with _single_threaded_blas:
+        with self.single_threaded_blas:
             if shards > 1:
                 self._hire(shards - 1)
             waits = [

@@ -228,21 +228,18 @@ class Backend:
         geometry: ConvGeometry,
         transposed: bool,
         active: bool,
-    ) -> tuple[Array, Array | None, Array | None, Array | None]:
-        """(y, mean, variance, read): y = conv2d(read) + bias, or transposed; if active its ReLU and the moments.
-
-        `read` is the normalised x, or None where conv_layer_grad shall compute it again.
-        """
-        read = self.normalise(x, norm)
+    ) -> tuple[Array, Array | None, Array | None]:
+        """(y, mean, variance): y = conv2d(x) + bias, or transposed, of the normalised x; if active its ReLU and the
+        moments of that."""
+        x = self.normalise(x, norm)
         if transposed:
-            y = self.add_bias(self.conv2d_grad_input(read, weight, geometry), bias)
+            y = self.add_bias(self.conv2d_grad_input(x, weight, geometry), bias)
         else:
-            y = self.conv2d(read, weight, bias, geometry)
-        mean = variance = None
-        if active:
-            y = self.relu(y)
-            mean, variance = self.moments(y)
-        return y, mean, variance, None if norm is None else read
+            y = self.conv2d(x, weight, bias, geometry)
+        if not active:
+            return y, None, None
+        y = self.relu(y)
+        return y, *self.moments(y)
 
     def conv_layer_grad(
         self,
@@ -251,7 +248,6 @@ class Backend:
         y: Array,
         x: Array,
         norm: Array | None,
-        read: Array | None,
         weight: Array,
         geometry: ConvGeometry,
         transposed: bool,
@@ -264,17 +260,15 @@ class Backend:
         """
         if through is not None:
             gy = self.relu_grad(self.norm_gradient(gy, y, through), y)
-        gx = None
-        if read is None:
-            read = self.normalise(x, norm)
+        gx, z = None, self.normalise(x, norm)
         if transposed:
             if needs_gx:
                 gx = self.conv2d(gy, weight, None, geometry)
-            gweight = self.conv2d_grad_weight(gy, read, geometry)
+            gweight = self.conv2d_grad_weight(gy, z, geometry)
         else:
             if needs_gx:
                 gx = self.conv2d_grad_input(gy, weight, geometry)
-            gweight = self.conv2d_grad_weight(read, gy, geometry)
+            gweight = self.conv2d_grad_weight(z, gy, geometry)
         sums = None if norm is None or gx is None else self.batch_norm_sums(gx, x, norm[0])
         return gx, sums, gweight, self.channel_sum(gy)
 

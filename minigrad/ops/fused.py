@@ -35,7 +35,6 @@ class _Step(NamedTuple):
 
     x: Array
     norm: Array | None
-    read: Array | None
     weight: Array
     geometry: ConvGeometry
     y: Array
@@ -63,8 +62,8 @@ class ConvChain(Function):
             weight, bias, gamma, beta = parameters[4 * i : 4 * i + 4]
             geometry = link.check(x.shape, weight, bias, gamma, beta)
             active = gamma is not None
-            y, mean, variance, read = self.k.conv_layer(x, norm, weight, bias, geometry, link.transposed, active)
-            self.steps.append(_Step(x, norm, read, weight, geometry, y, gamma, mean, variance))
+            y, mean, variance = self.k.conv_layer(x, norm, weight, bias, geometry, link.transposed, active)
+            self.steps.append(_Step(x, norm, weight, geometry, y, gamma, mean, variance))
             x, norm = y, None
             if gamma is not None and variance is not None:
                 norm = self.k.norm_rows(gamma, beta, mean, variance, link.epsilon)
@@ -87,7 +86,6 @@ class ConvChain(Function):
                 step.y,
                 step.x,
                 step.norm,
-                step.read,
                 step.weight,
                 step.geometry,
                 link.transposed,
