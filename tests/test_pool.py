@@ -49,7 +49,14 @@ def test_freed_memory_is_kept_if_asked_for():
 
 
 def test_a_shard_is_every_item_once_in_order():
-    for threads, count, block, least in ((1, 7, 2, 1), (3, 7, 2, 1), (3, 2, 5, 1), (4, 9, 1, 4), (2, 0, 1, 1)):
+    for threads, count, block, least in (
+        (1, 7, 2, 1),
+        (3, 7, 2, 1),
+        (3, 2, 5, 1),
+        (4, 9, 1, 4),
+        (2, 0, 1, 1),
+        (1, 16, 7, 1),
+    ):
         seen: dict[int, list[int]] = {}
         sizes = []
 
@@ -59,7 +66,7 @@ def test_a_shard_is_every_item_once_in_order():
 
         Pool(threads).run(task, count, block, least)
         assert [item for shard in sorted(seen) for item in seen[shard]] == list(range(count))
-        assert all(size <= block for size in sizes)
+        assert all(size < 1.5 * block + 1 for size in sizes)
         assert len(seen) <= min(threads, -(-count // least))
 
 
@@ -76,6 +83,13 @@ def test_an_error_in_any_shard_is_raised_after_all_ended():
     assert sorted(done) == [0, 2]
 
 
+def test_blocks_are_even():
+    """16 items in blocks of some 7 are 8 and 8: a small one at the end would make a small product."""
+    sizes = []
+    Pool(1).run(lambda _, rows: sizes.append(rows.stop - rows.start), 16, 7)
+    assert sizes == [8, 8]
+
+
 def test_blas_has_one_thread_inside_and_its_own_setting_outside():
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()
@@ -84,10 +98,13 @@ def test_blas_has_one_thread_inside_and_its_own_setting_outside():
         assert inside == [{1}]
         assert blas_threads() == before
         # Callers that overlap: the first must not restore before the last is out, nor the last restore "one".
+        # And the thread that used BLAS's setting first, this one, has no privilege.
         entered, leave = threading.Barrier(3), threading.Event()
+        inside.clear()
 
         def task(*_):
             entered.wait(10)
+            inside.append(blas_threads())
             leave.wait(10)
 
         callers = [threading.Thread(target=Pool(1).run, args=(task, 1, 1)) for _ in range(2)]
@@ -97,6 +114,7 @@ def test_blas_has_one_thread_inside_and_its_own_setting_outside():
         leave.set()
         for caller in callers:
             caller.join()
+        assert inside == [{1}, {1}]
         assert blas_threads() == before
 
 

@@ -67,8 +67,8 @@ class CpuBackend(Backend):
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
         """Faster because the columns stay in the cache; each thread sums its own shard."""
         weight = np.empty((*geometry.kernel_size, x.shape[3], gy.shape[3]), x.dtype)
-        found = self._layer_grad(gy, None, gy, x, None, weight, geometry, transposed=False, needs_gx=False)
-        return found[2].sum(axis=0)
+        _, gweights, _ = self._layer_grad(gy, None, gy, x, weight, geometry, transposed=False, needs_gx=False)
+        return gweights.sum(axis=0)
 
     def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
         """Faster because a few images at a time stay in the cache and nothing is scattered (see plan.py)."""
@@ -102,23 +102,20 @@ class CpuBackend(Backend):
         through: Array | None,
         y: Array,
         x: Array,
-        mean: Array | None,
         weight: Array,
         geometry: ConvGeometry,
         transposed: bool,
         needs_gx: bool,
-    ) -> tuple[Array | None, Array | None, Array, Array]:
-        """(gx, sums, gweights, totals) as in conv_layer_grad for an x that is not normalised, where sums are those for
-        a batch_norm with this mean, gweights (threads, KH, KW, C, F) are the gradients of weight that threads found,
-        and totals (threads, OH * OW, F) their sums over images of the gradient behind the ReLU."""
+    ) -> tuple[Array | None, Array, Array]:
+        """(gx, gweights, totals) as in conv_layer_grad for an x that is not normalised, where gweights
+        (threads, KH, KW, C, F) are the gradients of weight that threads found, and totals (threads, OH * OW, F) their
+        sums over images of the gradient behind the ReLU."""
         F, window = weight.shape[3], conv_window(geometry)
         wide_through = None if through is None else self._per_channel(through, y)
-        wide_mean = None if mean is None else self._per_channel(mean, x)
         gx = np.empty(x.shape, x.dtype) if needs_gx else None
         back = adjoint(weight, geometry) if needs_gx and not transposed else None
         gweights = np.zeros((self.threads, *weight.shape), x.dtype)
         totals = np.zeros((self.threads, math.prod(y.shape[1:])), x.dtype)
-        sums = np.zeros((self.threads, 2, x.shape[3]))
 
         def task(shard: int, block: slice) -> None:
             g = gy[block]
@@ -136,37 +133,29 @@ class CpuBackend(Backend):
                 self._add_grad_weight(gweights[shard], self._columns(x[block], window), g)
                 if back is not None and gx is not None:
                     self._convolve(back, g, None, False, gx[block])
-            if wide_mean is not None and gx is not None:
-                self._gradient_sums(gx[block], x[block], wide_mean, sums[shard])
 
         forward = convolution(weight, geometry)
         self.pool.run(task, len(x), self._images_a_block(forward, weight.shape[2], x.itemsize))
-        joined = None if mean is None or gx is None else sums.sum(axis=0).astype(x.dtype)
-        return gx, joined, gweights, totals.reshape(self.threads, -1, y.shape[3])
+        return gx, gweights, totals.reshape(self.threads, -1, y.shape[3])
 
     def _convolve(self, plan: Plan | ThinAdjoint, x: Array, bias_image: Array | None, active: bool, out: Array) -> None:
         """out = what the plan computes from a block of images, + bias, and its ReLU if active."""
-        n, whole = len(x), False
+        n = len(x)
         if isinstance(plan, ThinAdjoint):
             self._add_planes(plan, x, out)
-            whole = True
         else:
             for window, products in plan.parts:
                 columns = self._columns(x, window)
                 for product in products:
                     target = out[:, product.rows, product.columns]
-                    whole = target.flags.c_contiguous and target.shape[1:3] == window.output_size
-                    if whole:
+                    if target.flags.c_contiguous and target.shape[1:3] == window.output_size:
                         np.matmul(columns[:, product.taps], product.matrix, out=target.reshape(-1, plan.channels))
-                        continue
-                    y = self._product(columns, window, product, n)[:, : target.shape[1], : target.shape[2]]
-                    if bias_image is None:
-                        target[...] = y
                     else:
-                        np.add(y, bias_image[product.rows, product.columns], out=target)
-        if whole and bias_image is not None:
-            rows = out.reshape(n, bias_image.size)
-            rows += bias_image.reshape(-1)
+                        y = self._product(columns, window, product, n)
+                        target[...] = y[:, : target.shape[1], : target.shape[2]]
+        if bias_image is not None:
+            images = out.reshape(n, -1)
+            images += bias_image.reshape(-1)
         if active:
             np.clip(out, 0, np.inf, out=out)  # a third of np.maximum's time
 
@@ -253,12 +242,11 @@ class CpuBackend(Backend):
         transposed: bool,
         needs_gx: bool,
     ) -> tuple[Array | None, Array | None, Array, Array]:
-        """Faster because the gradient behind the ReLU never leaves the cache: both products take it from there, and the
-        sums for the batch_norm before are taken while gx is there. gweight is computed with the x that is not
-        normalised, and changed afterwards."""
-        mean = None if norm is None else norm[0]
-        gx, sums, *found = self._layer_grad(gy, through, y, x, mean, weight, geometry, transposed, needs_gx)
-        return gx, sums, *self._unfolded(norm, found[0], found[1], geometry, transposed)
+        """Faster because the gradient behind the ReLU never leaves the cache: both products take it from there. gweight
+        and the sums for the batch_norm before come from the gradient for the x that is not normalised."""
+        gx, gweights, totals = self._layer_grad(gy, through, y, x, weight, geometry, transposed, needs_gx)
+        sums, gweight, gbias = self._unfolded(norm, weight, gweights, totals, geometry, transposed)
+        return gx, sums if needs_gx else None, gweight, gbias
 
     def _folded(
         self, norm: Array | None, weight: Array, bias: Array, geometry: ConvGeometry, transposed: bool
@@ -278,23 +266,35 @@ class CpuBackend(Backend):
         return weight * (scale if transposed else scale[:, None]), bias_image.reshape(*size, -1)
 
     def _unfolded(
-        self, norm: Array | None, gweights: Array, totals: Array, geometry: ConvGeometry, transposed: bool
-    ) -> tuple[Array, Array]:
-        """(gweight, gbias) of the layer from what `_layer_grad` found for the folded one."""
+        self,
+        norm: Array | None,
+        weight: Array,
+        gweights: Array,
+        totals: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+    ) -> tuple[Array | None, Array, Array]:
+        """(sums, gweight, gbias) of the layer from what `_layer_grad` found for the folded one.
+
+        Neither sum needs a pass over gx: with gx = W^T g, the sum of gx * x is that of W * (g x^T), which is the
+        gradient of W; and the sum of gx that of W and the g which its taps meet.
+        """
         gweight = gweights.sum(axis=0)
         with self.pool.single_threaded_blas:
-            taps = (coverage_of(geometry, transposed, totals.dtype).T @ totals).sum(axis=0)  # the gy that each tap meets
-        gbias = taps[-1]
-        if norm is not None:
-            scale, shift = norm[1], norm[2] - norm[0] * norm[1]
-            taps = taps[:-1].reshape(*geometry.kernel_size, -1)
-            if transposed:  # gweight (KH, KW, channels of y, channels of x)
-                gweight *= scale
-                gweight += taps[..., None] * shift
-            else:
-                gweight *= scale[:, None]
-                gweight += taps[:, :, None] * shift[:, None]
-        return gweight, gbias
+            taps = (coverage_of(geometry, transposed, totals.dtype).T @ totals).sum(axis=0)  # the g that each tap meets
+        gbias, taps = taps[-1], taps[:-1].reshape(*geometry.kernel_size, -1)
+        if norm is None:
+            return None, gweight, gbias
+        mean, scale, beta = norm
+        if transposed:  # weight (KH, KW, channels of y, channels of x)
+            taps, others = taps[..., None], (0, 1, 2)
+        else:
+            taps, mean, scale, beta, others = taps[:, :, None], mean[:, None], scale[:, None], beta[:, None], (0, 1, 3)
+        gweight -= taps * mean
+        sums = np.stack([(weight * taps).sum(axis=others), (weight * gweight).sum(axis=others)])
+        gweight *= scale
+        gweight += taps * beta
+        return sums, gweight, gbias
 
     def conv_chain_inference(
         self,

@@ -98,12 +98,11 @@ class JitBackend(CpuBackend):
         through: Array | None,
         y: Array,
         x: Array,
-        mean: Array | None,
         weight: Array,
         geometry: ConvGeometry,
         transposed: bool,
         needs_gx: bool,
-    ) -> tuple[Array | None, Array | None, Array, Array]:
+    ) -> tuple[Array | None, Array, Array]:
         """Faster because a thread does all of its images in one call."""
         gy, y, x, weight = _contiguous(gy, y, x, weight)
         forward = self._plan(convolution, weight, geometry)
@@ -114,19 +113,17 @@ class JitBackend(CpuBackend):
         rows = weight.reshape(-1, weight.shape[3])
         gweights = np.zeros((self.threads, *rows.shape), x.dtype)
         totals = np.zeros((self.threads, math.prod(y.shape[1:])), x.dtype)
-        sums = np.zeros((self.threads, 2, x.shape[3]))
-        through_rows, means = _or_empty(through, 2, x.dtype), _or_empty(mean, 1, x.dtype)
+        through_rows = _or_empty(through, 2, x.dtype)
 
         def task(shard: int, part: slice) -> None:
-            arrays = gy[part], through_rows, y[part], x[part], means, forward.steps, rows, transposed
-            results = gx[part], gweights[shard], totals[shard], sums[shard]
+            arrays = gy[part], through_rows, y[part], x[part], forward.steps, rows, transposed
+            results = gx[part], gweights[shard], totals[shard]
             scratch = self._scratch(images, numbers, x[part], y)
             loops.conv_layer_grad(self.gemms[x.dtype], *arrays, *back[1:], *results, images, scratch)
 
         self.pool.run(task, len(x), len(x))
-        joined = sums.sum(axis=0).astype(x.dtype) if needs_gx and mean is not None else None
         gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(self.threads, -1, y.shape[3])
-        return gx if needs_gx else None, joined, gweights, totals
+        return gx if needs_gx else None, gweights, totals
 
     def _folded(
         self, norm: Array | None, weight: Array, bias: Array, geometry: ConvGeometry, transposed: bool
@@ -143,14 +140,21 @@ class JitBackend(CpuBackend):
         return folded, bias_image.reshape(*size, -1)
 
     def _unfolded(
-        self, norm: Array | None, gweights: Array, totals: Array, geometry: ConvGeometry, transposed: bool
-    ) -> tuple[Array, Array]:
-        coverage = coverage_of(geometry, transposed, totals.dtype)
-        gweight, gbias = np.empty(gweights.shape[1:], totals.dtype), np.empty(totals.shape[2], totals.dtype)
-        arguments = _or_empty(norm, 2, totals.dtype), gweights, totals, coverage, transposed, gweight, gbias
+        self,
+        norm: Array | None,
+        weight: Array,
+        gweights: Array,
+        totals: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+    ) -> tuple[Array | None, Array, Array]:
+        dtype, coverage = weight.dtype, coverage_of(geometry, transposed, weight.dtype)
+        gweight, gbias = np.empty(weight.shape, dtype), np.empty(totals.shape[2], dtype)
+        sums = np.zeros((2, weight.shape[3 if transposed else 2]))
+        arguments = _or_empty(norm, 2, dtype), np.ascontiguousarray(weight), gweights, totals, coverage, transposed
         with self.pool.single_threaded_blas:
-            loops.unfold(self.gemms[totals.dtype], *arguments)
-        return gweight, gbias
+            loops.unfold(self.gemms[dtype], *arguments, sums, gweight, gbias)
+        return None if norm is None else sums.astype(dtype), gweight, gbias
 
     def _convolve(self, plan: Any, x: Array, bias_image: Array | None, active: bool, out: Array) -> None:
         scratch = self._scratch(len(x), plan.numbers(x.shape[3]), x, out)

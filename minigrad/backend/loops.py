@@ -63,11 +63,12 @@ def _examples(gemm: Any, ones: Callable[..., Array]) -> Iterator[tuple[Any, tupl
     yield add_moments, (rows, vector, sums)
     yield gradient_sums, (rows, rows, vector, sums)
     yield fold, (gemm, norm, weights[0], vector, ones((1, 2)), False, ones((1, 1, 2, 2)), ones((1, 2)))
-    yield unfold, (gemm, norm, weights, image[0], ones((1, 2)), False, ones((1, 1, 2, 2)), ones(2))
+    gradients = sums, ones((1, 1, 2, 2)), ones(2)
+    yield unfold, (gemm, norm, weights[0], weights, image[0], ones((1, 2)), False, *gradients)
     yield convolve, (gemm, image, steps, matrices, image[0], True, image, scratch)
     yield conv_layer, (gemm, image, steps, matrices, image[0], True, image, sums[0], sums, block, scratch)
-    arrays = gemm, image, through, image, image, vector, steps, rows, False, steps, matrices
-    yield conv_layer_grad, (*arrays, image, rows, vector, sums, block, scratch)
+    arrays = gemm, image, through, image, image, steps, rows, False, steps, matrices
+    yield conv_layer_grad, (*arrays, image, rows, vector, block, scratch)
     yield adam, (vector, vector, vector, vector, vector, *ones(4))
 
 
@@ -314,14 +315,16 @@ def fold(
 def unfold(
     gemm: Any,
     norm: Array,
+    weight: Array,
     gweights: Array,
     totals: Array,
     coverage: Array,
     transposed: bool,
+    sums: Array,
     gweight: Array,
     gbias: Array,
 ) -> None:
-    """gweight and gbias become what `CpuBackend._unfolded` returns."""
+    """sums (in float64), gweight and gbias become what `CpuBackend._unfolded` returns."""
     threads, KH, KW, C, F = gweights.shape
     taps = np.zeros((KH * KW + 1, totals.shape[2]), gweight.dtype)
     for thread in range(threads):
@@ -332,13 +335,17 @@ def unfold(
         gweight += gweights[thread]
     if not len(norm):
         return
-    scale, shift = norm[1], norm[2] - norm[0] * norm[1]
+    mean, scale, beta = norm[0], norm[1], norm[2]
     for a in range(KH):
         for b in range(KW):
             for c in range(C):
                 for f in range(F):
                     x, y = (f, c) if transposed else (c, f)
-                    gweight[a, b, c, f] = gweight[a, b, c, f] * scale[x] + taps[a * KW + b, y] * shift[x]
+                    tap, w = taps[a * KW + b, y], weight[a, b, c, f]
+                    g = gweight[a, b, c, f] - tap * mean[x]
+                    sums[0, x] += w * tap
+                    sums[1, x] += w * g
+                    gweight[a, b, c, f] = g * scale[x] + tap * beta[x]
 
 
 @compiled
@@ -428,7 +435,6 @@ def conv_layer_grad(
     through: Array,
     y: Array,
     x: Array,
-    mean: Array,
     window: Array,
     weight: Array,
     transposed: bool,
@@ -437,13 +443,12 @@ def conv_layer_grad(
     gx: Array,
     gweight: Array,
     total: Array,
-    sums: Array,
     block: int,
     scratch: tuple[Array, ...],
 ) -> None:
-    """The gradients of conv_layer for a shard; gx is wanted if it is not empty, sums if mean is not. window: the
-    convolution's only step; steps, matrices: of its adjoint; weight, gweight: (KH * KW * C, F); total (OH * OW * F,):
-    the sum over images behind the ReLU."""
+    """The gradients of conv_layer for a shard; gx is wanted if it is not empty. window: the convolution's only step;
+    steps, matrices: of its adjoint; weight, gweight: (KH * KW * C, F); total (OH * OW * F,): the sum over images behind
+    the ReLU; gweight and total are added to."""
     C, F = x.shape[3], y.shape[3]
     for start in range(0, len(x), block):
         source, active, g = x[start : start + block], y[start : start + block], gy[start : start + block]
@@ -465,9 +470,6 @@ def conv_layer_grad(
             if len(gx):
                 out = gx[start : start + block]
                 convolve(gemm, g, steps, matrices, gx[0, :0], False, out, scratch)
-        if len(mean) and len(gx):
-            out = gx[start : start + block]
-            gradient_sums(out.reshape(out.size // C, C), x_rows, mean, sums)
 
 
 @compiled

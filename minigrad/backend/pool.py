@@ -82,7 +82,13 @@ class _SingleThreadedBlas:
     def _set(self, counts: list[int]) -> None:
         for library, before, count in zip(blas_libraries(), self._before, counts, strict=True):
             if before > 1:  # else it stays as it is
+                # threadpoolctl from 3.7 on ignores all threads but the one that it saw first; here the lock decides
+                getattr(library, "clear_controlling_thread", _nothing)(force=True)
                 library.set_num_threads(count)
+
+
+def _nothing(force: bool) -> None:
+    pass
 
 
 class _Worker:
@@ -133,7 +139,7 @@ class Pool:
         weakref.finalize(self, _stop, self._workers)
 
     def run(self, task: Callable[[int, slice], Any], count: int, block: int, least: int = 1) -> None:
-        """Call task(shard index, slice of at most `block` items) until all `count` items are done.
+        """Call task(shard index, slice of some `block` items) until all `count` items are done.
 
         A shard has at least `least` items, so that little work is not spread over threads.
 
@@ -142,7 +148,7 @@ class Pool:
         """
         size = max(-(-count // self.threads), least)  # items a shard
         shards = -(-count // size) if count else 0
-        block = max(block, 1)
+        block = -(-size // max(1, round(size / max(block, 1))))  # the last one as large as the others
 
         def shard(index: int) -> None:
             stop = min((index + 1) * size, count)
