@@ -41,13 +41,16 @@ class CompiledPlan(NamedTuple):
 
     @property
     def output_size(self) -> tuple[int, int]:
+        """(height, width) of the result."""
         return self.plan.output_size
 
     @property
     def channels(self) -> int:
+        """Of the result."""
         return self.plan.channels
 
     def numbers(self, C: int) -> int:
+        """Numbers in the columns and the result of one image with C channels."""
         return self.plan.numbers(C)
 
 
