@@ -241,6 +241,7 @@ class Trainer:
         """
         if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
+        self.k.prepare(self.dtype)
         self.optimizer.flat.check()
         self.optimizer.learning_rate = self.rate
         self.model.network.train()

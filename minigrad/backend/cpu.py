@@ -307,33 +307,42 @@ class CpuBackend(Backend):
     ) -> Array:
         """Faster because a few images at a time go through all layers, and never leave the cache between them; and
         because x is never normalised, as in conv_layer."""
-        layers = []
+        layers: list[tuple[Any, Array, bool, int]] = []
+        C = x.shape[3]
         for norm, weight, bias, after, geometry, back in zip(
             [None, *norms], weights, biases, norms, geometries, transposed, strict=False
         ):
             weight, bias_image = self._folded(norm, weight, bias, geometry, back)
             plan = self._plan(adjoint if back else convolution, weight, geometry)
-            layers.append((plan, bias_image, after is not None))
-        last = layers[-1][0]
-        y = np.empty((len(x), *last.output_size, last.channels), x.dtype)
-        after = None if norms[-1] is None else self._per_channel(norms[-1], y)
-        channels = [x.shape[3], *(plan.channels for plan, _, _ in layers)]
-        sizes = [self._images_a_block(plan, C, x.itemsize) for (plan, _, _), C in zip(layers, channels, strict=False)]
+            layers.append((plan, bias_image, after is not None, self._images_a_block(plan, C, x.itemsize)))
+            C = plan.channels
+        y = np.empty((len(x), *plan.output_size, C), x.dtype)
+        last_norm = None if norms[-1] is None else self._per_channel(norms[-1], y)
+        infer = self._chain(layers)
 
         def task(_: int, block: slice) -> None:
-            source = x[block]
-            for i, ((plan, bias_image, active), size) in enumerate(zip(layers, sizes, strict=True)):
-                shape = len(source), *plan.output_size, plan.channels
-                out = y[block] if i == len(layers) - 1 else self.pool.scratch(f"layer {i}", shape, x.dtype)
-                for start in range(0, len(source), size):
-                    rows = slice(start, start + size)
-                    self._convolve(plan, source[rows], bias_image, active, out[rows])
-                source = out
-            if after is not None:
-                self._normalise(source, after, source)
+            infer(x[block], y[block])
+            if last_norm is not None:
+                self._normalise(y[block], last_norm, y[block])
 
-        self.pool.run(task, len(x), CHAIN_BLOCKS * min(sizes))
+        self.pool.run(task, len(x), CHAIN_BLOCKS * min(images for *_, images in layers))
         return y
+
+    def _chain(self, layers: list[tuple[Any, Array, bool, int]]) -> Callable[[Array, Array], None]:
+        """The function of a block x and its result y that takes x through layers (plan, bias image, active, images at a
+        time)."""
+
+        def infer(x: Array, y: Array) -> None:
+            for i, (plan, bias_image, active, images) in enumerate(layers):
+                out = y
+                if i < len(layers) - 1:
+                    out = self.pool.scratch(f"layer {i}", (len(x), *plan.output_size, plan.channels), x.dtype)
+                for start in range(0, len(x), images):
+                    rows = slice(start, start + images)
+                    self._convolve(plan, x[rows], bias_image, active, out[rows])
+                x = out
+
+        return infer
 
     def _plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> Any:
         """What `_convolve` takes."""

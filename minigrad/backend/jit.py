@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,9 +61,12 @@ class JitBackend(CpuBackend):
     block_bytes = 1 << 20
 
     def __init__(self, threads: int | None = None) -> None:
-        self.gemms = _gemms()
-        loops.prepare(self.gemms)
+        self.prepare(np.dtype("float32"))
         super().__init__(threads)
+
+    def prepare(self, dtype: Any) -> None:
+        """Compile the loops for a dtype, or load them from Numba's cache on disk."""
+        _ready(dtype)
 
     def _plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> CompiledPlan:
         plan, steps, order = _steps(planner, geometry, weight.shape)
@@ -89,7 +92,7 @@ class JitBackend(CpuBackend):
         def task(shard: int, part: slice) -> None:
             results = y[part], moments.shifts[shard], moments.sums[shard]
             scratch = self._scratch(images, plan.numbers(x.shape[3]), x[part], y)
-            loops.conv_layer(self.gemms[x.dtype], x[part], *plan[1:], bias, active, *results, images, scratch)
+            loops.conv_layer(_ready(x.dtype), x[part], *plan[1:], bias, active, *results, images, scratch)
             moments.counts[shard] = (part.stop - part.start) * math.prod(plan.output_size)
 
         self.pool.run(task, len(x), len(x))
@@ -122,7 +125,7 @@ class JitBackend(CpuBackend):
             arrays = gy[part], through_rows, y[part], x[part], forward.steps, rows, transposed
             results = gx[part], gweights[shard], totals[shard]
             scratch = self._scratch(images, numbers, x[part], y)
-            loops.conv_layer_grad(self.gemms[x.dtype], *arrays, *back[1:], *results, images, scratch)
+            loops.conv_layer_grad(_ready(x.dtype), *arrays, *back[1:], *results, images, scratch)
 
         self.pool.run(task, len(x), len(x))
         gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(self.threads, -1, y.shape[3])
@@ -138,7 +141,7 @@ class JitBackend(CpuBackend):
         norm, weight, bias = _contiguous(norm, weight, bias)
         arguments = norm, weight, bias, coverage, transposed, folded, bias_image
         with self.pool.single_threaded_blas:
-            loops.fold(self.gemms[weight.dtype], *arguments)
+            loops.fold(_ready(weight.dtype), *arguments)
         size = geometry.input_size if transposed else geometry.output_size
         return folded, bias_image.reshape(*size, -1)
 
@@ -156,13 +159,33 @@ class JitBackend(CpuBackend):
         sums = np.zeros((2, weight.shape[3 if transposed else 2]))
         arguments = _or_empty(norm, 2, dtype), np.ascontiguousarray(weight), gweights, totals, coverage, transposed
         with self.pool.single_threaded_blas:
-            loops.unfold(self.gemms[dtype], *arguments, sums, gweight, gbias)
+            loops.unfold(_ready(dtype), *arguments, sums, gweight, gbias)
         return None if norm is None else sums.astype(dtype), gweight, gbias
 
-    def _convolve(self, plan: Any, x: Array, bias_image: Array | None, active: bool, out: Array) -> None:
-        scratch = self._scratch(len(x), plan.numbers(x.shape[3]), x, out)
-        x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 3, x.dtype)
-        loops.convolve(self.gemms[x.dtype], x, *plan[1:], bias, active, out, scratch)
+    def _chain(self, layers: list[tuple[Any, Array, bool, int]]) -> Callable[[Array, Array], None]:
+        """Faster because a block goes through all layers in one call."""
+        table = np.zeros(len(layers), loops.LAYER)
+        arrays = [(plan.steps, plan.matrices, bias_image.reshape(-1)) for plan, bias_image, _, _ in layers]
+        starts = [0, 0, 0]
+        for row, (plan, _, active, images), parts in zip(table, layers, arrays, strict=True):
+            row["output_size"], row["channels"], row["active"] = plan.output_size, plan.channels, active
+            row["images"] = images
+            stops = [start + len(part) for start, part in zip(starts, parts, strict=True)]
+            row["steps"], row["matrices"], row["bias"] = zip(starts, stops, strict=True)
+            starts = stops
+        joined = [np.concatenate(parts) for parts in zip(*arrays, strict=True)]
+        pixels = [math.prod(plan.output_size) * plan.channels for plan, *_ in layers]
+
+        def infer(x: Array, y: Array) -> None:
+            channels = [x.shape[3], *(plan.channels for plan, *_ in layers)]
+            columns = max(images * plan.numbers(C) for (plan, *_, images), C in zip(layers, channels, strict=False))
+            product = max(images * count for (*_, images), count in zip(layers, pixels, strict=True))
+            counts = columns, product, len(x) * max(pixels), len(x) * max(pixels)
+            *scratch, even, odd = (self.pool.scratch(f"flat {i}", (count,), x.dtype) for i, count in enumerate(counts))
+            arguments = np.ascontiguousarray(x), table, *joined, y, (even, odd), (*scratch, even)
+            loops.chain(_ready(x.dtype), *arguments)
+
+        return infer
 
     def _scratch(self, images: int, numbers: int, x: Array, y: Array) -> tuple[Array, ...]:
         """The arrays of loops.COLUMNS, PRODUCT and GRADIENT for so many images of x at a time."""
@@ -254,6 +277,14 @@ def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> 
             )
             matrices.append(product.matrix.reshape(-1))
     return plan, np.array(steps, loops.STEP), np.concatenate(matrices)
+
+
+@cache
+def _ready(dtype: Any) -> Any:
+    """BLAS's matrix product for a dtype, after the loops that call it were compiled."""
+    gemm = _gemms()[dtype]
+    loops.prepare(gemm, dtype)
+    return gemm
 
 
 @cache

@@ -27,6 +27,12 @@ STEP = np.dtype([("window", "i8"), ("planes", "i8"), *((name, "i8", 2) for name 
 """One product of a plan (see plan.py): matrices[matrix[0]:matrix[1]] is its matrix and window the number of its window;
 it gives the pixels from `first` on, one in `every`. planes: it is the product of a ThinAdjoint."""
 
+LAYER = np.dtype(
+    [("channels", "i8"), ("active", "i8"), ("images", "i8")]
+    + [(name, "i8", 2) for name in ("output_size", "steps", "matrices", "bias")]
+)
+"""One layer of a chain: its size, how many images it takes at a time, and from where to where its parts are."""
+
 
 def compiled(loop: Callable[..., Any]) -> Any:
     """The loop compiled for the arrays of its first call, without the interpreter lock and kept on disk."""
@@ -37,15 +43,18 @@ def compiled(loop: Callable[..., Any]) -> Any:
         return numba.njit(loop, **options)
 
 
-def prepare(gemms: dict[Any, Any]) -> None:
-    """Compile all loops for the dtypes of gemms, or load them from Numba's cache on disk. Says so if it takes long."""
+def prepare(gemm: Any, dtype: Any) -> None:
+    """Compile all loops for a dtype, or load them from Numba's cache on disk. Says so if it takes long.
+
+    gemm: its matrix product in BLAS."""
     told = False
-    for dtype, gemm in gemms.items():
-        for loop, arguments in _examples(gemm, partial(np.ones, dtype=dtype)):
-            loop(*arguments)
-            if loop.stats.cache_misses and not told:
-                print("minigrad: compiling the numba kernels, once on this machine (some 20 s)", file=sys.stderr)
-                told = True
+    for loop, arguments in _examples(gemm, partial(np.ones, dtype=dtype)):
+        loop(*arguments)
+        if loop.stats.cache_misses and not told:
+            print(
+                f"minigrad: compiling the numba kernels for {dtype}, once on this machine (some 15 s)", file=sys.stderr
+            )
+            told = True
 
 
 def _examples(gemm: Any, ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -65,7 +74,9 @@ def _examples(gemm: Any, ones: Callable[..., Array]) -> Iterator[tuple[Any, tupl
     yield fold, (gemm, norm, weights[0], vector, ones((1, 2)), False, ones((1, 1, 2, 2)), ones((1, 2)))
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
     yield unfold, (gemm, norm, weights[0], weights, image[0], ones((1, 2)), False, *gradients)
-    yield convolve, (gemm, image, steps, matrices, image[0], True, image, scratch)
+    layers = np.ones(1, LAYER)
+    layers["channels"], layers["steps"], layers["matrices"], layers["bias"] = 2, (0, 1), (0, 4), (0, 2)
+    yield chain, (gemm, image, layers, steps, matrices, vector, image, scratch[:2], scratch)
     yield conv_layer, (gemm, image, steps, matrices, image[0], True, image, sums[0], sums, block, scratch)
     arrays = gemm, image, through, image, image, steps, rows, False, steps, matrices
     yield conv_layer_grad, (*arrays, image, rows, vector, block, scratch)
@@ -265,8 +276,9 @@ def matmul(gemm: Any, a: Array, b: Array, keep: float, out: Array) -> None:
     """out = keep * out + a @ b by BLAS; the rows or the columns of a and b, and the rows of out, must be contiguous."""
     (M, K), N, size = a.shape, b.shape[1], a.itemsize
     if min(M, N, K) == 0:
-        if keep == 0:
-            out[:] = 0
+        for i in range(M):
+            for j in range(N):
+                out[i, j] = keep * out[i, j] if keep else 0
         return
     a_by_rows, b_by_rows = a.strides[1] == size, b.strides[1] == size
     lda = max(a.strides[0] // size, K) if a_by_rows else max(a.strides[1] // size, M)
@@ -297,7 +309,8 @@ def fold(
     KH, KW, C, F = weight.shape
     scale, shift = norm[1], norm[2] - norm[0] * norm[1]
     taps = np.zeros((KH * KW + 1, len(bias)), weight.dtype)
-    taps[-1] = bias
+    for k in range(len(bias)):
+        taps[KH * KW, k] = bias[k]
     if transposed:
         matmul(gemm, weight.reshape(KH * KW * C, F), shift.reshape(F, 1), 0.0, taps[:-1].reshape(KH * KW * C, 1))
     for a in range(KH):
@@ -329,23 +342,23 @@ def unfold(
     taps = np.zeros((KH * KW + 1, totals.shape[2]), gweight.dtype)
     for thread in range(threads):
         matmul(gemm, coverage.T, totals[thread], 1.0, taps)
-    gbias[:] = taps[-1]
-    gweight[:] = gweights[0]
-    for thread in range(1, threads):
-        gweight += gweights[thread]
-    if not len(norm):
-        return
-    mean, scale, beta = norm[0], norm[1], norm[2]
+    for k in range(len(gbias)):
+        gbias[k] = taps[KH * KW, k]
     for a in range(KH):
         for b in range(KW):
             for c in range(C):
                 for f in range(F):
-                    x, y = (f, c) if transposed else (c, f)
-                    tap, w = taps[a * KW + b, y], weight[a, b, c, f]
-                    g = gweight[a, b, c, f] - tap * mean[x]
-                    sums[0, x] += w * tap
-                    sums[1, x] += w * g
-                    gweight[a, b, c, f] = g * scale[x] + tap * beta[x]
+                    g = gweights[0, a, b, c, f]
+                    for thread in range(1, threads):
+                        g += gweights[thread, a, b, c, f]
+                    if len(norm):
+                        x, y = (f, c) if transposed else (c, f)
+                        tap, w = taps[a * KW + b, y], weight[a, b, c, f]
+                        g -= tap * norm[0, x]
+                        sums[0, x] += w * tap
+                        sums[1, x] += w * g
+                        g = g * norm[1, x] + tap * norm[2, x]
+                    gweight[a, b, c, f] = g
 
 
 @compiled
@@ -387,7 +400,7 @@ def convolve(
             matmul(gemm, x.reshape(rows, C), matrix.reshape(KH * KW * F, C).T, 0.0, planes)
             add_planes(planes.reshape(n, PH, PW, KH, KW, F), pair(step.start), pair(step.stride), out)
             if len(bias):
-                finish(out, (0, 0), (1, 1), bias, active, out)
+                finish(out, pair(step.first), pair(step.every), bias, active, out)
             continue
         if i == 0 or step.window != steps[i - 1].window:
             columns = patches(x, step, scratch[COLUMNS])
@@ -397,6 +410,33 @@ def convolve(
         matmul(gemm, taps, matrix.reshape(taps.shape[1], F), 0.0, product)
         if len(bias) or not whole:
             finish(product.reshape(n, PH, PW, F), pair(step.first), pair(step.every), bias, active, out)
+
+
+@compiled
+def chain(
+    gemm: Any,
+    x: Array,
+    layers: Array,
+    steps: Array,
+    matrices: Array,
+    biases: Array,
+    y: Array,
+    between: tuple[Array, Array],
+    scratch: tuple[Array, ...],
+) -> None:
+    """y = what the layers compute one after another from the block x; their results lie in `between` by turns."""
+    n, source = len(x), x
+    for i in range(len(layers)):
+        layer = layers[i]
+        (H, W), F, images = pair(layer.output_size), layer.channels, layer.images
+        parts = steps[layer.steps[0] : layer.steps[1]]
+        weights = matrices[layer.matrices[0] : layer.matrices[1]]
+        bias = biases[layer.bias[0] : layer.bias[1]].reshape(H, W, F)
+        out = y if i == len(layers) - 1 else between[i % 2][: n * H * W * F].reshape(n, H, W, F)
+        for start in range(0, n, images):
+            block, result = source[start : start + images], out[start : start + images]
+            convolve(gemm, block, parts, weights, bias, layer.active != 0, result, scratch)
+        source = out
 
 
 @compiled
@@ -416,6 +456,7 @@ def conv_layer(
     """y = what the steps compute from a shard x, + bias; if active its ReLU, and sums (2, F) += the sum of y - shift,
     and of its square, where shift (F,) becomes the mean of the first image."""
     F = y.shape[3]
+    centre = np.empty(F, x.dtype)
     for start in range(0, len(x), block):
         out = y[start : start + block]
         convolve(gemm, x[start : start + block], steps, matrices, bias, active, out, scratch)
@@ -424,8 +465,10 @@ def conv_layer(
             if start == 0:
                 pixels = y.shape[1] * y.shape[2]
                 row_sums(rows[:pixels], shift)
-                shift[:] = (shift / pixels).astype(x.dtype)
-            add_moments(rows, shift.astype(x.dtype), sums)
+                for k in range(F):
+                    centre[k] = shift[k] / pixels
+                    shift[k] = centre[k]
+            add_moments(rows, centre, sums)
 
 
 @compiled
@@ -451,12 +494,12 @@ def conv_layer_grad(
     the ReLU; gweight and total are added to."""
     C, F = x.shape[3], y.shape[3]
     for start in range(0, len(x), block):
-        source, active, g = x[start : start + block], y[start : start + block], gy[start : start + block]
+        source, result, g = x[start : start + block], y[start : start + block], gy[start : start + block]
         x_rows, g_rows = source.reshape(source.size // C, C), g.reshape(g.size // F, F)
         if len(through):
-            g = scratch[GRADIENT][: active.size].reshape(active.shape)
+            g = scratch[GRADIENT][: result.size].reshape(result.shape)
             gy_rows, g_rows = g_rows, g.reshape(g.size // F, F)
-            through_relu(gy_rows, active.reshape(active.size // F, F), through, g_rows)
+            through_relu(gy_rows, result.reshape(result.size // F, F), through, g_rows)
         add_images(g.reshape(len(g), total.size), total)
         if transposed:
             columns = patches(g, window[0], scratch[COLUMNS])
@@ -469,7 +512,11 @@ def conv_layer_grad(
             matmul(gemm, columns.T, g_rows, 1.0, gweight)
             if len(gx):
                 out = gx[start : start + block]
-                convolve(gemm, g, steps, matrices, gx[0, :0], False, out, scratch)
+                no_bias, active = (
+                    gx[:0].reshape(0, 0, 0),
+                    len(gx) == 0,
+                )  # literals would make another type to compile for
+                convolve(gemm, g, steps, matrices, no_bias, active, out, scratch)
 
 
 @compiled

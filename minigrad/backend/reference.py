@@ -56,6 +56,9 @@ class Backend:
     def set_num_threads(self, threads: int | None) -> None:
         """Work with so many threads from now on; these kernels have none of their own."""
 
+    def prepare(self, dtype: Any) -> None:
+        """Do now what the kernels for a dtype need once, such as being compiled: these need nothing."""
+
     # ---- products ----
 
     def matmul(self, a: Array, b: Array) -> Array:
