@@ -398,6 +398,22 @@ def test_auto_takes_the_best_that_is_installed_and_says_why(
     assert minigrad.available()["cpu"] == ("numpy", "plain")
 
 
+@pytest.mark.skipif("numba" not in CPU_KERNELS, reason="the extra fast is not installed")
+def test_numba_is_left_out_where_its_loops_cannot_call_blas(
+    restored_backends: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minigrad.backend import jit
+
+    monkeypatch.setattr(jit, "NAMES", ())
+    jit.matrix_products.cache_clear()
+    jit._ready.cache_clear()
+    assert minigrad.use().kernels == "numpy"
+    assert "cblas_sgemm is not found in the BLAS libraries" in minigrad.use().describe()
+    with pytest.raises(DeviceError, match="cblas_sgemm is not found in the BLAS libraries"):
+        minigrad.use(kernels="numba")
+    assert minigrad.available()["cpu"] == ("numpy", "plain")
+
+
 def test_the_number_of_threads_can_be_set_and_stays(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minigrad.backend, "_threads", None)
     cores = usable_cores()

@@ -139,7 +139,8 @@ def _cpu_backend(kernels: str, threads: int | None) -> Backend:
         except ImportError as error:
             if kernels == "numba":
                 raise DeviceError(
-                    f'kernels numba need Numba: pip install ".[fast]" in the project\'s folder ({error})'
+                    f'kernels numba need Numba: pip install ".[fast]" in the project\'s folder; and a BLAS that it can '
+                    f"call ({error})"
                 ) from error
             from .cpu import CpuBackend
 
@@ -181,7 +182,9 @@ def available() -> dict[str, tuple[str, ...]]:
     """The devices that work here with their kernel sets, best first, e.g. `{"cpu": ("numpy", "plain")}`."""
     found = {"cpu": KERNELS["cpu"]}
     try:
-        importlib.import_module("numba")
+        from .jit import matrix_products
+
+        matrix_products()
     except ImportError:
         found["cpu"] = tuple(kernels for kernels in KERNELS["cpu"] if kernels != "numba")
     try:

@@ -282,13 +282,13 @@ def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> 
 @cache
 def _ready(dtype: Any) -> Any:
     """BLAS's matrix product for a dtype, after the loops that call it were compiled."""
-    gemm = _gemms()[dtype]
+    gemm = matrix_products()[dtype]
     loops.prepare(gemm, dtype)
     return gemm
 
 
 @cache
-def _gemms() -> dict[Any, Any]:
+def matrix_products() -> dict[Any, Any]:
     """The general matrix product of NumPy's BLAS for each dtype, as a C function.
 
     Raises:
