@@ -189,7 +189,7 @@ def block_cases(
     options = {**mirrored_options(g), "transposed": transposed, "epsilon": EPSILON}
     arrays = {"x": x, "weight": weight, "bias": bias, "gamma": gamma, "beta": beta}
     yield Case(
-        "conv_layer", shape, (x, None, weight, bias, g, transposed, True), flops, ("conv_block", arrays, options)
+        "conv_layer", shape, (x, None, weight, bias, g, transposed, True), flops, ("conv_layer", arrays, options)
     )
     y, mean, variance = Backend(np).conv_layer(x, None, weight, bias, g, transposed, True)
     norm = np.stack([mean, gamma / np.sqrt(variance + EPSILON), beta])
