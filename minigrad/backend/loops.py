@@ -1,7 +1,9 @@
-"""The loops that Numba compiles for the `numba` kernels, in plain Python: each reads and writes its arrays once.
+"""The loops that Numba compiles for the `numba` kernels, in plain Python.
 
-They run on one block of images, on the thread that calls them, without the interpreter lock. Sums are taken in the
-arrays' own precision over 512 rows of channels at a time and go on in float64.
+They run on the thread that calls them, without the interpreter lock: im2col, what follows a product, and sums on one
+block of images; `conv_layer`, `conv_layer_grad` and `chain` take a thread's images through them block by block and
+call BLAS in between. Sums over rows of channels are taken in the arrays' own precision over 512 rows at a time and go
+on in float64.
 
 `contract` lets a product and a sum become one rounding (a fused multiply-add); NaN and infinity keep their meaning.
 """
@@ -512,11 +514,8 @@ def conv_layer_grad(
             matmul(gemm, columns.T, g_rows, 1.0, gweight)
             if len(gx):
                 out = gx[start : start + block]
-                no_bias, active = (
-                    gx[:0].reshape(0, 0, 0),
-                    len(gx) == 0,
-                )  # literals would make another type to compile for
-                convolve(gemm, g, steps, matrices, no_bias, active, out, scratch)
+                # without bias no ReLU either: `transposed` is False here, a literal False would be another type
+                convolve(gemm, g, steps, matrices, gx[:0].reshape(0, 0, 0), transposed, out, scratch)
 
 
 @compiled

@@ -82,13 +82,10 @@ class _SingleThreadedBlas:
     def _set(self, counts: list[int]) -> None:
         for library, before, count in zip(blas_libraries(), self._before, counts, strict=True):
             if before > 1:  # else it stays as it is
-                # threadpoolctl from 3.7 on ignores all threads but the one that it saw first; here the lock decides
-                getattr(library, "clear_controlling_thread", _nothing)(force=True)
+                if hasattr(library, "clear_controlling_thread"):
+                    # threadpoolctl 3.8 ignores all threads but the one that set it first; here our lock decides
+                    library.clear_controlling_thread(force=True)
                 library.set_num_threads(count)
-
-
-def _nothing(force: bool) -> None:
-    pass
 
 
 class _Worker:
