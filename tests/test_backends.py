@@ -29,6 +29,7 @@ import pytest
 
 import minigrad.backend
 from minigrad.backend import Backend
+from minigrad.backend.winograd import winograd
 from minigrad.ops.conv import ConvGeometry, conv_geometry
 
 PLAIN = Backend(np)
@@ -62,8 +63,9 @@ GEOMETRIES = [
     conv_geometry((4, 4), (2, 1), 3, 1),  # stride larger than the kernel
     conv_geometry((1, 1), (3, 2), 2, (1, 1)),
     conv_geometry((8, 8), (1, 1), 1, 0),
+    conv_geometry((8, 5), (3, 3), (2, 1), "same"),
 ]
-CHANNELS = ((1, 5), (3, 1), (9, 4))
+CHANNELS = ((1, 5), (3, 1), (9, 4), (16, 18))  # the last: enough for Winograd's algorithms
 
 
 def _shapes(N: int) -> list[tuple[int, ...]]:
@@ -678,12 +680,12 @@ def test_statistics_keep_their_digits_when_the_mean_is_large(backend: Backend, o
 # ---- convolution over random geometries ----
 
 
-def random_geometry(r: np.random.Generator) -> ConvGeometry:
+def random_geometry(r: np.random.Generator, kernels: tuple[int, int] = (1, 5), strides: int = 4) -> ConvGeometry:
     """Kernels 1 to 5, strides 1 to 4, sides 1 to 12, every kind of padding."""
     while True:
         size = tuple(int(v) for v in r.integers(1, 13, 2))
-        kernel = tuple(int(v) for v in r.integers(1, 6, 2))
-        stride = tuple(int(v) for v in r.integers(1, 5, 2))
+        kernel = tuple(int(v) for v in r.integers(kernels[0], kernels[1] + 1, 2))
+        stride = tuple(int(v) for v in r.integers(1, strides + 1, 2))
         pair = tuple(int(v) for v in r.integers(0, 4, 2))
         padding = ("same", "valid", pair[0], pair)[r.integers(4)]
         if padding == "same" or all(H + 2 * 3 * (padding != "valid") >= K for H, K in zip(size, kernel, strict=True)):
@@ -701,12 +703,16 @@ def test_convolutions_over_random_geometries(backend: Backend, block: str, monke
             pytest.skip("the plain kernels have no blocks")
         monkeypatch.setattr(backend, "block_bytes", 1)
     r = rng("geometries", block)
-    larger_stride = 0
-    for i in range(150):
-        g = random_geometry(r)
+    larger_stride = fewer_products = 0
+    for i in range(200):
+        winograd_kind = i % 4 == 3
+        g = random_geometry(r, (3, 3), 2) if winograd_kind else random_geometry(r)
         larger_stride += any(S > K for S, K in zip(g.stride, g.kernel_size, strict=True))
         N, (C, F) = int(r.integers(1, 6)), (int(v) for v in r.integers(1, 10, 2))
         C, F = (1 if i % 10 == 0 else C), (1 if i % 10 == 5 else F)
+        if winograd_kind:
+            C, F = C + 15, F + 15
+            fewer_products += winograd(g, C, F) is not None
         x, y = r.normal(size=(N, *g.input_size, C)), r.normal(size=(N, *g.output_size, F))
         weight, bias = r.normal(size=(*g.kernel_size, C, F)), r.normal(size=F)
         taps = math.prod(g.kernel_size)
@@ -716,6 +722,22 @@ def test_convolutions_over_random_geometries(backend: Backend, block: str, monke
         terms = N * math.prod(g.output_size)
         compare(backend, Case("conv2d_grad_weight", (x, y, g), terms, linear=True), dtype)
     assert larger_stride > 20
+    assert fewer_products > 20
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_nan_reaches_the_outputs_that_it_reaches_in_the_specification(backend: Backend, stride: int) -> None:
+    g, r = conv_geometry((8, 8), (3, 3), stride, "same"), rng("nan", stride)
+    weight = r.normal(size=(3, 3, 16, 16))
+    kernels = ("conv2d", g.input_size, (weight, None, g)), ("conv2d_grad_input", g.output_size, (weight, g))
+    for name, size, more in kernels:
+        for pixel in np.ndindex(size):
+            x = r.normal(size=(1, *size, 16))
+            x[(0, *pixel)] = np.nan
+            wanted = np.isnan(getattr(PLAIN, name)(x, *more))
+            case = Case(name, (x, *more))
+            (found,) = results_of(backend, case, inputs_of(backend, case, "float32"))
+            np.testing.assert_array_equal(np.isnan(backend.to_host(found)), wanted, f"{name}, NaN at {pixel}")
 
 
 def test_scratch_of_one_geometry_does_not_reach_another(backend: Backend) -> None:

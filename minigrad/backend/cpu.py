@@ -66,7 +66,7 @@ class CpuBackend(Backend):
 
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
         """Faster because the columns stay in the cache; each thread sums its own shard."""
-        weight = np.empty((*geometry.kernel_size, x.shape[3], gy.shape[3]), x.dtype)
+        weight = np.zeros((*geometry.kernel_size, x.shape[3], gy.shape[3]), x.dtype)
         _, gweights, _ = self._layer_grad(gy, None, gy, x, weight, geometry, transposed=False, needs_gx=False)
         return gweights.sum(axis=0)
 
@@ -325,7 +325,7 @@ class CpuBackend(Backend):
             if last_norm is not None:
                 self._normalise(y[block], last_norm, y[block])
 
-        self.pool.run(task, len(x), CHAIN_BLOCKS * min(images for *_, images in layers))
+        self.pool.run(task, len(x), CHAIN_BLOCKS * min(images for *_, images in layers), shards_apart=False)
         return y
 
     def _chain(self, layers: list[tuple[Any, Array, bool, int]]) -> Callable[[Array, Array], None]:

@@ -17,8 +17,9 @@ import numpy as np
 
 from . import loops
 from .cpu import FUNCTION_NUMBERS, CpuBackend, Moments, Planner, coverage_of
-from .plan import Plan, Product, ThinAdjoint, adjoint, conv_window, convolution
+from .plan import THIN, adjoint, convolution, phases
 from .pool import blas_libraries
+from .winograd import AXIS, winograd
 
 if TYPE_CHECKING:
     from ..ops.conv import ConvGeometry
@@ -30,35 +31,30 @@ NAMES = (  # prefix and suffix of the functions of BLAS, and its integers: those
     ("scipy_", "", ctypes.c_int),
     ("", "", ctypes.c_int),
 )
+NO_STEPS, NO_AXES = np.zeros(0, loops.STEP), np.zeros(0, AXIS)
 
 
 class CompiledPlan(NamedTuple):
-    """A plan as `loops.convolve` takes it."""
+    """A plan as `loops.convolve` takes it: products over columns, or else a Winograd algorithm."""
 
-    plan: Plan | ThinAdjoint
+    output_size: tuple[int, int]
+    channels: int
+    work: tuple[int, int]  # numbers in the columns and in the product of one image
+    taps: Array  # of the algorithm, or empty
     steps: Array
+    axes: Array
     matrices: Array
 
-    @property
-    def output_size(self) -> tuple[int, int]:
-        """(height, width) of the result."""
-        return self.plan.output_size
-
-    @property
-    def channels(self) -> int:
-        """Of the result."""
-        return self.plan.channels
-
-    def numbers(self, C: int) -> int:
-        """Numbers in the columns and the result of one image with C channels."""
-        return self.plan.numbers(C)
+    def numbers(self, _: int) -> int:
+        """Numbers that one image takes at work."""
+        return sum(self.work)
 
 
 class JitBackend(CpuBackend):
     """The kernels on `threads` threads; None: the cores that this process may use."""
 
     kernels = "numba"
-    block_bytes = 1 << 20
+    block_bytes = 1 << 19
 
     def __init__(self, threads: int | None = None) -> None:
         self.prepare(np.dtype("float32"))
@@ -69,9 +65,23 @@ class JitBackend(CpuBackend):
         _ready(dtype)
 
     def _plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> CompiledPlan:
-        plan, steps, order = _steps(planner, geometry, weight.shape)
+        """Faster because 3x3 layers with many channels take fewer multiplications; see winograd.py."""
+        C, F = weight.shape[2:]
+        back = planner is adjoint
+        size, channels = (geometry.input_size, C) if back else (geometry.output_size, F)
+        algorithm = winograd(geometry, C, F)
+        if algorithm is not None:
+            x_numbers, y_numbers = algorithm.numbers(C, F)
+            work = (y_numbers, x_numbers) if back else (x_numbers, y_numbers)
+            axes, taps = algorithm.back_axes if back else algorithm.axes, algorithm.taps.astype(weight.dtype)
+            with self.pool.single_threaded_blas:
+                return CompiledPlan(size, channels, work, taps, NO_STEPS, axes, algorithm.matrices(weight, back))
+        columns, steps, order = _steps(planner, geometry, weight.shape)
         matrices = np.ascontiguousarray(weight).reshape(-1)
-        return CompiledPlan(plan, steps, matrices if planner is convolution else matrices.take(order))
+        if order is not None:
+            matrices = matrices.take(order)
+        work, taps = (columns, math.prod(size) * channels), np.empty((0, 9), weight.dtype)
+        return CompiledPlan(size, channels, work, taps, steps, NO_AXES, matrices)
 
     def _layer(
         self,
@@ -91,8 +101,8 @@ class JitBackend(CpuBackend):
 
         def task(shard: int, part: slice) -> None:
             results = y[part], moments.shifts[shard], moments.sums[shard]
-            scratch = self._scratch(images, plan.numbers(x.shape[3]), x[part], y)
-            loops.conv_layer(_ready(x.dtype), x[part], *plan[1:], bias, active, *results, images, scratch)
+            scratch = self._scratch(min(images, len(x[part])), (*plan.work, 0), x.dtype)
+            loops.conv_layer(_ready(x.dtype), x[part], *plan[4:], bias, active, *results, images, scratch)
             moments.counts[shard] = (part.stop - part.start) * math.prod(plan.output_size)
 
         self.pool.run(task, len(x), len(x))
@@ -111,21 +121,23 @@ class JitBackend(CpuBackend):
     ) -> tuple[Array | None, Array, Array]:
         """Faster because a thread does all of its images in one call."""
         gy, y, x, weight = _contiguous(gy, y, x, weight)
+        C, F = weight.shape[2:]
         forward = self._plan(convolution, weight, geometry)
         back = self._plan(adjoint, weight, geometry) if needs_gx and not transposed else forward
-        numbers = max(forward.numbers(weight.shape[2]), back.numbers(weight.shape[3]))
-        images = self._images_a_block(forward, weight.shape[2], x.itemsize)
+        numbers = [max(sizes) for sizes in zip(forward.work, back.work, strict=True)]
+        images = self._images_a_block(forward, C, x.itemsize)
         gx = np.empty(x.shape if needs_gx else (0,) * 4, x.dtype)
-        rows = weight.reshape(-1, weight.shape[3])
+        rows = weight.reshape(-1, F)
         gweights = np.zeros((self.threads, *rows.shape), x.dtype)
         totals = np.zeros((self.threads, math.prod(y.shape[1:])), x.dtype)
         through_rows = _or_empty(through, 2, x.dtype)
 
         def task(shard: int, part: slice) -> None:
-            arrays = gy[part], through_rows, y[part], x[part], forward.steps, rows, transposed
+            plans = forward.steps, forward.axes, forward.taps, rows, transposed, back.steps, back.matrices
             results = gx[part], gweights[shard], totals[shard]
-            scratch = self._scratch(images, numbers, x[part], y)
-            loops.conv_layer_grad(_ready(x.dtype), *arrays, *back[1:], *results, images, scratch)
+            scratch = self._scratch(min(images, len(x[part])), (*numbers, y[:1].size), x.dtype)
+            arrays = gy[part], through_rows, y[part], x[part]
+            loops.conv_layer_grad(_ready(x.dtype), *arrays, *plans, *results, images, scratch)
 
         self.pool.run(task, len(x), len(x))
         gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(self.threads, -1, y.shape[3])
@@ -165,32 +177,28 @@ class JitBackend(CpuBackend):
     def _chain(self, layers: list[tuple[Any, Array, bool, int]]) -> Callable[[Array, Array], None]:
         """Faster because a block goes through all layers in one call."""
         table = np.zeros(len(layers), loops.LAYER)
-        arrays = [(plan.steps, plan.matrices, bias_image.reshape(-1)) for plan, bias_image, _, _ in layers]
-        starts = [0, 0, 0]
+        arrays = [(plan.steps, plan.axes, plan.matrices, bias_image.reshape(-1)) for plan, bias_image, _, _ in layers]
+        starts = [0, 0, 0, 0]
         for row, (plan, _, active, images), parts in zip(table, layers, arrays, strict=True):
             row["output_size"], row["channels"], row["active"] = plan.output_size, plan.channels, active
             row["images"] = images
             stops = [start + len(part) for start, part in zip(starts, parts, strict=True)]
-            row["steps"], row["matrices"], row["bias"] = zip(starts, stops, strict=True)
+            row["steps"], row["axes"], row["matrices"], row["bias"] = zip(starts, stops, strict=True)
             starts = stops
         joined = [np.concatenate(parts) for parts in zip(*arrays, strict=True)]
         pixels = [math.prod(plan.output_size) * plan.channels for plan, *_ in layers]
 
         def infer(x: Array, y: Array) -> None:
-            channels = [x.shape[3], *(plan.channels for plan, *_ in layers)]
-            columns = max(images * plan.numbers(C) for (plan, *_, images), C in zip(layers, channels, strict=False))
-            product = max(images * count for (*_, images), count in zip(layers, pixels, strict=True))
-            counts = columns, product, len(x) * max(pixels), len(x) * max(pixels)
-            *scratch, even, odd = (self.pool.scratch(f"flat {i}", (count,), x.dtype) for i, count in enumerate(counts))
+            columns, product = (max(images * plan.work[i] for plan, *_, images in layers) for i in (0, 1))
+            *scratch, even, odd = self._scratch(1, (columns, product, *2 * (len(x) * max(pixels),)), x.dtype)
             arguments = np.ascontiguousarray(x), table, *joined, y, (even, odd), (*scratch, even)
             loops.chain(_ready(x.dtype), *arguments)
 
         return infer
 
-    def _scratch(self, images: int, numbers: int, x: Array, y: Array) -> tuple[Array, ...]:
-        """The arrays of loops.COLUMNS, PRODUCT and GRADIENT for so many images of x at a time."""
-        counts = (min(images, len(x)) * count for count in (numbers, max(x[:1].size, y[:1].size), y[:1].size))
-        return tuple(self.pool.scratch(f"flat {i}", (count,), x.dtype) for i, count in enumerate(counts))
+    def _scratch(self, images: int, numbers: tuple[int, ...], dtype: Any) -> tuple[Array, ...]:
+        """Arrays of this thread (loops.COLUMNS, PRODUCT, GRADIENT, ...) for so many numbers an image."""
+        return tuple(self.pool.scratch(f"flat {i}", (images * count,), dtype) for i, count in enumerate(numbers))
 
     # ---- what a block of images goes through ----
 
@@ -247,24 +255,19 @@ def _or_empty(array: Array | None, axes: int, dtype: Any) -> Array:
 
 
 @lru_cache(maxsize=256)
-def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> tuple[Plan | ThinAdjoint, Array, Array]:
-    """The plan for a weight of this shape, as records of loops.STEP; and which entries of the weight its matrices are,
-    found by making the plan of the numbers 0, 1, 2, ..."""
-    plan = planner(np.arange(math.prod(shape)).reshape(shape), geometry)
-    planes, everything = isinstance(plan, ThinAdjoint), slice(None)
-    if isinstance(plan, ThinAdjoint):
-        parts = [(conv_window(geometry), [Product(plan.matrix, everything, everything, everything)])]
-    else:
-        parts = plan.parts
+def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> tuple[int, Array, Array | None]:
+    """For a weight of this shape the numbers in the columns of an image; the products as records of loops.STEP; and
+    which entries of the weight their matrices are, found by making the plan of the numbers 0, 1, 2, ... (None: all)."""
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    plan = phases(numbers, geometry) if planner is adjoint else convolution(numbers, geometry)
     steps: list[tuple[Any, ...]] = []
     matrices: list[Array] = []
-    for number, (window, products) in enumerate(parts):
+    for number, (window, products) in enumerate(plan.parts):
         for product in products:
-            taps, start = product.taps.start or 0, sum(len(matrix) for matrix in matrices)
+            taps, start = product.taps.start or 0, sum(matrix.size for matrix in matrices)
             steps.append(
                 (
                     number,
-                    planes,
                     window.output_size,
                     window.kernel_size,
                     window.stride,
@@ -275,8 +278,10 @@ def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> 
                     (start, start + product.matrix.size),
                 )
             )
-            matrices.append(product.matrix.reshape(-1))
-    return plan, np.array(steps, loops.STEP), np.concatenate(matrices)
+            matrices.append(product.matrix.T if plan.channels < THIN else product.matrix)
+    order = np.concatenate([matrix.reshape(-1) for matrix in matrices])
+    columns = plan.numbers(shape[3 if planner is adjoint else 2]) - math.prod(plan.output_size) * plan.channels
+    return columns, np.array(steps, loops.STEP), None if np.array_equal(order, numbers.reshape(-1)) else order
 
 
 @cache

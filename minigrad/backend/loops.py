@@ -1,11 +1,13 @@
 """The loops that Numba compiles for the `numba` kernels, in plain Python.
 
-They run on the thread that calls them, without the interpreter lock: im2col, what follows a product, and sums on one
-block of images; `conv_layer`, `conv_layer_grad` and `chain` take a thread's images through them block by block and
-call BLAS in between. Sums over rows of channels are taken in the arrays' own precision over 512 rows at a time and go
-on in float64.
+They run on the thread that calls them, without the interpreter lock: im2col, the sums of winograd.py, what follows a
+product, and sums on one block of images; `conv_layer`, `conv_layer_grad` and `chain` take a thread's images through
+them block by block and call BLAS in between. Sums over rows of channels are taken in the arrays' own precision over 512
+rows at a time and go on in float64.
 
-`contract` lets a product and a sum become one rounding (a fused multiply-add); NaN and infinity keep their meaning.
+`contract` lets a product and a sum become one rounding (a fused multiply-add), `reassoc` takes a sum in any order; NaN
+and infinity keep their meaning. An index that is the sum of two is unsigned (`np.uint64`): a signed one might be
+negative and mean the array's end, and a loop that has to ask is not vectorised.
 """
 
 from __future__ import annotations
@@ -19,26 +21,27 @@ import numba
 import numpy as np
 
 from .plan import THIN
+from .winograd import AXIS
 
 Array = Any
 CHUNK_ROWS = 512
 COLUMNS, PRODUCT, GRADIENT = 0, 1, 2  # the arrays of scratch
 ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE = 101, 111, 112  # of the C interface of BLAS
 SIZES = ("output_size", "kernel_size", "stride", "start", "taps", "first", "every", "matrix")
-STEP = np.dtype([("window", "i8"), ("planes", "i8"), *((name, "i8", 2) for name in SIZES)])
-"""One product of a plan (see plan.py): matrices[matrix[0]:matrix[1]] is its matrix and window the number of its window;
-it gives the pixels from `first` on, one in `every`. planes: it is the product of a ThinAdjoint."""
+STEP = np.dtype([("window", "i8"), *((name, "i8", 2) for name in SIZES)])
+"""One product of a plan (see plan.py): matrices[matrix[0]:matrix[1]] is its matrix (transposed where the result has
+few channels) and window the number of its window; it gives the pixels from `first` on, one in `every`."""
 
 LAYER = np.dtype(
     [("channels", "i8"), ("active", "i8"), ("images", "i8")]
-    + [(name, "i8", 2) for name in ("output_size", "steps", "matrices", "bias")]
+    + [(name, "i8", 2) for name in ("output_size", "steps", "axes", "matrices", "bias")]
 )
 """One layer of a chain: its size, how many images it takes at a time, and from where to where its parts are."""
 
 
-def compiled(loop: Callable[..., Any]) -> Any:
+def compiled(loop: Callable[..., Any], fastmath: Any = frozenset({"contract"})) -> Any:
     """The loop compiled for the arrays of its first call, without the interpreter lock and kept on disk."""
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
     try:
         return numba.njit(loop, cache=True, **options)
     except RuntimeError:  # there is no folder that the cache could be written to
@@ -77,10 +80,12 @@ def _examples(gemm: Any, ones: Callable[..., Array]) -> Iterator[tuple[Any, tupl
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
     yield unfold, (gemm, norm, weights[0], weights, image[0], ones((1, 2)), False, *gradients)
     layers = np.ones(1, LAYER)
-    layers["channels"], layers["steps"], layers["matrices"], layers["bias"] = 2, (0, 1), (0, 4), (0, 2)
-    yield chain, (gemm, image, layers, steps, matrices, vector, image, scratch[:2], scratch)
-    yield conv_layer, (gemm, image, steps, matrices, image[0], True, image, sums[0], sums, block, scratch)
-    arrays = gemm, image, through, image, image, steps, rows, False, steps, matrices
+    layers["channels"], layers["steps"], layers["axes"] = 2, (0, 1), (0, 0)
+    layers["matrices"], layers["bias"] = (0, 4), (0, 2)
+    axes = np.zeros(0, AXIS)
+    yield chain, (gemm, image, layers, steps, axes, matrices, vector, image, scratch[:2], scratch)
+    yield conv_layer, (gemm, image, steps, axes, matrices, image[0], True, image, sums[0], sums, block, scratch)
+    arrays = gemm, image, through, image, image, steps, axes, rows[:0], rows, False, steps, matrices
     yield conv_layer_grad, (*arrays, image, rows, vector, block, scratch)
     yield adam, (vector, vector, vector, vector, vector, *ones(4))
 
@@ -96,20 +101,24 @@ def im2col(x: Array, start: tuple[int, int], stride: tuple[int, int], columns: A
     """columns (n, PH, PW, KH, KW, C): the patches of x (n, H, W, C); zero outside of it."""
     n, H, W, C = x.shape
     _, PH, PW, KH, KW, _ = columns.shape
-    zero = x.dtype.type(0)
+    pixels, target, zero = x.reshape(-1), columns.reshape(-1), x.dtype.type(0)
     for i in range(n):
         for p in range(PH):
             for q in range(PW):
+                left = q * stride[1] + start[1]
                 for a in range(KH):
                     h = p * stride[0] + a + start[0]
-                    for b in range(KW):
-                        w = q * stride[1] + b + start[1]
-                        if h < 0 or h >= H or w < 0 or w >= W:
-                            for k in range(C):
-                                columns[i, p, q, a, b, k] = zero
-                        else:
-                            for k in range(C):
-                                columns[i, p, q, a, b, k] = x[i, h, w, k]
+                    first = min(max(0, -left), KW) if 0 <= h < H else KW  # the taps that meet pixels of the row
+                    last = max(first, min(KW, W - left))
+                    to = np.uint64((((i * PH + p) * PW + q) * KH + a) * KW * C)
+                    for k in range(np.uint64(first * C)):
+                        target[to + k] = zero
+                    source, to = np.uint64(((i * H + h) * W + left + first) * C), to + np.uint64(first * C)
+                    for k in range(np.uint64((last - first) * C)):
+                        target[to + k] = pixels[source + k]
+                    to += np.uint64((last - first) * C)
+                    for k in range(np.uint64((KW - last) * C)):
+                        target[to + k] = zero
 
 
 @compiled
@@ -117,7 +126,8 @@ def im2col_thin(x: Array, start: tuple[int, int], stride: tuple[int, int], colum
     """columns (KH, KW, C, n, PH, PW): im2col transposed, which is written in longer runs where C is small."""
     n, H, W, C = x.shape
     KH, KW, _, _, PH, PW = columns.shape
-    zero = x.dtype.type(0)
+    pixels, target, zero = x.reshape(-1), columns.reshape(-1), x.dtype.type(0)
+    step = np.uint64(stride[1] * C)
     for a in range(KH):
         for b in range(KW):
             left = b + start[1]
@@ -127,62 +137,197 @@ def im2col_thin(x: Array, start: tuple[int, int], stride: tuple[int, int], colum
                 for i in range(n):
                     for p in range(PH):
                         h = p * stride[0] + a + start[0]
-                        if h < 0 or h >= H:
-                            for q in range(PW):
-                                columns[a, b, c, i, p, q] = zero
-                            continue
-                        for q in range(first):
-                            columns[a, b, c, i, p, q] = zero
-                        for q in range(first, last):
-                            columns[a, b, c, i, p, q] = x[i, h, q * stride[1] + left, c]
-                        for q in range(last, PW):
-                            columns[a, b, c, i, p, q] = zero
+                        inside = last - first if 0 <= h < H else 0
+                        to = np.uint64(((((a * KW + b) * C + c) * n + i) * PH + p) * PW)
+                        if inside < PW:
+                            for q in range(np.uint64(PW)):
+                                target[to + q] = zero
+                        to += np.uint64(first)
+                        source = np.uint64(((i * H + h) * W + first * stride[1] + left) * C + c)
+                        for q in range(np.uint64(inside)):
+                            target[to + q] = pixels[source + q * step]
 
 
-@compiled
-def add_planes(planes: Array, start: tuple[int, int], stride: tuple[int, int], out: Array) -> None:
-    """out (n, H, W, C) = planes (n, OH, OW, KH, KW, C) added, each onto its patch: the adjoint of im2col."""
-    n, OH, OW, KH, KW, C = planes.shape
-    _, H, W, _ = out.shape
+@partial(compiled, fastmath={"contract", "reassoc"})
+def dots(x: Array, step: Any, taps: Array, out: Array) -> None:
+    """The pixels of out (n, H, W, F) that the step gives, where F is small: a scalar product for each; taps: its matrix
+    (F, rows of taps, KW * C)."""
+    n, H, W, C = x.shape
+    _, OH, OW, F = out.shape
+    (PH, PW), KW = pair(step.output_size), step.kernel_size[1]
+    run, pixels, zero = max(KW * C, 1), x.reshape(-1), x.dtype.type(0)
+    above, KH = step.taps[0] // run, (step.taps[1] - step.taps[0]) // run  # rows of the window before them, and theirs
+    rows = min(PH, (OH - step.first[0] + step.every[0] - 1) // step.every[0])
+    row_length = min(PW, (OW - step.first[1] + step.every[1] - 1) // step.every[1])
     for i in range(n):
-        out[i] = 0
-        for p in range(OH):
-            for a in range(KH):
-                h = p * stride[0] + a + start[0]
-                if h < 0 or h >= H:
-                    continue
-                for b in range(KW):
-                    left = b + start[1]
-                    first = min(max(0, (stride[1] - 1 - left) // stride[1]), OW)
-                    last = max(min(OW, (W - 1 - left) // stride[1] + 1), first)
-                    for c in range(C):
-                        for q in range(first, last):
-                            out[i, h, q * stride[1] + left, c] += planes[i, p, q, a, b, c]
+        for p in range(rows):
+            q = 0
+            while q < row_length:
+                left = q * step.stride[1] + step.start[1]
+                first = min(max(0, -left), KW)
+                last = max(first, min(KW, W - left))
+                # away from the border four pixels of a row share the taps that are loaded; elsewhere four times one
+                inside = left >= 0 and left + 3 * step.stride[1] + KW <= W and q + 4 <= row_length
+                ahead = np.uint64(step.stride[1] * C if inside else 0)
+                h, w = step.first[0] + p * step.every[0], step.first[1] + q * step.every[1]
+                for f in range(F):
+                    y0 = y1 = y2 = y3 = zero
+                    for a in range(KH):
+                        row = p * step.stride[0] + above + a + step.start[0]
+                        if 0 <= row < H:
+                            x0 = np.uint64(((i * H + row) * W + left + first) * C)
+                            x1, x2, x3 = x0 + ahead, x0 + ahead + ahead, x0 + ahead + ahead + ahead
+                            tap = np.uint64((f * KH + a) * run + first * C)
+                            s0 = s1 = s2 = s3 = zero
+                            for k in range(np.uint64((last - first) * C)):
+                                s0 += pixels[x0 + k] * taps[tap + k]
+                                s1 += pixels[x1 + k] * taps[tap + k]
+                                s2 += pixels[x2 + k] * taps[tap + k]
+                                s3 += pixels[x3 + k] * taps[tap + k]
+                            y0, y1, y2, y3 = y0 + s0, y1 + s1, y2 + s2, y3 + s3
+                    out[i, h, w, f] = y0
+                    if inside:
+                        every = step.every[1]
+                        out[i, h, w + every, f], out[i, h, w + 2 * every, f], out[i, h, w + 3 * every, f] = y1, y2, y3
+                q += 4 if inside else 1
 
 
 @compiled
-def finish(
-    product: Array, first: tuple[int, int], step: tuple[int, int], bias: Array, active: bool, out: Array
-) -> None:
-    """out[:, first[0] :: step[0], first[1] :: step[1]] = product, as far as out reaches, + bias (H, W, C) unless that
-    is empty, and its ReLU if active."""
+def spread(product: Array, first: tuple[int, int], step: tuple[int, int], out: Array) -> None:
+    """out[:, first[0] :: step[0], first[1] :: step[1]] = product, as far as out reaches."""
     n, PH, PW, C = product.shape
     _, H, W, _ = out.shape
-    zero = product.dtype.type(0)
+    source, target, length = product.reshape(-1), out.reshape(-1), np.uint64(C)
     for i in range(n):
         for p in range(min(PH, (H - first[0] + step[0] - 1) // step[0])):
             for q in range(min(PW, (W - first[1] + step[1] - 1) // step[1])):
-                h, w = first[0] + p * step[0], first[1] + q * step[1]
-                if not len(bias):
-                    for k in range(C):
-                        out[i, h, w, k] = product[i, p, q, k]
-                elif not active:
-                    for k in range(C):
-                        out[i, h, w, k] = product[i, p, q, k] + bias[h, w, k]
+                at = np.uint64(((i * PH + p) * PW + q) * C)
+                to = np.uint64(((i * H + first[0] + p * step[0]) * W + first[1] + q * step[1]) * C)
+                for k in range(length):
+                    target[to + k] = source[at + k]
+
+
+@compiled
+def activate(y: Array, bias: Array, active: bool) -> None:
+    """y = y + bias, and its ReLU if active; (numbers,) or, for an empty bias, nothing."""
+    zero = y.dtype.type(0)
+    if not active:
+        for k in range(len(bias)):
+            y[k] += bias[k]
+    else:
+        for k in range(len(bias)):
+            value = y[k] + bias[k]
+            y[k] = zero if value < 0 else value
+
+
+@compiled
+def plane_start(rows: Any, columns: Any, a: int, b: int, tile: int, tiles: int) -> int:
+    """Where the pixel of a tile, number `tile` of all, lies in plane (a, b): planes of one group are channels of one
+    matrix (tiles, planes * C), and the groups follow each other."""
+    before = rows.first[a] * columns.planes + rows.size[a] * columns.first[b]
+    group, member = rows.size[a] * columns.size[b], (a - rows.first[a]) * columns.size[b] + b - columns.first[b]
+    return before * tiles + tile * group + member
+
+
+@compiled
+def gather(x: Array, rows: Any, columns: Any, planes: Array) -> None:
+    """planes: the sums of pixels of x (n, H, W, C), zero outside of it, that the AXIS of rows and of columns take."""
+    n, H, W, C = x.shape
+    TH, TW = rows.tiles, columns.tiles
+    pixels, length, one, zero = x.reshape(-1), np.uint64(C), x.dtype.type(1), x.dtype.type(0)
+    for tile in range(n * TH * TW):
+        i, p, q = tile // (TH * TW), tile // TW % TH, tile % TW
+        for a in range(rows.planes):
+            up, h = one * rows.sign[a, 0], p * rows.step + rows.place[a, 0] + rows.start
+            down, other_h = one * rows.sign[a, 1], p * rows.step + rows.place[a, 1] + rows.start
+            has_up, has_down = 0 <= h < H, rows.terms[a] == 2 and 0 <= other_h < H
+            if has_down and not has_up:
+                up, h, has_up, has_down = down, other_h, True, False
+            for b in range(columns.planes):
+                left, w = one * columns.sign[b, 0], q * columns.step + columns.place[b, 0] + columns.start
+                right, other_w = one * columns.sign[b, 1], q * columns.step + columns.place[b, 1] + columns.start
+                has_left, has_right = 0 <= w < W, columns.terms[b] == 2 and 0 <= other_w < W
+                if has_right and not has_left:
+                    left, w, has_left, has_right = right, other_w, True, False
+                to = np.uint64(plane_start(rows, columns, a, b, tile, n * TH * TW) * C)
+                if not (has_up and has_left):
+                    for k in range(length):
+                        planes[to + k] = zero
+                    continue
+                first = np.uint64(((i * H + h) * W + w) * C)
+                second = np.uint64(((i * H + h) * W + other_w) * C)
+                third, fourth = (
+                    np.uint64(((i * H + other_h) * W + w) * C),
+                    np.uint64(((i * H + other_h) * W + other_w) * C),
+                )
+                if has_down and has_right:
+                    for k in range(length):
+                        upper = left * pixels[first + k] + right * pixels[second + k]
+                        lower = left * pixels[third + k] + right * pixels[fourth + k]
+                        planes[to + k] = up * upper + down * lower
+                elif has_down:
+                    for k in range(length):
+                        planes[to + k] = left * (up * pixels[first + k] + down * pixels[third + k])
+                elif has_right:
+                    for k in range(length):
+                        planes[to + k] = up * (left * pixels[first + k] + right * pixels[second + k])
                 else:
-                    for k in range(C):
-                        y = product[i, p, q, k] + bias[h, w, k]
-                        out[i, h, w, k] = zero if y < 0 else y
+                    for k in range(length):
+                        planes[to + k] = up * left * pixels[first + k]
+
+
+@compiled
+def scatter(planes: Array, rows: Any, columns: Any, bias: Array, active: bool, out: Array) -> None:
+    """out (n, H, W, C) = the adjoint of gather + bias (H, W, C) unless that is empty; and its ReLU if active."""
+    n, H, W, C = out.shape
+    TH, TW = rows.tiles, columns.tiles
+    target, length, zero = out.reshape(-1), np.uint64(C), out.dtype.type(0)
+    places, signs = np.empty(16, np.uint64), np.empty(16, out.dtype)
+    for i in range(n):
+        for h in range(H):
+            p, r = (h - rows.start) // rows.step, (h - rows.start) % rows.step
+            row = out[i, h].reshape(-1)
+            if len(bias):
+                start = bias[h].reshape(-1)
+                for k in range(len(row)):
+                    row[k] = start[k]
+            else:
+                row[:] = 0
+            for w in range(W):
+                q, c = (w - columns.start) // columns.step, (w - columns.start) % columns.step
+                count = 0
+                for u in range(rows.sources[r]):
+                    tile_row = p + rows.from_tile[r, u]
+                    for v in range(columns.sources[c]):
+                        tile_column = q + columns.from_tile[c, v]
+                        if 0 <= tile_row < TH and 0 <= tile_column < TW:
+                            a, b = rows.from_plane[r, u], columns.from_plane[c, v]
+                            tile = (i * TH + tile_row) * TW + tile_column
+                            places[count] = plane_start(rows, columns, a, b, tile, n * TH * TW) * C
+                            signs[count] = rows.from_sign[r, u] * columns.from_sign[c, v]
+                            count += 1
+                to, done = np.uint64(((i * H + h) * W + w) * C), 0
+                while done < count:
+                    first, sign = places[done], signs[done]
+                    second, other = places[min(done + 1, count - 1)], signs[min(done + 1, count - 1)]
+                    if count - done == 1:
+                        for k in range(length):
+                            target[to + k] += sign * planes[first + k]
+                        done += 1
+                    elif count - done < 4:
+                        for k in range(length):
+                            target[to + k] += sign * planes[first + k] + other * planes[second + k]
+                        done += 2
+                    else:
+                        third, fourth = places[done + 2], places[done + 3]
+                        more, last = signs[done + 2], signs[done + 3]
+                        for k in range(length):
+                            pair_of = sign * planes[first + k] + other * planes[second + k]
+                            target[to + k] += pair_of + (more * planes[third + k] + last * planes[fourth + k])
+                        done += 4
+            if active:
+                for k in range(len(row)):
+                    row[k] = zero if row[k] < 0 else row[k]
 
 
 @compiled
@@ -378,31 +523,75 @@ def patches(x: Array, step: Any, scratch: Array) -> Array:
 
 
 @compiled
+def products(
+    gemm: Any,
+    planes: Array,
+    axes: Array,
+    matrices: Array,
+    result_axes: Array,
+    tiles: int,
+    size: tuple[int, int],
+    results: Array,
+) -> None:
+    """results = planes @ matrices, group by group of the planes; size: channels of the images behind both."""
+    a = b = c = 0  # where the group begins
+    for g in range(axes[0].groups):
+        for h in range(axes[1].groups):
+            K, N = group_size(axes, g, h) * size[0], group_size(result_axes, g, h) * size[1]
+            matrix, result = matrices[b : b + K * N].reshape(K, N), results[c : c + tiles * N].reshape(tiles, N)
+            matmul(gemm, planes[a : a + tiles * K].reshape(tiles, K), matrix, 0.0, result)
+            a, b, c = a + tiles * K, b + K * N, c + tiles * N
+
+
+@compiled
+def group_size(axes: Array, g: int, h: int) -> int:
+    """Planes of the group g of rows and h of columns."""
+    return (axes[0].begin[g + 1] - axes[0].begin[g]) * (axes[1].begin[h + 1] - axes[1].begin[h])
+
+
+@compiled
+def add_weight_gradients(
+    gemm: Any, planes: Array, axes: Array, gplanes: Array, tiles: int, size: tuple[int, int], total: Array
+) -> None:
+    """total (products * C * F,) += planes^T @ gplanes, group by group of the planes; size: (C, F)."""
+    a = b = c = 0
+    for g in range(axes[0].groups):
+        for h in range(axes[1].groups):
+            K, F = group_size(axes, g, h) * size[0], size[1]
+            columns, rows = planes[a : a + tiles * K].reshape(tiles, K), gplanes[b : b + tiles * F].reshape(tiles, F)
+            matmul(gemm, columns.T, rows, 1.0, total[c : c + K * F].reshape(K, F))
+            a, b, c = a + tiles * K, b + tiles * F, c + K * F
+
+
+@compiled
 def convolve(
     gemm: Any,
     x: Array,
     steps: Array,
+    axes: Array,
     matrices: Array,
     bias: Array,
     active: bool,
     out: Array,
     scratch: tuple[Array, ...],
 ) -> None:
-    """out = what the steps compute from the block x, with bias and active as `finish` has them."""
+    """out = what the steps, or else the axes (of the source and the result), compute from the block x; + bias (H, W, F)
+    unless that is empty, and its ReLU if active."""
     n, C = x.shape[0], x.shape[3]
     _, H, W, F = out.shape
+    if len(axes):
+        tiles = n * axes[0].tiles * axes[1].tiles
+        gather(x, axes[0], axes[1], scratch[COLUMNS])
+        products(gemm, scratch[COLUMNS], axes[:2], matrices, axes[2:], tiles, (C, F), scratch[PRODUCT])
+        scatter(scratch[PRODUCT], axes[2], axes[3], bias, active, out)
+        return
     for i in range(len(steps)):
         step = steps[i]
         PH, PW = pair(step.output_size)
         rows = n * PH * PW
         matrix = matrices[step.matrix[0] : step.matrix[1]]
-        if step.planes:
-            KH, KW = pair(step.kernel_size)
-            planes = scratch[COLUMNS][: rows * KH * KW * F].reshape(rows, KH * KW * F)
-            matmul(gemm, x.reshape(rows, C), matrix.reshape(KH * KW * F, C).T, 0.0, planes)
-            add_planes(planes.reshape(n, PH, PW, KH, KW, F), pair(step.start), pair(step.stride), out)
-            if len(bias):
-                finish(out, pair(step.first), pair(step.every), bias, active, out)
+        if F < THIN:
+            dots(x, step, matrix, out)
             continue
         if i == 0 or step.window != steps[i - 1].window:
             columns = patches(x, step, scratch[COLUMNS])
@@ -410,8 +599,11 @@ def convolve(
         product = out.reshape(rows, F) if whole else scratch[PRODUCT][: rows * F].reshape(rows, F)
         taps = columns[:, step.taps[0] : step.taps[1]]
         matmul(gemm, taps, matrix.reshape(taps.shape[1], F), 0.0, product)
-        if len(bias) or not whole:
-            finish(product.reshape(n, PH, PW, F), pair(step.first), pair(step.every), bias, active, out)
+        if not whole:
+            spread(product.reshape(n, PH, PW, F), pair(step.first), pair(step.every), out)
+    if len(bias):
+        for i in range(n):
+            activate(out[i].reshape(-1), bias.reshape(-1), active)
 
 
 @compiled
@@ -420,6 +612,7 @@ def chain(
     x: Array,
     layers: Array,
     steps: Array,
+    axes: Array,
     matrices: Array,
     biases: Array,
     y: Array,
@@ -431,13 +624,13 @@ def chain(
     for i in range(len(layers)):
         layer = layers[i]
         (H, W), F, images = pair(layer.output_size), layer.channels, layer.images
-        parts = steps[layer.steps[0] : layer.steps[1]]
+        parts, sums = steps[layer.steps[0] : layer.steps[1]], axes[layer.axes[0] : layer.axes[1]]
         weights = matrices[layer.matrices[0] : layer.matrices[1]]
         bias = biases[layer.bias[0] : layer.bias[1]].reshape(H, W, F)
         out = y if i == len(layers) - 1 else between[i % 2][: n * H * W * F].reshape(n, H, W, F)
         for start in range(0, n, images):
             block, result = source[start : start + images], out[start : start + images]
-            convolve(gemm, block, parts, weights, bias, layer.active != 0, result, scratch)
+            convolve(gemm, block, parts, sums, weights, bias, layer.active != 0, result, scratch)
         source = out
 
 
@@ -446,6 +639,7 @@ def conv_layer(
     gemm: Any,
     x: Array,
     steps: Array,
+    axes: Array,
     matrices: Array,
     bias: Array,
     active: bool,
@@ -455,13 +649,13 @@ def conv_layer(
     block: int,
     scratch: tuple[Array, ...],
 ) -> None:
-    """y = what the steps compute from a shard x, + bias; if active its ReLU, and sums (2, F) += the sum of y - shift,
-    and of its square, where shift (F,) becomes the mean of the first image."""
+    """y = what the steps or the axes compute from a shard x, + bias; if active its ReLU, and sums (2, F) += the sum of
+    y - shift, and of its square, where shift (F,) becomes the mean of the first image."""
     F = y.shape[3]
     centre = np.empty(F, x.dtype)
     for start in range(0, len(x), block):
         out = y[start : start + block]
-        convolve(gemm, x[start : start + block], steps, matrices, bias, active, out, scratch)
+        convolve(gemm, x[start : start + block], steps, axes, matrices, bias, active, out, scratch)
         if active:
             rows = out.reshape(out.size // F, F)
             if start == 0:
@@ -481,6 +675,8 @@ def conv_layer_grad(
     y: Array,
     x: Array,
     window: Array,
+    axes: Array,
+    taps: Array,
     weight: Array,
     transposed: bool,
     steps: Array,
@@ -492,9 +688,12 @@ def conv_layer_grad(
     scratch: tuple[Array, ...],
 ) -> None:
     """The gradients of conv_layer for a shard; gx is wanted if it is not empty. window: the convolution's only step;
-    steps, matrices: of its adjoint; weight, gweight: (KH * KW * C, F); total (OH * OW * F,): the sum over images behind
-    the ReLU; gweight and total are added to."""
+    axes, taps: of its Winograd algorithm, or empty; weight, gweight: (KH * KW * C, F); steps, matrices: for gx. total
+    (OH * OW * F,): the sum over images behind the ReLU. gweight and total are added to."""
     C, F = x.shape[3], y.shape[3]
+    no_bias = gx[:0].reshape(0, 0, 0)
+    size = (F, C) if transposed else (C, F)  # of the weight
+    gproducts = np.zeros((len(taps), size[0] * size[1]), x.dtype)
     for start in range(0, len(x), block):
         source, result, g = x[start : start + block], y[start : start + block], gy[start : start + block]
         x_rows, g_rows = source.reshape(source.size // C, C), g.reshape(g.size // F, F)
@@ -503,19 +702,31 @@ def conv_layer_grad(
             gy_rows, g_rows = g_rows, g.reshape(g.size // F, F)
             through_relu(gy_rows, result.reshape(result.size // F, F), through, g_rows)
         add_images(g.reshape(len(g), total.size), total)
-        if transposed:
+        out = gx[start : start + block]
+        if len(axes):
+            tiles, x_planes, y_planes = len(g) * axes[0].tiles * axes[1].tiles, scratch[COLUMNS], scratch[PRODUCT]
+            gather(g if transposed else source, axes[0], axes[1], x_planes)
+            gather(source if transposed else g, axes[2], axes[3], y_planes)
+            add_weight_gradients(gemm, x_planes, axes, y_planes, tiles, size, gproducts.reshape(-1))
+            if len(gx) and transposed:
+                products(gemm, x_planes, axes[:2], matrices, axes[2:], tiles, size, y_planes)
+                scatter(y_planes, axes[2], axes[3], no_bias, False, out)
+            elif len(gx):
+                products(gemm, y_planes, axes[2:], matrices, axes[:2], tiles, (F, C), x_planes)
+                scatter(x_planes, axes[0], axes[1], no_bias, False, out)
+        elif transposed:
             columns = patches(g, window[0], scratch[COLUMNS])
             matmul(gemm, columns.T, x_rows, 1.0, gweight)
             if len(gx):
-                out = gx[start : start + block]
                 matmul(gemm, columns, weight, 0.0, out.reshape(out.size // C, C))
         else:
             columns = patches(source, window[0], scratch[COLUMNS])
             matmul(gemm, columns.T, g_rows, 1.0, gweight)
             if len(gx):
-                out = gx[start : start + block]
                 # without bias no ReLU either: `transposed` is False here, a literal False would be another type
-                convolve(gemm, g, steps, matrices, gx[:0].reshape(0, 0, 0), transposed, out, scratch)
+                convolve(gemm, g, steps, axes, matrices, no_bias, transposed, out, scratch)
+    if len(taps):
+        matmul(gemm, taps.T, gproducts, 1.0, gweight.reshape(9, size[0] * size[1]))
 
 
 @compiled

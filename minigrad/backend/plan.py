@@ -81,10 +81,15 @@ def convolution(weight: Array, geometry: ConvGeometry) -> Plan:
 
 
 def adjoint(weight: Array, geometry: ConvGeometry) -> Plan | ThinAdjoint:
-    """gy (N, OH, OW, F) -> (N, H, W, C). Phases of the rows share the columns of one window."""
-    if weight.shape[2] < THIN:
-        matrix = np.ascontiguousarray(weight.reshape(-1, weight.shape[3]))
-        return ThinAdjoint(matrix, geometry, geometry.input_size, weight.shape[2])
+    """gy (N, OH, OW, F) -> (N, H, W, C)."""
+    if weight.shape[2] >= THIN:
+        return phases(weight, geometry)
+    matrix = np.ascontiguousarray(weight.reshape(-1, weight.shape[3]))
+    return ThinAdjoint(matrix, geometry, geometry.input_size, weight.shape[2])
+
+
+def phases(weight: Array, geometry: ConvGeometry) -> Plan:
+    """The adjoint as products without overlap. Phases of the rows share the columns of one window."""
     row_phases, column_phases = (_phases(geometry, axis) for axis in (0, 1))
     F, C = weight.shape[3], weight.shape[2]
     flipped = weight[::-1, ::-1].transpose(0, 1, 3, 2)  # (KH, KW, F, C)

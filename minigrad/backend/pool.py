@@ -122,7 +122,8 @@ def _stop(workers: list[_Worker]) -> None:
 class Pool:
     """Runs a task over the images of a batch on a fixed number of threads.
 
-    Which images a thread gets depends on the thread count only, so results never depend on timing.
+    Which images a thread gets depends on the thread count only, so results never depend on timing; unless whoever is
+    free takes the next block, where a result does not depend on the thread.
     """
 
     single_threaded_blas = _SingleThreadedBlas()
@@ -135,10 +136,13 @@ class Pool:
         self._scratch = threading.local()
         weakref.finalize(self, _stop, self._workers)
 
-    def run(self, task: Callable[[int, slice], Any], count: int, block: int, least: int = 1) -> None:
+    def run(
+        self, task: Callable[[int, slice], Any], count: int, block: int, least: int = 1, shards_apart: bool = True
+    ) -> None:
         """Call task(shard index, slice of some `block` items) until all `count` items are done.
 
-        A shard has at least `least` items, so that little work is not spread over threads.
+        A shard has at least `least` items, so that little work is not spread over threads. Unless shards_apart, a
+        thread that is free takes the next block: its index is then that of the thread.
 
         The first shard runs on the calling thread, the others in copies of its context (`np.errstate` holds there).
         An exception in any shard is raised here, after all ended.
@@ -147,9 +151,11 @@ class Pool:
         shards = -(-count // size) if count else 0
         block = -(-size // max(1, round(size / max(block, 1))))  # the last one as large as the others
 
+        starts = iter(range(0, count, block))  # shared: the interpreter lets one thread at a time take from it
+
         def shard(index: int) -> None:
-            stop = min((index + 1) * size, count)
-            for start in range(index * size, stop, block):
+            first, stop = (index * size, min((index + 1) * size, count)) if shards_apart else (0, count)
+            for start in range(first, stop, block) if shards_apart else starts:
                 task(index, slice(start, min(start + block, stop)))
 
         with self.single_threaded_blas:
