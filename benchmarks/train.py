@@ -3,9 +3,9 @@
 
 Each program runs in a process of its own (workers/) with the same threads. First it has to compute the same losses and
 reconstructions as minigrad's plain kernels in float64 from the same weights, images and noise. Then the programs
-take turns, because a machine's speed drifts: in each round each of them does `--steps` training steps in a row and as
-many reconstructions of one batch. Medians and quartiles over the rounds are written to benchmarks/results/train.json,
-and `python benchmarks/report.py` makes the tables and plots.
+take turns, because a machine's speed drifts: in each round each of them does training steps in a row for `--seconds`,
+at least `--steps` of them, and as many reconstructions of one batch. Medians and quartiles over the rounds are written
+to benchmarks/results/train.json, and `python benchmarks/report.py` makes the tables and plots.
 
     python benchmarks/train.py [--models vae,ae] [--batches 32,128,256] [--rounds 7] [--threads N]
     python benchmarks/train.py --peers numpy,torch,jax --python jax=PATH
@@ -252,7 +252,7 @@ def measure_training(args: argparse.Namespace, kind: str, batch: int, bar: Any) 
         times: dict[tuple[str, str], list[float]] = {}
         for round_ in range(args.rounds):
             for what, who in (("step", list(programs.workers)), ("predict", names)):
-                for name, seconds in programs.measure(what, who, round_, count=args.steps):
+                for name, seconds in programs.measure(what, who, round_, count=args.steps, seconds=args.seconds):
                     times.setdefault((name, what), []).append(seconds)
                     bar.update()
         products = [name for name in programs.workers if name not in names]
@@ -361,6 +361,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batches", type=list_of(positive), default=[32, 128, 256], help="(default: 32,128,256)")
     parser.add_argument("--peers", type=list_of(str), default=list(PEERS), help=f"of {','.join(PEERS)} (default: all)")
     parser.add_argument("--steps", metavar="N", type=positive, default=3, help="in a row (default: %(default)s)")
+    parser.add_argument("--seconds", metavar="S", type=float, default=0.5, help="of steps (default: %(default)s)")
     parser.add_argument(
         "--python", metavar="LIBRARY=PATH", action="append", default=[], help="another interpreter for a library"
     )
@@ -381,7 +382,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.startup and args.reconstruct:
         parser.error("--startup and --reconstruct are two measurements; ask for one")
     if args.quick:
-        args.batches, args.rounds, args.steps = [min(args.batches)], 1, 1
+        args.batches, args.rounds, args.steps, args.seconds = [min(args.batches)], 1, 1, 0.0
     return run_main(lambda: run(args, argv))
 
 
@@ -404,7 +405,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             bar.clear()
             print_rows(found)
             rows, faults, versions = rows + found, faults + wrong, versions | theirs
-    settings = {"threads": args.threads, "rounds": args.rounds, "steps": args.steps, "pause": pause_of(args)}
+    settings = {"threads": args.threads, "rounds": args.rounds, "steps": args.steps, "seconds": args.seconds}
+    settings["pause"] = pause_of(args)
     record = record_of("train.py", argv, measures=what, settings=settings, versions=versions)
     record |= {"missing": missing, "faults": faults, "rows": rows}
     out = args.out or (None if args.quick else RESULTS / f"{what}.json")

@@ -81,11 +81,11 @@ class Service:
         np.savez(out, before=before, after=after)
         return {"losses": losses}
 
-    def step(self, count: int, warm: int = 1) -> dict[str, Any]:
-        return timed(self.program.step, count, warm)
+    def step(self, count: int, warm: int = 1, seconds: float = 0) -> dict[str, Any]:
+        return timed(self.program.step, count, warm, seconds)
 
-    def predict(self, count: int, warm: int = 1) -> dict[str, Any]:
-        return timed(lambda: self.program.predict(self.x)[(0,) * 4], count, warm)
+    def predict(self, count: int, warm: int = 1, seconds: float = 0) -> dict[str, Any]:
+        return timed(lambda: self.program.predict(self.x)[(0,) * 4], count, warm, seconds)
 
     def reconstruct(self, images: int, warm: int = 1) -> dict[str, Any]:
         """Reconstruct this many images: the ones that there are, repeated."""
@@ -99,10 +99,13 @@ class Service:
         return {"memory": peak_memory()}
 
 
-def timed(call: Callable[[], Any], count: int, warm: int = 1) -> dict[str, Any]:
-    """Seconds of one of `count` calls in a row, after `warm` calls that are not measured."""
+def timed(call: Callable[[], Any], count: int, warm: int = 1, seconds: float = 0) -> dict[str, Any]:
+    """Seconds of one of `count` calls in a row, or of as many as fill `seconds`, after `warm` calls that are not
+    measured."""
     for _ in range(warm):
+        start = time.perf_counter()
         float(call())
+        count = max(count, math.ceil(seconds / (time.perf_counter() - start)))
     start = time.perf_counter()
     for _ in range(count):
         result = call()

@@ -25,8 +25,8 @@ class Product:
             found, versions = int(os.environ["OMP_NUM_THREADS"]), {"NumPy": np.__version__}
         return {"threads": found, "versions": versions, "remarks": {"size": size}, "memory": peak_memory()}
 
-    def step(self, count: int, warm: int = 1) -> dict[str, Any]:
-        return timed(self.product, count, warm)
+    def step(self, count: int, warm: int = 1, seconds: float = 0) -> dict[str, Any]:
+        return timed(self.product, count, warm, seconds)
 
 
 if __name__ == "__main__":

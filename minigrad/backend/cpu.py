@@ -274,27 +274,36 @@ class CpuBackend(Backend):
         geometry: ConvGeometry,
         transposed: bool,
     ) -> tuple[Array | None, Array, Array]:
-        """(sums, gweight, gbias) of the layer from what `_layer_grad` found for the folded one.
+        """(sums, gweight, gbias) of the layer from what `_layer_grad` found for the folded one; gweights are used up.
 
         Neither sum needs a pass over gx: with gx = W^T g, the sum of gx * x is that of W * (g x^T), which is the
         gradient of W; and the sum of gx that of W and the g which its taps meet.
         """
-        gweight = gweights.sum(axis=0)
+        KH, KW, C, F = weight.shape
+        gweight, weight = gweights[0], weight.reshape(KH * KW, C, F)
+        for other in gweights[1:]:
+            gweight += other
         with self.pool.single_threaded_blas:
             taps = (coverage_of(geometry, transposed, totals.dtype).T @ totals).sum(axis=0)  # the g that each tap meets
-        gbias, taps = taps[-1], taps[:-1].reshape(*geometry.kernel_size, -1)
-        if norm is None:
-            return None, gweight, gbias
-        mean, scale, beta = norm
-        if transposed:  # weight (KH, KW, channels of y, channels of x)
-            taps, others = taps[..., None], (0, 1, 2)
+            gbias, taps = taps[-1], taps[:-1]
+            if norm is None:
+                return None, gweight, gbias
+            mean, scale, beta = norm
+            g = gweight.reshape(weight.shape)
+            if transposed:  # C are the channels of y, F those of x
+                first = taps.reshape(-1) @ weight.reshape(-1, F)
+                second = (_ones(KH * KW * C, g.dtype) @ (weight * g).reshape(-1, F))[0]
+            else:
+                first = (weight @ taps[:, :, None]).sum(axis=0)[:, 0]
+                second = np.vecdot(weight, g).sum(axis=0)
+        shift = beta - mean * scale
+        if transposed:
+            g *= scale
+            g += taps[:, :, None] * shift
         else:
-            taps, mean, scale, beta, others = taps[:, :, None], mean[:, None], scale[:, None], beta[:, None], (0, 1, 3)
-        gweight -= taps * mean
-        sums = np.stack([(weight * taps).sum(axis=others), (weight * gweight).sum(axis=others)])
-        gweight *= scale
-        gweight += taps * beta
-        return sums, gweight, gbias
+            g *= scale[:, None]
+            g += taps[:, None, :] * shift[:, None]
+        return np.stack([first, second - mean * first]), gweight, gbias
 
     def conv_chain_inference(
         self,

@@ -185,7 +185,7 @@ class JitBackend(CpuBackend):
             stops = [start + len(part) for start, part in zip(starts, parts, strict=True)]
             row["steps"], row["axes"], row["matrices"], row["bias"] = zip(starts, stops, strict=True)
             starts = stops
-        joined = [np.concatenate(parts) for parts in zip(*arrays, strict=True)]
+        joined = [_joined(parts) for parts in zip(*arrays, strict=True)]
         pixels = [math.prod(plan.output_size) * plan.channels for plan, *_ in layers]
 
         def infer(x: Array, y: Array) -> None:
@@ -252,6 +252,11 @@ def _contiguous(*arrays: Array) -> Iterator[Array]:
 def _or_empty(array: Array | None, axes: int, dtype: Any) -> Array:
     """The array, contiguous, or an empty one for None: Numba compiles for one type."""
     return np.empty((0,) * axes, dtype) if array is None else np.ascontiguousarray(array)
+
+
+def _joined(arrays: tuple[Array, ...]) -> Array:
+    """One after another; as bytes, because NumPy compares the fields of records one by one."""
+    return np.concatenate([array.view(np.uint8) for array in arrays]).view(arrays[0].dtype)
 
 
 @lru_cache(maxsize=256)
