@@ -114,28 +114,34 @@ class CpuBackend(Backend):
         wide_through = None if through is None else self._per_channel(through, y)
         gx = np.empty(x.shape, x.dtype) if needs_gx else None
         back = adjoint(weight, geometry) if needs_gx and not transposed else None
-        gweights = np.zeros((self.threads, *weight.shape), x.dtype)
-        totals = np.zeros((self.threads, math.prod(y.shape[1:])), x.dtype)
+        gweights = np.empty((self.threads, *weight.shape), x.dtype)
+        totals = np.empty((self.threads, math.prod(y.shape[1:])), x.dtype)
+        begun = [False] * self.threads
 
         def task(shard: int, block: slice) -> None:
+            first, begun[shard] = not begun[shard], True
             g = gy[block]
             if wide_through is not None:
                 g = self.pool.scratch("glinear", y[block].shape, x.dtype)
                 self._norm_gradient(gy[block], y[block], wide_through, g)
                 self._where_positive(y[block], g, g)
-            totals[shard] += (_ones(len(g), x.dtype) @ g.reshape(len(g), -1))[0]
+            self._add_product(totals[shard, None], _ones(len(g), x.dtype), g.reshape(len(g), -1), first)
+            gweight = gweights[shard].reshape(-1, F)
             if transposed:
                 columns = self._columns(g, window)
-                self._add_grad_weight(gweights[shard], columns, x[block])
+                self._add_product(gweight, columns.T, x[block].reshape(-1, F), first)
                 if gx is not None:
                     np.matmul(columns, weight.reshape(-1, F), out=gx[block].reshape(-1, F))
             else:
-                self._add_grad_weight(gweights[shard], self._columns(x[block], window), g)
+                self._add_product(gweight, self._columns(x[block], window).T, g.reshape(-1, F), first)
                 if back is not None and gx is not None:
                     self._convolve(back, g, None, False, gx[block])
 
         forward = convolution(weight, geometry)
         self.pool.run(task, len(x), self._images_a_block(forward, weight.shape[2], x.itemsize))
+        for shard in range(self.threads):
+            if not begun[shard]:  # fewer images than threads
+                gweights[shard] = totals[shard] = 0
         return gx, gweights, totals.reshape(self.threads, -1, y.shape[3])
 
     def _convolve(self, plan: Plan | ThinAdjoint, x: Array, bias_image: Array | None, active: bool, out: Array) -> None:
@@ -181,12 +187,12 @@ class CpuBackend(Backend):
                 padded[:, :, geometry.rows(i), geometry.columns(j)] += planes[i, j]
         gx[...] = padded[:, :, top : top + H, left : left + W].transpose(1, 2, 3, 0)
 
-    def _add_grad_weight(self, total: Array, columns: Array, gy: Array) -> None:
-        """total (KH, KW, C, F) += the weight gradient of a block."""
-        F = total.shape[3]
-        product = self.pool.scratch("gweight", (columns.shape[1], F), total.dtype)
-        np.matmul(columns.T, gy.reshape(-1, F), out=product)
-        total += product.reshape(total.shape)
+    def _add_product(self, total: Array, a: Array, b: Array, first: bool) -> None:
+        """total += a @ b; the first product is put there."""
+        if first:
+            np.matmul(a, b, out=total)
+        else:
+            total += np.matmul(a, b, out=self.pool.scratch("added", total.shape, total.dtype))
 
     def _columns(self, x: Array, window: Window) -> Array:
         """im2col of a block: one copy of a window view; transposed, which has longer runs, where C is small."""
@@ -500,10 +506,9 @@ class CpuBackend(Backend):
     def _norm_gradient(self, gy: Array, x: Array, through: Array, gx: Array) -> None:
         mean, scale, offset, slope = through
         out = _wide(gx)
-        np.subtract(_wide(x), mean, out=out)
-        out *= slope
+        np.multiply(_wide(x), slope, out=out)
         np.subtract(_wide(gy), out, out=out)
-        out -= offset
+        out += mean * slope - offset
         out *= scale
 
     def _where_positive(self, y: Array, gy: Array, out: Array) -> None:
