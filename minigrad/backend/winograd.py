@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Array = Any
 Sum = dict[int, int]  # place: sign
-LEAST_CHANNELS = 16  # with fewer, products are too small to pay for the sums
+LEAST_CHANNELS = 32  # with fewer, products are too small to pay for the sums
 MOST_PRODUCTS = 0.8  # of those without an algorithm: tiles may reach over the edge
 
 AXIS = np.dtype(
