@@ -64,6 +64,7 @@ GEOMETRIES = [
     conv_geometry((1, 1), (3, 2), 2, (1, 1)),
     conv_geometry((8, 8), (1, 1), 1, 0),
     conv_geometry((8, 5), (3, 3), (2, 1), "same"),
+    conv_geometry((1, 10), (1, 1), 4, 1),  # no pixel of the only row meets a tap
 ]
 CHANNELS = ((1, 5), (3, 1), (9, 4), (32, 33))  # the last: enough for Winograd's algorithms
 

@@ -198,6 +198,8 @@ class CpuBackend(Backend):
         """im2col of a block: one copy of a window view; transposed, which has longer runs, where C is small."""
         n, H, W, C = x.shape
         (PH, PW), (KH, KW), (SH, SW), start = window
+        if KH * KW == 0:  # pixels that no tap meets: the stride is larger than the kernel
+            return np.empty((n * PH * PW, 0), x.dtype)
         top, left = max(0, -start[0]), max(0, -start[1])
         bottom, right = max(0, start[0] + (PH - 1) * SH + KH - H), max(0, start[1] + (PW - 1) * SW + KW - W)
         name = f"x {top} {left} {H} {W}"  # what a border is
