@@ -73,6 +73,7 @@ def test_both_tables_of_an_axis_say_the_same(size: tuple[int, int], stride: int 
         ((8, 8), (5, 5), 1, (64, 64)),
         ((8, 8), (3, 1), 1, (64, 64)),
         ((9, 9), (3, 3), 3, (64, 64)),
+        ((8, 8), (3, 3), 1, (128, 129)),
         ((1, 1), (3, 3), 1, (64, 64)),  # a tile of 16 products for an image of 9
         ((7, 7), (3, 3), 2, (64, 64)),  # 3x3 outputs take 2x2 tiles
     ],

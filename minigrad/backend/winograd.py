@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 Array = Any
 Sum = dict[int, int]  # place: sign
-LEAST_CHANNELS = 32  # with fewer, products are too small to pay for the sums
+LEAST_CHANNELS = 32  # with fewer, the sums cost more than the products save
+MOST_WEIGHTS = 1 << 18  # numbers of G w: more of them leave no room in the cache
 MOST_PRODUCTS = 0.8  # of those without an algorithm: tiles may reach over the edge
 
 AXIS = np.dtype(
@@ -116,7 +117,8 @@ def winograd(geometry: ConvGeometry, C: int, F: int) -> Winograd | None:
             products = [np.outer(a, b).reshape(-1) for _, a in rows.products for _, b in columns.products]
             bounds.append((len(taps), len(taps) + len(products)))
             taps += products
-    if np.prod(axes["tiles"][:2]) * len(taps) > MOST_PRODUCTS * 9 * np.prod(geometry.output_size):
+    too_many = np.prod(axes["tiles"][:2]) * len(taps) > MOST_PRODUCTS * 9 * np.prod(geometry.output_size)
+    if too_many or len(taps) * C * F > MOST_WEIGHTS:
         return None
     return Winograd(axes, axes[[2, 3, 0, 1]], np.array(taps), bounds)
 
