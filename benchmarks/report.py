@@ -89,7 +89,8 @@ def training(record: dict[str, Any], results: Path) -> str:
         "program first had to give the losses and images of minigrad's plain kernels in float64. Medians; quartiles in "
         "brackets; `ratio` is the speed relative to the best of PyTorch's default, channels_last and compiled rows of "
         "the same batch; `of sgemm` is the share of what the same cores reached in a 2048 x 2048 matrix product in the "
-        "same minutes; `peak` is the most memory of the process, `model` of that what its steps added.\n\n"
+        "same minutes, where a convolution counts with all its multiplications, also where fewer are made; `peak` is "
+        "the most memory of the process, `model` of that what its steps added.\n\n"
     )
     for model, batch in dict.fromkeys((row["model"], row["batch"]) for row in rows):
         chosen = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]

@@ -420,7 +420,7 @@ class CpuBackend(Backend):
         def task(shard: int, block: slice) -> None:
             total[shard] += Backend.bernoulli_nll(self, rows[block], wanted[block])
 
-        self.pool.run(task, logits.size, 4 * FUNCTION_NUMBERS, least=FUNCTION_NUMBERS)
+        self.pool.run(task, logits.size, 4 * FUNCTION_NUMBERS, least=4 * FUNCTION_NUMBERS)
         return total.sum().astype(logits.dtype)
 
     def adam_step_(
@@ -441,7 +441,7 @@ class CpuBackend(Backend):
         def task(_: int, block: slice) -> None:
             Backend.adam_step_(self, parameters[block], mean[block], variance[block], gradients[block], *options)
 
-        self.pool.run(task, len(parameters), 4 * FUNCTION_NUMBERS, least=FUNCTION_NUMBERS)
+        self.pool.run(task, len(parameters), 4 * FUNCTION_NUMBERS, least=4 * FUNCTION_NUMBERS)
 
     # ---- batch normalisation ----
 
