@@ -46,7 +46,7 @@ from minigrad.random import generator
 
 EPSILON = 1e-3
 PAUSE = 0.05  # seconds before a measurement; BLAS threads wait spinning for half of it
-SHORTEST = 0.02  # seconds of a measurement; a kernel that is faster is called several times
+SHORTEST = 0.1  # seconds of a measurement, in which the cores wake up; a kernel that is faster is called several times
 
 
 @dataclass
