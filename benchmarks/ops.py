@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """How fast each kernel is that a CPU backend overrides, on the layers of the default VAE and a few other shapes.
 
 The kernel sets take turns in this process, and PyTorch, where it has the operation, in a process of its own, because

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Tables (Markdown) and plots (PNG) of the benchmarks, made from their JSON files and from nothing else.
 
 python benchmarks/report.py [--results benchmarks/results]

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """How time and memory of the VAE's training step grow with batch, image side, channels and threads.
 
 Each point is measured in fresh processes, one a round; rounds go through all points of an axis, so that a drift of the

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """How fast minigrad trains and uses the default VAE and autoencoder, beside other libraries in the same run.
 
 Each program runs in a process of its own (workers/) with the same threads. First it has to compute the same losses and

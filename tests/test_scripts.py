@@ -450,7 +450,9 @@ def test_a_damaged_record_is_named(program, text, call, trained):
     Path("bad").mkdir()
     Path("bad/model.safetensors").write_bytes((trained() / "model.safetensors").read_bytes())
     Path("bad/run.json").write_text(text)
+    before = content(Path())
     call(program, "--model-dir", "bad").failed(3, "bad/run.json")
+    assert content(Path()) == before
 
 
 @READERS

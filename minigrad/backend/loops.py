@@ -279,22 +279,16 @@ def gather(x: Array, rows: Any, columns: Any, planes: Array) -> None:
 
 
 @compiled
-def scatter(planes: Array, rows: Any, columns: Any, bias: Array, active: bool, out: Array) -> None:
-    """out (n, H, W, C) = the adjoint of gather + bias (H, W, C) unless that is empty; and its ReLU if active."""
+def scatter(planes: Array, rows: Any, columns: Any, out: Array) -> None:
+    """out (n, H, W, C): the adjoint of gather."""
     n, H, W, C = out.shape
     TH, TW, step = rows.tiles, columns.tiles, columns.step
-    target, length, zero = out.reshape(-1), np.uint64(C), out.dtype.type(0)
+    target, length = out.reshape(-1), np.uint64(C)
     tiles, starts, every = np.empty(16, np.int64), np.empty(16, np.int64), np.empty(16, np.int64)
     places, factors, signs = np.empty(16, np.uint64), np.empty(16, out.dtype), np.empty(16, out.dtype)
     for i in range(n):
         for h in range(H):
-            row = out[i, h].reshape(-1)
-            if len(bias):
-                begin = bias[h].reshape(-1)
-                for k in range(len(row)):
-                    row[k] = begin[k]
-            else:
-                row[:] = 0
+            out[i, h] = 0
             tile_row, r = (h - rows.start) // rows.step, (h - rows.start) % rows.step
             for phase in range(min(step, W)):  # pixels that are `step` apart have the same sources, a tile apart
                 tile_column, c = (phase - columns.start) // step, (phase - columns.start) % step
@@ -336,9 +330,6 @@ def scatter(planes: Array, rows: Any, columns: Any, bias: Array, active: bool, o
                                 upper = sign * planes[first + k] + other * planes[second + k]
                                 target[to + k] += upper + (more * planes[third + k] + last * planes[fourth + k])
                             done += 4
-            if active:
-                for k in range(len(row)):
-                    row[k] = zero if row[k] < 0 else row[k]
 
 
 @compiled
@@ -594,9 +585,8 @@ def convolve(
         tiles = n * axes[0].tiles * axes[1].tiles
         gather(x, axes[0], axes[1], scratch[COLUMNS])
         products(gemm, scratch[COLUMNS], axes[:2], matrices, axes[2:], tiles, (C, F), scratch[PRODUCT])
-        scatter(scratch[PRODUCT], axes[2], axes[3], bias, active, out)
-        return
-    for i in range(len(steps)):
+        scatter(scratch[PRODUCT], axes[2], axes[3], out)
+    for i in range(len(steps)):  # none where there are axes
         step = steps[i]
         PH, PW = pair(step.output_size)
         rows = n * PH * PW
@@ -702,7 +692,6 @@ def conv_layer_grad(
     axes, taps: of its Winograd algorithm, or empty; weight, gweight: (KH * KW * C, F); steps, matrices: for gx. total
     (OH * OW * F,): the sum over images behind the ReLU. gweight and total are added to."""
     C, F = x.shape[3], y.shape[3]
-    no_bias = gx[:0].reshape(0, 0, 0)
     size = (F, C) if transposed else (C, F)  # of the weight
     gproducts = np.zeros((len(taps), size[0] * size[1]), x.dtype)
     for start in range(0, len(x), block):
@@ -721,10 +710,10 @@ def conv_layer_grad(
             add_weight_gradients(gemm, x_planes, axes, y_planes, tiles, size, gproducts.reshape(-1))
             if len(gx) and transposed:
                 products(gemm, x_planes, axes[:2], matrices, axes[2:], tiles, size, y_planes)
-                scatter(y_planes, axes[2], axes[3], no_bias, False, out)
+                scatter(y_planes, axes[2], axes[3], out)
             elif len(gx):
                 products(gemm, y_planes, axes[2:], matrices, axes[:2], tiles, (F, C), x_planes)
-                scatter(x_planes, axes[0], axes[1], no_bias, False, out)
+                scatter(x_planes, axes[0], axes[1], out)
         elif transposed:
             columns = patches(g, window[0], scratch[COLUMNS])
             matmul(gemm, columns.T, x_rows, 1.0, gweight)
@@ -735,7 +724,7 @@ def conv_layer_grad(
             matmul(gemm, columns.T, g_rows, 1.0, gweight)
             if len(gx):
                 # without bias no ReLU either: `transposed` is False here, a literal False would be another type
-                convolve(gemm, g, steps, axes, matrices, no_bias, transposed, out, scratch)
+                convolve(gemm, g, steps, axes, matrices, gx[:0].reshape(0, 0, 0), transposed, out, scratch)
     if len(taps):
         matmul(gemm, taps.T, gproducts, 1.0, gweight.reshape(9, size[0] * size[1]))
 

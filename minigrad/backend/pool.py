@@ -151,11 +151,14 @@ class Pool:
         shards = -(-count // size) if count else 0
         block = -(-size // max(1, round(size / max(block, 1))))  # the last one as large as the others
 
-        starts = iter(range(0, count, block))  # shared: the interpreter lets one thread at a time take from it
+        shared = iter(range(0, count, block))  # the interpreter lets one thread at a time take from it
 
         def shard(index: int) -> None:
-            first, stop = (index * size, min((index + 1) * size, count)) if shards_apart else (0, count)
-            for start in range(first, stop, block) if shards_apart else starts:
+            starts, stop = shared, count
+            if shards_apart:
+                stop = min((index + 1) * size, count)
+                starts = iter(range(index * size, stop, block))
+            for start in starts:
                 task(index, slice(start, min(start + block, stop)))
 
         with self.single_threaded_blas:
