@@ -204,13 +204,14 @@ class Trainer:
 
         scalars: (beta, the optimiser's scalars), everything that changes from step to step.
         """
-        self.optimizer.zero_grad()
-        loss, parts = self.model.losses(Tensor(unit_range(images, self.dtype)), noise, scalars[0:1].reshape(()))
-        loss.backward()
-        if self.options.clip_norm is not None:
-            optim.clip_grad_norm(self.optimizer, self.options.clip_norm)
-        self.optimizer.update(scalars[1:])
-        return self.k.xp.concatenate([part.data.reshape(1) for part in parts])
+        with self.k.session():
+            self.optimizer.zero_grad()
+            loss, parts = self.model.losses(Tensor(unit_range(images, self.dtype)), noise, scalars[0:1].reshape(()))
+            loss.backward()
+            if self.options.clip_norm is not None:
+                optim.clip_grad_norm(self.optimizer, self.options.clip_norm)
+            self.optimizer.update(scalars[1:])
+            return self.k.xp.concatenate([part.data.reshape(1) for part in parts])
 
     @property
     def dtype(self) -> Any:

@@ -11,6 +11,7 @@ Read next: ../../autoencoders/conv_autoencoder.py, the models made of all this.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class Backend:
 
     def prepare(self, dtype: Any) -> None:
         """Do now what the kernels for a dtype need once, such as being compiled: these need nothing."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """A context for many kernel calls in a row, in which what each would set up for itself is set up once."""
+        return nullcontext()
 
     # ---- products ----
 
