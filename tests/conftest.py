@@ -2,8 +2,9 @@
 
 Arrays go in by `backend.from_host(numpy_array)` and come out by `backend.to_host(array)`; on the CPU both are
 the array itself. The device `cuda` is a real GPU with CuPy: skipped where there is none, but a failure with
-MINIGRAD_REQUIRE_GPU=1, so that a run on a GPU machine cannot pass empty. `cupy-double` runs the CUDA code path
-everywhere, on the strict double of CuPy in strict_cupy.py.
+MINIGRAD_REQUIRE_GPU=1, so that a run on a GPU machine cannot pass empty. `cupy-double` runs the plain kernels
+on the strict double of CuPy in strict_cupy.py, everywhere; `cuda-on-cpu` the CUDA kernels on it, where there is a C++
+compiler.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+import cuda_on_cpu
 import pytest
 import strict_cupy
 
@@ -50,7 +52,8 @@ BACKENDS: dict[str, Callable[[], minigrad.Backend]] = {
     "numba-1": lambda: minigrad.use(kernels="numba", threads=1),
     "numba-3": lambda: minigrad.use(kernels="numba", threads=3),
     "cuda": _cuda,
-    "cupy-double": lambda: minigrad.use(device="cuda"),
+    "cupy-double": lambda: minigrad.use(device="cuda", kernels="plain"),
+    "cuda-on-cpu": lambda: minigrad.use(device="cuda"),
 }
 
 
@@ -70,12 +73,13 @@ def cupy_double(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> Ite
     strict_cupy.reset(devices=1)
 
 
-MARKS = {"cuda": pytest.mark.gpu, "numba-1": NEEDS_NUMBA, "numba-3": NEEDS_NUMBA}
+NEEDS_COMPILER = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="there is no g++")
+MARKS = {"cuda": pytest.mark.gpu, "numba-1": NEEDS_NUMBA, "numba-3": NEEDS_NUMBA, "cuda-on-cpu": NEEDS_COMPILER}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in BACKENDS])
 def backend(request: pytest.FixtureRequest, restored_backends: None) -> minigrad.Backend:
     """Each backend in turn, made the default by `minigrad.use`."""
-    if request.param == "cupy-double":
+    if request.param in ("cupy-double", "cuda-on-cpu"):
         request.getfixturevalue("cupy_double")
     return BACKENDS[request.param]()

@@ -28,6 +28,7 @@ import types
 from collections import Counter
 from dataclasses import dataclass, field
 
+import cuda_on_cpu
 import numpy as np
 
 SCALARS = (bool, int, float, complex, np.generic)
@@ -855,6 +856,47 @@ class Stream:
         _synchronise()
 
 
+class RawModule:
+    """CUDA source as CuPy compiles it; here cuda_on_cpu.py does, with its strict types, and the kernels run on the CPU."""
+
+    def __init__(
+        self,
+        code: str | None = None,
+        *,
+        path: str | None = None,
+        options: tuple[str, ...] = (),
+        backend: str = "nvrtc",
+        translate_cucomplex: bool = False,
+        enable_cooperative_groups: bool = False,
+        name_expressions: object = None,
+        jitify: object = None,
+    ) -> None:
+        others = path, translate_cucomplex, enable_cooperative_groups, name_expressions, jitify
+        if code is None or any(others) or backend != "nvrtc":
+            raise NotImplementedError("the double compiles code with options only")
+        macros = tuple(option for option in options if option.startswith("-D"))
+        self._kernels = cuda_on_cpu.compile_kernels(code, macros)
+
+    def get_function(self, name: str) -> _RawKernel:
+        return _RawKernel(self._kernels[name])
+
+
+class _RawKernel:
+    def __init__(self, kernel: cuda_on_cpu.Kernel) -> None:
+        self._kernel = kernel
+
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[object, ...], *, shared_mem: int = 0
+    ) -> None:
+        arrays = [x for x in args if isinstance(x, ndarray)]
+        _same_device(self._kernel.name, arrays)
+        if not all(isinstance(x, ndarray | np.generic) for x in args):
+            raise TypeError(f"{self._kernel.name}: device arrays and NumPy scalars only, found {args}")
+        self._kernel(grid, block, tuple(x._host if isinstance(x, ndarray) else x for x in args))
+        counters.launches[self._kernel.name] += 1
+        counters.bytes += builtins.sum(x.nbytes for x in arrays)
+
+
 class _Module(types.ModuleType):
     """A module that has the names given to it and no other."""
 
@@ -874,6 +916,7 @@ cupy = _Module(
     __version__="14.2.0",
     ndarray=ndarray,
     ufunc=ufunc,
+    RawModule=RawModule,
     **UFUNCS,
     **{
         name: value.__func__ if isinstance(value, staticmethod) else value
@@ -888,7 +931,12 @@ cupy = _Module(
         Device=Device,
         Stream=Stream,
         get_current_stream=lambda device_id=-1: Stream(),
-        runtime=_Module("cupy.cuda.runtime", getDeviceCount=lambda: _devices, getDeviceProperties=_properties),
+        runtime=_Module(
+            "cupy.cuda.runtime",
+            getDeviceCount=lambda: _devices,
+            getDeviceProperties=_properties,
+            memGetInfo=lambda: (1 << 30, 2 << 30),
+        ),
     ),
     lib=_Module(
         "cupy.lib",

@@ -177,6 +177,7 @@ def test_an_array_of_no_known_library_is_refused() -> None:
 
 
 def test_a_model_moves_to_cuda_and_back(cupy_double: Any) -> None:
+    minigrad.use(device="cuda", kernels="plain")
     minigrad.use(device="cpu", kernels="plain")
     model = make_model()
     model.initialize(3)
@@ -317,7 +318,7 @@ class Training:
 def test_a_training_on_the_double_gives_what_numpy_gives(optimiser: str, cupy_double: Any) -> None:
     plain = Training(minigrad.use(device="cpu", kernels="plain"), optimiser)
     plain.run()
-    training = Training(minigrad.use(device="cuda"), optimiser)
+    training = Training(minigrad.use(device="cuda", kernels="plain"), optimiser)
     counters = strict_cupy.reset()
     training.run()
 
@@ -338,7 +339,7 @@ def test_a_training_on_the_double_gives_what_numpy_gives(optimiser: str, cupy_do
 
 def test_inference_needs_nothing_of_the_host(cupy_double: Any) -> None:
     """In evaluation mode as well: no transfers, no waits, no float64."""
-    k = minigrad.use(device="cuda")
+    k = minigrad.use(device="cuda", kernels="plain")
     model = make_model()
     model.eval()
     x = Tensor(k.from_host(inputs()[0][0]))

@@ -17,7 +17,7 @@ import numpy as np
 from .reference import Backend
 
 Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
-KERNELS = {"cpu": ("numba", "numpy", "plain"), "cuda": ("plain",)}  # per device, best first
+KERNELS = {"cpu": ("numba", "numpy", "plain"), "cuda": ("cuda", "plain")}  # per device, best first
 
 
 class DeviceError(RuntimeError):
@@ -51,7 +51,7 @@ def _lookup(array: Array) -> Backend:
             return backend
         if type(array).__module__.split(".")[0] != "cupy":
             raise TypeError(f"expected a NumPy or CuPy array, found {type(array).__name__}")
-        backend = _backends[type(array)] = Backend(importlib.import_module("cupy"))
+        backend = _backends[type(array)] = _cuda_backend("auto", importlib.import_module("cupy"))
     return backend
 
 
@@ -75,7 +75,7 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) 
     Args:
         device: `cpu`, `cuda` or `cuda:<index>`.
         kernels: `auto` takes the best that is installed for the device; or, on the CPU, `numba` (needs the extra
-            `fast`), `numpy` or `plain`.
+            `fast`), `numpy` or `plain`; on a GPU `cuda` or `plain`.
         threads: as for `set_num_threads`; None keeps what that was told.
 
     Returns:
@@ -95,8 +95,7 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) 
     if kind == "cuda":
         cupy = _working_cupy(index)
         cupy.cuda.Device(index).use()
-        _default = Backend(cupy)
-        _default.reason = "fused CUDA kernels do not exist yet" if kernels == "auto" else "asked for"
+        _default = _cuda_backend(kernels, cupy)
     else:
         _default = _cpu_backend(kernels, threads or _threads)
     _backends[_default.xp.ndarray] = _default
@@ -146,6 +145,17 @@ def _cpu_backend(kernels: str, threads: int | None) -> Backend:
 
             backend, reason = CpuBackend(threads), f"the fastest without Numba, the extra fast: {error}"
     backend.reason = reason
+    return backend
+
+
+def _cuda_backend(kernels: str, cupy: Any) -> Backend:
+    if kernels == "plain":
+        backend = Backend(cupy)
+    else:
+        from .cuda import CudaBackend
+
+        backend = CudaBackend(cupy)
+    backend.reason = "the fastest" if kernels == "auto" else "asked for"
     return backend
 
 
@@ -209,4 +219,4 @@ def to_device(array: Array, device: str) -> Array:
         return host
     cupy = _working_cupy(index)
     with cupy.cuda.Device(index):
-        return Backend(cupy).from_host(host)
+        return _lookup(cupy.empty(0)).from_host(host)

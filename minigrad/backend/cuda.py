@@ -1,0 +1,357 @@
+"""The CUDA kernels: kernels.cu on the arrays of CuPy.
+
+None of them reads anything back from the device, uses an atomic operation or depends on the number of the GPU's
+processors: the same call gives the same bits on every device of one kind.
+
+Compared with the plain kernels by tests/test_backends.py, on a GPU and, by running kernels.cu on the CPU, without one.
+Measured by benchmarks/gpu.py.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .reference import Backend
+
+if TYPE_CHECKING:
+    from ..ops.conv import ConvGeometry
+
+Array = Any
+MOST_NUMBERS = 2**31 - 1  # of an array: the kernels count in 32 bits
+MOST_BLOCKS = 512  # that a sum over pixels is cut into
+FILL = 132  # blocks of threads that keep a large GPU busy
+SOURCE = Path(__file__).with_name("kernels.cu")
+NULL = np.uint64(0)  # an array that is absent
+
+
+@cache
+def _source() -> str:
+    return SOURCE.read_text(encoding="utf-8")
+
+
+class CudaBackend(Backend):
+    """The kernels on the current CUDA device."""
+
+    kernels = "cuda"
+
+    def __init__(self, xp: Any) -> None:
+        super().__init__(xp)
+        self._functions: dict[tuple[str, Any], Any] = {}
+
+    def _launch(self, name: str, dtype: Any, grid: tuple[int, ...], threads: int, *arguments: Any) -> None:
+        """Run a kernel. Integers become `int`, floats `real`; None is a null pointer; the rest is passed as it is."""
+        function = self._functions.get((name, dtype))
+        if function is None:
+            real = "float" if dtype == "float32" else "double"
+            module = self.xp.RawModule(code=_source(), options=("-std=c++17", f"-DREAL={real}"))
+            function = self._functions[name, dtype] = module.get_function(name)
+        given = tuple(self._argument(value, dtype) for value in arguments)
+        function(tuple(max(1, size) for size in grid), (threads,), given)
+
+    def _argument(self, value: Any, dtype: Any) -> Any:
+        if value is None:
+            return NULL
+        if isinstance(value, int):
+            return np.int32(value)
+        if type(value) is float:
+            return dtype.type(value)
+        if isinstance(value, self.xp.ndarray) and value.size > MOST_NUMBERS:
+            raise ValueError(f"the cuda kernels take arrays of at most {MOST_NUMBERS} numbers, found {value.shape}")
+        return value
+
+    def _contiguous(self, *arrays: Array | None) -> Any:
+        return tuple(None if x is None else self.xp.ascontiguousarray(x) for x in arrays)
+
+    # ---- products ----
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Faster because a long sum is shared by many blocks of threads; a transposed matrix is read where it lies."""
+        if a.ndim != 2 or b.ndim != 2:
+            return super().matmul(a, b)
+        (M, K), (_, N) = a.shape, b.shape
+        a, *a_strides = self._strided(a)
+        b, *b_strides = self._strided(b)
+        tiles = -(-M // 32) * -(-N // 32)
+        shares = max(1, min(-(-FILL // max(tiles, 1)), -(-K // 64)))
+        partial = self.xp.empty((shares, M, N), dtype=a.dtype)
+        k_a_share = -(-K // shares)
+        grid = -(-M // 32), -(-N // 32), shares
+        strides = *a_strides, *b_strides
+        self._launch("matrix_product", a.dtype, grid, 256, a, b, partial, M, K, N, *strides, k_a_share)
+        return self._added(partial)
+
+    def _strided(self, matrix: Array) -> tuple[Array, int, int]:
+        """(contiguous array, steps from row to row and from column to column in it)."""
+        if matrix.T.flags.c_contiguous:
+            return matrix.T, 1, matrix.shape[0]
+        return self.xp.ascontiguousarray(matrix), matrix.shape[1], 1
+
+    def _added(self, shares: Array) -> Array:
+        """The sum over the first axis."""
+        if len(shares) == 1:
+            return shares[0]
+        total = self.xp.empty(shares.shape[1:], dtype=shares.dtype)
+        self._launch("add_shares", total.dtype, (-(-total.size // 256),), 256, shares, total, len(shares), total.size)
+        return total
+
+    # ---- convolution ----
+
+    def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: ConvGeometry) -> Array:
+        """Faster because no columns are written: the product reads its numbers from x."""
+        return self._correlate(x, None, weight, bias, geometry, adjoint=False)[0]
+
+    def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
+        """Faster because nothing is scattered: a pixel gathers from the outputs that it took part in."""
+        return self._correlate(gy, None, weight, None, geometry, adjoint=True)[0]
+
+    def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
+        """Faster because no columns are written, and the pixels are shared by many blocks of threads."""
+        return self._weight_gradient(x, None, gy, None, geometry)
+
+    def _correlate(
+        self,
+        x: Array,
+        norm: Array | None,
+        weight: Array,
+        bias: Array | None,
+        geometry: ConvGeometry,
+        adjoint: bool,
+        active: bool = False,
+        other: Array | None = None,
+        sums: bool = False,
+    ) -> tuple[Array, Array | None]:
+        """(y, partials) of the convolution of the normalised x, or its adjoint, + bias, and its ReLU if active; and if
+        asked for, the partial sums of y and of y * other (y * y without other)."""
+        x, norm, weight, bias, other = self._contiguous(x, norm, weight, bias, other)
+        (KH, KW), (SH, SW), ((top, _), (left, _)) = geometry.kernel_size, geometry.stride, geometry.pads
+        N, H, W, C = x.shape
+        OH, OW = geometry.input_size if adjoint else geometry.output_size
+        F, phases = (weight.shape[2], SH * SW) if adjoint else (weight.shape[3], 1)
+        y = self.xp.empty((N, OH, OW, F), dtype=x.dtype)
+        pixels = N * (-(-OH // SH) * -(-OW // SW) if adjoint else OH * OW)  # of the largest phase
+        large = 128 if x.dtype == "float32" else 64  # pixels of a tile
+        if -(-pixels // large) * -(-F // 64) * phases >= FILL and F > 32:
+            name, rows, columns, threads = "correlate_large", large, 64, 256
+        else:
+            name, rows, columns, threads = "correlate_small", 32, 32, 128
+        blocks = max(1, min(-(-pixels // rows), MOST_BLOCKS))
+        partials = self.xp.empty((phases * blocks, 2, F), dtype="float64") if sums else None
+        quads = C % 4 == 0 and x.data.ptr % 16 == 0
+        sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
+        arrays = x, norm, weight, bias, other, y, partials
+        self._launch(
+            name, x.dtype, (blocks, -(-F // columns), phases), threads, *arrays, *sizes, adjoint, active, quads
+        )
+        return y, partials
+
+    def _weight_gradient(
+        self, x: Array, x_norm: Array | None, g: Array, g_norm: Array | None, geometry: ConvGeometry
+    ) -> Array:
+        """gweight (KH, KW, C, F) from x (N, H, W, C) and g (N, OH, OW, F), each normalised if it has a norm."""
+        x, x_norm, g, g_norm = self._contiguous(x, x_norm, g, g_norm)
+        (KH, KW), (SH, SW), ((top, _), (left, _)) = geometry.kernel_size, geometry.stride, geometry.pads
+        N, H, W, C = x.shape
+        _, OH, OW, F = g.shape
+        K, M = KH * KW * C, N * OH * OW
+        tiles = -(-K // 64) * -(-F // 64)
+        shares = max(1, min(-(-2 * FILL // max(tiles, 1)), -(-M // 64)))
+        partial = self.xp.empty((shares, KH, KW, C, F), dtype=x.dtype)
+        sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
+        grid = -(-K // 64), -(-F // 64), shares
+        arrays = x, x_norm, g, g_norm, partial
+        self._launch("weight_gradient", x.dtype, grid, 256, *arrays, *sizes, -(-M // shares))
+        return self._added(partial)
+
+    # ---- layers of a chain ----
+
+    def conv_layer(
+        self,
+        x: Array,
+        norm: Array | None,
+        weight: Array,
+        bias: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+        active: bool,
+    ) -> tuple[Array, Array | None, Array | None]:
+        """Faster because x is normalised while it is read, and bias, ReLU and the sums of the moments are taken before y
+        is written."""
+        sums = active and x.dtype == "float32"  # for float64 they would not be exact enough
+        y, partials = self._correlate(x, norm, weight, bias, geometry, transposed, active, sums=sums)
+        if not active:
+            return y, None, None
+        return y, *(self.moments(y) if partials is None else self._moments(partials, y, None))
+
+    def conv_layer_grad(
+        self,
+        gy: Array,
+        through: Array | None,
+        y: Array,
+        x: Array,
+        norm: Array | None,
+        weight: Array,
+        geometry: ConvGeometry,
+        transposed: bool,
+        needs_gx: bool,
+    ) -> tuple[Array | None, Array | None, Array, Array]:
+        """Faster because x is normalised while it is read, and the sums are taken while gx is written."""
+        if through is None:
+            g, gbias = gy, self.channel_sum(gy)
+        else:
+            g, partials = self._through(gy, y, through, relu=True)
+            gbias = self._sums(partials, None, gy.dtype)[0]
+        gx = sums = None
+        if needs_gx:
+            other = None if norm is None else x
+            gx, partials = self._correlate(g, None, weight, None, geometry, not transposed, other=other, sums=norm is not None)
+            sums = None if norm is None else self._sums(partials, norm[0], gy.dtype)
+        if transposed:
+            gweight = self._weight_gradient(g, None, x, norm, geometry)
+        else:
+            gweight = self._weight_gradient(x, norm, g, None, geometry)
+        return gx, sums, gweight, gbias
+
+    def conv_chain_inference(
+        self,
+        x: Array,
+        weights: list[Array],
+        biases: list[Array],
+        norms: list[Array | None],
+        geometries: list[ConvGeometry],
+        transposed: list[bool],
+    ) -> Array:
+        """Faster because each layer normalises what it reads from the one before."""
+        norm = None
+        for weight, bias, after, geometry, back in zip(weights, biases, norms, geometries, transposed, strict=True):
+            x, _ = self._correlate(x, norm, weight, bias, geometry, back, active=after is not None)
+            norm = after
+        return self.normalise(x, norm)
+
+    # ---- sums over all axes but the last ----
+
+    def _row_sums(self, x: Array, other: Array | None, shift: Array | None) -> Array:
+        """The partial sums of x and of x * other; without other those of x - shift and of its square."""
+        x, other, shift = self._contiguous(x, other, shift)
+        M, C, blocks = self._rows(x)
+        partials = self.xp.empty((blocks, 2, C), dtype="float64")
+        self._launch("row_sums", x.dtype, (blocks, -(-C // 32)), 256, x, other, shift, partials, M, C)
+        return partials
+
+    def _rows(self, x: Array) -> tuple[int, int, int]:
+        """(M, C, blocks) of x as rows."""
+        C = x.shape[-1]
+        M = x.size // max(C, 1)
+        return M, C, max(1, min(-(-M // 8), MOST_BLOCKS))
+
+    def _sums(self, partials: Array, mean: Array | None, dtype: Any) -> Array:
+        """(2, C) from partial sums; the second less mean times the first."""
+        blocks, _, C = partials.shape
+        (mean,) = self._contiguous(mean)
+        sums = self.xp.empty((2, C), dtype=dtype)
+        self._launch("finish_sums", sums.dtype, (-(-C // 32),), 512, partials, mean, sums, blocks, C)
+        return sums
+
+    def _moments(self, partials: Array, x: Array, shift: Array | None) -> tuple[Array, Array]:
+        """(mean, variance) from the partial sums of x less the shift, and of its squares."""
+        blocks, _, C = partials.shape
+        mean, variance = self.xp.empty(C, dtype=x.dtype), self.xp.empty(C, dtype=x.dtype)
+        count = np.float64(x.size // max(C, 1))
+        self._launch("finish_moments", x.dtype, (-(-C // 32),), 512, partials, shift, mean, variance, blocks, C, count)
+        return mean, variance
+
+    def channel_sum(self, x: Array) -> Array:
+        """Faster on a GPU because the rows are shared by many blocks of threads."""
+        return self._sums(self._row_sums(x, None, self.xp.zeros(x.shape[-1], dtype=x.dtype)), None, x.dtype)[0]
+
+    def moments(self, x: Array) -> tuple[Array, Array]:
+        """Faster because one pass takes both sums, of the values less those of the first row: as exact as two."""
+        shift = self.xp.ascontiguousarray(x.reshape(-1, x.shape[-1])[0])
+        return self._moments(self._row_sums(x, None, shift), x, shift)
+
+    def batch_norm_sums(self, gy: Array, x: Array, mean: Array) -> Array:
+        """Faster in one pass."""
+        return self._sums(self._row_sums(gy, x, None), mean, gy.dtype)
+
+    # ---- batch normalisation ----
+
+    def norm_rows(self, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> Array:
+        """Faster as one launch."""
+        arrays = self._contiguous(gamma, beta, mean, variance)
+        norm = self.xp.empty((3, len(gamma)), dtype=gamma.dtype)
+        grid = (-(-len(gamma) // 256),)
+        self._launch("norm_rows", gamma.dtype, grid, 256, *arrays, norm, len(gamma), float(epsilon))
+        return norm
+
+    def normalise(self, x: Array, norm: Array | None) -> Array:
+        """Faster as one launch."""
+        if norm is None:
+            return x
+        x, norm = self._contiguous(x, norm)
+        y = self.xp.empty(x.shape, dtype=x.dtype)
+        M, C, blocks = self._rows(x)
+        self._launch("normalise", x.dtype, (blocks, -(-C // 32)), 256, x, norm, y, M, C)
+        return y
+
+    def through_rows(
+        self, sums: Array, gamma: Array, mean: Array, variance: Array, epsilon: float, M: int
+    ) -> tuple[Array, Array, Array]:
+        """Faster as one launch."""
+        arrays = self._contiguous(sums, gamma, mean, variance)
+        C, dtype = len(gamma), gamma.dtype
+        through, ggamma, gbeta = (self.xp.empty(shape, dtype=dtype) for shape in ((4, C), C, C))
+        results = through, ggamma, gbeta
+        self._launch("through_rows", dtype, (-(-C // 256),), 256, *arrays, *results, C, float(epsilon), float(M))
+        return results
+
+    def norm_gradient(self, gy: Array, x: Array, through: Array) -> Array:
+        """Faster as one launch."""
+        return self._through(gy, x, through, relu=False)[0]
+
+    def _through(self, gy: Array, y: Array, through: Array, relu: bool) -> tuple[Array, Array]:
+        """(g, partials): the gradient before the batch_norm, and before the ReLU if there is one; and its sums."""
+        gy, y, through = self._contiguous(gy, y, through)
+        g = self.xp.empty(y.shape, dtype=y.dtype)
+        M, C, blocks = self._rows(y)
+        partials = self.xp.empty((blocks, 2, C), dtype="float64")
+        self._launch("through_norm", y.dtype, (blocks, -(-C // 32)), 256, gy, y, through, g, partials, M, C, relu)
+        return g, partials
+
+    def batch_norm_update_(
+        self, moving_mean: Array, moving_variance: Array, mean: Array, variance: Array, momentum: float
+    ) -> None:
+        """Faster as one launch."""
+        C = len(mean)
+        arrays = moving_mean, moving_variance, *self._contiguous(mean, variance)
+        self._launch("batch_norm_update", mean.dtype, (-(-C // 256),), 256, *arrays, C, momentum, 1 - momentum)
+
+    # ---- losses and optimisers ----
+
+    def bernoulli_nll(self, logits: Array, targets: Array) -> Array:
+        """Faster in one pass."""
+        logits, targets = self._contiguous(logits, targets)
+        blocks = max(1, min(-(-logits.size // 256), MOST_BLOCKS))
+        partials = self.xp.empty((blocks, 2, 1), dtype="float64")
+        self._launch("bernoulli_nll", logits.dtype, (blocks,), 256, logits, targets, partials, logits.size)
+        return self._sums(partials, None, logits.dtype)[0, 0]
+
+    def adam_step_(
+        self,
+        parameters: Array,
+        mean: Array,
+        variance: Array,
+        gradients: Array,
+        scalars: Array,
+        beta_1: float,
+        beta_2: float,
+        epsilon: float,
+        weight_decay: float,
+    ) -> None:
+        """Faster in one pass."""
+        size = len(parameters)
+        arrays = parameters, mean, variance, *self._contiguous(gradients, scalars)
+        numbers = beta_1, 1 - beta_1, beta_2, 1 - beta_2, epsilon, weight_decay
+        self._launch("adam_step", parameters.dtype, (-(-size // 256),), 256, *arrays, size, *map(float, numbers))

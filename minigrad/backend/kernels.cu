@@ -1,0 +1,446 @@
+// The CUDA kernels that cuda.py launches. REAL is float or double: the file is compiled once for each.
+//
+// Arrays are contiguous and images NHWC, with the sizes that ops/conv.py names: a convolution maps (N, H, W, C) to
+// (N, OH, OW, F) with weight (KH, KW, C, F).
+//
+// Sums over pixels are taken in double, without atomics: each block writes its own row of `partials` (blocks, 2, C), and
+// `finish_sums` or `finish_moments` adds the rows in their order. The same step twice therefore gives the same bits.
+
+typedef REAL real;
+struct alignas(16) real4 { real v[4]; };
+
+// ---- convolution and its adjoint: an implicit matrix product ----
+//
+// Both are y[m, n] = sum over k of A[m, k] * B[k, n], where m is a pixel of the result, n a channel of it, and k runs over
+// the kernel taps that meet the pixel and the channels of x. A is never written down: its numbers are read from x.
+//
+// convolution: pixel p meets all kernel rows i, and with each the row p * SH + i - top of x.
+// adjoint: pixels of one phase, h = phase + p * SH, meet the same kernel rows i = first, first + SH, ..., and with each the
+// row (h + top - i) / SH of x, a whole number. blockIdx.z is the phase of the rows times SW plus that of the columns.
+
+struct Axis {  // of one phase
+    int pixels;      // p = 0 ... pixels - 1
+    int out, step;   // pixel p is y's row out + p * step
+    int taps;        // t = 0 ... taps - 1
+    int tap, apart;  // tap t is kernel row tap + t * apart
+    int in, stride, sign;  // with which pixel p reads x's row in + p * stride + t * sign
+};
+
+__device__ Axis axis_of(int adjoint, int phase, int size, int K, int S, int before) {
+    if (!adjoint) return {size, 0, 1, K, 0, 1, -before, S, 1};
+    int first = (phase + before) % S;
+    int taps = first < K ? (K - first + S - 1) / S : 0;
+    int pixels = phase < size ? (size - phase + S - 1) / S : 0;
+    return {pixels, phase, S, taps, first, S, (phase + before - first) / S, 1, -1};
+}
+
+struct Correlation {
+    const real *x, *norm, *weight, *bias, *other;
+    real *y;
+    double *partials;
+    int N, H, W, C;     // x
+    int OH, OW, F;      // y
+    int KH, KW, SH, SW, top, left;
+    int adjoint, active;
+    int quads;          // C is a multiple of 4 and x aligned: four channels are read at once
+};
+
+const int BK = 16;  // of k at a time
+
+// A block of (BM / TM) * (BN / TN) threads computes BM pixels by BN channels, a thread TM by TN of them. The next BK
+// columns of A and rows of B are read from memory while those in shared memory are multiplied.
+template <int BM, int BN, int TM, int TN>
+__device__ void correlate(const Correlation &o) {
+    const int threads = (BM / TM) * (BN / TN), columns = BN / TN;
+    const int quads = BM * BK / 4 / threads;  // of A, that a thread reads; all at the same k
+    const int singles = BK * BN / threads;    // of B
+    static_assert(quads * threads * 4 == BM * BK && singles * threads == BK * BN && threads % (BK / 4) == 0, "tile");
+    __shared__ __align__(16) real As[2][BK][BM + 4];
+    __shared__ __align__(16) real Bs[2][BK][BN];
+    typedef double Sums[2][BN];
+    Sums *sums = (Sums *)As;  // (BM / TM, 2, BN), when the products are done
+    static_assert(BM / TM * sizeof(Sums) <= sizeof(As), "sums");
+
+    const int thread = threadIdx.x, tx = thread % columns, ty = thread / columns;
+    const Axis rows = axis_of(o.adjoint, blockIdx.z / o.SW, o.OH, o.KH, o.SH, o.top);
+    const Axis cols = axis_of(o.adjoint, blockIdx.z % o.SW, o.OW, o.KW, o.SW, o.left);
+    const int M = o.N * rows.pixels * cols.pixels, K = rows.taps * cols.taps * o.C;
+    const int n0 = blockIdx.y * BN;
+
+    double total[2][TN] = {};
+    for (int tile = blockIdx.x; tile * BM < M; tile += gridDim.x) {
+        int image[quads], h[quads], w[quads];  // where tap 0 of this thread's pixels lies; image -1: no pixel
+        for (int i = 0; i < quads; i++) {
+            int m = tile * BM + (thread + i * threads) / (BK / 4);
+            int q = m % cols.pixels, p = m / cols.pixels % rows.pixels;
+            image[i] = m < M ? m / cols.pixels / rows.pixels : -1;
+            h[i] = rows.in + p * rows.stride;
+            w[i] = cols.in + q * cols.stride;
+        }
+        real acc[TM][TN] = {};
+        real4 a[quads];
+        real b[singles];
+
+        auto element = [&](int i, int k) -> real {  // of A, from x, normalised
+            int c = k % o.C, t = k / o.C / cols.taps, u = k / o.C % cols.taps;
+            int row = h[i] + t * rows.sign, col = w[i] + u * cols.sign;
+            if (k >= K || image[i] < 0 || row < 0 || row >= o.H || col < 0 || col >= o.W) return 0;
+            real value = o.x[((size_t)(image[i] * o.H + row) * o.W + col) * o.C + c];
+            return o.norm ? (value - o.norm[c]) * o.norm[o.C + c] + o.norm[2 * o.C + c] : value;
+        };
+        auto read = [&](int k0) {
+            int k = k0 + thread % (BK / 4) * 4;
+            if (o.quads) {
+                int c = k % o.C, t = k / o.C / cols.taps, u = k / o.C % cols.taps;
+                for (int i = 0; i < quads; i++) {
+                    int row = h[i] + t * rows.sign, col = w[i] + u * cols.sign;
+                    bool inside = k < K && image[i] >= 0 && row >= 0 && row < o.H && col >= 0 && col < o.W;
+                    a[i] = real4{};
+                    if (inside) {
+                        a[i] = *(const real4 *)&o.x[((size_t)(image[i] * o.H + row) * o.W + col) * o.C + c];
+                        if (o.norm)
+                            for (int e = 0; e < 4; e++)
+                                a[i].v[e] = (a[i].v[e] - o.norm[c + e]) * o.norm[o.C + c + e] + o.norm[2 * o.C + c + e];
+                    }
+                }
+            } else {
+                for (int i = 0; i < quads; i++)
+                    for (int e = 0; e < 4; e++) a[i].v[e] = element(i, k + e);
+            }
+            for (int i = 0; i < singles; i++) {
+                int at = thread + i * threads;  // consecutive threads read consecutive weights
+                int kb = k0 + (o.adjoint ? at % BK : at / BN), n = n0 + (o.adjoint ? at / BK : at % BN);
+                b[i] = 0;
+                if (kb < K && n < o.F) {
+                    int c = kb % o.C, t = kb / o.C / cols.taps, u = kb / o.C % cols.taps;
+                    int tap = (rows.tap + t * rows.apart) * o.KW + cols.tap + u * cols.apart;
+                    b[i] = o.weight[(size_t)tap * o.C * o.F + (o.adjoint ? n * o.C + c : c * o.F + n)];
+                }
+            }
+        };
+        auto store = [&](int buffer) {
+            for (int i = 0; i < quads; i++) {
+                int at = thread + i * threads;
+                for (int e = 0; e < 4; e++) As[buffer][at % (BK / 4) * 4 + e][at / (BK / 4)] = a[i].v[e];
+            }
+            for (int i = 0; i < singles; i++) {
+                int at = thread + i * threads;
+                Bs[buffer][o.adjoint ? at % BK : at / BN][o.adjoint ? at / BK : at % BN] = b[i];
+            }
+        };
+
+        if (K > 0) {
+            read(0);
+            store(0);
+        }
+        __syncthreads();
+        for (int k0 = 0, buffer = 0; k0 < K; k0 += BK, buffer ^= 1) {
+            if (k0 + BK < K) read(k0 + BK);
+#pragma unroll
+            for (int k = 0; k < BK; k++)
+#pragma unroll
+                for (int i = 0; i < TM; i++)
+#pragma unroll
+                    for (int j = 0; j < TN; j++)
+                        acc[i][j] += As[buffer][k][ty * TM + i] * Bs[buffer][k][tx * TN + j];
+            if (k0 + BK < K) store(buffer ^ 1);
+            __syncthreads();
+        }
+
+        for (int i = 0; i < TM; i++) {
+            int m = tile * BM + ty * TM + i;
+            if (m >= M) break;
+            int q = m % cols.pixels, p = m / cols.pixels % rows.pixels, image = m / cols.pixels / rows.pixels;
+            size_t pixel = (size_t)(image * o.OH + rows.out + p * rows.step) * o.OW + cols.out + q * cols.step;
+            for (int j = 0; j < TN; j++) {
+                int n = n0 + tx * TN + j;
+                if (n >= o.F) break;
+                real value = acc[i][j] + (o.bias ? o.bias[n] : 0);
+                if (o.active) value = value > 0 ? value : value != value ? value : 0;  // NaN stays, as in max(x, 0)
+                o.y[pixel * o.F + n] = value;
+                total[0][j] += value;
+                total[1][j] += (double)value * (o.other ? o.other[pixel * o.F + n] : value);
+            }
+        }
+    }
+    if (!o.partials) return;
+    for (int j = 0; j < TN; j++)
+        for (int s = 0; s < 2; s++) sums[ty][s][tx * TN + j] = total[s][j];
+    __syncthreads();
+    size_t block = (size_t)blockIdx.z * gridDim.x + blockIdx.x;
+    for (int i = thread; i < 2 * BN; i += threads) {
+        int s = i / BN, n = i % BN;
+        double sum = 0;
+        for (int row = 0; row < BM / TM; row++) sum += sums[row][s][n];
+        if (n0 + n < o.F) o.partials[(block * 2 + s) * o.F + n0 + n] = sum;
+    }
+}
+
+#define CORRELATE(NAME, BM, BN, TM, TN)                                                                              \
+    extern "C" __global__ void __launch_bounds__((BM / TM) * (BN / TN)) NAME(                                        \
+        const real *x, const real *norm, const real *weight, const real *bias, const real *other, real *y,           \
+        double *partials, int N, int H, int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, \
+        int left, int adjoint, int active, int quads) {                                                              \
+        correlate<BM, BN, TM, TN>({x, norm, weight, bias, other, y, partials, N, H, W, C, OH, OW, F, KH, KW, SH, SW, \
+                                   top, left, adjoint, active, quads});                                              \
+    }
+const int LARGE = sizeof(real) == 4 ? 128 : 64;  // so that both fit 48 KB of shared memory
+CORRELATE(correlate_large, LARGE, 64, LARGE / 16, 4)
+CORRELATE(correlate_small, 32, 32, 4, 2)
+
+// ---- the gradient of a convolution's weight ----
+//
+// gweight[k, f] = sum over pixels m of A[m, k] * g[m, f]. blockIdx.z takes a share of the pixels and writes partial sums
+// (shares, KH*KW*C, F), which `add_shares` adds.
+
+const int GM = 16, GK = 64, GF = 64;  // pixels at a time; a block computes GK by GF, a thread 4 by 4 of them
+
+extern "C" __global__ void __launch_bounds__(256) weight_gradient(
+    const real *x, const real *x_norm, const real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
+    int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int pixels_a_share) {
+    __shared__ real As[GM][GK];
+    __shared__ real Gs[GM][GF];
+    const int thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
+    const int k0 = blockIdx.x * GK, f0 = blockIdx.y * GF, K = KH * KW * C;
+    const int first = blockIdx.z * pixels_a_share, M = N * OH * OW;
+    const int last = first + pixels_a_share < M ? first + pixels_a_share : M;
+
+    real acc[4][4] = {};
+    for (int m0 = first; m0 < last; m0 += GM) {
+        int m = m0 + ty;  // this thread reads four columns of one pixel
+        int q = m % OW, p = m / OW % OH, image = m / OW / OH;
+        for (int e = 0; e < 4; e++) {
+            int k = k0 + tx * 4 + e, f = f0 + tx * 4 + e;
+            int c = k % C, j = k / C % KW, i = k / C / KW;
+            int row = p * SH + i - top, col = q * SW + j - left;
+            real a = 0, b = 0;
+            if (m < last && k < K && row >= 0 && row < H && col >= 0 && col < W) {
+                a = x[((size_t)(image * H + row) * W + col) * C + c];
+                if (x_norm) a = (a - x_norm[c]) * x_norm[C + c] + x_norm[2 * C + c];
+            }
+            if (m < last && f < F) {
+                b = g[(size_t)m * F + f];
+                if (g_norm) b = (b - g_norm[f]) * g_norm[F + f] + g_norm[2 * F + f];
+            }
+            As[ty][tx * 4 + e] = a;
+            Gs[ty][tx * 4 + e] = b;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int s = 0; s < GM; s++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) acc[i][j] += As[s][ty * 4 + i] * Gs[s][tx * 4 + j];
+        __syncthreads();
+    }
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) {
+            int k = k0 + ty * 4 + i, f = f0 + tx * 4 + j;
+            if (k < K && f < F) shares[((size_t)blockIdx.z * K + k) * F + f] = acc[i][j];
+        }
+}
+
+// total[i] = sum over s of shares[s, i].
+extern "C" __global__ void add_shares(const real *shares, real *total, int count, int size) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= size) return;
+    double sum = 0;
+    for (int s = 0; s < count; s++) sum += shares[(size_t)s * size + i];
+    total[i] = sum;
+}
+
+// ---- products of small matrices, for dense layers ----
+//
+// shares[z, m, n] = sum over the z-th share of k of a[m * am + k * ak] * b[k * bk + n * bn]; `add_shares` adds them.
+
+extern "C" __global__ void __launch_bounds__(256) matrix_product(
+    const real *a, const real *b, real *shares, int M, int K, int N, int am, int ak, int bk, int bn, int k_a_share) {
+    __shared__ real As[16][33];
+    __shared__ real Bs[16][33];
+    const int thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
+    const int m0 = blockIdx.x * 32, n0 = blockIdx.y * 32, first = blockIdx.z * k_a_share;
+    const int last = first + k_a_share < K ? first + k_a_share : K;
+    real acc[2][2] = {};
+    for (int k0 = first; k0 < last; k0 += 16) {
+        for (int i = thread; i < 16 * 32; i += 256) {
+            int ka = ak == 1 ? i % 16 : i / 32, m = ak == 1 ? i / 16 : i % 32;  // consecutive threads, consecutive numbers
+            int kb = bk == 1 ? i % 16 : i / 32, n = bk == 1 ? i / 16 : i % 32;
+            bool in_a = k0 + ka < last && m0 + m < M, in_b = k0 + kb < last && n0 + n < N;
+            As[ka][m] = in_a ? a[(size_t)(m0 + m) * am + (size_t)(k0 + ka) * ak] : 0;
+            Bs[kb][n] = in_b ? b[(size_t)(k0 + kb) * bk + (size_t)(n0 + n) * bn] : 0;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < 16; k++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+#pragma unroll
+                for (int j = 0; j < 2; j++) acc[i][j] += As[k][ty + 16 * i] * Bs[k][tx + 16 * j];
+        __syncthreads();
+    }
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 2; j++) {
+            int m = m0 + ty + 16 * i, n = n0 + tx + 16 * j;
+            if (m < M && n < N) shares[((size_t)blockIdx.z * M + m) * N + n] = acc[i][j];
+        }
+}
+
+// ---- what goes over all rows (M, C) and sums over them: a block has 32 channels by 8 rows at a time ----
+
+template <class Row>
+__device__ void over_rows(int M, int C, double *partials, Row row) {
+    __shared__ double sums[8][2][32];
+    const int lane = threadIdx.x % 32, ty = threadIdx.x / 32, c = blockIdx.y * 32 + lane;
+    double total[2] = {};
+    if (c < C)
+        for (int m = blockIdx.x * 8 + ty; m < M; m += gridDim.x * 8) row((size_t)m * C + c, c, total);
+    if (!partials) return;
+    sums[ty][0][lane] = total[0];
+    sums[ty][1][lane] = total[1];
+    __syncthreads();
+    if (ty < 2 && c < C) {
+        double sum = 0;
+        for (int i = 0; i < 8; i++) sum += sums[i][ty][lane];
+        partials[((size_t)blockIdx.x * 2 + ty) * C + c] = sum;
+    }
+}
+
+// The sums of x and of x * other; without other those of x - shift and of its square.
+extern "C" __global__ void __launch_bounds__(256) row_sums(
+    const real *x, const real *other, const real *shift, double *partials, int M, int C) {
+    over_rows(M, C, partials, [=](size_t i, int c, double *total) {
+        double value = x[i];
+        if (!other) value -= shift[c];
+        total[0] += value;
+        total[1] += value * (other ? other[i] : value);
+    });
+}
+
+// y = (x - mean) * scale + beta with norm (3, C).
+extern "C" __global__ void __launch_bounds__(256) normalise(const real *x, const real *norm, real *y, int M, int C) {
+    over_rows(M, C, nullptr, [=](size_t i, int c, double *) { y[i] = (x[i] - norm[c]) * norm[C + c] + norm[2 * C + c]; });
+}
+
+// g = scale * (gy - offset - (y - mean) * slope) with through (4, C); if relu, 0 where y is not positive. And its sum.
+extern "C" __global__ void __launch_bounds__(256) through_norm(
+    const real *gy, const real *y, const real *through, real *g, double *partials, int M, int C, int relu) {
+    over_rows(M, C, partials, [=](size_t i, int c, double *total) {
+        real value = through[C + c] * (gy[i] - through[2 * C + c] - (y[i] - through[c]) * through[3 * C + c]);
+        if (relu && !(y[i] > 0)) value = 0;
+        g[i] = value;
+        total[0] += value;
+    });
+}
+
+// The two sums of channel c from partials (blocks, 2, C). A block of threads has 32 channels; each of its 16 rows adds
+// every 16th of the partial sums, and the first row adds those.
+__device__ void add_partials(const double *partials, int blocks, int C, int c, double *total) {
+    __shared__ double sums[16][2][32];
+    const int lane = threadIdx.x % 32, ty = threadIdx.x / 32;
+    for (int s = 0; s < 2; s++) {
+        double sum = 0;
+        if (c < C)
+            for (int block = ty; block < blocks; block += 16) sum += partials[((size_t)block * 2 + s) * C + c];
+        sums[ty][s][lane] = sum;
+    }
+    __syncthreads();
+    for (int s = 0; s < 2; s++) {
+        total[s] = 0;
+        for (int row = 0; row < 16; row++) total[s] += sums[row][s][lane];
+    }
+}
+
+// sums (2, C); the second less mean times the first, if there is a mean.
+extern "C" __global__ void __launch_bounds__(512) finish_sums(
+    const double *partials, const real *mean, real *sums, int blocks, int C) {
+    int c = blockIdx.x * 32 + threadIdx.x % 32;
+    double total[2];
+    add_partials(partials, blocks, C, c, total);
+    if (c >= C || threadIdx.x >= 32) return;
+    sums[c] = total[0];
+    sums[C + c] = mean ? total[1] - mean[c] * total[0] : total[1];
+}
+
+// Mean and variance from the sums of values, less a shift if there is one, and of their squares. Without a shift and with
+// a mean of 1,000 deviations, the squares lose 1e6 * 2^-53 of the variance: nothing for a float, too much for a double.
+extern "C" __global__ void __launch_bounds__(512) finish_moments(
+    const double *partials, const real *shift, real *mean, real *variance, int blocks, int C, double count) {
+    int c = blockIdx.x * 32 + threadIdx.x % 32;
+    double total[2];
+    add_partials(partials, blocks, C, c, total);
+    if (c >= C || threadIdx.x >= 32) return;
+    double m = total[0] / count, deviation = total[1] / count - m * m;
+    mean[c] = shift ? shift[c] + m : m;
+    variance[c] = deviation > 0 ? deviation : deviation != deviation ? deviation : 0;
+}
+
+// norm (3, C): mean, scale = gamma / sqrt(variance + epsilon), beta.
+extern "C" __global__ void norm_rows(
+    const real *gamma, const real *beta, const real *mean, const real *variance, real *norm, int C, real epsilon) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= C) return;
+    norm[c] = mean[c];
+    norm[C + c] = gamma[c] / sqrt(variance[c] + epsilon);
+    norm[2 * C + c] = beta[c];
+}
+
+// through (4, C): mean, scale, gbeta / count, ggamma / sqrt(variance + epsilon) / count; and ggamma, gbeta.
+extern "C" __global__ void through_rows(
+    const real *sums, const real *gamma, const real *mean, const real *variance, real *through, real *ggamma, real *gbeta,
+    int C, real epsilon, real count) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= C) return;
+    real inverse_deviation = 1 / sqrt(variance[c] + epsilon);
+    gbeta[c] = sums[c];
+    ggamma[c] = sums[C + c] * inverse_deviation;
+    through[c] = mean[c];
+    through[C + c] = gamma[c] * inverse_deviation;
+    through[2 * C + c] = gbeta[c] / count;
+    through[3 * C + c] = ggamma[c] * inverse_deviation / count;
+}
+
+extern "C" __global__ void batch_norm_update(
+    real *moving_mean, real *moving_variance, const real *mean, const real *variance, int C, real momentum, real rest) {
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= C) return;
+    moving_mean[c] = momentum * moving_mean[c] + rest * mean[c];
+    moving_variance[c] = momentum * moving_variance[c] + rest * variance[c];
+}
+
+// ---- losses ----
+
+// partials[block] = sum of softplus(logit) - logit * target; `finish_sums` with C = 1 takes (blocks, 2, 1).
+extern "C" __global__ void __launch_bounds__(256) bernoulli_nll(
+    const real *logits, const real *targets, double *partials, int size) {
+    __shared__ double sums[256];
+    double total = 0;
+    for (size_t i = (size_t)blockIdx.x * 256 + threadIdx.x; i < (size_t)size; i += (size_t)gridDim.x * 256) {
+        real logit = logits[i], positive = logit > 0 ? logit : logit != logit ? logit : 0;
+        total += positive - logit * targets[i] + log1p(exp(-fabs(logit)));
+    }
+    sums[threadIdx.x] = total;
+    for (int half = 128; half; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) {
+        partials[2 * blockIdx.x] = sums[0];
+        partials[2 * blockIdx.x + 1] = 0;
+    }
+}
+
+// ---- the optimiser ----
+
+// Algorithm 1 of the Adam paper; scalars: rate, 1 / (1 - beta_1^t), 1 / (1 - beta_2^t).
+extern "C" __global__ void adam_step(
+    real *parameters, real *mean, real *variance, const real *gradients, const real *scalars, int size, real beta_1,
+    real rest_1, real beta_2, real rest_2, real epsilon, real weight_decay) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= size) return;
+    real g = gradients[i];
+    real m = mean[i] = beta_1 * mean[i] + rest_1 * g;
+    real v = variance[i] = beta_2 * variance[i] + rest_2 * g * g;
+    real update = m * scalars[1] / (sqrt(v * scalars[2]) + epsilon) + weight_decay * parameters[i];
+    parameters[i] -= scalars[0] * update;
+}

@@ -1,0 +1,186 @@
+"""The CUDA backend without a GPU: kernels.cu compiled for one, and executed on the CPU (cuda_on_cpu.py).
+
+That its kernels compute what the plain ones do is tested in test_backends.py (`cuda-on-cpu`); here is what is special to
+CUDA: that threads wait for each other where they must, that faults would be seen, and what the compiler makes of it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from copy import copy
+from typing import Any
+
+import cuda_on_cpu
+import numpy as np
+import pytest
+import strict_cupy
+import test_backends
+
+import minigrad
+from autoencoders import VAE, TrainingOptions
+from autoencoders.training import Trainer
+from minigrad.backend import cuda
+
+SOURCE = cuda.SOURCE.read_text(encoding="utf-8")
+needs_compiler = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="there is no g++")
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+
+
+@pytest.fixture
+def on_cpu(cupy_double: object) -> cuda.CudaBackend:
+    """The CUDA kernels on the strict double of CuPy."""
+    backend = minigrad.use(device="cuda")
+    assert type(backend) is cuda.CudaBackend
+    return backend
+
+
+# ---- faults in the kernels are seen ----
+
+# (method whose inputs show it, what stands in kernels.cu, the same with an off-by-one in its index arithmetic)
+FAULTS = {
+    "a phase's first row": ("conv2d_grad_input", "(phase + before - first) / S", "(phase + before - first) / S + 1"),
+    "a phase's first pixel": ("conv2d_grad_input", "int first = (phase + before) % S", "int first = (phase + before + 1) % S"),
+    "a phase's pixels": ("conv2d_grad_input", "(size - phase + S - 1) / S : 0", "(size - phase + S) / S - 1 : 0"),
+    "a pixel's row": ("conv2d", "w[i] = cols.in + q * cols.stride", "w[i] = cols.in + q * cols.stride + 1"),
+    "the last channels of a tap": ("conv2d", "t = k / o.C / cols.taps, u = k / o.C % cols.taps;\n            int row", "t = k / o.C / cols.taps, u = (k + 1) / o.C % cols.taps;\n            int row"),
+    "four channels at once": ("conv2d", "* o.C + c];\n                        if", "* o.C + (c + 4) % o.C];\n                        if"),
+    "the weights of a tap": ("conv2d", "cols.tap + u * cols.apart", "cols.tap + (u + 1) % cols.taps * cols.apart"),
+    "the last step of the product": ("conv2d", "k0 < K; k0 += BK, buffer ^= 1", "k0 < K - 1; k0 += BK, buffer ^= 1"),
+    "the tile's last pixel": ("conv2d", "if (m >= M) break", "if (m >= M - 1) break"),
+    "the sums of a tile": ("conv_layer", "row < BM / TM; row++", "row < BM / TM - 1; row++"),
+    "the block of the sums": ("conv_layer", "partials[(block * 2 + s) * o.F + n0 + n]", "partials[(block * 2 + 1 - s) * o.F + n0 + n]"),
+    "the window of weight_gradient": ("conv2d_grad_weight", "col = q * SW + j - left", "col = q * SW + j - left + 1"),
+    "the share of weight_gradient": ("conv2d_grad_weight", "m0 < last; m0 += GM", "m0 < last - 1; m0 += GM"),
+    "add_shares": ("conv2d_grad_weight", "s < count; s++", "s < count - 1; s++"),
+    "matrix_product's rows": ("matmul", "int ka = ak == 1 ? i % 16 : i / 32", "int ka = ak == 1 ? i % 15 : i / 32"),
+    "matrix_product's columns": ("matmul", "n = n0 + tx + 16 * j", "n = n0 + tx + 15 * j"),
+    "matrix_product's last step": ("matmul", "k0 + kb < last && n0", "k0 + kb < last - 1 && n0"),
+    "rows that a block goes over": ("channel_sum", "m += gridDim.x * 8", "m += gridDim.x * 8 + 1"),
+    "rows of a block's sum": ("channel_sum", "i < 8; i++) sum", "i < 7; i++) sum"),
+    "row_sums": ("batch_norm_sums", "other[i] : value", "other[i ? i - 1 : 0] : value"),
+    "normalise": ("normalise", "* norm[C + c] + norm[2 * C + c]; });", "* norm[C + c] + norm[2 * C + c - 1]; });"),
+    "through_norm": ("norm_gradient", "through[2 * C + c]", "through[2 * C + c - 1]"),
+    "finish_sums": ("channel_sum", "block += 16", "block += 17"),
+    "finish_moments": ("moments", "shift[c] + m", "shift[c ? c - 1 : 0] + m"),
+    "norm_rows": ("norm_rows", "= beta[c]", "= beta[c ? c - 1 : 0]"),
+    "through_rows": ("through_rows", "= sums[C + c]", "= sums[C + c - 1]"),
+    "batch_norm_update": ("batch_norm_update_", "rest * variance[c]", "rest * variance[c ? c - 1 : 0]"),
+    "bernoulli_nll": ("bernoulli_nll", "threadIdx.x < half", "threadIdx.x < half - 1"),
+    "adam_step": ("adam_step_", "gradients[i]", "gradients[i ? i - 1 : 0]"),
+}
+
+
+def _fault(old: str, new: str) -> str:
+    assert SOURCE.count(old) >= 1, f"kernels.cu no longer holds {old!r}"
+    return SOURCE.replace(old, new, 1)
+
+
+def test_every_kernel_has_a_fault() -> None:
+    """A kernel that is added needs a fault of its own above."""
+    names = set(re.findall(r'extern "C" __global__ void(?: __launch_bounds__\(.*?\))? (\w+)\(', SOURCE)) - {"NAME"}
+    covered = " ".join(FAULTS)
+    assert not {name for name in names if name not in covered}
+
+
+@needs_compiler
+@pytest.mark.parametrize("what", FAULTS)
+def test_an_off_by_one_is_found(what: str, on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of both sizes, and blocks that go through several of them."""
+    name, old, new = FAULTS[what]
+    monkeypatch.setattr(cuda, "_source", lambda: _fault(old, new))
+    with pytest.raises(AssertionError, match=name):
+        for N in test_backends.SIZES:
+            for case in test_backends.INPUTS[name](test_backends.rng(name, N), N):
+                test_backends.compare(on_cpu, case, "float32")
+        test_backends.small_blocks(on_cpu, monkeypatch)
+        for case in test_backends.INPUTS[name](test_backends.rng(name, "blocks"), 7):
+            test_backends.compare(on_cpu, case, "float32")
+
+
+# ---- what the compiler for GPUs makes of it ----
+
+
+@needs_nvcc
+@pytest.mark.parametrize("real", ["float", "double"])
+def test_it_compiles_without_spilling_registers(real: str, tmp_path: Any) -> None:
+    """Spilled registers live in memory. The two convolutions may use 168 registers: 1 1/2 blocks of 256 threads."""
+    command = ["nvcc", "-arch=sm_90", "--cubin", "-std=c++17", f"-DREAL={real}", "-Xptxas", "-v", "-o", tmp_path / "k.cubin"]
+    done = subprocess.run([*command, cuda.SOURCE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
+    assert len(names) == len(set(names)) >= 15
+    assert set(re.findall(r"(\d+) bytes spill", done.stderr)) == {"0"}, done.stderr
+    registers = dict(zip(names, map(int, re.findall(r"Used (\d+) registers", done.stderr)), strict=True))
+    assert max(registers.values()) <= 168, registers
+
+
+# ---- a training step ----
+
+
+def trained(device: str, kernels: str, dtype: str, steps: int) -> np.ndarray:
+    """The losses (steps, 2) of a small VAE, trained on the same images and noise everywhere."""
+    k = minigrad.use(device=device, kernels=kernels)
+    vae = VAE((8, 8, 1), (8, 8, 8), (3, 3, 3), (1, 2, 2), 2)
+    vae.to(device, dtype)
+    vae.compile(1e-3)
+    rng = np.random.default_rng(0)
+    images, noise = rng.integers(0, 256, (6, 8, 8, 1), dtype=np.uint8), rng.standard_normal((steps, 6, 2)).astype(dtype)
+    trainer = Trainer(vae, images, TrainingOptions(batch_size=6, epochs=1), progress=False)
+    vae.network.train()
+    scalars = np.array([[1.0, *vae.optimizer.scalars(step + 1)] for step in range(steps)], dtype)
+    noise, scalars, images = k.from_host(noise), k.from_host(scalars), k.from_host(images)
+    counters = strict_cupy.reset()
+    losses = [trainer.step(images, noise[step], scalars[step]) for step in range(steps)]
+    trained.counters = copy(counters)
+    return np.stack([k.to_host(row) for row in losses])
+
+
+@needs_compiler
+def test_float64_trains_as_on_the_cpu(cupy_double: object) -> None:
+    expected, found = trained("cpu", "plain", "float64", 100), trained("cuda", "cuda", "float64", 100)
+    assert (abs(found - expected) <= 1e-8 * abs(expected)).all()
+    assert expected[-1, 0] < expected[0, 0], "it trains"
+
+
+@needs_compiler
+def test_float32_trains_as_on_the_cpu(cupy_double: object) -> None:
+    """After 100 steps rounding errors have grown; by no more than between two sets of kernels on the CPU, times two."""
+    expected, other = trained("cpu", "plain", "float32", 100), trained("cpu", "numpy", "float32", 100)
+    found = trained("cuda", "cuda", "float32", 100)
+    assert (abs(found[0] - expected[0]) <= 1e-5 * abs(expected[0])).all()
+    assert abs(found[-1] - expected[-1]).max() <= 2 * abs(other[-1] - expected[-1]).max()
+
+
+@needs_compiler
+def test_the_same_step_twice_gives_the_same_bits(cupy_double: object) -> None:
+    assert (trained("cuda", "cuda", "float32", 3) == trained("cuda", "cuda", "float32", 3)).all()
+
+
+@needs_compiler
+def test_the_order_of_threads_does_not_matter(cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A barrier that is missing would let threads read what others have not written yet."""
+    first = trained("cuda", "cuda", "float32", 3)
+    for seed in (1, 2):
+        monkeypatch.setattr(cuda_on_cpu.Kernel, "seed", seed)
+        assert (trained("cuda", "cuda", "float32", 3) == first).all()
+
+
+@needs_compiler
+def test_a_missing_barrier_is_found(on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "        __syncthreads();\n#pragma unroll\n        for (int s = 0"
+    monkeypatch.setattr(cuda, "_source", lambda: _fault(place, place.replace("__syncthreads();", "")))
+    with pytest.raises(AssertionError, match="conv2d_grad_weight"):
+        for case in test_backends.INPUTS["conv2d_grad_weight"](test_backends.rng("barrier"), 4):
+            test_backends.compare(on_cpu, case, "float32")
+
+
+@needs_compiler
+def test_a_step_keeps_its_budget(cupy_double: object) -> None:
+    """Launches cost the host's time; a transfer or a wait would stop it. The bytes are those of the kernels' arguments."""
+    trained("cuda", "cuda", "float32", 1)
+    counters = trained.counters
+    assert counters.launches.total() <= 175, counters.launches
+    assert (counters.to_device, counters.to_host, counters.synchronisations) == (0, 0, 0)
+    assert {name for _, name in counters.float64} <= {"empty"}, "only partial sums are float64"
