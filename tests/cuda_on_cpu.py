@@ -1,7 +1,7 @@
 """Runs CUDA kernels on the CPU, from the very source that a GPU gets: g++ compiles it behind cuda_on_cpu.h.
 
-`compile_kernels(source, macros)` gives the kernels by name. A call takes what CuPy's RawKernel takes, but strictly: every
-argument must have the type that the kernel declares, because a GPU would read the bytes of a wrong one without a word.
+`compile_kernels(source, macros)` gives the kernels by name. A call takes what CuPy's RawKernel takes, but strictly:
+every argument must have the type that the kernel declares, because a GPU would read a wrong one's bytes without a word.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,8 +77,10 @@ class Kernel:
         else:
             fits = isinstance(value, np.generic) and value.dtype == parameter.dtype
         if not fits:
-            found = f"{value.dtype} {value.shape} of strides {value.strides}" if isinstance(value, np.ndarray) else value
-            raise TypeError(f"{self.name}: {parameter.name} must be {wanted}, found {found!r}")
+            found = repr(value)
+            if isinstance(value, np.ndarray):
+                found = f"{value.dtype} {value.shape} of strides {value.strides}"
+            raise TypeError(f"{self.name}: {parameter.name} must be {wanted}, found {found}")
 
 
 @cache
@@ -94,7 +95,8 @@ def compile_kernels(source: str, macros: tuple[str, ...] = ()) -> dict[str, Kern
     folder = Path(tempfile.gettempdir()) / "minigrad-cuda-on-cpu"
     folder.mkdir(exist_ok=True)
     options = ["-std=c++17", "-O1", "-fPIC", "-w", *macros]
-    key = hashlib.blake2b("\0".join([Path(__file__).read_text(), HEADER.read_text(), source, *options]).encode()).hexdigest()[:24]
+    parts = Path(__file__).read_text(), HEADER.read_text(), source, *options
+    key = hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
     expanded = _run([compiler(), "-E", "-P", "-x", "c++", *macros, "-D__global__=KERNEL", "-"], source)
     kinds = {alias: kind for kind, alias in re.findall(r"typedef (\w+) (\w+);", expanded)}
     kernels = {name: _parameters(text, kinds) for name, text in KERNEL.findall(expanded)}

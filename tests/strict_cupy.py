@@ -857,7 +857,7 @@ class Stream:
 
 
 class RawModule:
-    """CUDA source as CuPy compiles it; here cuda_on_cpu.py does, with its strict types, and the kernels run on the CPU."""
+    """CUDA source as CuPy compiles it; here cuda_on_cpu.py does, and the kernels run on the CPU."""
 
     def __init__(
         self,

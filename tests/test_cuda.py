@@ -1,7 +1,7 @@
 """The CUDA backend without a GPU: kernels.cu compiled for one, and executed on the CPU (cuda_on_cpu.py).
 
-That its kernels compute what the plain ones do is tested in test_backends.py (`cuda-on-cpu`); here is what is special to
-CUDA: that threads wait for each other where they must, that faults would be seen, and what the compiler makes of it.
+That its kernels compute what the plain ones do is tested in test_backends.py (`cuda-on-cpu`); here is what is special
+to CUDA: that threads wait for each other where they must, that faults would be seen, what the compiler makes of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import test_backends
 import minigrad
 from autoencoders import VAE, TrainingOptions
 from autoencoders.training import Trainer
-from minigrad.backend import cuda
+from minigrad.backend import Backend, cuda
 
 SOURCE = cuda.SOURCE.read_text(encoding="utf-8")
 needs_compiler = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="there is no g++")
@@ -41,16 +41,32 @@ def on_cpu(cupy_double: object) -> cuda.CudaBackend:
 # (method whose inputs show it, what stands in kernels.cu, the same with an off-by-one in its index arithmetic)
 FAULTS = {
     "a phase's first row": ("conv2d_grad_input", "(phase + before - first) / S", "(phase + before - first) / S + 1"),
-    "a phase's first pixel": ("conv2d_grad_input", "int first = (phase + before) % S", "int first = (phase + before + 1) % S"),
+    "a phase's first pixel": (
+        "conv2d_grad_input",
+        "int first = (phase + before) % S",
+        "int first = (phase + before + 1) % S",
+    ),
     "a phase's pixels": ("conv2d_grad_input", "(size - phase + S - 1) / S : 0", "(size - phase + S) / S - 1 : 0"),
     "a pixel's row": ("conv2d", "w[i] = cols.in + q * cols.stride", "w[i] = cols.in + q * cols.stride + 1"),
-    "the last channels of a tap": ("conv2d", "t = k / o.C / cols.taps, u = k / o.C % cols.taps;\n            int row", "t = k / o.C / cols.taps, u = (k + 1) / o.C % cols.taps;\n            int row"),
-    "four channels at once": ("conv2d", "* o.C + c];\n                        if", "* o.C + (c + 4) % o.C];\n                        if"),
+    "the last channels of a tap": (
+        "conv2d",
+        "t = k / o.C / cols.taps, u = k / o.C % cols.taps;\n            int row",
+        "t = k / o.C / cols.taps, u = (k + 1) / o.C % cols.taps;\n            int row",
+    ),
+    "four channels at once": (
+        "conv2d",
+        "* o.C + c];\n                        if",
+        "* o.C + (c + 4) % o.C];\n                        if",
+    ),
     "the weights of a tap": ("conv2d", "cols.tap + u * cols.apart", "cols.tap + (u + 1) % cols.taps * cols.apart"),
     "the last step of the product": ("conv2d", "k0 < K; k0 += BK, buffer ^= 1", "k0 < K - 1; k0 += BK, buffer ^= 1"),
     "the tile's last pixel": ("conv2d", "if (m >= M) break", "if (m >= M - 1) break"),
     "the sums of a tile": ("conv_layer", "row < BM / TM; row++", "row < BM / TM - 1; row++"),
-    "the block of the sums": ("conv_layer", "partials[(block * 2 + s) * o.F + n0 + n]", "partials[(block * 2 + 1 - s) * o.F + n0 + n]"),
+    "the block of the sums": (
+        "conv_layer",
+        "partials[(block * 2 + s) * o.F + n0 + n]",
+        "partials[(block * 2 + 1 - s) * o.F + n0 + n]",
+    ),
     "the window of weight_gradient": ("conv2d_grad_weight", "col = q * SW + j - left", "col = q * SW + j - left + 1"),
     "the share of weight_gradient": ("conv2d_grad_weight", "m0 < last; m0 += GM", "m0 < last - 1; m0 += GM"),
     "add_shares": ("conv2d_grad_weight", "s < count; s++", "s < count - 1; s++"),
@@ -77,6 +93,16 @@ def _fault(old: str, new: str) -> str:
     return SOURCE.replace(old, new, 1)
 
 
+def compare_all(k: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As test_backends.py does: tiles of both sizes, and blocks that go through several of them."""
+    for N in test_backends.SIZES:
+        for case in test_backends.INPUTS[name](test_backends.rng(name, N), N):
+            test_backends.compare(k, case, "float32")
+    test_backends.small_blocks(k, monkeypatch)
+    for case in test_backends.INPUTS[name](test_backends.rng(name, "blocks"), 7):
+        test_backends.compare(k, case, "float32")
+
+
 def test_every_kernel_has_a_fault() -> None:
     """A kernel that is added needs a fault of its own above."""
     names = set(re.findall(r'extern "C" __global__ void(?: __launch_bounds__\(.*?\))? (\w+)\(', SOURCE)) - {"NAME"}
@@ -87,16 +113,10 @@ def test_every_kernel_has_a_fault() -> None:
 @needs_compiler
 @pytest.mark.parametrize("what", FAULTS)
 def test_an_off_by_one_is_found(what: str, on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of both sizes, and blocks that go through several of them."""
     name, old, new = FAULTS[what]
     monkeypatch.setattr(cuda, "_source", lambda: _fault(old, new))
     with pytest.raises(AssertionError, match=name):
-        for N in test_backends.SIZES:
-            for case in test_backends.INPUTS[name](test_backends.rng(name, N), N):
-                test_backends.compare(on_cpu, case, "float32")
-        test_backends.small_blocks(on_cpu, monkeypatch)
-        for case in test_backends.INPUTS[name](test_backends.rng(name, "blocks"), 7):
-            test_backends.compare(on_cpu, case, "float32")
+        compare_all(on_cpu, name, monkeypatch)
 
 
 # ---- what the compiler for GPUs makes of it ----
@@ -106,8 +126,8 @@ def test_an_off_by_one_is_found(what: str, on_cpu: Any, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("real", ["float", "double"])
 def test_it_compiles_without_spilling_registers(real: str, tmp_path: Any) -> None:
     """Spilled registers live in memory. The two convolutions may use 168 registers: 1 1/2 blocks of 256 threads."""
-    command = ["nvcc", "-arch=sm_90", "--cubin", "-std=c++17", f"-DREAL={real}", "-Xptxas", "-v", "-o", tmp_path / "k.cubin"]
-    done = subprocess.run([*command, cuda.SOURCE], capture_output=True, text=True, check=False)
+    command = ["nvcc", "-arch=sm_90", "--cubin", "-std=c++17", f"-DREAL={real}", "-Xptxas", "-v", cuda.SOURCE]
+    done = subprocess.run([*command, "-o", tmp_path / "k.cubin"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
     assert len(names) == len(set(names)) >= 15
@@ -172,13 +192,12 @@ def test_a_missing_barrier_is_found(on_cpu: Any, monkeypatch: pytest.MonkeyPatch
     place = "        __syncthreads();\n#pragma unroll\n        for (int s = 0"
     monkeypatch.setattr(cuda, "_source", lambda: _fault(place, place.replace("__syncthreads();", "")))
     with pytest.raises(AssertionError, match="conv2d_grad_weight"):
-        for case in test_backends.INPUTS["conv2d_grad_weight"](test_backends.rng("barrier"), 4):
-            test_backends.compare(on_cpu, case, "float32")
+        compare_all(on_cpu, "conv2d_grad_weight", monkeypatch)
 
 
 @needs_compiler
 def test_a_step_keeps_its_budget(cupy_double: object) -> None:
-    """Launches cost the host's time; a transfer or a wait would stop it. The bytes are those of the kernels' arguments."""
+    """Launches cost the host's time; a transfer or a wait would stop it."""
     trained("cuda", "cuda", "float32", 1)
     counters = trained.counters
     assert counters.launches.total() <= 175, counters.launches

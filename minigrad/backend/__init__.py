@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .machine import advice
 from .reference import Backend
 
 Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
@@ -172,16 +173,17 @@ def _working_cupy(index: int) -> Any:
     try:
         cupy = importlib.import_module("cupy")
     except ImportError as error:
-        raise DeviceError(
-            "device cuda needs CuPy, which is not installed. In the project's folder run "
-            'pip install ".[cuda13]" (driver 580 or newer) or pip install ".[cuda12]" (driver 525 or newer), '
-            f"never both; or choose device cpu ({error})"
-        ) from error
-    if not cupy.cuda.is_available():
-        raise DeviceError(
-            "device cuda: CuPy is installed but finds no usable GPU. Check with nvidia-smi that a driver runs, and "
-            "that the extra fits it: cuda13 needs driver 580 or newer, cuda12 driver 525 or newer; or choose device cpu"
+        mend = advice() or (
+            "It is not installed. In the project's folder run "
+            'pip install ".[cuda13]" (driver 580 or newer) or pip install ".[cuda12]" (driver 525 or newer), never both'
         )
+        raise DeviceError(f"device cuda needs CuPy. {mend}; or choose device cpu ({error})") from error
+    if not cupy.cuda.is_available():
+        mend = advice() or (
+            "Check with nvidia-smi that a driver runs, and that the extra fits it: cuda13 needs driver 580 or newer, "
+            "cuda12 driver 525 or newer"
+        )
+        raise DeviceError(f"device cuda: CuPy is installed but finds no usable GPU. {mend}; or choose device cpu")
     count = cupy.cuda.runtime.getDeviceCount()
     if index >= count:
         raise DeviceError(f"device cuda:{index} does not exist; this machine has {count} (cuda:0 to cuda:{count - 1})")

@@ -178,8 +178,8 @@ class CudaBackend(Backend):
         transposed: bool,
         active: bool,
     ) -> tuple[Array, Array | None, Array | None]:
-        """Faster because x is normalised while it is read, and bias, ReLU and the sums of the moments are taken before y
-        is written."""
+        """Faster because x is normalised while it is read, and bias, ReLU and the sums of the moments are taken before
+        y is written."""
         sums = active and x.dtype == "float32"  # for float64 they would not be exact enough
         y, partials = self._correlate(x, norm, weight, bias, geometry, transposed, active, sums=sums)
         if not active:
@@ -207,7 +207,9 @@ class CudaBackend(Backend):
         gx = sums = None
         if needs_gx:
             other = None if norm is None else x
-            gx, partials = self._correlate(g, None, weight, None, geometry, not transposed, other=other, sums=norm is not None)
+            gx, partials = self._correlate(
+                g, None, weight, None, geometry, not transposed, False, other, norm is not None
+            )
             sums = None if norm is None else self._sums(partials, norm[0], gy.dtype)
         if transposed:
             gweight = self._weight_gradient(g, None, x, norm, geometry)

@@ -1,0 +1,122 @@
+"""`python -m minigrad.doctor`: each fault that a machine can have gets the command that mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import strict_cupy
+
+import minigrad
+from minigrad import DeviceError, doctor
+from minigrad.backend import machine
+from minigrad.backend.cpu import CpuBackend
+
+
+@pytest.fixture
+def a_machine(monkeypatch: pytest.MonkeyPatch, restored_backends: None) -> Any:
+    """make(driver's CUDA version, CuPy's wheels, fault): what machine.py finds."""
+
+    def make(version: tuple[int, ...], wheels: list[str], fault: str = "") -> None:
+        monkeypatch.setattr(machine, "driver_version", lambda: (version, fault))
+        monkeypatch.setattr(machine, "cupy_wheels", lambda: wheels)
+        monkeypatch.setattr(machine, "release", lambda: "580.65.06")
+
+    return make
+
+
+def test_a_machine_without_a_gpu_has_no_fault(a_machine: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    a_machine((), [], "no NVIDIA driver")
+    assert doctor.main([]) == 0
+    out = capsys.readouterr().out
+    assert "none that can be used (no NVIDIA driver; no CuPy)" in out
+    assert "cpu, numpy" in out
+    assert out.endswith("all is well\n")
+    assert machine.advice() == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "wheels", "mend"),
+    [
+        ((), ["cupy-cuda13x"], "Install NVIDIA's driver"),
+        ((11, 4), [], "Install a newer driver: 525 for the extra cuda12, 580 for cuda13"),
+        ((12, 2), [], 'pip install ".[cuda12]"'),
+        ((13, 0), [], 'pip install ".[cuda13]"'),
+        ((12, 2), ["cupy-cuda13x"], 'pip uninstall -y cupy-cuda13x; pip install ".[cuda12]"'),
+        (
+            (13, 0),
+            ["cupy-cuda12x", "cupy-cuda13x"],
+            'pip uninstall -y cupy-cuda12x cupy-cuda13x; pip install ".[cuda13]"',
+        ),
+    ],
+)
+def test_each_fault_has_its_mend(
+    version: tuple[int, ...],
+    wheels: list[str],
+    mend: str,
+    a_machine: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a_machine(version, wheels, "" if version else "no NVIDIA driver")
+    assert doctor.main([]) == 4
+    out = capsys.readouterr().out
+    assert f"-> {mend}" in out
+    assert out.endswith("1 fault: follow the arrows, from the top\n")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(DeviceError) as error:
+        minigrad.use(device="cuda")
+    assert mend in str(error.value), "--device cuda prints the same advice"
+
+
+def test_a_cupy_that_cannot_be_imported_is_told(a_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_machine((13, 0), ["cupy-cuda13x"])
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    driver, cupy = machine.gpu()
+    assert driver == ("driver", "580.65.06 for CUDA 13.0", "")
+    assert cupy.found.startswith("cupy-cuda13x fails: ModuleNotFoundError")
+    assert cupy.mend.startswith("pip install --force-reinstall cupy-cuda13x")
+
+
+def test_devices_are_listed_with_their_memory(a_machine: Any, cupy_double: Any) -> None:
+    a_machine((13, 0), ["cupy-cuda13x"])
+    strict_cupy.reset(devices=2)
+    assert [f.what for f in machine.gpu()] == ["driver", "CuPy", "cuda:0", "cuda:1"]
+    assert machine.gpu()[2].found == "double 0, 1.0 of 2.0 GiB free"
+    assert not machine.advice()
+
+
+def test_two_wheels_of_cupy_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Distribution:
+        def __init__(self, name: str | None) -> None:
+            self.metadata = {"Name": name}
+
+    found = [Distribution(n) for n in ("numpy", "cupy-cuda13x", "CuPy-CUDA12x", None, "cupy-backends")]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(found))
+    assert machine.cupy_wheels() == ["cupy-cuda12x", "cupy-cuda13x"]
+
+
+def test_wrong_results_and_failing_kernels_are_faults(a_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_machine((), [], "no NVIDIA driver")
+    assert not any(f.mend for f in doctor.self_test())
+    right = CpuBackend.conv2d
+    monkeypatch.setattr(CpuBackend, "conv2d", lambda *args: right(*args) + np.float32(0.01))
+    faults = {f.what: f.mend for f in doctor.self_test() if f.mend}
+    assert "cpu, numpy" in faults
+    assert "report" in faults["cpu, numpy"]
+    assert "cpu, plain" not in faults
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(CpuBackend, "conv2d", fail)
+    assert next(f.found for f in doctor.self_test() if f.what == "cpu, numpy") == "RuntimeError: no"
+
+
+def test_the_driver_is_asked_without_cupy() -> None:
+    """Whatever this machine has, the answer has a version or a reason."""
+    version, fault = machine.driver_version()
+    assert bool(version) != bool(fault)
