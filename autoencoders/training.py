@@ -160,6 +160,9 @@ class Trainer:
         data: what describes the images (name, content hash), for the record.
         signals: those that end the run after the step, with a checkpoint if there is a folder.
 
+    Attributes:
+        capture: whether a GPU replays the step as a CUDA graph instead of launching each kernel; the same bits.
+
     Raises:
         RuntimeError: the model is not compiled. DataError: the images do not fit it.
     """
@@ -195,6 +198,7 @@ class Trainer:
         self.pending: list[tuple[int, int, Array]] = []  # (step, images, losses) not yet read from the device
         self.clock = time.perf_counter()
         self.restored = False
+        self.capture = True
         self.peak = model.learning_rate
 
     # ---- the step: a function of arrays only ----
@@ -243,6 +247,7 @@ class Trainer:
         if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
         self.k.prepare(self.dtype)
+        take_step = self.k.capture(self.step) if self.capture else self.step
         self.optimizer.flat.check()
         self.optimizer.learning_rate = self.rate
         self.model.network.train()
@@ -250,7 +255,7 @@ class Trainer:
         try:
             with catch_signals(self.signals) as received, self._bar() as self.bar:
                 while self.progress.epoch < self.options.epochs and not self._waited_enough():
-                    self._run_epoch(received)
+                    self._run_epoch(take_step, received)
                     if received:  # after the last step of the epoch; its checkpoint is written
                         raise KeyboardInterrupt(received[0])
         finally:
@@ -265,7 +270,7 @@ class Trainer:
     def history(self) -> History:
         return History(self.progress.rows)
 
-    def _run_epoch(self, received: list[int]) -> None:
+    def _run_epoch(self, take_step: Callable[..., Array], received: list[int]) -> None:
         p, options = self.progress, self.options
         self._call("on_epoch_begin")
         order, noise, scalars = self._draw_epoch()
@@ -275,7 +280,7 @@ class Trainer:
             self._call("on_batch_begin")
             rows = slice(p.batch * options.batch_size, (p.batch + 1) * options.batch_size)
             batch = self.train_images[order[rows]]
-            losses = self.step(batch, None if noise is None else noise[rows], scalars[p.batch])
+            losses = take_step(batch, None if noise is None else noise[rows], scalars[p.batch])
             p.batch, p.step = p.batch + 1, p.step + 1
             self.optimizer.steps += 1
             self.pending.append((p.step, len(batch), losses))

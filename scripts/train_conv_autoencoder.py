@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--smoke", action="store_true", help="two batches through every stage, to see that all works")
     parser.add_argument("--config", metavar="FILE.toml", help="options from a file; those typed here win")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--no-capture", action="store_true", help="on a GPU, launch every kernel: no CUDA graph")
     add_common_options(parser)
     return parser
 
@@ -161,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
             if settings["model"] == "ae" and (refused := typed & VAE_ONLY):
                 raise UsageError(f"--{min(refused).replace('_', '-')} belongs to --model vae")
             run = new_run(settings, args, folder, command, tell)
+        run.trainer.capture = not args.no_capture
         out.append(folder)
         run.execute(tell)
         tell(f"test set, {len(run.dataset.test_images)} images:")

@@ -15,6 +15,10 @@ finds it. What CuPy 14 refuses raises here too; so do things that CuPy allows bu
 
 `counters` counts what costs time on a GPU. `x.get()`, `x.item()`, `float(x)`, `bool(x)`, boolean masks and
 `nonzero` work but are counted as synchronisations.
+
+While a stream captures, what waits, copies from or to the host, or calls cuBLAS raises; what is launched is written
+down and undone again at the end, and the graph's `launch` does it. So whatever a step takes from anywhere but its
+arrays stays as it was, as on a GPU.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ import operator
 import sys
 import types
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import cuda_on_cpu
@@ -55,11 +61,54 @@ _current = 0
 
 def reset(devices: int | None = None) -> Counters:
     """Set the counters to zero, and the number of devices if it is given; returns the counters."""
-    global _devices, _current
+    global _devices, _current, _launched
     counters.__init__()  # type: ignore[misc]  # in place: tests hold this object
+    _launched = None
+    _before.clear()
     if devices is not None:
         _devices, _current = devices, 0
     return counters
+
+
+# ---- capturing ----
+
+CUBLAS = ("matmul", "dot", "tensordot", "einsum")
+_launched: list[Callable[[], object]] | None = None  # since a stream began to capture
+_before: list[tuple[np.ndarray, np.ndarray]] = []  # what launches wrote on, and what it was
+_own_memory = False  # inside using_allocator
+
+
+def _write(*arrays: object) -> None:
+    """Call this before a launch writes on arrays that were there before."""
+    if _launched is not None:
+        _before.extend((x, x.copy()) for x in arrays if isinstance(x, np.ndarray))
+
+
+def _record(name: str, again: Callable[[], object]) -> None:
+    """A launch, and what does it again on the same memory."""
+    if _launched is not None:
+        if name in CUBLAS:
+            raise NotImplementedError(f"{name}: calling cuBLAS API during stream capture is currently unsupported")
+        _launched.append(again)
+
+
+def _refuse_in_a_capture(what: str) -> None:
+    if _launched is not None:
+        raise RuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}")
+
+
+class Graph:
+    """What a stream captured."""
+
+    def __init__(self, launches: list[Callable[[], object]]) -> None:
+        self._launches = launches
+
+    def launch(self, stream: Stream | None = None) -> None:
+        _refuse_in_a_capture("a graph in a graph")
+        with np.errstate(all="ignore"):
+            for again in self._launches:
+                again()
+        counters.launches["graph"] += 1
 
 
 # ---- how arguments come in and results go out ----
@@ -118,6 +167,7 @@ def _count(name: str, inputs: list, outputs: list[np.ndarray], *, computes_in: o
 
 
 def _synchronise(to_host: int = 0) -> None:
+    _refuse_in_a_capture("the host waits for the device")
     counters.synchronisations += 1
     if to_host:
         counters.to_host += 1
@@ -157,12 +207,14 @@ def _device_function(function=None, *, views=False):
                 host[key] = _refuse_host_arrays(value, name)
         device = _same_device(name, arrays)
         bound.arguments = host
+        out = bound.arguments.get("dst" if name == "copyto" else "out")
+        _write(out)
         with np.errstate(all="ignore"):
             result = np.asarray(function(*bound.args, **bound.kwargs))
         inputs = [x._host for x in arrays]
         if not (views and builtins.any(np.may_share_memory(result, x) for x in inputs)):
             _count(name, inputs, [result])
-        out = bound.arguments.get("out")
+            _record(name, lambda: np.copyto(result, function(*bound.args, **bound.kwargs)))
         if out is not None:
             return next(x for x in arrays if x._host is out)
         return _wrap(result, device)
@@ -190,11 +242,14 @@ class ufunc:
             raise TypeError(f"{name}: return arrays must be of type cupy.ndarray, found {type(out)}")
         given = [x for x in (*args, out) if isinstance(x, ndarray)]
         device = _same_device(name, given)
+        options = {"out": None if out is None else out._host, "dtype": dtype, "casting": casting}
+        _write(options["out"])
         with np.errstate(all="ignore"):
-            result = self._numpy(*operands, out=None if out is None else out._host, dtype=dtype, casting=casting)
+            result = np.asarray(self._numpy(*operands, **options))
             floats = [x for x in operands if not isinstance(x, int)] or operands
             inner = np.result_type(*floats) if dtype is None and given else dtype
-        _count(name, operands, [np.asarray(result)], computes_in=inner)
+        _count(name, operands, [result], computes_in=inner)
+        _record(name, lambda: np.copyto(result, self._numpy(*operands, **options)))
         return out if out is not None else _wrap(result, device)
 
     def __repr__(self) -> str:
@@ -352,6 +407,7 @@ class ndarray:
             return _wrap(self._host[host], self._device)
         result = np.asarray(self._host[host])
         _count("getitem", [result], [result])
+        _record("getitem", lambda: np.copyto(result, self._host[host]))
         return _wrap(result, self._device)
 
     def __setitem__(self, key, value) -> None:
@@ -375,8 +431,10 @@ class ndarray:
             np.add.at(written, host, 1)
             if integers and written.max(initial=0) > 1:
                 raise IndexError("setitem: an index occurs twice; which value stays is undefined on a GPU")
+        _write(self._host)
         with np.errstate(all="ignore"):
             self._host[host] = values
+        _record("setitem", lambda: self._host.__setitem__(host, values))
         counters.launches["setitem"] += 1
         counters.bytes += 2 * values.nbytes if isinstance(values, np.ndarray) else 0
 
@@ -395,6 +453,7 @@ class ndarray:
             return self
         result = self._host.astype(dtype, order=order, casting=casting or "unsafe")
         _count("astype", [self._host], [result])
+        _record("astype", lambda: np.copyto(result, self._host, casting="unsafe"))
         return _wrap(result, self._device)
 
     def reshape(self, *shape, order="C", copy=None):
@@ -531,6 +590,7 @@ ndarray.__module__ = "cupy"
 
 def _upload(name: str, data: object, dtype: object, order: str) -> ndarray:
     """Host data as a new device array."""
+    _refuse_in_a_capture(f"{name}: a copy from the host")
     if isinstance(data, tuple | list) and builtins.any(isinstance(x, ndarray) for x in data):
         raise TypeError(f"{name}: a sequence of device arrays; use cupy.stack")
     host = np.array(data, dtype=dtype, order=order if order in ("C", "F") else "C", copy=True)
@@ -543,6 +603,8 @@ def _upload(name: str, data: object, dtype: object, order: str) -> ndarray:
 
 def _made(name: str, host: np.ndarray) -> ndarray:
     _count(name, [], [host])
+    values = host.copy()
+    _record(name, lambda: np.copyto(host, values))
     return _wrap(host)
 
 
@@ -704,6 +766,7 @@ class _Functions:
         host = [_operand(x, "einsum", scalars=False) for x in operands]
         result = np.asarray(np.einsum(subscripts, *host))
         _count("einsum", host, [result])
+        _record("einsum", lambda: None)
         return _wrap(result, _same_device("einsum", list(operands)))
 
     # reductions
@@ -849,11 +912,76 @@ class Device:
         return f"<CUDA Device {self.id}>"
 
 
+@dataclass(frozen=True)
+class Event:
+    """A moment of a stream, made by `record`."""
+
+    stream: Stream
+
+
 class Stream:
-    """What `get_current_stream` returns."""
+    """A queue of launches; here each is done at once. Only one that is not the default stream can capture."""
+
+    def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: int | None = None):
+        self._default = null or not non_blocking
+        self._outside: list[Stream] = []
+
+    def __enter__(self) -> Stream:
+        global _stream
+        self._outside.append(_stream)
+        _stream = self
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        global _stream
+        _stream = self._outside.pop()
 
     def synchronize(self) -> None:
         _synchronise()
+
+    def record(self, event: Event | None = None) -> Event:
+        return event or Event(self)
+
+    def wait_event(self, event: Event) -> None:
+        assert isinstance(event, Event)
+
+    def begin_capture(self, mode: int | None = None) -> None:
+        global _launched
+        if self._default or _stream is not self or _launched is not None:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported: only the current stream, and not the default one")
+        if not _own_memory:
+            raise RuntimeError("the double: a graph needs memory of its own, with cupy.cuda.using_allocator")
+        _launched = []
+
+    def end_capture(self) -> Graph:
+        global _launched
+        if _launched is None or _stream is not self:
+            raise RuntimeError("cudaErrorIllegalState: this stream is not capturing")
+        graph, _launched = Graph(_launched), None
+        for x, values in reversed(_before):
+            np.copyto(x, values)
+        _before.clear()
+        return graph
+
+
+_stream = _null_stream = Stream(null=True)
+
+
+class MemoryPool:
+    """Memory for `using_allocator`."""
+
+    def __init__(self, allocator: object = None) -> None:
+        self.malloc = object()
+
+
+@contextmanager
+def using_allocator(allocator: object = None) -> Iterator[None]:
+    global _own_memory
+    before, _own_memory = _own_memory, allocator is not None
+    try:
+        yield
+    finally:
+        _own_memory = before
 
 
 class RawModule:
@@ -892,7 +1020,10 @@ class _RawKernel:
         _same_device(self._kernel.name, arrays)
         if not all(isinstance(x, ndarray | np.generic) for x in args):
             raise TypeError(f"{self._kernel.name}: device arrays and NumPy scalars only, found {args}")
-        self._kernel(grid, block, tuple(x._host if isinstance(x, ndarray) else x for x in args))
+        host = tuple(x._host if isinstance(x, ndarray) else x for x in args)
+        _write(*host)
+        self._kernel(grid, block, host)
+        _record(self._kernel.name, lambda: self._kernel(grid, block, host))
         counters.launches[self._kernel.name] += 1
         counters.bytes += builtins.sum(x.nbytes for x in arrays)
 
@@ -930,7 +1061,9 @@ cupy = _Module(
         is_available=lambda: _devices > 0,
         Device=Device,
         Stream=Stream,
-        get_current_stream=lambda device_id=-1: Stream(),
+        get_current_stream=lambda device_id=-1: _stream,
+        MemoryPool=MemoryPool,
+        using_allocator=using_allocator,
         runtime=_Module(
             "cupy.cuda.runtime",
             getDeviceCount=lambda: _devices,

@@ -203,3 +203,95 @@ def test_a_step_keeps_its_budget(cupy_double: object) -> None:
     assert counters.launches.total() <= 175, counters.launches
     assert (counters.to_device, counters.to_host, counters.synchronisations) == (0, 0, 0)
     assert {name for _, name in counters.float64} <= {"empty"}, "only partial sums are float64"
+
+
+# ---- capture ----
+
+
+def run_of(epochs: int, capture: bool, batch_size: int = 6) -> tuple[Trainer, dict[str, np.ndarray]]:
+    """A whole run of a small VAE on the device, with a short last batch, and what it leaves."""
+    minigrad.use(device="cuda")
+    vae = VAE((8, 8, 1), (4, 8), (3, 3), (2, 1), 2, beta=0.5)
+    vae.compile(1e-3)
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    options = TrainingOptions(batch_size=batch_size, epochs=epochs, kl_warmup=1, warmup_steps=3, clip_norm=100.0)
+    trainer = Trainer(vae, images, options, progress=False)
+    trainer.capture = capture
+    trainer.run()
+    losses = np.array([list(row.values())[1:3] for row in trainer.history.rows])
+    return trainer, {**vae.network.state_dict(), **vae.optimizer.state_dict(), "losses": losses}
+
+
+@needs_compiler
+def test_a_captured_run_gives_the_same_bits(cupy_double: object) -> None:
+    """Rates, the KL weight and Adam's corrections change from step to step: a frozen number would show."""
+    _, eager = run_of(3, capture=False)
+    counters = strict_cupy.reset()
+    _, captured = run_of(3, capture=True)
+    assert counters.launches["graph"] == 3 * 3 - 3, "all whole batches but the warm-up"
+    assert list(captured) == list(eager)
+    for name, value in eager.items():
+        np.testing.assert_array_equal(captured[name], value, err_msg=name)
+
+
+@needs_compiler
+def test_a_replay_is_a_handful_of_launches(cupy_double: object) -> None:
+    trainer, _ = run_of(2, capture=True, batch_size=5)
+    before = trained_launches(trainer)
+    assert before["graph"] == 4
+    assert before.total() <= 4 * 8, before
+
+
+def trained_launches(trainer: Trainer) -> Any:
+    """What an epoch of a captured run launches."""
+    take_step = trainer.k.capture(trainer.step)
+    order, noise, scalars = trainer._draw_epoch()
+
+    def step(i: int) -> None:
+        rows = slice(5 * i, 5 * i + 5)
+        take_step(trainer.train_images[order[rows]], noise[rows], scalars[i])
+
+    for i in range(4):
+        step(i)
+    counters = strict_cupy.reset()
+    for i in range(4):
+        step(i)
+    return counters.launches
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [
+        ("reads back", lambda k, x: float(x.sum())),
+        ("copies from the host", lambda k, x: k.xp.asarray([1.0])),
+        ("calls cuBLAS", lambda k, x: k.xp.matmul(x[None], x[:, None])),
+    ],
+)
+def test_a_step_that_cannot_be_captured_says_why(what: str, fault: Any, on_cpu: Any) -> None:
+    def step(x: Any) -> Any:
+        fault(on_cpu, x)
+        return x * 2.0
+
+    x = on_cpu.from_host(np.ones(3, np.float32))
+    take_step = on_cpu.capture(step)
+    for _ in range(3):
+        take_step(x)
+    with pytest.raises(minigrad.DeviceError, match=r"cannot be captured as a CUDA graph: .*--no-capture"):
+        take_step(x)
+    assert on_cpu.to_host(on_cpu.capture(lambda x: x * 2.0)(x)).tolist() == [2, 2, 2], "the device works on"
+
+
+@needs_compiler
+def test_a_frozen_number_would_be_seen(on_cpu: Any) -> None:
+    """The double replays what was recorded, as a GPU does."""
+    numbers = iter(range(10))
+    take_step = on_cpu.capture(lambda x: x + float(next(numbers)))
+    x = on_cpu.from_host(np.zeros(1, np.float32))
+    found = [float(on_cpu.to_host(take_step(x))[0]) for _ in range(6)]
+    assert found == [0, 1, 2, 3, 3, 3]
+
+
+def test_on_the_cpu_a_step_is_called_as_it_is() -> None:
+    step = lambda x: x  # noqa: E731
+    assert minigrad.use(kernels="numpy").capture(step) is step

@@ -11,6 +11,7 @@ Read next: ../../autoencoders/conv_autoencoder.py, the models made of all this.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,10 @@ class Backend:
     def session(self) -> AbstractContextManager[None]:
         """A context for many kernel calls in a row, in which what each would set up for itself is set up once."""
         return nullcontext()
+
+    def capture(self, step: Callable[..., Array]) -> Callable[..., Array]:
+        """The step, a function of arrays only, as something to be called again and again: here the step itself."""
+        return step
 
     # ---- products ----
 

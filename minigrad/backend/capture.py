@@ -1,0 +1,86 @@
+"""capture: a training step recorded once as a CUDA graph and then replayed, for one launch instead of hundreds.
+
+What is recorded are the kernels and the addresses they work on. So a step can be captured if it is a function of
+arrays: what it reads besides its arguments and what it writes (parameters, moments, statistics) must stay where it is,
+and every Python number in it is frozen. It may not read anything back, or copy anything from the host.
+
+The kernels of a replay are those of an ordinary call, in the same order: the results are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from . import DeviceError
+
+Array = Any
+Step = Callable[..., Array]  # takes arrays or None, returns one array
+WARM_UP = 3  # ordinary calls before the recording, in which kernels are compiled and memory is found
+
+
+class Captured:
+    """The step, to be called like it. Calls with other shapes than the first one's, such as the short last batch of an
+    epoch, run as they are.
+
+    Everything runs on a stream of its own, because the default one cannot be recorded; it waits for what was asked for
+    before the call, and what follows waits for it.
+    """
+
+    def __init__(self, xp: Any, step: Step) -> None:
+        self.cuda, self.step = xp.cuda, step
+        self.stream = self.cuda.Stream(non_blocking=True)
+        self.pool = self.cuda.MemoryPool()  # the graph works on its addresses, so nobody else may have them
+        self.kind: list[Any] | None = None
+        self.calls = 0
+        self.inputs: list[Array | None] = []
+        self.result: Array = None
+        self.graph: Any = None
+
+    def __call__(self, *arrays: Array | None) -> Array:
+        """One step.
+
+        Raises:
+            DeviceError: the step cannot be captured.
+        """
+        outside = self.cuda.get_current_stream()
+        self.stream.wait_event(outside.record())
+        with self.stream:
+            result = self._run(arrays)
+        outside.wait_event(self.stream.record())
+        return result
+
+    def _run(self, arrays: tuple[Array | None, ...]) -> Array:
+        kind = [None if x is None else (x.shape, x.dtype) for x in arrays]
+        self.kind = self.kind or kind
+        if kind != self.kind:
+            return self.step(*arrays)
+        self.calls += 1
+        if self.calls < WARM_UP:
+            return self.step(*arrays)
+        if self.calls == WARM_UP:
+            with self.cuda.using_allocator(self.pool.malloc):
+                self.inputs = [None if x is None else x.copy() for x in arrays]
+                result = self.step(*self.inputs)
+            return result.copy()
+        if self.graph is None:
+            self._record()
+        for mine, given in zip(self.inputs, arrays, strict=True):
+            if mine is not None:
+                mine[...] = given
+        self.graph.launch(self.stream)
+        return self.result.copy()
+
+    def _record(self) -> None:
+        with self.cuda.using_allocator(self.pool.malloc):
+            self.stream.begin_capture()
+            try:
+                self.result = self.step(*self.inputs)
+            except Exception as fault:
+                with suppress(Exception):  # the stream leaves its broken recording behind
+                    self.stream.end_capture()
+                raise DeviceError(
+                    f"the training step cannot be captured as a CUDA graph: {fault}; run it without (--no-capture)"
+                ) from fault
+            self.graph = self.stream.end_capture()
