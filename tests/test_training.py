@@ -21,6 +21,7 @@ from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import load_dataset
 from autoencoders.runs import read_record, resume_run, start_run
 from autoencoders.training import Trainer, catch_signals, load_checkpoint, mean_losses
+from minigrad.backend.pool import Pool
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
@@ -240,6 +241,16 @@ def test_the_losses_of_a_step_are_those_of_its_images():
         model.network.train()
         _, parts = model.losses(batch, noise[rows], 1.0)
         np.testing.assert_allclose(step["losses"], [part.item() for part in parts], rtol=1e-6)
+
+
+def test_a_step_changes_the_threads_of_blas_only_once(monkeypatch, restored_backends):
+    minigrad.use(kernels="numpy", threads=2)
+    trainer = Trainer(compiled("vae"), pictures(5), TrainingOptions(batch_size=5, epochs=1), progress=False)
+    images, noise = trainer.train_images, np.zeros((5, trainer.model.noise_dim), np.float32)
+    changes = []
+    monkeypatch.setattr(type(Pool.single_threaded_blas), "_set", lambda self, counts: changes.append(counts))
+    trainer.step(images, noise, np.array([1, *trainer.optimizer.scalars(1)], np.float32))
+    assert len(changes) == 2, "it is set, and given back its own setting"
 
 
 def test_noise_is_fresh_each_step_and_epoch():

@@ -107,7 +107,7 @@ def set_num_threads(threads: int | None) -> None:
     """Let the CPU kernels use so many threads from now on; None: all cores that this process may use.
 
     Results depend on this number, never on timing. The `plain` kernels have no threads of their own. The setting of
-    the BLAS library, which other code may use, is changed only while a kernel runs.
+    the BLAS library, which other code may use, is changed only while a kernel or a training step runs.
 
     Raises:
         DeviceError: threads is below 1.

@@ -46,7 +46,7 @@ class CpuBackend(Backend):
         self.threads = self.pool.threads
 
     def session(self) -> AbstractContextManager[None]:
-        """BLAS stays on one thread: each of the 70 changes in a training step takes some 20 us."""
+        """BLAS stays on one thread: each of the hundred changes in a training step took some 10 us."""
         return self.pool.single_threaded_blas
 
     # ---- products ----
