@@ -28,6 +28,7 @@ import functools
 import inspect
 import operator
 import sys
+import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -912,11 +913,24 @@ class Device:
         return f"<CUDA Device {self.id}>"
 
 
-@dataclass(frozen=True)
 class Event:
-    """A moment of a stream, made by `record`."""
+    """A moment of a stream."""
 
-    stream: Stream
+    def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
+        self._time: float | None = None
+
+    def record(self, stream: Stream | None = None) -> None:
+        self._time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        _synchronise()
+
+
+def get_elapsed_time(start_event: Event, end_event: Event) -> float:
+    """Milliseconds."""
+    if start_event._time is None or end_event._time is None:
+        raise RuntimeError("cudaErrorInvalidResourceHandle: an event was not recorded")
+    return 1000 * (end_event._time - start_event._time)
 
 
 class Stream:
@@ -940,7 +954,9 @@ class Stream:
         _synchronise()
 
     def record(self, event: Event | None = None) -> Event:
-        return event or Event(self)
+        event = event or Event()
+        event.record(self)
+        return event
 
     def wait_event(self, event: Event) -> None:
         assert isinstance(event, Event)
@@ -1062,6 +1078,8 @@ cupy = _Module(
         Device=Device,
         Stream=Stream,
         get_current_stream=lambda device_id=-1: _stream,
+        Event=Event,
+        get_elapsed_time=get_elapsed_time,
         MemoryPool=MemoryPool,
         using_allocator=using_allocator,
         runtime=_Module(

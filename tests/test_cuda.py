@@ -6,10 +6,13 @@ to CUDA: that threads wait for each other where they must, that faults would be 
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import subprocess
+import sys
 from copy import copy
+from pathlib import Path
 from typing import Any
 
 import cuda_on_cpu
@@ -79,7 +82,7 @@ FAULTS = {
     "normalise": ("normalise", "* norm[C + c] + norm[2 * C + c]; });", "* norm[C + c] + norm[2 * C + c - 1]; });"),
     "through_norm": ("norm_gradient", "through[2 * C + c]", "through[2 * C + c - 1]"),
     "finish_sums": ("channel_sum", "block += 16", "block += 17"),
-    "finish_moments": ("moments", "shift[c] + m", "shift[c ? c - 1 : 0] + m"),
+    "finish_moments": ("moments", ": shift[c]) + m", ": shift[c ? c - 1 : 0]) + m"),
     "norm_rows": ("norm_rows", "= beta[c]", "= beta[c ? c - 1 : 0]"),
     "through_rows": ("through_rows", "= sums[C + c]", "= sums[C + c - 1]"),
     "batch_norm_update": ("batch_norm_update_", "rest * variance[c]", "rest * variance[c ? c - 1 : 0]"),
@@ -295,3 +298,28 @@ def test_a_frozen_number_would_be_seen(on_cpu: Any) -> None:
 def test_on_the_cpu_a_step_is_called_as_it_is() -> None:
     step = lambda x: x  # noqa: E731
     assert minigrad.use(kernels="numpy").capture(step) is step
+
+
+# ---- benchmarks/gpu.py ----
+
+
+@needs_compiler
+def test_the_gpu_benchmark_runs(cupy_double: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Every measurement once, on the double: that the program works when a GPU is at hand."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    small = {"conv_filters": (4, 4), "conv_kernels": (3, 3), "conv_strides": (2, 2)}
+    monkeypatch.setattr(gpu.driver, "DEFAULT_MODEL", gpu.driver.DEFAULT_MODEL | small)
+    monkeypatch.setattr(gpu, "LAYERS", gpu.LAYERS[:1])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert gpu.main(["--quick", "--batches", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"batch +2  minigrad +\d+ us a step\nbatch +2  minigrad eager +\d+ us a step\n", out), out
+
+
+def test_the_gpu_benchmark_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert gpu.main(["--quick"]) == 4
+    assert "device cuda needs CuPy" in capsys.readouterr().err

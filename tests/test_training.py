@@ -1234,7 +1234,7 @@ def test_a_run_is_resumed_on_another_device_with_its_best_kernels(tmp_path, arra
         execute(run)
     told: list[str] = []
     again = resume_run(tmp_path / "run", device="cuda", progress=False, tell=told.append)
-    assert again.trainer.k.describe().startswith("device cuda:0, kernels plain")
+    assert again.trainer.k.describe().startswith("device cuda:0, kernels cuda")
     assert any("not bitwise" in line and "cpu -> cuda:0" in line for line in told)
 
 

@@ -29,9 +29,9 @@ class Captured:
     """
 
     def __init__(self, xp: Any, step: Step) -> None:
-        self.cuda, self.step = xp.cuda, step
-        self.stream = self.cuda.Stream(non_blocking=True)
-        self.pool = self.cuda.MemoryPool()  # the graph works on its addresses, so nobody else may have them
+        self.xp, self.step = xp, step
+        self.stream = self.xp.cuda.Stream(non_blocking=True)
+        self.pool = self.xp.cuda.MemoryPool()  # the graph works on its addresses, so nobody else may have them
         self.kind: list[Any] | None = None
         self.calls = 0
         self.inputs: list[Array | None] = []
@@ -44,7 +44,7 @@ class Captured:
         Raises:
             DeviceError: the step cannot be captured.
         """
-        outside = self.cuda.get_current_stream()
+        outside = self.xp.cuda.get_current_stream()
         self.stream.wait_event(outside.record())
         with self.stream:
             result = self._run(arrays)
@@ -60,7 +60,7 @@ class Captured:
         if self.calls < WARM_UP:
             return self.step(*arrays)
         if self.calls == WARM_UP:
-            with self.cuda.using_allocator(self.pool.malloc):
+            with self.xp.cuda.using_allocator(self.pool.malloc):
                 self.inputs = [None if x is None else x.copy() for x in arrays]
                 result = self.step(*self.inputs)
             return result.copy()
@@ -73,7 +73,7 @@ class Captured:
         return self.result.copy()
 
     def _record(self) -> None:
-        with self.cuda.using_allocator(self.pool.malloc):
+        with self.xp.cuda.using_allocator(self.pool.malloc):
             self.stream.begin_capture()
             try:
                 self.result = self.step(*self.inputs)

@@ -190,7 +190,7 @@ class CudaBackend(Backend):
         y, partials = self._correlate(x, norm, weight, bias, geometry, transposed, active, sums=sums)
         if not active:
             return y, None, None
-        return y, *(self.moments(y) if partials is None else self._moments(partials, y, None))
+        return y, *(self.moments(y) if partials is None else self._moments(partials, y, bias, relu=True))
 
     def conv_layer_grad(
         self,
@@ -263,12 +263,13 @@ class CudaBackend(Backend):
         self._launch("finish_sums", sums.dtype, (-(-C // 32),), 512, partials, mean, sums, blocks, C)
         return sums
 
-    def _moments(self, partials: Array, x: Array, shift: Array | None) -> tuple[Array, Array]:
-        """(mean, variance) from the partial sums of x less the shift, and of its squares."""
+    def _moments(self, partials: Array, x: Array, shift: Array, relu: bool = False) -> tuple[Array, Array]:
+        """(mean, variance) from the partial sums of x less the shift (its ReLU, if so), and of its squares."""
         blocks, _, C = partials.shape
         mean, variance = self.xp.empty(C, dtype=x.dtype), self.xp.empty(C, dtype=x.dtype)
         count = np.float64(x.size // max(C, 1))
-        self._launch("finish_moments", x.dtype, (-(-C // 32),), 512, partials, shift, mean, variance, blocks, C, count)
+        arrays = partials, *self._contiguous(shift), mean, variance
+        self._launch("finish_moments", x.dtype, (-(-C // 32),), 512, *arrays, relu, blocks, C, count)
         return mean, variance
 
     def channel_sum(self, x: Array) -> Array:

@@ -9,6 +9,8 @@
 typedef REAL real;
 struct alignas(16) real4 { real v[4]; };
 
+__device__ real positive(real x) { return x > 0 ? x : x != x ? x : 0; }  // max(x, 0), where NaN stays
+
 // ---- convolution and its adjoint: an implicit matrix product ----
 //
 // Both are y[m, n] = sum over k of A[m, k] * B[k, n], where m is a pixel of the result, n a channel of it, and k runs over
@@ -68,6 +70,11 @@ __device__ void correlate(const Correlation &o) {
     const int n0 = blockIdx.y * BN;
 
     double total[2][TN] = {};
+    real shift[TN];  // of the values that are summed: what a pixel is whose product is 0, so that equal ones cancel
+    for (int j = 0; j < TN; j++) {
+        int n = n0 + tx * TN + j;
+        shift[j] = o.partials && !o.other && n < o.F ? positive(o.bias[n]) : 0;
+    }
     for (int tile = blockIdx.x; tile * BM < M; tile += gridDim.x) {
         int image[quads], h[quads], w[quads];  // where tap 0 of this thread's pixels lies; image -1: no pixel
         for (int i = 0; i < quads; i++) {
@@ -156,10 +163,11 @@ __device__ void correlate(const Correlation &o) {
                 int n = n0 + tx * TN + j;
                 if (n >= o.F) break;
                 real value = acc[i][j] + (o.bias ? o.bias[n] : 0);
-                if (o.active) value = value > 0 ? value : value != value ? value : 0;  // NaN stays, as in max(x, 0)
+                if (o.active) value = positive(value);
                 o.y[pixel * o.F + n] = value;
-                total[0][j] += value;
-                total[1][j] += (double)value * (o.other ? o.other[pixel * o.F + n] : value);
+                double shifted = (double)value - shift[j];
+                total[0][j] += shifted;
+                total[1][j] += shifted * (o.other ? o.other[pixel * o.F + n] : shifted);
             }
         }
     }
@@ -362,17 +370,17 @@ extern "C" __global__ void __launch_bounds__(512) finish_sums(
     sums[C + c] = mean ? total[1] - mean[c] * total[0] : total[1];
 }
 
-// Mean and variance from the sums of values, less a shift if there is one, and of their squares. Without a shift and with
-// a mean of 1,000 deviations, the squares lose 1e6 * 2^-53 of the variance: nothing for a float, too much for a double.
+// Mean and variance from the sums of values, less a shift (its ReLU, if so), and of their squares. If the mean lies 1,000
+// deviations from the shift, the squares lose 1e6 * 2^-53 of the variance: nothing for a float, too much for a double.
 extern "C" __global__ void __launch_bounds__(512) finish_moments(
-    const double *partials, const real *shift, real *mean, real *variance, int blocks, int C, double count) {
+    const double *partials, const real *shift, real *mean, real *variance, int relu, int blocks, int C, double count) {
     int c = blockIdx.x * 32 + threadIdx.x % 32;
     double total[2];
     add_partials(partials, blocks, C, c, total);
     if (c >= C || threadIdx.x >= 32) return;
     double m = total[0] / count, deviation = total[1] / count - m * m;
-    mean[c] = shift ? shift[c] + m : m;
-    variance[c] = deviation > 0 ? deviation : deviation != deviation ? deviation : 0;
+    mean[c] = (relu ? positive(shift[c]) : shift[c]) + m;
+    variance[c] = positive(deviation);
 }
 
 // norm (3, C): mean, scale = gamma / sqrt(variance + epsilon), beta.
@@ -416,8 +424,8 @@ extern "C" __global__ void __launch_bounds__(256) bernoulli_nll(
     __shared__ double sums[256];
     double total = 0;
     for (size_t i = (size_t)blockIdx.x * 256 + threadIdx.x; i < (size_t)size; i += (size_t)gridDim.x * 256) {
-        real logit = logits[i], positive = logit > 0 ? logit : logit != logit ? logit : 0;
-        total += positive - logit * targets[i] + log1p(exp(-fabs(logit)));
+        real logit = logits[i];
+        total += positive(logit) - logit * targets[i] + log1p(exp(-fabs(logit)));
     }
     sums[threadIdx.x] = total;
     for (int half = 128; half; half /= 2) {
