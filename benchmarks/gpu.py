@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import re
 import subprocess
@@ -283,7 +284,7 @@ def measure_device(cupy: Any, quick: bool) -> dict[str, Any]:
     a, b = source[: N * N].reshape(N, N), target[: N * N].reshape(N, N)
     product = 2 * N**3 / clock.median(lambda _: cupy.matmul(a, b), count=3)
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    return {"name": name, "cupy": cupy.__version__, "copy_bytes_per_second": copy, "sgemm_flops_per_second": product}
+    return {"name": name, "copy_bytes_per_second": copy, "sgemm_flops_per_second": product}
 
 
 def measure_crossover(cupy: Any, quick: bool) -> list[dict[str, Any]]:
@@ -309,6 +310,15 @@ def measure_crossover(cupy: Any, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def versions() -> dict[str, str]:
+    """Of the libraries that are measured."""
+    found = {"minigrad": minigrad.__version__, "NumPy": np.__version__}
+    for label, module in {"CuPy": "cupy", "PyTorch": "torch"}.items():
+        with contextlib.suppress(ImportError):
+            found[label] = importlib.import_module(module).__version__
+    return found
+
+
 def run_tests() -> dict[str, Any]:
     """The tests that need a GPU, none of them skipped; their summary."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
@@ -332,8 +342,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batches", default="32,128,1024", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--no-tests", action="store_true", help="measure only")
-    parser.add_argument("--quick", action="store_true", help="one step of everything, to see that it works; no result")
-    parser.add_argument("--out", type=Path, default=driver.RESULTS / "gpu.json", help="(default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="one step of everything, to see that it works")
+    parser.add_argument("--out", type=Path, help="(default: benchmarks/results/gpu.json; with --quick nothing)")
     args = parser.parse_args(argv)
     try:
         cupy = minigrad.use("cuda").xp
@@ -341,8 +351,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 4
     started = time.perf_counter()
-    record = driver.record_of("gpu.py", sys.argv[1:] if argv is None else argv, device=measure_device(cupy, args.quick))
-    record |= {"rows": [], "faults": []}
+    record = driver.record_of(
+        "gpu.py",
+        sys.argv[1:] if argv is None else argv,
+        settings={"rounds": args.rounds, "steps": STEPS},
+        versions={"gpu": versions()},
+        device=measure_device(cupy, args.quick),
+        rows=[],
+        faults=[],
+    )
     if not (args.no_tests or args.quick):
         record["tests"] = run_tests()
         print(record["tests"]["summary"])
@@ -356,8 +373,8 @@ def main(argv: list[str] | None = None) -> int:
         record["rows"] += measure_kernels(cupy, batch, args.quick)
     record["rows"] += measure_crossover(cupy, args.quick)
     record["seconds"] = time.perf_counter() - started
-    if not args.quick:
-        driver.write_record(args.out, record)
+    if args.out or not args.quick:
+        driver.write_record(args.out or driver.RESULTS / "gpu.json", record)
     return 1 if record["faults"] else 0
 
 

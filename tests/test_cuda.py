@@ -304,7 +304,7 @@ def test_on_the_cpu_a_step_is_called_as_it_is() -> None:
 
 
 @needs_compiler
-def test_the_gpu_benchmark_runs(cupy_double: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_gpu_benchmark_runs(cupy_double: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
     """Every measurement once, on the double: that the program works when a GPU is at hand."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
     gpu = importlib.import_module("gpu")
@@ -312,9 +312,15 @@ def test_the_gpu_benchmark_runs(cupy_double: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gpu.driver, "DEFAULT_MODEL", gpu.driver.DEFAULT_MODEL | small)
     monkeypatch.setattr(gpu, "LAYERS", gpu.LAYERS[:1])
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert gpu.main(["--quick", "--batches", "2"]) == 0
+    assert gpu.main(["--quick", "--batches", "2", "--out", str(tmp_path / "gpu.json")]) == 0
     out = capsys.readouterr().out
     assert re.search(r"batch +2  minigrad +\d+ us a step\nbatch +2  minigrad eager +\d+ us a step\n", out), out
+    assert importlib.import_module("report").main(["--results", str(tmp_path)]) == 0
+    text = (tmp_path / "gpu.md").read_text()
+    assert "default VAE on double 0" in text
+    assert re.search(r"\| \*\*minigrad eager\*\* \| \*\*2\*\* \| \*\*fp32\*\* \| \*\*[\d,]+\*\* \|", text), text
+    assert "| conv 28 1-32: backward, batch 2 |" in text
+    assert (tmp_path / "gpu.png").stat().st_size > 5000
 
 
 def test_the_gpu_benchmark_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
