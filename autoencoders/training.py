@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import minigrad
-from minigrad import Backend, Tensor, backend_of, optim
+from minigrad import Backend, DeviceError, Tensor, backend_of, optim
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state, write_atomically
+
+from .memory import check_memory
 
 if TYPE_CHECKING:
     from .conv_autoencoder import Autoencoder
@@ -221,6 +223,11 @@ class Trainer:
     def dtype(self) -> Any:
         return self.optimizer.flat.values.dtype
 
+    @property
+    def batch(self) -> int:
+        """Images of a whole batch."""
+        return min(self.options.batch_size, len(self.train_images))
+
     def rate(self, optimizer_step: int) -> float:
         """The learning rate of a step of the optimiser."""
         step = optimizer_step - self.progress.first_step
@@ -246,6 +253,7 @@ class Trainer:
         """
         if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
+        check_memory(self.model, self.batch, self.k.free_memory(), self.k.device_of(self.optimizer.flat.values))
         self.k.prepare(self.dtype)
         take_step = self.k.capture(self.step) if self.capture else self.step
         self.optimizer.flat.check()
@@ -280,7 +288,11 @@ class Trainer:
             self._call("on_batch_begin")
             rows = slice(p.batch * options.batch_size, (p.batch + 1) * options.batch_size)
             batch = self.train_images[order[rows]]
-            losses = take_step(batch, None if noise is None else noise[rows], scalars[p.batch])
+            try:
+                losses = take_step(batch, None if noise is None else noise[rows], scalars[p.batch])
+            except MemoryError as error:
+                mend = f"try --batch-size {max(1, self.batch // 2)}"
+                raise DeviceError(f"out of memory in a step on {len(batch)} images: {error}; {mend}") from error
             p.batch, p.step = p.batch + 1, p.step + 1
             self.optimizer.steps += 1
             self.pending.append((p.step, len(batch), losses))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import os
 import re
 import subprocess
@@ -313,9 +312,13 @@ def measure_crossover(cupy: Any, quick: bool) -> list[dict[str, Any]]:
 def versions() -> dict[str, str]:
     """Of the libraries that are measured."""
     found = {"minigrad": minigrad.__version__, "NumPy": np.__version__}
-    for label, module in {"CuPy": "cupy", "PyTorch": "torch"}.items():
-        with contextlib.suppress(ImportError):
-            found[label] = importlib.import_module(module).__version__
+    with contextlib.suppress(ImportError):
+        import cupy
+
+        found["CuPy"] = cupy.__version__
+        import torch
+
+        found["PyTorch"] = torch.__version__
     return found
 
 

@@ -30,6 +30,7 @@ import operator
 import sys
 import time
 import types
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class Counters:
     transferred_bytes: int = 0
     synchronisations: int = 0  # the host waited for the device
     bytes: int = 0  # what the launched kernels read and wrote
+    peak_memory: int = 0  # the most bytes that arrays held at a time
     # float64 results (or arithmetic in float64) of inputs that are not all float64, by (place in the code, function)
     float64: Counter = field(default_factory=Counter)
 
@@ -66,6 +68,7 @@ def reset(devices: int | None = None) -> Counters:
     counters.__init__()  # type: ignore[misc]  # in place: tests hold this object
     _launched = None
     _before.clear()
+    MemoryPool.limit = 0
     if devices is not None:
         _devices, _current = devices, 0
     return counters
@@ -123,9 +126,33 @@ def _place() -> str:
     return f"{frame.f_globals.get('__name__', '').split('.')[-1]}.{frame.f_code.co_name}"
 
 
+class OutOfMemoryError(MemoryError):
+    """CuPy's is a MemoryError too."""
+
+
+_held: dict[int, int] = {}  # bytes of the arrays that are alive, by the id of what owns their memory
+
+
+def _hold(host: np.ndarray) -> None:
+    """Count the array's memory until nothing uses it any more."""
+    while isinstance(host.base, np.ndarray):
+        host = host.base
+    if id(host) not in _held:
+        used = builtins.sum(_held.values())
+        if MemoryPool.limit and used + host.nbytes > MemoryPool.limit:
+            raise OutOfMemoryError(
+                f"Out of memory allocating {host.nbytes:,} bytes (allocated so far: {used:,} bytes, limit set to: "
+                f"{MemoryPool.limit:,} bytes)."
+            )
+        _held[id(host)] = host.nbytes
+        weakref.finalize(host, _held.pop, id(host), None).atexit = False
+        counters.peak_memory = builtins.max(counters.peak_memory, builtins.sum(_held.values()))
+
+
 def _wrap(host: np.ndarray, device: int | None = None) -> ndarray:
     x = object.__new__(ndarray)
     x._host = np.asarray(host)
+    _hold(x._host)
     if x._host.dtype.kind not in "biufc":
         raise ValueError(f"Unsupported dtype {x._host.dtype}")
     x._device = _current if device is None else device
@@ -984,10 +1011,28 @@ _stream = _null_stream = Stream(null=True)
 
 
 class MemoryPool:
-    """Memory for `using_allocator`."""
+    """Memory for `using_allocator`. Only the default pool's limit is kept, for all memory."""
+
+    limit = 0
 
     def __init__(self, allocator: object = None) -> None:
         self.malloc = object()
+
+    def used_bytes(self) -> int:
+        return builtins.sum(_held.values())
+
+    def free_bytes(self) -> int:
+        return 0
+
+    def get_limit(self) -> int:
+        return MemoryPool.limit
+
+    def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
+        if self is _default_pool:
+            MemoryPool.limit = size or 0
+
+
+_default_pool = MemoryPool()
 
 
 @contextmanager
@@ -1064,6 +1109,7 @@ cupy = _Module(
     ndarray=ndarray,
     ufunc=ufunc,
     RawModule=RawModule,
+    get_default_memory_pool=lambda: _default_pool,
     **UFUNCS,
     **{
         name: value.__func__ if isinstance(value, staticmethod) else value

@@ -6,6 +6,7 @@ to CUDA: that threads wait for each other where they must, that faults would be 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import re
 import shutil
@@ -23,7 +24,8 @@ import strict_cupy
 import test_backends
 
 import minigrad
-from autoencoders import VAE, TrainingOptions
+from autoencoders import VAE, Autoencoder, TrainingOptions
+from autoencoders.memory import check_memory, step_memory
 from autoencoders.training import Trainer
 from minigrad.backend import Backend, cuda
 
@@ -337,3 +339,64 @@ def test_the_gpu_benchmark_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert gpu.main(["--quick"]) == 4
     assert "device cuda needs CuPy" in capsys.readouterr().err
+
+
+# ---- memory ----
+
+
+def trainer_on_the_device(batch: int, model: type = VAE, filters: Any = (8, 16), strides: Any = (1, 2)) -> Trainer:
+    minigrad.use(device="cuda")
+    made = model((12, 12, 1), filters, (3,) * len(filters), strides, 2)
+    made.compile(1e-3)
+    images = np.random.default_rng(0).integers(0, 256, (batch, 12, 12, 1), dtype=np.uint8)
+    return Trainer(made, images, TrainingOptions(batch_size=batch, epochs=1), progress=False)
+
+
+@needs_compiler
+@pytest.mark.parametrize("model", [VAE, Autoencoder])
+@pytest.mark.parametrize(("filters", "strides"), [((8, 16), (1, 2)), ((4,), (1,)), ((4, 4, 32), (2, 1, 1))])
+def test_the_memory_of_a_step_is_known_before(model: Any, filters: Any, strides: Any, cupy_double: object) -> None:
+    """At least what the arrays hold at the peak, and at most half as much again; the workspace apart."""
+    trainer = trainer_on_the_device(40, model, filters, strides)
+    trainer.capture = False
+    gc.collect()
+    before = strict_cupy.cupy.get_default_memory_pool().used_bytes()
+    strict_cupy.reset()
+    trainer.run()
+    held = strict_cupy.counters.peak_memory - before
+    fixed, an_image = step_memory(trainer.model)
+    assert held - fixed / 4 <= 40 * an_image <= 1.5 * held, (held, an_image)
+
+
+@needs_compiler
+def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(cupy_double: object) -> None:
+    trainer = trainer_on_the_device(40)
+    fixed, an_image = step_memory(trainer.model)
+    used = strict_cupy.cupy.get_default_memory_pool().used_bytes()
+    trainer.k.limit_memory(used + fixed + 10 * an_image)
+    with pytest.raises(minigrad.DeviceError, match=r"40 images needs about 0.0\d GiB on cuda:0.*fits is \d+ \(--batch"):
+        trainer.run()
+    trainer.k.limit_memory(used + fixed)
+    with pytest.raises(minigrad.DeviceError, match="not even one image fits"):
+        trainer.run()
+    assert trainer.progress.step == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("capture", [False, True])
+def test_running_out_of_memory_says_what_to_do(
+    capture: bool, cupy_double: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_on_the_device(40)
+    trainer.capture = capture
+    monkeypatch.setattr("autoencoders.training.check_memory", lambda *_: None)
+    trainer.k.limit_memory(strict_cupy.cupy.get_default_memory_pool().used_bytes() + 100_000)
+    with pytest.raises(minigrad.DeviceError, match=r"out of memory in a step on 40 images: .*try --batch-size 20"):
+        trainer.run()
+
+
+def test_on_the_cpu_nobody_limits_memory() -> None:
+    k = minigrad.use(kernels="numpy")
+    assert k.free_memory() is None
+    k.limit_memory(1)
+    check_memory(VAE((8, 8, 1), (4,), (3,), (1,), 2), 10**9, k.free_memory(), "cpu")

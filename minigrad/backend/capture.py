@@ -31,7 +31,10 @@ class Captured:
     def __init__(self, xp: Any, step: Step) -> None:
         self.xp, self.step = xp, step
         self.stream = self.xp.cuda.Stream(non_blocking=True)
-        self.pool = self.xp.cuda.MemoryPool()  # the graph works on its addresses, so nobody else may have them
+        self.pool = xp.cuda.MemoryPool()  # the graph works on its addresses, so nobody else may have them
+        others = xp.get_default_memory_pool()
+        if others.get_limit():
+            self.pool.set_limit(size=max(1, others.get_limit() - others.used_bytes()))
         self.kind: list[Any] | None = None
         self.calls = 0
         self.inputs: list[Array | None] = []

@@ -61,6 +61,20 @@ class Backend:
     def prepare(self, dtype: Any) -> None:
         """Do now what the kernels for a dtype need once, such as being compiled: these need nothing."""
 
+    def free_memory(self) -> int | None:
+        """Bytes that new arrays may take on the current device; None where nobody knows."""
+        if self.on_host:
+            return None
+        pool, (free, _) = self.xp.get_default_memory_pool(), self.xp.cuda.runtime.memGetInfo()
+        free += pool.free_bytes()
+        limit = pool.get_limit()
+        return min(free, limit - pool.used_bytes()) if limit else free
+
+    def limit_memory(self, size: int) -> None:
+        """Let the arrays of the current device take no more than so many bytes; on the host this does nothing."""
+        if not self.on_host:
+            self.xp.get_default_memory_pool().set_limit(size=size)
+
     def session(self) -> AbstractContextManager[None]:
         """A context for many kernel calls in a row, in which what each would set up for itself is set up once."""
         return nullcontext()

@@ -1,0 +1,57 @@
+"""How much memory a training step takes on a GPU, known before the first one."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from minigrad import DeviceError, nn
+
+if TYPE_CHECKING:
+    from .conv_autoencoder import Autoencoder
+
+WORKSPACE = 16 << 20  # partial sums of the kernels, in bytes, whatever the batch
+MARGIN = 1.05  # for what is small and not counted
+
+
+def step_memory(model: Autoencoder) -> tuple[int, int]:
+    """(bytes whatever the batch, bytes an image) that a training step allocates, beside model, optimiser and data.
+
+    What stays until the gradients are known is the result of every layer with weights. Where the backward pass is, it
+    holds three arrays more: the gradient of the layer's result behind and before its ReLU, and that of its input.
+    Tested against what the arrays of a step hold at their peak.
+    """
+    layers = model.network.layers
+    results: list[int] = []
+    passing = 0
+    for part, shape in (("encoder", model.input_shape), ("decoder", (model.latent_space_dim,))):
+        chosen = {n: x for n, x in layers.items() if n.startswith(part) and n != "encoder_output"}
+        size = math.prod(shape)
+        for _, layer, output_shape, _ in nn.Sequential(chosen).summary_rows(shape):
+            output = math.prod(output_shape)
+            if layer.parameters() and not isinstance(layer, nn.BatchNorm):
+                results.append(output)
+                passing = max(passing, 2 * output + size)
+            size = output
+        results.append(size)  # what the last layer with a BatchNorm hands on; or else the logits, with their gradient
+    images = 5 * math.prod(model.input_shape)  # as bytes and floats, and temporaries of the loss
+    itemsize = model.dtype.itemsize
+    return WORKSPACE, math.ceil(MARGIN * itemsize * (sum(results) + passing + images))
+
+
+def check_memory(model: Autoencoder, batch: int, free: int | None, device: str) -> None:
+    """Raise DeviceError unless a step on so many images fits into the free bytes; None: nobody knows how many."""
+    fixed, an_image = step_memory(model)
+    if free is None or fixed + batch * an_image <= free:
+        return
+    fits = max(0, (free - fixed) // an_image)
+    mend = f"the largest batch that fits is {fits} (--batch-size {fits})" if fits else "not even one image fits"
+    raise DeviceError(
+        f"a training step on {batch} images needs about {gibibytes(fixed + batch * an_image)} on {device}, but "
+        f"{gibibytes(free)} are free; {mend}"
+    )
+
+
+def gibibytes(size: float) -> str:
+    """A number of bytes for people."""
+    return f"{size / 2**30:.2f} GiB"
