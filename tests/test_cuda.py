@@ -83,8 +83,9 @@ FAULTS = {
         "partials[(block * 2 + s) * o.F + n0 + n]",
         "partials[(block * 2 + 1 - s) * o.F + n0 + n]",
     ),
-    "the window of weight_gradient": ("conv2d_grad_weight", "col = q * SW + j - left", "col = q * SW + j - left + 1"),
-    "the share of weight_gradient": ("conv2d_grad_weight", "m0 < last; m0 += GM", "m0 < last - 1; m0 += GM"),
+    "the window of weight_gradient": ("conv2d_grad_weight", "% KW - left", "% KW - left + 1"),
+    "four of weight_gradient": ("conv_layer_grad", "x_quads ? c + i : c;", "x_quads ? c + (i + 1) % 4 : c;"),
+    "the share of weight_gradient": ("conv2d_grad_weight", "m0 < last; m0 += GM", "m0 < last - GM; m0 += GM"),
     "add_shares": ("conv2d_grad_weight", "s < count; s++", "s < count - 1; s++"),
     "matrix_product's rows": ("matmul", "int ka = ak == 1 ? i % 16 : i / 32", "int ka = ak == 1 ? i % 15 : i / 32"),
     "matrix_product's columns": ("matmul", "n = n0 + tx + 16 * j", "n = n0 + tx + 15 * j"),
@@ -202,7 +203,7 @@ def test_the_order_of_threads_does_not_matter(cupy_double: object, monkeypatch: 
 
 @needs_compiler
 def test_a_missing_barrier_is_found(on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = "        __syncthreads();\n#pragma unroll\n        for (int s = 0"
+    place = "        __syncthreads();\n        a = read_x(m0 + GM + ty)"
     monkeypatch.setattr(cuda, "_source", lambda: _fault(place, place.replace("__syncthreads();", "")))
     with pytest.raises(AssertionError, match="conv2d_grad_weight"):
         compare_all(on_cpu, "conv2d_grad_weight", monkeypatch)

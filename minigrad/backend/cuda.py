@@ -72,6 +72,10 @@ class CudaBackend(Backend):
         """Faster because a call is one launch of a CUDA graph; see capture.py."""
         return Captured(self.xp, step)
 
+    def _quads(self, x: Array) -> bool:
+        """Whether four channels of x may be read at once."""
+        return x.shape[-1] % 4 == 0 and x.data.ptr % 16 == 0
+
     # ---- products ----
 
     def matmul(self, a: Array, b: Array) -> Array:
@@ -146,7 +150,7 @@ class CudaBackend(Backend):
             name, rows, columns, threads = "correlate_small", 32, 32, 128
         blocks = max(1, min(-(-pixels // rows), MOST_BLOCKS))
         partials = self.xp.empty((phases * blocks, 2, F), dtype="float64") if sums else None
-        quads = C % 4 == 0 and x.data.ptr % 16 == 0
+        quads = self._quads(x)
         sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
         arrays = x, norm, weight, bias, other, y, partials
         self._launch(
@@ -169,7 +173,8 @@ class CudaBackend(Backend):
         sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
         grid = -(-K // 64), -(-F // 64), shares
         arrays = x, x_norm, g, g_norm, partial
-        self._launch("weight_gradient", x.dtype, grid, 256, *arrays, *sizes, -(-M // shares))
+        quads = self._quads(x), self._quads(g)
+        self._launch("weight_gradient", x.dtype, grid, 256, *arrays, *sizes, *quads, -(-M // shares))
         return self._added(partial)
 
     # ---- layers of a chain ----

@@ -205,35 +205,54 @@ const int GM = 16, GK = 64, GF = 64;  // pixels at a time; a block computes GK b
 
 extern "C" __global__ void __launch_bounds__(256) weight_gradient(
     const real *x, const real *x_norm, const real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
-    int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int pixels_a_share) {
+    int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int x_quads, int g_quads, int pixels_a_share) {
     __shared__ real As[GM][GK];
     __shared__ real Gs[GM][GF];
     const int thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
-    const int k0 = blockIdx.x * GK, f0 = blockIdx.y * GF, K = KH * KW * C;
+    const int k0 = blockIdx.x * GK + tx * 4, f0 = blockIdx.y * GF + tx * 4, K = KH * KW * C;
     const int first = blockIdx.z * pixels_a_share, M = N * OH * OW;
     const int last = first + pixels_a_share < M ? first + pixels_a_share : M;
 
-    real acc[4][4] = {};
-    for (int m0 = first; m0 < last; m0 += GM) {
-        int m = m0 + ty;  // this thread reads four columns of one pixel
+    // This thread reads columns k0 ... k0 + 3 of A and f0 ... f0 + 3 of g, of pixel m.
+    auto read_x = [&](int m) -> real4 {
+        real4 a = {};
         int q = m % OW, p = m / OW % OH, image = m / OW / OH;
         for (int e = 0; e < 4; e++) {
-            int k = k0 + tx * 4 + e, f = f0 + tx * 4 + e;
-            int c = k % C, j = k / C % KW, i = k / C / KW;
-            int row = p * SH + i - top, col = q * SW + j - left;
-            real a = 0, b = 0;
-            if (m < last && k < K && row >= 0 && row < H && col >= 0 && col < W) {
-                a = x[((size_t)(image * H + row) * W + col) * C + c];
-                if (x_norm) a = (a - x_norm[c]) * x_norm[C + c] + x_norm[2 * C + c];
+            int k = k0 + e, c = k % C, row = p * SH + k / C / KW - top, col = q * SW + k / C % KW - left;
+            if (m >= last || k >= K || row < 0 || row >= H || col < 0 || col >= W) continue;
+            const real *from = &x[((size_t)(image * H + row) * W + col) * C + c];
+            if (x_quads) a = *(const real4 *)from;  // all four are of one tap
+            else a.v[e] = *from;
+            for (int i = e; x_norm && i < (x_quads ? 4 : e + 1); i++) {
+                int n = x_quads ? c + i : c;
+                a.v[i] = (a.v[i] - x_norm[n]) * x_norm[C + n] + x_norm[2 * C + n];
             }
-            if (m < last && f < F) {
-                b = g[(size_t)m * F + f];
-                if (g_norm) b = (b - g_norm[f]) * g_norm[F + f] + g_norm[2 * F + f];
-            }
-            As[ty][tx * 4 + e] = a;
-            Gs[ty][tx * 4 + e] = b;
+            if (x_quads) break;
+        }
+        return a;
+    };
+    auto read_g = [&](int m) -> real4 {
+        real4 b = {};
+        if (m >= last) return b;
+        if (g_quads && f0 < F) b = *(const real4 *)&g[(size_t)m * F + f0];
+        for (int e = 0; e < 4 && f0 + e < F; e++) {
+            int f = f0 + e;
+            if (!g_quads) b.v[e] = g[(size_t)m * F + f];
+            if (g_norm) b.v[e] = (b.v[e] - g_norm[f]) * g_norm[F + f] + g_norm[2 * F + f];
+        }
+        return b;
+    };
+
+    real acc[4][4] = {};
+    real4 a = read_x(first + ty), b = read_g(first + ty);
+    for (int m0 = first; m0 < last; m0 += GM) {
+        for (int e = 0; e < 4; e++) {
+            As[ty][tx * 4 + e] = a.v[e];
+            Gs[ty][tx * 4 + e] = b.v[e];
         }
         __syncthreads();
+        a = read_x(m0 + GM + ty);  // while these are multiplied
+        b = read_g(m0 + GM + ty);
 #pragma unroll
         for (int s = 0; s < GM; s++)
 #pragma unroll
@@ -244,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(256) weight_gradient(
     }
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) {
-            int k = k0 + ty * 4 + i, f = f0 + tx * 4 + j;
+            int k = blockIdx.x * GK + ty * 4 + i, f = f0 + j;
             if (k < K && f < F) shares[((size_t)blockIdx.z * K + k) * F + f] = acc[i][j];
         }
 }
