@@ -41,8 +41,10 @@ def step_memory(model: Autoencoder) -> tuple[int, int]:
 
 def check_memory(model: Autoencoder, batch: int, free: int | None, device: str) -> None:
     """Raise DeviceError unless a step on so many images fits into the free bytes; None: nobody knows how many."""
+    if free is None:
+        return
     fixed, an_image = step_memory(model)
-    if free is None or fixed + batch * an_image <= free:
+    if fixed + batch * an_image <= free:
         return
     fits = max(0, (free - fixed) // an_image)
     mend = f"the largest batch that fits is {fits} (--batch-size {fits})" if fits else "not even one image fits"

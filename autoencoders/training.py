@@ -255,11 +255,11 @@ class Trainer:
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
         check_memory(self.model, self.batch, self.k.free_memory(), self.k.device_of(self.optimizer.flat.values))
         self.k.prepare(self.dtype)
-        take_step = self.k.capture(self.step) if self.capture else self.step
         self.optimizer.flat.check()
         self.optimizer.learning_rate = self.rate
         self.model.network.train()
         self._call("on_fit_begin")
+        take_step = self.k.capture(self.step) if self.capture else self.step
         try:
             with catch_signals(self.signals) as received, self._bar() as self.bar:
                 while self.progress.epoch < self.options.epochs and not self._waited_enough():

@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--smoke", action="store_true", help="two batches through every stage, to see that all works")
     parser.add_argument("--config", metavar="FILE.toml", help="options from a file; those typed here win")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
-    parser.add_argument("--memory-limit", type=float, metavar="GIB", help="of a GPU's memory, for this run")
+    parser.add_argument("--memory-limit", type=float, metavar="GIB", help="of a GPU's memory (default: all)")
     parser.add_argument("--no-capture", action="store_true", help="on a GPU, launch every kernel: no CUDA graph")
     add_common_options(parser)
     return parser
