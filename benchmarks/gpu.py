@@ -105,9 +105,10 @@ def minigrad_step(k: Any, weights: dict[str, np.ndarray], batches: Any, capture:
 
 
 def torch_steps(weights: dict[str, np.ndarray], batches: Any) -> Iterator[tuple[str, Callable[[], Step]]]:
-    """(name, what makes the step) of PyTorch's programs."""
+    """(name, what makes the step) of PyTorch's programs, in float32: by itself it would take TF32 for convolutions."""
     import torch
 
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     sys.path.insert(0, str(driver.FOLDER / "workers"))
     from mirrored import mirrored_images, mirrored_weights
     from torch_worker import Model, load
@@ -164,16 +165,6 @@ def torch_steps(weights: dict[str, np.ndarray], batches: Any) -> Iterator[tuple[
     yield "torch channels_last + fused Adam", lambda: make(channels_last=True, fused=True)
     yield "torch compiled", lambda: make(channels_last=True, fused=True, compiled=True)
     yield "torch as one graph", lambda: make(channels_last=True, fused=True, graph=True)
-
-
-@contextlib.contextmanager
-def torch_precision(name: str) -> Iterator[None]:
-    """TF32 in PyTorch's products and convolutions, or not in either."""
-    with contextlib.suppress(ImportError):
-        import torch
-
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
-    yield
 
 
 # ---- the measurements ----

@@ -42,15 +42,17 @@ class CudaBackend(Backend):
 
     def __init__(self, xp: Any) -> None:
         super().__init__(xp)
+        self._modules: dict[Any, Any] = {}  # by dtype
         self._functions: dict[tuple[str, Any], Any] = {}
 
     def _launch(self, name: str, dtype: Any, grid: tuple[int, ...], threads: int, *arguments: Any) -> None:
         """Run a kernel. Integers become `int`, floats `real`; None is a null pointer; the rest is passed as it is."""
         function = self._functions.get((name, dtype))
         if function is None:
-            real = "float" if dtype == "float32" else "double"
-            module = self.xp.RawModule(code=_source(), options=("-std=c++17", f"-DREAL={real}"))
-            function = self._functions[name, dtype] = module.get_function(name)
+            if dtype not in self._modules:
+                real = "float" if dtype == "float32" else "double"
+                self._modules[dtype] = self.xp.RawModule(code=_source(), options=("-std=c++17", f"-DREAL={real}"))
+            function = self._functions[name, dtype] = self._modules[dtype].get_function(name)
         given = tuple(self._argument(value, dtype) for value in arguments)
         function(tuple(max(1, size) for size in grid), (threads,), given)
 
