@@ -66,7 +66,7 @@ GEOMETRIES = [
     conv_geometry((8, 5), (3, 3), (2, 1), "same"),
     conv_geometry((1, 10), (1, 1), 4, 1),  # no pixel of the only row meets a tap
 ]
-CHANNELS = ((1, 5), (3, 1), (9, 4), (32, 33))  # the last: enough for Winograd's algorithms
+CHANNELS = ((1, 40), (3, 1), (9, 8), (32, 33))  # the last: enough for Winograd's algorithms
 
 
 def _shapes(N: int) -> list[tuple[int, ...]]:

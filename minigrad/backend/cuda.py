@@ -27,6 +27,7 @@ MOST_NUMBERS = 2**31 - 1  # of an array: the kernels count in 32 bits
 MOST_BLOCKS = 512  # that a sum over pixels is cut into
 FILL = 132  # blocks of threads that keep a large GPU busy
 SOURCE = Path(__file__).with_name("kernels.cu")
+THIN, PIXELS, FEW = 16, 64, 4  # as in kernels.cu
 NULL = np.uint64(0)  # an array that is absent
 
 
@@ -145,19 +146,25 @@ class CudaBackend(Backend):
         F, phases = (weight.shape[2], SH * SW) if adjoint else (weight.shape[3], 1)
         y = self.xp.empty((N, OH, OW, F), dtype=x.dtype)
         pixels = N * (-(-OH // SH) * -(-OW // SW) if adjoint else OH * OW)  # of the largest phase
+        sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
+        if F <= FEW and not sums:
+            grid = min(-(-pixels // 8), 8 * MOST_BLOCKS), 1, phases
+            arrays = x, norm, weight, bias, y
+            self._launch("correlate_thin_output", x.dtype, grid, 256, *arrays, *sizes, adjoint, active)
+            return y, None
+        thin = KH * KW * C <= THIN and not adjoint
         large = 128 if x.dtype == "float32" else 64  # pixels of a tile
-        if -(-pixels // large) * -(-F // 64) * phases >= FILL and F > 32:
+        if thin:
+            name, rows, columns, threads = "correlate_thin_input", PIXELS, 32, 256
+        elif -(-pixels // large) * -(-F // 64) * phases >= FILL and F > 32:
             name, rows, columns, threads = "correlate_large", large, 64, 256
         else:
             name, rows, columns, threads = "correlate_small", 32, 32, 128
         blocks = max(1, min(-(-pixels // rows), MOST_BLOCKS))
         partials = self.xp.empty((phases * blocks, 2, F), dtype="float64") if sums else None
-        quads = self._quads(x)
-        sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
         arrays = x, norm, weight, bias, other, y, partials
-        self._launch(
-            name, x.dtype, (blocks, -(-F // columns), phases), threads, *arrays, *sizes, adjoint, active, quads
-        )
+        options = (active,) if thin else (adjoint, active, self._quads(x))
+        self._launch(name, x.dtype, (blocks, -(-F // columns), phases), threads, *arrays, *sizes, *options)
         return y, partials
 
     def _weight_gradient(
@@ -168,15 +175,19 @@ class CudaBackend(Backend):
         (KH, KW), (SH, SW), ((top, _), (left, _)) = geometry.kernel_size, geometry.stride, geometry.pads
         N, H, W, C = x.shape
         _, OH, OW, F = g.shape
-        K, M = KH * KW * C, N * OH * OW
-        tiles = -(-K // 64) * -(-F // 64)
-        shares = max(1, min(-(-2 * FILL // max(tiles, 1)), -(-M // 64)))
+        K, M, thin = KH * KW * C, N * OH * OW, KH * KW * C <= THIN
+        tiles = -(-F // 32) if thin else -(-K // 64) * -(-F // 64)
+        shares = max(1, min(-(-2 * FILL // max(tiles, 1)), -(-M // PIXELS)))
         partial = self.xp.empty((shares, KH, KW, C, F), dtype=x.dtype)
-        sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
-        grid = -(-K // 64), -(-F // 64), shares
         arrays = x, x_norm, g, g_norm, partial
-        quads = self._quads(x), self._quads(g)
-        self._launch("weight_gradient", x.dtype, grid, 256, *arrays, *sizes, *quads, -(-M // shares))
+        sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
+        share = -(-M // shares)
+        if thin:
+            grid = 1, tiles, shares
+            self._launch("weight_gradient_thin_input", x.dtype, grid, 256, *arrays, *sizes, share)
+        else:
+            grid, quads = (-(-K // 64), -(-F // 64), shares), (self._quads(x), self._quads(g))
+            self._launch("weight_gradient", x.dtype, grid, 256, *arrays, *sizes, *quads, share)
         return self._added(partial)
 
     # ---- layers of a chain ----

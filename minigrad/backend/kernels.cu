@@ -268,6 +268,148 @@ extern "C" __global__ void __launch_bounds__(256) weight_gradient(
         }
 }
 
+// ---- convolutions of few taps times channels, or to few channels: most of a tile above would be empty ----
+
+const int THIN = 16;    // most taps * channels of x
+const int PIXELS = 64;  // at a time
+
+// columns[k, i] = A[first + i, k] of the convolution of x; 0 beyond the last pixel. For all threads of a block.
+__device__ void read_columns(
+    real columns[THIN][PIXELS], const real *x, const real *norm, int first, int last, int H, int W, int C, int OH, int OW,
+    int KH, int KW, int SH, int SW, int top, int left) {
+    for (int i = threadIdx.x; i < KH * KW * C * PIXELS; i += blockDim.x) {
+        int m = first + i % PIXELS, k = i / PIXELS, c = k % C;
+        int row = m / OW % OH * SH + k / C / KW - top, col = m % OW * SW + k / C % KW - left;
+        real value = 0;
+        if (m < last && row >= 0 && row < H && col >= 0 && col < W) {
+            value = x[((size_t)(m / OW / OH * H + row) * W + col) * C + c];
+            if (norm) value = (value - norm[c]) * norm[C + c] + norm[2 * C + c];
+        }
+        columns[k][i % PIXELS] = value;
+    }
+}
+
+// The sums of a block of 32 channels by 8 rows of threads become its row of partials (blocks, 2, C).
+__device__ void write_partials(const double *total, double *partials, int C) {
+    __shared__ double sums[8][2][32];
+    const int lane = threadIdx.x % 32, ty = threadIdx.x / 32, c = blockIdx.y * 32 + lane;
+    sums[ty][0][lane] = total[0];
+    sums[ty][1][lane] = total[1];
+    __syncthreads();
+    if (ty < 2 && c < C) {
+        double sum = 0;
+        for (int i = 0; i < 8; i++) sum += sums[i][ty][lane];
+        partials[((size_t)blockIdx.x * 2 + ty) * C + c] = sum;
+    }
+}
+
+// The convolution where KH * KW * C <= THIN. A block computes 64 pixels by 32 channels, a thread 8 pixels of one.
+extern "C" __global__ void __launch_bounds__(256) correlate_thin_input(
+    const real *x, const real *norm, const real *weight, const real *bias, const real *other, real *y, double *partials,
+    int N, int H, int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int active) {
+    __shared__ __align__(16) real columns[THIN][PIXELS];
+    const int ty = threadIdx.x / 32, f = blockIdx.y * 32 + threadIdx.x % 32, K = KH * KW * C, M = N * OH * OW;
+    real w[THIN];
+#pragma unroll
+    for (int k = 0; k < THIN; k++) w[k] = k < K && f < F ? weight[k * F + f] : 0;
+    const real b = bias && f < F ? bias[f] : 0, shift = partials && !other ? positive(b) : 0;  // as in correlate
+    double total[2] = {};
+    for (int first = blockIdx.x * PIXELS; first < M; first += gridDim.x * PIXELS) {
+        __syncthreads();
+        read_columns(columns, x, norm, first, M, H, W, C, OH, OW, KH, KW, SH, SW, top, left);
+        __syncthreads();
+        real acc[8] = {};
+#pragma unroll
+        for (int k = 0; k < THIN; k++)
+            for (int i = 0; k < K && i < 8; i++) acc[i] += columns[k][ty * 8 + i] * w[k];
+        for (int i = 0; i < 8; i++) {
+            int m = first + ty * 8 + i;
+            if (m >= M || f >= F) break;
+            real value = active ? positive(acc[i] + b) : acc[i] + b;
+            y[(size_t)m * F + f] = value;
+            double shifted = (double)value - shift;
+            total[0] += shifted;
+            total[1] += shifted * (other ? other[(size_t)m * F + f] : shifted);
+        }
+    }
+    if (partials) write_partials(total, partials, F);
+}
+
+// The gradient of that convolution's weight, as in weight_gradient. A thread has one channel of g, all k, and 8 of every 64
+// pixels.
+extern "C" __global__ void __launch_bounds__(256) weight_gradient_thin_input(
+    const real *x, const real *x_norm, const real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
+    int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int pixels_a_share) {
+    __shared__ __align__(16) real columns[THIN][PIXELS];
+    __shared__ real sums[8][THIN][32];
+    const int lane = threadIdx.x % 32, ty = threadIdx.x / 32, f = blockIdx.y * 32 + lane, K = KH * KW * C;
+    const int begin = blockIdx.z * pixels_a_share, M = N * OH * OW;
+    const int last = begin + pixels_a_share < M ? begin + pixels_a_share : M;
+    real acc[THIN] = {};
+    for (int first = begin; first < last; first += PIXELS) {
+        __syncthreads();
+        read_columns(columns, x, x_norm, first, last, H, W, C, OH, OW, KH, KW, SH, SW, top, left);
+        __syncthreads();
+        real b[8];
+        for (int i = 0; i < 8; i++) {
+            int m = first + ty * 8 + i;
+            b[i] = m < last && f < F ? g[(size_t)m * F + f] : 0;
+            if (g_norm && f < F) b[i] = (b[i] - g_norm[f]) * g_norm[F + f] + g_norm[2 * F + f];
+        }
+#pragma unroll
+        for (int k = 0; k < THIN; k++)
+            for (int i = 0; k < K && i < 8; i++) acc[k] += columns[k][ty * 8 + i] * b[i];
+    }
+    for (int k = 0; k < THIN; k++) sums[ty][k][lane] = acc[k];
+    __syncthreads();
+    for (int k = ty; k < K && f < F; k += 8) {
+        real sum = 0;
+        for (int i = 0; i < 8; i++) sum += sums[i][k][lane];
+        shares[((size_t)blockIdx.z * K + k) * F + f] = sum;
+    }
+}
+
+// The convolution, or its adjoint, where F <= FEW. A warp computes all channels of one pixel, a thread the share of every
+// 32nd channel of x in them. blockIdx.z is the phase, as in correlate.
+const int FEW = 4;
+
+extern "C" __global__ void __launch_bounds__(256) correlate_thin_output(
+    const real *x, const real *norm, const real *weight, const real *bias, real *y, int N, int H, int W, int C, int OH,
+    int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int adjoint, int active) {
+    const int lane = threadIdx.x % 32;
+    const Axis rows = axis_of(adjoint, blockIdx.z / SW, OH, KH, SH, top);
+    const Axis cols = axis_of(adjoint, blockIdx.z % SW, OW, KW, SW, left);
+    const int M = N * rows.pixels * cols.pixels;
+    for (int m = blockIdx.x * 8 + threadIdx.x / 32; m < M; m += gridDim.x * 8) {
+        int q = m % cols.pixels, p = m / cols.pixels % rows.pixels, image = m / cols.pixels / rows.pixels;
+        real acc[FEW] = {};
+        for (int c = lane; c < C; c += 32) {
+            real mean = norm ? norm[c] : 0, scale = norm ? norm[C + c] : 1, beta = norm ? norm[2 * C + c] : 0;
+            for (int t = 0; t < rows.taps; t++) {
+                int row = rows.in + p * rows.stride + t * rows.sign;
+                if (row < 0 || row >= H) continue;
+                for (int u = 0; u < cols.taps; u++) {
+                    int col = cols.in + q * cols.stride + u * cols.sign;
+                    if (col < 0 || col >= W) continue;
+                    real value = (x[((size_t)(image * H + row) * W + col) * C + c] - mean) * scale + beta;
+                    const real *w = weight + ((rows.tap + t * rows.apart) * KW + cols.tap + u * cols.apart) * C * F;
+#pragma unroll
+                    for (int f = 0; f < FEW; f++)
+                        if (f < F) acc[f] += value * w[adjoint ? f * C + c : c * F + f];
+                }
+            }
+        }
+        size_t pixel = (size_t)(image * OH + rows.out + p * rows.step) * OW + cols.out + q * cols.step;
+#pragma unroll
+        for (int f = 0; f < FEW; f++) {
+            if (f >= F) break;
+            for (int apart = 16; apart; apart /= 2) acc[f] += __shfl_xor_sync(0xffffffff, acc[f], apart);
+            real value = acc[f] + (bias ? bias[f] : 0);
+            if (lane == 0) y[pixel * F + f] = active ? positive(value) : value;
+        }
+    }
+}
+
 // total[i] = sum over s of shares[s, i].
 extern "C" __global__ void add_shares(const real *shares, real *total, int count, int size) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -317,20 +459,11 @@ extern "C" __global__ void __launch_bounds__(256) matrix_product(
 
 template <class Row>
 __device__ void over_rows(int M, int C, double *partials, Row row) {
-    __shared__ double sums[8][2][32];
     const int lane = threadIdx.x % 32, ty = threadIdx.x / 32, c = blockIdx.y * 32 + lane;
     double total[2] = {};
     if (c < C)
         for (int m = blockIdx.x * 8 + ty; m < M; m += gridDim.x * 8) row((size_t)m * C + c, c, total);
-    if (!partials) return;
-    sums[ty][0][lane] = total[0];
-    sums[ty][1][lane] = total[1];
-    __syncthreads();
-    if (ty < 2 && c < C) {
-        double sum = 0;
-        for (int i = 0; i < 8; i++) sum += sums[i][ty][lane];
-        partials[((size_t)blockIdx.x * 2 + ty) * C + c] = sum;
-    }
+    if (partials) write_partials(total, partials, C);
 }
 
 // The sums of x and of x * other; without other those of x - shift and of its square.
