@@ -22,7 +22,7 @@ from minigrad.nn.module import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
-from .training import Callback, DivergedError, History, Trainer, TrainingOptions, unit_range
+from .training import Callback, DivergedError, History, Trainer, TrainingOptions
 
 Array = Any
 MODEL_FILE = "model.safetensors"
@@ -322,7 +322,7 @@ class Autoencoder:
             k = backend_of(self._first_parameter.data)
             outputs = []
             for start in range(0, len(rows), BATCH):
-                x = unit_range(k.from_host(np.ascontiguousarray(rows[start : start + BATCH])), self.dtype)
+                x = k.unit_range(k.from_host(np.ascontiguousarray(rows[start : start + BATCH])), self.dtype)
                 outputs.append([k.to_host(y.data) for y in function(Tensor(x))])
         return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 

@@ -206,13 +206,13 @@ class Trainer:
     # ---- the step: a function of arrays only ----
 
     def step(self, images: Array, noise: Array | None, scalars: Array) -> Array:
-        """Train on one batch and return its losses, (len(loss_names),), on the device.
+        """Train on one batch of images in [0, 1] and return its losses, (len(loss_names),), on the device.
 
         scalars: (beta, the optimiser's scalars), everything that changes from step to step.
         """
         with self.k.session():
             self.optimizer.zero_grad()
-            loss, parts = self.model.losses(Tensor(unit_range(images, self.dtype)), noise, scalars[0:1].reshape(()))
+            loss, parts = self.model.losses(Tensor(images), noise, scalars[0:1].reshape(()))
             loss.backward()
             if self.options.clip_norm is not None:
                 optim.clip_grad_norm(self.optimizer, self.options.clip_norm)
@@ -287,7 +287,7 @@ class Trainer:
         while p.batch < self.batches:
             self._call("on_batch_begin")
             rows = slice(p.batch * options.batch_size, (p.batch + 1) * options.batch_size)
-            batch = self.train_images[order[rows]]
+            batch = self.k.unit_range(self.train_images, self.dtype, order[rows])
             try:
                 losses = take_step(batch, None if noise is None else noise[rows], scalars[p.batch])
             except MemoryError as error:
@@ -505,18 +505,13 @@ class Trainer:
         )
 
 
-def unit_range(images: Array, dtype: Any) -> Array:
-    """Images on the device as floats: uint8 is divided by 255."""
-    return images.astype(dtype) / 255 if images.dtype == "uint8" else images.astype(dtype)
-
-
 def mean_losses(model: Autoencoder, images: np.ndarray, rng: np.random.Generator, batch: int = 256) -> dict[str, float]:
     """The model's losses, averaged over images, in evaluation mode, with one draw of noise an image."""
     k = backend_of(model.network.parameters()[0].data)
     totals = np.zeros(len(model.loss_names))
     with model.evaluating():
         for start in range(0, len(images), batch):
-            x = unit_range(k.from_host(images[start : start + batch]), model.dtype)
+            x = k.unit_range(k.from_host(images[start : start + batch]), model.dtype)
             noise = k.from_host(rng.standard_normal((len(x), model.noise_dim)).astype(model.dtype))
             _, parts = model.losses(Tensor(x), noise, 1.0)
             totals += len(x) * np.array([part.item() for part in parts])

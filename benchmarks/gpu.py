@@ -97,11 +97,18 @@ def minigrad_step(k: Any, weights: dict[str, np.ndarray], batches: Any, capture:
     trainer = Trainer(model, batches[0][0], TrainingOptions(batch_size=len(batches[0][0])), progress=False)
     model.network.train()
     take_step = k.capture(trainer.step) if capture else trainer.step
-    inputs = [(k.from_host(images), k.from_host(noise)) for images, noise in batches]
+    images = k.from_host(np.concatenate([images for images, _ in batches]))
+    order = k.from_host(np.arange(len(images)).reshape(INPUTS, -1))
+    noise = [k.from_host(noise) for _, noise in batches]
     rows = [[1.0, *trainer.optimizer.scalars(step + 1)] for step in range(2000)]
     scalars = k.from_host(np.array(rows, np.float32))
     steps = iter(range(10**9))
-    return lambda i: take_step(*inputs[i % INPUTS], scalars[next(steps) % 2000])
+
+    def step(i: int) -> Any:
+        batch = k.unit_range(images, trainer.dtype, order[i % INPUTS])
+        return take_step(batch, noise[i % INPUTS], scalars[next(steps) % 2000])
+
+    return step
 
 
 def torch_steps(weights: dict[str, np.ndarray], batches: Any) -> Iterator[tuple[str, Callable[[], Step]]]:
@@ -222,7 +229,7 @@ def reference_losses(weights: dict[str, np.ndarray], batches: Any) -> list[float
     trainer = Trainer(model, batches[0][0], TrainingOptions(batch_size=len(batches[0][0])), progress=False)
     model.network.train()
     return [
-        float(trainer.step(images, noise.astype(float), np.array([1.0, *trainer.optimizer.scalars(i + 1)])).sum())
+        float(trainer.step(images / 255, noise.astype(float), np.array([1.0, *trainer.optimizer.scalars(i + 1)])).sum())
         for i, (images, noise) in enumerate(batches[:3])
     ]
 

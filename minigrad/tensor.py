@@ -137,13 +137,6 @@ class Tensor:
     sum: ClassVar[Callable[..., Tensor]]
     mean: ClassVar[Callable[..., Tensor]]
 
-    def accumulate(self, gx: Array) -> None:
-        """Add gx to `grad`. The first gradient is copied, because gx may be shared with other tensors."""
-        if self.grad is None:
-            self.grad = gx.copy()
-        else:
-            self.grad += gx
-
     def backward(self, gy: Operand = None) -> None:
         """Add the gradient of (this tensor * gy).sum() to `grad` of every leaf that requires one.
 
@@ -155,28 +148,29 @@ class Tensor:
                 may be omitted for a single number, where it is 1.
 
         Raises:
-            RuntimeError: nothing here requires a gradient, or part of the graph was used before (gradients that
-                were added until then stay).
+            RuntimeError: nothing here requires a gradient, or part of the graph was used before.
             ValueError: gy is missing or has the wrong shape; a Function returned a gradient of wrong shape.
         """
         if not self.requires_grad:
             raise RuntimeError("backward: this tensor does not require a gradient, nor does anything it was made from")
         gy = self._checked_gradient(gy)
         if self.creator is None:
-            self.accumulate(gy)
+            _add_to_grad({self: gy})
             return
+        leaves: dict[Tensor, Array] = {}  # their gradients
         waiting: dict[Function, Array] = {self.creator: gy}  # gradients of outputs whose functions have not run yet
         queue = [(-self.creator.order, self.creator)]  # a heap: the function that ran last comes first
         while queue:
             _, function = heapq.heappop(queue)
             for x, gx in function.run_backward(waiting.pop(function)):
                 if x.creator is None:
-                    x.accumulate(gx)
+                    leaves[x] = leaves[x] + gx if x in leaves else gx  # not in place: gx may be shared
                 elif x.creator in waiting:
-                    waiting[x.creator] = as_array(waiting[x.creator] + gx)  # not in place: gx may be shared
+                    waiting[x.creator] = as_array(waiting[x.creator] + gx)
                 else:
                     waiting[x.creator] = gx
                     heapq.heappush(queue, (-x.creator.order, x.creator))
+        _add_to_grad(leaves)
 
     def _checked_gradient(self, gy: Operand) -> Array:
         if gy is None:
@@ -192,6 +186,16 @@ class Tensor:
                 f"backward: gy is {gy.dtype} of shape {gy.shape} but the tensor is {self.dtype} of shape {self.shape}"
             )
         return gy
+
+
+def _add_to_grad(gradients: dict[Tensor, Array]) -> None:
+    """Add each gradient to its tensor's `grad`. A first one is copied, because it may be shared with other tensors."""
+    added = {x: gx for x, gx in gradients.items() if x.grad is not None}
+    for x, gx in gradients.items():
+        if x.grad is None:
+            x.grad = gx.copy()
+    if added:
+        backend_of(*added.values()).add_all_([x.grad for x in added], list(added.values()))
 
 
 class Function:

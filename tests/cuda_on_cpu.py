@@ -33,9 +33,10 @@ def compiler() -> str | None:
 
 @dataclass(frozen=True)
 class Parameter:
-    """Of a kernel, e.g. `const float *x`."""
+    """Of a kernel, e.g. `const float *x`. A struct has no dtype."""
 
     name: str
+    kind: str
     dtype: Any
     pointer: bool
 
@@ -47,10 +48,11 @@ class Kernel:
     name: str
     parameters: list[Parameter]
     function: Any
+    sizes: dict[str, int]  # of the source's structs in bytes
     seed: int = 0
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
-        """Run it. An array is a NumPy array; np.uint64(0) is a null pointer.
+        """Run it. An array is a NumPy array; np.uint64(0) is a null pointer; an array of one record is a struct.
 
         Raises:
             TypeError: an argument's type is not the parameter's. RuntimeError: a barrier or an exchange missed threads.
@@ -63,7 +65,7 @@ class Kernel:
         kept, addresses = [], (ctypes.c_void_p * len(arguments))()
         for i, (parameter, value) in enumerate(zip(self.parameters, arguments, strict=True)):
             self._check(parameter, value)
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and parameter.pointer:
                 value = np.uint64(value.ctypes.data)
             kept.append(np.array(value))  # in memory of its own: the kernel gets the addresses of its arguments
             addresses[i] = kept[-1].ctypes.data
@@ -71,11 +73,13 @@ class Kernel:
             raise RuntimeError(f"{self.name}: not all {WAITS[fault]}")
 
     def _check(self, parameter: Parameter, value: Any) -> None:
-        wanted = f"{np.dtype(parameter.dtype)}{' array' if parameter.pointer else ''}"
+        wanted = f"{parameter.kind}{' array' if parameter.pointer else ''}"
         if parameter.pointer and isinstance(value, np.ndarray):
             fits = value.dtype == parameter.dtype and value.flags.c_contiguous
         elif parameter.pointer:
             fits = isinstance(value, np.uint64) and value == 0
+        elif parameter.dtype is None:
+            fits = isinstance(value, np.ndarray) and value.dtype.names and value.nbytes == self.sizes[parameter.kind]
         else:
             fits = isinstance(value, np.generic) and value.dtype == parameter.dtype
         if not fits:
@@ -102,9 +106,11 @@ def compile_kernels(source: str, macros: tuple[str, ...] = ()) -> dict[str, Kern
     expanded = _run([compiler(), "-E", "-P", "-x", "c++", *macros, "-D__global__=KERNEL", "-"], source)
     kinds = {alias: kind for kind, alias in re.findall(r"typedef (\w+) (\w+);", expanded)}
     kernels = {name: _parameters(text, kinds) for name, text in KERNEL.findall(expanded)}
+    structs = {p.kind for parameters in kernels.values() for p in parameters if p.dtype is None}
     library = folder / f"{key}.so"
     if not library.exists():
         calls = "".join(_caller(name, parameters) for name, parameters in kernels.items())
+        calls += "".join(f'extern "C" unsigned long size_of_{kind} = sizeof({kind});\n' for kind in structs)
         # without a name, because the loader would give libraries of one process the same shared memory
         text = f'#define KERNEL\n#include "{HEADER}"\nnamespace {{\n{expanded}\n}}\n{calls}'
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".so") as made:
@@ -112,7 +118,8 @@ def compile_kernels(source: str, macros: tuple[str, ...] = ()) -> dict[str, Kern
             shutil.copy(made.name, f"{made.name}.done")
         Path(f"{made.name}.done").replace(library)
     loaded = ctypes.CDLL(str(library))
-    return {name: Kernel(name, parameters, getattr(loaded, f"call_{name}")) for name, parameters in kernels.items()}
+    sizes = {kind: ctypes.c_ulong.in_dll(loaded, f"size_of_{kind}").value for kind in structs}
+    return {name: Kernel(name, parameters, loaded[f"call_{name}"], sizes) for name, parameters in kernels.items()}
 
 
 def _run(command: list[Any], text: str) -> str:
@@ -128,15 +135,13 @@ def _parameters(text: str, kinds: dict[str, str]) -> list[Parameter]:
         match = re.fullmatch(r"\s*(?:const )?\s*([\w ]+?)\s*(\*?)\s*(\w+)\s*", declaration)
         assert match, f"parameter {declaration!r}"
         kind, star, name = match.groups()
-        parameters.append(Parameter(name, DTYPES[kinds.get(kind, kind)], bool(star)))
+        kind = kinds.get(kind, kind)
+        parameters.append(Parameter(name, kind, DTYPES.get(kind), bool(star)))
     return parameters
 
 
 def _caller(name: str, parameters: list[Parameter]) -> str:
-    kinds = {np.dtype(dtype): kind for kind, dtype in DTYPES.items()}
-    values = ", ".join(
-        f"*({kinds[np.dtype(p.dtype)]} {'*' if p.pointer else ''}*)arguments[{i}]" for i, p in enumerate(parameters)
-    )
+    values = ", ".join(f"*({p.kind} {'*' if p.pointer else ''}*)arguments[{i}]" for i, p in enumerate(parameters))
     return (
         f'extern "C" int call_{name}(const unsigned *sizes, unsigned seed, void **arguments) {{\n'
         f"    return emulation::run(sizes, seed, [=] {{ {name}({values}); }});\n}}\n"

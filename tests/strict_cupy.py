@@ -1079,8 +1079,9 @@ class _RawKernel:
     ) -> None:
         arrays = [x for x in args if isinstance(x, ndarray)]
         _same_device(self._kernel.name, arrays)
-        if not all(isinstance(x, ndarray | np.generic) for x in args):
-            raise TypeError(f"{self._kernel.name}: device arrays and NumPy scalars only, found {args}")
+        structs = [x for x in args if isinstance(x, np.ndarray) and x.dtype.names and x.size == 1]  # passed by value
+        if not all(isinstance(x, ndarray | np.generic) or any(x is s for s in structs) for x in args):
+            raise TypeError(f"{self._kernel.name}: device arrays, NumPy scalars and structs only, found {args}")
         host = tuple(x._host if isinstance(x, ndarray) else x for x in args)
         _write(*host)
         self._kernel(grid, block, host)

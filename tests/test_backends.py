@@ -19,7 +19,7 @@ import importlib
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +33,7 @@ from minigrad.backend.winograd import winograd
 from minigrad.ops.conv import ConvGeometry, conv_geometry
 
 PLAIN = Backend(np)
+DTYPE = object()  # among a case's arguments: the dtype that is tested
 SIZES = (1, 4, 7)  # batches; three threads divide none of them evenly
 NOT_KERNELS = {"device_of", "from_host", "to_host", "capture"}  # they take arrays, or what does, but compute nothing
 
@@ -108,6 +109,22 @@ def _col2im(r: np.random.Generator, N: int) -> Iterator[Case]:
         taps = math.prod(g.kernel_size)
         columns = r.normal(size=(N * math.prod(g.output_size), taps * 3))
         yield Case("col2im", (columns, N, 3, g), taps, linear=True)
+
+
+def _unit_range(r: np.random.Generator, N: int) -> Iterator[Case]:
+    images, rows = r.integers(0, 256, (9, 5, 4, 3), dtype=np.uint8), r.integers(0, 9, N)
+    yield Case("unit_range", (images, DTYPE))
+    yield Case("unit_range", (images, DTYPE, rows))
+    yield Case("unit_range", (images[:, :, :, :0], DTYPE, rows))
+    yield Case("unit_range", (r.uniform(size=(9, 5, 4, 3)), DTYPE, rows))
+
+
+def _add_all_(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for count in (N, 70):  # some are one number
+        shapes = [(3, i % 50, 2) if i % 7 else () for i in range(count)]
+        totals, values = ([np.array(r.normal(size=shape)) for shape in shapes] for _ in range(2))
+        scales = tuple(float((np.abs(a) + np.abs(b)).max(initial=0)) for a, b in zip(totals, values, strict=True))
+        yield Case("add_all_", (totals, values), written=1, scales=scales)
 
 
 def _elementwise(name: str, arrays: int = 1) -> Callable[[np.random.Generator, int], Iterator[Case]]:
@@ -326,6 +343,8 @@ def _adam_step_(r: np.random.Generator, N: int) -> Iterator[Case]:
 
 
 INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
+    "unit_range": _unit_range,
+    "add_all_": _add_all_,
     "matmul": _matmul,
     "conv2d": _conv2d,
     "conv2d_grad_input": _conv2d_grad_input,
@@ -463,8 +482,10 @@ def inputs_of(backend: Backend, case: Case, dtype: str, layout: str = "C") -> li
     def convert(value: Any, written: bool) -> Any:
         if isinstance(value, list):
             return [convert(part, written) for part in value]
+        if value is DTYPE:
+            return np.dtype(dtype)
         if isinstance(value, np.ndarray):
-            value = backend.from_host(value.astype(dtype))
+            value = backend.from_host(value.astype(dtype) if value.dtype.kind == "f" else value.copy())
             if not written and value.ndim:
                 value = LAYOUTS[layout](value, backend.xp)
         return value
@@ -472,12 +493,17 @@ def inputs_of(backend: Backend, case: Case, dtype: str, layout: str = "C") -> li
     return [convert(value, i < case.written) for i, value in enumerate(case.arguments)]
 
 
+def flat(values: Iterable[Any]) -> list[Any]:
+    """The values, with those of lists in their place."""
+    return [part for value in values for part in (value if isinstance(value, list) else [value])]
+
+
 def results_of(backend: Backend, case: Case, arguments: list[Any]) -> list[Any]:
     """The arrays that the kernel returns, or for an in-place kernel those that it writes."""
     result = getattr(backend, case.name)(*arguments)
     if case.written:
         assert result is None, f"{case.name} writes in place and returns nothing"
-        return arguments[: case.written]
+        return flat(arguments[: case.written])
     return [y for y in result if y is not None] if isinstance(result, tuple) else [result]
 
 
@@ -496,6 +522,8 @@ def expected_of(case: Case, dtype: str) -> tuple[list[np.ndarray], list[float]]:
 
 
 def _copied(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_copied(part) for part in value]
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
@@ -509,8 +537,7 @@ def tolerance(terms: int, dtype: str) -> float:
 def compare(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list[np.ndarray]:
     """Run the kernel, check everything that can be seen from one call, and return its results on the host."""
     arguments = inputs_of(backend, case, dtype, layout)
-    parts = [part for a in arguments[case.written :] for part in (a if isinstance(a, list) else [a])]
-    read = [a for a in parts if hasattr(a, "dtype")]
+    read = [a for a in flat(arguments[case.written :]) if hasattr(a, "dtype")]
     before = [backend.to_host(a).copy() for a in read]
     results = results_of(backend, case, arguments)
     for a, host in zip(read, before, strict=True):
@@ -519,13 +546,13 @@ def compare(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list
     dtypes = [y.dtype for y in results]
     if not case.written:  # nothing that is returned may share memory with an input
         for a in read:
-            a[...] = 777
+            a[...] = 77
         for y, host in zip(results, found, strict=True):
             now = backend.to_host(y) if getattr(y, "shape", ()) else y.item()
             assert np.array_equal(now, host, equal_nan=True), f"{case.name} returns a view of an input"
     expected, scales = expected_of(case, dtype)
     bound = tolerance(case.terms, dtype)
-    shapes = [x.shape if isinstance(x, np.ndarray) else x for x in case.arguments]
+    shapes = [x.shape if isinstance(x, np.ndarray) else len(x) if isinstance(x, list) else x for x in case.arguments]
     for i, (y, wanted, scale) in enumerate(zip(found, expected, scales, strict=True)):
         what = f"{case.name}{shapes}, result {i}, {dtype}, layout {layout}"
         assert y.shape == wanted.shape, what

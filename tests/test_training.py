@@ -246,7 +246,8 @@ def test_the_losses_of_a_step_are_those_of_its_images():
 def test_a_step_changes_the_threads_of_blas_only_once(monkeypatch, restored_backends):
     minigrad.use(kernels="numpy", threads=2)
     trainer = Trainer(compiled("vae"), pictures(5), TrainingOptions(batch_size=5, epochs=1), progress=False)
-    images, noise = trainer.train_images, np.zeros((5, trainer.model.noise_dim), np.float32)
+    images = trainer.k.unit_range(trainer.train_images, "float32")
+    noise = np.zeros((5, trainer.model.noise_dim), np.float32)
     changes = []
     monkeypatch.setattr(type(Pool.single_threaded_blas), "_set", lambda self, counts: changes.append(counts))
     trainer.step(images, noise, np.array([1, *trainer.optimizer.scalars(1)], np.float32))

@@ -27,7 +27,8 @@ MOST_NUMBERS = 2**31 - 1  # of an array: the kernels count in 32 bits
 MOST_BLOCKS = 512  # that a sum over pixels is cut into
 FILL = 132  # blocks of threads that keep a large GPU busy
 SOURCE = Path(__file__).with_name("kernels.cu")
-THIN, PIXELS, FEW = 16, 64, 4  # as in kernels.cu
+THIN, PIXELS, FEW, LISTED = 16, 64, 4, 64  # as in kernels.cu
+ADDITIONS = np.dtype([("total", "u8", LISTED), ("value", "u8", LISTED), ("size", "i4", LISTED), ("end", "i4", LISTED)])
 NULL = np.uint64(0)  # an array that is absent
 
 
@@ -78,6 +79,39 @@ class CudaBackend(Backend):
     def _quads(self, x: Array) -> bool:
         """Whether four channels of x may be read at once."""
         return x.shape[-1] % 4 == 0 and x.data.ptr % 16 == 0
+
+    # ---- images and gradients ----
+
+    def unit_range(self, images: Array, dtype: Any, rows: Array | None = None) -> Array:
+        """Faster as one launch that reads the bytes where they are."""
+        if rows is None or images.dtype != "uint8":
+            return super().unit_range(images, dtype, rows)
+        images, rows = self._contiguous(images, rows)
+        x = self.xp.empty((len(rows), *images.shape[1:]), dtype=dtype)
+        size = x.size // max(len(x), 1)
+        grid = len(rows), -(-size // 256)
+        self._launch("unit_range", x.dtype, grid, 256, images, rows, x, size)
+        return x
+
+    def add_all_(self, totals: list[Array], values: list[Array]) -> None:
+        """Faster as one launch for all of them."""
+        dtype = totals[0].dtype
+        if any(total.dtype != dtype or not total.flags.c_contiguous for total in totals):
+            return super().add_all_(totals, values)
+        values = self._contiguous(*values)
+        for start in range(0, len(totals), LISTED):
+            rows = slice(start, start + LISTED)
+            sizes = [total.size for total in totals[rows]]
+            table = np.zeros(1, ADDITIONS)
+            for name, numbers in {
+                "total": [total.data.ptr for total in totals[rows]],
+                "value": [value.data.ptr for value in values[rows]],
+                "size": sizes,
+                "end": np.cumsum([-(-size // 256) for size in sizes]),
+            }.items():
+                table[name][0, : len(sizes)] = numbers
+            self._launch("add_all", dtype, (int(table["end"].max()),), 256, table)
+        return None
 
     # ---- products ----
 
@@ -162,9 +196,9 @@ class CudaBackend(Backend):
             name, rows, columns, threads = "correlate_small", 32, 32, 128
         blocks = max(1, min(-(-pixels // rows), MOST_BLOCKS))
         partials = self.xp.empty((phases * blocks, 2, F), dtype="float64") if sums else None
-        arrays = x, norm, weight, bias, other, y, partials
+        everything = x, norm, weight, bias, other, y, partials
         options = (active,) if thin else (adjoint, active, self._quads(x))
-        self._launch(name, x.dtype, (blocks, -(-F // columns), phases), threads, *arrays, *sizes, *options)
+        self._launch(name, x.dtype, (blocks, -(-F // columns), phases), threads, *everything, *sizes, *options)
         return y, partials
 
     def _weight_gradient(

@@ -568,6 +568,29 @@ extern "C" __global__ void batch_norm_update(
     moving_variance[c] = momentum * moving_variance[c] + rest * variance[c];
 }
 
+// ---- images and gradients ----
+
+// x = images / 255 of the images whose numbers are in rows; blockIdx.x is the image of x.
+extern "C" __global__ void unit_range(const unsigned char *images, const long long *rows, real *x, int size) {
+    int i = blockIdx.y * blockDim.x + threadIdx.x;
+    if (i < size) x[(size_t)blockIdx.x * size + i] = (real)images[(size_t)rows[blockIdx.x] * size + i] / 255;
+}
+
+const int LISTED = 64;
+struct Additions {  // end[i]: the first block of threads behind those of array i
+    real *total[LISTED];
+    const real *value[LISTED];
+    int size[LISTED], end[LISTED];
+};
+
+// total += value of every array in the list.
+extern "C" __global__ void add_all(const Additions list) {
+    int array = 0;
+    while ((int)blockIdx.x >= list.end[array]) array++;
+    int i = (blockIdx.x - (array ? list.end[array - 1] : 0)) * blockDim.x + threadIdx.x;
+    if (i < list.size[array]) list.total[array][i] += list.value[array][i];
+}
+
 // ---- losses ----
 
 // partials[block] = sum of softplus(logit) - logit * target; `finish_sums` with C = 1 takes (blocks, 2, 1).

@@ -83,6 +83,19 @@ class Backend:
         """The step, a function of arrays only, as something to be called again and again: here the step itself."""
         return step
 
+    # ---- images and gradients ----
+
+    def unit_range(self, images: Array, dtype: Any, rows: Array | None = None) -> Array:
+        """The images, or those whose numbers are in rows, as floats: uint8 is divided by 255."""
+        if rows is not None:
+            images = images[rows]
+        return images.astype(dtype) / 255 if images.dtype == "uint8" else images.astype(dtype)
+
+    def add_all_(self, totals: list[Array], values: list[Array]) -> None:
+        """total += value for each pair: the gradients of all parameters."""
+        for total, value in zip(totals, values, strict=True):
+            total += value
+
     # ---- products ----
 
     def matmul(self, a: Array, b: Array) -> Array:

@@ -41,9 +41,6 @@ class Parameter(Tensor):
         values = self.initializer(rng, self.shape, *self.fans).astype(self.dtype)
         self.data[...] = backend_of(self.data).from_host(values)
 
-    def accumulate(self, gx: Array) -> None:
-        self.grad += gx
-
     def zero_grad(self) -> None:
         """Set the gradient to zero, in place."""
         self.grad[...] = 0
