@@ -23,6 +23,8 @@ HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 KERNEL = re.compile(r'extern "C" KERNEL void\s+(?:__launch_bounds__\([^{;]*?\)\s+)?(\w+)\(([^{;]*?)\)\s*\{')
 DTYPES = {"float": np.float32, "double": np.float64, "int": np.int32, "unsigned char": np.uint8, "long long": np.int64}
 
+WAITS = {1: "threads of a block reached a barrier", 2: "lanes of a warp reached an exchange"}
+
 
 def compiler() -> str | None:
     """The C++ compiler, or None."""
@@ -51,7 +53,7 @@ class Kernel:
         """Run it. An array is a NumPy array; np.uint64(0) is a null pointer.
 
         Raises:
-            TypeError: an argument's type is not the parameter's. RuntimeError: a barrier missed threads.
+            TypeError: an argument's type is not the parameter's. RuntimeError: a barrier or an exchange missed threads.
         """
         if len(arguments) != len(self.parameters):
             raise TypeError(f"{self.name}: takes {len(self.parameters)} arguments, found {len(arguments)}")
@@ -65,8 +67,8 @@ class Kernel:
                 value = np.uint64(value.ctypes.data)
             kept.append(np.array(value))  # in memory of its own: the kernel gets the addresses of its arguments
             addresses[i] = kept[-1].ctypes.data
-        if self.function((ctypes.c_uint * 6)(*sizes), ctypes.c_uint(self.seed), addresses):
-            raise RuntimeError(f"{self.name}: not all threads of a block reached a barrier")
+        if fault := self.function((ctypes.c_uint * 6)(*sizes), ctypes.c_uint(self.seed), addresses):
+            raise RuntimeError(f"{self.name}: not all {WAITS[fault]}")
 
     def _check(self, parameter: Parameter, value: Any) -> None:
         wanted = f"{np.dtype(parameter.dtype)}{' array' if parameter.pointer else ''}"

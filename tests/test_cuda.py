@@ -52,6 +52,92 @@ def cuda_device(request: pytest.FixtureRequest, restored_backends: None) -> str:
     return request.param
 
 
+# ---- the emulator of CUDA threads ----
+
+EXCHANGES = """
+extern "C" __global__ void exchange(const float *x, double *sums, float *neighbours, int lanes, int lane_mask) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (threadIdx.x % 32 >= lanes) return;
+    double sum = x[i];
+    for (int half = 16; half; half /= 2) sum += __shfl_xor_sync(0xffffffff, sum, half);
+    sums[i] = sum;
+    if (threadIdx.x < 32) return;  // a warp may end while others go on
+    neighbours[i] = __shfl_xor_sync(0xffffffff, x[i], lane_mask);
+}
+extern "C" __global__ void mixed(float *x) {
+    if (threadIdx.x < 7) mma(x, x, x, x);
+    else __shfl_xor_sync(0xffffffff, 1.f, 1);
+}
+extern "C" __global__ void part_of_a_warp(float *x) { __shfl_xor_sync(0xffff, 1.f, 1); }
+extern "C" __global__ void unordered(const float *x, float *y) {
+    __shared__ float s[128];
+    s[threadIdx.x] = x[threadIdx.x];
+    __shfl_xor_sync(0xffffffff, 1.f, 1);
+    y[threadIdx.x] = s[127 - threadIdx.x];
+}
+extern "C" __global__ void fragments(const float *a, const float *b, float *c) {
+    int i = threadIdx.x;
+    mma(&c[4 * i], &c[4 * i + 2], &a[4 * i], &b[2 * i]);
+}
+"""
+
+
+@needs_compiler
+def test_lanes_exchange_values() -> None:
+    kernel, x = cuda_on_cpu.compile_kernels(EXCHANGES)["exchange"], np.arange(192, dtype=np.float32) ** 2
+    sums, neighbours = np.zeros(192), np.zeros(192, np.float32)
+    kernel((2,), (96,), (x, sums, neighbours, np.int32(32), np.int32(5)))
+    np.testing.assert_array_equal(sums.reshape(6, 32), np.repeat(x.reshape(6, 32).sum(axis=1)[:, None], 32, axis=1))
+    wanted = x[np.arange(192) ^ 5].reshape(2, 3, 32)
+    wanted[:, 0] = 0
+    np.testing.assert_array_equal(neighbours.reshape(2, 3, 32), wanted)
+
+
+@needs_compiler
+def test_an_exchange_that_misses_lanes_is_an_error() -> None:
+    kernels, x = cuda_on_cpu.compile_kernels(EXCHANGES), np.zeros(64, np.float32)
+    faults: list[tuple[str, int, tuple[Any, ...]]] = [
+        ("exchange", 64, (x, np.zeros(64), x, np.int32(31), np.int32(1))),
+        ("exchange", 48, (x, np.zeros(64), x, np.int32(32), np.int32(1))),
+        ("mixed", 32, (x,)),
+        ("part_of_a_warp", 32, (x,)),
+    ]
+    for name, threads, arguments in faults:
+        with pytest.raises(RuntimeError, match=f"{name}: not all lanes of a warp reached an exchange"):
+            kernels[name]((1,), (threads,), arguments)
+    kernels["exchange"]((1,), (64,), (x, np.zeros(64), x, np.int32(32), np.int32(1)))  # works on
+
+
+@needs_compiler
+def test_an_exchange_is_no_barrier() -> None:
+    """Between warps it orders nothing."""
+    kernel, x, y = cuda_on_cpu.compile_kernels(EXCHANGES)["unordered"], np.ones(128, np.float32), np.zeros(128, "f4")
+    kernel((1,), (128,), (x, y))
+    kernel((1,), (128,), (2 * x, y))
+    assert set(y) == {1, 2}, "some threads read what others had not written yet"
+
+
+# The lanes' parts of c (16, 8) += a (16, 8) b (8, 8), as the PTX ISA has them for mma.m16n8k8 with .tf32: of the
+# lane with group = lane / 4 and t = lane % 4, (row, column) of each number.
+LANES = [(lane // 4, lane % 4) for lane in range(32)]
+A_OF_LANE = [[(group + 8 * (i % 2), t + 4 * (i // 2)) for i in range(4)] for group, t in LANES]
+B_OF_LANE = [[(t + 4 * i, group) for i in range(2)] for group, t in LANES]
+C_OF_LANE = [[(group + 8 * (i // 2), 2 * t + i % 2) for i in range(4)] for group, t in LANES]
+
+
+@needs_compiler
+def test_lanes_multiply_matrices() -> None:
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.integers(-9, 9, shape).astype(np.float32) for shape in ((16, 8), (8, 8), (16, 8)))
+    parts = [
+        np.array([[m[place] for place in lane] for lane in lanes])
+        for m, lanes in ((a, A_OF_LANE), (b, B_OF_LANE), (c, C_OF_LANE))
+    ]
+    cuda_on_cpu.compile_kernels(EXCHANGES)["fragments"]((1,), (32,), tuple(parts))
+    wanted = c + a @ b
+    np.testing.assert_array_equal(parts[2], [[wanted[place] for place in lane] for lane in C_OF_LANE])
+
+
 # ---- faults in the kernels are seen ----
 
 # (method whose inputs show it, what stands in kernels.cu, the same with an off-by-one in its index arithmetic)
