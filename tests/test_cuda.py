@@ -570,12 +570,16 @@ def test_the_gpu_benchmark_runs(cupy_double: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "torch", None)
     assert gpu.main(["--quick", "--batches", "2", "--out", str(tmp_path / "gpu.json")]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"batch +2  minigrad +\d+ us a step\nbatch +2  minigrad eager +\d+ us a step\n", out), out
+    for precision in ("fp32", "tf32"):
+        rows = (rf"batch +2  {precision}  {program} +\d+ us a step\n" for program in ("minigrad", "minigrad eager"))
+        assert re.search("".join(rows), out), out
     assert importlib.import_module("report").main(["--results", str(tmp_path)]) == 0
     text = (tmp_path / "gpu.md").read_text()
     assert "default VAE on double 0" in text
-    assert re.search(r"\| \*\*minigrad eager\*\* \| \*\*2\*\* \| \*\*fp32\*\* \| \*\*[\d,]+\*\* \|", text), text
-    assert "| conv 28 1-32: backward, batch 2 |" in text
+    for precision in ("fp32", "tf32"):
+        row = rf"\| \*\*minigrad eager\*\* \| \*\*2\*\* \| \*\*{precision}\*\* \| \*\*[\d,]+\*\* \|"
+        assert re.search(row, text), text
+        assert f"| conv 28 1-32: backward, batch 2 | {precision} |" in text
     assert (tmp_path / "gpu.png").stat().st_size > 5000
 
 
