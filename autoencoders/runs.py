@@ -212,6 +212,7 @@ def resume_run(
     device: str | None = None,
     kernels: str | None = None,
     threads: int | None = None,
+    precision: str | None = None,
     epochs: int | None = None,
     data_dir: str | None = None,
     command: str = "",
@@ -221,7 +222,8 @@ def resume_run(
     """The run of a folder, ready to go on from its newest valid checkpoint, with the options recorded there.
 
     Args:
-        device, kernels, threads: others than those recorded; the result is then not bitwise that of an unbroken run.
+        device, kernels, threads, precision: others than those recorded; the result is then not bitwise that of an
+            unbroken run.
         epochs: a larger number than recorded.
     Raises:
         DataError: no valid checkpoint, or the data are not those of the run.
@@ -229,14 +231,16 @@ def resume_run(
     """
     arrays, record = load_checkpoint(folder, tell)
     try:
-        was, data, learning_rate = record["environment"], record["data"], record["learning_rate"]
+        was = {"precision": "fp32", **record["environment"]}  # older runs had no other
+        data, learning_rate = record["data"], record["learning_rate"]
         options = TrainingOptions(**record["options"])
         name, limit_train = data["name"], data["limit_train"]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: the newest checkpoint lacks what a resume needs ({error})") from error
     if device is None or device.partition(":")[0] == was["device"].partition(":")[0]:
         kernels, threads = kernels or was["kernels"], threads or was["threads"]
-    backend = minigrad.use(device or was["device"], kernels or "auto", threads)
+        precision = precision or was["precision"]
+    backend = minigrad.use(device or was["device"], kernels or "auto", threads, precision or "fp32")
     tell(backend.describe())
     now = environment(backend)
     changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key != "backend" and now[key] != was.get(key)]

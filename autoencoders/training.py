@@ -536,6 +536,7 @@ def environment(k: Backend) -> dict[str, Any]:
     return {
         "backend": k.describe(),
         "kernels": k.kernels,
+        "precision": k.precision,
         "threads": k.threads,
         "device": "cpu" if k.on_host else f"cuda:{k.xp.cuda.Device().id}",
         "python": platform.python_version(),

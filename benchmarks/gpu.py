@@ -1,11 +1,11 @@
 """Everything that there is to measure on a CUDA GPU, in at most 8 minutes: `python benchmarks/gpu.py`.
 
-First the tests that need a GPU. Then the training step of the default VAE for each batch: minigrad with and without a
-CUDA graph, and PyTorch as it comes, with channels_last and fused Adam, compiled, and as one CUDA graph, in one process
-and taking turns, from the same weights on fresh images and noise, after all were seen to compute the same first losses.
-Then each kernel beside the speed of a copy and of a large matrix product on the same device, and the batch from which
-on the GPU is faster than the CPU. Medians and quartiles go to benchmarks/results/gpu.json, and `python
-benchmarks/report.py` makes the tables.
+First the tests that need a GPU. Then the training step of the default VAE for each batch, in fp32 and in TF32:
+minigrad with and without a CUDA graph, and PyTorch as it comes, with channels_last and fused Adam, compiled, and as one
+CUDA graph, in one process and taking turns, from the same weights on fresh images and noise, after all were seen to
+compute the same first losses. Then each kernel beside the speed of a copy and of a large matrix product on the same
+device, and the batch from which on the GPU is faster than the CPU. Medians and quartiles go to
+benchmarks/results/gpu.json, and `python benchmarks/report.py` makes the tables.
 
     python benchmarks/gpu.py [--batches 32,128,1024] [--rounds 5] [--no-tests] [--quick] [--out FILE]
 """
@@ -30,9 +30,12 @@ import minigrad
 from autoencoders import TrainingOptions
 from autoencoders.training import Trainer
 from minigrad import DeviceError
+from minigrad.backend import PRECISIONS
 from minigrad.ops.conv import conv_geometry, transposed_geometry
 
-LOSS_TOLERANCE = 1e-4  # of the first three losses, relative to the plain kernels in float64; TF32 errs by 1e-3
+# Of the first three losses, relative to the plain kernels in float64. TF32 rounds both factors of a product by up to
+# 2^-11, 1e-3 together; Adam, whose first steps follow the signs of gradients, carries that on to the second and third.
+LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 3e-3}
 INPUTS = 8  # batches of images and noise that a program goes through
 WARM_UP, STEPS = 50, 40
 CPU_BATCHES = (1, 8, 32, 128, 512)
@@ -111,11 +114,15 @@ def minigrad_step(k: Any, weights: dict[str, np.ndarray], batches: Any, capture:
     return step
 
 
-def torch_steps(weights: dict[str, np.ndarray], batches: Any) -> Iterator[tuple[str, Callable[[], Step]]]:
-    """(name, what makes the step) of PyTorch's programs, in float32: by itself it would take TF32 for convolutions."""
+def torch_steps(
+    weights: dict[str, np.ndarray], batches: Any, precision: str
+) -> Iterator[tuple[str, Callable[[], Step]]]:
+    """(name, what makes the step) of PyTorch's programs. By itself it takes TF32 for convolutions and not for products;
+    here for both or none, until this is called again."""
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.compiler.reset()  # or it would compile for batches of any size when it meets the second
     sys.path.insert(0, str(driver.FOLDER / "workers"))
     from mirrored import mirrored_images, mirrored_weights
     from torch_worker import Model, load
@@ -177,7 +184,9 @@ def torch_steps(weights: dict[str, np.ndarray], batches: Any) -> Iterator[tuple[
 # ---- the measurements ----
 
 
-def measure_steps(cupy: Any, batch: int, rounds: int, quick: bool) -> tuple[list[dict[str, Any]], list[str]]:
+def measure_steps(
+    cupy: Any, batch: int, precision: str, rounds: int, quick: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
     """(rows, faults) of all programs for one batch."""
     minigrad.use("cpu", "plain")
     model = driver.model_of(driver.DEFAULT_MODEL)
@@ -185,24 +194,24 @@ def measure_steps(cupy: Any, batch: int, rounds: int, quick: bool) -> tuple[list
     images = driver.load_dataset("fashion-mnist-sample").train_images
     batches = batches_of(images, batch, model.latent_space_dim)
     wanted = reference_losses(weights, batches)
-    k, clock = minigrad.use("cuda"), Clock(cupy)
+    k, clock = minigrad.use("cuda", precision=precision), Clock(cupy)
     makers: dict[str, Callable[[], Step]] = {
         "minigrad": lambda: minigrad_step(k, weights, batches, capture=True),
         "minigrad eager": lambda: minigrad_step(k, weights, batches, capture=False),
     }
     with contextlib.suppress(ImportError):
-        makers |= dict(torch_steps(weights, batches))
+        makers |= dict(torch_steps(weights, batches, precision))
     programs, rows, faults = {}, [], []
     for name, make in makers.items():
         try:
             step = make()
             losses = [float(step(i).sum()) for i in range(3)]
         except Exception as error:  # PyTorch's compiler fails where there is no C compiler, for instance
-            faults.append(f"{name}, batch {batch}: {type(error).__name__}: {error}"[:300])
+            faults.append(f"{name}, {precision}, batch {batch}: {type(error).__name__}: {error}"[:300])
             continue
         errors = [abs(a - b) / abs(b) for a, b in zip(losses, wanted, strict=True)]
-        if max(errors) > LOSS_TOLERANCE:
-            faults.append(f"{name}, batch {batch}: losses {losses} instead of {wanted}")
+        if max(errors) > LOSS_TOLERANCE[precision]:
+            faults.append(f"{name}, {precision}, batch {batch}: losses {losses} instead of {wanted}")
             continue
         programs[name] = step
     times: dict[str, list[float]] = {name: [] for name in programs}
@@ -215,7 +224,7 @@ def measure_steps(cupy: Any, batch: int, rounds: int, quick: bool) -> tuple[list
     flops = 3 * batch * driver.forward_flops(model)
     for name, seconds in times.items():
         spread = driver.spread(seconds)
-        row = {"what": "step", "batch": batch, "precision": "fp32", "program": name, "seconds": spread}
+        row = {"what": "step", "batch": batch, "precision": precision, "program": name, "seconds": spread}
         rows.append({**row, "images_per_second": batch / spread["median"], "flops": flops})
     return rows, faults
 
@@ -234,9 +243,9 @@ def reference_losses(weights: dict[str, np.ndarray], batches: Any) -> list[float
     ]
 
 
-def measure_kernels(cupy: Any, batch: int, quick: bool) -> list[dict[str, Any]]:
+def measure_kernels(cupy: Any, batch: int, precision: str, quick: bool) -> list[dict[str, Any]]:
     """Each kernel of a step at its shapes: seconds, and the bytes and operations that it cannot do without."""
-    k, clock, rng = minigrad.use("cuda"), Clock(cupy), np.random.default_rng(0)
+    k, clock, rng = minigrad.use("cuda", precision=precision), Clock(cupy), np.random.default_rng(0)
 
     def array(*shape: int) -> Any:
         return k.from_host(rng.standard_normal(shape, dtype=np.float32))
@@ -255,18 +264,19 @@ def measure_kernels(cupy: Any, batch: int, quick: bool) -> list[dict[str, Any]]:
         back = (y, through, y, x, norm, weight, geometry, transposed, True)
         bytes_back = 4 * y.nbytes + 3 * x.nbytes + 2 * weight.nbytes
         cases.append((f"{name}: backward", lambda _, a=back: k.conv_layer_grad(*a), bytes_back, 2 * flops))
-    big = array(batch, 28, 28, 64)
-    rows, norm = array(4, 64), array(3, 64)
-    cases += [
-        ("normalise", lambda _: k.normalise(big, norm), 2 * big.nbytes, 0),
-        ("through batch_norm", lambda _: k.norm_gradient(big, big, rows), 3 * big.nbytes, 0),
-        ("moments", lambda _: k.moments(big), big.nbytes, 0),
-        ("bernoulli_nll", lambda _: k.bernoulli_nll(big, big), 2 * big.nbytes, 0),
-    ]
+    if precision == "fp32":  # the others are the same in TF32
+        big = array(batch, 28, 28, 64)
+        rows, norm = array(4, 64), array(3, 64)
+        cases += [
+            ("normalise", lambda _: k.normalise(big, norm), 2 * big.nbytes, 0),
+            ("through batch_norm", lambda _: k.norm_gradient(big, big, rows), 3 * big.nbytes, 0),
+            ("moments", lambda _: k.moments(big), big.nbytes, 0),
+            ("bernoulli_nll", lambda _: k.bernoulli_nll(big, big), 2 * big.nbytes, 0),
+        ]
     found = []
     for name, call, size, flops in cases:
         seconds = clock.median(call, **QUICK if quick else {})
-        row = {"what": "kernel", "batch": batch, "kernel": name, "seconds": seconds}
+        row = {"what": "kernel", "batch": batch, "precision": precision, "kernel": name, "seconds": seconds}
         found.append({**row, "bytes": size, "flops": flops})
     return found
 
@@ -347,7 +357,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="(default: benchmarks/results/gpu.json; with --quick nothing)")
     args = parser.parse_args(argv)
     try:
-        cupy = minigrad.use("cuda").xp
+        cupy = minigrad.use("cuda", precision="tf32").xp  # a GPU that can do all of this
     except DeviceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 4
@@ -365,13 +375,15 @@ def main(argv: list[str] | None = None) -> int:
         record["tests"] = run_tests()
         print(record["tests"]["summary"])
     for batch in map(int, args.batches.split(",")):
-        rows, faults = measure_steps(cupy, batch, 1 if args.quick else args.rounds, args.quick)
-        record["rows"] += rows
-        record["faults"] += faults
-        for row in rows:
-            print(f"batch {batch:5}  {row['program']:34} {1e6 * row['seconds']['median']:9.0f} us a step")
-        print(*faults, sep="\n", end="\n" * bool(faults))
-        record["rows"] += measure_kernels(cupy, batch, args.quick)
+        for precision in PRECISIONS:
+            rows, faults = measure_steps(cupy, batch, precision, 1 if args.quick else args.rounds, args.quick)
+            record["rows"] += rows
+            record["faults"] += faults
+            for row in rows:
+                microseconds = 1e6 * row["seconds"]["median"]
+                print(f"batch {batch:5}  {precision}  {row['program']:34} {microseconds:9.0f} us a step")
+            print(*faults, sep="\n", end="\n" * bool(faults))
+            record["rows"] += measure_kernels(cupy, batch, precision, args.quick)
     record["rows"] += measure_crossover(cupy, args.quick)
     record["seconds"] = time.perf_counter() - started
     if args.out or not args.quick:

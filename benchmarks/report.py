@@ -365,30 +365,32 @@ def gpu(record: dict[str, Any], results: Path) -> str:
     device, rows = record["device"], record["rows"]
     copy, product = device["copy_bytes_per_second"], device["sgemm_flops_per_second"]
     steps = [row for row in rows if row["what"] == "step"]
-    eager = {row["batch"]: row["seconds"]["median"] for row in steps if row["program"] == "torch"}
+    eager = {(row["batch"], row["precision"]): row["seconds"]["median"] for row in steps if row["program"] == "torch"}
     lines = []
     for row in steps:
         seconds = row["seconds"]
         cells = [row["program"], number(row["batch"]), row["precision"], number(1e6 * seconds["median"])]
         cells += [f"{1e6 * seconds['low']:,.0f} to {1e6 * seconds['high']:,.0f}", number(row["images_per_second"])]
-        ratio = eager[row["batch"]] / seconds["median"] if row["batch"] in eager else None
+        key = row["batch"], row["precision"]
+        ratio = eager[key] / seconds["median"] if key in eager else None
         cells += [number(ratio, 2), number(100 * row["flops"] / product / seconds["median"], 0, " %")]
         lines.append([bold(cell, row["program"].startswith("minigrad")) for cell in cells])
     heads = ["program", "batch", "precision", "us / step", "quartiles", "images / s", "ratio", "of sgemm"]
     text = heading(f"Training step of the default VAE on {device['name']}", record)
     text += f"A copy moves {copy / 1e9:,.0f} GB/s, counted twice; a large float32 product does {product / 1e12:,.1f} "
-    text += "TFLOP/s. `ratio` is the speed relative to PyTorch as it comes.\n\n" + table(heads, lines)
+    text += "TFLOP/s. `ratio` is the speed relative to PyTorch as it comes, in the same precision."
+    text += "\n\n" + table(heads, lines)
     if "tests" in record:
         text += f"\nTests that need a GPU: {record['tests']['summary'].strip('= ')}.\n"
     lines = [
-        [f"{row['kernel']}, batch {row['batch']}", number(1e6 * row["seconds"], 1)]
+        [f"{row['kernel']}, batch {row['batch']}", row["precision"], number(1e6 * row["seconds"], 1)]
         + [number(100 * row["bytes"] / copy / row["seconds"], 0, " %")]
         + [number(100 * row["flops"] / product / row["seconds"], 0, " %") if row["flops"] else ""]
         for row in rows
         if row["what"] == "kernel"
     ]
     text += "\n## Kernels\n\nShares of the copy's speed, each argument and result counted once, and of the product's."
-    text += "\n\n" + table(["kernel", "us", "of a copy", "of sgemm"], lines)
+    text += "\n\n" + table(["kernel", "precision", "us", "of a copy", "of sgemm"], lines)
     lines = [
         [number(row["batch"]), number(1e3 * row["cpu_seconds"], 2), number(1e3 * row["gpu_seconds"], 2)]
         for row in rows
@@ -402,13 +404,14 @@ def gpu(record: dict[str, Any], results: Path) -> str:
 def gpu_plot(steps: Rows, path: Path) -> None:
     """Bars of the step's time for each batch."""
     sizes = sorted({row["batch"] for row in steps})
-    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 3), squeeze=False)
+    bars = max(sum(row["batch"] == batch for row in steps) for batch in sizes)
+    figure, axes = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 1 + bars / 3), squeeze=False)
     for ax, batch in zip(axes[0], sizes, strict=True):
         found = [row for row in steps if row["batch"] == batch]
         for y, row in enumerate(found):
             colour = COLOURS["numba"] if row["program"].startswith("minigrad") else GREY
             bar(ax, y, {key: 1e6 * value for key, value in row["seconds"].items()}, colour)
-        ax.set_yticks(range(len(found)), [row["program"] for row in found], fontsize=8)
+        ax.set_yticks(range(len(found)), [f"{row['program']}, {row['precision']}" for row in found], fontsize=8)
         ax.invert_yaxis()
         ax.set_title(f"batch {batch}", fontsize=10)
         ax.set_xlabel("us a step")

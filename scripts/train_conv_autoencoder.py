@@ -18,6 +18,7 @@ from autoencoders.data import NAMES, load_dataset
 from autoencoders.evaluation import table
 from autoencoders.runs import check_folder, resume_run, start_run
 from autoencoders.training import latest_checkpoint
+from minigrad.backend import PRECISIONS
 from minigrad.serialize import DataError
 
 FOLDERS = {"ae": "model", "vae": "variational/model"}
@@ -54,14 +55,16 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "save-every": (0, int, "steps between checkpoints, besides one after each epoch"),
     "backend": ("auto", str, "kernels: auto, numba, numpy or plain"),
     "threads": (None, int, "CPU threads (default: the cores this process may use)"),
+    "precision": ("fp32", str, "of convolutions on a GPU: fp32, or tf32, which is faster and rounds more"),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "model": tuple(FOLDERS),
     "schedule": ("constant", "cosine"),
     "likelihood": ("bernoulli", "gaussian", "gaussian-learned"),
+    "precision": PRECISIONS,
 }
 VAE_ONLY = {"beta", "kl_warmup", "likelihood"}
-WITH_RESUME = {"device", "backend", "threads", "epochs", "data_dir"}
+WITH_RESUME = {"device", "backend", "threads", "precision", "epochs", "data_dir"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -151,6 +154,7 @@ def main(argv: list[str] | None = None) -> int:
                 device=args.device,
                 kernels=getattr(args, "backend", None),
                 threads=getattr(args, "threads", None),
+                precision=getattr(args, "precision", None),
                 epochs=getattr(args, "epochs", None),
                 data_dir=getattr(args, "data_dir", None),
                 command=command,
@@ -221,7 +225,7 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     overwrite = args.overwrite or (args.smoke and not args.out)
     check_settings(settings)
     check_folder(folder, overwrite)
-    backend = minigrad.use(args.device or "cpu", settings["backend"], settings["threads"])
+    backend = minigrad.use(args.device or "cpu", settings["backend"], settings["threads"], settings["precision"])
     tell(backend.describe())
     if settings["dataset"] not in NAMES:  # a path, recorded so that it is found from every folder
         settings["dataset"] = str(Path(settings["dataset"]).absolute())

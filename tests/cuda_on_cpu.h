@@ -22,7 +22,7 @@ using std::exp, std::fabs, std::log1p, std::sqrt;
 
 #define __device__
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 struct uint3 {

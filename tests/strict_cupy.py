@@ -907,6 +907,7 @@ class Device:
     """A CUDA device by index; without one, the current device."""
 
     id = 0
+    compute_capability = "90"
 
     def __init__(self, device: int | None = None) -> None:
         self.id = _current if device is None else int(device)

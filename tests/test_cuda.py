@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gc
 import importlib
+import math
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -236,14 +238,169 @@ def test_an_off_by_one_is_found(what: str, on_cpu: Any, monkeypatch: pytest.Monk
         compare_all(on_cpu, name, monkeypatch)
 
 
+# ---- TF32 ----
+
+ROUND = """
+extern "C" __global__ void round_all(const float *x, float *y, int size) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) y[i] = tf32(x[i]);
+}
+"""
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """x to 10 bits after the point, ties away from zero, in float64. A subnormal has the smallest normal's steps."""
+    _, exponent = np.frexp(x.astype(np.float64))
+    step = np.ldexp(1.0, np.maximum(exponent, -125) - 11)
+    return np.copysign(np.floor(np.abs(x) / step + 0.5) * step, x)
+
+
+def test_numbers_are_rounded_to_tf32(cuda_device: str) -> None:
+    """Bit for bit: numbers of every exponent, ties and their neighbours, and what is not finite."""
+    k = minigrad.use("cuda")
+    bits = np.random.default_rng(0).integers(0, 2**32, 60_000, dtype=np.uint32)
+    ties = (bits[:30_000] & 0xFFFFE000) | 0x1000
+    special = np.array([0, -0.0, np.inf, -np.inf, np.nan, 3.4028235e38, -3.4028235e38, 1e-45, 1.1754942e-38], "f4")
+    x = np.concatenate([np.concatenate([bits, ties - 1, ties, ties + 1]).view(np.float32), special])
+    y = k.xp.empty(x.shape, dtype="float32")
+    module = k.xp.RawModule(code=SOURCE + ROUND, options=("-std=c++17", "-DREAL=float", "-DTF32=1"))
+    module.get_function("round_all")((-(-len(x) // 256),), (256,), (k.from_host(x), y, np.int32(len(x))))
+    finite, found = np.isfinite(x), k.to_host(y)
+    with np.errstate(over="ignore"):
+        wanted = rounded(x[finite]).astype(np.float32)
+    np.testing.assert_array_equal(found[finite].view(np.uint32), wanted.view(np.uint32))
+    np.testing.assert_array_equal(found[~finite], x[~finite])
+    assert np.isinf(wanted).any(), "the largest numbers round to infinity"
+
+
+def products(count: int) -> Iterator[test_backends.Case]:
+    """Convolutions of random geometries in large tiles, sometimes two beside each other, and their gradients."""
+    r = test_backends.rng("tf32")
+    for _ in range(count):
+        g = test_backends.random_geometry(r)
+        N, F = int(r.integers(1, 6)), int(r.integers(33, 80))
+        C = int(r.integers(1, 40)) + 16 // math.prod(g.kernel_size)  # sums of more than 16 terms: no thin convolution
+        x, y = (r.normal(size=(N, *size, C)).astype("f4") for size in (g.input_size, g.output_size))
+        gy = r.normal(size=(N, *g.output_size, F)).astype("f4")
+        weight = r.normal(size=(*g.kernel_size, C, F)).astype("f4")
+        terms = C * math.prod(g.kernel_size)
+        yield test_backends.Case("conv2d", (x, weight, None, g), terms)
+        yield test_backends.Case("conv2d_grad_input", (y, weight.swapaxes(2, 3).copy(), g), terms)
+        yield test_backends.Case("conv2d_grad_weight", (x, gy, g), N * math.prod(g.output_size))
+
+
+def compare_products(k: Backend, count: int) -> None:
+    """With the specification in float64 on rounded inputs, and that they were rounded.
+
+    A product of two TF32 numbers has 22 bits and is exact in float32, so only sums err: what bounds them in float32
+    (test_backends.py), 4 eps sqrt(K) of the magnitudes' sum for K terms, bounds them here. A GPU adds 8 terms at once
+    to the sum so far and cuts off what lies below the last bit of the largest: 9 times up to eps / 2 of it. With terms
+    near 1 of random signs the largest is about sqrt(k) after k of them. In K / 8 steps that makes at most
+    0.4 eps K^1.5, a tenth of the bound 4 eps K^1.5.
+    """
+    for case in products(count):
+        call = getattr(test_backends.PLAIN, case.name)
+        versions = (np.float64, rounded, lambda x: abs(rounded(x)))
+        exact, wanted, sizes = (
+            call(*(convert(a) if isinstance(a, np.ndarray) else a for a in case.arguments)) for convert in versions
+        )
+        (found,) = test_backends.results_of(k, case, test_backends.inputs_of(k, case, "float32"))
+        bound = test_backends.tolerance(case.terms, "float32") * sizes.max()
+        what = f"TF32 {case.name}{[x.shape for x in case.arguments[:2]]}"
+        error, others = (abs(k.to_host(found) - y).max() for y in (wanted, exact))
+        assert error <= bound, f"{what}: error {error:.2e} but at most {bound:.2e}"
+        assert others > bound or not wanted.any(), f"{what}: the inputs were not rounded"
+
+
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> cuda.CudaBackend:
+    """The kernels in TF32; two blocks of threads take everything, in large tiles."""
+    k = minigrad.use("cuda", precision="tf32")
+    test_backends.small_blocks(k, monkeypatch)
+    return k
+
+
+def test_tf32_equals_the_specification_of_rounded_numbers(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare_products(large_tiles(monkeypatch), 50)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv_layer", "conv_layer_grad"])
+def test_tf32_kernels_equal_the_specification(name: str, cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With bias, ReLU, sums and norms: two factors that err by 2^-11 each add 2^-10 of the magnitudes' sum."""
+    bound = test_backends.tolerance
+    monkeypatch.setattr(test_backends, "tolerance", lambda *arguments: bound(*arguments) + 1.01 * 2**-10)
+    compare_all(minigrad.use("cuda", precision="tf32"), name, monkeypatch)
+
+
+def test_small_tiles_and_float64_are_not_rounded(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits in both precisions."""
+    fp32, tf32 = minigrad.use("cuda"), minigrad.use("cuda", precision="tf32")
+    for dtype in ("float32", "float64"):
+        if dtype == "float64":
+            test_backends.small_blocks(tf32, monkeypatch)
+        for case in products(4):
+            if (case.name, dtype) != ("conv2d_grad_weight", "float32"):  # which is rounded
+                a, b = (
+                    test_backends.results_of(k, case, test_backends.inputs_of(k, case, dtype)) for k in (fp32, tf32)
+                )
+                np.testing.assert_array_equal(fp32.to_host(a[0]), tf32.to_host(b[0]))
+
+
+# what stands in kernels.cu, and the same with a fault that only TF32 meets
+TF32_FAULTS = {
+    "a number that is not rounded": ("return tf32(value)", "return value"),
+    "a warp's columns": ("x / 4 * 4 * TN + j / 2 * 8 + x % 4", "x / 4 * 4 * TN + j / 2 * 8 + (x + 1) % 4"),
+    "a thread's pair of columns": ("x % 4 * 2 + j % 2", "x % 4 * 2 + (j + 1) % 2"),
+    "a thread's rows": ("y / 8 * 8 * TM + i * 8 + y % 8", "y / 8 * 8 * TM + i * 8 + y % 7"),
+    "a warp's rows": ("y / 8 * 8 * TM + i * 8 + y % 8", "y / 8 * 4 * TM + i * 8 + y % 8"),
+    "a's rows": ("row(i + e % 2)", "row(i + e / 2)"),
+    "a's k": ("A[k + e / 2 * 4 + t]", "A[k + e / 2 * 4 + (t + 1) % 4]"),
+    "b's k": ("B[k + j % 2 * 4 + t]", "B[k + (j + 1) % 2 * 4 + t]"),
+    "b's columns": ("j / 2 * 8 + g]", "j / 2 * 8 + (g ^ 1)]"),
+    "half of the k": ("k < K; k += 8", "k < K - 8; k += 8"),
+    "where a k lies": ("[place(o.adjoint ? at % BK : at / BN)]", "[o.adjoint ? at % BK : at / BN]"),
+    "a barrier of correlate": ("store(buffer ^ 1);\n            __syncthreads();", "store(buffer ^ 1);"),
+    "a barrier of weight_gradient": ("        __syncthreads();\n        a = read_x", "        a = read_x"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("what", TF32_FAULTS)
+def test_a_fault_of_tf32_is_found(what: str, cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_source", lambda: _fault(*TF32_FAULTS[what]))
+    with pytest.raises(AssertionError, match="TF32"):
+        compare_products(large_tiles(monkeypatch), 10)
+
+
+@needs_compiler
+def test_the_order_of_threads_does_not_matter_to_tf32(cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    k, cases = large_tiles(monkeypatch), list(products(5))
+    bits = []
+    for seed in (0, 1, 2):
+        monkeypatch.setattr(cuda_on_cpu.Kernel, "seed", seed)
+        results = [test_backends.results_of(k, case, test_backends.inputs_of(k, case, "float32")) for case in cases]
+        bits.append([k.to_host(y).tobytes() for (y,) in results])
+    assert bits[0] == bits[1] == bits[2]
+
+
+def test_tf32_trains_nearly_as_fp32(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each factor errs by up to 2^-11, the first loss by less. In 20 steps that grows; to no tenth of the gain."""
+    monkeypatch.setattr(cuda, "FILL", 1)
+    runs = [trained("cuda", "cuda", "float32", 20, precision, (8, 40, 40)) for precision in ("fp32", "tf32")]
+    fp32, tf32 = (losses.sum(axis=1) for losses in runs)
+    assert 0 < abs(tf32[0] - fp32[0]) <= 2**-11 * fp32[0]
+    assert (abs(tf32 - fp32) <= 0.1 * (fp32[0] - fp32[-1])).all()
+
+
 # ---- what the compiler for GPUs makes of it ----
 
 
 @needs_nvcc
-@pytest.mark.parametrize("real", ["float", "double"])
-def test_it_compiles_without_spilling_registers(real: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize(("real", "tf32"), [("float", 0), ("float", 1), ("double", 0)])
+def test_it_compiles_without_spilling_registers(real: str, tf32: int, tmp_path: Any) -> None:
     """Spilled registers live in memory. The two convolutions may use 168 registers: 1 1/2 blocks of 256 threads."""
-    command = ["nvcc", "-arch=sm_90", "--cubin", "-std=c++17", f"-DREAL={real}", "-Xptxas", "-v", cuda.SOURCE]
+    command = ["nvcc", "-arch=sm_90", "--cubin", "-std=c++17", f"-DREAL={real}", f"-DTF32={tf32}", "-Xptxas", "-v"]
+    command.append(str(cuda.SOURCE))
     done = subprocess.run([*command, "-o", tmp_path / "k.cubin"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
@@ -256,10 +413,12 @@ def test_it_compiles_without_spilling_registers(real: str, tmp_path: Any) -> Non
 # ---- a training step ----
 
 
-def trained(device: str, kernels: str, dtype: str, steps: int) -> np.ndarray:
+def trained(
+    device: str, kernels: str, dtype: str, steps: int, precision: str = "fp32", filters: tuple[int, ...] = (8, 8, 8)
+) -> np.ndarray:
     """The losses (steps, 2) of a small VAE, trained on the same images and noise everywhere."""
-    k = minigrad.use(device=device, kernels=kernels)
-    vae = VAE((8, 8, 1), (8, 8, 8), (3, 3, 3), (1, 2, 2), 2)
+    k = minigrad.use(device, kernels, precision=precision)
+    vae = VAE((8, 8, 1), filters, (3, 3, 3), (1, 2, 2), 2)
     vae.to(device, dtype)
     vae.compile(1e-3)
     rng = np.random.default_rng(0)
@@ -426,12 +585,16 @@ def test_the_gpu_benchmark_runs(cupy_double: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "torch", None)
     assert gpu.main(["--quick", "--batches", "2", "--out", str(tmp_path / "gpu.json")]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"batch +2  minigrad +\d+ us a step\nbatch +2  minigrad eager +\d+ us a step\n", out), out
+    for precision in ("fp32", "tf32"):
+        rows = (rf"batch +2  {precision}  {program} +\d+ us a step\n" for program in ("minigrad", "minigrad eager"))
+        assert re.search("".join(rows), out), out
     assert importlib.import_module("report").main(["--results", str(tmp_path)]) == 0
     text = (tmp_path / "gpu.md").read_text()
     assert "default VAE on double 0" in text
-    assert re.search(r"\| \*\*minigrad eager\*\* \| \*\*2\*\* \| \*\*fp32\*\* \| \*\*[\d,]+\*\* \|", text), text
-    assert "| conv 28 1-32: backward, batch 2 |" in text
+    for precision in ("fp32", "tf32"):
+        row = rf"\| \*\*minigrad eager\*\* \| \*\*2\*\* \| \*\*{precision}\*\* \| \*\*[\d,]+\*\* \|"
+        assert re.search(row, text), text
+        assert f"| conv 28 1-32: backward, batch 2 | {precision} |" in text
     assert (tmp_path / "gpu.png").stat().st_size > 5000
 
 

@@ -379,6 +379,32 @@ def test_float64_models_work_everywhere(backend: Backend) -> None:
     assert {p.dtype.name for p in model.parameters()} == {"float64"}
 
 
+# ---- precision ----
+
+
+def test_tf32_is_for_the_cuda_kernels(cupy_double: Any) -> None:
+    for words in ({}, {"kernels": "plain"}, {"device": "cuda", "kernels": "plain"}):
+        with pytest.raises(DeviceError, match=r"precision 'tf32': device \w+ with kernels \w+ has fp32 only"):
+            minigrad.use(**words, precision="tf32")
+    with pytest.raises(DeviceError, match="precision 'bf16': device cuda with kernels auto has fp32, tf32 only"):
+        minigrad.use("cuda", precision="bf16")
+
+
+def test_the_precision_is_that_asked_for_and_named(cupy_double: Any) -> None:
+    fp32, tf32 = minigrad.use("cuda"), minigrad.use("cuda", precision="tf32")
+    assert (fp32.precision, tf32.precision) == ("fp32", "tf32")
+    assert "tf32" not in fp32.describe()
+    assert tf32.describe() == f"{fp32.describe()}, precision tf32"
+
+
+def test_tf32_needs_a_gpu_that_has_it(cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = minigrad.backend.default_backend()
+    monkeypatch.setattr(strict_cupy.Device, "compute_capability", "75")
+    with pytest.raises(DeviceError, match=r"compute capability 8\.0"):
+        minigrad.use("cuda", precision="tf32")
+    assert minigrad.backend.default_backend() is before
+
+
 # ---- CPU kernels and threads ----
 
 

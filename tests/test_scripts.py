@@ -20,6 +20,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from conftest import NEEDS_COMPILER
 from PIL import Image
 
 import autoencoders
@@ -174,7 +175,7 @@ def test_help_shows_every_option_its_default_and_an_example_that_parses(program,
 
 def test_the_training_options_are_these_with_these_defaults_in_the_help(call):
     expected = """model epochs batch-size lr latent-dim filters kernels strides beta kl-warmup likelihood seed
-        device backend threads data-dir dataset limit-train validation save-every out resume overwrite smoke
+        device backend threads precision data-dir dataset limit-train validation save-every out resume overwrite smoke
         config quiet debug"""
     text = " ".join(call(TRAIN, "--help").out.split())
     for name in expected.split():
@@ -360,6 +361,8 @@ BAD_OPTIONS = [
     (2, ["--filters", "4", "0"], "filters", "(4, 0)"),
     (2, ["--latent-dim", "0"], "latent_space_dim", "0"),
     (4, ["--backend", "fast"], "'fast'", "numpy", "plain"),
+    (4, ["--precision", "tf32"], "device cpu", "has fp32 only"),
+    (2, ["--precision", "bf16"], "--precision", "'bf16'", "fp32", "tf32"),
     (2, ["--threads", "0"], "threads is 0"),
     (4, ["--device", "tpu"], "'tpu'", "cuda"),
     (3, ["--dataset", "cifar"], "cifar", "fashion-mnist"),
@@ -580,6 +583,35 @@ def test_resume_of_a_finished_run_changes_no_weight(half, call):
     assert done.code == 0
     assert "all epochs are trained" in done.out
     assert weights(half) == before
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("undrawn", "cupy_double")
+def test_resume_keeps_the_precision_or_tells_another(call):
+    Path("my.toml").write_text('precision = "tf32"')
+    words = (*TINY, "--epochs", 1, "--limit-train", 32, "--device", "cuda", "--schedule", "constant")
+    assert "precision tf32" in call(TRAIN, *words, "--config", "my.toml", "--out", "run").out
+    assert record(Path("run"))["environment"]["precision"] == "tf32"
+    done = call(TRAIN, "--out", "run", "--resume", "--epochs", 2)
+    assert done.code == 0
+    assert "precision tf32" in done.out
+    assert "not bitwise" not in done.out
+    done = call(TRAIN, "--out", "run", "--resume", "--epochs", 3, "--precision", "fp32")
+    assert re.search(r"not bitwise .*precision tf32 -> fp32", done.out)
+    assert record(Path("run"))["environment"]["precision"] == "fp32"
+
+
+def test_a_run_from_before_there_was_a_choice_of_precision_goes_on(half, call, monkeypatch):
+    def load(*arguments):
+        arrays, saved = load_checkpoint(*arguments)
+        del saved["environment"]["precision"]
+        return arrays, saved
+
+    load_checkpoint = runs.load_checkpoint
+    monkeypatch.setattr(runs, "load_checkpoint", load)
+    done = call(TRAIN, "--out", half, "--resume")
+    assert done.code == 0
+    assert "not bitwise" not in done.out
 
 
 def test_resume_can_add_epochs_where_no_schedule_depends_on_them(half, call, trained):

@@ -19,6 +19,7 @@ from .reference import Backend
 
 Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
 KERNELS = {"cpu": ("numba", "numpy", "plain"), "cuda": ("cuda", "plain")}  # per device, best first
+PRECISIONS = "fp32", "tf32"
 
 
 class DeviceError(RuntimeError):
@@ -70,7 +71,7 @@ def default_backend() -> Backend:
     return _default or _lookup(np.empty(0))
 
 
-def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) -> Backend:
+def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, precision: str = "fp32") -> Backend:
     """Choose where new parameters are made and with which kernels the device works, also on arrays made before.
 
     Args:
@@ -78,12 +79,14 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) 
         kernels: `auto` takes the best that is installed for the device; or, on the CPU, `numba` (needs the extra
             `fast`), `numpy` or `plain`; on a GPU `cuda` or `plain`.
         threads: as for `set_num_threads`; None keeps what that was told.
+        precision: `fp32`, or with kernels `cuda` also `tf32`: the tensor cores take large convolutions of float32
+            arrays, and round what they multiply to 10 bits after the point.
 
     Returns:
         the backend; `describe()` says what was chosen and why.
 
     Raises:
-        DeviceError: there is no such device or kernel set here; the message says how to get it.
+        DeviceError: there is no such device, kernel set or precision here; the message says how to get it.
     """
     global _default
     kind, index = _parse(device)
@@ -93,10 +96,13 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None) 
         )
     if threads is not None and threads < 1:
         raise DeviceError(f"threads is {threads} but must be at least 1")
+    known = PRECISIONS if kind == "cuda" and kernels != "plain" else PRECISIONS[:1]
+    if precision not in known:
+        raise DeviceError(f"precision {precision!r}: device {kind} with kernels {kernels} has {', '.join(known)} only")
     if kind == "cuda":
         cupy = _working_cupy(index)
         cupy.cuda.Device(index).use()
-        _default = _cuda_backend(kernels, cupy)
+        _default = _cuda_backend(kernels, cupy, precision)
     else:
         _default = _cpu_backend(kernels, threads or _threads)
     _backends[_default.xp.ndarray] = _default
@@ -149,13 +155,13 @@ def _cpu_backend(kernels: str, threads: int | None) -> Backend:
     return backend
 
 
-def _cuda_backend(kernels: str, cupy: Any) -> Backend:
+def _cuda_backend(kernels: str, cupy: Any, precision: str = "fp32") -> Backend:
     if kernels == "plain":
         backend = Backend(cupy)
     else:
         from .cuda import CudaBackend
 
-        backend = CudaBackend(cupy)
+        backend = CudaBackend(cupy, precision)
     backend.reason = "the fastest" if kernels == "auto" else "asked for"
     return backend
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import DeviceError
 from .capture import Captured
 from .reference import Backend
 
@@ -38,12 +39,23 @@ def _source() -> str:
 
 
 class CudaBackend(Backend):
-    """The kernels on the current CUDA device."""
+    """The kernels on the current CUDA device.
+
+    Args:
+        precision: `fp32`; or `tf32`, where large convolutions of float32 arrays and gradients of weights round what
+            they multiply to 10 bits after the point instead of 23. Sums stay as they are.
+
+    Raises:
+        DeviceError: the device has no TF32.
+    """
 
     kernels = "cuda"
 
-    def __init__(self, xp: Any) -> None:
+    def __init__(self, xp: Any, precision: str = "fp32") -> None:
         super().__init__(xp)
+        if precision == "tf32" and int(xp.cuda.Device().compute_capability) < 80:
+            raise DeviceError("precision tf32 needs a GPU of compute capability 8.0 or higher; choose fp32")
+        self.precision = precision
         self._modules: dict[Any, Any] = {}  # by dtype
         self._functions: dict[tuple[str, Any], Any] = {}
 
@@ -53,7 +65,9 @@ class CudaBackend(Backend):
         if function is None:
             if dtype not in self._modules:
                 real = "float" if dtype == "float32" else "double"
-                self._modules[dtype] = self.xp.RawModule(code=_source(), options=("-std=c++17", f"-DREAL={real}"))
+                tf32 = int(real == "float" and self.precision == "tf32")
+                options = "-std=c++17", f"-DREAL={real}", f"-DTF32={tf32}"
+                self._modules[dtype] = self.xp.RawModule(code=_source(), options=options)
             function = self._functions[name, dtype] = self._modules[dtype].get_function(name)
         given = tuple(self._argument(value, dtype) for value in arguments)
         function(tuple(max(1, size) for size in grid), (threads,), given)
@@ -68,6 +82,9 @@ class CudaBackend(Backend):
         if isinstance(value, self.xp.ndarray) and value.size > MOST_NUMBERS:
             raise ValueError(f"the cuda kernels take arrays of at most {MOST_NUMBERS} numbers, found {value.shape}")
         return value
+
+    def describe(self) -> str:
+        return super().describe() + (", precision tf32" if self.precision == "tf32" else "")
 
     def _contiguous(self, *arrays: Array | None) -> Any:
         return tuple(None if x is None else self.xp.ascontiguousarray(x) for x in arrays)

@@ -1,4 +1,5 @@
-// The CUDA kernels that cuda.py launches. REAL is float or double: the file is compiled once for each.
+// The CUDA kernels that cuda.py launches. REAL is float or double: the file is compiled once for each. With float and
+// TF32=1 the tensor cores take the products of correlate_large and weight_gradient, from factors rounded to TF32.
 //
 // Arrays are contiguous and images NHWC, with the sizes that ops/conv.py names: a convolution maps (N, H, W, C) to
 // (N, OH, OW, F) with weight (KH, KW, C, F).
@@ -10,6 +11,81 @@ typedef REAL real;
 struct alignas(16) real4 { real v[4]; };
 
 __device__ real positive(real x) { return x > 0 ? x : x != x ? x : 0; }  // max(x, 0), where NaN stays
+
+// ---- the product of two tiles in shared memory ----
+
+#ifdef __CUDACC__  // not where the tests run this file on a CPU
+// x rounded to TF32: 10 bits after the point, ties away from zero.
+__device__ float tf32(float x) {
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return __uint_as_float(bits);
+}
+
+// c (16, 8) += a (16, 8) b (8, 8) by the 32 lanes of a warp: PTX ISA, matrix fragments for mma.m16n8k8. Lane 4 g + t
+// brings a[g, t], a[g + 8, t], a[g, t + 4], a[g + 8, t + 4] and b[t, g], b[t + 4, g]; its part of c is c[g, 2 t] and
+// c[g, 2 t + 1] (upper), c[g + 8, 2 t] and c[g + 8, 2 t + 1] (lower).
+__device__ void mma(float *upper, float *lower, const float *a, const float *b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(upper[0]), "+f"(upper[1]), "+f"(lower[0]), "+f"(lower[1])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+          "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+#endif
+
+// A thread's part of the sum over k of A[k, m] * B[k, n]: TM of the m by TN of the n, with COLUMNS threads along n. By
+// itself it takes neighbouring numbers. With the tensor cores a warp takes 8 TM by 4 TN of them, 16 by 8 in each mma: its
+// lane 4 g + t has g, g + 8, ... of the m, and 2 t and 2 t + 1 of every 8 of the n.
+template <int TM, int TN, int COLUMNS, bool TENSOR>
+struct Part {
+    // Padding of the rows of A and B: with 8 the 4 by 8 numbers that a warp reads at once for mma lie in 32 banks.
+    static const int A_PAD = TENSOR ? 8 : 4, B_PAD = TENSOR ? 8 : 0;
+    int y, x;  // the thread's place along m and n
+
+    __device__ Part(int thread) {
+        int warp = thread / 32, lane = thread % 32;
+        y = TENSOR ? warp / (COLUMNS / 4) * 8 + lane / 4 : thread / COLUMNS;
+        x = TENSOR ? warp % (COLUMNS / 4) * 4 + lane % 4 : thread % COLUMNS;
+    }
+    __device__ int row(int i) const { return TENSOR ? y / 8 * 8 * TM + i * 8 + y % 8 : y * TM + i; }
+    __device__ int column(int j) const { return TENSOR ? x / 4 * 4 * TN + j / 2 * 8 + x % 4 * 2 + j % 2 : x * TN + j; }
+
+    // A number as it is stored in A or B.
+    __device__ static real factor(real value) {
+        if constexpr (TENSOR) return tf32(value);
+        else return value;
+    }
+
+    template <int K, int A_WIDTH, int B_WIDTH>
+    __device__ void add(const real (&A)[K][A_WIDTH], const real (&B)[K][B_WIDTH], real (&sums)[TM][TN]) const {
+        if constexpr (TENSOR) {
+            const int g = y % 8, t = x % 4;
+#pragma unroll
+            for (int k = 0; k < K; k += 8) {
+                real b[TN / 2][2];
+#pragma unroll
+                for (int j = 0; j < TN; j++) b[j / 2][j % 2] = B[k + j % 2 * 4 + t][x / 4 * 4 * TN + j / 2 * 8 + g];
+#pragma unroll
+                for (int i = 0; i < TM; i += 2) {
+                    real a[4];
+#pragma unroll
+                    for (int e = 0; e < 4; e++) a[e] = A[k + e / 2 * 4 + t][row(i + e % 2)];
+#pragma unroll
+                    for (int j = 0; j < TN; j += 2) mma(&sums[i][j], &sums[i + 1][j], a, b[j / 2]);
+                }
+            }
+        } else {
+#pragma unroll
+            for (int k = 0; k < K; k++)
+#pragma unroll
+                for (int i = 0; i < TM; i++)
+#pragma unroll
+                    for (int j = 0; j < TN; j++) sums[i][j] += A[k][row(i)] * B[k][column(j)];
+        }
+    }
+};
 
 // ---- convolution and its adjoint: an implicit matrix product ----
 //
@@ -51,19 +127,21 @@ const int BK = 16;  // of k at a time
 
 // A block of (BM / TM) * (BN / TN) threads computes BM pixels by BN channels, a thread TM by TN of them. The next BK
 // columns of A and rows of B are read from memory while those in shared memory are multiplied.
-template <int BM, int BN, int TM, int TN>
+template <int BM, int BN, int TM, int TN, bool TENSOR>
 __device__ void correlate(const Correlation &o) {
-    const int threads = (BM / TM) * (BN / TN), columns = BN / TN;
+    typedef Part<TM, TN, BN / TN, TENSOR> Part;
+    const int threads = (BM / TM) * (BN / TN);
     const int quads = BM * BK / 4 / threads;  // of A, that a thread reads; all at the same k
     const int singles = BK * BN / threads;    // of B
     static_assert(quads * threads * 4 == BM * BK && singles * threads == BK * BN && threads % (BK / 4) == 0, "tile");
-    __shared__ __align__(16) real As[2][BK][BM + 4];
-    __shared__ __align__(16) real Bs[2][BK][BN];
+    __shared__ __align__(16) real As[2][BK][BM + Part::A_PAD];
+    __shared__ __align__(16) real Bs[2][BK][BN + Part::B_PAD];
     typedef double Sums[2][BN];
     Sums *sums = (Sums *)As;  // (BM / TM, 2, BN), when the products are done
     static_assert(BM / TM * sizeof(Sums) <= sizeof(As), "sums");
 
-    const int thread = threadIdx.x, tx = thread % columns, ty = thread / columns;
+    const int thread = threadIdx.x;
+    const Part part(thread);
     const Axis rows = axis_of(o.adjoint, blockIdx.z / o.SW, o.OH, o.KH, o.SH, o.top);
     const Axis cols = axis_of(o.adjoint, blockIdx.z % o.SW, o.OW, o.KW, o.SW, o.left);
     const int M = o.N * rows.pixels * cols.pixels, K = rows.taps * cols.taps * o.C;
@@ -72,7 +150,7 @@ __device__ void correlate(const Correlation &o) {
     double total[2][TN] = {};
     real shift[TN];  // of the values that are summed: what a pixel is whose product is 0, so that equal ones cancel
     for (int j = 0; j < TN; j++) {
-        int n = n0 + tx * TN + j;
+        int n = n0 + part.column(j);
         shift[j] = o.partials && !o.other && n < o.F ? positive(o.bias[n]) : 0;
     }
     for (int tile = blockIdx.x; tile * BM < M; tile += gridDim.x) {
@@ -125,14 +203,18 @@ __device__ void correlate(const Correlation &o) {
                 }
             }
         };
+        // The row of As and Bs that holds k. For the tensor cores neighbours lie apart, so that a warp, which stores every
+        // fourth k of 8 pixels at once, writes to 32 banks of As.
+        auto place = [](int k) { return TENSOR ? k % 4 * (BK / 4) + k / 4 : k; };
         auto store = [&](int buffer) {
             for (int i = 0; i < quads; i++) {
                 int at = thread + i * threads;
-                for (int e = 0; e < 4; e++) As[buffer][at % (BK / 4) * 4 + e][at / (BK / 4)] = a[i].v[e];
+                for (int e = 0; e < 4; e++)
+                    As[buffer][place(at % (BK / 4) * 4 + e)][at / (BK / 4)] = part.factor(a[i].v[e]);
             }
             for (int i = 0; i < singles; i++) {
                 int at = thread + i * threads;
-                Bs[buffer][o.adjoint ? at % BK : at / BN][o.adjoint ? at / BK : at % BN] = b[i];
+                Bs[buffer][place(o.adjoint ? at % BK : at / BN)][o.adjoint ? at / BK : at % BN] = part.factor(b[i]);
             }
         };
 
@@ -143,24 +225,18 @@ __device__ void correlate(const Correlation &o) {
         __syncthreads();
         for (int k0 = 0, buffer = 0; k0 < K; k0 += BK, buffer ^= 1) {
             if (k0 + BK < K) read(k0 + BK);
-#pragma unroll
-            for (int k = 0; k < BK; k++)
-#pragma unroll
-                for (int i = 0; i < TM; i++)
-#pragma unroll
-                    for (int j = 0; j < TN; j++)
-                        acc[i][j] += As[buffer][k][ty * TM + i] * Bs[buffer][k][tx * TN + j];
+            part.add(As[buffer], Bs[buffer], acc);
             if (k0 + BK < K) store(buffer ^ 1);
             __syncthreads();
         }
 
         for (int i = 0; i < TM; i++) {
-            int m = tile * BM + ty * TM + i;
+            int m = tile * BM + part.row(i);
             if (m >= M) break;
             int q = m % cols.pixels, p = m / cols.pixels % rows.pixels, image = m / cols.pixels / rows.pixels;
             size_t pixel = (size_t)(image * o.OH + rows.out + p * rows.step) * o.OW + cols.out + q * cols.step;
             for (int j = 0; j < TN; j++) {
-                int n = n0 + tx * TN + j;
+                int n = n0 + part.column(j);
                 if (n >= o.F) break;
                 real value = acc[i][j] + (o.bias ? o.bias[n] : 0);
                 if (o.active) value = positive(value);
@@ -173,7 +249,7 @@ __device__ void correlate(const Correlation &o) {
     }
     if (!o.partials) return;
     for (int j = 0; j < TN; j++)
-        for (int s = 0; s < 2; s++) sums[ty][s][tx * TN + j] = total[s][j];
+        for (int s = 0; s < 2; s++) sums[part.y][s][part.column(j)] = total[s][j];
     __syncthreads();
     size_t block = (size_t)blockIdx.z * gridDim.x + blockIdx.x;
     for (int i = thread; i < 2 * BN; i += threads) {
@@ -184,17 +260,17 @@ __device__ void correlate(const Correlation &o) {
     }
 }
 
-#define CORRELATE(NAME, BM, BN, TM, TN)                                                                              \
+#define CORRELATE(NAME, BM, BN, TM, TN, TENSOR)                                                                      \
     extern "C" __global__ void __launch_bounds__((BM / TM) * (BN / TN)) NAME(                                        \
         const real *x, const real *norm, const real *weight, const real *bias, const real *other, real *y,           \
         double *partials, int N, int H, int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, \
         int left, int adjoint, int active, int quads) {                                                              \
-        correlate<BM, BN, TM, TN>({x, norm, weight, bias, other, y, partials, N, H, W, C, OH, OW, F, KH, KW, SH, SW, \
-                                   top, left, adjoint, active, quads});                                              \
+        correlate<BM, BN, TM, TN, TENSOR>({x, norm, weight, bias, other, y, partials, N, H, W, C, OH, OW, F, KH, KW, \
+                                           SH, SW, top, left, adjoint, active, quads});                              \
     }
 const int LARGE = sizeof(real) == 4 ? 128 : 64;  // so that both fit 48 KB of shared memory
-CORRELATE(correlate_large, LARGE, 64, LARGE / 16, 4)
-CORRELATE(correlate_small, 32, 32, 4, 2)
+CORRELATE(correlate_large, LARGE, 64, LARGE / 16, 4, TF32)
+CORRELATE(correlate_small, 32, 32, 4, 2, false)
 
 // ---- the gradient of a convolution's weight ----
 //
@@ -202,13 +278,16 @@ CORRELATE(correlate_small, 32, 32, 4, 2)
 // (shares, KH*KW*C, F), which `add_shares` adds.
 
 const int GM = 16, GK = 64, GF = 64;  // pixels at a time; a block computes GK by GF, a thread 4 by 4 of them
+const int RESIDENT = sizeof(real) == 8 ? 2 : TF32 ? 3 : 4;  // blocks on a multiprocessor: what its registers allow
 
-extern "C" __global__ void __launch_bounds__(256) weight_gradient(
+extern "C" __global__ void __launch_bounds__(256, RESIDENT) weight_gradient(
     const real *x, const real *x_norm, const real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
     int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int x_quads, int g_quads, int pixels_a_share) {
-    __shared__ real As[GM][GK];
-    __shared__ real Gs[GM][GF];
+    typedef Part<4, 4, GF / 4, TF32> Part;
+    __shared__ __align__(16) real As[GM][GK + Part::A_PAD];
+    __shared__ __align__(16) real Gs[GM][GF + Part::B_PAD];
     const int thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
+    const Part part(thread);
     const int k0 = blockIdx.x * GK + tx * 4, f0 = blockIdx.y * GF + tx * 4, K = KH * KW * C;
     const int first = blockIdx.z * pixels_a_share, M = N * OH * OW;
     const int last = first + pixels_a_share < M ? first + pixels_a_share : M;
@@ -247,23 +326,20 @@ extern "C" __global__ void __launch_bounds__(256) weight_gradient(
     real4 a = read_x(first + ty), b = read_g(first + ty);
     for (int m0 = first; m0 < last; m0 += GM) {
         for (int e = 0; e < 4; e++) {
-            As[ty][tx * 4 + e] = a.v[e];
-            Gs[ty][tx * 4 + e] = b.v[e];
+            a.v[e] = part.factor(a.v[e]);
+            b.v[e] = part.factor(b.v[e]);
         }
+        *(real4 *)&As[ty][tx * 4] = a;
+        *(real4 *)&Gs[ty][tx * 4] = b;
         __syncthreads();
         a = read_x(m0 + GM + ty);  // while these are multiplied
         b = read_g(m0 + GM + ty);
-#pragma unroll
-        for (int s = 0; s < GM; s++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) acc[i][j] += As[s][ty * 4 + i] * Gs[s][tx * 4 + j];
+        part.add(As, Gs, acc);
         __syncthreads();
     }
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) {
-            int k = blockIdx.x * GK + ty * 4 + i, f = f0 + j;
+            int k = blockIdx.x * GK + part.row(i), f = blockIdx.y * GF + part.column(j);
             if (k < K && f < F) shares[((size_t)blockIdx.z * K + k) * F + f] = acc[i][j];
         }
 }

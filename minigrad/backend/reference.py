@@ -30,6 +30,7 @@ class Backend:
 
     kernels = "plain"
     threads = 1
+    precision = "fp32"  # of convolutions of float32 arrays
     reason = ""  # why `use` chose this backend
 
     def __init__(self, xp: Any) -> None:
