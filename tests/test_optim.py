@@ -38,7 +38,7 @@ def run(optimizer, tensors: list[Parameter], steps=range(1, STEPS + 1), k=None) 
     for step in steps:
         optimizer.zero_grad()
         for p, g in zip(tensors, gradients(step, dtype), strict=True):
-            p.accumulate(k.from_host(g) if k else g)
+            p.grad += k.from_host(g) if k else g
         optimizer.step()
     return [np.array(p.numpy()) for p in tensors]
 
@@ -125,7 +125,7 @@ def test_keras_adam_golden():
     assert len(golden["grads"]) == 25
     for g, expected in zip(golden["grads"], golden["params"], strict=True):
         optimizer.zero_grad()
-        p.accumulate(g)
+        p.grad += g
         optimizer.step()
         assert np.abs(p.data - expected).max() <= 1e-6 * np.abs(expected).max()
     assert np.abs(golden["params"][-1] - golden["p0"]).max() > 1e-3  # so that doing nothing would fail
@@ -277,7 +277,7 @@ def test_clipping(share, dtype, relative, backend):
     optimizer = optim.SGD(tensors, 0.1)
     gs = gradients(1, dtype)
     for p, g in zip(tensors, gs, strict=True):
-        p.accumulate(backend.from_host(g))
+        p.grad += backend.from_host(g)
     norm = math.sqrt(math.fsum(float(v) ** 2 for g in gs for v in g.ravel()))
     found = optim.clip_grad_norm(optimizer, share * norm)
     assert found.shape == (1,)
@@ -311,7 +311,7 @@ def test_clipping_against_pytorch():
     tensors = parameters("float64")
     other = [torch.tensor(p.data, requires_grad=True) for p in tensors]
     for p, q, g in zip(tensors, other, gradients(1, "float64"), strict=True):
-        p.accumulate(g)
+        p.grad += g
         q.grad = torch.tensor(g)
     optimizer = optim.SGD(tensors, 0.1)
     mine = optim.clip_grad_norm(optimizer, 1.0)

@@ -115,6 +115,11 @@ def test_the_images_are_not_changed(dtype):
     assert x.tobytes() == before
 
 
+def as_floats(images: np.ndarray) -> np.ndarray:
+    """As a step gets them."""
+    return images.astype(np.float32) / 255
+
+
 class Recorded(Callback):
     """Events, and what each step received and gave."""
 
@@ -205,7 +210,7 @@ def test_an_epoch_visits_every_image_once_and_its_mean_is_over_images(count, bat
         steps = callback.steps[epoch * half : (epoch + 1) * half]
         seen = np.concatenate([step["images"] for step in steps])
         orders.append([x.tobytes() for x in seen])
-        assert sorted(orders[-1]) == sorted(x.tobytes() for x in images)
+        assert sorted(orders[-1]) == sorted(x.tobytes() for x in as_floats(images))
         total = np.zeros(2)
         for step in steps:
             total += len(step["images"]) * step["losses"].astype(float)
@@ -235,7 +240,7 @@ def test_the_losses_of_a_step_are_those_of_its_images():
     noise = generator(0, "noise", 0).standard_normal((10, 2), dtype=np.float32)
     for i, (model, step) in enumerate(zip(seen, callback.steps, strict=True)):
         rows = slice(4 * i, 4 * i + 4)
-        np.testing.assert_array_equal(step["images"], images[order[rows]])
+        np.testing.assert_array_equal(step["images"], as_floats(images[order[rows]]))
         np.testing.assert_array_equal(step["noise"], noise[rows])
         batch = minigrad.Tensor(images[order[rows]].astype("float32") / 255)
         model.network.train()
@@ -395,11 +400,12 @@ def test_the_validation_images_are_taken_from_the_training_images(validation):
     def split(seed):
         options = TrainingOptions(batch_size=BATCH, epochs=1, validation=validation, seed=seed)
         trainer = Trainer(compiled(), images, options, progress=False)
-        return [[x.tobytes() for x in part] for part in (trainer.train_images, trainer.validation_images)]
+        parts = trainer.train_images, trainer.validation_images
+        return [[x.tobytes() for x in as_floats(part)] for part in parts]
 
     train, held_out = split(0)
     assert len(held_out) == (validation if validation >= 1 else round(validation * COUNT))
-    assert sorted(train + held_out) == sorted(x.tobytes() for x in images)
+    assert sorted(train + held_out) == sorted(x.tobytes() for x in as_floats(images))
     assert not set(train) & set(held_out)
     assert split(0) == [train, held_out]
     assert split(1) != [train, held_out]

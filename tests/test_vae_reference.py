@@ -46,7 +46,8 @@ def train(model: VAE, dtype: str) -> tuple[list[float], dict[str, np.ndarray]]:
     losses, first = [], {}
     for i in range(STEPS):
         scalars = np.array([1.0, *model.optimizer.scalars(i + 1)], dtype)
-        reconstruction, kl = trainer.step(GOLDEN["images"][i], GOLDEN["epsilon"][i].astype(dtype), scalars)
+        images, noise = GOLDEN["images"][i].astype(dtype) / 255, GOLDEN["epsilon"][i].astype(dtype)
+        reconstruction, kl = trainer.step(images, noise, scalars)
         losses.append(float(reconstruction) - CONSTANT + float(kl))
         if i == 0:
             first = {name: p.grad.copy() for name, p in model.network.named_parameters()}

@@ -14,16 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from .machine import advice
+from .machine import DeviceError, working_cupy
 from .reference import Backend
 
 Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
 KERNELS = {"cpu": ("numba", "numpy", "plain"), "cuda": ("cuda", "plain")}  # per device, best first
 PRECISIONS = "fp32", "tf32"
-
-
-class DeviceError(RuntimeError):
-    """The device or kernel set that was asked for cannot be used here; the message names the fix."""
 
 
 _backends: dict[type, Backend] = {}  # array type -> the kernels that work on it
@@ -100,7 +96,7 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, 
     if precision not in known:
         raise DeviceError(f"precision {precision!r}: device {kind} with kernels {kernels} has {', '.join(known)} only")
     if kind == "cuda":
-        cupy = _working_cupy(index)
+        cupy = working_cupy(index)
         cupy.cuda.Device(index).use()
         _default = _cuda_backend(kernels, cupy, precision)
     else:
@@ -174,28 +170,6 @@ def _parse(device: str) -> tuple[str, int]:
     return kind, int(index or 0)
 
 
-def _working_cupy(index: int) -> Any:
-    """The cupy module, after it was found to reach device `index`."""
-    try:
-        cupy = importlib.import_module("cupy")
-    except ImportError as error:
-        mend = advice() or (
-            "It is not installed. In the project's folder run "
-            'pip install ".[cuda13]" (driver 580 or newer) or pip install ".[cuda12]" (driver 525 or newer), never both'
-        )
-        raise DeviceError(f"device cuda needs CuPy. {mend}; or choose device cpu ({error})") from error
-    if not cupy.cuda.is_available():
-        mend = advice() or (
-            "Check with nvidia-smi that a driver runs, and that the extra fits it: cuda13 needs driver 580 or newer, "
-            "cuda12 driver 525 or newer"
-        )
-        raise DeviceError(f"device cuda: CuPy is installed but finds no usable GPU. {mend}; or choose device cpu")
-    count = cupy.cuda.runtime.getDeviceCount()
-    if index >= count:
-        raise DeviceError(f"device cuda:{index} does not exist; this machine has {count} (cuda:0 to cuda:{count - 1})")
-    return cupy
-
-
 def available() -> dict[str, tuple[str, ...]]:
     """The devices that work here with their kernel sets, best first, e.g. `{"cpu": ("numpy", "plain")}`."""
     found = {"cpu": KERNELS["cpu"]}
@@ -225,6 +199,6 @@ def to_device(array: Array, device: str) -> Array:
     host = source.to_host(array)
     if kind == "cpu":
         return host
-    cupy = _working_cupy(index)
+    cupy = working_cupy(index)
     with cupy.cuda.Device(index):
         return _lookup(cupy.empty(0)).from_host(host)

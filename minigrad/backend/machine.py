@@ -6,7 +6,11 @@ import ctypes
 import importlib
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+
+class DeviceError(RuntimeError):
+    """The device or kernel set that was asked for cannot be used here; the message names the fix."""
 
 
 class Finding(NamedTuple):
@@ -20,6 +24,28 @@ class Finding(NamedTuple):
 def advice() -> str:
     """What to do so that device cuda works here: the first fault of the GPU; without one, an empty string."""
     return next((f"{f.what}: {f.found}. {f.mend}" for f in gpu() if f.mend), "")
+
+
+def working_cupy(index: int) -> Any:
+    """The cupy module, after it was found to reach device `index`; else a DeviceError says how to get there."""
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        mend = advice() or (
+            "It is not installed. In the project's folder run "
+            'pip install ".[cuda13]" (driver 580 or newer) or pip install ".[cuda12]" (driver 525 or newer), never both'
+        )
+        raise DeviceError(f"device cuda needs CuPy. {mend}; or choose device cpu ({error})") from error
+    if not cupy.cuda.is_available():
+        mend = advice() or (
+            "Check with nvidia-smi that a driver runs, and that the extra fits it: cuda13 needs driver 580 or newer, "
+            "cuda12 driver 525 or newer"
+        )
+        raise DeviceError(f"device cuda: CuPy is installed but finds no usable GPU. {mend}; or choose device cpu")
+    count = cupy.cuda.runtime.getDeviceCount()
+    if index >= count:
+        raise DeviceError(f"device cuda:{index} does not exist; this machine has {count} (cuda:0 to cuda:{count - 1})")
+    return cupy
 
 
 def gpu() -> list[Finding]:
