@@ -326,8 +326,8 @@ class Trainer:
     def _fetch(self) -> None:
         """Read the losses of the last steps from the device and add them to the epoch's sums."""
         p = self.progress
-        for step, count, losses in self.pending:
-            values = self.k.to_host(losses).astype(np.float64)
+        rows = self.k.to_host(self.k.xp.stack([losses for *_, losses in self.pending])).astype(np.float64)
+        for (step, count, _), values in zip(self.pending, rows, strict=True):
             if not np.isfinite(values).all():
                 found = ", ".join(f"{n} {v:g}" for n, v in zip(self.model.loss_names, values, strict=True))
                 self._diverged(f"the loss of step {step} is not finite ({found})")

@@ -478,6 +478,29 @@ def test_a_step_keeps_its_budget(cupy_double: object) -> None:
     assert {name for _, name in counters.float64} <= {"empty"}, "only partial sums are float64"
 
 
+@needs_compiler
+def test_a_step_reads_and_writes_each_result_ten_times(cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward a layer's result is written and read. Its gradient and it are read, and the gradient behind the ReLU is
+    written; for the input's gradient that is read and the input (for the sums), and one is written; for the weight's
+    both are read again: 10 times the bytes of all results. Without partial sums, which do not grow with the batch."""
+    monkeypatch.setattr(cuda, "MOST_BLOCKS", 1)
+    monkeypatch.setattr(cuda, "FILL", 1)
+    minigrad.use(device="cuda")
+    vae = VAE((28, 28, 1), (32, 64, 64, 64), (3, 3, 3, 3), (1, 2, 2, 1), 2)
+    vae.compile(1e-3)
+    vae.network.train()
+    k, found = vae.optimizer.k, []
+    for batch in (2, 4):
+        images, noise = np.zeros((batch, 28, 28, 1), np.float32), k.from_host(np.zeros((batch, 2), np.float32))
+        trainer = Trainer(vae, images, TrainingOptions(batch_size=batch), progress=False)
+        scalars = k.from_host(np.array([1.0, *vae.optimizer.scalars(1)], np.float32))
+        counters = strict_cupy.reset()
+        trainer.step(k.from_host(images), noise, scalars)
+        found.append(counters.bytes)
+    results = 28 * 28 * 32 + 14 * 14 * 64 + 2 * 7 * 7 * 64 + 2 * 7 * 7 * 64 + 14 * 14 * 64 + 28 * 28 * 64 + 28 * 28
+    assert (found[1] - found[0]) / 2 <= 1.03 * 10 * 4 * results
+
+
 # ---- capture ----
 
 

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cuda_on_cpu
 import numpy as np
 import pytest
 import strict_cupy
@@ -419,6 +420,22 @@ def test_the_device_is_waited_for(cupy_double: Any) -> None:
         ops.exp(x).backward(gy)
     assert strict_cupy.counters.synchronisations == 6  # at both ends of two operations and of the profile
     assert (find(p, "Exp").bytes, find(p, "Exp", "backward").bytes) == (2 * 24, 3 * 24)
+
+
+@pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="there is no g++")
+def test_a_captured_step_is_seen(cupy_double: Any) -> None:
+    """Its replays would hide what is inside; and to wait for the device would break the recording."""
+    k = minigrad.use(device="cuda")
+    x, take_step = k.from_host(floats(2, 3)), k.capture(lambda x: ops.exp(Tensor(x)).data)
+    with minigrad.profile() as p:
+        for _ in range(5):
+            take_step(x)
+    assert find(p, "Exp").calls == 5
+    for _ in range(5):
+        take_step(x)
+    strict_cupy.reset()
+    take_step(x)
+    assert strict_cupy.counters.launches["graph"] == 1, "afterwards it is captured as before"
 
 
 # ---- table and picture ----
