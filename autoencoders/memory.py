@@ -34,7 +34,7 @@ def step_memory(model: Autoencoder) -> tuple[int, int]:
                 passing = max(passing, 2 * output + size)
             size = output
         results.append(size)  # what the last layer with a BatchNorm hands on; or else the logits, with their gradient
-    images = 5 * math.prod(model.input_shape)  # as bytes and floats, and temporaries of the loss
+    images = 4 * math.prod(model.input_shape)  # as bytes and floats, and temporaries of the loss
     itemsize = model.dtype.itemsize
     return WORKSPACE, math.ceil(MARGIN * itemsize * (sum(results) + passing + images))
 

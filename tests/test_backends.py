@@ -803,11 +803,13 @@ def test_scratch_of_one_geometry_does_not_reach_another(backend: Backend) -> Non
 def test_numbers_that_are_not_finite_pass_as_in_the_specification(
     backend: Backend, name: str, request: pytest.FixtureRequest
 ) -> None:
-    """A diverging training must look alike everywhere: NaN, infinities and their neighbours, bit for bit."""
+    """A diverging training must look alike everywhere: NaN, infinities and their neighbours, bit for bit; where exp is
+    taken, within 3 roundings (of exp, sum and quotient), because the C library's and NumPy's differ in the last bit."""
     special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 200.0, -200.0, 3e38], "float32")
     a, b = (np.ascontiguousarray(v) for v in np.meshgrid(special, special, indexing="ij"))  # (10, 10): every pair
     arguments = {"relu_grad": (a, np.maximum(b, 0)), "add_bias": (a, special)}.get(name, (a,))
     with np.errstate(all="ignore"):
         wanted = getattr(PLAIN, name)(*arguments)
         found = backend.to_host(getattr(backend, name)(*(backend.from_host(v) for v in arguments)))
-    np.testing.assert_array_equal(found, wanted)
+    rounding = 3 * np.finfo("float32").eps if name in ("sigmoid", "softplus") else 0
+    np.testing.assert_allclose(found, wanted, rtol=rounding, atol=0)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Array = Any
 MOST_NUMBERS = 2**31 - 1  # of an array: the kernels count in 32 bits
 MOST_BLOCKS = 512  # that a sum over pixels is cut into
+FEW_ROWS = 256  # that one block of threads sums
 FILL = 132  # blocks of threads that keep a large GPU busy
 SOURCE = Path(__file__).with_name("kernels.cu")
 THIN, PIXELS, FEW, LISTED = 16, 64, 4, 64  # as in kernels.cu
@@ -174,7 +175,7 @@ class CudaBackend(Backend):
 
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
         """Faster because no columns are written, and the pixels are shared by many blocks of threads."""
-        return self._weight_gradient(x, None, gy, None, geometry)
+        return self._added(self._weight_gradient(x, None, gy, None, geometry))
 
     def _correlate(
         self,
@@ -221,7 +222,8 @@ class CudaBackend(Backend):
     def _weight_gradient(
         self, x: Array, x_norm: Array | None, g: Array, g_norm: Array | None, geometry: ConvGeometry
     ) -> Array:
-        """gweight (KH, KW, C, F) from x (N, H, W, C) and g (N, OH, OW, F), each normalised if it has a norm."""
+        """Shares (any number, KH, KW, C, F) whose sum is gweight, from x (N, H, W, C) and g (N, OH, OW, F), each
+        normalised if it has a norm."""
         x, x_norm, g, g_norm = self._contiguous(x, x_norm, g, g_norm)
         (KH, KW), (SH, SW), ((top, _), (left, _)) = geometry.kernel_size, geometry.stride, geometry.pads
         N, H, W, C = x.shape
@@ -229,8 +231,8 @@ class CudaBackend(Backend):
         K, M, thin = KH * KW * C, N * OH * OW, KH * KW * C <= THIN
         tiles = -(-F // 32) if thin else -(-K // 64) * -(-F // 64)
         shares = max(1, min(-(-2 * FILL // max(tiles, 1)), -(-M // PIXELS)))
-        partial = self.xp.empty((shares, KH, KW, C, F), dtype=x.dtype)
-        arrays = x, x_norm, g, g_norm, partial
+        gweights = self.xp.empty((shares, KH, KW, C, F), dtype=x.dtype)
+        arrays = x, x_norm, g, g_norm, gweights
         sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
         share = -(-M // shares)
         if thin:
@@ -239,7 +241,7 @@ class CudaBackend(Backend):
         else:
             grid, quads = (-(-K // 64), -(-F // 64), shares), (self._quads(x), self._quads(g))
             self._launch("weight_gradient", x.dtype, grid, 256, *arrays, *sizes, *quads, share)
-        return self._added(partial)
+        return gweights
 
     # ---- layers of a chain ----
 
@@ -275,10 +277,9 @@ class CudaBackend(Backend):
     ) -> tuple[Array | None, Array | None, Array, Array]:
         """Faster because x is normalised while it is read, and the sums are taken while gx is written."""
         if through is None:
-            g, gbias = gy, self.channel_sum(gy)
+            g, g_sums = gy, self._row_sums(gy, None, None)
         else:
-            g, partials = self._through(gy, y, through, relu=True)
-            gbias = self._sums(partials, None, gy.dtype)[0]
+            g, g_sums = self._through(gy, y, through, relu=True)
         gx = sums = None
         if needs_gx:
             other = None if norm is None else x
@@ -287,10 +288,19 @@ class CudaBackend(Backend):
             )
             sums = None if norm is None else self._sums(partials, norm[0], gy.dtype)
         if transposed:
-            gweight = self._weight_gradient(g, None, x, norm, geometry)
+            shares = self._weight_gradient(g, None, x, norm, geometry)
         else:
-            gweight = self._weight_gradient(x, norm, g, None, geometry)
-        return gx, sums, gweight, gbias
+            shares = self._weight_gradient(x, norm, g, None, geometry)
+        return gx, sums, *self._finished(shares, g_sums)
+
+    def _finished(self, shares: Array, partials: Array) -> tuple[Array, Array]:
+        """(the sum of the shares, the first of the sums from the partial ones)."""
+        blocks, _, C = partials.shape
+        total, sums = (self.xp.empty(shape, dtype=shares.dtype) for shape in (shares.shape[1:], C))
+        grid = (-(-total.size // 512) + -(-C // 32),)
+        sizes = len(shares), total.size, blocks, C
+        self._launch("finish_gradients", total.dtype, grid, 512, shares, total, partials, sums, *sizes)
+        return total, sums
 
     def conv_chain_inference(
         self,
@@ -311,7 +321,7 @@ class CudaBackend(Backend):
     # ---- sums over all axes but the last ----
 
     def _row_sums(self, x: Array, other: Array | None, shift: Array | None) -> Array:
-        """The partial sums of x and of x * other; without other those of x - shift and of its square."""
+        """The partial sums of x and of x * other; without other those of x (less the shift) and of its square."""
         x, other, shift = self._contiguous(x, other, shift)
         M, C, blocks = self._rows(x)
         partials = self.xp.empty((blocks, 2, C), dtype="float64")
@@ -342,8 +352,13 @@ class CudaBackend(Backend):
         return mean, variance
 
     def channel_sum(self, x: Array) -> Array:
-        """Faster on a GPU because the rows are shared by many blocks of threads."""
-        return self._sums(self._row_sums(x, None, self.xp.zeros(x.shape[-1], dtype=x.dtype)), None, x.dtype)[0]
+        """Faster on a GPU because many rows are shared by many blocks of threads."""
+        M, C, _ = self._rows(x)
+        if M > FEW_ROWS:
+            return self._sums(self._row_sums(x, None, None), None, x.dtype)[0]
+        (x,), sums = self._contiguous(x), self.xp.empty(C, dtype=x.dtype)
+        self._launch("few_row_sums", x.dtype, (-(-C // 32),), 256, x, sums, M, C)
+        return sums
 
     def moments(self, x: Array) -> tuple[Array, Array]:
         """Faster because one pass takes both sums, of the values less those of the first row: as exact as two."""
@@ -407,6 +422,13 @@ class CudaBackend(Backend):
         self._launch("batch_norm_update", mean.dtype, (-(-C // 256),), 256, *arrays, C, momentum, 1 - momentum)
 
     # ---- losses and optimisers ----
+
+    def sigmoid(self, x: Array) -> Array:
+        """Faster as one launch."""
+        (x,) = self._contiguous(x)
+        y = self.xp.empty(x.shape, dtype=x.dtype)
+        self._launch("sigmoid", x.dtype, (-(-x.size // 256),), 256, x, y, x.size)
+        return y
 
     def bernoulli_nll(self, logits: Array, targets: Array) -> Array:
         """Faster in one pass."""

@@ -487,12 +487,16 @@ extern "C" __global__ void __launch_bounds__(256) correlate_thin_output(
 }
 
 // total[i] = sum over s of shares[s, i].
-extern "C" __global__ void add_shares(const real *shares, real *total, int count, int size) {
+__device__ void add_share(const real *shares, real *total, int count, int size) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= size) return;
     double sum = 0;
     for (int s = 0; s < count; s++) sum += shares[(size_t)s * size + i];
     total[i] = sum;
+}
+
+extern "C" __global__ void add_shares(const real *shares, real *total, int count, int size) {
+    add_share(shares, total, count, size);
 }
 
 // ---- products of small matrices, for dense layers ----
@@ -542,15 +546,28 @@ __device__ void over_rows(int M, int C, double *partials, Row row) {
     if (partials) write_partials(total, partials, C);
 }
 
-// The sums of x and of x * other; without other those of x - shift and of its square.
+// The sums of x and of x * other; without other those of x (less shift, if there is one) and of its square.
 extern "C" __global__ void __launch_bounds__(256) row_sums(
     const real *x, const real *other, const real *shift, double *partials, int M, int C) {
     over_rows(M, C, partials, [=](size_t i, int c, double *total) {
         double value = x[i];
-        if (!other) value -= shift[c];
+        if (shift) value -= shift[c];
         total[0] += value;
         total[1] += value * (other ? other[i] : value);
     });
+}
+
+// The sums of x themselves, where one block of threads is enough for all rows.
+extern "C" __global__ void __launch_bounds__(256) few_row_sums(const real *x, real *sums, int M, int C) {
+    __shared__ double rows[8][32];
+    const int lane = threadIdx.x % 32, ty = threadIdx.x / 32, c = blockIdx.x * 32 + lane;
+    double total = 0;
+    for (int m = ty; m < M && c < C; m += 8) total += x[(size_t)m * C + c];
+    rows[ty][lane] = total;
+    __syncthreads();
+    if (ty || c >= C) return;
+    for (int i = 1; i < 8; i++) total += rows[i][lane];
+    sums[c] = total;
 }
 
 // y = (x - mean) * scale + beta with norm (3, C).
@@ -596,6 +613,21 @@ extern "C" __global__ void __launch_bounds__(512) finish_sums(
     if (c >= C || threadIdx.x >= 32) return;
     sums[c] = total[0];
     sums[C + c] = mean ? total[1] - mean[c] * total[0] : total[1];
+}
+
+// The gradients of weight and bias: the sum of shares (count, size) as in add_shares, and the first of the two sums of
+// partials (blocks, 2, C), which the last blocks of threads have.
+extern "C" __global__ void __launch_bounds__(512) finish_gradients(
+    const real *shares, real *total, const double *partials, real *sums, int count, int size, int blocks, int C) {
+    const int block = blockIdx.x - (size + 511) / 512;
+    if (block < 0) {
+        add_share(shares, total, count, size);
+        return;
+    }
+    int c = block * 32 + threadIdx.x % 32;
+    double both[2];
+    add_partials(partials, blocks, C, c, both);
+    if (c < C && threadIdx.x < 32) sums[c] = both[0];
 }
 
 // Mean and variance from the sums of values, less a shift (its ReLU, if so), and of their squares. If the mean lies 1,000
@@ -668,6 +700,13 @@ extern "C" __global__ void add_all(const Additions list) {
 }
 
 // ---- losses ----
+
+extern "C" __global__ void sigmoid(const real *x, real *y, int size) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= size) return;
+    real e = exp(-fabs(x[i]));  // no overflow
+    y[i] = (x[i] >= 0 ? 1 : e) / (1 + e);
+}
 
 // partials[block] = sum of softplus(logit) - logit * target; `finish_sums` with C = 1 takes (blocks, 2, 1).
 extern "C" __global__ void __launch_bounds__(256) bernoulli_nll(
