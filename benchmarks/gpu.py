@@ -259,9 +259,11 @@ def measure_kernels(cupy: Any, batch: int, precision: str, quick: bool) -> list[
         norm, through = array(3, x.shape[3]), array(4, y.shape[3])
         flops = 2 * batch * int(np.prod(geometry.output_size)) * 9 * C * F
         size = x.nbytes + y.nbytes + weight.nbytes
-        layer = (x, norm, weight, bias, geometry, transposed, True)
+        after = (array(y.shape[3]), array(y.shape[3]), 1e-3)
+        before = (array(x.shape[3]), norm[0], array(x.shape[3]) ** 2, 1e-3)
+        layer = (x, norm, weight, bias, geometry, transposed, after)
         cases.append((f"{name}: forward with moments", lambda _, a=layer: k.conv_layer(*a), size, flops))
-        back = (y, through, y, x, norm, weight, geometry, transposed, True)
+        back = (y, through, y, x, norm, before, weight, geometry, transposed, True)
         bytes_back = 4 * y.nbytes + 3 * x.nbytes + 2 * weight.nbytes
         cases.append((f"{name}: backward", lambda _, a=back: k.conv_layer_grad(*a), bytes_back, 2 * flops))
     if precision == "fp32":  # the others are the same in TF32

@@ -218,17 +218,20 @@ def _norms(r: np.random.Generator, C: int, i: int) -> np.ndarray | None:
 
 def _conv_layer(r: np.random.Generator, N: int) -> Iterator[Case]:
     for i, (x, weight, shape, g, transposed) in enumerate(_block_arrays(r, N)):
-        norm, bias, active = _norms(r, x.shape[3], i), r.normal(size=shape[-1]), i % 4 > 0
-        arguments = x, norm, weight, bias, g, transposed, active
+        norm, bias = _norms(r, x.shape[3], i), r.normal(size=shape[-1])
+        after = (r.normal(size=shape[-1]), r.normal(size=shape[-1]), 1e-3) if i % 4 else None
+        arguments = x, norm, weight, bias, g, transposed, after
         # an error e of the convolution (relative to L, its terms' magnitudes) moves the mean by e, the variance by
-        # 2 * deviation * e
+        # 2 * deviation * e, and gamma / sqrt(variance + epsilon) by half of that over its third power
         kernel = PLAIN.conv2d_grad_input if transposed else PLAIN.conv2d
         sizes = _magnitude(x, norm), np.abs(weight)
         L = (kernel(*sizes, *((g,) if transposed else (None, g))) + np.abs(bias)).max()
         scales = [L]
-        if active:
+        if after is not None:
             variance = PLAIN.conv_layer(*arguments)[2]
-            scales += [L, (2 * np.sqrt(variance) * L + variance).max()]
+            moved, scale = 2 * np.sqrt(variance) * L + variance, np.abs(after[0]) / np.sqrt(variance + 1e-3)
+            moved_scale = (scale * (1 + moved / (variance + 1e-3) / 2)).max()
+            scales += [L, moved.max(), max(L, moved_scale, np.abs(after[1]).max())]
         terms = max(weight[..., 0].size, weight[..., 0, :].size) + math.prod(shape[:-1])
         yield Case("conv_layer", arguments, terms, scales=tuple(scales))
 
@@ -260,7 +263,8 @@ def _conv_chain_inference(r: np.random.Generator, N: int) -> Iterator[Case]:
 def _conv_layer_grad(r: np.random.Generator, N: int) -> Iterator[Case]:
     for i, (x, weight, shape, g, transposed) in enumerate(_block_arrays(r, N)):
         y, gy = np.maximum(r.normal(size=shape), 0), r.normal(size=shape)
-        norm, needs_gx = _norms(r, x.shape[3], i), i % 4 > 0
+        norm, needs_gx, C = _norms(r, x.shape[3], i), i % 4 > 0, x.shape[3]
+        before = None if norm is None else (r.normal(size=C), norm[0], r.uniform(0.5, 2, C), 1e-3)
         through = r.normal(size=(4, shape[-1])) if i % 5 else None
         magnitudes = np.abs(gy)
         if through is not None:
@@ -275,10 +279,12 @@ def _conv_layer_grad(r: np.random.Generator, N: int) -> Iterator[Case]:
                 PLAIN.conv2d_grad_weight(sizes[2], sizes[1], g),
             )
         scales = [gx.max()] if needs_gx else []
-        if needs_gx and norm is not None:
-            scales.append(PLAIN.batch_norm_sums(gx, np.abs(x) + np.abs(norm[0]), np.zeros(x.shape[3])).max())
         scales += [gweight.max(), magnitudes.reshape(-1, shape[-1]).sum(axis=0).max()]
-        arguments = gy, through, y, x, norm, weight, g, transposed, needs_gx
+        if needs_gx and before is not None:
+            sums = PLAIN.batch_norm_sums(gx, np.abs(x) + np.abs(norm[0]), np.zeros(C))
+            sizes = [np.abs(v) if isinstance(v, np.ndarray) else v for v in before]
+            scales += [rows.max() for rows in PLAIN.through_rows(sums, *sizes, x.size // C)]
+        arguments = gy, through, y, x, norm, before, weight, g, transposed, needs_gx
         terms = weight.size + x[..., 0].size + gy[..., 0].size
         yield Case("conv_layer_grad", arguments, terms, scales=tuple(scales))
 
@@ -480,8 +486,8 @@ def inputs_of(backend: Backend, case: Case, dtype: str, layout: str = "C") -> li
     """The case's arguments on the backend: new arrays, those that are only read in the given layout."""
 
     def convert(value: Any, written: bool) -> Any:
-        if isinstance(value, list):
-            return [convert(part, written) for part in value]
+        if type(value) in (list, tuple):
+            return type(value)(convert(part, written) for part in value)
         if value is DTYPE:
             return np.dtype(dtype)
         if isinstance(value, np.ndarray):
@@ -495,7 +501,7 @@ def inputs_of(backend: Backend, case: Case, dtype: str, layout: str = "C") -> li
 
 def flat(values: Iterable[Any]) -> list[Any]:
     """The values, with those of lists in their place."""
-    return [part for value in values for part in (value if isinstance(value, list) else [value])]
+    return [part for value in values for part in (value if type(value) in (list, tuple) else [value])]
 
 
 def results_of(backend: Backend, case: Case, arguments: list[Any]) -> list[Any]:
@@ -522,7 +528,7 @@ def expected_of(case: Case, dtype: str) -> tuple[list[np.ndarray], list[float]]:
 
 
 def _copied(value: Any) -> Any:
-    if isinstance(value, list):
+    if type(value) in (list, tuple):
         return [_copied(part) for part in value]
     return value.copy() if isinstance(value, np.ndarray) else value
 
@@ -552,7 +558,7 @@ def compare(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list
             assert np.array_equal(now, host, equal_nan=True), f"{case.name} returns a view of an input"
     expected, scales = expected_of(case, dtype)
     bound = tolerance(case.terms, dtype)
-    shapes = [x.shape if isinstance(x, np.ndarray) else len(x) if isinstance(x, list) else x for x in case.arguments]
+    shapes = [getattr(x, "shape", x) for x in flat(case.arguments)]
     for i, (y, wanted, scale) in enumerate(zip(found, expected, scales, strict=True)):
         what = f"{case.name}{shapes}, result {i}, {dtype}, layout {layout}"
         assert y.shape == wanted.shape, what
@@ -705,8 +711,8 @@ def test_statistics_keep_their_digits_when_the_mean_is_large(backend: Backend, o
     for mean, variance in (
         backend.batch_norm(images, gamma, beta, 1e-3)[1:],
         backend.moments(images),
-        backend.conv_layer(images, None, weight, bias, g, False, True)[1:3],
-        backend.conv_layer(images, None, weight, bias, g, True, True)[1:3],
+        backend.conv_layer(images, None, weight, bias, g, False, (gamma, beta, 1e-3))[1:3],
+        backend.conv_layer(images, None, weight, bias, g, True, (gamma, beta, 1e-3))[1:3],
     ):
         errors = np.abs(backend.to_host(variance) / truth.var(axis=0) - 1)
         bound = 4 * np.finfo(np.float32).eps

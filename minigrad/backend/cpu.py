@@ -15,7 +15,7 @@ import numpy as np
 
 from .plan import THIN, Plan, Product, ThinAdjoint, Window, adjoint, conv_window, convolution
 from .pool import Pool, usable_cores
-from .reference import Backend
+from .reference import Backend, LayerGradients, Statistics
 
 if TYPE_CHECKING:
     from ..ops.conv import ConvGeometry
@@ -235,13 +235,17 @@ class CpuBackend(Backend):
         bias: Array,
         geometry: ConvGeometry,
         transposed: bool,
-        active: bool,
-    ) -> tuple[Array, Array | None, Array | None]:
+        after: tuple[Array, Array, float] | None,
+    ) -> tuple[Array, Array | None, Array | None, Array | None]:
         """Faster because x is not normalised but weight and bias changed instead; and because bias, ReLU and the sums
         of the moments are taken while the product is in the cache."""
         weight, bias_image = self._folded(norm, weight, bias, geometry, transposed)
-        y, moments = self._layer(adjoint if transposed else convolution, x, weight, bias_image, geometry, active)
-        return y, *(moments.result(x.dtype) if active else (None, None))
+        planner = adjoint if transposed else convolution
+        y, moments = self._layer(planner, x, weight, bias_image, geometry, after is not None)
+        if after is None:
+            return y, None, None, None
+        (gamma, beta, epsilon), (mean, variance) = after, moments.result(x.dtype)
+        return y, mean, variance, self.norm_rows(gamma, beta, mean, variance, epsilon)
 
     def conv_layer_grad(
         self,
@@ -250,16 +254,19 @@ class CpuBackend(Backend):
         y: Array,
         x: Array,
         norm: Array | None,
+        before: Statistics | None,
         weight: Array,
         geometry: ConvGeometry,
         transposed: bool,
         needs_gx: bool,
-    ) -> tuple[Array | None, Array | None, Array, Array]:
+    ) -> LayerGradients:
         """Faster because the gradient behind the ReLU never leaves the cache: both products take it from there. gweight
         and the sums for the batch_norm before come from the gradient for the x that is not normalised."""
         gx, gweights, totals = self._layer_grad(gy, through, y, x, weight, geometry, transposed, needs_gx)
         sums, gweight, gbias = self._unfolded(norm, weight, gweights, totals, geometry, transposed)
-        return gx, sums if needs_gx else None, gweight, gbias
+        if before is None or sums is None or not needs_gx:
+            return gx, gweight, gbias, None, None, None
+        return gx, gweight, gbias, *self.through_rows(sums, *before, x.size // x.shape[3])
 
     def _folded(
         self, norm: Array | None, weight: Array, bias: Array, geometry: ConvGeometry, transposed: bool

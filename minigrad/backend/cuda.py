@@ -18,7 +18,7 @@ import numpy as np
 
 from . import DeviceError
 from .capture import Captured
-from .reference import Backend
+from .reference import Backend, LayerGradients, Statistics
 
 if TYPE_CHECKING:
     from ..ops.conv import ConvGeometry
@@ -253,15 +253,19 @@ class CudaBackend(Backend):
         bias: Array,
         geometry: ConvGeometry,
         transposed: bool,
-        active: bool,
-    ) -> tuple[Array, Array | None, Array | None]:
+        after: tuple[Array, Array, float] | None,
+    ) -> tuple[Array, Array | None, Array | None, Array | None]:
         """Faster because x is normalised while it is read, and bias, ReLU and the sums of the moments are taken before
         y is written."""
+        active = after is not None
         sums = active and x.dtype == "float32"  # for float64 they would not be exact enough
         y, partials = self._correlate(x, norm, weight, bias, geometry, transposed, active, sums=sums)
-        if not active:
-            return y, None, None
-        return y, *(self.moments(y) if partials is None else self._moments(partials, y, bias, relu=True))
+        if after is None:
+            return y, None, None, None
+        if partials is None:
+            shift = self._first_row(y)
+            return y, *self._moments(self._row_sums(y, None, shift), y, shift, after)
+        return y, *self._moments(partials, y, bias, after, relu=True)
 
     def conv_layer_grad(
         self,
@@ -270,28 +274,31 @@ class CudaBackend(Backend):
         y: Array,
         x: Array,
         norm: Array | None,
+        before: Statistics | None,
         weight: Array,
         geometry: ConvGeometry,
         transposed: bool,
         needs_gx: bool,
-    ) -> tuple[Array | None, Array | None, Array, Array]:
+    ) -> LayerGradients:
         """Faster because x is normalised while it is read, and the sums are taken while gx is written."""
         if through is None:
             g, g_sums = gy, self._row_sums(gy, None, None)
         else:
             g, g_sums = self._through(gy, y, through, relu=True)
-        gx = sums = None
+        gx = partials = None
         if needs_gx:
-            other = None if norm is None else x
+            other = None if before is None else x
             gx, partials = self._correlate(
-                g, None, weight, None, geometry, not transposed, False, other, norm is not None
+                g, None, weight, None, geometry, not transposed, False, other, before is not None
             )
-            sums = None if norm is None else self._sums(partials, norm[0], gy.dtype)
         if transposed:
             shares = self._weight_gradient(g, None, x, norm, geometry)
         else:
             shares = self._weight_gradient(x, norm, g, None, geometry)
-        return gx, sums, *self._finished(shares, g_sums)
+        gradients = gx, *self._finished(shares, g_sums)
+        if before is None or partials is None:
+            return *gradients, None, None, None
+        return *gradients, *self._through_rows(partials, *before, x.size // x.shape[3])
 
     def _finished(self, shares: Array, partials: Array) -> tuple[Array, Array]:
         """(the sum of the shares, the first of the sums from the partial ones)."""
@@ -342,14 +349,28 @@ class CudaBackend(Backend):
         self._launch("finish_sums", sums.dtype, (-(-C // 32),), 512, partials, mean, sums, blocks, C)
         return sums
 
-    def _moments(self, partials: Array, x: Array, shift: Array, relu: bool = False) -> tuple[Array, Array]:
-        """(mean, variance) from the partial sums of x less the shift (its ReLU, if so), and of its squares."""
+    def _moments(
+        self,
+        partials: Array,
+        x: Array,
+        shift: Array,
+        after: tuple[Array, Array, float] | None = None,
+        relu: bool = False,
+    ) -> tuple[Array, Array, Array | None]:
+        """(mean, variance, norm_rows if a batch_norm comes after) from the partial sums of x less the shift (its ReLU,
+        if so), and of its squares."""
         blocks, _, C = partials.shape
         mean, variance = self.xp.empty(C, dtype=x.dtype), self.xp.empty(C, dtype=x.dtype)
-        count = np.float64(x.size // max(C, 1))
-        arrays = partials, *self._contiguous(shift), mean, variance
-        self._launch("finish_moments", x.dtype, (-(-C // 32),), 512, *arrays, relu, blocks, C, count)
-        return mean, variance
+        norm = None if after is None else self.xp.empty((3, C), dtype=x.dtype)
+        gamma, beta, epsilon = after or (None, None, 0.0)
+        arrays = partials, *self._contiguous(shift, gamma, beta), mean, variance, norm
+        sizes = blocks, C, np.float64(x.size // max(C, 1)), np.float64(epsilon)
+        self._launch("finish_moments", x.dtype, (-(-C // 32),), 512, *arrays, relu, *sizes)
+        return mean, variance, norm
+
+    def _first_row(self, x: Array) -> Array:
+        """What the sums are shifted by where nothing better is known."""
+        return self.xp.ascontiguousarray(x.reshape(-1, x.shape[-1])[0])
 
     def channel_sum(self, x: Array) -> Array:
         """Faster on a GPU because many rows are shared by many blocks of threads."""
@@ -362,8 +383,9 @@ class CudaBackend(Backend):
 
     def moments(self, x: Array) -> tuple[Array, Array]:
         """Faster because one pass takes both sums, of the values less those of the first row: as exact as two."""
-        shift = self.xp.ascontiguousarray(x.reshape(-1, x.shape[-1])[0])
-        return self._moments(self._row_sums(x, None, shift), x, shift)
+        shift = self._first_row(x)
+        mean, variance, _ = self._moments(self._row_sums(x, None, shift), x, shift)
+        return mean, variance
 
     def batch_norm_sums(self, gy: Array, x: Array, mean: Array) -> Array:
         """Faster in one pass."""
@@ -395,9 +417,19 @@ class CudaBackend(Backend):
         """Faster as one launch."""
         arrays = self._contiguous(sums, gamma, mean, variance)
         C, dtype = len(gamma), gamma.dtype
-        through, ggamma, gbeta = (self.xp.empty(shape, dtype=dtype) for shape in ((4, C), C, C))
-        results = through, ggamma, gbeta
+        results = tuple(self.xp.empty(shape, dtype=dtype) for shape in ((4, C), C, C))
         self._launch("through_rows", dtype, (-(-C // 256),), 256, *arrays, *results, C, float(epsilon), float(M))
+        return results
+
+    def _through_rows(
+        self, partials: Array, gamma: Array, mean: Array, variance: Array, epsilon: float, M: int
+    ) -> tuple[Array, Array, Array]:
+        """through_rows from the partial sums of gy and of gy * x."""
+        blocks, _, C = partials.shape
+        arrays, dtype = self._contiguous(gamma, mean, variance), gamma.dtype
+        results = tuple(self.xp.empty(shape, dtype=dtype) for shape in ((4, C), C, C))
+        sizes = blocks, C, float(epsilon), float(M)
+        self._launch("finish_through", dtype, (-(-C // 32),), 512, partials, *arrays, *results, *sizes)
         return results
 
     def norm_gradient(self, gy: Array, x: Array, through: Array) -> Array:

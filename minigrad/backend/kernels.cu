@@ -615,6 +615,12 @@ extern "C" __global__ void __launch_bounds__(512) finish_sums(
     sums[C + c] = mean ? total[1] - mean[c] * total[0] : total[1];
 }
 
+__device__ void write_norm(real *norm, real gamma, real beta, real mean, real variance, real epsilon, int c, int C) {
+    norm[c] = mean;
+    norm[C + c] = gamma / sqrt(variance + epsilon);
+    norm[2 * C + c] = beta;
+}
+
 // The gradients of weight and bias: the sum of shares (count, size) as in add_shares, and the first of the two sums of
 // partials (blocks, 2, C), which the last blocks of threads have.
 extern "C" __global__ void __launch_bounds__(512) finish_gradients(
@@ -632,8 +638,10 @@ extern "C" __global__ void __launch_bounds__(512) finish_gradients(
 
 // Mean and variance from the sums of values, less a shift (its ReLU, if so), and of their squares. If the mean lies 1,000
 // deviations from the shift, the squares lose 1e6 * 2^-53 of the variance: nothing for a float, too much for a double.
+// With gamma also norm (3, C): mean, scale = gamma / sqrt(variance + epsilon), beta.
 extern "C" __global__ void __launch_bounds__(512) finish_moments(
-    const double *partials, const real *shift, real *mean, real *variance, int relu, int blocks, int C, double count) {
+    const double *partials, const real *shift, const real *gamma, const real *beta, real *mean, real *variance, real *norm,
+    int relu, int blocks, int C, double count, double epsilon) {
     int c = blockIdx.x * 32 + threadIdx.x % 32;
     double total[2];
     add_partials(partials, blocks, C, c, total);
@@ -641,31 +649,51 @@ extern "C" __global__ void __launch_bounds__(512) finish_moments(
     double m = total[0] / count, deviation = total[1] / count - m * m;
     mean[c] = (relu ? positive(shift[c]) : shift[c]) + m;
     variance[c] = positive(deviation);
+    if (gamma) write_norm(norm, gamma[c], beta[c], mean[c], variance[c], epsilon, c, C);
 }
 
-// norm (3, C): mean, scale = gamma / sqrt(variance + epsilon), beta.
 extern "C" __global__ void norm_rows(
     const real *gamma, const real *beta, const real *mean, const real *variance, real *norm, int C, real epsilon) {
     int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= C) return;
-    norm[c] = mean[c];
-    norm[C + c] = gamma[c] / sqrt(variance[c] + epsilon);
-    norm[2 * C + c] = beta[c];
+    if (c < C) write_norm(norm, gamma[c], beta[c], mean[c], variance[c], epsilon, c, C);
 }
 
 // through (4, C): mean, scale, gbeta / count, ggamma / sqrt(variance + epsilon) / count; and ggamma, gbeta.
+struct Through {
+    const real *gamma, *mean, *variance;
+    real *through, *ggamma, *gbeta;
+    int C;
+    real epsilon, count;
+};
+
+// first and second: the sums of gy and of gy * (x - mean).
+__device__ void write_through(const Through &o, int c, real first, real second) {
+    real inverse_deviation = 1 / sqrt(o.variance[c] + o.epsilon);
+    o.gbeta[c] = first;
+    o.ggamma[c] = second * inverse_deviation;
+    o.through[c] = o.mean[c];
+    o.through[o.C + c] = o.gamma[c] * inverse_deviation;
+    o.through[2 * o.C + c] = first / o.count;
+    o.through[3 * o.C + c] = o.ggamma[c] * inverse_deviation / o.count;
+}
+
 extern "C" __global__ void through_rows(
     const real *sums, const real *gamma, const real *mean, const real *variance, real *through, real *ggamma, real *gbeta,
     int C, real epsilon, real count) {
     int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= C) return;
-    real inverse_deviation = 1 / sqrt(variance[c] + epsilon);
-    gbeta[c] = sums[c];
-    ggamma[c] = sums[C + c] * inverse_deviation;
-    through[c] = mean[c];
-    through[C + c] = gamma[c] * inverse_deviation;
-    through[2 * C + c] = gbeta[c] / count;
-    through[3 * C + c] = ggamma[c] * inverse_deviation / count;
+    if (c < C) write_through({gamma, mean, variance, through, ggamma, gbeta, C, epsilon, count}, c, sums[c], sums[C + c]);
+}
+
+// The same from partials (blocks, 2, C): the sums of gy and of gy * x.
+extern "C" __global__ void __launch_bounds__(512) finish_through(
+    const double *partials, const real *gamma, const real *mean, const real *variance, real *through, real *ggamma,
+    real *gbeta, int blocks, int C, real epsilon, real count) {
+    int c = blockIdx.x * 32 + threadIdx.x % 32;
+    double total[2];
+    add_partials(partials, blocks, C, c, total);
+    if (c >= C || threadIdx.x >= 32) return;
+    Through o = {gamma, mean, variance, through, ggamma, gbeta, C, epsilon, count};
+    write_through(o, c, total[0], total[1] - mean[c] * total[0]);
 }
 
 extern "C" __global__ void batch_norm_update(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ..ops.conv import ConvGeometry
 
 Array = Any
+Statistics = tuple[Array, Array, Array, float]  # gamma, mean, variance and epsilon of a batch_norm
+LayerGradients = tuple[Array | None, Array, Array, Array | None, Array | None, Array | None]
 
 
 class Backend:
@@ -268,19 +270,20 @@ class Backend:
         bias: Array,
         geometry: ConvGeometry,
         transposed: bool,
-        active: bool,
-    ) -> tuple[Array, Array | None, Array | None]:
-        """(y, mean, variance): y = conv2d(x) + bias, or transposed, of the normalised x; if active its ReLU and the
-        moments of that."""
+        after: tuple[Array, Array, float] | None,
+    ) -> tuple[Array, Array | None, Array | None, Array | None]:
+        """(y, mean, variance, norm of y): y = conv2d(x) + bias, or transposed, of the normalised x. With `after`, the
+        gamma, beta and epsilon of a batch_norm behind it, y is the ReLU of that, and the others belong to y."""
         x = self.normalise(x, norm)
         if transposed:
             y = self.add_bias(self.conv2d_grad_input(x, weight, geometry), bias)
         else:
             y = self.conv2d(x, weight, bias, geometry)
-        if not active:
-            return y, None, None
-        y = self.relu(y)
-        return y, *self.moments(y)
+        if after is None:
+            return y, None, None, None
+        y, (gamma, beta, epsilon) = self.relu(y), after
+        mean, variance = self.moments(y)
+        return y, mean, variance, self.norm_rows(gamma, beta, mean, variance, epsilon)
 
     def conv_layer_grad(
         self,
@@ -289,15 +292,16 @@ class Backend:
         y: Array,
         x: Array,
         norm: Array | None,
+        before: Statistics | None,
         weight: Array,
         geometry: ConvGeometry,
         transposed: bool,
         needs_gx: bool,
-    ) -> tuple[Array | None, Array | None, Array, Array]:
-        """(gx, sums, gweight, gbias) of conv_layer, where gx and sums (2, C) belong to the normalised x.
+    ) -> LayerGradients:
+        """(gx, gweight, gbias, the next through, ggamma, gbeta) of conv_layer, where gx belongs to the normalised x.
 
-        `through` (4, F), of `through_rows`, leads back through the batch_norm and the ReLU that follow y. `sums` are
-        those of gx and x, where norm is given.
+        `through` (4, F), of `through_rows`, leads back through the batch_norm and the ReLU that follow y. `before` are
+        gamma, mean, variance and epsilon of the batch_norm that normalised x; the last three results belong to it.
         """
         if through is not None:
             gy = self.relu_grad(self.norm_gradient(gy, y, through), y)
@@ -310,8 +314,11 @@ class Backend:
             if needs_gx:
                 gx = self.conv2d_grad_input(gy, weight, geometry)
             gweight = self.conv2d_grad_weight(z, gy, geometry)
-        sums = None if norm is None or gx is None else self.batch_norm_sums(gx, x, norm[0])
-        return gx, sums, gweight, self.channel_sum(gy)
+        gradients = gx, gweight, self.channel_sum(gy)
+        if before is None or gx is None:
+            return *gradients, None, None, None
+        sums = self.batch_norm_sums(gx, x, before[1])
+        return *gradients, *self.through_rows(sums, *before, x.size // x.shape[3])
 
     def conv_chain_inference(
         self,
@@ -324,7 +331,8 @@ class Backend:
     ) -> Array:
         """relu(conv2d(x) + bias), or transposed, normalised, for each layer in turn; without norm the convolution."""
         for weight, bias, norm, geometry, back in zip(weights, biases, norms, geometries, transposed, strict=True):
-            x = self.normalise(self.conv_layer(x, None, weight, bias, geometry, back, norm is not None)[0], norm)
+            x = self.conv_layer(x, None, weight, bias, geometry, back, None)[0]
+            x = x if norm is None else self.normalise(self.relu(x), norm)
         return x
 
     # ---- optimiser steps over flat arrays; scalars is a row of numbers that change from step to step ----

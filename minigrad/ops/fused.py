@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..backend import Array
+from ..backend.reference import Statistics
 from ..tensor import Function
 from .conv import ConvGeometry, Pair, Size, check_conv, conv_geometry, transposed_geometry
 from .norm import check_norm
@@ -38,9 +39,7 @@ class _Step(NamedTuple):
     weight: Array
     geometry: ConvGeometry
     y: Array
-    gamma: Array | None
-    mean: Array
-    variance: Array
+    statistics: Statistics | None  # of the batch_norm behind it
 
 
 class ConvChain(Function):
@@ -61,37 +60,36 @@ class ConvChain(Function):
         for i, link in enumerate(self.links):
             weight, bias, gamma, beta = parameters[4 * i : 4 * i + 4]
             geometry = link.check(x.shape, weight, bias, gamma, beta)
-            active = gamma is not None
-            y, mean, variance = self.k.conv_layer(x, norm, weight, bias, geometry, link.transposed, active)
-            self.steps.append(_Step(x, norm, weight, geometry, y, gamma, mean, variance))
-            x, norm = y, None
-            if gamma is not None and variance is not None:
-                norm = self.k.norm_rows(gamma, beta, mean, variance, link.epsilon)
-        self.moments = [(step.mean, step.variance) for step in self.steps if step.gamma is not None]
+            after = None if gamma is None else (gamma, beta, link.epsilon)
+            y, mean, variance, next_norm = self.k.conv_layer(x, norm, weight, bias, geometry, link.transposed, after)
+            statistics = None if after is None else (gamma, mean, variance, link.epsilon)
+            self.steps.append(_Step(x, norm, weight, geometry, y, statistics))
+            x, norm = y, next_norm
+        self.moments = [step.statistics[1:3] for step in self.steps if step.statistics is not None]
         return self.k.normalise(x, norm)
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
         gradients: list[Array | None] = []
-        gx, sums = gy, None
+        gx, through, ggamma, gbeta = gy, None, None, None
+        last = self.steps[-1]
+        if last.statistics is not None:
+            sums = self.k.batch_norm_sums(gy, last.y, last.statistics[1])
+            through, ggamma, gbeta = self.k.through_rows(sums, *last.statistics, gy.size // gy.shape[-1])
         for i, (link, step) in reversed(list(enumerate(zip(self.links, self.steps, strict=True)))):
-            through = ggamma = gbeta = None
-            if step.gamma is not None:
-                M = step.y.size // step.y.shape[-1]
-                sums = self.k.batch_norm_sums(gx, step.y, step.mean) if sums is None else sums
-                statistics = step.mean, step.variance, link.epsilon
-                through, ggamma, gbeta = self.k.through_rows(sums, step.gamma, *statistics, M)
-            gx, sums, gweight, gbias = self.k.conv_layer_grad(
+            behind = [ggamma, gbeta]
+            gx, gweight, gbias, through, ggamma, gbeta = self.k.conv_layer_grad(
                 gx,
                 through,
                 step.y,
                 step.x,
                 step.norm,
+                self.steps[i - 1].statistics if i else None,
                 step.weight,
                 step.geometry,
                 link.transposed,
                 needs_gx=i > 0 or self.needs[0],
             )
-            gradients = [gweight, gbias, ggamma, gbeta, *gradients]
+            gradients = [gweight, gbias, *behind, *gradients]
         return gx, *gradients
 
 
