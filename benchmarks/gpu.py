@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import re
 import subprocess
@@ -39,6 +40,7 @@ LOSS_TOLERANCE = {"fp32": 1e-4, "tf32": 3e-3}
 INPUTS = 8  # batches of images and noise that a program goes through
 WARM_UP, STEPS = 50, 40
 CPU_BATCHES = (1, 8, 32, 128, 512)
+TEST_SECONDS, SECONDS = 240, 450  # for the tests; and after which nothing more is begun
 QUICK = {"warm": 1, "count": 1, "rounds": 1}
 LAYERS = [  # of the default VAE: name, geometry, C, F, transposed
     ("conv 28 1-32", conv_geometry((28, 28), (3, 3), 1, "same"), 1, 32, False),
@@ -140,9 +142,11 @@ def torch_steps(
             for x, n in ((images, torch.from_numpy(noise).cuda()) for images, noise in batches)
         ]
         optimizer = torch.optim.Adam(model.parameters(), spec["learning_rate"], fused=fused, capturable=graph)
+        tuned = channels_last  # all but the program as it comes let cuDNN try its algorithms
         loss_of = torch.compile(model, mode="reduce-overhead") if compiled else model
 
         def step(x: Any, noise: Any) -> Any:
+            torch.backends.cudnn.benchmark = tuned
             optimizer.zero_grad(set_to_none=not graph)
             loss = loss_of(x, noise)
             loss.backward()
@@ -188,6 +192,7 @@ def measure_steps(
     cupy: Any, batch: int, precision: str, rounds: int, quick: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """(rows, faults) of all programs for one batch."""
+    gc.collect()  # an older graph that is freed while PyTorch records one would spoil that
     minigrad.use("cpu", "plain")
     model = driver.model_of(driver.DEFAULT_MODEL)
     weights = {name: x.astype(np.float32) for name, x in model.network.state_dict().items()}
@@ -335,14 +340,11 @@ def versions() -> dict[str, str]:
 def run_tests() -> dict[str, Any]:
     """The tests that need a GPU, none of them skipped; their summary."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        command,
-        cwd=driver.FOLDER.parent,
-        env={**os.environ, "MINIGRAD_REQUIRE_GPU": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options: dict[str, Any] = {"cwd": driver.FOLDER.parent, "env": {**os.environ, "MINIGRAD_REQUIRE_GPU": "1"}}
+    try:
+        done = subprocess.run(command, **options, capture_output=True, text=True, check=False, timeout=TEST_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"exit": 124, "summary": f"stopped after {TEST_SECONDS} s", "counts": {}, "failed": []}
     lines = done.stdout.strip().splitlines() or [done.stderr[-500:]]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     counts = {name: int(count) for count, name in re.findall(r"(\d+) (passed|failed|skipped|error)", lines[-1])}
@@ -373,11 +375,22 @@ def main(argv: list[str] | None = None) -> int:
         rows=[],
         faults=[],
     )
+
+    def keep() -> None:
+        """Write what is measured so far: a machine may be taken away."""
+        record["seconds"] = time.perf_counter() - started
+        if args.out or not args.quick:
+            driver.write_record(args.out or driver.RESULTS / "gpu.json", record)
+
     if not (args.no_tests or args.quick):
         record["tests"] = run_tests()
-        print(record["tests"]["summary"])
+        print(record["tests"]["summary"], flush=True)
     for batch in map(int, args.batches.split(",")):
         for precision in PRECISIONS:
+            keep()
+            if time.perf_counter() - started > SECONDS:
+                record["faults"].append(f"{precision}, batch {batch}: not measured, {SECONDS} s had passed")
+                continue
             rows, faults = measure_steps(cupy, batch, precision, 1 if args.quick else args.rounds, args.quick)
             record["rows"] += rows
             record["faults"] += faults
@@ -386,10 +399,9 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"batch {batch:5}  {precision}  {row['program']:34} {microseconds:9.0f} us a step")
             print(*faults, sep="\n", end="\n" * bool(faults))
             record["rows"] += measure_kernels(cupy, batch, precision, args.quick)
+    keep()
     record["rows"] += measure_crossover(cupy, args.quick)
-    record["seconds"] = time.perf_counter() - started
-    if args.out or not args.quick:
-        driver.write_record(args.out or driver.RESULTS / "gpu.json", record)
+    keep()
     return 1 if record["faults"] else 0
 
 

@@ -132,6 +132,7 @@ def _run(command: list[Any], text: str) -> str:
 def _parameters(text: str, kinds: dict[str, str]) -> list[Parameter]:
     parameters = []
     for declaration in text.split(","):
+        declaration = declaration.replace("__restrict__", "")
         match = re.fullmatch(r"\s*(?:const )?\s*([\w ]+?)\s*(\*?)\s*(\w+)\s*", declaration)
         assert match, f"parameter {declaration!r}"
         kind, star, name = match.groups()

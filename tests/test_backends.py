@@ -67,7 +67,7 @@ GEOMETRIES = [
     conv_geometry((8, 5), (3, 3), (2, 1), "same"),
     conv_geometry((1, 10), (1, 1), 4, 1),  # no pixel of the only row meets a tap
 ]
-CHANNELS = ((1, 40), (3, 1), (9, 8), (32, 33))  # the last: enough for Winograd's algorithms
+CHANNELS = ((1, 40), (8, 3), (9, 8), (32, 33))  # the last: enough for Winograd's algorithms
 
 
 def _shapes(N: int) -> list[tuple[int, ...]]:
@@ -115,6 +115,7 @@ def _unit_range(r: np.random.Generator, N: int) -> Iterator[Case]:
     images, rows = r.integers(0, 256, (9, 5, 4, 3), dtype=np.uint8), r.integers(0, 9, N)
     yield Case("unit_range", (images, DTYPE))
     yield Case("unit_range", (images, DTYPE, rows))
+    yield Case("unit_range", (images, DTYPE, rows.astype(np.int32)))
     yield Case("unit_range", (images[:, :, :, :0], DTYPE, rows))
     yield Case("unit_range", (r.uniform(size=(9, 5, 4, 3)), DTYPE, rows))
 
@@ -331,7 +332,8 @@ def _batch_norm_sums(r: np.random.Generator, N: int) -> Iterator[Case]:
 def _batch_norm_update_(r: np.random.Generator, N: int) -> Iterator[Case]:
     for C in (N, 9):
         arrays = r.normal(size=C), r.uniform(0.5, 2, C), r.normal(size=C), r.uniform(0.5, 2, C)
-        yield Case("batch_norm_update_", (*arrays, 0.99), written=2)
+        for momentum in (0.99, 0, 1, np.float64(0.5)):
+            yield Case("batch_norm_update_", (*arrays, momentum), written=2)
 
 
 def _sgd_step_(r: np.random.Generator, N: int) -> Iterator[Case]:

@@ -152,18 +152,15 @@ FAULTS = {
     ),
     "a phase's pixels": ("conv2d_grad_input", "(size - phase + S - 1) / S : 0", "(size - phase + S) / S - 1 : 0"),
     "a pixel's row": ("conv2d", "w[i] = cols.in + q * cols.stride", "w[i] = cols.in + q * cols.stride + 1"),
-    "the last channels of a tap": (
-        "conv2d",
-        "t = k / o.C / cols.taps, u = k / o.C % cols.taps;\n            int row",
-        "t = k / o.C / cols.taps, u = (k + 1) / o.C % cols.taps;\n            int row",
-    ),
+    "the last channels of a tap": ("conv2d", "if (c0 >= o.C)", "if (c0 > o.C)"),
     "four channels at once": (
         "conv2d",
-        "* o.C + c];\n                        if",
-        "* o.C + (c + 4) % o.C];\n                        if",
+        "* o.C + c];\n                a[i]",
+        "* o.C + (c + 4) % o.C];\n                a[i]",
     ),
+    "four neighbours of the weight": ("conv2d", "b = *(const real4 *)from", "b = *(const real4 *)(from - (k ? 4 : 0))"),
     "the weights of a tap": ("conv2d", "cols.tap + u * cols.apart", "cols.tap + (u + 1) % cols.taps * cols.apart"),
-    "the last step of the product": ("conv2d", "k0 < K; k0 += BK, buffer ^= 1", "k0 < K - 1; k0 += BK, buffer ^= 1"),
+    "the last step of the product": ("conv2d", "step <= steps; step++", "step < steps; step++"),
     "the tile's last pixel": ("conv2d", "if (m >= M) break", "if (m >= M - 1) break"),
     "the sums of a tile": ("conv_layer", "row < BM / TM; row++", "row < BM / TM - 1; row++"),
     "the block of the sums": (
@@ -172,20 +169,20 @@ FAULTS = {
         "partials[(block * 2 + 1 - s) * o.F + n0 + n]",
     ),
     "the window of weight_gradient": ("conv2d_grad_weight", "% KW - left", "% KW - left + 1"),
-    "four of weight_gradient": ("conv_layer_grad", "x_quads ? c + i : c;", "x_quads ? c + (i + 1) % 4 : c;"),
+    "four of weight_gradient": ("conv_layer_grad", "x_norm[r * C + channel[e]]", "x_norm[r * C + channel[e ^ 1]]"),
     "the share of weight_gradient": ("conv2d_grad_weight", "m0 < last; m0 += GM", "m0 < last - GM; m0 += GM"),
     "correlate_thin_input's window": ("conv2d", "% OW * SW + k / C", "% OW * SW + 1 + k / C"),
     "correlate_thin_input's pixels": ("conv2d", "int m = first + i % PIXELS", "int m = first + (i + 1) % PIXELS"),
     "correlate_thin_input's weights": ("conv2d", "weight[k * F + f] : 0;", "weight[k * F + (f + 1) % F] : 0;"),
     "weight_gradient_thin_input's share": ("conv2d_grad_weight", "first < last; first", "first < last - 1; first"),
     "weight_gradient_thin_input's sums": ("conv2d_grad_weight", "k < K && f < F; k += 8", "k < K && f < F; k += 9"),
-    "correlate_thin_output's weights": ("conv2d_grad_input", "f * C + c : c * F + f]", "f * C + c + 1 : c * F + f]"),
+    "correlate_thin_output's weights": ("conv2d_grad_input", "f * C + c + e :", "f * C + c + (e + 1) % 4 :"),
     "correlate_thin_output's rows": (
         "conv2d_grad_input",
-        "int row = rows.in + p * rows.stride",
-        "int row = rows.in + (p + 1) * rows.stride",
+        "const int h = rows.in + p * rows.stride",
+        "const int h = rows.in + (p + 1) * rows.stride",
     ),
-    "correlate_thin_output's lanes": ("conv2d_grad_input", "c < C; c += 32", "c < C; c += 33"),
+    "correlate_thin_output's lanes": ("conv2d_grad_input", "apart = LANES / 2", "apart = LANES / 4"),
     "add_shares": ("conv2d_grad_weight", "s < count; s++", "s < count - 1; s++"),
     "matrix_product's rows": ("matmul", "int ka = ak == 1 ? i % 16 : i / 32", "int ka = ak == 1 ? i % 15 : i / 32"),
     "matrix_product's columns": ("matmul", "n = n0 + tx + 16 * j", "n = n0 + tx + 15 * j"),
@@ -196,7 +193,7 @@ FAULTS = {
     "few_row_sums": ("channel_sum", "m += 8) total", "m += 9) total"),
     "finish_gradients": ("conv_layer_grad", "sums[c] = both[0]", "sums[c] = both[1]"),
     "sigmoid": ("sigmoid", "real e = exp(-fabs(x[i]))", "real e = exp(-fabs(x[i ? i - 1 : 0]))"),
-    "normalise": ("normalise", "* norm[C + c] + norm[2 * C + c]; });", "* norm[C + c] + norm[2 * C + c - 1]; });"),
+    "normalise": ("normalise", "beta = norm[2 * C + c];", "beta = norm[2 * C + (c ? c - 1 : 0)];"),
     "through_norm": ("norm_gradient", "through[2 * C + c]", "through[2 * C + c - 1]"),
     "finish_sums": ("channel_sum", "block += 16", "block += 17"),
     "finish_moments": ("moments", ": shift[c]) + m", ": shift[c ? c - 1 : 0]) + m"),
@@ -362,9 +359,9 @@ TF32_FAULTS = {
     "b's k": ("B[k + j % 2 * 4 + t]", "B[k + (j + 1) % 2 * 4 + t]"),
     "b's columns": ("j / 2 * 8 + g]", "j / 2 * 8 + (g ^ 1)]"),
     "half of the k": ("k < K; k += 8", "k < K - 8; k += 8"),
-    "where a k lies": ("[place(o.adjoint ? at % BK : at / BN)]", "[o.adjoint ? at % BK : at / BN]"),
-    "a barrier of correlate": ("store(buffer ^ 1);\n            __syncthreads();", "store(buffer ^ 1);"),
-    "a barrier of weight_gradient": ("        __syncthreads();\n        a = read_x", "        a = read_x"),
+    "where a k lies": ("As[buffer][place(a_channel + e)]", "As[buffer][a_channel + e]"),
+    "a barrier of correlate": ("store(step % 2);\n            __syncthreads();", "store(step % 2);"),
+    "a barrier of weight_gradient": ("        __syncthreads();\n        read();", "        read();"),
 }
 
 
@@ -402,7 +399,8 @@ def test_tf32_trains_nearly_as_fp32(cuda_device: str, monkeypatch: pytest.Monkey
 @needs_nvcc
 @pytest.mark.parametrize(("real", "tf32"), [("float", 0), ("float", 1), ("double", 0)])
 def test_it_compiles_without_spilling_registers(real: str, tf32: int, tmp_path: Any) -> None:
-    """Spilled registers live in memory. The two convolutions may use 168 registers: 1 1/2 blocks of 256 threads."""
+    """Spilled registers live in memory, as do arrays with an index that is computed. In float two blocks of 256 threads
+    fit a multiprocessor: one alone would wait for memory."""
     command = ["nvcc", "-arch=sm_90", "--cubin", "-std=c++17", f"-DREAL={real}", f"-DTF32={tf32}", "-Xptxas", "-v"]
     command.append(str(cuda.SOURCE))
     done = subprocess.run([*command, "-o", tmp_path / "k.cubin"], capture_output=True, text=True, check=False)
@@ -410,8 +408,22 @@ def test_it_compiles_without_spilling_registers(real: str, tf32: int, tmp_path: 
     names = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
     assert len(names) == len(set(names)) >= 20
     assert set(re.findall(r"(\d+) bytes spill", done.stderr)) == {"0"}, done.stderr
+    assert set(re.findall(r"(\d+) bytes stack frame", done.stderr)) == {"0"}, done.stderr
     registers = dict(zip(names, map(int, re.findall(r"Used (\d+) registers", done.stderr)), strict=True))
-    assert max(registers.values()) <= 168, registers
+    assert max(registers.values()) <= (128 if (real, tf32) == ("float", 0) else 200), registers
+
+
+@needs_nvcc
+def test_the_large_kernels_say_how_many_threads_they_have(tmp_path: Any) -> None:
+    """Else the compiler may give them so many registers that one block fills a multiprocessor."""
+    command = ["nvcc", "-arch=sm_90", "--ptx", "-std=c++17", "-DREAL=float", "-DTF32=0", str(cuda.SOURCE)]
+    subprocess.run([*command, "-o", tmp_path / "k.ptx"], check=True)
+    entries = re.split(r"\.visible \.entry ", (tmp_path / "k.ptx").read_text())[1:]
+    bounds = {re.match(r"\w+", text)[0]: re.search(r"\.maxntid (\d+)", text.split("{")[0]) for text in entries}
+    large = ("correlate", "weight_gradient", "matrix_product")
+    assert {name: int(found[1]) for name, found in bounds.items() if found and name.startswith(large)} == {
+        name: 256 for name in bounds if name.startswith(large)
+    }
 
 
 # ---- a training step ----
@@ -466,7 +478,7 @@ def test_the_order_of_threads_does_not_matter(cupy_double: object, monkeypatch: 
 
 @needs_compiler
 def test_a_missing_barrier_is_found(on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = "        __syncthreads();\n        a = read_x(m0 + GM + ty)"
+    place = "        __syncthreads();\n        read();"
     monkeypatch.setattr(cuda, "_source", lambda: _fault(place, place.replace("__syncthreads();", "")))
     with pytest.raises(AssertionError, match="conv2d_grad_weight"):
         compare_all(on_cpu, "conv2d_grad_weight", monkeypatch)
@@ -564,7 +576,7 @@ def trained_launches(trainer: Trainer) -> Any:
     [
         pytest.param(lambda k, x: float(x.sum()), id="reads back"),
         pytest.param(lambda k, x: k.xp.asarray([1.0]), id="copies from the host"),
-        pytest.param(lambda k, x: k.xp.matmul(x[None], x[:, None]), id="calls cuBLAS"),
+        pytest.param(lambda k, x: k.xp.matmul(x[:, None], x[None]), id="calls cuBLAS"),
     ],
 )
 def test_a_step_that_cannot_be_captured_says_why(fault: Any, cuda_device: str) -> None:

@@ -57,13 +57,15 @@ class Captured:
     def _run(self, arrays: tuple[Array | None, ...]) -> Array:
         kind = [None if x is None else (x.shape, x.dtype) for x in arrays]
         self.kind = self.kind or kind
-        if kind != self.kind:
-            return self.step(*arrays)
-        self.calls += 1
-        if self.calls <= WARM_UP:  # in the graph's memory, so that there is no second step's worth of it beside
+        self.calls += kind == self.kind
+        if kind != self.kind or self.calls <= WARM_UP:
+            # In the graph's memory, so that there is no second step's worth of it beside: what a replay writes there
+            # and reads again is free between the replays.
             with self.xp.cuda.using_allocator(self.pool.malloc):
-                self.inputs = [None if x is None else x.copy() for x in arrays]
-                result = self.step(*self.inputs)
+                inputs = [None if x is None else x.copy() for x in arrays]
+                result = self.step(*inputs)
+            if kind == self.kind:
+                self.inputs = inputs
             return result.copy()
         if self.graph is None:
             self._record()

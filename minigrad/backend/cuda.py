@@ -29,7 +29,8 @@ MOST_BLOCKS = 512  # that a sum over pixels is cut into
 FEW_ROWS = 256  # that one block of threads sums
 FILL = 132  # blocks of threads that keep a large GPU busy
 SOURCE = Path(__file__).with_name("kernels.cu")
-THIN, PIXELS, FEW, LISTED = 16, 64, 4, 64  # as in kernels.cu
+THIN, PIXELS, LANES, TAPS, RUN, LISTED = 16, 64, 16, 9, 8, 64  # as in kernels.cu
+FEW = 4  # channels to which a convolution goes that has a kernel of its own
 ADDITIONS = np.dtype([("total", "u8", LISTED), ("value", "u8", LISTED), ("size", "i4", LISTED), ("end", "i4", LISTED)])
 NULL = np.uint64(0)  # an array that is absent
 
@@ -81,7 +82,7 @@ class CudaBackend(Backend):
         if type(value) is float:
             return dtype.type(value)
         if isinstance(value, self.xp.ndarray) and value.size > MOST_NUMBERS:
-            raise ValueError(f"the cuda kernels take arrays of at most {MOST_NUMBERS} numbers, found {value.shape}")
+            raise MemoryError(f"the cuda kernels take arrays of at most {MOST_NUMBERS} numbers, found {value.shape}")
         return value
 
     def describe(self) -> str:
@@ -94,15 +95,15 @@ class CudaBackend(Backend):
         """Faster because a call is one launch of a CUDA graph; see capture.py."""
         return Captured(self.xp, step)
 
-    def _quads(self, x: Array) -> bool:
-        """Whether four channels of x may be read at once."""
-        return x.shape[-1] % 4 == 0 and x.data.ptr % 16 == 0
+    def _quads(self, *arrays: Array | None) -> bool:
+        """Whether four channels of each array may be read at once."""
+        return all(x is None or (x.shape[-1] % 4 == 0 and x.data.ptr % 16 == 0) for x in arrays)
 
     # ---- images and gradients ----
 
     def unit_range(self, images: Array, dtype: Any, rows: Array | None = None) -> Array:
         """Faster as one launch that reads the bytes where they are."""
-        if rows is None or images.dtype != "uint8":
+        if rows is None or images.dtype != "uint8" or rows.dtype != "int64":
             return super().unit_range(images, dtype, rows)
         images, rows = self._contiguous(images, rows)
         x = self.xp.empty((len(rows), *images.shape[1:]), dtype=dtype)
@@ -199,24 +200,26 @@ class CudaBackend(Backend):
         y = self.xp.empty((N, OH, OW, F), dtype=x.dtype)
         pixels = N * (-(-OH // SH) * -(-OW // SW) if adjoint else OH * OW)  # of the largest phase
         sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
-        if F <= FEW and not sums:
-            grid = min(-(-pixels // 8), 8 * MOST_BLOCKS), 1, phases
+        x_quads = self._quads(x, norm)
+        if F <= FEW and not sums and C <= 4 * LANES and KH * KW <= TAPS and x_quads:
+            grid = min(-(-pixels * LANES // (256 * RUN)), 8 * MOST_BLOCKS), 1, phases
             arrays = x, norm, weight, bias, y
             self._launch("correlate_thin_output", x.dtype, grid, 256, *arrays, *sizes, adjoint, active)
             return y, None
         thin = KH * KW * C <= THIN and not adjoint
         large = 128 if x.dtype == "float32" else 64  # pixels of a tile
         if thin:
-            name, rows, columns, threads = "correlate_thin_input", PIXELS, 32, 256
+            name, rows, columns = "correlate_thin_input", PIXELS, 32
         elif -(-pixels // large) * -(-F // 64) * phases >= FILL and F > 32:
-            name, rows, columns, threads = "correlate_large", large, 64, 256
+            name, rows, columns = "correlate_large", large, 64
         else:
-            name, rows, columns, threads = "correlate_small", 32, 32, 128
+            name, rows, columns = "correlate_small", 32, 32
         blocks = max(1, min(-(-pixels // rows), MOST_BLOCKS))
         partials = self.xp.empty((phases * blocks, 2, F), dtype="float64") if sums else None
         everything = x, norm, weight, bias, other, y, partials
-        options = (active,) if thin else (adjoint, active, self._quads(x))
-        self._launch(name, x.dtype, (blocks, -(-F // columns), phases), threads, *everything, *sizes, *options)
+        w_quads = (C if adjoint else F) % 4 == 0 and weight.data.ptr % 16 == 0
+        options = (active,) if thin else (adjoint, active, x_quads, w_quads)
+        self._launch(name, x.dtype, (blocks, -(-F // columns), phases), 256, *everything, *sizes, *options)
         return y, partials
 
     def _weight_gradient(
@@ -451,6 +454,7 @@ class CudaBackend(Backend):
         """Faster as one launch."""
         C = len(mean)
         arrays = moving_mean, moving_variance, *self._contiguous(mean, variance)
+        momentum = float(momentum)
         self._launch("batch_norm_update", mean.dtype, (-(-C // 256),), 256, *arrays, C, momentum, 1 - momentum)
 
     # ---- losses and optimisers ----

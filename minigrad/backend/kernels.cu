@@ -120,20 +120,25 @@ struct Correlation {
     int OH, OW, F;      // y
     int KH, KW, SH, SW, top, left;
     int adjoint, active;
-    int quads;          // C is a multiple of 4 and x aligned: four channels are read at once
+    int x_quads, w_quads;  // whether four channels of x, and four neighbours of weight, may be read at once
 };
 
-const int BK = 16;  // of k at a time
+// v = (v - mean) * scale + beta of channels c ... c + 3 with norm (3, C).
+__device__ void normalise_quad(real4 &v, const real *norm, int c, int C) {
+    real4 mean = *(const real4 *)&norm[c], scale = *(const real4 *)&norm[C + c], beta = *(const real4 *)&norm[2 * C + c];
+#pragma unroll
+    for (int e = 0; e < 4; e++) v.v[e] = (v.v[e] - mean.v[e]) * scale.v[e] + beta.v[e];
+}
 
-// A block of (BM / TM) * (BN / TN) threads computes BM pixels by BN channels, a thread TM by TN of them. The next BK
-// columns of A and rows of B are read from memory while those in shared memory are multiplied.
-template <int BM, int BN, int TM, int TN, bool TENSOR>
+// A block of (BM / TM) * (BN / TN) threads computes BM pixels by BN channels, a thread TM by TN of them. It goes through
+// the taps, and through BK channels of x at a time: all of a step is of one tap, so that nothing is divided. The next step
+// of A and B is read from memory while the one in shared memory is multiplied.
+template <int BM, int BN, int BK, int TM, int TN, bool TENSOR>
 __device__ void correlate(const Correlation &o) {
     typedef Part<TM, TN, BN / TN, TENSOR> Part;
     const int threads = (BM / TM) * (BN / TN);
-    const int quads = BM * BK / 4 / threads;  // of A, that a thread reads; all at the same k
-    const int singles = BK * BN / threads;    // of B
-    static_assert(quads * threads * 4 == BM * BK && singles * threads == BK * BN && threads % (BK / 4) == 0, "tile");
+    const int quads = BM * BK / 4 / threads;  // of A, that a thread reads; all at the same channels
+    static_assert(quads * threads * 4 == BM * BK && BN * BK == 4 * threads && threads % (BK / 4) == 0, "tile");
     __shared__ __align__(16) real As[2][BK][BM + Part::A_PAD];
     __shared__ __align__(16) real Bs[2][BK][BN + Part::B_PAD];
     typedef double Sums[2][BN];
@@ -144,17 +149,18 @@ __device__ void correlate(const Correlation &o) {
     const Part part(thread);
     const Axis rows = axis_of(o.adjoint, blockIdx.z / o.SW, o.OH, o.KH, o.SH, o.top);
     const Axis cols = axis_of(o.adjoint, blockIdx.z % o.SW, o.OW, o.KW, o.SW, o.left);
-    const int M = o.N * rows.pixels * cols.pixels, K = rows.taps * cols.taps * o.C;
+    const int M = o.N * rows.pixels * cols.pixels, steps = rows.taps * cols.taps * ((o.C + BK - 1) / BK);
     const int n0 = blockIdx.y * BN;
+    const int a_channel = thread % (BK / 4) * 4;  // of a step, where this thread reads A
+    // Where it reads B: the channels b_channel ... b_channel + 3 of x for channel b_column of y if adjoint; or the channel
+    // b_channel for b_column ... b_column + 3. These are neighbours in weight.
+    const int b_channel = o.adjoint ? a_channel : thread / (BN / 4);
+    const int b_column = o.adjoint ? thread / (BK / 4) : thread % (BN / 4) * 4;
 
     double total[2][TN] = {};
-    real shift[TN];  // of the values that are summed: what a pixel is whose product is 0, so that equal ones cancel
-    for (int j = 0; j < TN; j++) {
-        int n = n0 + part.column(j);
-        shift[j] = o.partials && !o.other && n < o.F ? positive(o.bias[n]) : 0;
-    }
     for (int tile = blockIdx.x; tile * BM < M; tile += gridDim.x) {
         int image[quads], h[quads], w[quads];  // where tap 0 of this thread's pixels lies; image -1: no pixel
+#pragma unroll
         for (int i = 0; i < quads; i++) {
             int m = tile * BM + (thread + i * threads) / (BK / 4);
             int q = m % cols.pixels, p = m / cols.pixels % rows.pixels;
@@ -163,70 +169,74 @@ __device__ void correlate(const Correlation &o) {
             w[i] = cols.in + q * cols.stride;
         }
         real acc[TM][TN] = {};
-        real4 a[quads];
-        real b[singles];
+        real4 a[quads], b;
+        int t = 0, u = 0, c0 = 0;  // tap and first channel of the step that is read next
 
-        auto element = [&](int i, int k) -> real {  // of A, from x, normalised
-            int c = k % o.C, t = k / o.C / cols.taps, u = k / o.C % cols.taps;
-            int row = h[i] + t * rows.sign, col = w[i] + u * cols.sign;
-            if (k >= K || image[i] < 0 || row < 0 || row >= o.H || col < 0 || col >= o.W) return 0;
-            real value = o.x[((size_t)(image[i] * o.H + row) * o.W + col) * o.C + c];
-            return o.norm ? (value - o.norm[c]) * o.norm[o.C + c] + o.norm[2 * o.C + c] : value;
-        };
-        auto read = [&](int k0) {
-            int k = k0 + thread % (BK / 4) * 4;
-            if (o.quads) {
-                int c = k % o.C, t = k / o.C / cols.taps, u = k / o.C % cols.taps;
-                for (int i = 0; i < quads; i++) {
-                    int row = h[i] + t * rows.sign, col = w[i] + u * cols.sign;
-                    bool inside = k < K && image[i] >= 0 && row >= 0 && row < o.H && col >= 0 && col < o.W;
-                    a[i] = real4{};
-                    if (inside) {
-                        a[i] = *(const real4 *)&o.x[((size_t)(image[i] * o.H + row) * o.W + col) * o.C + c];
-                        if (o.norm)
-                            for (int e = 0; e < 4; e++)
-                                a[i].v[e] = (a[i].v[e] - o.norm[c + e]) * o.norm[o.C + c + e] + o.norm[2 * o.C + c + e];
+        auto read = [&]() {
+            const int c = c0 + a_channel;
+#pragma unroll
+            for (int i = 0; i < quads; i++) {
+                int row = h[i] + t * rows.sign, col = w[i] + u * cols.sign;
+                bool inside = image[i] >= 0 && row >= 0 && row < o.H && col >= 0 && col < o.W;
+                const real *from = &o.x[((size_t)(image[i] * o.H + row) * o.W + col) * o.C + c];
+                a[i] = real4{};
+                if (o.x_quads && inside && c < o.C) {
+                    a[i] = *(const real4 *)from;
+                    if (o.norm) normalise_quad(a[i], o.norm, c, o.C);
+                } else {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        if (!inside || c + e >= o.C) continue;
+                        real value = from[e];
+                        if (o.norm) value = (value - o.norm[c + e]) * o.norm[o.C + c + e] + o.norm[2 * o.C + c + e];
+                        a[i].v[e] = value;
                     }
                 }
-            } else {
-                for (int i = 0; i < quads; i++)
-                    for (int e = 0; e < 4; e++) a[i].v[e] = element(i, k + e);
             }
-            for (int i = 0; i < singles; i++) {
-                int at = thread + i * threads;  // consecutive threads read consecutive weights
-                int kb = k0 + (o.adjoint ? at % BK : at / BN), n = n0 + (o.adjoint ? at / BK : at % BN);
-                b[i] = 0;
-                if (kb < K && n < o.F) {
-                    int c = kb % o.C, t = kb / o.C / cols.taps, u = kb / o.C % cols.taps;
-                    int tap = (rows.tap + t * rows.apart) * o.KW + cols.tap + u * cols.apart;
-                    b[i] = o.weight[(size_t)tap * o.C * o.F + (o.adjoint ? n * o.C + c : c * o.F + n)];
-                }
+            const int k = c0 + b_channel, n = n0 + b_column, tap = (rows.tap + t * rows.apart) * o.KW + cols.tap + u * cols.apart;
+            const real *from = &o.weight[(size_t)tap * o.C * o.F + (o.adjoint ? n * o.C + k : k * o.F + n)];
+            b = real4{};
+            if (o.w_quads) {
+                if (k < o.C && n < o.F) b = *(const real4 *)from;
+            } else {
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    if (k + (o.adjoint ? e : 0) < o.C && n + (o.adjoint ? 0 : e) < o.F) b.v[e] = from[e];
+            }
+            c0 += BK;
+            if (c0 >= o.C) {
+                c0 = 0;
+                u++;
+            }
+            if (u == cols.taps) {
+                u = 0;
+                t++;
             }
         };
-        // The row of As and Bs that holds k. For the tensor cores neighbours lie apart, so that a warp, which stores every
-        // fourth k of 8 pixels at once, writes to 32 banks of As.
+        // The row of As and Bs that holds a channel. For the tensor cores neighbours lie apart, so that a warp, which stores
+        // every fourth of 8 pixels at once, writes to 32 banks of As.
         auto place = [](int k) { return TENSOR ? k % 4 * (BK / 4) + k / 4 : k; };
         auto store = [&](int buffer) {
-            for (int i = 0; i < quads; i++) {
-                int at = thread + i * threads;
-                for (int e = 0; e < 4; e++)
-                    As[buffer][place(at % (BK / 4) * 4 + e)][at / (BK / 4)] = part.factor(a[i].v[e]);
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+#pragma unroll
+                for (int i = 0; i < quads; i++)
+                    As[buffer][place(a_channel + e)][(thread + i * threads) / (BK / 4)] = part.factor(a[i].v[e]);
+                b.v[e] = part.factor(b.v[e]);
+                if (o.adjoint) Bs[buffer][place(b_channel + e)][b_column] = b.v[e];
             }
-            for (int i = 0; i < singles; i++) {
-                int at = thread + i * threads;
-                Bs[buffer][place(o.adjoint ? at % BK : at / BN)][o.adjoint ? at / BK : at % BN] = part.factor(b[i]);
-            }
+            if (!o.adjoint) *(real4 *)&Bs[buffer][place(b_channel)][b_column] = b;
         };
 
-        if (K > 0) {
-            read(0);
+        if (steps > 0) {
+            read();
             store(0);
         }
         __syncthreads();
-        for (int k0 = 0, buffer = 0; k0 < K; k0 += BK, buffer ^= 1) {
-            if (k0 + BK < K) read(k0 + BK);
-            part.add(As[buffer], Bs[buffer], acc);
-            if (k0 + BK < K) store(buffer ^ 1);
+        for (int step = 1; step <= steps; step++) {
+            if (step < steps) read();
+            part.add(As[(step + 1) % 2], Bs[(step + 1) % 2], acc);
+            if (step < steps) store(step % 2);
             __syncthreads();
         }
 
@@ -241,7 +251,9 @@ __device__ void correlate(const Correlation &o) {
                 real value = acc[i][j] + (o.bias ? o.bias[n] : 0);
                 if (o.active) value = positive(value);
                 o.y[pixel * o.F + n] = value;
-                double shifted = (double)value - shift[j];
+                if (!o.partials) continue;
+                // Less what a pixel is whose product is 0, so that equal ones cancel.
+                double shifted = (double)value - (o.other ? 0 : positive(o.bias[n]));
                 total[0][j] += shifted;
                 total[1][j] += shifted * (o.other ? o.other[pixel * o.F + n] : shifted);
             }
@@ -260,17 +272,19 @@ __device__ void correlate(const Correlation &o) {
     }
 }
 
-#define CORRELATE(NAME, BM, BN, TM, TN, TENSOR)                                                                      \
-    extern "C" __global__ void __launch_bounds__((BM / TM) * (BN / TN)) NAME(                                        \
-        const real *x, const real *norm, const real *weight, const real *bias, const real *other, real *y,           \
+// RESIDENT: blocks on a multiprocessor, what the registers allow.
+#define CORRELATE(NAME, BM, BN, BK, TM, TN, TENSOR, RESIDENT)                                                         \
+    extern "C" __global__ void __launch_bounds__(256, RESIDENT) NAME(                                                 \
+        const real *x, const real *norm, const real *weight, const real *bias, const real *other, real *y,            \
         double *partials, int N, int H, int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, \
-        int left, int adjoint, int active, int quads) {                                                              \
-        correlate<BM, BN, TM, TN, TENSOR>({x, norm, weight, bias, other, y, partials, N, H, W, C, OH, OW, F, KH, KW, \
-                                           SH, SW, top, left, adjoint, active, quads});                              \
+        int left, int adjoint, int active, int x_quads, int w_quads) {                                                \
+        static_assert((BM / (TM)) * (BN / (TN)) == 256, "threads");                                                   \
+        correlate<BM, BN, BK, TM, TN, TENSOR>({x, norm, weight, bias, other, y, partials, N, H, W, C, OH, OW, F, KH,  \
+                                               KW, SH, SW, top, left, adjoint, active, x_quads, w_quads});            \
     }
 const int LARGE = sizeof(real) == 4 ? 128 : 64;  // so that both fit 48 KB of shared memory
-CORRELATE(correlate_large, LARGE, 64, LARGE / 16, 4, TF32)
-CORRELATE(correlate_small, 32, 32, 4, 2, false)
+CORRELATE(correlate_large, LARGE, 64, 16, LARGE / 16, 4, TF32, sizeof(real) == 4 && !TF32 ? 2 : 1)
+CORRELATE(correlate_small, 32, 32, 32, 2, 2, false, 2)
 
 // ---- the gradient of a convolution's weight ----
 //
@@ -278,9 +292,8 @@ CORRELATE(correlate_small, 32, 32, 4, 2, false)
 // (shares, KH*KW*C, F), which `add_shares` adds.
 
 const int GM = 16, GK = 64, GF = 64;  // pixels at a time; a block computes GK by GF, a thread 4 by 4 of them
-const int RESIDENT = sizeof(real) == 8 ? 2 : TF32 ? 3 : 4;  // blocks on a multiprocessor: what its registers allow
 
-extern "C" __global__ void __launch_bounds__(256, RESIDENT) weight_gradient(
+extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) weight_gradient(
     const real *x, const real *x_norm, const real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
     int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int x_quads, int g_quads, int pixels_a_share) {
     typedef Part<4, 4, GF / 4, TF32> Part;
@@ -292,38 +305,60 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) weight_gradient(
     const int first = blockIdx.z * pixels_a_share, M = N * OH * OW;
     const int last = first + pixels_a_share < M ? first + pixels_a_share : M;
 
-    // This thread reads columns k0 ... k0 + 3 of A and f0 ... f0 + 3 of g, of pixel m.
-    auto read_x = [&](int m) -> real4 {
-        real4 a = {};
-        int q = m % OW, p = m / OW % OH, image = m / OW / OH;
-        for (int e = 0; e < 4; e++) {
-            int k = k0 + e, c = k % C, row = p * SH + k / C / KW - top, col = q * SW + k / C % KW - left;
-            if (m >= last || k >= K || row < 0 || row >= H || col < 0 || col >= W) continue;
-            const real *from = &x[((size_t)(image * H + row) * W + col) * C + c];
-            if (x_quads) a = *(const real4 *)from;  // all four are of one tap
-            else a.v[e] = *from;
-            for (int i = e; x_norm && i < (x_quads ? 4 : e + 1); i++) {
-                int n = x_quads ? c + i : c;
-                a.v[i] = (a.v[i] - x_norm[n]) * x_norm[C + n] + x_norm[2 * C + n];
+    // This thread reads columns k0 ... k0 + 3 of A and f0 ... f0 + 3 of g: which tap and channel of x, and their norms.
+    int tap_row[4], tap_col[4], channel[4];
+    real x_rows[3][4] = {}, g_rows[3][4] = {};
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+        int k = k0 + e, f = f0 + e;
+        channel[e] = k % C;
+        tap_row[e] = k < K ? k / C / KW - top : -2 * H - KH;  // outside
+        tap_col[e] = k / C % KW - left;
+#pragma unroll
+        for (int r = 0; r < 3; r++) {
+            if (x_norm) x_rows[r][e] = x_norm[r * C + channel[e]];
+            if (g_norm && f < F) g_rows[r][e] = g_norm[r * F + f];
+        }
+    }
+    int m = first + ty, q = m % OW, p = m / OW % OH, image = m / OW / OH;  // the pixel that is read next
+    real4 a, b;
+    auto read = [&]() {
+        a = b = real4{};
+        if (m < last) {
+            if (x_quads) {  // all four are of one tap
+                int row = p * SH + tap_row[0], col = q * SW + tap_col[0];
+                if (row >= 0 && row < H && col >= 0 && col < W) {
+                    a = *(const real4 *)&x[((size_t)(image * H + row) * W + col) * C + channel[0]];
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (x_norm) a.v[e] = (a.v[e] - x_rows[0][e]) * x_rows[1][e] + x_rows[2][e];
+                }
+            } else {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    int row = p * SH + tap_row[e], col = q * SW + tap_col[e];
+                    if (row < 0 || row >= H || col < 0 || col >= W) continue;
+                    real value = x[((size_t)(image * H + row) * W + col) * C + channel[e]];
+                    a.v[e] = x_norm ? (value - x_rows[0][e]) * x_rows[1][e] + x_rows[2][e] : value;
+                }
             }
-            if (x_quads) break;
+            if (g_quads && f0 < F) b = *(const real4 *)&g[(size_t)m * F + f0];
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                if (!g_quads && f0 + e < F) b.v[e] = g[(size_t)m * F + f0 + e];
+                if (g_norm && f0 + e < F) b.v[e] = (b.v[e] - g_rows[0][e]) * g_rows[1][e] + g_rows[2][e];
+            }
         }
-        return a;
-    };
-    auto read_g = [&](int m) -> real4 {
-        real4 b = {};
-        if (m >= last) return b;
-        if (g_quads && f0 < F) b = *(const real4 *)&g[(size_t)m * F + f0];
-        for (int e = 0; e < 4 && f0 + e < F; e++) {
-            int f = f0 + e;
-            if (!g_quads) b.v[e] = g[(size_t)m * F + f];
-            if (g_norm) b.v[e] = (b.v[e] - g_norm[f]) * g_norm[F + f] + g_norm[2 * F + f];
-        }
-        return b;
+        m += GM;
+        for (q += GM; q >= OW; q -= OW)
+            if (++p == OH) {
+                p = 0;
+                image++;
+            }
     };
 
     real acc[4][4] = {};
-    real4 a = read_x(first + ty), b = read_g(first + ty);
+    read();
     for (int m0 = first; m0 < last; m0 += GM) {
         for (int e = 0; e < 4; e++) {
             a.v[e] = part.factor(a.v[e]);
@@ -332,8 +367,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) weight_gradient(
         *(real4 *)&As[ty][tx * 4] = a;
         *(real4 *)&Gs[ty][tx * 4] = b;
         __syncthreads();
-        a = read_x(m0 + GM + ty);  // while these are multiplied
-        b = read_g(m0 + GM + ty);
+        read();  // while these are multiplied
         part.add(As, Gs, acc);
         __syncthreads();
     }
@@ -445,43 +479,68 @@ extern "C" __global__ void __launch_bounds__(256) weight_gradient_thin_input(
     }
 }
 
-// The convolution, or its adjoint, where F <= FEW. A warp computes all channels of one pixel, a thread the share of every
-// 32nd channel of x in them. blockIdx.z is the phase, as in correlate.
-const int FEW = 4;
+// The convolution, or its adjoint, to few channels F: from C <= 4 LANES channels, a multiple of 4, with at most TAPS taps a
+// pixel. LANES threads compute a pixel, each from four channels, whose weights it keeps: with the norm's scale in them, and
+// what the rest of the norm adds at a tap that lies inside. They go through RUN pixels in a row. blockIdx.z is the phase.
+const int LANES = 16, TAPS = 9, RUN = 8;
 
 extern "C" __global__ void __launch_bounds__(256) correlate_thin_output(
-    const real *x, const real *norm, const real *weight, const real *bias, real *y, int N, int H, int W, int C, int OH,
-    int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int adjoint, int active) {
-    const int lane = threadIdx.x % 32;
+    const real *__restrict__ x, const real *norm, const real *weight, const real *bias, real *__restrict__ y, int N, int H,
+    int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int adjoint, int active) {
+    const int lane = threadIdx.x % LANES, c = 4 * lane, M_PER = 256 / LANES * RUN;
     const Axis rows = axis_of(adjoint, blockIdx.z / SW, OH, KH, SH, top);
     const Axis cols = axis_of(adjoint, blockIdx.z % SW, OW, KW, SW, left);
-    const int M = N * rows.pixels * cols.pixels;
-    for (int m = blockIdx.x * 8 + threadIdx.x / 32; m < M; m += gridDim.x * 8) {
-        int q = m % cols.pixels, p = m / cols.pixels % rows.pixels, image = m / cols.pixels / rows.pixels;
-        real acc[FEW] = {};
-        for (int c = lane; c < C; c += 32) {
-            real mean = norm ? norm[c] : 0, scale = norm ? norm[C + c] : 1, beta = norm ? norm[2 * C + c] : 0;
-            for (int t = 0; t < rows.taps; t++) {
-                int row = rows.in + p * rows.stride + t * rows.sign;
-                if (row < 0 || row >= H) continue;
-                for (int u = 0; u < cols.taps; u++) {
-                    int col = cols.in + q * cols.stride + u * cols.sign;
-                    if (col < 0 || col >= W) continue;
-                    real value = (x[((size_t)(image * H + row) * W + col) * C + c] - mean) * scale + beta;
-                    const real *w = weight + ((rows.tap + t * rows.apart) * KW + cols.tap + u * cols.apart) * C * F;
+    const int M = N * rows.pixels * cols.pixels, taps = rows.taps * cols.taps;
+    for (int f = 0; f < F; f++) {
+        real w[TAPS][4] = {}, constant[TAPS] = {};
+        int row_of[TAPS] = {}, col_of[TAPS] = {};
 #pragma unroll
-                    for (int f = 0; f < FEW; f++)
-                        if (f < F) acc[f] += value * w[adjoint ? f * C + c : c * F + f];
-                }
+        for (int tap = 0; tap < TAPS; tap++) {
+            if (tap >= taps || c >= C) continue;
+            int t = tap / cols.taps, u = tap % cols.taps;
+            row_of[tap] = t * rows.sign;
+            col_of[tap] = u * cols.sign;
+            const real *from = weight + ((rows.tap + t * rows.apart) * KW + cols.tap + u * cols.apart) * C * F;
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                w[tap][e] = from[adjoint ? f * C + c + e : (c + e) * F + f];
+                if (!norm) continue;
+                constant[tap] += w[tap][e] * (norm[2 * C + c + e] - norm[c + e] * norm[C + c + e]);
+                w[tap][e] *= norm[C + c + e];
             }
         }
-        size_t pixel = (size_t)(image * OH + rows.out + p * rows.step) * OW + cols.out + q * cols.step;
+        for (int start = blockIdx.x * M_PER; start < M; start += gridDim.x * M_PER) {
+            int m = start + threadIdx.x / LANES * RUN, q = m % cols.pixels, p = m / cols.pixels % rows.pixels;
+            int image = m / cols.pixels / rows.pixels;
+            for (int i = 0; i < RUN; i++, m++) {
+                real sum = 0;
+                if (m < M && c < C) {
+                    const int h = rows.in + p * rows.stride, v = cols.in + q * cols.stride;
 #pragma unroll
-        for (int f = 0; f < FEW; f++) {
-            if (f >= F) break;
-            for (int apart = 16; apart; apart /= 2) acc[f] += __shfl_xor_sync(0xffffffff, acc[f], apart);
-            real value = acc[f] + (bias ? bias[f] : 0);
-            if (lane == 0) y[pixel * F + f] = active ? positive(value) : value;
+                    for (int tap = 0; tap < TAPS; tap++) {
+                        int row = h + row_of[tap], col = v + col_of[tap];
+                        if (tap >= taps || row < 0 || row >= H || col < 0 || col >= W) continue;
+                        real4 a = *(const real4 *)&x[((size_t)(image * H + row) * W + col) * C + c];
+                        sum += constant[tap];
+#pragma unroll
+                        for (int e = 0; e < 4; e++) sum += a.v[e] * w[tap][e];
+                    }
+                }
+#pragma unroll
+                for (int apart = LANES / 2; apart; apart /= 2) sum += __shfl_xor_sync(0xffffffff, sum, apart);
+                if (m < M && lane == 0) {
+                    size_t pixel = (size_t)(image * OH + rows.out + p * rows.step) * OW + cols.out + q * cols.step;
+                    real value = sum + (bias ? bias[f] : 0);
+                    y[pixel * F + f] = active ? positive(value) : value;
+                }
+                if (++q == cols.pixels) {
+                    q = 0;
+                    if (++p == rows.pixels) {
+                        p = 0;
+                        image++;
+                    }
+                }
+            }
         }
     }
 }
@@ -537,23 +596,30 @@ extern "C" __global__ void __launch_bounds__(256) matrix_product(
 
 // ---- what goes over all rows (M, C) and sums over them: a block has 32 channels by 8 rows at a time ----
 
-template <class Row>
-__device__ void over_rows(int M, int C, double *partials, Row row) {
+//
+// channel(c) gives what is done at a place, row(place, sums), so that what belongs to the channel is read only once.
+template <class Channel>
+__device__ void over_rows(int M, int C, double *partials, Channel channel) {
     const int lane = threadIdx.x % 32, ty = threadIdx.x / 32, c = blockIdx.y * 32 + lane;
     double total[2] = {};
-    if (c < C)
-        for (int m = blockIdx.x * 8 + ty; m < M; m += gridDim.x * 8) row((size_t)m * C + c, c, total);
+    if (c < C) {
+        auto row = channel(c);
+#pragma unroll 4
+        for (int m = blockIdx.x * 8 + ty; m < M; m += gridDim.x * 8) row((size_t)m * C + c, total);
+    }
     if (partials) write_partials(total, partials, C);
 }
 
 // The sums of x and of x * other; without other those of x (less shift, if there is one) and of its square.
 extern "C" __global__ void __launch_bounds__(256) row_sums(
-    const real *x, const real *other, const real *shift, double *partials, int M, int C) {
-    over_rows(M, C, partials, [=](size_t i, int c, double *total) {
-        double value = x[i];
-        if (shift) value -= shift[c];
-        total[0] += value;
-        total[1] += value * (other ? other[i] : value);
+    const real *__restrict__ x, const real *__restrict__ other, const real *shift, double *partials, int M, int C) {
+    over_rows(M, C, partials, [=](int c) {
+        const double less = shift ? shift[c] : 0;
+        return [=](size_t i, double *total) {
+            double value = x[i] - less;
+            total[0] += value;
+            total[1] += value * (other ? other[i] : value);
+        };
     });
 }
 
@@ -571,18 +637,26 @@ extern "C" __global__ void __launch_bounds__(256) few_row_sums(const real *x, re
 }
 
 // y = (x - mean) * scale + beta with norm (3, C).
-extern "C" __global__ void __launch_bounds__(256) normalise(const real *x, const real *norm, real *y, int M, int C) {
-    over_rows(M, C, nullptr, [=](size_t i, int c, double *) { y[i] = (x[i] - norm[c]) * norm[C + c] + norm[2 * C + c]; });
+extern "C" __global__ void __launch_bounds__(256) normalise(
+    const real *__restrict__ x, const real *norm, real *__restrict__ y, int M, int C) {
+    over_rows(M, C, nullptr, [=](int c) {
+        const real mean = norm[c], scale = norm[C + c], beta = norm[2 * C + c];
+        return [=](size_t i, double *) { y[i] = (x[i] - mean) * scale + beta; };
+    });
 }
 
 // g = scale * (gy - offset - (y - mean) * slope) with through (4, C); if relu, 0 where y is not positive. And its sum.
 extern "C" __global__ void __launch_bounds__(256) through_norm(
-    const real *gy, const real *y, const real *through, real *g, double *partials, int M, int C, int relu) {
-    over_rows(M, C, partials, [=](size_t i, int c, double *total) {
-        real value = through[C + c] * (gy[i] - through[2 * C + c] - (y[i] - through[c]) * through[3 * C + c]);
-        if (relu && !(y[i] > 0)) value = 0;
-        g[i] = value;
-        total[0] += value;
+    const real *__restrict__ gy, const real *__restrict__ y, const real *through, real *__restrict__ g, double *partials,
+    int M, int C, int relu) {
+    over_rows(M, C, partials, [=](int c) {
+        const real mean = through[c], scale = through[C + c], offset = through[2 * C + c], slope = through[3 * C + c];
+        return [=](size_t i, double *total) {
+            real value = scale * (gy[i] - offset - (y[i] - mean) * slope);
+            if (relu && !(y[i] > 0)) value = 0;
+            g[i] = value;
+            total[0] += value;
+        };
     });
 }
 
@@ -722,7 +796,7 @@ struct Additions {  // end[i]: the first block of threads behind those of array 
 // total += value of every array in the list.
 extern "C" __global__ void add_all(const Additions list) {
     int array = 0;
-    while ((int)blockIdx.x >= list.end[array]) array++;
+    while (array < LISTED - 1 && (int)blockIdx.x >= list.end[array]) array++;
     int i = (blockIdx.x - (array ? list.end[array - 1] : 0)) * blockDim.x + threadIdx.x;
     if (i < list.size[array]) list.total[array][i] += list.value[array][i];
 }
