@@ -277,6 +277,19 @@ def _trainer(
     return Trainer(model, images, options, folder=folder, progress=progress, data=data, signals=signals)
 
 
+def check_writable(folder: Path) -> None:
+    """Make the folder and see that a file can be written there, before the work whose result shall lie there.
+
+    Raises:
+        DataError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record as a JSON file, whole or not at all."""
     write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
@@ -311,6 +324,20 @@ def data_of_run(folder: Path, dataset: str | None, data_dir: str | None) -> tupl
     if not isinstance(name, str | None) or not isinstance(place, str | None):
         raise DataError(f"{folder / RECORD_FILE}: data: expected a name and a folder, found {used!r}")
     return dataset or name or "auto", data_dir or (None if dataset else place)
+
+
+def training_of_run(folder: Path) -> tuple[int | None, bool]:
+    """(how many of the training images a run used, None for all; whether it binarised them anew for each batch).
+
+    Raises:
+        DataError: run.json holds something else there.
+    """
+    record = read_record(folder)
+    data, options = record.get("data"), record.get("options")
+    limit = data.get("limit_train") if isinstance(data, dict) else None
+    if limit is not None and not (isinstance(limit, int) and limit >= 1):
+        raise DataError(f"{folder / RECORD_FILE}: limit_train: expected a number of images, found {limit!r}")
+    return limit, isinstance(options, dict) and bool(options.get("binarise"))
 
 
 def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) -> np.ndarray:
