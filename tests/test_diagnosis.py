@@ -119,6 +119,12 @@ def test_no_rule_fires(change, base):
     assert verdict(base | change).startswith("no fault found")
 
 
+def test_the_option_depends_on_beta():
+    (found,) = diagnose(HEALTHY | {"sample_std": 0.01, "model": model(beta=0.001)})
+    assert found["option"].startswith("--beta 1 instead of 0.001")
+    assert not any("instead" in finding["option"] for finding in diagnose(SEED))
+
+
 def test_a_smaller_beta_does_not_over_regularise():
     figures = HEALTHY | {"mse": 0.05, "train_mse": 0.05, "model": model(beta=0.5)}
     assert names(figures) == {"blurred"}
