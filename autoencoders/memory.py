@@ -24,7 +24,7 @@ def step_memory(model: Autoencoder) -> tuple[int, int]:
     layers = model.network.layers
     results: list[int] = []
     passing = 0
-    for part, shape in (("encoder", model.input_shape), ("decoder", (model.latent_space_dim,))):
+    for part, shape in (("encoder", model.input_shape), ("decoder", (model.latent_space_dim + model.classes,))):
         chosen = {n: x for n, x in layers.items() if n.startswith(part) and n != "encoder_output"}
         size = math.prod(shape)
         for _, layer, output_shape, _ in nn.Sequential(chosen).summary_rows(shape):

@@ -156,6 +156,7 @@ class Trainer:
     """One run of a compiled model on images (N, H, W, C). `run` starts it or, after `restore`, goes on.
 
     Args:
+        labels: the class of each image (N,), which a conditional model needs and others ignore.
         folder: for checkpoints and logs; None: no files.
         callbacks: hear of what happens.
         progress: show a bar (only on a terminal) and a line an epoch.
@@ -166,7 +167,7 @@ class Trainer:
         capture: whether a GPU replays the step as a CUDA graph instead of launching each kernel; the same bits.
 
     Raises:
-        RuntimeError: the model is not compiled. DataError: the images do not fit it.
+        RuntimeError: the model is not compiled. DataError: images or labels do not fit it.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class Trainer:
         images: np.ndarray,
         options: TrainingOptions,
         *,
+        labels: np.ndarray | None = None,
         folder: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
@@ -187,13 +189,17 @@ class Trainer:
         self.callbacks, self.show, self.data, self.signals = callbacks, progress, data or {}, signals
         self.folder = None if folder is None else Path(folder)
         images = model.check_images(images)
+        label_rows = model.label_rows(labels, len(images))
         held_out = round(options.validation * len(images)) if options.validation < 1 else int(options.validation)
         if held_out >= len(images) or (options.validation and not held_out):
             raise DataError(f"validation: {options.validation:g} of {len(images)} images leaves a part empty")
         order = generator(options.seed, "split").permutation(len(images))
         self.k: Backend = backend_of(self.optimizer.flat.values)
-        self.train_images = self.k.from_host(images[np.sort(order[held_out:])] if held_out else images)
-        self.validation_images = images[np.sort(order[:held_out])]
+        kept, out = np.sort(order[held_out:]), np.sort(order[:held_out])
+        self.train_images = self.k.from_host(images[kept] if held_out else images)
+        self.train_labels = None if label_rows is None else self.k.from_host(label_rows[kept])
+        self.validation_images = images[out]
+        self.validation_labels = None if label_rows is None else label_rows[out]
         self.batches = -(-len(self.train_images) // options.batch_size)
         self.progress = Progress(first_step=self.optimizer.steps)
         self.best_state: dict[str, np.ndarray] | None = None  # kept here where there is no folder
@@ -205,14 +211,15 @@ class Trainer:
 
     # ---- the step: a function of arrays only ----
 
-    def step(self, images: Array, noise: Array | None, scalars: Array) -> Array:
+    def step(self, images: Array, noise: Array | None, scalars: Array, labels: Array | None = None) -> Array:
         """Train on one batch of images in [0, 1] and return its losses, (len(loss_names),), on the device.
 
         scalars: (beta, the optimiser's scalars), everything that changes from step to step.
+        labels: rows of `label_rows`, for a conditional model.
         """
         with self.k.session():
             self.optimizer.zero_grad()
-            loss, parts = self.model.losses(Tensor(images), noise, scalars[0:1].reshape(()))
+            loss, parts = self.model.losses(Tensor(images), noise, scalars[0:1].reshape(()), labels)
             loss.backward()
             if self.options.clip_norm is not None:
                 optim.clip_grad_norm(self.optimizer, self.options.clip_norm)
@@ -288,8 +295,9 @@ class Trainer:
             self._call("on_batch_begin")
             rows = slice(p.batch * options.batch_size, (p.batch + 1) * options.batch_size)
             batch = self.k.unit_range(self.train_images, self.dtype, order[rows])
+            labels = None if self.train_labels is None else self.train_labels[order[rows]]
             try:
-                losses = take_step(batch, None if noise is None else noise[rows], scalars[p.batch])
+                losses = take_step(batch, None if noise is None else noise[rows], scalars[p.batch], labels)
             except MemoryError as error:
                 mend = f"try --batch-size {max(1, self.batch // 2)}"
                 raise DeviceError(f"out of memory in a step on {len(batch)} images: {error}; {mend}") from error
@@ -378,7 +386,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Mean losses on the held-out images, in evaluation mode, with the same noise every time."""
         rng = generator(self.options.seed, "validation")
-        return mean_losses(self.model, self.validation_images, rng)
+        return mean_losses(self.model, self.validation_images, rng, label_rows=self.validation_labels)
 
     # ---- the best weights ----
 
@@ -505,15 +513,27 @@ class Trainer:
         )
 
 
-def mean_losses(model: Autoencoder, images: np.ndarray, rng: np.random.Generator, batch: int = 256) -> dict[str, float]:
-    """The model's losses, averaged over images, in evaluation mode, with one draw of noise an image."""
+def mean_losses(
+    model: Autoencoder,
+    images: np.ndarray,
+    rng: np.random.Generator,
+    batch: int = 256,
+    *,
+    label_rows: np.ndarray | None = None,
+) -> dict[str, float]:
+    """The model's losses, averaged over images, in evaluation mode, with one draw of noise an image.
+
+    label_rows: those of the images by `label_rows`, for a conditional model.
+    """
     k = backend_of(model.network.parameters()[0].data)
     totals = np.zeros(len(model.loss_names))
     with model.evaluating():
         for start in range(0, len(images), batch):
-            x = k.unit_range(k.from_host(images[start : start + batch]), model.dtype)
+            rows = slice(start, start + batch)
+            x = k.unit_range(k.from_host(images[rows]), model.dtype)
             noise = k.from_host(rng.standard_normal((len(x), model.noise_dim)).astype(model.dtype))
-            _, parts = model.losses(Tensor(x), noise, 1.0)
+            labels = None if label_rows is None else k.from_host(label_rows[rows])
+            _, parts = model.losses(Tensor(x), noise, 1.0, labels)
             totals += len(x) * np.array([part.item() for part in parts])
     return dict(zip(model.loss_names, (totals / len(images)).tolist(), strict=True))
 

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         model = autoencoders.load(folder)
         dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
-        measured = evaluate(model, dataset.test_images, args.seed)
+        measured = evaluate(model, dataset.test_images, args.seed, labels=dataset.test_labels)
         print(f"test set, {len(dataset.test_images)} images:")
         print(table(measured))
         record = {

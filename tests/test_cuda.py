@@ -508,25 +508,33 @@ def test_a_step_reads_and_writes_each_result_ten_times(cupy_double: object, monk
 # ---- capture ----
 
 
-def run_of(epochs: int, capture: bool, batch_size: int = 6) -> tuple[Trainer, dict[str, np.ndarray]]:
+def run_of(
+    epochs: int, capture: bool, batch_size: int = 6, model: Any = (), **options: Any
+) -> tuple[Trainer, dict[str, np.ndarray]]:
     """A whole run of a small VAE on the device, with a short last batch, and what it leaves."""
     minigrad.use(device="cuda")
-    vae = VAE((8, 8, 1), (4, 8), (3, 3), (2, 1), 2, beta=0.5)
+    vae = VAE((8, 8, 1), (4, 8), (3, 3), (2, 1), 2, **{"beta": 0.5, **dict(model)})
     vae.compile(1e-3)
-    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
-    options = TrainingOptions(batch_size=batch_size, epochs=epochs, kl_warmup=1, warmup_steps=3, clip_norm=100.0)
-    trainer = Trainer(vae, images, options, progress=False)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8), rng.integers(0, 3, 20)
+    chosen = {"kl_warmup": 1, "warmup_steps": 3, "clip_norm": 100.0, **options}
+    trainer = Trainer(
+        vae, images, TrainingOptions(batch_size=batch_size, epochs=epochs, **chosen), labels=labels, progress=False
+    )
     trainer.capture = capture
     trainer.run()
     losses = np.array([list(row.values())[1:3] for row in trainer.history.rows])
     return trainer, {**vae.network.state_dict(), **vae.optimizer.state_dict(), "losses": losses}
 
 
-def test_a_captured_run_gives_the_same_bits(cuda_device: str) -> None:
+@pytest.mark.parametrize(
+    "kind", [pytest.param({}, id="vae"), pytest.param({"model": {"classes": 3}}, id="conditional")]
+)
+def test_a_captured_run_gives_the_same_bits(kind: Any, cuda_device: str) -> None:
     """Rates, the KL weight and Adam's corrections change from step to step: a frozen number would show."""
-    _, eager = run_of(3, capture=False)
+    _, eager = run_of(3, capture=False, **kind)
     counters = strict_cupy.reset()
-    _, captured = run_of(3, capture=True)
+    _, captured = run_of(3, capture=True, **kind)
     assert cuda_device == "gpu" or counters.launches["graph"] == 3 * 3 - 3, "all whole batches but the warm-up"
     assert list(captured) == list(eager)
     for name, value in eager.items():

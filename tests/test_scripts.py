@@ -113,11 +113,12 @@ def shelf(tmp_path_factory):
 def trained(shelf, call):
     """The folder of a finished run, made when first asked for. Not to be changed."""
 
-    def trained(model: str = "vae", latent: int = 2) -> Path:
-        folder = shelf / f"{model}{latent}"
+    def trained(model: str = "vae", latent: int = 2, *words: str) -> Path:
+        folder = shelf / "".join((model, str(latent), *words))
         if not folder.exists():
+            words = ("--model", model, "--latent-dim", str(latent), "--epochs", "2", *words)
             with no_pictures():
-                done = call(TRAIN, *TINY, "--model", model, "--latent-dim", latent, "--epochs", 2, "--out", folder)
+                done = call(TRAIN, *TINY, *words, "--out", folder)
             assert done.code == 0, done.err
         return folder
 
@@ -174,9 +175,9 @@ def test_help_shows_every_option_its_default_and_an_example_that_parses(program,
 
 
 def test_the_training_options_are_these_with_these_defaults_in_the_help(call):
-    expected = """model epochs batch-size lr latent-dim filters kernels strides beta kl-warmup likelihood seed
-        device backend threads precision data-dir dataset limit-train validation save-every out resume overwrite smoke
-        config quiet debug"""
+    expected = """model epochs batch-size lr latent-dim filters kernels strides beta kl-warmup likelihood conditional
+        seed device backend threads precision data-dir dataset limit-train validation save-every out resume overwrite
+        smoke config quiet debug"""
     text = " ".join(call(TRAIN, "--help").out.split())
     for name in expected.split():
         assert f" --{name}" in text
@@ -346,6 +347,7 @@ BAD_OPTIONS = [
     (2, ["--seed", "-1"], "seed is -1"),
     (2, ["--kl-warmup", "nan"], "kl warmup is nan"),
     (2, ["--patience", "2"], "validation"),
+    (2, ["--model", "ae", "--conditional"], "--conditional belongs to --model vae"),
     (2, ["--clip-norm", "0"], "clip norm is 0"),
     (2, ["--validation", "-0.5"], "validation is -0.5"),
     (3, ["--validation", "64"], "validation", "64 of 64"),
@@ -390,6 +392,7 @@ def test_a_bad_option(code, words, fragments, call):
         (b'epochs = "3"', ["epochs", "'3'", "int"]),
         (b"epochs = true", ["epochs", "True", "int"]),
         (b"epochs = 1.0", ["epochs", "1.0", "int"]),
+        (b"conditional = 1", ["conditional", "1", "bool"]),
         (b'lr = "fast"', ["lr", "'fast'", "float"]),
         (b"filters = 32", ["filters", "32", "list"]),
         (b'filters = [32, "x"]', ["filters", "'x'", "list"]),
@@ -402,6 +405,11 @@ def test_a_bad_config_file(text, fragments, call):
     Path("my.toml").write_bytes(text)
     call(TRAIN, "--config", "my.toml").failed(3, "my.toml", *fragments)
     assert os.listdir() == ["my.toml"]
+
+
+def test_a_config_file_that_asks_for_what_does_not_go_together(call):
+    Path("my.toml").write_text('model = "ae"\nconditional = true\n')
+    call(TRAIN, *TINY, "--config", "my.toml").failed(2, "--conditional belongs to --model vae")
 
 
 def test_a_data_folder_with_a_wrong_file_is_named(call):
@@ -759,6 +767,48 @@ def test_images_without_labels_are_picked_too():
     assert len(set(picked.tolist())) == 20
     assert set(picked) != set(range(20))
     assert sorted(runs.pick_images(None, 20, 7, 0)) == list(range(7))
+
+
+def test_a_conditional_model_draws_a_row_for_each_class_or_one_class(call, trained, spied):
+    folder = trained("vae", 2, "--conditional")
+    model, data = autoencoders.load(folder), load_dataset("fashion-mnist-sample")
+    assert (model.classes, model.class_names) == (10, data.class_names)
+    done = call(GENERATE, "--model-dir", folder, "--samples", 25, "--seed", 3)
+    assert (done.code, done.err) == (0, "")
+    (drawn,) = spied["samples"]
+    assert len(drawn) == 30
+    for c in range(10):
+        np.testing.assert_array_equal(drawn[3 * c : 3 * c + 3], model.sample(3, 3, labels=[c, c, c]))
+    assert "manifold_grid" not in spied
+    np.testing.assert_array_equal(spied["latent_scatter"][0], model.encode(data.test_images, labels=data.test_labels))
+    for word in ("Ankle boot", "ankle BOOT", "9"):
+        assert call(GENERATE, "--model-dir", folder, "--samples", 4, "--class", word).code == 0
+        np.testing.assert_array_equal(spied["samples"][0], model.sample(4, 0, labels=[9] * 4))
+
+
+def test_a_class_that_the_model_does_not_know(call, trained):
+    words = ("--model-dir", trained("vae", 2, "--conditional"), "--out", "drawn")
+    for wrong in ("Boot", "10", "-1", ""):
+        call(GENERATE, *words, f"--class={wrong}").failed(2, f"'{wrong}'", "T-shirt/top, Trouser", "Bag, Ankle boot")
+    call(GENERATE, "--model-dir", trained(), "--class", "Bag").failed(2, "--class needs a conditional model")
+    assert os.listdir() == []
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_conditional_model_needs_labels_and_takes_numbers_for_names(call):
+    rng = np.random.default_rng(0)
+    arrays = {"train_images": rng.integers(0, 256, (24, 6, 5), dtype=np.uint8)}
+    np.savez("own.npz", **arrays)
+    words = (*NETWORK, "--dataset", "own.npz", "--epochs", 1, "--conditional", "--out", "run")
+    call(TRAIN, *words).failed(3, "own.npz", "needs labels")
+    assert not Path("run").exists()
+    np.savez("own.npz", **arrays, train_labels=rng.permutation(np.arange(24) % 4))
+    assert call(TRAIN, *words).code == 0
+    model = autoencoders.load("run")
+    assert (model.classes, model.class_names) == (4, ())
+    assert call(EVALUATE, "--model-dir", "run").code == 0
+    call(GENERATE, "--model-dir", "run", "--class", 4).failed(2, "'4'", "0 to 3")
+    call(GENERATE, "--model-dir", "run", *SAMPLE).failed(3, "images: expected")
 
 
 def test_show_without_a_display_says_so_after_the_pictures_are_written(trained):

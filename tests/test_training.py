@@ -131,8 +131,8 @@ class Recorded(Callback):
         self.events.append("fit begin")
         real = trainer.step
 
-        def step(images, noise, scalars):
-            losses = real(images, noise, scalars)
+        def step(images, noise, scalars, *more):
+            losses = real(images, noise, scalars, *more)
             noise = None if noise is None else np.array(noise)
             self.steps.append(
                 {"images": np.array(images), "noise": noise, "scalars": np.array(scalars), "losses": np.array(losses)}
@@ -246,6 +246,30 @@ def test_the_losses_of_a_step_are_those_of_its_images():
         model.network.train()
         _, parts = model.losses(batch, noise[rows], 1.0)
         np.testing.assert_allclose(step["losses"], [part.item() for part in parts], rtol=1e-6)
+
+
+def test_a_step_gets_the_labels_of_its_images():
+    labels = np.random.default_rng(2).integers(0, 3, 10)
+    model, seen = compiled("vae", classes=3), []
+    trainer = Trainer(model, pictures(10), TrainingOptions(batch_size=4, epochs=2), labels=labels, progress=False)
+    real = trainer.step
+    trainer.step = lambda *arrays: (seen.append(np.array(arrays[3])), real(*arrays))[1]
+    trainer.run()
+    for epoch in range(2):
+        order = generator(0, "shuffle", epoch).permutation(10)
+        np.testing.assert_array_equal(np.concatenate(seen[3 * epoch : 3 * epoch + 3]), np.eye(3)[labels[order]])
+
+
+def test_the_labels_stay_with_their_images_in_a_split():
+    x = pictures(20)
+    labels = (x[:, 0, 0, 0] % 3).astype(int)  # which the image tells
+    options = TrainingOptions(batch_size=4, epochs=1, validation=6)
+    trainer = Trainer(compiled("vae", classes=3), x, options, labels=labels, progress=False)
+    for images, rows in (
+        (trainer.train_images, trainer.train_labels),
+        (trainer.validation_images, trainer.validation_labels),
+    ):
+        np.testing.assert_array_equal(rows, np.eye(3)[images[:, 0, 0, 0] % 3])
 
 
 def test_a_step_changes_the_threads_of_blas_only_once(monkeypatch, restored_backends):
@@ -496,7 +520,10 @@ RESUMED = {
     "ae": {**FULL},
     "vae": {**FULL, "kl_warmup": 1.5},
     "plain": {"epochs": 3},
+    "conditional": {**FULL},
 }
+MODELS: dict[str, dict] = {"conditional": {"classes": 3}}
+LABELS = np.random.default_rng(1).integers(0, 3, COUNT)
 
 
 class Killed(Exception):
@@ -513,8 +540,10 @@ def interrupt(_):
 
 def trainer_of(kind: str, folder: Path | None, callbacks=(), **options) -> Trainer:
     options = {"batch_size": BATCH, **RESUMED[kind], **options}
-    model = compiled("ae" if kind == "ae" else "vae")
-    return Trainer(model, pictures(), TrainingOptions(**options), folder=folder, callbacks=callbacks, progress=False)
+    model = compiled("ae" if kind == "ae" else "vae", **MODELS.get(kind, {}))
+    return Trainer(
+        model, pictures(), TrainingOptions(**options), labels=LABELS, folder=folder, callbacks=callbacks, progress=False
+    )
 
 
 def resumed(folder: Path, callbacks=(), images: np.ndarray | None = None, **changes) -> Trainer:
@@ -524,7 +553,7 @@ def resumed(folder: Path, callbacks=(), images: np.ndarray | None = None, **chan
     model.compile(record["learning_rate"])
     options = TrainingOptions(**{**record["options"], **changes})
     images = pictures() if images is None else images
-    trainer = Trainer(model, images, options, folder=folder, callbacks=callbacks, progress=False)
+    trainer = Trainer(model, images, options, labels=LABELS, folder=folder, callbacks=callbacks, progress=False)
     trainer.restore(arrays, record)
     return trainer
 
@@ -584,6 +613,12 @@ def test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, stops
         assert trainer.progress.step == stop
     trainer.run()
     assert_same(outcome(trainer), expected)
+
+
+@pytest.mark.parametrize("kind", ["conditional"])
+def test_runs_of_other_kinds_end_in_the_same_bits(tmp_path, kind, restored_backends):
+    minigrad.use(kernels="numpy", threads=2)
+    test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, (5, 6, 7, 13), "numpy")
 
 
 @pytest.mark.parametrize("stops", [(4,), (6,), (8, 14), (18,)], ids=str)
