@@ -146,14 +146,20 @@ class Autoencoder:
         return layers
 
     def losses(
-        self, images: Tensor, noise: Array | None, beta: Array, labels: Array | None = None
+        self,
+        images: Tensor,
+        noise: Array | None,
+        beta: Array,
+        labels: Array | None = None,
+        targets: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """(what is minimised, its parts in the order of loss_names) for a batch.
 
-        noise (N, Z), beta and labels (rows of `label_rows`) belong to the VAE.
+        noise (N, Z), beta and labels (rows of `label_rows`) belong to the VAE. The encoder sees the images; what the
+        decoder shall give are the targets, or else the images.
         """
         latents = self.heads["encoder_output"](self.encoder(images))
-        reconstruction = ops.mse(ops.sigmoid(self.decoder(latents)), images)
+        reconstruction = ops.mse(ops.sigmoid(self.decoder(latents)), images if targets is None else targets)
         return reconstruction, [reconstruction]
 
     @property
@@ -460,12 +466,18 @@ class VAE(Autoencoder):
         return self.latent_space_dim
 
     def losses(
-        self, images: Tensor, noise: Array | None, beta: Array, labels: Array | None = None
+        self,
+        images: Tensor,
+        noise: Array | None,
+        beta: Array,
+        labels: Array | None = None,
+        targets: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
+        targets = images if targets is None else targets
         features = _append(self.encoder(images), labels)
         mu, log_variance = self.heads["mu"](features), self.heads["log_variance"](features)
         z = mu + ops.exp(log_variance * 0.5) * noise
-        reconstruction = self.negative_log_likelihood(self.decoder(_append(z, labels)), images)
+        reconstruction = self.negative_log_likelihood(self.decoder(_append(z, labels)), targets)
         kl = ops.kl_to_standard_normal(mu, log_variance)
         return reconstruction + kl * beta, [reconstruction, kl]
 

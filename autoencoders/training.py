@@ -58,6 +58,12 @@ class TrainingOptions:
         patience: stop after this many epochs without a better validation loss, and restore the best weights.
         clip_norm: limit of the gradient's norm.
         save_every: steps between checkpoints, besides those at the end of each epoch; 0: none.
+        denoise: standard deviation of the normal noise that is added to the pixels (in [0, 1], and cut to that range)
+            which the encoder sees; the targets stay clean. Source: Vincent et al., Extracting and Composing Robust
+            Features with Denoising Autoencoders, 2008.
+        binarise: in every step each pixel is drawn anew, 1 with its grey value as probability and else 0, for encoder
+            and likelihood: dynamic binarisation. Source: Burda, Grosse and Salakhutdinov, Importance Weighted
+            Autoencoders, 2015. The held-out images are drawn once, with the noise of `denoise` as well.
 
     Raises:
         ValueError: a value is out of range.
@@ -73,6 +79,8 @@ class TrainingOptions:
     patience: int | None = None
     clip_norm: float | None = None
     save_every: int = 0
+    denoise: float = 0.0
+    binarise: bool = False
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, expected: str) -> None:
@@ -89,6 +97,13 @@ class TrainingOptions:
         check("patience", self.patience is None or self.patience >= 1, "at least 1 epoch")
         check("patience", self.patience is None or self.validation > 0, "used together with validation")
         check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0")
+        check("denoise", 0 <= self.denoise < math.inf, "a standard deviation >= 0")
+        check("denoise", not (self.denoise and self.binarise), "0 together with binarise")
+
+    def check_model(self, model: Autoencoder) -> None:
+        """Raise ValueError unless this model can be trained so."""
+        if self.binarise and getattr(model, "likelihood", None) != "bernoulli":
+            raise ValueError("binarise needs a vae with the bernoulli likelihood")
 
 
 class History:
@@ -167,7 +182,7 @@ class Trainer:
         capture: whether a GPU replays the step as a CUDA graph instead of launching each kernel; the same bits.
 
     Raises:
-        RuntimeError: the model is not compiled. DataError: images or labels do not fit it.
+        RuntimeError: the model is not compiled. DataError: images or labels do not fit it. ValueError: nor the options.
     """
 
     def __init__(
@@ -185,6 +200,7 @@ class Trainer:
     ) -> None:
         if model.optimizer is None:
             raise RuntimeError("train: call compile(learning_rate) first")
+        options.check_model(model)
         self.model, self.optimizer, self.options = model, model.optimizer, options
         self.callbacks, self.show, self.data, self.signals = callbacks, progress, data or {}, signals
         self.folder = None if folder is None else Path(folder)
@@ -199,6 +215,12 @@ class Trainer:
         self.train_images = self.k.from_host(images[kept] if held_out else images)
         self.train_labels = None if label_rows is None else self.k.from_host(label_rows[kept])
         self.validation_images = images[out]
+        self.validation_targets: np.ndarray | None = None
+        if held_out and (options.denoise or options.binarise):
+            clean = self.k.unit_range(self.k.from_host(images[out]), self.dtype)
+            seen, targets = self._disturb(clean, "validation pixels")
+            self.validation_images = self.k.to_host(seen)
+            self.validation_targets = None if targets is None else self.k.to_host(targets)
         self.validation_labels = None if label_rows is None else label_rows[out]
         self.batches = -(-len(self.train_images) // options.batch_size)
         self.progress = Progress(first_step=self.optimizer.steps)
@@ -211,15 +233,23 @@ class Trainer:
 
     # ---- the step: a function of arrays only ----
 
-    def step(self, images: Array, noise: Array | None, scalars: Array, labels: Array | None = None) -> Array:
+    def step(
+        self,
+        images: Array,
+        noise: Array | None,
+        scalars: Array,
+        labels: Array | None = None,
+        targets: Array | None = None,
+    ) -> Array:
         """Train on one batch of images in [0, 1] and return its losses, (len(loss_names),), on the device.
 
         scalars: (beta, the optimiser's scalars), everything that changes from step to step.
-        labels: rows of `label_rows`, for a conditional model.
+        labels: rows of `label_rows`, for a conditional model. targets: clean images, where the others are noisy.
         """
         with self.k.session():
             self.optimizer.zero_grad()
-            loss, parts = self.model.losses(Tensor(images), noise, scalars[0:1].reshape(()), labels)
+            clean = None if targets is None else Tensor(targets)
+            loss, parts = self.model.losses(Tensor(images), noise, scalars[0:1].reshape(()), labels, clean)
             loss.backward()
             if self.options.clip_norm is not None:
                 optim.clip_grad_norm(self.optimizer, self.options.clip_norm)
@@ -295,9 +325,10 @@ class Trainer:
             self._call("on_batch_begin")
             rows = slice(p.batch * options.batch_size, (p.batch + 1) * options.batch_size)
             batch = self.k.unit_range(self.train_images, self.dtype, order[rows])
+            batch, targets = self._disturb(batch, "pixels", p.epoch, p.batch)
             labels = None if self.train_labels is None else self.train_labels[order[rows]]
             try:
-                losses = take_step(batch, None if noise is None else noise[rows], scalars[p.batch], labels)
+                losses = take_step(batch, None if noise is None else noise[rows], scalars[p.batch], labels, targets)
             except MemoryError as error:
                 mend = f"try --batch-size {max(1, self.batch // 2)}"
                 raise DeviceError(f"out of memory in a step on {len(batch)} images: {error}; {mend}") from error
@@ -330,6 +361,21 @@ class Trainer:
             for step in range(first + 1, first + self.batches + 1)
         ]
         return order, noise, k.from_host(np.array(table, dtype=self.dtype))
+
+    def _disturb(self, images: Array, *key: str | int) -> tuple[Array, Array | None]:
+        """(what the encoder sees of images in [0, 1], the targets where they are something else).
+
+        The random numbers, named by the key, are drawn a step at a time: those of an epoch would take as much memory
+        as all images in floats.
+        """
+        options = self.options
+        if options.binarise:
+            draws = self.k.from_host(generator(options.seed, *key).random(images.shape, dtype=np.float32))
+            return (draws < images).astype(self.dtype), None
+        if options.denoise:
+            draws = options.denoise * generator(options.seed, *key).standard_normal(images.shape, dtype=np.float32)
+            return (images + self.k.from_host(draws.astype(self.dtype))).clip(0, 1), images
+        return images, None
 
     def _fetch(self) -> None:
         """Read the losses of the last steps from the device and add them to the epoch's sums."""
@@ -386,7 +432,8 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Mean losses on the held-out images, in evaluation mode, with the same noise every time."""
         rng = generator(self.options.seed, "validation")
-        return mean_losses(self.model, self.validation_images, rng, label_rows=self.validation_labels)
+        rows, targets = self.validation_labels, self.validation_targets
+        return mean_losses(self.model, self.validation_images, rng, label_rows=rows, targets=targets)
 
     # ---- the best weights ----
 
@@ -463,7 +510,7 @@ class Trainer:
         moments = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
         ours = {**asdict(self.options), "learning_rate": self.peak}
         try:
-            theirs = {**record["options"], "learning_rate": record["learning_rate"]}
+            theirs = {**asdict(TrainingOptions(**record["options"])), "learning_rate": record["learning_rate"]}
             other = [name for name in ours if name != "epochs" and ours[name] != theirs[name]]
             if other:
                 raise ValueError(f"made with another {', '.join(other)}")
@@ -520,10 +567,11 @@ def mean_losses(
     batch: int = 256,
     *,
     label_rows: np.ndarray | None = None,
+    targets: np.ndarray | None = None,
 ) -> dict[str, float]:
     """The model's losses, averaged over images, in evaluation mode, with one draw of noise an image.
 
-    label_rows: those of the images by `label_rows`, for a conditional model.
+    label_rows: those of the images by `label_rows`, for a conditional model. targets: as for `losses`.
     """
     k = backend_of(model.network.parameters()[0].data)
     totals = np.zeros(len(model.loss_names))
@@ -533,7 +581,8 @@ def mean_losses(
             x = k.unit_range(k.from_host(images[rows]), model.dtype)
             noise = k.from_host(rng.standard_normal((len(x), model.noise_dim)).astype(model.dtype))
             labels = None if label_rows is None else k.from_host(label_rows[rows])
-            _, parts = model.losses(Tensor(x), noise, 1.0, labels)
+            clean = None if targets is None else Tensor(k.from_host(targets[rows]))
+            _, parts = model.losses(Tensor(x), noise, 1.0, labels, clean)
             totals += len(x) * np.array([part.item() for part in parts])
     return dict(zip(model.loss_names, (totals / len(images)).tolist(), strict=True))
 

@@ -43,6 +43,8 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "kl-warmup": (0.0, float, "epochs in which beta rises from 0 (vae)"),
     "likelihood": ("bernoulli", str, "bernoulli, gaussian or gaussian-learned (vae)"),
     "conditional": (None, bool, "tell encoder and decoder the class of each image (vae; needs labels)"),
+    "denoise": (0.0, float, "standard deviation of noise on the pixels, from 0 to 1, that the encoder sees"),
+    "binarise": (None, bool, "draw every pixel of every step as 0 or 1, its grey being the probability (vae)"),
     "seed": (0, int, "of weights, shuffle, noise and split"),
     "dataset": (
         "auto",
@@ -64,7 +66,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "likelihood": ("bernoulli", "gaussian", "gaussian-learned"),
     "precision": PRECISIONS,
 }
-VAE_ONLY = {"beta", "kl_warmup", "likelihood", "conditional"}
+VAE_ONLY = {"beta", "kl_warmup", "likelihood", "conditional", "binarise"}
 WITH_RESUME = {"device", "backend", "threads", "precision", "epochs", "data_dir"}
 
 
@@ -212,8 +214,9 @@ def check_settings(settings: dict[str, Any]) -> None:
         if settings[name] is not None and settings[name] < 1:
             raise UsageError(f"{name.replace('_', ' ')} is {settings[name]} but must be a whole number >= 1")
     try:
-        training_options(settings)
-        new_model(settings, (8, 8, 1), 0.9).compile(settings["lr"])
+        model = new_model(settings, (8, 8, 1), 0.9)
+        training_options(settings).check_model(model)
+        model.compile(settings["lr"])
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -528,7 +528,13 @@ def run_of(
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param({}, id="vae"), pytest.param({"model": {"classes": 3}}, id="conditional")]
+    "kind",
+    [
+        pytest.param({}, id="vae"),
+        pytest.param({"model": {"classes": 3}}, id="conditional"),
+        pytest.param({"binarise": True}, id="binarised"),
+        pytest.param({"denoise": 0.3}, id="denoising"),
+    ],
 )
 def test_a_captured_run_gives_the_same_bits(kind: Any, cuda_device: str) -> None:
     """Rates, the KL weight and Adam's corrections change from step to step: a frozen number would show."""

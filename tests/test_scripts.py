@@ -176,8 +176,8 @@ def test_help_shows_every_option_its_default_and_an_example_that_parses(program,
 
 def test_the_training_options_are_these_with_these_defaults_in_the_help(call):
     expected = """model epochs batch-size lr latent-dim filters kernels strides beta kl-warmup likelihood conditional
-        seed device backend threads precision data-dir dataset limit-train validation save-every out resume overwrite
-        smoke config quiet debug"""
+        denoise binarise seed device backend threads precision data-dir dataset limit-train validation save-every
+        out resume overwrite smoke config quiet debug"""
     text = " ".join(call(TRAIN, "--help").out.split())
     for name in expected.split():
         assert f" --{name}" in text
@@ -262,11 +262,12 @@ def test_options_come_from_the_command_line_then_the_file_then_the_defaults(call
 def test_every_option_reaches_the_run(call):
     words = "--epochs 3 --lr 0.004 --schedule constant --warmup-steps 3 --clip-norm 5 --beta 0.5 --kl-warmup 1.5"
     words += " --seed 9 --validation 0.25 --patience 2 --save-every 1 --backend plain --likelihood gaussian-learned"
+    words += " --denoise 0.2"
     assert call(TRAIN, *TINY, *words.split(), "--out", "run").code == 0
     ran = record(Path("run"))
     assert ran["options"] == {
         "batch_size": 32, "epochs": 3, "seed": 9, "schedule": "constant", "warmup_steps": 3, "kl_warmup": 1.5,
-        "validation": 0.25, "patience": 2, "clip_norm": 5.0, "save_every": 1,
+        "validation": 0.25, "patience": 2, "clip_norm": 5.0, "save_every": 1, "denoise": 0.2, "binarise": False,
     }  # fmt: skip
     assert ran["model"]["seed"] == 9
     assert ran["environment"]["kernels"] == "plain"
@@ -275,6 +276,16 @@ def test_every_option_reaches_the_run(call):
     assert rows[0]["beta"] < rows[1]["beta"] == 0.5
     assert rows[2]["learning_rate"] == 0.004
     assert "val_loss" in rows[0]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_flags_reach_the_run_from_the_command_line_and_the_file(call):
+    Path("my.toml").write_text("binarise = true\nconditional = false\n")
+    assert call(TRAIN, *TINY, "--epochs", 1, "--binarise", "--conditional", "--out", "typed").code == 0
+    assert call(TRAIN, *TINY, "--epochs", 1, "--config", "my.toml", "--out", "read").code == 0
+    for folder, classes in (("typed", 10), ("read", 0)):
+        ran = record(Path(folder))
+        assert (ran["options"]["binarise"], ran["model"]["classes"]) == (True, classes)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -348,6 +359,11 @@ BAD_OPTIONS = [
     (2, ["--kl-warmup", "nan"], "kl warmup is nan"),
     (2, ["--patience", "2"], "validation"),
     (2, ["--model", "ae", "--conditional"], "--conditional belongs to --model vae"),
+    (2, ["--model", "ae", "--binarise"], "--binarise belongs to --model vae"),
+    (2, ["--likelihood", "gaussian", "--binarise"], "binarise needs", "bernoulli"),
+    (2, ["--binarise", "--denoise", "0.1"], "denoise is 0.1", "binarise"),
+    (2, ["--denoise", "-0.1"], "denoise is -0.1"),
+    (2, ["--denoise", "nan"], "denoise is nan"),
     (2, ["--clip-norm", "0"], "clip norm is 0"),
     (2, ["--validation", "-0.5"], "validation is -0.5"),
     (3, ["--validation", "64"], "validation", "64 of 64"),

@@ -272,6 +272,90 @@ def test_the_labels_stay_with_their_images_in_a_split():
         np.testing.assert_array_equal(rows, np.eye(3)[images[:, 0, 0, 0] % 3])
 
 
+def batches_of(model: Autoencoder, images: np.ndarray, **options) -> tuple[Trainer, list]:
+    """(the trainer after its run, for each step what the encoder saw and the targets)."""
+    seen: list = []
+    trainer = Trainer(model, images, TrainingOptions(batch_size=BATCH, **options), progress=False)
+    real = trainer.step
+    trainer.step = lambda *arrays: (seen.append((np.array(arrays[0]), arrays[4])), real(*arrays))[1]
+    trainer.run()
+    return trainer, seen
+
+
+def test_every_step_draws_its_pixels_with_their_grey_as_probability():
+    grey = np.repeat(np.linspace(0, 1, 5, dtype=np.float32), 13)[:64].reshape(1, *SHAPE)
+    _, seen = batches_of(compiled("vae"), np.repeat(grey, 40, axis=0), epochs=10, binarise=True)
+    drawn = np.concatenate([x for x, _ in seen])  # 400 images
+    assert set(np.unique(drawn)) == {0, 1}
+    assert drawn.dtype == np.float32
+    assert all(targets is None for _, targets in seen), "it is input and target"
+    error = 5 * np.sqrt(grey * (1 - grey) / len(drawn))
+    assert (np.abs(drawn.mean(axis=0) - grey[0]) <= error).all(), "0 and 1 are certain"
+    flat = drawn.reshape(len(drawn), -1)[:, 13:52]  # no certain ones
+    assert len(np.unique(flat, axis=0)) == len(flat), "each image of each epoch anew"
+
+
+@pytest.mark.parametrize("kind", ["ae", "vae"])
+def test_noise_is_added_to_what_the_encoder_sees_and_not_to_the_targets(kind):
+    x = np.full((40, *SHAPE), 0.5, np.float32)
+    _, seen = batches_of(compiled(kind), x, epochs=10, denoise=0.1)
+    noisy = np.concatenate([x for x, _ in seen])
+    assert noisy.dtype == np.float32
+    assert all((targets == 0.5).all() for _, targets in seen)
+    count = noisy.size  # 25,600
+    assert abs(noisy.mean() - 0.5) < 5 * 0.1 / count**0.5
+    assert abs(noisy.std() - 0.1) < 5 * 0.1 / (2 * count) ** 0.5
+    assert len(np.unique(noisy)) > count / 2
+    _, seen = batches_of(compiled(kind), 0 * x, epochs=1, denoise=5.0)
+    noisy = np.concatenate([x for x, _ in seen])
+    assert (noisy.min(), noisy.max()) == (0, 1)
+    assert abs((noisy == 0).mean() - 0.5) < 0.05
+
+
+def test_the_loss_of_a_noisy_image_is_that_of_its_clean_target():
+    model = compiled("vae")
+    rng = np.random.default_rng(0)
+    noisy, clean = (minigrad.Tensor(rng.random((3, *SHAPE), dtype=np.float32)) for _ in range(2))
+    noise = np.zeros((3, 2), np.float32)
+    with model.evaluating():
+        reconstruction, kl = (part.item() for part in model.losses(noisy, noise, 1.0, None, clean)[1])
+        expected_kl = model.losses(noisy, noise, 1.0)[1][1].item()
+        mu, _ = model.encode_distribution(noisy.numpy())
+        p = model.decode(mu).astype(float)
+        x = clean.numpy().astype(float)
+    expected = -(x * np.log(p) + (1 - x) * np.log(1 - p)).sum() / 3
+    assert reconstruction == pytest.approx(expected, rel=1e-5)
+    assert kl == pytest.approx(expected_kl, rel=1e-6)
+    ae = compiled("ae")
+    with ae.evaluating():
+        loss = ae.losses(noisy, None, 1.0, None, clean)[0].item()
+    assert loss == pytest.approx(np.mean((ae.reconstruct(noisy.numpy())[0] - clean.numpy()) ** 2), rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("vae", {"binarise": True}), ("ae", {"denoise": 0.3})])
+def test_held_out_images_are_disturbed_once(kind, options):
+    trainer, _ = batches_of(compiled(kind), pictures(), epochs=2, validation=6, **options)
+    again = Trainer(compiled(kind), pictures(), TrainingOptions(validation=6, **options), progress=False)
+    np.testing.assert_array_equal(trainer.validation_images, again.validation_images)
+    clean = Trainer(compiled(kind), pictures(), TrainingOptions(validation=6), progress=False).validation_images / 255
+    if kind == "vae":
+        assert set(np.unique(trainer.validation_images)) == {0, 1}
+        assert trainer.validation_targets is None
+    else:
+        np.testing.assert_allclose(trainer.validation_targets, clean, atol=1e-7)
+        assert 0.1 < np.std(trainer.validation_images - clean) < 0.3
+        with trainer.model.evaluating():
+            rebuilt = trainer.model.reconstruct(trainer.validation_images)[0]
+        assert trainer.history["val_loss"][-1] == pytest.approx(np.mean((rebuilt - clean) ** 2), rel=1e-5)
+    assert trainer.validate() == trainer.validate()
+
+
+@pytest.mark.parametrize("model", [compiled("ae"), compiled("vae", likelihood="gaussian")], ids=["ae", "gaussian"])
+def test_pixels_of_0_and_1_need_the_bernoulli_likelihood(model):
+    with pytest.raises(ValueError, match="binarise needs a vae with the bernoulli likelihood"):
+        model.train(pictures(), BATCH, 1, binarise=True, progress=False)
+
+
 def test_a_step_changes_the_threads_of_blas_only_once(monkeypatch, restored_backends):
     minigrad.use(kernels="numpy", threads=2)
     trainer = Trainer(compiled("vae"), pictures(5), TrainingOptions(batch_size=5, epochs=1), progress=False)
@@ -395,6 +479,9 @@ def test_training_twice_goes_on():
         ({"clip_norm": 0}, "clip norm is 0 but must be above 0"),
         ({"clip_norm": -1.0}, "clip norm is -1"),
         ({"clip_norm": math.nan}, "clip norm is nan"),
+        ({"denoise": -0.1}, r"denoise is -0\.1 but must be a standard deviation"),
+        ({"denoise": math.nan}, "denoise is nan"),
+        ({"denoise": 0.1, "binarise": True}, r"denoise is 0\.1 but must be 0 together with binarise"),
     ],
     ids=str,
 )
@@ -521,6 +608,9 @@ RESUMED = {
     "vae": {**FULL, "kl_warmup": 1.5},
     "plain": {"epochs": 3},
     "conditional": {**FULL},
+    "binarised": {**FULL, "binarise": True},
+    "denoising": {**FULL, "denoise": 0.3},
+    "ae denoising": {**FULL, "denoise": 0.3},
 }
 MODELS: dict[str, dict] = {"conditional": {"classes": 3}}
 LABELS = np.random.default_rng(1).integers(0, 3, COUNT)
@@ -540,7 +630,7 @@ def interrupt(_):
 
 def trainer_of(kind: str, folder: Path | None, callbacks=(), **options) -> Trainer:
     options = {"batch_size": BATCH, **RESUMED[kind], **options}
-    model = compiled("ae" if kind == "ae" else "vae", **MODELS.get(kind, {}))
+    model = compiled("ae" if kind.startswith("ae") else "vae", **MODELS.get(kind, {}))
     return Trainer(
         model, pictures(), TrainingOptions(**options), labels=LABELS, folder=folder, callbacks=callbacks, progress=False
     )
@@ -615,7 +705,7 @@ def test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, stops
     assert_same(outcome(trainer), expected)
 
 
-@pytest.mark.parametrize("kind", ["conditional"])
+@pytest.mark.parametrize("kind", [kind for kind in RESUMED if kind not in ("ae", "vae", "plain")])
 def test_runs_of_other_kinds_end_in_the_same_bits(tmp_path, kind, restored_backends):
     minigrad.use(kernels="numpy", threads=2)
     test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, (5, 6, 7, 13), "numpy")
