@@ -27,12 +27,14 @@ from . import figures
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
 from .data import Dataset, load_dataset
 from .evaluation import evaluate
+from .mixture import MIXTURE_FILE, Mixture
 from .training import History, Trainer, TrainingOptions, environment, latest_checkpoint, load_checkpoint
 
 RECORD_FILE = "run.json"
 PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
 OWN_FILES = (
     MODEL_FILE,
+    MIXTURE_FILE,
     RECORD_FILE,
     "history.csv",
     "history.jsonl",
@@ -343,12 +345,19 @@ def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) ->
 
 
 def draw(
-    model: Autoencoder, dataset: Dataset, *, seed: int = 0, count: int = 48, label: int | None = None
+    model: Autoencoder,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    count: int = 48,
+    label: int | None = None,
+    mixture: Mixture | None = None,
 ) -> dict[str, Any]:
     """Pictures of what a model has learnt, by name: reconstructions, interpolations and latent space of the test
     images, and for a VAE samples of the prior and the manifold (two latent dimensions; not of a conditional model).
 
-    A conditional model's samples are of the class `label`, or some of every class from the same latents.
+    A conditional model's samples are of the class `label`, or some of every class from the same latents. A plain
+    autoencoder's come from a mixture, where one is given.
     """
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     chosen = pick_images(labels, 20, len(images), seed)
@@ -374,6 +383,9 @@ def draw(
         pictures["samples"] = _draw_samples(model, seed, count, label)
         if model.latent_space_dim == 2 and not model.classes:
             pictures["manifold"] = figures.manifold_grid(model.decode(figures.manifold_points()))
+    elif mixture is not None:
+        title = f"Samples from a mixture of {len(mixture.weights)} Gaussians fitted to the latents"
+        pictures["samples"] = figures.samples(model.decode(mixture.sample(count, seed)), title=title)
     return pictures
 
 

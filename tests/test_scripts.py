@@ -785,6 +785,37 @@ def test_images_without_labels_are_picked_too():
     assert sorted(runs.pick_images(None, 20, 7, 0)) == list(range(7))
 
 
+def test_a_plain_autoencoder_draws_from_the_mixture_in_its_folder(call, spied):
+    pytest.importorskip("sklearn")
+    words = ("--model", "ae", "--epochs", 1, "--out", "run")
+    with no_pictures():
+        assert call(TRAIN, *TINY, *words).code == 0
+    done = call(GENERATE, "--model-dir", "run")
+    assert (done.code, "samples" in spied) == (0, False)
+    assert "--mixture-components 50" in done.out
+    done = call(GENERATE, "--model-dir", "run", "--mixture-components", 4)
+    assert (done.code, done.err) == (0, "")
+    assert "fitted 4 Gaussians to the latents of 4000 training images" in done.out
+    path = Path("run") / "mixture.safetensors"
+    before, first = path.read_bytes(), spied.pop("samples")[0]
+    assert first.shape == (48, 28, 28, 1)
+    for more in ((), ("--mixture-components", 4)):
+        done = call(GENERATE, "--model-dir", "run", *more)
+        assert "fitted" not in done.out
+        np.testing.assert_array_equal(spied.pop("samples")[0], first)
+    assert path.read_bytes() == before
+    assert call(GENERATE, "--model-dir", "run", "--mixture-components", 3).code == 0
+    assert load_state(path)[0]["weights"].shape == (3,)
+    with no_pictures():
+        assert call(TRAIN, *TINY, *words, "--overwrite").code == 0
+    assert not path.exists(), "it belonged to the old run"
+
+
+def test_a_mixture_that_makes_no_sense(call, trained):
+    call(GENERATE, "--model-dir", trained(), "--mixture-components", 5).failed(2, "a vae draws from its prior")
+    call(GENERATE, "--model-dir", trained("ae"), "--mixture-components", 0).failed(2, "--mixture-components")
+
+
 def test_a_conditional_model_draws_a_row_for_each_class_or_one_class(call, trained, spied):
     folder = trained("vae", 2, "--conditional")
     model, data = autoencoders.load(folder), load_dataset("fashion-mnist-sample")
