@@ -155,8 +155,8 @@ class Autoencoder:
     ) -> tuple[Tensor, list[Tensor]]:
         """(what is minimised, its parts in the order of loss_names) for a batch.
 
-        noise (N, Z), beta and labels (rows of `label_rows`) belong to the VAE. The encoder sees the images; what the
-        decoder shall give are the targets, or else the images.
+        noise (N, Z) or for K samples (N, K, Z), beta and labels (rows of `label_rows`) belong to the VAE. The encoder
+        sees the images; what the decoder shall give are the targets, or else the images.
         """
         latents = self.heads["encoder_output"](self.encoder(images))
         reconstruction = ops.mse(ops.sigmoid(self.decoder(latents)), images if targets is None else targets)
@@ -407,6 +407,10 @@ class VAE(Autoencoder):
     The loss is E_q[-log p(x | z)] + beta * KL(q(z | x) || N(0, I)) in nats per image, with one sample of
     z = mu + exp(log_variance / 2) * noise for each image and step.
 
+    With noise for K samples an image it is the importance-weighted bound, which is nearer to -log p(x):
+    -log (1/K) sum over k of p(x | z_k) * (p(z_k) / q(z_k | x))^beta, averaged over images. The parts are then those of
+    the -ELBO by the same samples, the mean of -log p(x | z_k) and the KL: with beta 1 their sum is above the loss.
+
     Args:
         beta: the weight of the KL term; 1 is the ELBO.
         likelihood: of a pixel given the latent. "bernoulli": logits, grey values count as probabilities;
@@ -418,7 +422,8 @@ class VAE(Autoencoder):
         class_names: kept with the model; one for each class, or none.
 
     Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014; beta: Higgins et al., beta-VAE, 2017; classes:
-    Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models, 2015.
+    Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models, 2015;
+    K samples: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2015, equation 8.
     """
 
     kind = "vae"
@@ -476,10 +481,38 @@ class VAE(Autoencoder):
         targets = images if targets is None else targets
         features = _append(self.encoder(images), labels)
         mu, log_variance = self.heads["mu"](features), self.heads["log_variance"](features)
+        kl = ops.kl_to_standard_normal(mu, log_variance)
+        if noise is not None and noise.ndim == 3:
+            bound, reconstruction = self._weighted_bound(mu, log_variance, noise, beta, labels, targets)
+            return bound, [reconstruction, kl]
         z = mu + ops.exp(log_variance * 0.5) * noise
         reconstruction = self.negative_log_likelihood(self.decoder(_append(z, labels)), targets)
-        kl = ops.kl_to_standard_normal(mu, log_variance)
         return reconstruction + kl * beta, [reconstruction, kl]
+
+    def _weighted_bound(
+        self, mu: Tensor, log_variance: Tensor, noise: Array, beta: Array, labels: Array | None, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(the importance-weighted bound, the mean of -log p(x | z_k)), in nats per image.
+
+        With z = mu + exp(log_variance / 2) * noise, log p(z) - log q(z | x) is the sum over the latent dimensions of
+        (noise^2 + log_variance - z^2) / 2.
+        """
+        N, K, Z = noise.shape
+        log_variance = log_variance.reshape(N, 1, Z)
+        z = mu.reshape(N, 1, Z) + ops.exp(log_variance * 0.5) * noise
+        log_ratio = ((log_variance - z * z + noise * noise) * 0.5).sum(axis=2)  # (N, K)
+        if labels is not None:  # once for each sample
+            labels = backend_of(labels).xp.broadcast_to(labels[:, None], (N, K, self.classes)).reshape(N * K, -1)
+        logits = self.decoder(_append(z.reshape(N * K, Z), labels)).reshape(N, K, *self.input_shape)
+        x = targets.reshape(N, 1, *self.input_shape)
+        if self.likelihood == "bernoulli":
+            nll = ops.softplus(logits) - logits * x
+        else:
+            difference, spread = ops.sigmoid(logits) - x, self.pixel_log_variance
+            precision = ops.exp(-spread) if isinstance(spread, Tensor) else math.exp(-spread)
+            nll = (difference * difference * precision + spread + math.log(2 * math.pi)) * 0.5
+        nll = nll.sum(axis=(2, 3, 4))  # (N, K)
+        return math.log(K) - ops.logsumexp(log_ratio * beta - nll, axis=1).mean(), nll.mean()
 
     def negative_log_likelihood(self, logits: Tensor, images: Tensor) -> Tensor:
         """-log p(images | z) in nats per image, from the decoder's output."""

@@ -64,6 +64,8 @@ class TrainingOptions:
         binarise: in every step each pixel is drawn anew, 1 with its grey value as probability and else 0, for encoder
             and likelihood: dynamic binarisation. Source: Burda, Grosse and Salakhutdinov, Importance Weighted
             Autoencoders, 2015. The held-out images are drawn once, with the noise of `denoise` as well.
+        iw_samples: of the latent for each image and step. From 2 on the loss is the importance-weighted bound of
+            `VAE`, also of the held-out images; beta must be 1, but may rise to it.
 
     Raises:
         ValueError: a value is out of range.
@@ -81,13 +83,21 @@ class TrainingOptions:
     save_every: int = 0
     denoise: float = 0.0
     binarise: bool = False
+    iw_samples: int = 1
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, expected: str) -> None:
             if not good:
                 raise ValueError(f"{name.replace('_', ' ')} is {getattr(self, name)!r} but must be {expected}")
 
-        for name, least in (("batch_size", 1), ("epochs", 1), ("seed", 0), ("warmup_steps", 0), ("save_every", 0)):
+        for name, least in (
+            ("batch_size", 1),
+            ("epochs", 1),
+            ("seed", 0),
+            ("warmup_steps", 0),
+            ("save_every", 0),
+            ("iw_samples", 1),
+        ):
             value = getattr(self, name)
             check(name, isinstance(value, int) and value >= least, f"a whole number >= {least}")
         check("schedule", self.schedule in ("constant", "cosine"), "constant or cosine")
@@ -104,6 +114,8 @@ class TrainingOptions:
         """Raise ValueError unless this model can be trained so."""
         if self.binarise and getattr(model, "likelihood", None) != "bernoulli":
             raise ValueError("binarise needs a vae with the bernoulli likelihood")
+        if self.iw_samples > 1 and (not model.noise_dim or model.beta != 1):
+            raise ValueError("iw samples above 1 need a vae with beta 1")
 
 
 class History:
@@ -243,6 +255,7 @@ class Trainer:
     ) -> Array:
         """Train on one batch of images in [0, 1] and return its losses, (len(loss_names),), on the device.
 
+        noise: as for `losses`; if that is for several samples, the bound follows the losses.
         scalars: (beta, the optimiser's scalars), everything that changes from step to step.
         labels: rows of `label_rows`, for a conditional model. targets: clean images, where the others are noisy.
         """
@@ -254,6 +267,7 @@ class Trainer:
             if self.options.clip_norm is not None:
                 optim.clip_grad_norm(self.optimizer, self.options.clip_norm)
             self.optimizer.update(scalars[1:])
+            parts = parts if self.options.iw_samples == 1 else [*parts, loss]
             return self.k.xp.concatenate([part.data.reshape(1) for part in parts])
 
     @property
@@ -290,7 +304,13 @@ class Trainer:
         """
         if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
-        check_memory(self.model, self.batch, self.k.free_memory(), self.k.device_of(self.optimizer.flat.values))
+        check_memory(
+            self.model,
+            self.batch,
+            self.options.iw_samples,
+            self.k.free_memory(),
+            self.k.device_of(self.optimizer.flat.values),
+        )
         self.k.prepare(self.dtype)
         self.optimizer.flat.check()
         self.optimizer.learning_rate = self.rate
@@ -328,7 +348,7 @@ class Trainer:
             batch, targets = self._disturb(batch, "pixels", p.epoch, p.batch)
             labels = None if self.train_labels is None else self.train_labels[order[rows]]
             try:
-                losses = take_step(batch, None if noise is None else noise[rows], scalars[p.batch], labels, targets)
+                losses = take_step(batch, self._noise(noise, rows, len(batch)), scalars[p.batch], labels, targets)
             except MemoryError as error:
                 mend = f"try --batch-size {max(1, self.batch // 2)}"
                 raise DeviceError(f"out of memory in a step on {len(batch)} images: {error}; {mend}") from error
@@ -352,7 +372,7 @@ class Trainer:
         count = len(self.train_images)
         order = k.from_host(generator(seed, "shuffle", p.epoch).permutation(count))
         noise = None
-        if self.model.noise_dim:
+        if self.model.noise_dim and self.options.iw_samples == 1:
             draws = generator(seed, "noise", p.epoch).standard_normal((count, self.model.noise_dim), dtype=np.float32)
             noise = k.from_host(draws.astype(self.dtype))
         first = p.epoch * self.batches  # steps of the run before this epoch
@@ -361,6 +381,15 @@ class Trainer:
             for step in range(first + 1, first + self.batches + 1)
         ]
         return order, noise, k.from_host(np.array(table, dtype=self.dtype))
+
+    def _noise(self, of_epoch: Array | None, rows: slice, count: int) -> Array | None:
+        """The latent noise of a step; that of several samples is drawn for it alone, as the noise of pixels is."""
+        p, options = self.progress, self.options
+        if options.iw_samples == 1:
+            return None if of_epoch is None else of_epoch[rows]
+        shape = (count, options.iw_samples, self.model.noise_dim)
+        draws = generator(options.seed, "noise", p.epoch, p.batch).standard_normal(shape, dtype=np.float32)
+        return self.k.from_host(draws.astype(self.dtype))
 
     def _disturb(self, images: Array, *key: str | int) -> tuple[Array, Array | None]:
         """(what the encoder sees of images in [0, 1], the targets where they are something else).
@@ -383,7 +412,7 @@ class Trainer:
         rows = self.k.to_host(self.k.xp.stack([losses for *_, losses in self.pending])).astype(np.float64)
         for (step, count, _), values in zip(self.pending, rows, strict=True):
             if not np.isfinite(values).all():
-                found = ", ".join(f"{n} {v:g}" for n, v in zip(self.model.loss_names, values, strict=True))
+                found = ", ".join(f"{n} {v:g}" for n, v in zip(self.model.loss_names, values, strict=False))
                 self._diverged(f"the loss of step {step} is not finite ({found})")
             parts = self._with_total(values.tolist(), self.beta(step)).values()
             p.sums = [total + count * value for total, value in zip(p.sums, parts, strict=True)]
@@ -426,14 +455,19 @@ class Trainer:
             print(epoch_line(row, self.options.epochs), flush=True)
 
     def _with_total(self, parts: list[float], beta: float) -> dict[str, float]:
-        """The losses by name, and before them their weighted sum: reconstruction + beta * KL."""
-        return dict(zip(self.columns, [parts[0] + beta * sum(parts[1:]), *parts], strict=True))
+        """The losses by name, and before them what is minimised: reconstruction + beta * KL, or the bound behind."""
+        count = len(self.model.loss_names)
+        total = parts[0] + beta * sum(parts[1:]) if len(parts) == count else parts[count]
+        return dict(zip(self.columns, [total, *parts[:count]], strict=True))
 
     def validate(self) -> dict[str, float]:
         """Mean losses on the held-out images, in evaluation mode, with the same noise every time."""
         rng = generator(self.options.seed, "validation")
         rows, targets = self.validation_labels, self.validation_targets
-        return mean_losses(self.model, self.validation_images, rng, label_rows=rows, targets=targets)
+        samples = self.options.iw_samples
+        return mean_losses(
+            self.model, self.validation_images, rng, label_rows=rows, targets=targets, iw_samples=samples
+        )
 
     # ---- the best weights ----
 
@@ -568,23 +602,27 @@ def mean_losses(
     *,
     label_rows: np.ndarray | None = None,
     targets: np.ndarray | None = None,
+    iw_samples: int = 1,
 ) -> dict[str, float]:
-    """The model's losses, averaged over images, in evaluation mode, with one draw of noise an image.
+    """The model's losses, averaged over images, in evaluation mode, with iw_samples draws of noise an image; from 2 on
+    the importance-weighted "bound" with beta 1 follows them.
 
     label_rows: those of the images by `label_rows`, for a conditional model. targets: as for `losses`.
     """
     k = backend_of(model.network.parameters()[0].data)
-    totals = np.zeros(len(model.loss_names))
+    names = model.loss_names if iw_samples == 1 else (*model.loss_names, "bound")
+    totals = np.zeros(len(names))
     with model.evaluating():
         for start in range(0, len(images), batch):
             rows = slice(start, start + batch)
             x = k.unit_range(k.from_host(images[rows]), model.dtype)
-            noise = k.from_host(rng.standard_normal((len(x), model.noise_dim)).astype(model.dtype))
+            shape = (len(x), model.noise_dim) if iw_samples == 1 else (len(x), iw_samples, model.noise_dim)
+            noise = k.from_host(rng.standard_normal(shape).astype(model.dtype))
             labels = None if label_rows is None else k.from_host(label_rows[rows])
             clean = None if targets is None else Tensor(k.from_host(targets[rows]))
-            _, parts = model.losses(Tensor(x), noise, 1.0, labels, clean)
-            totals += len(x) * np.array([part.item() for part in parts])
-    return dict(zip(model.loss_names, (totals / len(images)).tolist(), strict=True))
+            loss, parts = model.losses(Tensor(x), noise, 1.0, labels, clean)
+            totals += len(x) * np.array([part.item() for part in (*parts, loss)[: len(names)]])
+    return dict(zip(names, (totals / len(images)).tolist(), strict=True))
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

@@ -45,6 +45,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "conditional": (None, bool, "tell encoder and decoder the class of each image (vae; needs labels)"),
     "denoise": (0.0, float, "standard deviation of noise on the pixels, from 0 to 1, that the encoder sees"),
     "binarise": (None, bool, "draw every pixel of every step as 0 or 1, its grey being the probability (vae)"),
+    "iw-samples": (1, int, "latents an image and step; from 2 on the importance-weighted bound is trained (vae)"),
     "seed": (0, int, "of weights, shuffle, noise and split"),
     "dataset": (
         "auto",
@@ -66,7 +67,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "likelihood": ("bernoulli", "gaussian", "gaussian-learned"),
     "precision": PRECISIONS,
 }
-VAE_ONLY = {"beta", "kl_warmup", "likelihood", "conditional", "binarise"}
+VAE_ONLY = {"beta", "kl_warmup", "likelihood", "conditional", "binarise", "iw_samples"}
 WITH_RESUME = {"device", "backend", "threads", "precision", "epochs", "data_dir"}
 
 

@@ -611,6 +611,66 @@ def test_the_reconstruction_is_the_log_density_summed_by_loops(likelihood):
     assert loss == pytest.approx(total / 3 + 0.7 * kl / 3, rel=1e-10)
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.4])
+@pytest.mark.parametrize("K", [1, 6])
+@pytest.mark.parametrize("likelihood", [*LIKELIHOODS, "conditional"])
+def test_the_importance_weighted_bound_is_the_mean_of_the_weights(likelihood, K, beta):
+    """From the densities, one image and sample at a time, without the identities that the model uses."""
+    conditional = likelihood == "conditional"
+    options = {"classes": 3} if conditional else {"likelihood": likelihood}
+    model = shaken(float64_vae(**options))
+    rng = np.random.default_rng(2)
+    x, noise, labels = rng.random((4, *SHAPE)), rng.normal(size=(4, K, 2)), np.array([2, 0, 1, 1])
+    mu, log_variance = model.encode_distribution(x, labels=labels)
+    log_of_pixels = np.log(model.variance)
+    if likelihood == "gaussian-learned":
+        log_of_pixels = loaded(model)["likelihood.log_variance"][0]
+    bounds, reconstructions = [], []
+    for n in range(4):
+        log_weights = []
+        for k in range(K):
+            variance = np.exp(log_variance[n])
+            z = mu[n] + np.sqrt(variance) * noise[n, k]
+            p = model.decode(z[None], labels=labels[n : n + 1])[0]
+            if likelihood in ("bernoulli", "conditional"):
+                log_likelihood = (x[n] * np.log(p) + (1 - x[n]) * np.log(1 - p)).sum()
+            else:
+                away = (x[n] - p) ** 2 / np.exp(log_of_pixels)
+                log_likelihood = -0.5 * (away + log_of_pixels + np.log(2 * np.pi)).sum()
+            log_prior = -0.5 * (z**2 + np.log(2 * np.pi)).sum()
+            log_q = -0.5 * ((z - mu[n]) ** 2 / variance + np.log(2 * np.pi * variance)).sum()
+            reconstructions.append(-log_likelihood)
+            log_weights.append(log_likelihood + beta * (log_prior - log_q))
+        top = max(log_weights)
+        bounds.append(-top - np.log(np.mean(np.exp(np.array(log_weights) - top))))
+    with model.evaluating():
+        loss, parts = model.losses(Tensor(x), noise, beta, model.label_rows(labels, 4))
+    assert loss.item() == pytest.approx(np.mean(bounds), rel=1e-10)
+    kl = 0.5 * (mu**2 + np.exp(log_variance) - 1 - log_variance).sum(axis=1).mean()
+    assert [part.item() for part in parts] == pytest.approx([np.mean(reconstructions), kl], rel=1e-10)
+
+
+def test_more_samples_tighten_the_bound():
+    model, rng = shaken(float64_vae()), np.random.default_rng(0)
+    x = Tensor(rng.random((4, *SHAPE)))
+    with model.evaluating():
+        losses = [model.losses(x, rng.normal(size=(4, K, 2)), 1.0) for K in (1, 10, 1000)]
+    bounds = [loss.item() for loss, _ in losses]
+    assert bounds[0] > bounds[1] > bounds[2]
+    assert bounds[2] < sum(part.item() for part in losses[2][1])
+
+
+def test_weights_that_differ_by_thousands_of_nats_stay_finite():
+    model = new(VAE)
+    model.network.layers["decoder_dense"].weight.data *= 1e4
+    model.network.train()
+    noise = np.random.default_rng(0).standard_normal((5, 4, 2)).astype("float32")
+    loss, _ = model.losses(Tensor((images() / 255).astype("float32")), noise, 1.0)
+    loss.backward()
+    assert np.isfinite(loss.item())
+    assert all(np.isfinite(p.grad).all() for p in model.network.parameters())
+
+
 def test_the_loss_of_the_autoencoder_is_the_mean_squared_error():
     model, x = shaken(new()), images(3) / 255
     model.to(dtype="float64")
@@ -829,7 +889,11 @@ def pre_activations(model: Autoencoder, x: np.ndarray, noise: np.ndarray | None)
             given = np.eye(3)[[2, 0]]
             h = Tensor(np.concatenate([h.numpy(), given], axis=1))
         if isinstance(model, VAE):
-            z = layers["mu"](h) + ops.exp(layers["log_variance"](h) * 0.5) * noise
+            mu, scale = layers["mu"](h), ops.exp(layers["log_variance"](h) * 0.5)
+            if noise.ndim == 3:
+                z = Tensor((mu.numpy()[:, None] + scale.numpy()[:, None] * noise).reshape(-1, noise.shape[2]))
+            else:
+                z = mu + scale * noise
         else:
             z = layers["encoder_output"](h)
         if model.classes:
@@ -839,7 +903,7 @@ def pre_activations(model: Autoencoder, x: np.ndarray, noise: np.ndarray | None)
     return smallest
 
 
-def away_from_kinks(make, training: bool) -> tuple[Autoencoder, np.ndarray, np.ndarray]:
+def away_from_kinks(make, training: bool, samples: tuple[int, ...] = ()) -> tuple[Autoencoder, np.ndarray, np.ndarray]:
     """A float64 model and inputs, redrawn until no pre-activation lies within 1e-4 of ReLU's kink."""
     for seed in range(200):
         model = make()
@@ -847,7 +911,7 @@ def away_from_kinks(make, training: bool) -> tuple[Autoencoder, np.ndarray, np.n
         shaken(model, seed)
         model.network.train(training)
         rng = np.random.default_rng(seed)
-        x, noise = rng.random((2, *model.input_shape)), rng.normal(size=(2, model.latent_space_dim))
+        x, noise = rng.random((2, *model.input_shape)), rng.normal(size=(2, *samples, model.latent_space_dim))
         if pre_activations(model, x, noise) > 1e-4:
             return model, x, noise
     raise AssertionError("no inputs away from the kinks were found")
@@ -864,6 +928,13 @@ def test_gradients_of_the_whole_model(kind, training, restored_backends):
     check_gradients(kind, training)
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian-learned"])
+def test_gradients_of_the_importance_weighted_bound(likelihood, training, restored_backends):
+    minigrad.use(kernels="plain")
+    check_gradients(likelihood, training, samples=(3,))
+
+
 @pytest.mark.parametrize("kernels", CPU_KERNELS[1:])
 @pytest.mark.parametrize("kind", ["ae", "bernoulli"])
 def test_gradients_of_the_whole_model_on_threads(kind, kernels, restored_backends):
@@ -871,7 +942,7 @@ def test_gradients_of_the_whole_model_on_threads(kind, kernels, restored_backend
     check_gradients(kind, True)
 
 
-def check_gradients(kind: str, training: bool) -> None:
+def check_gradients(kind: str, training: bool, samples: tuple[int, ...] = ()) -> None:
     labels = np.eye(3)[[2, 0]] if kind == "conditional" else None
 
     def make():
@@ -879,7 +950,7 @@ def check_gradients(kind: str, training: bool) -> None:
             return new(VAE, classes=3, **SMALL)
         return new(**SMALL) if kind == "ae" else new(VAE, likelihood=kind, **SMALL)
 
-    model, x, noise = away_from_kinks(make, training)
+    model, x, noise = away_from_kinks(make, training, samples)
     target = Tensor(x)
 
     def loss():

@@ -534,6 +534,7 @@ def run_of(
         pytest.param({"model": {"classes": 3}}, id="conditional"),
         pytest.param({"binarise": True}, id="binarised"),
         pytest.param({"denoise": 0.3}, id="denoising"),
+        pytest.param({"model": {"beta": 1.0, "classes": 3}, "iw_samples": 3}, id="weighted"),
     ],
 )
 def test_a_captured_run_gives_the_same_bits(kind: Any, cuda_device: str) -> None:
@@ -650,12 +651,14 @@ def test_the_gpu_benchmark_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyP
 # ---- memory ----
 
 
-def trainer_on_the_device(batch: int, model: type = VAE, filters: Any = (8, 16), strides: Any = (1, 2)) -> Trainer:
+def trainer_on_the_device(
+    batch: int, model: type = VAE, filters: Any = (8, 16), strides: Any = (1, 2), **options: Any
+) -> Trainer:
     minigrad.use(device="cuda")
     made = model((12, 12, 1), filters, (3,) * len(filters), strides, 2)
     made.compile(1e-3)
     images = np.random.default_rng(0).integers(0, 256, (batch, 12, 12, 1), dtype=np.uint8)
-    return Trainer(made, images, TrainingOptions(batch_size=batch, epochs=1), progress=False)
+    return Trainer(made, images, TrainingOptions(batch_size=batch, epochs=1, **options), progress=False)
 
 
 @needs_compiler
@@ -663,14 +666,23 @@ def trainer_on_the_device(batch: int, model: type = VAE, filters: Any = (8, 16),
 @pytest.mark.parametrize(("filters", "strides"), [((8, 16), (1, 2)), ((4,), (1,)), ((4, 4, 32), (2, 1, 1))])
 def test_the_memory_of_a_step_is_known_before(model: Any, filters: Any, strides: Any, cupy_double: object) -> None:
     """At least what the arrays hold at the peak, and at most half as much again; the workspace apart."""
-    trainer = trainer_on_the_device(40, model, filters, strides)
+    check_step_memory(trainer_on_the_device(40, model, filters, strides))
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [{"iw_samples": 5}, {"denoise": 0.3}, {"binarise": True}], ids=str)
+def test_the_memory_of_other_steps_is_known_before(options: Any, cupy_double: object) -> None:
+    check_step_memory(trainer_on_the_device(40, **options))
+
+
+def check_step_memory(trainer: Trainer) -> None:
     trainer.capture = False
     gc.collect()
     before = strict_cupy.cupy.get_default_memory_pool().used_bytes()
     strict_cupy.reset()
     trainer.run()
     held = strict_cupy.counters.peak_memory - before
-    fixed, an_image = step_memory(trainer.model)
+    fixed, an_image = step_memory(trainer.model, trainer.options.iw_samples)
     assert held - fixed / 4 <= 40 * an_image <= 1.5 * held, (held, an_image)
 
 
@@ -705,4 +717,4 @@ def test_on_the_cpu_nobody_limits_memory() -> None:
     k = minigrad.use(kernels="numpy")
     assert k.free_memory() is None
     k.limit_memory(1)
-    check_memory(VAE((8, 8, 1), (4,), (3,), (1,), 2), 10**9, k.free_memory(), "cpu")
+    check_memory(VAE((8, 8, 1), (4,), (3,), (1,), 2), 10**9, 1, k.free_memory(), "cpu")

@@ -176,8 +176,8 @@ def test_help_shows_every_option_its_default_and_an_example_that_parses(program,
 
 def test_the_training_options_are_these_with_these_defaults_in_the_help(call):
     expected = """model epochs batch-size lr latent-dim filters kernels strides beta kl-warmup likelihood conditional
-        denoise binarise seed device backend threads precision data-dir dataset limit-train validation save-every
-        out resume overwrite smoke config quiet debug"""
+        denoise binarise iw-samples seed device backend threads precision data-dir dataset limit-train validation
+        save-every out resume overwrite smoke config quiet debug"""
     text = " ".join(call(TRAIN, "--help").out.split())
     for name in expected.split():
         assert f" --{name}" in text
@@ -268,6 +268,7 @@ def test_every_option_reaches_the_run(call):
     assert ran["options"] == {
         "batch_size": 32, "epochs": 3, "seed": 9, "schedule": "constant", "warmup_steps": 3, "kl_warmup": 1.5,
         "validation": 0.25, "patience": 2, "clip_norm": 5.0, "save_every": 1, "denoise": 0.2, "binarise": False,
+        "iw_samples": 1,
     }  # fmt: skip
     assert ran["model"]["seed"] == 9
     assert ran["environment"]["kernels"] == "plain"
@@ -362,6 +363,9 @@ BAD_OPTIONS = [
     (2, ["--model", "ae", "--binarise"], "--binarise belongs to --model vae"),
     (2, ["--likelihood", "gaussian", "--binarise"], "binarise needs", "bernoulli"),
     (2, ["--binarise", "--denoise", "0.1"], "denoise is 0.1", "binarise"),
+    (2, ["--model", "ae", "--iw-samples", "2"], "--iw-samples belongs to --model vae"),
+    (2, ["--iw-samples", "2", "--beta", "2"], "iw samples", "beta 1"),
+    (2, ["--iw-samples", "0"], "iw samples is 0"),
     (2, ["--denoise", "-0.1"], "denoise is -0.1"),
     (2, ["--denoise", "nan"], "denoise is nan"),
     (2, ["--clip-norm", "0"], "clip norm is 0"),

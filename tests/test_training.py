@@ -356,6 +356,38 @@ def test_pixels_of_0_and_1_need_the_bernoulli_likelihood(model):
         model.train(pictures(), BATCH, 1, binarise=True, progress=False)
 
 
+def test_the_importance_weighted_bound_is_the_loss_of_the_history():
+    options = {"epochs": 2, "iw_samples": 3, "validation": 5, "schedule": "constant"}
+    model, seen = compiled("vae", rate=0.0), []  # the same weights all the time
+    trainer = Trainer(model, pictures(), TrainingOptions(batch_size=BATCH, **options), progress=False)
+    real = trainer.step
+    trainer.step = lambda *arrays: (seen.append([*arrays[:2], real(*arrays)]), seen[-1][2])[1]
+    row, last = trainer.run().rows
+    x = trainer.validation_images.astype(np.float32) / 255
+    noise = generator(0, "validation").standard_normal((5, 3, 2)).astype(np.float32)
+    with model.evaluating():
+        loss, parts = model.losses(minigrad.Tensor(x), noise, 1.0)
+    expected = [loss.item(), *(part.item() for part in parts)]
+    assert [last[f"val_{name}"] for name in ("loss", "reconstruction", "kl")] == pytest.approx(expected, rel=1e-6)
+    drawn = np.concatenate([noise.ravel() for _, noise, _ in seen])
+    assert len(np.unique(drawn)) == len(drawn) == 2 * 21 * 3 * 2, "each sample of each image anew"
+    total = np.zeros(3)
+    model.network.train()
+    for images, noise, losses in seen[:6]:
+        loss, parts = model.losses(minigrad.Tensor(images), noise, 1.0)
+        np.testing.assert_allclose(losses, [*(part.item() for part in parts), loss.item()], rtol=1e-6)
+        total += len(images) * losses
+    found = [row[name] for name in ("reconstruction", "kl", "loss")]
+    np.testing.assert_allclose(found, total / 21, rtol=1e-6)
+    assert row["loss"] < row["reconstruction"] + row["kl"]
+
+
+@pytest.mark.parametrize("model", [compiled("ae"), compiled("vae", beta=0.5)], ids=["ae", "beta"])
+def test_the_importance_weighted_bound_needs_a_vae_with_beta_1(model):
+    with pytest.raises(ValueError, match="iw samples above 1 need a vae with beta 1"):
+        model.train(pictures(), BATCH, 1, iw_samples=2, progress=False)
+
+
 def test_a_step_changes_the_threads_of_blas_only_once(monkeypatch, restored_backends):
     minigrad.use(kernels="numpy", threads=2)
     trainer = Trainer(compiled("vae"), pictures(5), TrainingOptions(batch_size=5, epochs=1), progress=False)
@@ -481,6 +513,8 @@ def test_training_twice_goes_on():
         ({"clip_norm": math.nan}, "clip norm is nan"),
         ({"denoise": -0.1}, r"denoise is -0\.1 but must be a standard deviation"),
         ({"denoise": math.nan}, "denoise is nan"),
+        ({"iw_samples": 0}, "iw samples is 0 but must be a whole number >= 1"),
+        ({"iw_samples": 2.0}, r"iw samples is 2\.0"),
         ({"denoise": 0.1, "binarise": True}, r"denoise is 0\.1 but must be 0 together with binarise"),
     ],
     ids=str,
@@ -610,6 +644,7 @@ RESUMED = {
     "conditional": {**FULL},
     "binarised": {**FULL, "binarise": True},
     "denoising": {**FULL, "denoise": 0.3},
+    "weighted": {**FULL, "iw_samples": 3, "kl_warmup": 1.5},
     "ae denoising": {**FULL, "denoise": 0.3},
 }
 MODELS: dict[str, dict] = {"conditional": {"classes": 3}}
