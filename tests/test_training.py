@@ -1449,6 +1449,21 @@ def test_a_moved_model_is_noticed_before_the_first_step():
         trainer.run()
 
 
+def test_a_checkpoint_from_before_there_were_some_options_is_taken(tmp_path):
+    trainer = trainer_of("vae", tmp_path)
+    trainer.run()
+    arrays, record = load_checkpoint(tmp_path)
+    for name in ("denoise", "binarise", "iw_samples"):
+        del record["options"][name]
+    for name in ("classes", "class_names"):
+        del record["model"][name]
+    model = from_config(record["model"])
+    model.compile(record["learning_rate"])
+    again = Trainer(model, pictures(), TrainingOptions(**record["options"]), progress=False)
+    again.restore(arrays, record)
+    assert weights(model) == weights(trainer.model)
+
+
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 3}, {"rate": 0.5}])
 def test_a_checkpoint_of_other_options_is_refused(change, tmp_path):
     options = {"batch_size": 2, "epochs": 1, "seed": 0}
