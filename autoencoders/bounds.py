@@ -1,6 +1,7 @@
 """What a model makes of images: reconstructions, and bounds on the likelihood of the images under a VAE.
 
-Sums over pixels and everything after them are float64. Nats are per image.
+Sums over pixels and everything after them are float64. Nats are per image. labels are the classes (N,) of the images,
+which a conditional model needs and others ignore.
 
 Read next: metrics.py, which measures all of it.
 """
@@ -25,7 +26,9 @@ BINARISE_SEED = 0  # never --seed: the images that are binarised are part of the
 IW_ROWS = 1 << 16  # importance weights at a time
 
 
-def at_the_mean(model: Autoencoder, images: np.ndarray, latents: np.ndarray) -> tuple[float, float, np.ndarray]:
+def at_the_mean(
+    model: Autoencoder, images: np.ndarray, latents: np.ndarray, labels: np.ndarray | None = None
+) -> tuple[float, float, np.ndarray]:
     """(mean squared error per pixel, Bernoulli cross-entropy in nats per image, images decoded from the latents).
 
     Shapes: images (N, H, W, C), latents (N, Z), decoded (N, H, W, C).
@@ -33,7 +36,7 @@ def at_the_mean(model: Autoencoder, images: np.ndarray, latents: np.ndarray) -> 
         DivergedError: the decoder gives numbers that are not finite.
     """
     entropies, decoded = [], []
-    for rows, logits in _decoder_logits(model, latents):
+    for rows, logits in _decoder_logits(model, latents, labels):
         k = backend_of(logits)
         targets = k.unit_range(k.from_host(images[rows]), model.dtype)
         entropies.append(k.to_host(_bernoulli_rows(k.xp, logits, targets)))
@@ -46,13 +49,20 @@ def at_the_mean(model: Autoencoder, images: np.ndarray, latents: np.ndarray) -> 
     return mse, bce, reconstructed
 
 
-def nll_rows(model: VAE, images: np.ndarray, latents: np.ndarray, index: np.ndarray | None = None) -> np.ndarray:
+def nll_rows(
+    model: VAE,
+    images: np.ndarray,
+    latents: np.ndarray,
+    labels: np.ndarray | None = None,
+    index: np.ndarray | None = None,
+) -> np.ndarray:
     """-log p(image | latent) in nats, summed over pixels in float64, for each row.
 
     Shapes: latents (M, Z); images (M, H, W, C), or (N, H, W, C) with index (M,), the image of each row -> (M,).
     """
     parts = []
-    for rows, logits in _decoder_logits(model, latents):
+    given = labels if labels is None or index is None else labels[index]
+    for rows, logits in _decoder_logits(model, latents, given):
         k = backend_of(logits)
         targets = k.unit_range(k.from_host(images[rows if index is None else index[rows]]), model.dtype)
         if model.likelihood == "bernoulli":
@@ -66,13 +76,18 @@ def nll_rows(model: VAE, images: np.ndarray, latents: np.ndarray, index: np.ndar
     return np.concatenate(parts)
 
 
-def _decoder_logits(model: Autoencoder, latents: np.ndarray) -> Iterator[tuple[slice, Array]]:
+def _decoder_logits(
+    model: Autoencoder, latents: np.ndarray, labels: np.ndarray | None
+) -> Iterator[tuple[slice, Array]]:
     """(rows, the decoder's output for them on its device), a batch at a time."""
     k = backend_of(model.network.parameters()[0].data)
     for start in range(0, len(latents), BATCH):
         rows = slice(start, min(start + BATCH, len(latents)))
+        z = latents[rows].astype(model.dtype)
+        label_rows = model.label_rows(None if labels is None else labels[rows], len(z))
+        z = z if label_rows is None else np.concatenate([z, label_rows], axis=1)
         with model.evaluating():
-            logits = model.decoder(Tensor(k.from_host(latents[rows].astype(model.dtype)))).data
+            logits = model.decoder(Tensor(k.from_host(z))).data
         yield rows, logits
 
 
@@ -84,17 +99,17 @@ def _row_sums(x: Array) -> Array:
     return x.reshape(len(x), -1).sum(axis=1, dtype="float64")
 
 
-def latents_of(model: Autoencoder, images: np.ndarray) -> np.ndarray:
+def latents_of(model: Autoencoder, images: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
     """The latents (N, Z), for a VAE their means; finite."""
-    latents = model.encode(images)
+    latents = model.encode(images, labels=labels)
     if not np.isfinite(latents).all():
         raise DivergedError("the model diverged: its encoder gives latents that are not finite; train it again")
     return latents
 
 
-def distribution_of(model: VAE, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distribution_of(model: VAE, images: np.ndarray, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(mu, log_variance) of q(z | x) in float64, with standard deviations that the model's dtype can hold."""
-    mu, log_variance = (x.astype(np.float64) for x in model.encode_distribution(images))
+    mu, log_variance = (x.astype(np.float64) for x in model.encode_distribution(images, labels=labels))
     with np.errstate(over="ignore"):
         std = np.exp(log_variance / 2).astype(model.dtype)
     if not (np.isfinite(mu).all() and np.isfinite(std).all()):
@@ -114,7 +129,9 @@ def standard_error(values: np.ndarray) -> float | None:
 # ---- likelihood bounds ----
 
 
-def neg_elbo(model: VAE, images: np.ndarray, seed: int, draws: int = DRAWS) -> dict[str, Any]:
+def neg_elbo(
+    model: VAE, images: np.ndarray, seed: int, draws: int = DRAWS, *, labels: np.ndarray | None = None
+) -> dict[str, Any]:
     """-ELBO = E_q[-log p(x | z)] + KL(q(z | x) || N(0, I)), with `draws` samples of z for each image.
 
     neg_elbo_se is the error that the draws leave in the mean over these images: the KL is exact, so it is
@@ -123,11 +140,11 @@ def neg_elbo(model: VAE, images: np.ndarray, seed: int, draws: int = DRAWS) -> d
 
     Unit: nats per image.
     """
-    mu, log_variance = distribution_of(model, images)
+    mu, log_variance = distribution_of(model, images, labels)
     std = np.exp(log_variance / 2)
     values = np.stack(
         [
-            nll_rows(model, images, mu + std * generator(seed, "evaluation", draw).standard_normal(mu.shape))
+            nll_rows(model, images, mu + std * generator(seed, "evaluation", draw).standard_normal(mu.shape), labels)
             for draw in range(draws)
         ]
     )  # (draws, N)
@@ -151,7 +168,13 @@ def binarised(images: np.ndarray) -> np.ndarray:
 
 
 def importance_weighted_nll(
-    model: VAE, images: np.ndarray, samples: int, seed: int = 0, progress: bool = False
+    model: VAE,
+    images: np.ndarray,
+    samples: int,
+    seed: int = 0,
+    progress: bool = False,
+    *,
+    labels: np.ndarray | None = None,
 ) -> np.ndarray:
     """-log of the mean over samples of p(x | z) p(z) / q(z | x), z ~ q(z | x): an upper bound of -log p(x).
 
@@ -164,7 +187,7 @@ def importance_weighted_nll(
     """
     from tqdm import tqdm
 
-    mu, log_variance = distribution_of(model, images)
+    mu, log_variance = distribution_of(model, images, labels)
     rng = generator(seed, "importance")
     found = []
     group = max(1, IW_ROWS // samples)  # images at a time
@@ -174,7 +197,7 @@ def importance_weighted_nll(
             noise = rng.standard_normal((len(index), mu.shape[1]))
             z = mu[index] + np.exp(log_variance[index] / 2) * noise
             log_ratio = 0.5 * (noise**2 - z**2 + log_variance[index]).sum(axis=1)  # log p(z) - log q(z | x)
-            log_weights = (log_ratio - nll_rows(model, images, z, index)).reshape(-1, samples)
+            log_weights = (log_ratio - nll_rows(model, images, z, labels, index)).reshape(-1, samples)
             largest = log_weights.max(axis=1)
             total = np.exp(log_weights - largest[:, None]).sum(axis=1)
             found.append(math.log(samples) - largest - np.log(total))

@@ -94,19 +94,21 @@ def measure(
     """
     images = model.check_images(dataset.test_images)
     train_images = model.check_images(dataset.train_images)
-    seen = train_images[:limit_train][: len(images)]
+    labels, train_labels = dataset.test_labels, dataset.train_labels
+    count = min(len(train_images[:limit_train]), len(images))
+    seen, seen_labels = train_images[:count], None if train_labels is None else train_labels[:count]
     figures: dict[str, Any] = dict.fromkeys(FIGURES)
-    latents = latents_of(model, images)
-    mse, bce, reconstructed = at_the_mean(model, images, latents)
+    latents = latents_of(model, images, labels)
+    mse, bce, reconstructed = at_the_mean(model, images, latents, labels)
     figures |= {"mse": mse, "psnr": -10 * float(np.log10(mse)) if mse else None, "bce": bce}
     figures["data_entropy"] = bernoulli_entropy(images)
-    figures["train_mse"] = at_the_mean(model, seen, latents_of(model, seen))[0]
+    figures["train_mse"] = at_the_mean(model, seen, latents_of(model, seen, seen_labels), seen_labels)[0]
     figures["image_std"], figures["reconstruction_std"] = pixel_std(images), pixel_std(reconstructed)
     notes = []
     if isinstance(model, VAE):
-        figures |= _vae_figures(model, images, seed)
-        figures["train_neg_elbo"] = neg_elbo(model, seen, seed, draws=1)["neg_elbo"]
-        samples = model.sample(len(images), seed)
+        figures |= _vae_figures(model, images, labels, seed)
+        figures["train_neg_elbo"] = neg_elbo(model, seen, seed, draws=1, labels=seen_labels)["neg_elbo"]
+        samples = model.sample(len(images), seed, labels=labels)
         figures["sample_std"] = pixel_std(samples)
         if model.input_shape == INPUT_SHAPE:
             figures |= _distances(images, train_images, samples, seed)
@@ -114,10 +116,13 @@ def measure(
             notes.append("fd is measured for images of 28 x 28 x 1 only")
         if iw_samples and model.likelihood == "bernoulli":
             limit = IW_IMAGES if backend_of(model.network.parameters()[0].data).on_host else None
-            rows = importance_weighted_nll(model, binarised(images)[:limit], iw_samples, seed, progress)
+            binary = binarised(images)[:limit]
+            rows = importance_weighted_nll(model, binary, iw_samples, seed, progress, labels=labels)
             figures |= {"iw_nll": float(rows.mean()), "iw_nll_se": standard_error(rows)}
         elif iw_samples:
             notes.append("iw_nll is measured for the Bernoulli likelihood only")
+        if model.classes:
+            notes.append("the model was told the class of every image and sample: its figures are of p(x | class)")
     notes += _library_figures(model, dataset, images, train_images, latents, reconstructed, figures, seed)
     return figures, notes
 
@@ -152,7 +157,8 @@ def _library_figures(
         notes.append("probe_accuracy and knn_accuracy need labels of at least two classes")
     else:
         known = slice(NEIGHBOUR_IMAGES)
-        train_latents, train_labels = latents_of(model, train_images[known]), dataset.train_labels[known]
+        train_labels = dataset.train_labels[known]
+        train_latents = latents_of(model, train_images[known], train_labels)
         try:
             figures |= accuracies(train_latents, train_labels, latents, dataset.test_labels, seed)
         except ImportError:
@@ -165,12 +171,12 @@ def _library_figures(
 # ---- the latent space ----
 
 
-def _vae_figures(model: VAE, images: np.ndarray, seed: int) -> dict[str, Any]:
-    mu, log_variance = distribution_of(model, images)
+def _vae_figures(model: VAE, images: np.ndarray, labels: np.ndarray | None, seed: int) -> dict[str, Any]:
+    mu, log_variance = distribution_of(model, images, labels)
     z = mu + np.exp(log_variance / 2) * generator(seed, "aggregate").standard_normal(mu.shape)
     prior = generator(seed, "prior").standard_normal((min(len(z), HOLE_POINTS), z.shape[1]))
     return {
-        **neg_elbo(model, images, seed),
+        **neg_elbo(model, images, seed, labels=labels),
         "active_units": active_units(mu),
         "log_variance_per_dim": log_variance.mean(axis=0).tolist(),
         "aggregate_mean": z.mean(axis=0).tolist(),

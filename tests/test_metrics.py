@@ -24,7 +24,7 @@ from autoencoders.data import Dataset, load_dataset
 from autoencoders.features import Classifier, frechet_distance, load_classifier
 from autoencoders.metrics import active_units, largest_correlation, measure, pixel_std, prior_holes, table
 from minigrad import Tensor
-from minigrad.serialize import load_state
+from minigrad.serialize import DataError, load_state
 
 SHAPE = (12, 12, 1)
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-learned")
@@ -79,7 +79,7 @@ def test_nll_rows_equal_loops(likelihood):
     np.testing.assert_allclose(nll_rows(model, x, z), nll_by_hand(model.decode(z), x / 255, likelihood, variance))
     index = np.array([3, 3, 0, 5, 1, 1])
     np.testing.assert_allclose(
-        nll_rows(model, x, z, index), nll_by_hand(model.decode(z), x[index] / 255, likelihood, variance)
+        nll_rows(model, x, z, index=index), nll_by_hand(model.decode(z), x[index] / 255, likelihood, variance)
     )
 
 
@@ -466,6 +466,44 @@ def test_without_the_extra_the_rest_is_measured(monkeypatch):
     assert notes == [
         'ssim, pca_mse, pca_mse_active, probe_accuracy, knn_accuracy need the extra eval: pip install ".[eval]"'
     ]
+
+
+def of_class(model, label, shape=(28, 28, 1)):
+    """The unconditional model that a conditional one is for one class: the label's weights become part of the bias."""
+    plain = VAE(shape, (2, 3), (3, 3), (1, 2), 2)
+    plain.to(dtype="float64")
+    state = model.network.state_dict()
+    for name in ("mu", "log_variance", "decoder_dense"):
+        weight = state[f"{name}.weight"]
+        state[f"{name}.weight"], of_label = weight[: -model.classes], weight[len(weight) - model.classes + label]
+        state[f"{name}.bias"] = state[f"{name}.bias"] + of_label
+    plain.network.load_state_dict(state)
+    return plain
+
+
+def test_a_conditional_model_is_measured_with_the_class_of_every_image():
+    shape = (28, 28, 1)
+    model, data = tiny(shape=shape, classes=3), small_data(shape)
+    figures, notes = measure(model, data, iw_samples=3)
+    assert any("told the class" in note for note in notes)
+    x, labels = data.test_images, data.test_labels
+    parts = [of_class(model, label) for label in range(3)]
+    reconstructed = np.stack([parts[c].reconstruct(x[i : i + 1])[0][0] for i, c in enumerate(labels)])
+    assert figures["mse"] == pytest.approx(np.mean((reconstructed - x / 255) ** 2), rel=1e-9)
+    kl = [neg_elbo(parts[c], x[i : i + 1], 0, 1)["kl"] for i, c in enumerate(labels)]
+    assert figures["kl"] == pytest.approx(np.mean(kl), rel=1e-9)
+    noise = [bounds.generator(0, "evaluation", draw).standard_normal((30, 2)) for draw in range(4)]
+    nll = 0.0
+    for i, c in enumerate(labels):
+        mu, log_variance = parts[c].encode_distribution(x[i : i + 1])
+        z = np.concatenate([mu + np.exp(log_variance / 2) * draw[i] for draw in noise])
+        nll += nll_by_hand(parts[c].decode(z), np.repeat(x[i : i + 1] / 255, 4, axis=0), "bernoulli", 0).mean() / 30
+    assert figures["reconstruction"] == pytest.approx(nll, rel=1e-9)
+    one_class = np.flatnonzero(labels == 1)
+    weighted = importance_weighted_nll(model, x[one_class], 5, labels=labels[one_class])
+    np.testing.assert_allclose(weighted, importance_weighted_nll(parts[1], x[one_class], 5), rtol=1e-9)
+    with pytest.raises(DataError, match="conditional model needs the class"):
+        measure(model, small_data(shape, labels=False))
 
 
 def test_a_cpu_weighs_the_first_images_only(monkeypatch):

@@ -114,11 +114,12 @@ def shelf(tmp_path_factory):
 def trained(shelf, call):
     """The folder of a finished run, made when first asked for. Not to be changed."""
 
-    def trained(model: str = "vae", latent: int = 2) -> Path:
-        folder = shelf / f"{model}{latent}"
+    def trained(model: str = "vae", latent: int = 2, *words: str) -> Path:
+        folder = shelf / "".join((model, str(latent), *words))
         if not folder.exists():
+            words = ("--model", model, "--latent-dim", str(latent), "--epochs", "2", *words)
             with no_pictures():
-                done = call(TRAIN, *TINY, "--model", model, "--latent-dim", latent, "--epochs", 2, "--out", folder)
+                done = call(TRAIN, *TINY, *words, "--out", folder)
             assert done.code == 0, done.err
         return folder
 
@@ -175,9 +176,9 @@ def test_help_shows_every_option_its_default_and_an_example_that_parses(program,
 
 
 def test_the_training_options_are_these_with_these_defaults_in_the_help(call):
-    expected = """model epochs batch-size lr latent-dim filters kernels strides beta kl-warmup likelihood seed
-        device backend threads precision data-dir dataset limit-train validation save-every out resume overwrite smoke
-        config quiet debug"""
+    expected = """model epochs batch-size lr latent-dim filters kernels strides beta kl-warmup likelihood conditional
+        denoise binarise iw-samples seed device backend threads precision data-dir dataset limit-train validation
+        save-every out resume overwrite smoke config quiet debug"""
     text = " ".join(call(TRAIN, "--help").out.split())
     for name in expected.split():
         assert f" --{name}" in text
@@ -262,11 +263,13 @@ def test_options_come_from_the_command_line_then_the_file_then_the_defaults(call
 def test_every_option_reaches_the_run(call):
     words = "--epochs 3 --lr 0.004 --schedule constant --warmup-steps 3 --clip-norm 5 --beta 0.5 --kl-warmup 1.5"
     words += " --seed 9 --validation 0.25 --patience 2 --save-every 1 --backend plain --likelihood gaussian-learned"
+    words += " --denoise 0.2"
     assert call(TRAIN, *TINY, *words.split(), "--out", "run").code == 0
     ran = record(Path("run"))
     assert ran["options"] == {
         "batch_size": 32, "epochs": 3, "seed": 9, "schedule": "constant", "warmup_steps": 3, "kl_warmup": 1.5,
-        "validation": 0.25, "patience": 2, "clip_norm": 5.0, "save_every": 1,
+        "validation": 0.25, "patience": 2, "clip_norm": 5.0, "save_every": 1, "denoise": 0.2, "binarise": False,
+        "iw_samples": 1,
     }  # fmt: skip
     assert ran["model"]["seed"] == 9
     assert ran["environment"]["kernels"] == "plain"
@@ -275,6 +278,16 @@ def test_every_option_reaches_the_run(call):
     assert rows[0]["beta"] < rows[1]["beta"] == 0.5
     assert rows[2]["learning_rate"] == 0.004
     assert "val_loss" in rows[0]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_flags_reach_the_run_from_the_command_line_and_the_file(call):
+    Path("my.toml").write_text("binarise = true\nconditional = false\n")
+    assert call(TRAIN, *TINY, "--epochs", 1, "--binarise", "--conditional", "--out", "typed").code == 0
+    assert call(TRAIN, *TINY, "--epochs", 1, "--config", "my.toml", "--out", "read").code == 0
+    for folder, classes in (("typed", 10), ("read", 0)):
+        ran = record(Path(folder))
+        assert (ran["options"]["binarise"], ran["model"]["classes"]) == (True, classes)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -347,6 +360,15 @@ BAD_OPTIONS = [
     (2, ["--seed", "-1"], "seed is -1"),
     (2, ["--kl-warmup", "nan"], "kl warmup is nan"),
     (2, ["--patience", "2"], "validation"),
+    (2, ["--model", "ae", "--conditional"], "--conditional belongs to --model vae"),
+    (2, ["--model", "ae", "--binarise"], "--binarise belongs to --model vae"),
+    (2, ["--likelihood", "gaussian", "--binarise"], "binarise needs", "bernoulli"),
+    (2, ["--binarise", "--denoise", "0.1"], "denoise is 0.1", "binarise"),
+    (2, ["--model", "ae", "--iw-samples", "2"], "--iw-samples belongs to --model vae"),
+    (2, ["--iw-samples", "2", "--beta", "2"], "iw samples", "beta 1"),
+    (2, ["--iw-samples", "0"], "iw samples is 0"),
+    (2, ["--denoise", "-0.1"], "denoise is -0.1"),
+    (2, ["--denoise", "nan"], "denoise is nan"),
     (2, ["--clip-norm", "0"], "clip norm is 0"),
     (2, ["--validation", "-0.5"], "validation is -0.5"),
     (3, ["--validation", "64"], "validation", "64 of 64"),
@@ -391,6 +413,7 @@ def test_a_bad_option(code, words, fragments, call):
         (b'epochs = "3"', ["epochs", "'3'", "int"]),
         (b"epochs = true", ["epochs", "True", "int"]),
         (b"epochs = 1.0", ["epochs", "1.0", "int"]),
+        (b"conditional = 1", ["conditional", "1", "bool"]),
         (b'lr = "fast"', ["lr", "'fast'", "float"]),
         (b"filters = 32", ["filters", "32", "list"]),
         (b'filters = [32, "x"]', ["filters", "'x'", "list"]),
@@ -403,6 +426,11 @@ def test_a_bad_config_file(text, fragments, call):
     Path("my.toml").write_bytes(text)
     call(TRAIN, "--config", "my.toml").failed(3, "my.toml", *fragments)
     assert os.listdir() == ["my.toml"]
+
+
+def test_a_config_file_that_asks_for_what_does_not_go_together(call):
+    Path("my.toml").write_text('model = "ae"\nconditional = true\n')
+    call(TRAIN, *TINY, "--config", "my.toml").failed(2, "--conditional belongs to --model vae")
 
 
 def test_a_data_folder_with_a_wrong_file_is_named(call):
@@ -760,6 +788,79 @@ def test_images_without_labels_are_picked_too():
     assert len(set(picked.tolist())) == 20
     assert set(picked) != set(range(20))
     assert sorted(runs.pick_images(None, 20, 7, 0)) == list(range(7))
+
+
+def test_a_plain_autoencoder_draws_from_the_mixture_in_its_folder(call, spied):
+    pytest.importorskip("sklearn")
+    words = ("--model", "ae", "--epochs", 1, "--out", "run")
+    with no_pictures():
+        assert call(TRAIN, *TINY, *words).code == 0
+    done = call(GENERATE, "--model-dir", "run")
+    assert (done.code, "samples" in spied) == (0, False)
+    assert "--mixture-components 50" in done.out
+    done = call(GENERATE, "--model-dir", "run", "--mixture-components", 4)
+    assert (done.code, done.err) == (0, "")
+    assert "fitted 4 Gaussians to the latents of 4000 training images" in done.out
+    path = Path("run") / "mixture.safetensors"
+    before, first = path.read_bytes(), spied.pop("samples")[0]
+    assert first.shape == (48, 28, 28, 1)
+    for more in ((), ("--mixture-components", 4)):
+        done = call(GENERATE, "--model-dir", "run", *more)
+        assert "fitted" not in done.out
+        np.testing.assert_array_equal(spied.pop("samples")[0], first)
+    assert path.read_bytes() == before
+    assert call(GENERATE, "--model-dir", "run", "--mixture-components", 3).code == 0
+    assert load_state(path)[0]["weights"].shape == (3,)
+    with no_pictures():
+        assert call(TRAIN, *TINY, *words, "--overwrite").code == 0
+    assert not path.exists(), "it belonged to the old run"
+
+
+def test_a_mixture_that_makes_no_sense(call, trained):
+    call(GENERATE, "--model-dir", trained(), "--mixture-components", 5).failed(2, "a vae draws from its prior")
+    call(GENERATE, "--model-dir", trained("ae"), "--mixture-components", 0).failed(2, "--mixture-components")
+
+
+def test_a_conditional_model_draws_a_row_for_each_class_or_one_class(call, trained, spied):
+    folder = trained("vae", 2, "--conditional")
+    model, data = autoencoders.load(folder), load_dataset("fashion-mnist-sample")
+    assert (model.classes, model.class_names) == (10, data.class_names)
+    done = call(GENERATE, "--model-dir", folder, "--samples", 25, "--seed", 3)
+    assert (done.code, done.err) == (0, "")
+    (drawn,) = spied["samples"]
+    assert len(drawn) == 30
+    for c in range(10):
+        np.testing.assert_array_equal(drawn[3 * c : 3 * c + 3], model.sample(3, 3, labels=[c, c, c]))
+    assert "manifold_grid" not in spied
+    np.testing.assert_array_equal(spied["latent_scatter"][0], model.encode(data.test_images, labels=data.test_labels))
+    for word in ("Ankle boot", "ankle BOOT", "9"):
+        assert call(GENERATE, "--model-dir", folder, "--samples", 4, "--class", word).code == 0
+        np.testing.assert_array_equal(spied["samples"][0], model.sample(4, 0, labels=[9] * 4))
+
+
+def test_a_class_that_the_model_does_not_know(call, trained):
+    words = ("--model-dir", trained("vae", 2, "--conditional"), "--out", "drawn")
+    for wrong in ("Boot", "10", "-1", ""):
+        call(GENERATE, *words, f"--class={wrong}").failed(2, f"'{wrong}'", "T-shirt/top, Trouser", "Bag, Ankle boot")
+    call(GENERATE, "--model-dir", trained(), "--class", "Bag").failed(2, "--class needs a conditional model")
+    assert os.listdir() == []
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_conditional_model_needs_labels_and_takes_numbers_for_names(call):
+    rng = np.random.default_rng(0)
+    arrays = {"train_images": rng.integers(0, 256, (24, 6, 5), dtype=np.uint8)}
+    np.savez("own.npz", **arrays)
+    words = (*NETWORK, "--dataset", "own.npz", "--epochs", 1, "--conditional", "--out", "run")
+    call(TRAIN, *words).failed(3, "own.npz", "needs labels")
+    assert not Path("run").exists()
+    np.savez("own.npz", **arrays, train_labels=rng.permutation(np.arange(24) % 4))
+    assert call(TRAIN, *words).code == 0
+    model = autoencoders.load("run")
+    assert (model.classes, model.class_names) == (4, ())
+    assert call(EVALUATE, "--model-dir", "run").code == 0
+    call(GENERATE, "--model-dir", "run", "--class", 4).failed(2, "'4'", "0 to 3")
+    call(GENERATE, "--model-dir", "run", *SAMPLE).failed(3, "images: expected")
 
 
 def test_show_without_a_display_says_so_after_the_pictures_are_written(trained):
