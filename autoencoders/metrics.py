@@ -116,8 +116,8 @@ def measure(
             notes.append("fd is measured for images of 28 x 28 x 1 only")
         if iw_samples and model.likelihood == "bernoulli":
             limit = IW_IMAGES if backend_of(model.network.parameters()[0].data).on_host else None
-            binary = binarised(images)[:limit]
-            rows = importance_weighted_nll(model, binary, iw_samples, seed, progress, labels=labels)
+            binary, given = binarised(images)[:limit], None if labels is None else labels[:limit]
+            rows = importance_weighted_nll(model, binary, iw_samples, seed, progress, labels=given)
             figures |= {"iw_nll": float(rows.mean()), "iw_nll_se": standard_error(rows)}
         elif iw_samples:
             notes.append("iw_nll is measured for the Bernoulli likelihood only")

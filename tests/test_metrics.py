@@ -481,11 +481,14 @@ def of_class(model, label, shape=(28, 28, 1)):
     return plain
 
 
-def test_a_conditional_model_is_measured_with_the_class_of_every_image():
+def test_a_conditional_model_is_measured_with_the_class_of_every_image(monkeypatch):
+    monkeypatch.setattr(metrics, "IW_IMAGES", 20)
     shape = (28, 28, 1)
     model, data = tiny(shape=shape, classes=3), small_data(shape)
     figures, notes = measure(model, data, iw_samples=3)
     assert any("told the class" in note for note in notes)
+    first = importance_weighted_nll(model, binarised(data.test_images)[:20], 3, labels=data.test_labels[:20])
+    assert figures["iw_nll"] == pytest.approx(first.mean())
     x, labels = data.test_images, data.test_labels
     parts = [of_class(model, label) for label in range(3)]
     reconstructed = np.stack([parts[c].reconstruct(x[i : i + 1])[0][0] for i, c in enumerate(labels)])
