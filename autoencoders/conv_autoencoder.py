@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, backend_of, nn, no_grad, ops, optim
+from minigrad import Function, Tensor, backend_of, nn, no_grad, ops, optim
 from minigrad.nn.module import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
@@ -49,6 +49,8 @@ class Autoencoder:
     loss_names: tuple[str, ...] = ("reconstruction",)
     unit = "squared error per value"
     beta = 1.0  # the weight of a KL term; the VAE has one
+    classes = 0  # that a conditional model is told of; the VAE can be one
+    class_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class Autoencoder:
         self.latent_space_dim = int(latent_space_dim)
         self.momentum, self.seed = float(momentum), seed
         encoder = self._build_encoder()
-        self.heads = self._build_heads(math.prod(self._encoded_shape))  # features (N, D) -> latent space
+        self.heads = self._build_heads(math.prod(self._encoded_shape) + self.classes)  # features (N, D) -> latents
         decoder = self._build_decoder()
         # All layers by name, for saving, moving and training them as a whole; never called. Those that are run:
         self.network = nn.Sequential({**encoder, **self.heads, **decoder})
@@ -126,7 +128,7 @@ class Autoencoder:
     def _build_decoder(self) -> dict[str, nn.Module]:
         channels = self._encoded_shape[2]
         layers: dict[str, nn.Module] = {
-            "decoder_dense": nn.Dense(self.latent_space_dim, math.prod(self._encoded_shape)),
+            "decoder_dense": nn.Dense(self.latent_space_dim + self.classes, math.prod(self._encoded_shape)),
             "decoder_reshape": nn.Reshape(*self._encoded_shape),
         }
         last = len(self.conv_filters)
@@ -143,10 +145,21 @@ class Autoencoder:
             channels = filters
         return layers
 
-    def losses(self, images: Tensor, noise: Array | None, beta: Array) -> tuple[Tensor, list[Tensor]]:
-        """(what is minimised, its parts in the order of loss_names) for a batch. noise and beta belong to the VAE."""
+    def losses(
+        self,
+        images: Tensor,
+        noise: Array | None,
+        beta: Array,
+        labels: Array | None = None,
+        targets: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(what is minimised, its parts in the order of loss_names) for a batch.
+
+        noise (N, Z) or for K samples (N, K, Z), beta and labels (rows of `label_rows`) belong to the VAE. The encoder
+        sees the images; what the decoder shall give are the targets, or else the images.
+        """
         latents = self.heads["encoder_output"](self.encoder(images))
-        reconstruction = ops.mse(ops.sigmoid(self.decoder(latents)), images)
+        reconstruction = ops.mse(ops.sigmoid(self.decoder(latents)), images if targets is None else targets)
         return reconstruction, [reconstruction]
 
     @property
@@ -167,6 +180,7 @@ class Autoencoder:
         batch_size: int,
         num_epochs: int,
         *,
+        labels: np.ndarray | None = None,
         folder: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
@@ -176,7 +190,7 @@ class Autoencoder:
 
         Args:
             x_train: (N, H, W, C), uint8 or floats in [0, 1].
-            folder, callbacks, progress: as for `training.Trainer`.
+            labels, folder, callbacks, progress: as for `training.Trainer`.
             options: the other fields of `training.TrainingOptions`.
         Returns:
             the history: one row an epoch.
@@ -186,24 +200,26 @@ class Autoencoder:
             KeyboardInterrupt: on Ctrl-C, after the step, with a checkpoint if there is a folder.
         """
         chosen = TrainingOptions(batch_size=batch_size, epochs=num_epochs, **options)
-        return Trainer(self, x_train, chosen, folder=folder, callbacks=callbacks, progress=progress).run()
+        return Trainer(
+            self, x_train, chosen, labels=labels, folder=folder, callbacks=callbacks, progress=progress
+        ).run()
 
-    # ---- use ----
+    # ---- use; labels are the classes (N,) of the images, which a conditional model needs and others ignore ----
 
-    def reconstruct(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def reconstruct(self, images: np.ndarray, *, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(images after a round trip through the latent space, their latents): (N, H, W, C) in [0, 1] and (N, Z)."""
-        latents = self.encode(images)
-        return self.decode(latents), latents
+        latents = self.encode(images, labels=labels)
+        return self.decode(latents, labels=labels), latents
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
+    def encode(self, images: np.ndarray, *, labels: np.ndarray | None = None) -> np.ndarray:
         """The latents (N, Z) of images (N, H, W, C); for a VAE their means."""
-        return self._encode(images)[0]
+        return self._encode(images, labels)[0]
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
+    def decode(self, latents: np.ndarray, *, labels: np.ndarray | None = None) -> np.ndarray:
         """Images (N, H, W, C) in [0, 1] from latents (N, Z).
 
         Raises:
-            DataError: latents have another shape or are not finite.
+            DataError: latents have another shape or are not finite; a conditional model has no fitting labels.
         """
         latents = np.asarray(latents)
         if latents.ndim != 2 or latents.shape[1] != self.latent_space_dim or not len(latents):
@@ -214,17 +230,33 @@ class Autoencoder:
             latents = latents.astype(self.dtype)  # before _map, which takes uint8 for pixels
         if not np.isfinite(latents).all():
             raise DataError("latents: expected finite numbers, found NaN or infinity")
-        return self._map(lambda z: (ops.sigmoid(self.decoder(z)),), latents)[0]
+        return self._decode(latents, self.label_rows(labels, len(latents)))
 
-    def interpolate(self, start: np.ndarray, end: np.ndarray, steps: int = 8) -> np.ndarray:
-        """Images on the straight line in latent space between each pair: (N, H, W, C) twice -> (N, steps, H, W, C)."""
+    def interpolate(
+        self,
+        start: np.ndarray,
+        end: np.ndarray,
+        steps: int = 8,
+        *,
+        labels: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    ) -> np.ndarray:
+        """Images on the straight line in latent space between each pair: (N, H, W, C) twice -> (N, steps, H, W, C).
+
+        labels: those of start and of end; a conditional model goes from one to the other on a straight line, too.
+        """
         if len(start) != len(end) or steps < 2:
             raise DataError(
                 f"interpolate: needs as many ends as starts and steps >= 2, found {len(start)}, {len(end)}, {steps}"
             )
         share = np.linspace(0, 1, steps, dtype=np.float32)[:, None]  # (steps, 1)
-        z = self.encode(start)[:, None] * (1 - share) + self.encode(end)[:, None] * share  # (N, steps, Z)
-        return self.decode(z.reshape(-1, self.latent_space_dim)).reshape(len(z), steps, *self.input_shape)
+
+        def line(first: np.ndarray, last: np.ndarray) -> np.ndarray:  # (N, D) twice -> (N * steps, D)
+            return (first[:, None] * (1 - share) + last[:, None] * share).reshape(-1, first.shape[1])
+
+        z = line(self.encode(start, labels=labels[0]), self.encode(end, labels=labels[1]))
+        rows = [self.label_rows(x, len(start)) for x in labels]
+        between = None if rows[0] is None or rows[1] is None else line(rows[0], rows[1])
+        return self._decode(z, between).reshape(len(start), steps, *self.input_shape)
 
     def summary(self) -> str:
         """A table of all layers for one image."""
@@ -235,12 +267,12 @@ class Autoencoder:
         }
         rows = parts["encoder"].summary_rows(self.input_shape)
         if "encoder_output" not in layers:  # heads of their own names, side by side
-            features = rows[-1][2]
+            features = (rows[-1][2][0] + self.classes,)
             for name, head in self.heads.items():
                 rows += nn.Sequential({name: head}).summary_rows(features)
         if "likelihood" in layers:
             rows.append(("likelihood", layers["likelihood"], (1,), 0))
-        return format_summary(rows + parts["decoder"].summary_rows((self.latent_space_dim,)))
+        return format_summary(rows + parts["decoder"].summary_rows((self.latent_space_dim + self.classes,)))
 
     def to(self, device: str | None = None, dtype: str | None = None) -> None:
         """Move to a device ("cpu", "cuda") or dtype ("float32", "float64"); call compile afterwards."""
@@ -301,6 +333,26 @@ class Autoencoder:
             raise DataError(f"images: expected values from 0 to 1, found {low:g} to {high:g}; divide by 255 or scale")
         return images.astype(self.dtype, copy=False)
 
+    def label_rows(self, labels: Any, count: int) -> np.ndarray | None:
+        """What a conditional model is told of `count` images: a 1 in the column of the class (count, classes).
+
+        None for a model that is not conditional, whatever the labels.
+
+        Raises:
+            DataError: there are no labels, not one for each image, or they lie outside 0 ... classes - 1.
+        """
+        if not self.classes:
+            return None
+        if labels is None:
+            raise DataError(f"labels: a conditional model needs the class of each image, 0 to {self.classes - 1}")
+        labels = np.asarray(labels)
+        if labels.shape != (count,) or labels.dtype.kind not in "iu":
+            raise DataError(f"labels: expected whole numbers ({count},), found {labels.dtype} {labels.shape}")
+        wrong = labels[(labels < 0) | (labels >= self.classes)]
+        if len(wrong):
+            raise DataError(f"labels: expected 0 to {self.classes - 1}, found {wrong[0]}")
+        return np.eye(self.classes, dtype=self.dtype)[labels]
+
     @property
     def dtype(self) -> Any:
         return self._first_parameter.dtype
@@ -309,21 +361,32 @@ class Autoencoder:
     def _first_parameter(self) -> nn.Parameter:
         return next(self.network.named_parameters())[1]
 
-    def _encode(self, images: np.ndarray) -> list[np.ndarray]:
-        def heads(x: Tensor) -> tuple[Tensor, ...]:
-            features = self.encoder(x)
+    def _encode(self, images: np.ndarray, labels: np.ndarray | None) -> list[np.ndarray]:
+        def heads(x: Tensor, given: Array | None) -> tuple[Tensor, ...]:
+            features = _append(self.encoder(x), given)
             return tuple(head(features) for head in self.heads.values())
 
-        return self._map(heads, self.check_images(images))
+        images = self.check_images(images)
+        return self._map(heads, images, self.label_rows(labels, len(images)))
 
-    def _map(self, function: Callable[[Tensor], tuple[Tensor, ...]], rows: np.ndarray) -> list[np.ndarray]:
+    def _decode(self, latents: np.ndarray, label_rows: np.ndarray | None) -> np.ndarray:
+        return self._map(lambda z, given: (ops.sigmoid(self.decoder(_append(z, given))),), latents, label_rows)[0]
+
+    def _map(
+        self,
+        function: Callable[[Tensor, Array | None], tuple[Tensor, ...]],
+        rows: np.ndarray,
+        label_rows: np.ndarray | None,
+    ) -> list[np.ndarray]:
         """The outputs of function over all rows, a batch at a time, in evaluation mode."""
         with self.evaluating():
             k = backend_of(self._first_parameter.data)
             outputs = []
             for start in range(0, len(rows), BATCH):
-                x = k.unit_range(k.from_host(np.ascontiguousarray(rows[start : start + BATCH])), self.dtype)
-                outputs.append([k.to_host(y.data) for y in function(Tensor(x))])
+                batch = slice(start, start + BATCH)
+                x = k.unit_range(k.from_host(np.ascontiguousarray(rows[batch])), self.dtype)
+                given = None if label_rows is None else k.from_host(label_rows[batch])
+                outputs.append([k.to_host(y.data) for y in function(Tensor(x), given)])
         return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
     @contextmanager
@@ -344,14 +407,23 @@ class VAE(Autoencoder):
     The loss is E_q[-log p(x | z)] + beta * KL(q(z | x) || N(0, I)) in nats per image, with one sample of
     z = mu + exp(log_variance / 2) * noise for each image and step.
 
+    With noise for K samples an image it is the importance-weighted bound, which is nearer to -log p(x):
+    -log (1/K) sum over k of p(x | z_k) * (p(z_k) / q(z_k | x))^beta, averaged over images. The parts are then those of
+    the -ELBO by the same samples, the mean of -log p(x | z_k) and the KL: with beta 1 their sum is above the loss.
+
     Args:
         beta: the weight of the KL term; 1 is the ELBO.
         likelihood: of a pixel given the latent. "bernoulli": logits, grey values count as probabilities;
             "gaussian": mean sigmoid(logits) and the fixed `variance`; "gaussian-learned": one variance for all
             pixels, trained, starting from `variance`.
         variance: in squared units of a pixel in [0, 1].
+        classes: 0, or for a conditional VAE, q(z | x, class) and p(x | z, class), how many there are: the label as a
+            row of 0 and 1 follows the encoder's features, and z before the decoder's first layer.
+        class_names: kept with the model; one for each class, or none.
 
-    Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014; beta: Higgins et al., beta-VAE, 2017.
+    Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014; beta: Higgins et al., beta-VAE, 2017; classes:
+    Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models, 2015;
+    K samples: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2015, equation 8.
     """
 
     kind = "vae"
@@ -369,6 +441,8 @@ class VAE(Autoencoder):
         beta: float = 1.0,
         likelihood: str = "bernoulli",
         variance: float = 0.1,
+        classes: int = 0,
+        class_names: Sequence[str] = (),
         momentum: float = 0.99,
         seed: int = 0,
     ) -> None:
@@ -376,7 +450,13 @@ class VAE(Autoencoder):
             raise ValueError(f"likelihood is {likelihood!r} but must be bernoulli, gaussian or gaussian-learned")
         if not (0 <= beta < math.inf and 0 < variance < math.inf):
             raise ValueError(f"beta must be >= 0 and variance > 0, both finite, found {beta} and {variance}")
+        if not (classes == 0 or _is_size(classes)) or len(class_names) not in (0, classes):
+            raise ValueError(
+                "classes must be a whole number >= 0, and class_names none or one for each class, found "
+                f"{classes} and {len(class_names)} names"
+            )
         self.beta, self.likelihood, self.variance = float(beta), likelihood, float(variance)
+        self.classes, self.class_names = int(classes), tuple(map(str, class_names))
         super().__init__(
             input_shape, conv_filters, conv_kernels, conv_strides, latent_space_dim, momentum=momentum, seed=seed
         )
@@ -390,13 +470,49 @@ class VAE(Autoencoder):
     def noise_dim(self) -> int:
         return self.latent_space_dim
 
-    def losses(self, images: Tensor, noise: Array | None, beta: Array) -> tuple[Tensor, list[Tensor]]:
-        features = self.encoder(images)
+    def losses(
+        self,
+        images: Tensor,
+        noise: Array | None,
+        beta: Array,
+        labels: Array | None = None,
+        targets: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        targets = images if targets is None else targets
+        features = _append(self.encoder(images), labels)
         mu, log_variance = self.heads["mu"](features), self.heads["log_variance"](features)
-        z = mu + ops.exp(log_variance * 0.5) * noise
-        reconstruction = self.negative_log_likelihood(self.decoder(z), images)
         kl = ops.kl_to_standard_normal(mu, log_variance)
+        if noise is not None and noise.ndim == 3:
+            bound, reconstruction = self._weighted_bound(mu, log_variance, noise, beta, labels, targets)
+            return bound, [reconstruction, kl]
+        z = mu + ops.exp(log_variance * 0.5) * noise
+        reconstruction = self.negative_log_likelihood(self.decoder(_append(z, labels)), targets)
         return reconstruction + kl * beta, [reconstruction, kl]
+
+    def _weighted_bound(
+        self, mu: Tensor, log_variance: Tensor, noise: Array, beta: Array, labels: Array | None, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(the importance-weighted bound, the mean of -log p(x | z_k)), in nats per image.
+
+        With z = mu + exp(log_variance / 2) * noise, log p(z) - log q(z | x) is the sum over the latent dimensions of
+        (noise^2 + log_variance - z^2) / 2.
+        """
+        N, K, Z = noise.shape
+        log_variance = log_variance.reshape(N, 1, Z)
+        z = mu.reshape(N, 1, Z) + ops.exp(log_variance * 0.5) * noise
+        log_ratio = ((log_variance - z * z + noise * noise) * 0.5).sum(axis=2)  # (N, K)
+        if labels is not None:  # once for each sample
+            labels = backend_of(labels).xp.broadcast_to(labels[:, None], (N, K, self.classes)).reshape(N * K, -1)
+        logits = self.decoder(_append(z.reshape(N * K, Z), labels)).reshape(N, K, *self.input_shape)
+        x = targets.reshape(N, 1, *self.input_shape)
+        if self.likelihood == "bernoulli":
+            nll = ops.softplus(logits) - logits * x
+        else:
+            difference, spread = ops.sigmoid(logits) - x, self.pixel_log_variance
+            precision = ops.exp(-spread) if isinstance(spread, Tensor) else math.exp(-spread)
+            nll = (difference * difference * precision + spread + math.log(2 * math.pi)) * 0.5
+        nll = nll.sum(axis=(2, 3, 4))  # (N, K)
+        return math.log(K) - ops.logsumexp(log_ratio * beta - nll, axis=1).mean(), nll.mean()
 
     def negative_log_likelihood(self, logits: Tensor, images: Tensor) -> Tensor:
         """-log p(images | z) in nats per image, from the decoder's output."""
@@ -412,27 +528,47 @@ class VAE(Autoencoder):
 
     @property
     def config(self) -> dict[str, Any]:
-        return {**super().config, "beta": self.beta, "likelihood": self.likelihood, "variance": self.variance}
+        names = ("beta", "likelihood", "variance", "classes", "class_names")
+        return {**super().config, **{name: getattr(self, name) for name in names}}
 
-    def encode_distribution(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def encode_distribution(
+        self, images: np.ndarray, *, labels: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(mu, log_variance) of q(z | x), each (N, Z)."""
-        mu, log_variance = self._encode(images)
+        mu, log_variance = self._encode(images, labels)
         return mu, log_variance
 
-    def reconstruct(self, images: np.ndarray, sample: bool = False, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def reconstruct(
+        self, images: np.ndarray, sample: bool = False, seed: int = 0, *, labels: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(images after a round trip, their latents). The latents are the means of q(z | x), or with
         sample=True draws from it."""
-        mu, log_variance = self.encode_distribution(images)
+        mu, log_variance = self.encode_distribution(images, labels=labels)
         if sample:
             noise = generator(seed, "reconstruct").standard_normal(mu.shape)
             mu = (mu + np.exp(log_variance / 2) * noise).astype(mu.dtype)
-        return self.decode(mu), mu
+        return self.decode(mu, labels=labels), mu
 
-    def sample(self, count: int, seed: int = 0) -> np.ndarray:
+    def sample(self, count: int, seed: int = 0, *, labels: np.ndarray | None = None) -> np.ndarray:
         """New images (count, H, W, C) decoded from draws of the prior N(0, I): the means of the pixels."""
         if count < 1:
             raise DataError(f"sample: count is {count} but must be at least 1")
-        return self.decode(generator(seed, "sample").standard_normal((count, self.latent_space_dim)))
+        return self.decode(generator(seed, "sample").standard_normal((count, self.latent_space_dim)), labels=labels)
+
+
+class _Append(Function):
+    """(N, D) and label rows (N, K), which have no gradient, side by side: (N, D + K)."""
+
+    def forward(self, x: Array, rows: Array) -> Array:
+        self.features = x.shape[1]
+        return self.k.xp.concatenate([x, rows], axis=1)
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        return gy[:, : self.features].copy(), None
+
+
+def _append(x: Tensor, label_rows: Array | None) -> Tensor:
+    return x if label_rows is None else _Append()(x, label_rows)
 
 
 class _LogVariance(nn.Module):

@@ -119,6 +119,19 @@ class Dataset:
     class_names: tuple[str, ...]
     source: str
 
+    @property
+    def classes(self) -> int:
+        """How many classes the labels tell apart: one for each name, or up to the largest label.
+
+        Raises:
+            DataError: training or test images have no labels.
+        """
+        if self.train_labels is None or self.test_labels is None:
+            raise DataError(
+                f"{self.name}: a conditional model needs labels of training and test images; some have none"
+            )
+        return len(self.class_names) or 1 + int(max(self.train_labels.max(), self.test_labels.max()))
+
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 (hex) over the name, dtype, shape and bytes of each of the four arrays, in the order above."""

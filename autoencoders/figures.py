@@ -244,32 +244,41 @@ def reconstructions(
     return figure
 
 
-def samples(images: ArrayLike, columns: int = 10, title: str = "Samples from the prior") -> Figure:
+def samples(
+    images: ArrayLike, columns: int = 10, title: str = "Samples from the prior", row_names: Sequence[str] = ()
+) -> Figure:
     """Images in a grid, row by row.
 
     Shapes: images (N, H, W, C)
 
     Args:
         columns: images in a row, at least 1.
+        row_names: written left of the rows; one for each, or none.
 
     Raises:
-        ValueError: empty, non-finite or misshapen images; so many that the picture cannot be drawn.
+        ValueError: empty, non-finite or misshapen images; so many that the picture cannot be drawn; a row without name.
     """
     pictures = _pictures(images, "samples: images")
     N, H, W = pictures.shape[:3]
     _at_least(columns, 1, "samples: columns")
     columns = min(columns, N)
-    gap = 8
-    tile_height, tile_width = _tile(H, W, min(1600 / columns - gap, 340), 340)
     rows = -(-N // columns)
+    if len(row_names) not in (0, rows):
+        raise ValueError(f"samples: expected one name for each of {rows} rows, got {len(row_names)}")
+    gap = 8
+    gutter = 200 if len(row_names) else 0  # left of the images, for the names
+    tile_height, tile_width = _tile(H, W, min((1600 - gutter) / columns - gap, 340), 340)
     top = MARGIN + 60
-    content = columns * (tile_width + gap) - gap
+    content = gutter + columns * (tile_width + gap) - gap
     width = max(1200, 2 * MARGIN + content)
     figure, axes = _sheet(width, top + rows * (tile_height + gap) - gap + MARGIN, title, "samples")
     for i in range(N):
         row, column = divmod(i, columns)
-        x, y = MARGIN + column * (tile_width + gap), top + row * (tile_height + gap)
+        x, y = MARGIN + gutter + column * (tile_width + gap), top + row * (tile_height + gap)
         _place(axes, pictures[i], x, y, tile_height, tile_width)
+        if gutter and column == 0:
+            style: dict[str, Any] = {"ha": "right", "va": "center", "color": FAINT}
+            _write(axes, x - 16, y + tile_height / 2, row_names[row], width=gutter - 16, **style)
     return figure
 
 

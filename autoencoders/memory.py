@@ -14,7 +14,7 @@ WORKSPACE = 16 << 20  # partial sums of the kernels, in bytes, whatever the batc
 MARGIN = 1.05  # for what is small and not counted
 
 
-def step_memory(model: Autoencoder) -> tuple[int, int]:
+def step_memory(model: Autoencoder, iw_samples: int = 1) -> tuple[int, int]:
     """(bytes whatever the batch, bytes an image) that a training step allocates, beside model, optimiser and data.
 
     What stays until the gradients are known is the result of every layer with weights. Where the backward pass is, it
@@ -24,11 +24,12 @@ def step_memory(model: Autoencoder) -> tuple[int, int]:
     layers = model.network.layers
     results: list[int] = []
     passing = 0
-    for part, shape in (("encoder", model.input_shape), ("decoder", (model.latent_space_dim,))):
+    inputs = (("encoder", model.input_shape, 1), ("decoder", (model.latent_space_dim + model.classes,), iw_samples))
+    for part, shape, copies in inputs:
         chosen = {n: x for n, x in layers.items() if n.startswith(part) and n != "encoder_output"}
-        size = math.prod(shape)
+        size = copies * math.prod(shape)
         for _, layer, output_shape, _ in nn.Sequential(chosen).summary_rows(shape):
-            output = math.prod(output_shape)
+            output = copies * math.prod(output_shape)
             if layer.parameters() and not isinstance(layer, nn.BatchNorm):
                 results.append(output)
                 passing = max(passing, 2 * output + size)
@@ -39,11 +40,11 @@ def step_memory(model: Autoencoder) -> tuple[int, int]:
     return WORKSPACE, math.ceil(MARGIN * itemsize * (sum(results) + passing + images))
 
 
-def check_memory(model: Autoencoder, batch: int, free: int | None, device: str) -> None:
+def check_memory(model: Autoencoder, batch: int, iw_samples: int, free: int | None, device: str) -> None:
     """Raise DeviceError unless a step on so many images fits into the free bytes; None: nobody knows how many."""
     if free is None:
         return
-    fixed, an_image = step_memory(model)
+    fixed, an_image = step_memory(model, iw_samples)
     if fixed + batch * an_image <= free:
         return
     fits = max(0, (free - fixed) // an_image)

@@ -27,12 +27,14 @@ from . import figures
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
 from .data import Dataset, load_dataset
 from .evaluation import evaluate
+from .mixture import MIXTURE_FILE, Mixture
 from .training import History, Trainer, TrainingOptions, environment, latest_checkpoint, load_checkpoint
 
 RECORD_FILE = "run.json"
 PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
 OWN_FILES = (
     MODEL_FILE,
+    MIXTURE_FILE,
     RECORD_FILE,
     "history.csv",
     "history.jsonl",
@@ -94,7 +96,7 @@ class Run:
         model.save(self.folder)
         tell(f"saved {self.folder / MODEL_FILE}")
         self.record["training_seconds"] = sum(history["seconds"])
-        self.record["test"] = evaluate(model, self.dataset.test_images, seed)
+        self.record["test"] = evaluate(model, self.dataset.test_images, seed, labels=self.dataset.test_labels)
         pictures = {"loss_curves": figures.loss_curves(history.rows, unit=model.unit)}
         pictures |= draw(model, self.dataset, seed=seed, count=48)
         for path in save_pictures(pictures, self.folder / "figures"):
@@ -201,9 +203,7 @@ def start_run(
         "limit_train": limit_train,
         "data_dir": data_dir,
     }
-    return Run(
-        _trainer(model, dataset.train_images[:limit_train], options, folder, data, progress), dataset, folder, command
-    )
+    return Run(_trainer(model, dataset, limit_train, options, folder, data, progress), dataset, folder, command)
 
 
 def resume_run(
@@ -261,7 +261,7 @@ def resume_run(
         )
     model = from_config(record["model"])
     model.compile(learning_rate)
-    trainer = _trainer(model, dataset.train_images[:limit_train], options, folder, data, progress)
+    trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
     trainer.restore(arrays, record)
     at = trainer.progress
     where = f"in epoch {at.epoch + 1} of {options.epochs}" if at.epoch < options.epochs else "all epochs are trained"
@@ -270,11 +270,39 @@ def resume_run(
 
 
 def _trainer(
-    model: Autoencoder, images: np.ndarray, options: TrainingOptions, folder: Path, data: dict[str, Any], progress: bool
+    model: Autoencoder,
+    dataset: Dataset,
+    limit_train: int | None,
+    options: TrainingOptions,
+    folder: Path,
+    data: dict[str, Any],
+    progress: bool,
 ) -> Trainer:
     """The trainer of a run, ended by Ctrl-C and SIGTERM."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    return Trainer(model, images, options, folder=folder, progress=progress, data=data, signals=signals)
+    labels = dataset.train_labels
+    return Trainer(
+        model,
+        dataset.train_images[:limit_train],
+        options,
+        labels=None if labels is None else labels[:limit_train],
+        folder=folder,
+        progress=progress,
+        data=data,
+        signals=(signal.SIGINT, signal.SIGTERM),
+    )
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and see that a file can be written there, before the work whose result shall lie there.
+
+    Raises:
+        DataError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -313,6 +341,20 @@ def data_of_run(folder: Path, dataset: str | None, data_dir: str | None) -> tupl
     return dataset or name or "auto", data_dir or (None if dataset else place)
 
 
+def training_of_run(folder: Path) -> tuple[int | None, bool]:
+    """(how many of the training images a run used, None for all; whether it binarised them anew for each batch).
+
+    Raises:
+        DataError: run.json holds something else there.
+    """
+    record = read_record(folder)
+    data, options = record.get("data"), record.get("options")
+    limit = data.get("limit_train") if isinstance(data, dict) else None
+    if limit is not None and not (isinstance(limit, int) and limit >= 1):
+        raise DataError(f"{folder / RECORD_FILE}: limit_train: expected a number of images, found {limit!r}")
+    return limit, isinstance(options, dict) and bool(options.get("binarise"))
+
+
 def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) -> np.ndarray:
     """Indices of `count` different random images: as many of each class as possible, ordered by class."""
     rng = generator(seed, "pick")
@@ -329,32 +371,62 @@ def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) ->
     return np.array(sorted(chosen, key=lambda index: (labels[index], rank[index])))
 
 
-def draw(model: Autoencoder, dataset: Dataset, *, seed: int = 0, count: int = 48) -> dict[str, Any]:
-    """Pictures of what a model has learnt, by name: reconstructions and latent space of the test images, and for a VAE
-    samples of the prior, the manifold (two latent dimensions) and interpolations."""
+def draw(
+    model: Autoencoder,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    count: int = 48,
+    label: int | None = None,
+    mixture: Mixture | None = None,
+) -> dict[str, Any]:
+    """Pictures of what a model has learnt, by name: reconstructions, interpolations and latent space of the test
+    images, and for a VAE samples of the prior and the manifold (two latent dimensions; not of a conditional model).
+
+    A conditional model's samples are of the class `label`, or some of every class from the same latents. A plain
+    autoencoder's come from a mixture, where one is given.
+    """
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     chosen = pick_images(labels, 20, len(images), seed)
     originals = images[chosen]
-    reconstructed, _ = model.reconstruct(originals)
+    chosen_labels = None if labels is None else labels[chosen]
+    reconstructed, _ = model.reconstruct(originals, labels=chosen_labels)
     targets = originals / 255 if originals.dtype == np.uint8 else originals
     errors = ((reconstructed - targets) ** 2).mean(axis=(1, 2, 3))
-    chosen_labels = None if labels is None else labels[chosen]
     pictures = {
         "reconstructions": figures.reconstructions(
             originals, reconstructed, chosen_labels, names, errors, error_name="mean squared error per pixel"
         ),
-        "latent_space": figures.latent_scatter(model.encode(images), labels, names),
+        "latent_space": figures.latent_scatter(model.encode(images, labels=labels), labels, names),
     }
     pairs = pick_images(labels, 16, len(images), seed + 1)
     half = len(pairs) // 2
     if half:
-        rows = model.interpolate(images[pairs[:half]], images[pairs[half : 2 * half]], 10)
+        start, end = pairs[:half], pairs[half : 2 * half]
+        both = (None, None) if labels is None else (labels[start], labels[end])
+        rows = model.interpolate(images[start], images[end], 10, labels=both)
         pictures["interpolations"] = figures.interpolations(rows)
     if isinstance(model, VAE):
-        pictures["samples"] = figures.samples(model.sample(count, seed))
-        if model.latent_space_dim == 2:
+        pictures["samples"] = _draw_samples(model, seed, count, label)
+        if model.latent_space_dim == 2 and not model.classes:
             pictures["manifold"] = figures.manifold_grid(model.decode(figures.manifold_points()))
+    elif mixture is not None:
+        title = f"Samples from a mixture of {len(mixture.weights)} Gaussians fitted to the latents"
+        pictures["samples"] = figures.samples(model.decode(mixture.sample(count, seed)), title=title)
     return pictures
+
+
+def _draw_samples(model: VAE, seed: int, count: int, label: int | None) -> Any:
+    if not model.classes:
+        return figures.samples(model.sample(count, seed))
+    names = model.class_names or [str(i) for i in range(model.classes)]
+    if label is not None:
+        new = model.sample(count, seed, labels=np.full(count, label))
+        return figures.samples(new, title=f"Samples of the class {names[label]}")
+    each = -(-count // model.classes)
+    new = np.concatenate([model.sample(each, seed, labels=np.full(each, i)) for i in range(model.classes)])
+    title = "Samples of every class; in a column from one latent"
+    return figures.samples(new, columns=each, title=title, row_names=names)
 
 
 def save_pictures(pictures: dict[str, Any], folder: Path) -> list[Path]:

@@ -58,6 +58,14 @@ class TrainingOptions:
         patience: stop after this many epochs without a better validation loss, and restore the best weights.
         clip_norm: limit of the gradient's norm.
         save_every: steps between checkpoints, besides those at the end of each epoch; 0: none.
+        denoise: standard deviation of the normal noise that is added to the pixels (in [0, 1], and cut to that range)
+            which the encoder sees; the targets stay clean. Source: Vincent et al., Extracting and Composing Robust
+            Features with Denoising Autoencoders, 2008.
+        binarise: in every step each pixel is drawn anew, 1 with its grey value as probability and else 0, for encoder
+            and likelihood: dynamic binarisation. Source: Burda, Grosse and Salakhutdinov, Importance Weighted
+            Autoencoders, 2015. The held-out images are drawn once, with the noise of `denoise` as well.
+        iw_samples: of the latent for each image and step. From 2 on the loss is the importance-weighted bound of
+            `VAE`, also of the held-out images; beta must be 1, but may rise to it.
 
     Raises:
         ValueError: a value is out of range.
@@ -73,13 +81,23 @@ class TrainingOptions:
     patience: int | None = None
     clip_norm: float | None = None
     save_every: int = 0
+    denoise: float = 0.0
+    binarise: bool = False
+    iw_samples: int = 1
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, expected: str) -> None:
             if not good:
                 raise ValueError(f"{name.replace('_', ' ')} is {getattr(self, name)!r} but must be {expected}")
 
-        for name, least in (("batch_size", 1), ("epochs", 1), ("seed", 0), ("warmup_steps", 0), ("save_every", 0)):
+        for name, least in (
+            ("batch_size", 1),
+            ("epochs", 1),
+            ("seed", 0),
+            ("warmup_steps", 0),
+            ("save_every", 0),
+            ("iw_samples", 1),
+        ):
             value = getattr(self, name)
             check(name, isinstance(value, int) and value >= least, f"a whole number >= {least}")
         check("schedule", self.schedule in ("constant", "cosine"), "constant or cosine")
@@ -89,6 +107,15 @@ class TrainingOptions:
         check("patience", self.patience is None or self.patience >= 1, "at least 1 epoch")
         check("patience", self.patience is None or self.validation > 0, "used together with validation")
         check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0")
+        check("denoise", 0 <= self.denoise < math.inf, "a standard deviation >= 0")
+        check("denoise", not (self.denoise and self.binarise), "0 together with binarise")
+
+    def check_model(self, model: Autoencoder) -> None:
+        """Raise ValueError unless this model can be trained so."""
+        if self.binarise and getattr(model, "likelihood", None) != "bernoulli":
+            raise ValueError("binarise needs a vae with the bernoulli likelihood")
+        if self.iw_samples > 1 and (not model.noise_dim or model.beta != 1):
+            raise ValueError("iw samples above 1 need a vae with beta 1")
 
 
 class History:
@@ -156,6 +183,7 @@ class Trainer:
     """One run of a compiled model on images (N, H, W, C). `run` starts it or, after `restore`, goes on.
 
     Args:
+        labels: the class of each image (N,), which a conditional model needs and others ignore.
         folder: for checkpoints and logs; None: no files.
         callbacks: hear of what happens.
         progress: show a bar (only on a terminal) and a line an epoch.
@@ -166,7 +194,7 @@ class Trainer:
         capture: whether a GPU replays the step as a CUDA graph instead of launching each kernel; the same bits.
 
     Raises:
-        RuntimeError: the model is not compiled. DataError: the images do not fit it.
+        RuntimeError: the model is not compiled. DataError: images or labels do not fit it. ValueError: nor the options.
     """
 
     def __init__(
@@ -175,6 +203,7 @@ class Trainer:
         images: np.ndarray,
         options: TrainingOptions,
         *,
+        labels: np.ndarray | None = None,
         folder: str | Path | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
@@ -183,17 +212,28 @@ class Trainer:
     ) -> None:
         if model.optimizer is None:
             raise RuntimeError("train: call compile(learning_rate) first")
+        options.check_model(model)
         self.model, self.optimizer, self.options = model, model.optimizer, options
         self.callbacks, self.show, self.data, self.signals = callbacks, progress, data or {}, signals
         self.folder = None if folder is None else Path(folder)
         images = model.check_images(images)
+        label_rows = model.label_rows(labels, len(images))
         held_out = round(options.validation * len(images)) if options.validation < 1 else int(options.validation)
         if held_out >= len(images) or (options.validation and not held_out):
             raise DataError(f"validation: {options.validation:g} of {len(images)} images leaves a part empty")
         order = generator(options.seed, "split").permutation(len(images))
         self.k: Backend = backend_of(self.optimizer.flat.values)
-        self.train_images = self.k.from_host(images[np.sort(order[held_out:])] if held_out else images)
-        self.validation_images = images[np.sort(order[:held_out])]
+        kept, out = np.sort(order[held_out:]), np.sort(order[:held_out])
+        self.train_images = self.k.from_host(images[kept] if held_out else images)
+        self.train_labels = None if label_rows is None else self.k.from_host(label_rows[kept])
+        self.validation_images = images[out]
+        self.validation_targets: np.ndarray | None = None
+        if held_out and (options.denoise or options.binarise):
+            clean = self.k.unit_range(self.k.from_host(images[out]), self.dtype)
+            seen, targets = self._disturb(clean, "validation pixels")
+            self.validation_images = self.k.to_host(seen)
+            self.validation_targets = None if targets is None else self.k.to_host(targets)
+        self.validation_labels = None if label_rows is None else label_rows[out]
         self.batches = -(-len(self.train_images) // options.batch_size)
         self.progress = Progress(first_step=self.optimizer.steps)
         self.best_state: dict[str, np.ndarray] | None = None  # kept here where there is no folder
@@ -205,18 +245,29 @@ class Trainer:
 
     # ---- the step: a function of arrays only ----
 
-    def step(self, images: Array, noise: Array | None, scalars: Array) -> Array:
+    def step(
+        self,
+        images: Array,
+        noise: Array | None,
+        scalars: Array,
+        labels: Array | None = None,
+        targets: Array | None = None,
+    ) -> Array:
         """Train on one batch of images in [0, 1] and return its losses, (len(loss_names),), on the device.
 
+        noise: as for `losses`; if that is for several samples, the bound follows the losses.
         scalars: (beta, the optimiser's scalars), everything that changes from step to step.
+        labels: rows of `label_rows`, for a conditional model. targets: clean images, where the others are noisy.
         """
         with self.k.session():
             self.optimizer.zero_grad()
-            loss, parts = self.model.losses(Tensor(images), noise, scalars[0:1].reshape(()))
+            clean = None if targets is None else Tensor(targets)
+            loss, parts = self.model.losses(Tensor(images), noise, scalars[0:1].reshape(()), labels, clean)
             loss.backward()
             if self.options.clip_norm is not None:
                 optim.clip_grad_norm(self.optimizer, self.options.clip_norm)
             self.optimizer.update(scalars[1:])
+            parts = parts if self.options.iw_samples == 1 else [*parts, loss]
             return self.k.xp.concatenate([part.data.reshape(1) for part in parts])
 
     @property
@@ -253,7 +304,13 @@ class Trainer:
         """
         if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
-        check_memory(self.model, self.batch, self.k.free_memory(), self.k.device_of(self.optimizer.flat.values))
+        check_memory(
+            self.model,
+            self.batch,
+            self.options.iw_samples,
+            self.k.free_memory(),
+            self.k.device_of(self.optimizer.flat.values),
+        )
         self.k.prepare(self.dtype)
         self.optimizer.flat.check()
         self.optimizer.learning_rate = self.rate
@@ -288,8 +345,10 @@ class Trainer:
             self._call("on_batch_begin")
             rows = slice(p.batch * options.batch_size, (p.batch + 1) * options.batch_size)
             batch = self.k.unit_range(self.train_images, self.dtype, order[rows])
+            batch, targets = self._disturb(batch, "pixels", p.epoch, p.batch)
+            labels = None if self.train_labels is None else self.train_labels[order[rows]]
             try:
-                losses = take_step(batch, None if noise is None else noise[rows], scalars[p.batch])
+                losses = take_step(batch, self._noise(noise, rows, len(batch)), scalars[p.batch], labels, targets)
             except MemoryError as error:
                 mend = f"try --batch-size {max(1, self.batch // 2)}"
                 raise DeviceError(f"out of memory in a step on {len(batch)} images: {error}; {mend}") from error
@@ -313,7 +372,7 @@ class Trainer:
         count = len(self.train_images)
         order = k.from_host(generator(seed, "shuffle", p.epoch).permutation(count))
         noise = None
-        if self.model.noise_dim:
+        if self.model.noise_dim and self.options.iw_samples == 1:
             draws = generator(seed, "noise", p.epoch).standard_normal((count, self.model.noise_dim), dtype=np.float32)
             noise = k.from_host(draws.astype(self.dtype))
         first = p.epoch * self.batches  # steps of the run before this epoch
@@ -323,13 +382,37 @@ class Trainer:
         ]
         return order, noise, k.from_host(np.array(table, dtype=self.dtype))
 
+    def _noise(self, of_epoch: Array | None, rows: slice, count: int) -> Array | None:
+        """The latent noise of a step; that of several samples is drawn for it alone, as the noise of pixels is."""
+        p, options = self.progress, self.options
+        if options.iw_samples == 1:
+            return None if of_epoch is None else of_epoch[rows]
+        shape = (count, options.iw_samples, self.model.noise_dim)
+        draws = generator(options.seed, "noise", p.epoch, p.batch).standard_normal(shape, dtype=np.float32)
+        return self.k.from_host(draws.astype(self.dtype))
+
+    def _disturb(self, images: Array, *key: str | int) -> tuple[Array, Array | None]:
+        """(what the encoder sees of images in [0, 1], the targets where they are something else).
+
+        The random numbers, named by the key, are drawn a step at a time: those of an epoch would take as much memory
+        as all images in floats.
+        """
+        options = self.options
+        if options.binarise:
+            draws = self.k.from_host(generator(options.seed, *key).random(images.shape, dtype=np.float32))
+            return (draws < images).astype(self.dtype), None
+        if options.denoise:
+            draws = options.denoise * generator(options.seed, *key).standard_normal(images.shape, dtype=np.float32)
+            return (images + self.k.from_host(draws.astype(self.dtype))).clip(0, 1), images
+        return images, None
+
     def _fetch(self) -> None:
         """Read the losses of the last steps from the device and add them to the epoch's sums."""
         p = self.progress
         rows = self.k.to_host(self.k.xp.stack([losses for *_, losses in self.pending])).astype(np.float64)
         for (step, count, _), values in zip(self.pending, rows, strict=True):
             if not np.isfinite(values).all():
-                found = ", ".join(f"{n} {v:g}" for n, v in zip(self.model.loss_names, values, strict=True))
+                found = ", ".join(f"{n} {v:g}" for n, v in zip(self.model.loss_names, values, strict=False))
                 self._diverged(f"the loss of step {step} is not finite ({found})")
             parts = self._with_total(values.tolist(), self.beta(step)).values()
             p.sums = [total + count * value for total, value in zip(p.sums, parts, strict=True)]
@@ -372,13 +455,19 @@ class Trainer:
             print(epoch_line(row, self.options.epochs), flush=True)
 
     def _with_total(self, parts: list[float], beta: float) -> dict[str, float]:
-        """The losses by name, and before them their weighted sum: reconstruction + beta * KL."""
-        return dict(zip(self.columns, [parts[0] + beta * sum(parts[1:]), *parts], strict=True))
+        """The losses by name, and before them what is minimised: reconstruction + beta * KL, or the bound behind."""
+        count = len(self.model.loss_names)
+        total = parts[0] + beta * sum(parts[1:]) if len(parts) == count else parts[count]
+        return dict(zip(self.columns, [total, *parts[:count]], strict=True))
 
     def validate(self) -> dict[str, float]:
         """Mean losses on the held-out images, in evaluation mode, with the same noise every time."""
         rng = generator(self.options.seed, "validation")
-        return mean_losses(self.model, self.validation_images, rng)
+        rows, targets = self.validation_labels, self.validation_targets
+        samples = self.options.iw_samples
+        return mean_losses(
+            self.model, self.validation_images, rng, label_rows=rows, targets=targets, iw_samples=samples
+        )
 
     # ---- the best weights ----
 
@@ -455,7 +544,7 @@ class Trainer:
         moments = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
         ours = {**asdict(self.options), "learning_rate": self.peak}
         try:
-            theirs = {**record["options"], "learning_rate": record["learning_rate"]}
+            theirs = {**asdict(TrainingOptions(**record["options"])), "learning_rate": record["learning_rate"]}
             other = [name for name in ours if name != "epochs" and ours[name] != theirs[name]]
             if other:
                 raise ValueError(f"made with another {', '.join(other)}")
@@ -505,17 +594,35 @@ class Trainer:
         )
 
 
-def mean_losses(model: Autoencoder, images: np.ndarray, rng: np.random.Generator, batch: int = 256) -> dict[str, float]:
-    """The model's losses, averaged over images, in evaluation mode, with one draw of noise an image."""
+def mean_losses(
+    model: Autoencoder,
+    images: np.ndarray,
+    rng: np.random.Generator,
+    batch: int = 256,
+    *,
+    label_rows: np.ndarray | None = None,
+    targets: np.ndarray | None = None,
+    iw_samples: int = 1,
+) -> dict[str, float]:
+    """The model's losses, averaged over images, in evaluation mode, with iw_samples draws of noise an image; from 2 on
+    the importance-weighted "bound" with beta 1 follows them.
+
+    label_rows: those of the images by `label_rows`, for a conditional model. targets: as for `losses`.
+    """
     k = backend_of(model.network.parameters()[0].data)
-    totals = np.zeros(len(model.loss_names))
+    names = model.loss_names if iw_samples == 1 else (*model.loss_names, "bound")
+    totals = np.zeros(len(names))
     with model.evaluating():
         for start in range(0, len(images), batch):
-            x = k.unit_range(k.from_host(images[start : start + batch]), model.dtype)
-            noise = k.from_host(rng.standard_normal((len(x), model.noise_dim)).astype(model.dtype))
-            _, parts = model.losses(Tensor(x), noise, 1.0)
-            totals += len(x) * np.array([part.item() for part in parts])
-    return dict(zip(model.loss_names, (totals / len(images)).tolist(), strict=True))
+            rows = slice(start, start + batch)
+            x = k.unit_range(k.from_host(images[rows]), model.dtype)
+            shape = (len(x), model.noise_dim) if iw_samples == 1 else (len(x), iw_samples, model.noise_dim)
+            noise = k.from_host(rng.standard_normal(shape).astype(model.dtype))
+            labels = None if label_rows is None else k.from_host(label_rows[rows])
+            clean = None if targets is None else Tensor(k.from_host(targets[rows]))
+            loss, parts = model.losses(Tensor(x), noise, 1.0, labels, clean)
+            totals += len(x) * np.array([part.item() for part in (*parts, loss)[: len(names)]])
+    return dict(zip(names, (totals / len(images)).tolist(), strict=True))
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Measure a saved model on the test images and write the figures to evaluation.json."""
+"""Measure a saved model on the test images, say what the figures mean, and write them to evaluation.json."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,43 +12,69 @@ import autoencoders
 import minigrad
 from autoencoders.cli import Parser, add_common_options, add_model_options, run_program
 from autoencoders.data import load_dataset
-from autoencoders.evaluation import evaluate, table
-from autoencoders.runs import data_of_run, write_json
+from autoencoders.diagnosis import diagnose, verdict
+from autoencoders.metrics import library_versions, measure, table
+from autoencoders.runs import check_writable, data_of_run, training_of_run, write_json
 from autoencoders.training import environment
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model")
-    add_model_options(parser, images="images to measure on", seed="of the latent noise")
+    add_model_options(parser, images="images to measure on", seed="of the latent noise and the samples")
     parser.add_argument("--out", metavar="DIR", help="folder for evaluation.json (default: --model-dir)")
+    parser.add_argument(
+        "--iw-samples",
+        metavar="K",
+        type=int,
+        default=500,
+        help="importance samples an image for iw_nll, which takes most of the time; 0: without (default: %(default)s)",
+    )
     add_common_options(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.seed < 0:
-        parser.error("--seed must not be negative")
+    for name in ("seed", "iw_samples"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name.replace('_', '-')} must not be negative")
 
     def body() -> None:
         backend = minigrad.use(args.device or "cpu")
         folder = Path(args.model_dir)
+        out = Path(args.out) if args.out else folder
         model = autoencoders.load(folder)
+        limit_train, binarised = training_of_run(folder)
         dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
-        measured = evaluate(model, dataset.test_images, args.seed)
+        check_writable(out)
+        figures, notes = measure(model, dataset, seed=args.seed, iw_samples=args.iw_samples, limit_train=limit_train)
+        if figures["iw_nll"] is not None and not binarised:
+            notes.append("iw_nll is of binarised images, on which the model was not trained")
         print(f"test set, {len(dataset.test_images)} images:")
-        print(table(measured))
-        record = {
-            **measured,
+        print(table(figures))
+        record = {**figures, "model": model.config}
+        findings = diagnose(record)
+        print(verdict(record))
+        for finding in findings:
+            print(f"  {finding['finding']}\n    why: {finding['why']}\n    try: {finding['option']}")
+        for note in notes:
+            print(note)
+        record |= {
+            "diagnosis": findings,
+            "verdict": verdict(record),
+            "notes": notes,
             "seed": args.seed,
+            "iw_samples": args.iw_samples,
+            "command": f"python scripts/evaluate.py {shlex.join(argv)}".strip(),
             "data": {"name": dataset.name, "content_hash": dataset.content_hash},
             "environment": environment(backend),
+            "versions": library_versions(),
         }
-        path = (Path(args.out) if args.out else folder) / "evaluation.json"
-        write_json(path, record)
-        print(f"wrote {path}")
+        write_json(out / "evaluation.json", record)
+        print(f"wrote {out / 'evaluation.json'}")
 
     return run_program(body, debug=args.debug)
 

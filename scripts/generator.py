@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what a saved model does: reconstructions, its latent space and, for a VAE, newly generated images."""
+"""Draw what a saved model does: reconstructions, its latent space and newly generated images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 import autoencoders
 import minigrad
 from autoencoders import figures
-from autoencoders.cli import Parser, add_common_options, add_model_options, run_program
-from autoencoders.data import load_dataset
+from autoencoders.cli import Parser, UsageError, add_common_options, add_model_options, run_program
+from autoencoders.data import Dataset, load_dataset
+from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
 from autoencoders.runs import data_of_run, draw, save_pictures
 
 
@@ -25,9 +26,58 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", metavar="N", type=int, default=48, help="new images to draw (default: %(default)s)"
     )
+    parser.add_argument(
+        "--class",
+        dest="class_name",
+        metavar="CLASS",
+        help="draw new images of this class, a name or number, with a conditional model (default: of every class)",
+    )
+    parser.add_argument(
+        "--mixture-components",
+        metavar="N",
+        type=int,
+        help="Gaussians that are fitted to the latents of a plain autoencoder, to draw new images from, and saved in "
+        "--model-dir (default: those saved there, if any)",
+    )
     parser.add_argument("--show", action="store_true", help="open the pictures in windows as well")
     add_common_options(parser)
     return parser
+
+
+def class_number(model: autoencoders.Autoencoder, wanted: str) -> int:
+    """The number of a class of a conditional model by its name or number.
+
+    Raises:
+        UsageError: there is no such class, or the model is not conditional.
+    """
+    if not model.classes:
+        raise UsageError("--class needs a conditional model (train one with --conditional); this one is not")
+    numbers = [str(i) for i in range(model.classes)]
+    for names in (model.class_names, numbers):
+        found = [i for i, name in enumerate(names) if name.casefold() == wanted.casefold()]
+        if found:
+            return found[0]
+    known = ", ".join(model.class_names) or f"0 to {model.classes - 1}"
+    raise UsageError(f"--class is {wanted!r} but this model knows {known}")
+
+
+def mixture_of(
+    model: autoencoders.Autoencoder, folder: Path, dataset: Dataset, components: int | None
+) -> Mixture | None:
+    """What a plain autoencoder draws new images from: the mixture in its folder, or one that is fitted and saved now.
+
+    Raises:
+        DataError: it cannot be read, fitted or written.
+    """
+    mixture = load_mixture(folder)
+    if components is None and mixture is None:
+        print("no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one")
+    elif components is not None and (mixture is None or len(mixture.weights) != components):
+        mixture = fit_mixture(model.encode(dataset.train_images), components)
+        save_mixture(folder, mixture)
+        print(f"fitted {components} Gaussians to the latents of {len(dataset.train_images)} training images")
+        print(f"saved {folder / MIXTURE_FILE}")
+    return mixture
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,14 +85,21 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.samples < 1 or args.seed < 0:
         parser.error("--samples must be at least 1 and --seed not negative")
+    if args.mixture_components is not None and args.mixture_components < 1:
+        parser.error("--mixture-components must be at least 1")
 
     def body() -> None:
         minigrad.use(args.device or "cpu")
         folder = Path(args.model_dir)
         model = autoencoders.load(folder)
+        generates = isinstance(model, autoencoders.VAE)
+        if generates and args.mixture_components is not None:
+            raise UsageError("--mixture-components belongs to a plain autoencoder; a vae draws from its prior")
+        label = None if args.class_name is None else class_number(model, args.class_name)
         dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
-        pictures = draw(model, dataset, seed=args.seed, count=args.samples)
+        mixture = None if generates else mixture_of(model, folder, dataset, args.mixture_components)
+        pictures = draw(model, dataset, seed=args.seed, count=args.samples, label=label, mixture=mixture)
         for path in save_pictures(pictures, Path(args.out) if args.out else folder / "figures"):
             print(f"drew {path}")
         if args.show:

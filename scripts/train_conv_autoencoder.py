@@ -14,7 +14,7 @@ from typing import Any
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
 from autoencoders.cli import Parser, UsageError, add_common_options, run_program
-from autoencoders.data import NAMES, load_dataset
+from autoencoders.data import NAMES, Dataset, load_dataset
 from autoencoders.evaluation import table
 from autoencoders.runs import check_folder, resume_run, start_run
 from autoencoders.training import latest_checkpoint
@@ -22,7 +22,7 @@ from minigrad.backend import PRECISIONS
 from minigrad.serialize import DataError
 
 FOLDERS = {"ae": "model", "vae": "variational/model"}
-# option: default, type (list: of whole numbers), help. The same names are read from --config.
+# option: default, type (list: of whole numbers; bool: a flag), help. The same names are read from --config.
 OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "model": ("vae", str, "ae (plain autoencoder) or vae (variational)"),
     "epochs": (None, int, "passes over the training images (default: 8; up to 40 where there are few images)"),
@@ -42,6 +42,10 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "beta": (1.0, float, "weight of the KL term (vae)"),
     "kl-warmup": (0.0, float, "epochs in which beta rises from 0 (vae)"),
     "likelihood": ("bernoulli", str, "bernoulli, gaussian or gaussian-learned (vae)"),
+    "conditional": (None, bool, "tell encoder and decoder the class of each image (vae; needs labels)"),
+    "denoise": (0.0, float, "standard deviation of noise on the pixels, from 0 to 1, that the encoder sees"),
+    "binarise": (None, bool, "draw every pixel of every step as 0 or 1, its grey being the probability (vae)"),
+    "iw-samples": (1, int, "latents an image and step; from 2 on the importance-weighted bound is trained (vae)"),
     "seed": (0, int, "of weights, shuffle, noise and split"),
     "dataset": (
         "auto",
@@ -63,7 +67,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "likelihood": ("bernoulli", "gaussian", "gaussian-learned"),
     "precision": PRECISIONS,
 }
-VAE_ONLY = {"beta", "kl_warmup", "likelihood"}
+VAE_ONLY = {"beta", "kl_warmup", "likelihood", "conditional", "binarise", "iw_samples"}
 WITH_RESUME = {"device", "backend", "threads", "precision", "epochs", "data_dir"}
 
 
@@ -76,6 +80,9 @@ def build_parser() -> argparse.ArgumentParser:
         if default is not None:
             shown = " ".join(map(str, default)) if kind is list else default
             text += f" (default: {shown})"
+        if kind is bool:
+            parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
+            continue
         many: dict[str, Any] = {"nargs": "+"} if kind is list else {}
         parser.add_argument(
             f"--{name}",
@@ -115,7 +122,7 @@ def read_config(path: str) -> dict[str, Any]:
         if name not in OPTIONS:
             raise DataError(f"{path}: unknown option {name!r}; known are {', '.join(OPTIONS)}")
         kind = OPTIONS[name][1]
-        good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+        good = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
         if not good or (kind is list and not all(isinstance(n, int) for n in value)):
             expected = "a list of whole numbers" if kind is list else f"of type {kind.__name__}"
             raise DataError(f"{path}: {name} is {value!r} but must be {expected}")
@@ -202,20 +209,28 @@ def check_settings(settings: dict[str, Any]) -> None:
     Raises:
         UsageError: one has a value that it cannot have.
     """
+    if settings["conditional"] and settings["model"] != "vae":
+        raise UsageError("--conditional belongs to --model vae")
     for name in ("limit_train", "threads"):
         if settings[name] is not None and settings[name] < 1:
             raise UsageError(f"{name.replace('_', ' ')} is {settings[name]} but must be a whole number >= 1")
     try:
-        training_options(settings)
-        new_model(settings, (8, 8, 1), 0.9).compile(settings["lr"])
+        model = new_model(settings, (8, 8, 1), 0.9)
+        training_options(settings).check_model(model)
+        model.compile(settings["lr"])
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def new_model(settings: dict[str, Any], shape: tuple[int, int, int], momentum: float) -> Autoencoder:
+def new_model(
+    settings: dict[str, Any], shape: tuple[int, int, int], momentum: float, dataset: Dataset | None = None
+) -> Autoencoder:
+    """The model of the settings; the classes of a conditional one are those of the data set."""
     architecture = [settings[name] for name in ("filters", "kernels", "strides", "latent_dim")]
     named: dict[str, Any] = {"seed": settings["seed"], "momentum": momentum}
     if settings["model"] == "vae":
+        if settings["conditional"] and dataset is not None:
+            named |= {"classes": dataset.classes, "class_names": dataset.class_names}
         return VAE(shape, *architecture, **named, beta=settings["beta"], likelihood=settings["likelihood"])
     return Autoencoder(shape, *architecture, **named)
 
@@ -243,7 +258,7 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         settings["warmup_steps"] = min(200, steps // 10)
     options = training_options(settings)
     # BatchNorm's moving statistics shall forget where they started, also in a short training.
-    model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / steps)))
+    model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / steps)), dataset)
     tell(model.summary())
     return start_run(
         model,

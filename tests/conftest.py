@@ -42,6 +42,10 @@ def _cuda() -> minigrad.Backend:
 
 
 NEEDS_NUMBA = pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="the extra fast is not installed")
+NEEDS_EVAL = pytest.mark.skipif(
+    not (importlib.util.find_spec("sklearn") and importlib.util.find_spec("skimage")),
+    reason="the extra eval is not installed",
+)
 CPU_KERNELS = ["plain", "numpy", pytest.param("numba", marks=NEEDS_NUMBA)]
 
 

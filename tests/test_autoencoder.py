@@ -94,6 +94,11 @@ def test_bad_arguments_are_told(cls, change, message):
         ({"variance": 0}, "variance > 0"),
         ({"variance": -1}, "variance > 0"),
         ({"variance": math.nan}, "both finite"),
+        ({"classes": -1}, "classes must be a whole number >= 0.* found -1"),
+        ({"classes": 2.0}, "classes must be a whole number"),
+        ({"classes": True}, "classes must be a whole number"),
+        ({"classes": 3, "class_names": ("a", "b")}, "one for each class, found 3 and 2 names"),
+        ({"class_names": ("a",)}, "found 0 and 1 names"),
     ],
     ids=str,
 )
@@ -412,6 +417,98 @@ def test_a_sample_of_none_is_refused(count):
         new(VAE).sample(count)
 
 
+# ---- a conditional VAE ----
+
+
+def test_a_label_is_a_bias_of_its_own():
+    """For images of one class the model is an unconditional one whose biases hold the weights of that class."""
+    model, plain, c = shaken(new(VAE, classes=3)), new(VAE), 1
+    state = loaded(model)
+    for name in ("mu", "log_variance", "decoder_dense"):
+        weight = state[f"{name}.weight"]
+        assert len(weight) == len(loaded(plain)[f"{name}.weight"]) + 3
+        state[f"{name}.bias"] = state[f"{name}.bias"] + weight[len(weight) - 3 + c]
+        state[f"{name}.weight"] = weight[:-3]
+    plain.network.load_state_dict(state)
+    x, z, labels = images(), np.random.default_rng(1).normal(size=(5, 2)), np.full(5, c)
+    near = {"rtol": 1e-5, "atol": 1e-6}
+    for ours, theirs in zip(
+        [*model.encode_distribution(x, labels=labels), *model.reconstruct(x, labels=labels)],
+        [*plain.encode_distribution(x), *plain.reconstruct(x)],
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, **near)
+    np.testing.assert_allclose(model.decode(z, labels=labels), plain.decode(z), **near)
+    np.testing.assert_allclose(model.sample(5, 3, labels=labels), plain.sample(5, 3), **near)
+    np.testing.assert_allclose(
+        model.interpolate(x[:2], x[2:4], labels=(labels[:2], labels[2:4])), plain.interpolate(x[:2], x[2:4]), **near
+    )
+    batch, noise = Tensor((x / 255).astype("float32")), z.astype("float32")
+    found, expected = (
+        [part.item() for part in m.losses(batch, noise, 1.0, given)[1]]
+        for m, given in ((model, model.label_rows(labels, 5)), (plain, None))
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_label_matters():
+    model, x = shaken(new(VAE, classes=3)), images(3)
+    latents = [model.encode(x, labels=np.full(3, c)) for c in range(3)]
+    decoded = [model.decode(np.zeros((3, 2)), labels=np.full(3, c)) for c in range(3)]
+    for values in (latents, decoded):
+        assert min(np.abs(values[a] - values[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
+    mixed = model.decode(np.zeros((3, 2)), labels=[2, 0, 1])
+    np.testing.assert_allclose(mixed, [decoded[2][0], decoded[0][1], decoded[1][2]], atol=1e-6)
+
+
+def test_interpolation_goes_from_label_to_label():
+    model, x = shaken(new(VAE, classes=3)), images(4)
+    rows = model.interpolate(x[:2], x[2:], 5, labels=([0, 1], [2, 2]))
+    for ends, labels, at in ((x[:2], [0, 1], 0), (x[2:], [2, 2], -1)):
+        np.testing.assert_allclose(rows[:, at], model.reconstruct(ends, labels=labels)[0], atol=1e-6)
+    assert np.abs(rows[:, 2] - rows[:, 0]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "a conditional model needs the class of each image, 0 to 2"),
+        ([0, 1, 3, 0, 0], "expected 0 to 2, found 3"),
+        ([0, 1, -1, 0, 0], "expected 0 to 2, found -1"),
+        ([0, 1], r"expected whole numbers \(5,\), found int64 \(2,\)"),
+        ([0.0] * 5, r"found float64 \(5,\)"),
+        (np.zeros((5, 3), int), r"found int64 \(5, 3\)"),
+    ],
+    ids=str,
+)
+def test_bad_labels_are_told_by_every_method(labels, message):
+    model, x = new(VAE, classes=3), images()
+    model.compile(1e-3)
+    calls = [
+        lambda: model.encode(x, labels=labels),
+        lambda: model.encode_distribution(x, labels=labels),
+        lambda: model.reconstruct(x, labels=labels),
+        lambda: model.decode(np.zeros((5, 2)), labels=labels),
+        lambda: model.sample(5, labels=labels),
+        lambda: model.interpolate(x, x, labels=(labels, labels)),
+        lambda: model.train(x, 2, 1, labels=labels, progress=False),
+        lambda: evaluate(model, x, labels=labels),
+    ]
+    for call in calls:
+        with pytest.raises(DataError, match=f"^labels: .*{message}"):
+            call()
+
+
+def test_a_conditional_model_is_saved_with_its_names(tmp_path):
+    model = shaken(new(VAE, classes=np.int64(3), class_names=["a", "b", np.str_("c")]))
+    model.save(tmp_path)
+    same = autoencoders.load(tmp_path)
+    assert (same.classes, same.class_names) == (3, ("a", "b", "c"))
+    np.testing.assert_array_equal(same.sample(2, labels=[0, 2]), model.sample(2, labels=[0, 2]))
+    assert "(51,)" not in model.summary(), "labels are no layer"
+    assert f"{2 * (48 + 3 + 1):,}" in model.summary()  # parameters of a head
+
+
 # ---- the VAE's distributions ----
 
 
@@ -512,6 +609,66 @@ def test_the_reconstruction_is_the_log_density_summed_by_loops(likelihood):
     assert reconstruction == pytest.approx(total / 3, rel=1e-10)
     assert found_kl == pytest.approx(kl / 3, rel=1e-10)
     assert loss == pytest.approx(total / 3 + 0.7 * kl / 3, rel=1e-10)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.4])
+@pytest.mark.parametrize("K", [1, 6])
+@pytest.mark.parametrize("likelihood", [*LIKELIHOODS, "conditional"])
+def test_the_importance_weighted_bound_is_the_mean_of_the_weights(likelihood, K, beta):
+    """From the densities, one image and sample at a time, without the identities that the model uses."""
+    conditional = likelihood == "conditional"
+    options = {"classes": 3} if conditional else {"likelihood": likelihood}
+    model = shaken(float64_vae(**options))
+    rng = np.random.default_rng(2)
+    x, noise, labels = rng.random((4, *SHAPE)), rng.normal(size=(4, K, 2)), np.array([2, 0, 1, 1])
+    mu, log_variance = model.encode_distribution(x, labels=labels)
+    log_of_pixels = np.log(model.variance)
+    if likelihood == "gaussian-learned":
+        log_of_pixels = loaded(model)["likelihood.log_variance"][0]
+    bounds, reconstructions = [], []
+    for n in range(4):
+        log_weights = []
+        for k in range(K):
+            variance = np.exp(log_variance[n])
+            z = mu[n] + np.sqrt(variance) * noise[n, k]
+            p = model.decode(z[None], labels=labels[n : n + 1])[0]
+            if likelihood in ("bernoulli", "conditional"):
+                log_likelihood = (x[n] * np.log(p) + (1 - x[n]) * np.log(1 - p)).sum()
+            else:
+                away = (x[n] - p) ** 2 / np.exp(log_of_pixels)
+                log_likelihood = -0.5 * (away + log_of_pixels + np.log(2 * np.pi)).sum()
+            log_prior = -0.5 * (z**2 + np.log(2 * np.pi)).sum()
+            log_q = -0.5 * ((z - mu[n]) ** 2 / variance + np.log(2 * np.pi * variance)).sum()
+            reconstructions.append(-log_likelihood)
+            log_weights.append(log_likelihood + beta * (log_prior - log_q))
+        top = max(log_weights)
+        bounds.append(-top - np.log(np.mean(np.exp(np.array(log_weights) - top))))
+    with model.evaluating():
+        loss, parts = model.losses(Tensor(x), noise, beta, model.label_rows(labels, 4))
+    assert loss.item() == pytest.approx(np.mean(bounds), rel=1e-10)
+    kl = 0.5 * (mu**2 + np.exp(log_variance) - 1 - log_variance).sum(axis=1).mean()
+    assert [part.item() for part in parts] == pytest.approx([np.mean(reconstructions), kl], rel=1e-10)
+
+
+def test_more_samples_tighten_the_bound():
+    model, rng = shaken(float64_vae()), np.random.default_rng(0)
+    x = Tensor(rng.random((4, *SHAPE)))
+    with model.evaluating():
+        losses = [model.losses(x, rng.normal(size=(4, K, 2)), 1.0) for K in (1, 10, 1000)]
+    bounds = [loss.item() for loss, _ in losses]
+    assert bounds[0] > bounds[1] > bounds[2]
+    assert bounds[2] < sum(part.item() for part in losses[2][1])
+
+
+def test_weights_that_differ_by_thousands_of_nats_stay_finite():
+    model = new(VAE)
+    model.network.layers["decoder_dense"].weight.data *= 1e4
+    model.network.train()
+    noise = np.random.default_rng(0).standard_normal((5, 4, 2)).astype("float32")
+    loss, _ = model.losses(Tensor((images() / 255).astype("float32")), noise, 1.0)
+    loss.backward()
+    assert np.isfinite(loss.item())
+    assert all(np.isfinite(p.grad).all() for p in model.network.parameters())
 
 
 def test_the_loss_of_the_autoencoder_is_the_mean_squared_error():
@@ -728,16 +885,25 @@ def pre_activations(model: Autoencoder, x: np.ndarray, noise: np.ndarray | None)
     layers = model.network.layers
     with no_grad():
         h = run({n: x for n, x in layers.items() if n.startswith("encoder_") and n != "encoder_output"}, Tensor(x))
+        if model.classes:  # the labels that check_gradients gives
+            given = np.eye(3)[[2, 0]]
+            h = Tensor(np.concatenate([h.numpy(), given], axis=1))
         if isinstance(model, VAE):
-            z = layers["mu"](h) + ops.exp(layers["log_variance"](h) * 0.5) * noise
+            mu, scale = layers["mu"](h), ops.exp(layers["log_variance"](h) * 0.5)
+            if noise.ndim == 3:
+                z = Tensor((mu.numpy()[:, None] + scale.numpy()[:, None] * noise).reshape(-1, noise.shape[2]))
+            else:
+                z = mu + scale * noise
         else:
             z = layers["encoder_output"](h)
+        if model.classes:
+            z = Tensor(np.concatenate([z.numpy(), given], axis=1))
         run({n: x for n, x in layers.items() if n.startswith("decoder_")}, z)
     model.network.load_state_dict(state)  # training mode moved the statistics
     return smallest
 
 
-def away_from_kinks(make, training: bool) -> tuple[Autoencoder, np.ndarray, np.ndarray]:
+def away_from_kinks(make, training: bool, samples: tuple[int, ...] = ()) -> tuple[Autoencoder, np.ndarray, np.ndarray]:
     """A float64 model and inputs, redrawn until no pre-activation lies within 1e-4 of ReLU's kink."""
     for seed in range(200):
         model = make()
@@ -745,7 +911,7 @@ def away_from_kinks(make, training: bool) -> tuple[Autoencoder, np.ndarray, np.n
         shaken(model, seed)
         model.network.train(training)
         rng = np.random.default_rng(seed)
-        x, noise = rng.random((2, *model.input_shape)), rng.normal(size=(2, model.latent_space_dim))
+        x, noise = rng.random((2, *model.input_shape)), rng.normal(size=(2, *samples, model.latent_space_dim))
         if pre_activations(model, x, noise) > 1e-4:
             return model, x, noise
     raise AssertionError("no inputs away from the kinks were found")
@@ -755,11 +921,18 @@ SMALL = {"filters": (2, 3), "kernels": (3, (2, 3)), "strides": (2, (1, 2))}
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("kind", ["ae", *LIKELIHOODS])
+@pytest.mark.parametrize("kind", ["ae", *LIKELIHOODS, "conditional"])
 def test_gradients_of_the_whole_model(kind, training, restored_backends):
     """Every parameter, and for the likelihoods everything that leads to them; beta is not 1."""
     minigrad.use(kernels="plain")
     check_gradients(kind, training)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian-learned"])
+def test_gradients_of_the_importance_weighted_bound(likelihood, training, restored_backends):
+    minigrad.use(kernels="plain")
+    check_gradients(likelihood, training, samples=(3,))
 
 
 @pytest.mark.parametrize("kernels", CPU_KERNELS[1:])
@@ -769,15 +942,19 @@ def test_gradients_of_the_whole_model_on_threads(kind, kernels, restored_backend
     check_gradients(kind, True)
 
 
-def check_gradients(kind: str, training: bool) -> None:
+def check_gradients(kind: str, training: bool, samples: tuple[int, ...] = ()) -> None:
+    labels = np.eye(3)[[2, 0]] if kind == "conditional" else None
+
     def make():
+        if kind == "conditional":
+            return new(VAE, classes=3, **SMALL)
         return new(**SMALL) if kind == "ae" else new(VAE, likelihood=kind, **SMALL)
 
-    model, x, noise = away_from_kinks(make, training)
+    model, x, noise = away_from_kinks(make, training, samples)
     target = Tensor(x)
 
     def loss():
-        return model.losses(target, noise if kind != "ae" else None, 0.7)[0]
+        return model.losses(target, noise if kind != "ae" else None, 0.7, labels)[0]
 
     parameters = model.network.parameters()
     assert len(parameters) == len(list(model.network.named_parameters()))

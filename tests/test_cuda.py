@@ -520,25 +520,40 @@ def test_a_step_reads_and_writes_each_result_ten_times(cupy_double: object, monk
 # ---- capture ----
 
 
-def run_of(epochs: int, capture: bool, batch_size: int = 6) -> tuple[Trainer, dict[str, np.ndarray]]:
+def run_of(
+    epochs: int, capture: bool, batch_size: int = 6, model: Any = (), **options: Any
+) -> tuple[Trainer, dict[str, np.ndarray]]:
     """A whole run of a small VAE on the device, with a short last batch, and what it leaves."""
     minigrad.use(device="cuda")
-    vae = VAE((8, 8, 1), (4, 8), (3, 3), (2, 1), 2, beta=0.5)
+    vae = VAE((8, 8, 1), (4, 8), (3, 3), (2, 1), 2, **{"beta": 0.5, **dict(model)})
     vae.compile(1e-3)
-    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
-    options = TrainingOptions(batch_size=batch_size, epochs=epochs, kl_warmup=1, warmup_steps=3, clip_norm=100.0)
-    trainer = Trainer(vae, images, options, progress=False)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8), rng.integers(0, 3, 20)
+    chosen = {"kl_warmup": 1, "warmup_steps": 3, "clip_norm": 100.0, **options}
+    trainer = Trainer(
+        vae, images, TrainingOptions(batch_size=batch_size, epochs=epochs, **chosen), labels=labels, progress=False
+    )
     trainer.capture = capture
     trainer.run()
     losses = np.array([list(row.values())[1:3] for row in trainer.history.rows])
     return trainer, {**vae.network.state_dict(), **vae.optimizer.state_dict(), "losses": losses}
 
 
-def test_a_captured_run_gives_the_same_bits(cuda_device: str) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param({}, id="vae"),
+        pytest.param({"model": {"classes": 3}}, id="conditional"),
+        pytest.param({"binarise": True}, id="binarised"),
+        pytest.param({"denoise": 0.3}, id="denoising"),
+        pytest.param({"model": {"beta": 1.0, "classes": 3}, "iw_samples": 3}, id="weighted"),
+    ],
+)
+def test_a_captured_run_gives_the_same_bits(kind: Any, cuda_device: str) -> None:
     """Rates, the KL weight and Adam's corrections change from step to step: a frozen number would show."""
-    _, eager = run_of(3, capture=False)
+    _, eager = run_of(3, capture=False, **kind)
     counters = strict_cupy.reset()
-    _, captured = run_of(3, capture=True)
+    _, captured = run_of(3, capture=True, **kind)
     assert cuda_device == "gpu" or counters.launches["graph"] == 3 * 3 - 3, "all whole batches but the warm-up"
     assert list(captured) == list(eager)
     for name, value in eager.items():
@@ -648,12 +663,14 @@ def test_the_gpu_benchmark_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyP
 # ---- memory ----
 
 
-def trainer_on_the_device(batch: int, model: type = VAE, filters: Any = (8, 16), strides: Any = (1, 2)) -> Trainer:
+def trainer_on_the_device(
+    batch: int, model: type = VAE, filters: Any = (8, 16), strides: Any = (1, 2), **options: Any
+) -> Trainer:
     minigrad.use(device="cuda")
     made = model((12, 12, 1), filters, (3,) * len(filters), strides, 2)
     made.compile(1e-3)
     images = np.random.default_rng(0).integers(0, 256, (batch, 12, 12, 1), dtype=np.uint8)
-    return Trainer(made, images, TrainingOptions(batch_size=batch, epochs=1), progress=False)
+    return Trainer(made, images, TrainingOptions(batch_size=batch, epochs=1, **options), progress=False)
 
 
 @needs_compiler
@@ -661,14 +678,23 @@ def trainer_on_the_device(batch: int, model: type = VAE, filters: Any = (8, 16),
 @pytest.mark.parametrize(("filters", "strides"), [((8, 16), (1, 2)), ((4,), (1,)), ((4, 4, 32), (2, 1, 1))])
 def test_the_memory_of_a_step_is_known_before(model: Any, filters: Any, strides: Any, cupy_double: object) -> None:
     """At least what the arrays hold at the peak, and at most half as much again; the workspace apart."""
-    trainer = trainer_on_the_device(40, model, filters, strides)
+    check_step_memory(trainer_on_the_device(40, model, filters, strides))
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [{"iw_samples": 5}, {"denoise": 0.3}, {"binarise": True}], ids=str)
+def test_the_memory_of_other_steps_is_known_before(options: Any, cupy_double: object) -> None:
+    check_step_memory(trainer_on_the_device(40, **options))
+
+
+def check_step_memory(trainer: Trainer) -> None:
     trainer.capture = False
     gc.collect()
     before = strict_cupy.cupy.get_default_memory_pool().used_bytes()
     strict_cupy.reset()
     trainer.run()
     held = strict_cupy.counters.peak_memory - before
-    fixed, an_image = step_memory(trainer.model)
+    fixed, an_image = step_memory(trainer.model, trainer.options.iw_samples)
     assert held - fixed / 4 <= 40 * an_image <= 1.5 * held, (held, an_image)
 
 
@@ -703,4 +729,4 @@ def test_on_the_cpu_nobody_limits_memory() -> None:
     k = minigrad.use(kernels="numpy")
     assert k.free_memory() is None
     k.limit_memory(1)
-    check_memory(VAE((8, 8, 1), (4,), (3,), (1,), 2), 10**9, k.free_memory(), "cpu")
+    check_memory(VAE((8, 8, 1), (4,), (3,), (1,), 2), 10**9, 1, k.free_memory(), "cpu")

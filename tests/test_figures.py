@@ -687,3 +687,10 @@ def test_show_opens_one_window_a_figure_and_closes_them(tmp_path):
         MPLBACKEND="module://counting_windows",
     )
     assert out.splitlines() == ["window True True", "window True True", "left []"]
+
+
+def test_rows_of_samples_have_names() -> None:
+    picture = figures.samples(np.zeros((6, 5, 4, 1)), columns=3, row_names=["Bag", "Coat"])
+    assert [text.get_text() for text in picture.axes[0].texts[1:]] == ["Bag", "Coat"]
+    with pytest.raises(ValueError, match="one name for each of 2 rows, got 3"):
+        figures.samples(np.zeros((6, 5, 4, 1)), columns=3, row_names=["a", "b", "c"])

@@ -131,8 +131,8 @@ class Recorded(Callback):
         self.events.append("fit begin")
         real = trainer.step
 
-        def step(images, noise, scalars):
-            losses = real(images, noise, scalars)
+        def step(images, noise, scalars, *more):
+            losses = real(images, noise, scalars, *more)
             noise = None if noise is None else np.array(noise)
             self.steps.append(
                 {"images": np.array(images), "noise": noise, "scalars": np.array(scalars), "losses": np.array(losses)}
@@ -246,6 +246,146 @@ def test_the_losses_of_a_step_are_those_of_its_images():
         model.network.train()
         _, parts = model.losses(batch, noise[rows], 1.0)
         np.testing.assert_allclose(step["losses"], [part.item() for part in parts], rtol=1e-6)
+
+
+def test_a_step_gets_the_labels_of_its_images():
+    labels = np.random.default_rng(2).integers(0, 3, 10)
+    model, seen = compiled("vae", classes=3), []
+    trainer = Trainer(model, pictures(10), TrainingOptions(batch_size=4, epochs=2), labels=labels, progress=False)
+    real = trainer.step
+    trainer.step = lambda *arrays: (seen.append(np.array(arrays[3])), real(*arrays))[1]
+    trainer.run()
+    for epoch in range(2):
+        order = generator(0, "shuffle", epoch).permutation(10)
+        np.testing.assert_array_equal(np.concatenate(seen[3 * epoch : 3 * epoch + 3]), np.eye(3)[labels[order]])
+
+
+def test_the_labels_stay_with_their_images_in_a_split():
+    x = pictures(20)
+    labels = (x[:, 0, 0, 0] % 3).astype(int)  # which the image tells
+    options = TrainingOptions(batch_size=4, epochs=1, validation=6)
+    trainer = Trainer(compiled("vae", classes=3), x, options, labels=labels, progress=False)
+    for images, rows in (
+        (trainer.train_images, trainer.train_labels),
+        (trainer.validation_images, trainer.validation_labels),
+    ):
+        np.testing.assert_array_equal(rows, np.eye(3)[images[:, 0, 0, 0] % 3])
+
+
+def batches_of(model: Autoencoder, images: np.ndarray, **options) -> tuple[Trainer, list]:
+    """(the trainer after its run, for each step what the encoder saw and the targets)."""
+    seen: list = []
+    trainer = Trainer(model, images, TrainingOptions(batch_size=BATCH, **options), progress=False)
+    real = trainer.step
+    trainer.step = lambda *arrays: (seen.append((np.array(arrays[0]), arrays[4])), real(*arrays))[1]
+    trainer.run()
+    return trainer, seen
+
+
+def test_every_step_draws_its_pixels_with_their_grey_as_probability():
+    grey = np.repeat(np.linspace(0, 1, 5, dtype=np.float32), 13)[:64].reshape(1, *SHAPE)
+    _, seen = batches_of(compiled("vae"), np.repeat(grey, 40, axis=0), epochs=10, binarise=True)
+    drawn = np.concatenate([x for x, _ in seen])  # 400 images
+    assert set(np.unique(drawn)) == {0, 1}
+    assert drawn.dtype == np.float32
+    assert all(targets is None for _, targets in seen), "it is input and target"
+    error = 5 * np.sqrt(grey * (1 - grey) / len(drawn))
+    assert (np.abs(drawn.mean(axis=0) - grey[0]) <= error).all(), "0 and 1 are certain"
+    flat = drawn.reshape(len(drawn), -1)[:, 13:52]  # no certain ones
+    assert len(np.unique(flat, axis=0)) == len(flat), "each image of each epoch anew"
+
+
+@pytest.mark.parametrize("kind", ["ae", "vae"])
+def test_noise_is_added_to_what_the_encoder_sees_and_not_to_the_targets(kind):
+    x = np.full((40, *SHAPE), 0.5, np.float32)
+    _, seen = batches_of(compiled(kind), x, epochs=10, denoise=0.1)
+    noisy = np.concatenate([x for x, _ in seen])
+    assert noisy.dtype == np.float32
+    assert all((targets == 0.5).all() for _, targets in seen)
+    count = noisy.size  # 25,600
+    assert abs(noisy.mean() - 0.5) < 5 * 0.1 / count**0.5
+    assert abs(noisy.std() - 0.1) < 5 * 0.1 / (2 * count) ** 0.5
+    assert len(np.unique(noisy)) > count / 2
+    _, seen = batches_of(compiled(kind), 0 * x, epochs=1, denoise=5.0)
+    noisy = np.concatenate([x for x, _ in seen])
+    assert (noisy.min(), noisy.max()) == (0, 1)
+    assert abs((noisy == 0).mean() - 0.5) < 0.05
+
+
+def test_the_loss_of_a_noisy_image_is_that_of_its_clean_target():
+    model = compiled("vae")
+    rng = np.random.default_rng(0)
+    noisy, clean = (minigrad.Tensor(rng.random((3, *SHAPE), dtype=np.float32)) for _ in range(2))
+    noise = np.zeros((3, 2), np.float32)
+    with model.evaluating():
+        reconstruction, kl = (part.item() for part in model.losses(noisy, noise, 1.0, None, clean)[1])
+        expected_kl = model.losses(noisy, noise, 1.0)[1][1].item()
+        mu, _ = model.encode_distribution(noisy.numpy())
+        p = model.decode(mu).astype(float)
+        x = clean.numpy().astype(float)
+    expected = -(x * np.log(p) + (1 - x) * np.log(1 - p)).sum() / 3
+    assert reconstruction == pytest.approx(expected, rel=1e-5)
+    assert kl == pytest.approx(expected_kl, rel=1e-6)
+    ae = compiled("ae")
+    with ae.evaluating():
+        loss = ae.losses(noisy, None, 1.0, None, clean)[0].item()
+    assert loss == pytest.approx(np.mean((ae.reconstruct(noisy.numpy())[0] - clean.numpy()) ** 2), rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("vae", {"binarise": True}), ("ae", {"denoise": 0.3})])
+def test_held_out_images_are_disturbed_once(kind, options):
+    trainer, _ = batches_of(compiled(kind), pictures(), epochs=2, validation=6, **options)
+    again = Trainer(compiled(kind), pictures(), TrainingOptions(validation=6, **options), progress=False)
+    np.testing.assert_array_equal(trainer.validation_images, again.validation_images)
+    clean = Trainer(compiled(kind), pictures(), TrainingOptions(validation=6), progress=False).validation_images / 255
+    if kind == "vae":
+        assert set(np.unique(trainer.validation_images)) == {0, 1}
+        assert trainer.validation_targets is None
+    else:
+        np.testing.assert_allclose(trainer.validation_targets, clean, atol=1e-7)
+        assert 0.1 < np.std(trainer.validation_images - clean) < 0.3
+        with trainer.model.evaluating():
+            rebuilt = trainer.model.reconstruct(trainer.validation_images)[0]
+        assert trainer.history["val_loss"][-1] == pytest.approx(np.mean((rebuilt - clean) ** 2), rel=1e-5)
+    assert trainer.validate() == trainer.validate()
+
+
+@pytest.mark.parametrize("model", [compiled("ae"), compiled("vae", likelihood="gaussian")], ids=["ae", "gaussian"])
+def test_pixels_of_0_and_1_need_the_bernoulli_likelihood(model):
+    with pytest.raises(ValueError, match="binarise needs a vae with the bernoulli likelihood"):
+        model.train(pictures(), BATCH, 1, binarise=True, progress=False)
+
+
+def test_the_importance_weighted_bound_is_the_loss_of_the_history():
+    options = {"epochs": 2, "iw_samples": 3, "validation": 5, "schedule": "constant"}
+    model, seen = compiled("vae", rate=0.0), []  # the same weights all the time
+    trainer = Trainer(model, pictures(), TrainingOptions(batch_size=BATCH, **options), progress=False)
+    real = trainer.step
+    trainer.step = lambda *arrays: (seen.append([*arrays[:2], real(*arrays)]), seen[-1][2])[1]
+    row, last = trainer.run().rows
+    x = trainer.validation_images.astype(np.float32) / 255
+    noise = generator(0, "validation").standard_normal((5, 3, 2)).astype(np.float32)
+    with model.evaluating():
+        loss, parts = model.losses(minigrad.Tensor(x), noise, 1.0)
+    expected = [loss.item(), *(part.item() for part in parts)]
+    assert [last[f"val_{name}"] for name in ("loss", "reconstruction", "kl")] == pytest.approx(expected, rel=1e-6)
+    drawn = np.concatenate([noise.ravel() for _, noise, _ in seen])
+    assert len(np.unique(drawn)) == len(drawn) == 2 * 21 * 3 * 2, "each sample of each image anew"
+    total = np.zeros(3)
+    model.network.train()
+    for images, noise, losses in seen[:6]:
+        loss, parts = model.losses(minigrad.Tensor(images), noise, 1.0)
+        np.testing.assert_allclose(losses, [*(part.item() for part in parts), loss.item()], rtol=1e-6)
+        total += len(images) * losses
+    found = [row[name] for name in ("reconstruction", "kl", "loss")]
+    np.testing.assert_allclose(found, total / 21, rtol=1e-6)
+    assert row["loss"] < row["reconstruction"] + row["kl"]
+
+
+@pytest.mark.parametrize("model", [compiled("ae"), compiled("vae", beta=0.5)], ids=["ae", "beta"])
+def test_the_importance_weighted_bound_needs_a_vae_with_beta_1(model):
+    with pytest.raises(ValueError, match="iw samples above 1 need a vae with beta 1"):
+        model.train(pictures(), BATCH, 1, iw_samples=2, progress=False)
 
 
 def test_a_step_changes_the_threads_of_blas_only_once(monkeypatch, restored_backends):
@@ -371,6 +511,11 @@ def test_training_twice_goes_on():
         ({"clip_norm": 0}, "clip norm is 0 but must be above 0"),
         ({"clip_norm": -1.0}, "clip norm is -1"),
         ({"clip_norm": math.nan}, "clip norm is nan"),
+        ({"denoise": -0.1}, r"denoise is -0\.1 but must be a standard deviation"),
+        ({"denoise": math.nan}, "denoise is nan"),
+        ({"iw_samples": 0}, "iw samples is 0 but must be a whole number >= 1"),
+        ({"iw_samples": 2.0}, r"iw samples is 2\.0"),
+        ({"denoise": 0.1, "binarise": True}, r"denoise is 0\.1 but must be 0 together with binarise"),
     ],
     ids=str,
 )
@@ -496,7 +641,14 @@ RESUMED = {
     "ae": {**FULL},
     "vae": {**FULL, "kl_warmup": 1.5},
     "plain": {"epochs": 3},
+    "conditional": {**FULL},
+    "binarised": {**FULL, "binarise": True},
+    "denoising": {**FULL, "denoise": 0.3},
+    "weighted": {**FULL, "iw_samples": 3, "kl_warmup": 1.5},
+    "ae denoising": {**FULL, "denoise": 0.3},
 }
+MODELS: dict[str, dict] = {"conditional": {"classes": 3}}
+LABELS = np.random.default_rng(1).integers(0, 3, COUNT)
 
 
 class Killed(Exception):
@@ -513,8 +665,10 @@ def interrupt(_):
 
 def trainer_of(kind: str, folder: Path | None, callbacks=(), **options) -> Trainer:
     options = {"batch_size": BATCH, **RESUMED[kind], **options}
-    model = compiled("ae" if kind == "ae" else "vae")
-    return Trainer(model, pictures(), TrainingOptions(**options), folder=folder, callbacks=callbacks, progress=False)
+    model = compiled("ae" if kind.startswith("ae") else "vae", **MODELS.get(kind, {}))
+    return Trainer(
+        model, pictures(), TrainingOptions(**options), labels=LABELS, folder=folder, callbacks=callbacks, progress=False
+    )
 
 
 def resumed(folder: Path, callbacks=(), images: np.ndarray | None = None, **changes) -> Trainer:
@@ -524,7 +678,7 @@ def resumed(folder: Path, callbacks=(), images: np.ndarray | None = None, **chan
     model.compile(record["learning_rate"])
     options = TrainingOptions(**{**record["options"], **changes})
     images = pictures() if images is None else images
-    trainer = Trainer(model, images, options, folder=folder, callbacks=callbacks, progress=False)
+    trainer = Trainer(model, images, options, labels=LABELS, folder=folder, callbacks=callbacks, progress=False)
     trainer.restore(arrays, record)
     return trainer
 
@@ -584,6 +738,12 @@ def test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, stops
         assert trainer.progress.step == stop
     trainer.run()
     assert_same(outcome(trainer), expected)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RESUMED if kind not in ("ae", "vae", "plain")])
+def test_runs_of_other_kinds_end_in_the_same_bits(tmp_path, kind, restored_backends):
+    minigrad.use(kernels="numpy", threads=2)
+    test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, (5, 6, 7, 13), "numpy")
 
 
 @pytest.mark.parametrize("stops", [(4,), (6,), (8, 14), (18,)], ids=str)
@@ -1287,6 +1447,21 @@ def test_a_moved_model_is_noticed_before_the_first_step():
     model.network.to(dtype="float64")
     with pytest.raises(RuntimeError, match="new optimizer"):
         trainer.run()
+
+
+def test_a_checkpoint_from_before_there_were_some_options_is_taken(tmp_path):
+    trainer = trainer_of("vae", tmp_path)
+    trainer.run()
+    arrays, record = load_checkpoint(tmp_path)
+    for name in ("denoise", "binarise", "iw_samples"):
+        del record["options"][name]
+    for name in ("classes", "class_names"):
+        del record["model"][name]
+    model = from_config(record["model"])
+    model.compile(record["learning_rate"])
+    again = Trainer(model, pictures(), TrainingOptions(**record["options"]), progress=False)
+    again.restore(arrays, record)
+    assert weights(model) == weights(trainer.model)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 3}, {"rate": 0.5}])

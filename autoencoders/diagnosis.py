@@ -1,0 +1,209 @@
+"""What the figures of metrics.py say in words: which fault a model has, on which figures that rests, what to change.
+
+Each rule is a function of the figures and returns a finding or None.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+Figures = dict[str, Any]
+Finding = dict[str, str]
+
+# A good VAE's samples vary about as much as its reconstructions: 0.92 times with 2 dimensions, 0.75 with 10 and 0.79
+# with 32 (of short trainings). The seed's: 0.010 / 0.226 = 0.04; with beta 0.001: 0.04.
+DEAD_PRIOR = 0.5
+# Reconstructions from two dimensions already vary 0.8 times as much as the images; 0.1 is next to nothing.
+IGNORED_LATENT = 0.1
+# exp(-20 / 2) = 5e-5 of the prior's width is 10 nats in one dimension, which tells 20,000 images apart by itself;
+# exp(5 / 2) is 12 times as wide as the prior, where an idle dimension has exactly its width. The seed's: -77 and -88.
+LOG_VARIANCE_RANGE = (-20.0, 5.0)
+# Of z over the test set; the goal is mean within 0.1 and std from 0.9 to 1.1, and this is far outside.
+AGGREGATE_MEAN, AGGREGATE_STD = 0.5, (0.67, 1.5)
+# 0.01 is expected by construction; short trainings have 0.03 to 0.22, one with beta 0.001 has 0.70.
+PRIOR_HOLES = 0.33
+# Test error over training error: 1.01 to 1.02 with 6,000 images or more, 1.28 after 60 epochs of 400 images.
+OVERFITTED = 1.25
+
+
+def diagnose(figures: Figures) -> list[Finding]:
+    """All findings, the worst first; none for a model without a known fault.
+
+    Args:
+        figures: those of `metrics.FIGURES`, None where not measured, and `model`, the model's configuration.
+    Returns:
+        each {"finding": what is wrong, "why": the figures it rests on, "option": what to change}.
+    """
+    found = (rule(figures) for rule in (*FATAL, *FAULTS))
+    return [finding for finding in found if finding]
+
+
+def verdict(figures: Figures) -> str:
+    """One sentence: whether the model works, and the findings or the figures that say so."""
+    kind = "VAE" if figures["model"]["kind"] == "vae" else "autoencoder"
+    fatal = [finding["finding"] for rule in FATAL if (finding := rule(figures))]
+    findings = [finding["finding"] for finding in diagnose(figures)]
+    if fatal:
+        return f"this is not a working {kind}: {', '.join(findings)}"
+    if findings:
+        return f"this {kind} works, but: {', '.join(findings)}"
+    reasons = [f"mse {figures['mse']:.4f}"]
+    if figures["pca_mse"] is not None:
+        reasons[0] += f" (PCA {figures['pca_mse']:.4f})"
+    if figures["train_mse"]:
+        reasons.append(f"{figures['mse'] / figures['train_mse']:.2f} times that on training images")
+    if kind == "VAE":
+        reasons.append(f"{figures['active_units']} of {figures['model']['latent_space_dim']} units active")
+        reasons.append(
+            f"samples vary {_ratio(figures, 'sample_std', 'reconstruction_std'):.2f} times as much as reconstructions"
+        )
+    return f"no fault found in this {kind}: {', '.join(reasons)}"
+
+
+# ---- what makes a model useless ----
+
+
+def posterior_collapse(figures: Figures) -> Finding | None:
+    """No unit tells images apart, or the decoder does not listen: reconstructions are all alike."""
+    varies = _ratio(figures, "reconstruction_std", "image_std")
+    active = figures["active_units"]
+    if not (active == 0 or varies < IGNORED_LATENT):
+        return None
+    why = f"reconstructions vary {varies:.3f} times as much as the images"
+    if figures["model"]["kind"] == "ae":
+        return _finding(
+            "ignored latent: reconstructions are all alike", why, "a smaller --lr, more --epochs or another --seed"
+        )
+    why += f", kl is {figures['kl']:.3g} nats, {active} of {figures['model']['latent_space_dim']} units are active"
+    return _finding("posterior collapse: the latent says nothing about the image", why, "--kl-warmup, a smaller --beta")
+
+
+def dead_prior(figures: Figures) -> Finding | None:
+    """Reconstructions differ, samples of the prior do not: the encoder does not use the region where the prior is."""
+    if figures["sample_std"] is None or _ratio(figures, "reconstruction_std", "image_std") < IGNORED_LATENT:
+        return None
+    varies = _ratio(figures, "sample_std", "reconstruction_std")
+    if varies >= DEAD_PRIOR:
+        return None
+    return _finding(
+        "dead prior: samples are all alike",
+        f"pixels vary by {figures['sample_std']:.3f} across samples, by {figures['reconstruction_std']:.3f} across "
+        f"reconstructions; kl is {figures['kl']:.4g} nats; z has std {_numbers(figures['aggregate_std'])}",
+        _hold_the_posterior(figures["model"]["beta"]),
+    )
+
+
+def diverged_variance(figures: Figures) -> Finding | None:
+    """q(z | x) is a point, or far wider than the prior."""
+    values = figures["log_variance_per_dim"]
+    low, high = LOG_VARIANCE_RANGE
+    if values is None or all(low <= value <= high for value in values):
+        return None
+    return _finding(
+        "diverged variance: q(z | x) is no distribution to sample from",
+        f"mean log_variance {_numbers(values)}, outside {low:g} to {high:g}; kl is {figures['kl']:.4g} nats",
+        _hold_the_posterior(figures["model"]["beta"]),
+    )
+
+
+# ---- what makes it worse than it could be ----
+
+
+def prior_mismatch(figures: Figures) -> Finding | None:
+    """Images are encoded elsewhere than the prior lies, so that samples are worse than reconstructions."""
+    mean, std, holes = (figures[name] for name in ("aggregate_mean", "aggregate_std", "prior_holes"))
+    if mean is None or dead_prior(figures):
+        return None
+    low, high = AGGREGATE_STD
+    if max(map(abs, mean)) <= AGGREGATE_MEAN and low <= min(std) and max(std) <= high and (holes or 0) <= PRIOR_HOLES:
+        return None
+    share = "" if holes is None else f"; {holes:.0%} of the prior's samples lie where no image does"
+    return _finding(
+        "prior mismatch: samples are drawn where few images are encoded",
+        f"z has mean {_numbers(mean)} and std {_numbers(std)}{share}",
+        "a larger --beta, a smaller --latent-dim, more --epochs",
+    )
+
+
+def over_regularised(figures: Figures) -> Finding | None:
+    """The KL counts for more than in the ELBO, and a linear map keeps more of the image."""
+    pca, model = figures["pca_mse"], figures["model"]
+    weight = _kl_weight(figures)
+    if pca is None or weight <= 1 or figures["mse"] <= pca:
+        return None
+    fixed = model["likelihood"] == "gaussian"
+    basis = f"beta {model['beta']:g}"
+    if fixed:
+        basis += f" and pixel variance {model['variance']:g} weight the KL {weight:.3g} times"
+    return _finding(
+        "over-regularised: reconstructions are blurred for the sake of the KL",
+        f"mse {figures['mse']:.4f} is above {pca:.4f} of PCA with as many dimensions; {basis}",
+        "--likelihood gaussian-learned or bernoulli, or more --epochs" if fixed else "--beta 1, or more --epochs",
+    )
+
+
+def blurred(figures: Figures) -> Finding | None:
+    """Worse than a linear map to as many dimensions as are used."""
+    key = "pca_mse" if figures["active_units"] is None else "pca_mse_active"
+    pca = figures[key]
+    if pca is None or figures["mse"] <= pca or posterior_collapse(figures) or over_regularised(figures):
+        return None
+    used = figures["active_units"] or figures["model"]["latent_space_dim"]
+    return _finding(
+        "blurred: a linear map reconstructs better",
+        f"mse {figures['mse']:.4f} is above {pca:.4f} of PCA with {used} components",
+        "more --epochs, more --filters, another --lr",
+    )
+
+
+def over_fitting(figures: Figures) -> Finding | None:
+    """Training images are reconstructed much better than others."""
+    if not figures["train_mse"] or figures["mse"] / figures["train_mse"] <= OVERFITTED:
+        return None
+    why = f"mse {figures['mse']:.4f}, on training images {figures['train_mse']:.4f}"
+    if figures["neg_elbo"] is not None:
+        why += f"; -ELBO {figures['neg_elbo']:.1f}, on training images {figures['train_neg_elbo']:.1f}"
+    return _finding(
+        "over-fitting: training images are reconstructed much better than others",
+        why,
+        "more images (--limit-train), --validation 0.1 --patience 5, a smaller --latent-dim, fewer --filters",
+    )
+
+
+FATAL: tuple[Callable[[Figures], Finding | None], ...] = (posterior_collapse, dead_prior, diverged_variance)
+FAULTS: tuple[Callable[[Figures], Finding | None], ...] = (prior_mismatch, over_regularised, blurred, over_fitting)
+
+
+def _finding(finding: str, why: str, option: str) -> Finding:
+    return {"finding": finding, "why": why, "option": option}
+
+
+def _hold_the_posterior(beta: float) -> str:
+    """What to change where q(z | x) went where it liked: only the KL to N(0, I) holds it."""
+    if beta < 1:
+        return f"--beta 1 instead of {beta:g}: only the KL to N(0, I) keeps q(z | x) near the prior"
+    return "train again on the ELBO, whose KL to N(0, I) keeps q(z | x) near the prior; a smaller --lr, --clip-norm 1"
+
+
+def _ratio(figures: Figures, part: str, whole: str) -> float:
+    return figures[part] / figures[whole] if figures[whole] else math.inf
+
+
+def _kl_weight(figures: Figures) -> float:
+    """How much the KL counts beside what the ELBO of the errors found would give it.
+
+    A Gaussian with a fixed variance divides the squared error by it; the variance that fits is the error itself.
+    """
+    model = figures["model"]
+    if model["kind"] != "vae":
+        return 0.0
+    fixed = model["likelihood"] == "gaussian" and figures["mse"]
+    return model["beta"] * (model["variance"] / figures["mse"] if fixed else 1.0)
+
+
+def _numbers(values: list[float]) -> str:
+    """One number as it is, several as their range."""
+    low, high = min(values), max(values)
+    return f"{low:.3g}" if len(values) == 1 else f"{low:.3g} to {high:.3g}"

@@ -1,0 +1,348 @@
+"""How good a model is, in full: what scripts/evaluate.py measures on the test images.
+
+Quantities in nats are per image. What scikit-learn and scikit-image compute comes from them (the extra `eval`);
+without them those figures are None and the rest is measured all the same.
+
+Read next: diagnosis.py, what the figures say in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from minigrad import backend_of
+from minigrad.random import generator
+
+from .bounds import (
+    at_the_mean,
+    bernoulli_entropy,
+    binarised,
+    distribution_of,
+    importance_weighted_nll,
+    latents_of,
+    neg_elbo,
+    standard_error,
+    unit,
+)
+from .conv_autoencoder import BATCH, VAE, Autoencoder
+from .data import Dataset
+from .features import INPUT_SHAPE, frechet_distance, load_classifier
+
+ACTIVE = 0.01  # variance of mu over the images above which a unit is active (Burda et al. 2015)
+IW_IMAGES = 1_000  # of the importance-weighted NLL on a CPU; all on a GPU
+PROBE_IMAGES, NEIGHBOUR_IMAGES, NEIGHBOURS = 10_000, 60_000, 5
+HOLE_POINTS = 10_000  # latents compared with each other
+SSIM_SIDE = 11  # pixels that the Gaussian window is wide
+
+# every figure in the order of the table: its unit and what it is
+FIGURES = {
+    "mse": "per pixel, of the reconstruction from the mean latent",
+    "train_mse": "per pixel, the same on training images",
+    "pca_mse": "per pixel, PCA with as many components as the latent has dimensions",
+    "pca_mse_active": "per pixel, PCA with as many components as there are active units",
+    "psnr": "dB",
+    "ssim": "structural similarity, 1 for equal images",
+    "bce": "nats per image, cross-entropy of the reconstruction from the mean latent",
+    "data_entropy": "nats per image, the Bernoulli entropy of the images: no bce can be lower",
+    "neg_elbo": "nats per image, reconstruction + kl",
+    "neg_elbo_se": "nats per image, its Monte Carlo error",
+    "neg_elbo_image_se": "nats per image, its standard error over images",
+    "train_neg_elbo": "nats per image, on training images",
+    "reconstruction": "nats per image",
+    "kl": "nats per image",
+    "kl_per_dim": "nats per image",
+    "iw_nll": "nats per image, importance-weighted, binarised images",
+    "iw_nll_se": "nats per image, its standard error over images",
+    "active_units": "latent dimensions in which the means vary",
+    "log_variance_per_dim": "mean log_variance of q(z | x)",
+    "aggregate_mean": "of z over the test set; 0 in N(0, I)",
+    "aggregate_std": "of z over the test set; 1 in N(0, I)",
+    "aggregate_correlation": "largest between two dimensions of z; 0 in N(0, I)",
+    "prior_holes": "share of prior samples where no image lies; 0.01 if z is N(0, I)",
+    "image_std": "of pixels across the test images",
+    "reconstruction_std": "of pixels across their reconstructions",
+    "sample_std": "of pixels across samples of the prior",
+    "probe_accuracy": "linear probe of the latents",
+    "knn_accuracy": f"{NEIGHBOURS} nearest neighbours of the latents",
+    "fd": "Fréchet distance of prior samples to test images, in our features (no FID)",
+    "fd_floor": "the same of training images to test images",
+}
+
+
+def measure(
+    model: Autoencoder,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    iw_samples: int = 500,
+    limit_train: int | None = None,
+    progress: bool = True,
+) -> tuple[dict[str, Any], list[str]]:
+    """(all of FIGURES, None where one does not apply; notes on those that are None or need a remark).
+
+    Args:
+        seed: of the latent noise, prior samples and what scikit-learn draws.
+        iw_samples: importance samples an image; 0 leaves iw_nll out.
+        limit_train: how many of the training images the model was trained on; None: all.
+        progress: show a bar (only on a terminal) while iw_nll is computed.
+    Raises:
+        DataError: the images do not fit the model. DivergedError: it gives numbers that are not finite.
+    """
+    images = model.check_images(dataset.test_images)
+    train_images = model.check_images(dataset.train_images)
+    labels, train_labels = dataset.test_labels, dataset.train_labels
+    count = min(len(train_images[:limit_train]), len(images))
+    seen, seen_labels = train_images[:count], None if train_labels is None else train_labels[:count]
+    figures: dict[str, Any] = dict.fromkeys(FIGURES)
+    latents = latents_of(model, images, labels)
+    mse, bce, reconstructed = at_the_mean(model, images, latents, labels)
+    figures |= {"mse": mse, "psnr": -10 * float(np.log10(mse)) if mse else None, "bce": bce}
+    figures["data_entropy"] = bernoulli_entropy(images)
+    figures["train_mse"] = at_the_mean(model, seen, latents_of(model, seen, seen_labels), seen_labels)[0]
+    figures["image_std"], figures["reconstruction_std"] = pixel_std(images), pixel_std(reconstructed)
+    notes = []
+    if isinstance(model, VAE):
+        figures |= _vae_figures(model, images, labels, seed)
+        figures["train_neg_elbo"] = neg_elbo(model, seen, seed, draws=1, labels=seen_labels)["neg_elbo"]
+        samples = model.sample(len(images), seed, labels=labels)
+        figures["sample_std"] = pixel_std(samples)
+        if model.input_shape == INPUT_SHAPE:
+            figures |= _distances(images, train_images, samples, seed)
+        else:
+            notes.append("fd is measured for images of 28 x 28 x 1 only")
+        if iw_samples and model.likelihood == "bernoulli":
+            limit = IW_IMAGES if backend_of(model.network.parameters()[0].data).on_host else None
+            binary, given = binarised(images)[:limit], None if labels is None else labels[:limit]
+            rows = importance_weighted_nll(model, binary, iw_samples, seed, progress, labels=given)
+            figures |= {"iw_nll": float(rows.mean()), "iw_nll_se": standard_error(rows)}
+        elif iw_samples:
+            notes.append("iw_nll is measured for the Bernoulli likelihood only")
+        if model.classes:
+            notes.append("the model was told the class of every image and sample: its figures are of p(x | class)")
+    notes += _library_figures(model, dataset, images, train_images, latents, reconstructed, figures, seed)
+    return figures, notes
+
+
+def _library_figures(
+    model: Autoencoder,
+    dataset: Dataset,
+    images: np.ndarray,
+    train_images: np.ndarray,
+    latents: np.ndarray,
+    reconstructed: np.ndarray,
+    figures: dict[str, Any],
+    seed: int,
+) -> list[str]:
+    """Set what scikit-image and scikit-learn compute; returns notes on what could not be."""
+    notes, missing = [], []
+    if min(model.input_shape[:2]) < SSIM_SIDE:
+        notes.append(f"ssim needs images of at least {SSIM_SIDE} x {SSIM_SIDE} pixels")
+    else:
+        try:
+            figures["ssim"] = ssim(images, reconstructed)
+        except ImportError:
+            missing.append("ssim")
+    try:
+        errors = pca_errors(train_images, images, model.latent_space_dim, seed)
+        figures["pca_mse"] = errors[-1]
+        if figures["active_units"] is not None:
+            figures["pca_mse_active"] = errors[min(figures["active_units"], len(errors) - 1)]
+    except ImportError:
+        missing += ["pca_mse", "pca_mse_active"]
+    if dataset.train_labels is None or dataset.test_labels is None or len(np.unique(dataset.train_labels)) < 2:
+        notes.append("probe_accuracy and knn_accuracy need labels of at least two classes")
+    else:
+        known = slice(NEIGHBOUR_IMAGES)
+        train_labels = dataset.train_labels[known]
+        train_latents = latents_of(model, train_images[known], train_labels)
+        try:
+            figures |= accuracies(train_latents, train_labels, latents, dataset.test_labels, seed)
+        except ImportError:
+            missing += ["probe_accuracy", "knn_accuracy"]
+    if missing:
+        notes.append(f'{", ".join(missing)} need the extra eval: pip install ".[eval]"')
+    return notes
+
+
+# ---- the latent space ----
+
+
+def _vae_figures(model: VAE, images: np.ndarray, labels: np.ndarray | None, seed: int) -> dict[str, Any]:
+    mu, log_variance = distribution_of(model, images, labels)
+    z = mu + np.exp(log_variance / 2) * generator(seed, "aggregate").standard_normal(mu.shape)
+    prior = generator(seed, "prior").standard_normal((min(len(z), HOLE_POINTS), z.shape[1]))
+    return {
+        **neg_elbo(model, images, seed, labels=labels),
+        "active_units": active_units(mu),
+        "log_variance_per_dim": log_variance.mean(axis=0).tolist(),
+        "aggregate_mean": z.mean(axis=0).tolist(),
+        "aggregate_std": z.std(axis=0).tolist(),
+        "aggregate_correlation": largest_correlation(z),
+        "prior_holes": prior_holes(z[:HOLE_POINTS], prior),
+    }
+
+
+def active_units(mu: np.ndarray) -> int:
+    """How many latent dimensions tell images apart: those in which mu (N, Z) has a variance above ACTIVE.
+
+    Source: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2015, section 5.2.
+    """
+    return int((mu.var(axis=0) > ACTIVE).sum())
+
+
+def largest_correlation(z: np.ndarray) -> float | None:
+    """The largest absolute correlation between two dimensions of z (N, Z); None where there are no two that vary."""
+    z = z[:, z.std(axis=0) > 0]
+    if z.shape[1] < 2 or len(z) < 2:
+        return None
+    correlation = np.corrcoef(z, rowvar=False)
+    return float(np.abs(correlation - np.eye(len(correlation))).max())
+
+
+def prior_holes(z: np.ndarray, prior: np.ndarray) -> float | None:
+    """The share of prior samples in regions that no image is encoded to: those farther from the nearest z than 99 % of
+    z are from their nearest other z. It is 0.01 if z is distributed as the prior, up to sampling.
+
+    Shapes: z (N, Z), N >= 2 (None otherwise), prior (M, Z).
+    """
+    if len(z) < 2:
+        return None
+    limit = np.quantile(_nearest(z, z, skip_self=True), 0.99)
+    return float((_nearest(prior, z) > limit).mean())
+
+
+def _nearest(points: np.ndarray, others: np.ndarray, skip_self: bool = False) -> np.ndarray:
+    """The distance of each point (M, Z) to the nearest of the others (N, Z), 500 points at a time."""
+    found = []
+    squares = (others**2).sum(axis=1)
+    for start in range(0, len(points), 500):
+        chunk = points[start : start + 500]
+        distances = (chunk**2).sum(axis=1)[:, None] - 2 * chunk @ others.T + squares  # (500, N), squared
+        if skip_self:
+            distances[np.arange(len(chunk)), np.arange(start, start + len(chunk))] = np.inf
+        found.append(np.sqrt(np.maximum(distances.min(axis=1), 0)))
+    return np.concatenate(found)
+
+
+def accuracies(
+    train_latents: np.ndarray, train_labels: np.ndarray, latents: np.ndarray, labels: np.ndarray, seed: int = 0
+) -> dict[str, float]:
+    """What the latents tell about the classes: test accuracy of a linear classifier and of the nearest neighbours.
+
+    probe_accuracy: logistic regression on standardised latents of PROBE_IMAGES random training images.
+    knn_accuracy: the majority of the NEIGHBOURS nearest training latents.
+
+    Shapes: latents (N, Z), labels (N,).
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    chosen = generator(seed, "probe").permutation(len(train_latents))[:PROBE_IMAGES]
+    if len(np.unique(train_labels[chosen])) < 2:
+        chosen = np.arange(len(train_latents))
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed % 2**32))
+    probe.fit(train_latents[chosen].astype(np.float64), train_labels[chosen])
+    neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(train_latents)))
+    neighbours.fit(train_latents, train_labels)
+    return {
+        "probe_accuracy": float(probe.score(latents.astype(np.float64), labels)),
+        "knn_accuracy": float(neighbours.score(latents, labels)),
+    }
+
+
+# ---- pictures ----
+
+
+def pixel_std(images: np.ndarray) -> float:
+    """The standard deviation of a pixel in [0, 1] across images (N, H, W, C), averaged over pixels: 0 if all images are
+    alike."""
+    mean = images.mean(axis=0, dtype=np.float64)
+    variance = sum(((images[i : i + BATCH] - mean) ** 2).sum(axis=0) for i in range(0, len(images), BATCH))
+    return float(np.sqrt(variance / len(images)).mean()) / (255 if images.dtype == np.uint8 else 1)
+
+
+def ssim(images: np.ndarray, others: np.ndarray) -> float:
+    """The mean structural similarity of pairs of images (N, H, W, C) in [0, 1], with the paper's Gaussian window.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+    Source: Wang et al., Image quality assessment: from error visibility to structural similarity, 2004.
+    """
+    from skimage.metrics import structural_similarity
+
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    similar: Callable[..., Any] = structural_similarity
+    values = [
+        similar(unit(a), b.astype(np.float64), data_range=1.0, channel_axis=-1, **window)
+        for a, b in zip(images, others, strict=True)
+    ]
+    return float(np.mean(values))
+
+
+def pca_errors(train_images: np.ndarray, images: np.ndarray, components: int, seed: int = 0) -> list[float]:
+    """The mean squared error per pixel of images after projection on 0, 1, ... components of the training images.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    from sklearn.decomposition import PCA
+
+    x, y = (
+        (a.astype(np.float32) / (255 if a.dtype == np.uint8 else 1)).reshape(len(a), -1) for a in (train_images, images)
+    )
+    pca = PCA(min(components, *x.shape), random_state=seed % 2**32).fit(x)
+    centred = y - pca.mean_
+    total = np.sum(centred.astype(np.float64) ** 2)
+    explained = np.sum((centred @ pca.components_.T).astype(np.float64) ** 2, axis=0)  # the components are orthonormal
+    errors = (total - np.concatenate([[0.0], np.cumsum(explained)])) / y.size
+    return np.maximum(errors, 0).tolist()
+
+
+def _distances(images: np.ndarray, train_images: np.ndarray, samples: np.ndarray, seed: int) -> dict[str, float]:
+    """fd of the samples, and fd_floor of as many training images as there are test images, drawn at random."""
+    classifier = load_classifier()
+    features = classifier.features(images)
+    chosen = np.sort(generator(seed, "floor").permutation(len(train_images))[: len(images)])
+    return {
+        "fd": frechet_distance(classifier.features(samples), features),
+        "fd_floor": frechet_distance(classifier.features(train_images[chosen]), features),
+    }
+
+
+# ---- what is shown ----
+
+
+def table(figures: dict[str, Any]) -> str:
+    """What was measured as lines of text, with units; long lists as their range."""
+    lines = []
+    for name, meaning in FIGURES.items():
+        value = figures[name]
+        if value is None:
+            continue
+        if not isinstance(value, list):
+            text = f"{value:.5g}"
+        elif len(value) <= 4:
+            text = " ".join(f"{x:.3g}" for x in value)
+        else:
+            text = f"{min(value):.3g} to {max(value):.3g}"
+        lines.append(f"  {name:<22}{text:<20}{meaning}")
+    return "\n".join(lines)
+
+
+def library_versions() -> dict[str, str | None]:
+    """The versions of the libraries of the extra `eval`; None: not installed."""
+    found: dict[str, str | None] = {}
+    for name in ("scikit-learn", "scikit-image", "scipy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found

@@ -1,0 +1,87 @@
+"""A Gaussian mixture fitted to latents, from which a plain autoencoder can generate: its latents follow no known
+distribution, so decoding draws of N(0, I) would give what no image looks like.
+
+Source: Ghosh et al., From Variational to Deterministic Autoencoders, 2020 (ex-post density estimation).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minigrad.random import generator
+from minigrad.serialize import DataError, load_state, save_state
+
+from .conv_autoencoder import MODEL_FILE
+
+MIXTURE_FILE = "mixture.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """p(z) = sum over k of weights[k] * N(z; means[k], covariances[k]).
+
+    Shapes: weights (K,), means (K, Z), covariances (K, Z, Z)
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+
+    def sample(self, count: int, seed: int = 0) -> np.ndarray:
+        """Latents (count, Z) drawn from the mixture."""
+        rng = generator(seed, "mixture")
+        component = rng.choice(len(self.weights), size=count, p=self.weights / self.weights.sum())
+        noise = rng.standard_normal((count, self.means.shape[1], 1))
+        scale = np.linalg.cholesky(self.covariances)  # (K, Z, Z)
+        return self.means[component] + (scale[component] @ noise)[..., 0]
+
+
+def fit_mixture(latents: np.ndarray, components: int = 50, seed: int = 0) -> Mixture:
+    """The mixture of so many Gaussians with full covariances that expectation maximisation finds for latents (N, Z).
+
+    Raises:
+        DataError: there are fewer latents than components. ModuleNotFoundError: scikit-learn is not installed.
+    """
+    if not 1 <= components <= len(latents):
+        raise DataError(f"mixture: {components} components cannot be fitted to {len(latents)} latents")
+    try:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "fitting a mixture needs scikit-learn, which is not installed; pip install -e '.[eval]'"
+        ) from error
+    found = GaussianMixture(components, covariance_type="full", random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after 100 rounds what is still gained is little
+        found.fit(np.asarray(latents, np.float64))
+    return Mixture(found.weights_, found.means_, found.covariances_)
+
+
+def save_mixture(folder: Path, mixture: Mixture) -> None:
+    """Write a mixture beside the model whose latents it was fitted to, with that model's SHA-256.
+
+    Raises:
+        DataError: there is no model, or the file cannot be written.
+    """
+    model = load_state(folder / MODEL_FILE)[2]
+    save_state(folder / MIXTURE_FILE, vars(mixture), {"kind": "mixture", "fitted_to": model})
+
+
+def load_mixture(folder: Path) -> Mixture | None:
+    """The mixture in a model's folder; None if there is none, or one that was fitted to other weights.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = folder / MIXTURE_FILE
+    if not path.exists():
+        return None
+    arrays, record, _ = load_state(path)
+    if record.get("kind") != "mixture" or set(arrays) != set(Mixture.__dataclass_fields__):
+        raise DataError(f"{path}: not a mixture")
+    return Mixture(**arrays) if record.get("fitted_to") == load_state(folder / MODEL_FILE)[2] else None
