@@ -549,7 +549,7 @@ def test_the_training_loss_uses_the_same_distribution():
 def test_sample_decodes_standard_normal_draws():
     model = new(VAE)
     seen = []
-    model.decode = lambda z: seen.append(z) or np.zeros((len(z), *SHAPE))
+    model.decode = lambda z, labels: seen.append(z) or np.zeros((len(z), *SHAPE))
     model.sample(20_000, seed=5)
     z = np.asarray(seen[0])
     assert z.shape == (20_000, 2)
@@ -1123,7 +1123,7 @@ def test_evaluate_needs_no_more_than_one_batch_at_a_time():
 
 def test_a_perfect_reconstruction_has_no_noise():
     model, x = new(), np.zeros((2, *SHAPE), "float32")
-    model.reconstruct = lambda images: (images, None)
+    model.reconstruct = lambda images, labels: (images, None)
     found = evaluate(model, x)
     assert found == {"mse": 0.0, "psnr": None}  # infinity is not JSON
     assert "psnr" not in table(found)

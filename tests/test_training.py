@@ -1450,7 +1450,7 @@ def test_a_moved_model_is_noticed_before_the_first_step():
 
 
 def test_a_checkpoint_from_before_there_were_some_options_is_taken(tmp_path):
-    trainer = trainer_of("vae", tmp_path)
+    trainer = trainer_of("vae", tmp_path, patience=None)
     trainer.run()
     arrays, record = load_checkpoint(tmp_path)
     for name in ("denoise", "binarise", "iw_samples"):
