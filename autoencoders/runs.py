@@ -1,6 +1,6 @@
 """Run folders: what a training leaves behind, how it goes on after an interruption, and the pictures of a model.
 
-A folder holds model.safetensors, checkpoints/, history.csv, history.jsonl, run.json and figures/.
+A folder holds model.safetensors, checkpoints/, history.csv, history.jsonl, run.json, figures/ and film/.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from . import figures
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
 from .data import Dataset, load_dataset
 from .evaluation import evaluate
+from .film import FRAMES, SCATTERED, SHOWN, Film
 from .training import History, Trainer, TrainingOptions, environment, latest_checkpoint, load_checkpoint
 
 RECORD_FILE = "run.json"
@@ -39,6 +40,7 @@ OWN_FILES = (
     "evaluation.json",
     "checkpoints/step-*.safetensors",
     "checkpoints/best.safetensors",
+    FRAMES,
     *(f"figures/{name}.png" for name in PICTURES),
 )
 REPLACED = ".replaced-"  # where --overwrite keeps the old run until the new one is finished
@@ -201,9 +203,7 @@ def start_run(
         "limit_train": limit_train,
         "data_dir": data_dir,
     }
-    return Run(
-        _trainer(model, dataset.train_images[:limit_train], options, folder, data, progress), dataset, folder, command
-    )
+    return Run(_trainer(model, dataset, limit_train, options, folder, data, progress), dataset, folder, command)
 
 
 def resume_run(
@@ -261,7 +261,7 @@ def resume_run(
         )
     model = from_config(record["model"])
     model.compile(learning_rate)
-    trainer = _trainer(model, dataset.train_images[:limit_train], options, folder, data, progress)
+    trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
     trainer.restore(arrays, record)
     at = trainer.progress
     where = f"in epoch {at.epoch + 1} of {options.epochs}" if at.epoch < options.epochs else "all epochs are trained"
@@ -270,11 +270,34 @@ def resume_run(
 
 
 def _trainer(
-    model: Autoencoder, images: np.ndarray, options: TrainingOptions, folder: Path, data: dict[str, Any], progress: bool
+    model: Autoencoder,
+    dataset: Dataset,
+    limit_train: int | None,
+    options: TrainingOptions,
+    folder: Path,
+    data: dict[str, Any],
+    progress: bool,
 ) -> Trainer:
-    """The trainer of a run, ended by Ctrl-C and SIGTERM."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    return Trainer(model, images, options, folder=folder, progress=progress, data=data, signals=signals)
+    """The trainer of a run, filmed, and ended by Ctrl-C and SIGTERM."""
+    images = dataset.train_images[:limit_train]
+    film = Film(*(images[chosen] for chosen in film_images(dataset, limit_train)))
+    return Trainer(
+        model,
+        images,
+        options,
+        folder=folder,
+        callbacks=[film],
+        progress=progress,
+        data=data,
+        signals=(signal.SIGINT, signal.SIGTERM),
+    )
+
+
+def film_images(dataset: Dataset, limit_train: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training images that the film of a run shows, and of those that it scatters."""
+    labels = None if dataset.train_labels is None else dataset.train_labels[:limit_train]
+    count = len(dataset.train_images[:limit_train])
+    return pick_images(labels, SHOWN, count, 0), pick_images(labels, SCATTERED, count, 1)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
