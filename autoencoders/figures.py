@@ -1,7 +1,8 @@
 """Pictures of a model's work, written to PNG files: NumPy arrays in, ``matplotlib.figure.Figure`` out.
 
-``reconstructions``, ``samples``, ``interpolations`` and ``manifold_grid`` show images; ``latent_scatter`` shows where
-the encoder puts them; ``loss_curves`` shows the training. ``save`` writes a figure to a file, ``show`` opens windows.
+``reconstructions``, ``samples``, ``interpolations``, ``traversals`` and ``manifold_grid`` show images;
+``latent_scatter`` shows where the encoder puts them, ``kl_bars`` what each latent dimension tells of them;
+``loss_curves`` shows the training. ``save`` writes a figure to a file, ``show`` opens windows.
 
 Every figure is built on matplotlib's object API: pyplot's global state is never touched (only ``show`` imports pyplot),
 so nothing needs a display and nothing is kept alive after the caller drops the figure.
@@ -36,6 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "interpolations",
+    "kl_bars",
     "latent_scatter",
     "loss_curves",
     "manifold_grid",
@@ -45,6 +47,7 @@ __all__ = [
     "samples",
     "save",
     "show",
+    "traversals",
 ]
 
 # Ten colours for classes, found by a search that makes the smallest OKLab distance of any two of them large, as seen
@@ -179,6 +182,7 @@ def reconstructions(
     title: str = "Originals and reconstructions",
     error_name: str = "error",
     columns: int = 10,
+    rows_are: tuple[str, str] = ("original", "reconstruction"),
 ) -> Figure:
     """Originals above their reconstructions, one column an image, in several double rows when there are many.
 
@@ -190,6 +194,7 @@ def reconstructions(
         errors: one number an image, written below it.
         error_name: what the numbers are, with their unit; written below the pictures.
         columns: images in one double row, at least 1.
+        rows_are: names of the two rows, where other images are shown in pairs.
 
     Raises:
         ValueError: shapes that do not match, empty or non-finite images, a label without a name.
@@ -235,8 +240,8 @@ def reconstructions(
         if i % columns == 0:
             side: dict[str, Any] = {"width": gutter - 16, "ha": "right", "va": "center", "color": FAINT}
             edge = x + min(0, (pitch - gap - tile_width) / 2) - 16
-            _write(axes, edge, y + tile_height / 2, "original", **side)
-            _write(axes, edge, y + 1.5 * tile_height + 6, "reconstruction", **side)
+            _write(axes, edge, y + tile_height / 2, rows_are[0], **side)
+            _write(axes, edge, y + 1.5 * tile_height + 6, rows_are[1], **side)
     if numbers:
         note = f"Below each pair: {error_name}"
         foot = top + rows * block + 14
@@ -330,6 +335,41 @@ def interpolations(
     ):
         room = content / 2 - 20
         _write(axes, x, head, text, width=room, ha=side, va="baseline", color=colour, weight="bold")
+    return figure
+
+
+def traversals(
+    rows: ArrayLike, names: Sequence[str], values: ArrayLike, *, title: str = "Along single latent dimensions"
+) -> Figure:
+    """What changes in an image with one latent at a time: one row a dimension, one column a value.
+
+    Shapes: rows (R, S, H, W, C); values (S,), written above the columns
+
+    Args:
+        names: of the rows, one each.
+
+    Raises:
+        ValueError: empty or non-finite images, another number of names or values.
+    """
+    who = "traversals"
+    pictures = _pictures(rows, f"{who}: rows", leading=2)
+    R, S, H, W = pictures.shape[:4]
+    if len(names) != R or np.shape(values) != (S,):
+        raise ValueError(f"{who}: {R} rows of {S} images, got {len(names)} names and values of {np.shape(values)}")
+    gap, gutter, top = 6, 230, MARGIN + 96  # between images; left of them, for the names
+    tile_height, tile_width = _tile(H, W, min(1340 / S - gap, 220), 220)
+    width = max(1200, 2 * MARGIN + gutter + S * (tile_width + gap) - gap)
+    figure, axes = _sheet(width, top + R * (tile_height + gap) - gap + MARGIN, title, who)
+    left = MARGIN + gutter
+    for s, value in enumerate(np.asarray(values, float)):
+        text = f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+        x = left + s * (tile_width + gap) + tile_width / 2
+        _write(axes, x, top - 16, text, width=tile_width, size=SMALL_SIZE, color=FAINT, va="baseline")
+    for r, name in enumerate(names):
+        y = top + r * (tile_height + gap)
+        _write(axes, left - 18, y + tile_height / 2, name, width=gutter - 24, ha="right", va="center")
+        for s in range(S):
+            _place(axes, pictures[r, s], left + s * (tile_width + gap), y, tile_height, tile_width)
     return figure
 
 
@@ -506,14 +546,7 @@ def latent_scatter(
     legend_columns = 0 if labels is None else -(-len(names) // 30)
     figure = _chart((10.5 + 2.5 * max(0, legend_columns - 1), 8.4), who)
     axes = figure.add_subplot()
-    area = float(np.clip(60_000 / N, 7, 36))  # of one marker, square points
-    parts = 8 if N > 400 else 1  # classes are drawn in turns, so that the last one does not hide the others
-    for part in range(parts):
-        for i in range(len(names)):
-            mine = points[index == i][part::parts]
-            if len(mine):
-                marker, colour = CLASS_MARKERS[i % len(CLASS_MARKERS)], CLASS_COLOURS[i % len(CLASS_COLOURS)]
-                axes.scatter(mine[:, 0], mine[:, 1], s=area, marker=marker, color=colour, linewidths=0, alpha=0.75)
+    _scatter(axes, points, index, len(names), float(np.clip(60_000 / N, 7, 36)))
     axes.set_aspect("equal", adjustable="datalim")
     _plain_axes(axes)
     axes.set_xlabel(x_name, fontsize=TEXT_SIZE, color=INK, parse_math=False)
@@ -522,6 +555,17 @@ def latent_scatter(
     if labels is not None:
         _class_legend(figure, names, legend_columns)
     return figure
+
+
+def _scatter(axes: Axes, points: FloatArray, index: IntArray, classes: int, area: float) -> None:
+    """Points (N, 2) in the colours and markers of their classes; area of a marker in square points."""
+    parts = 8 if len(points) > 400 else 1  # classes are drawn in turns, so that the last one does not hide the others
+    for part in range(parts):
+        for i in range(classes):
+            mine = points[index == i][part::parts]
+            if len(mine):
+                marker, colour = CLASS_MARKERS[i % len(CLASS_MARKERS)], CLASS_COLOURS[i % len(CLASS_COLOURS)]
+                axes.scatter(mine[:, 0], mine[:, 1], s=area, marker=marker, color=colour, linewidths=0, alpha=0.75)
 
 
 def _latent_histograms(z: FloatArray, index: IntArray, names: list[str], heading: str, x_name: str) -> Figure:
@@ -568,6 +612,80 @@ def _class_legend(figure: Figure, names: list[str], columns: int) -> None:
         text.set_parse_math(False)
         text.set_text(name)
         text.set_color(INK)
+
+
+def film_frame(
+    originals: ArrayLike,
+    reconstructed: ArrayLike,
+    points: ArrayLike,
+    labels: ArrayLike | None,
+    class_names: Sequence[str],
+    limits: tuple[tuple[float, float], tuple[float, float]],
+    title: str,
+) -> Figure:
+    """One frame of a film: images above their reconstructions, and where others lie in the latent plane.
+
+    Shapes: originals, reconstructed (N, H, W, C); points (M, 2); labels (M,); limits of the plane's axes
+    """
+    who = "film_frame"
+    above, below = _pictures(originals, f"{who}: originals"), _pictures(reconstructed, f"{who}: reconstructed images")
+    places = np.asarray(points, float)
+    index, names = (np.zeros(len(places), np.int64), [""])
+    if labels is not None:
+        index, names = _classes(labels, class_names, len(places), who)
+    columns = -(-len(above) // 2) if len(above) > 1 else 1
+    H, W, C = above.shape[1:]
+    gap = max(1, H // 9)
+    mosaic = np.ones((2 * (2 * H + gap) + 2 * gap, columns * (W + gap) - gap, C), np.float32)
+    for i, (first, second) in enumerate(zip(above, below, strict=True)):
+        row, column = divmod(i, columns)
+        y, x = row * (2 * H + 3 * gap), column * (W + gap)
+        mosaic[y : y + H, x : x + W], mosaic[y + H + gap : y + 2 * H + gap, x : x + W] = first, second
+    figure = _chart((11.0, 4.9), who)
+    figure.set_dpi(90)
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    left.imshow(mosaic[..., 0] if C == 1 else mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    left.set_axis_off()
+    left.set_title("images, and below them their reconstructions", loc="left", fontsize=TEXT_SIZE, color=FAINT)
+    _scatter(right, places, index, len(names), 9)
+    _plain_axes(right)
+    right.set(xlim=limits[0], ylim=limits[1])
+    right.set_title("latent space", loc="left", fontsize=TEXT_SIZE, color=FAINT)
+    figure.suptitle(title, x=0.012, ha="left", fontsize=TITLE_SIZE, fontweight="bold", color=INK, parse_math=False)
+    if labels is not None:
+        _class_legend(figure, [_fitted(name, 200, TEXT_SIZE)[0] for name in names], 1)
+    return figure
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """The finished figure (height, width, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def kl_bars(kl_per_dim: ArrayLike, *, title: str = "KL divergence of each latent dimension") -> Figure:
+    """What each latent dimension tells of an image, in nats on average, the largest first; near 0 it is unused.
+
+    Shapes: kl_per_dim (Z,)
+
+    Raises:
+        ValueError: no dimension, or numbers that are not finite.
+    """
+    kl = np.asarray(kl_per_dim, float)
+    if kl.ndim != 1 or not kl.size or not np.isfinite(kl).all():
+        raise ValueError(f"kl_bars: expected one finite number for each dimension, got shape {kl.shape}")
+    order = np.argsort(-kl, kind="stable")
+    figure = _chart((max(6.0, min(16.0, 2.0 + 0.32 * len(kl))), 4.2), "kl_bars")
+    axes = figure.add_subplot()
+    _plain_axes(axes)
+    axes.bar(range(len(kl)), kl[order], color=TRAIN_COLOUR, width=0.8)
+    step = max(1, -(-len(kl) // 40))  # labels that fit
+    axes.set_xticks(range(0, len(kl), step), [f"z{order[i] + 1}" for i in range(0, len(kl), step)])
+    axes.set_xlabel("latent dimension", fontsize=TEXT_SIZE, color=INK)
+    axes.set_ylabel("nats per image", fontsize=TEXT_SIZE, color=INK)
+    _headline(axes, title, f"in all {_number(float(kl.sum()))} nats per image")
+    return figure
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -744,13 +862,12 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"save: figures are PNG files, the name must end in .png: {path}")
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
+    content = png(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(buffer.getvalue())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -758,6 +875,13 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, the same bytes every time."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def show(figures: Figure | Iterable[Figure]) -> None:

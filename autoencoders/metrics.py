@@ -321,7 +321,12 @@ def _distances(images: np.ndarray, train_images: np.ndarray, samples: np.ndarray
 
 
 def table(figures: dict[str, Any]) -> str:
-    """What was measured as lines of text, with units; long lists as their range."""
+    """What was measured as lines of text."""
+    return "\n".join(f"  {name:<22}{text:<20}{meaning}" for name, text, meaning in lines_of(figures))
+
+
+def lines_of(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, value, unit and meaning) of all that was measured; long lists as their range."""
     lines = []
     for name, meaning in FIGURES.items():
         value = figures[name]
@@ -333,8 +338,8 @@ def table(figures: dict[str, Any]) -> str:
             text = " ".join(f"{x:.3g}" for x in value)
         else:
             text = f"{min(value):.3g} to {max(value):.3g}"
-        lines.append(f"  {name:<22}{text:<20}{meaning}")
-    return "\n".join(lines)
+        lines.append((name, text, meaning))
+    return lines
 
 
 def library_versions() -> dict[str, str | None]:

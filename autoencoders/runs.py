@@ -1,6 +1,6 @@
 """Run folders: what a training leaves behind, how it goes on after an interruption, and the pictures of a model.
 
-A folder holds model.safetensors, checkpoints/, history.csv, history.jsonl, run.json and figures/.
+A folder holds model.safetensors, checkpoints/, history.csv, history.jsonl, run.json, figures/ and film/.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from . import figures
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
 from .data import Dataset, load_dataset
 from .evaluation import evaluate
+from .film import FRAMES, SCATTERED, SHOWN, Film
 from .mixture import MIXTURE_FILE, Mixture
 from .training import History, Trainer, TrainingOptions, environment, latest_checkpoint, load_checkpoint
 
 RECORD_FILE = "run.json"
 PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
+CLOSE_UPS = ("worst", "best", "kl_per_dimension", "traversals", "neighbours")  # that evaluate.py draws as well
 OWN_FILES = (
     MODEL_FILE,
     MIXTURE_FILE,
@@ -41,7 +43,10 @@ OWN_FILES = (
     "evaluation.json",
     "checkpoints/step-*.safetensors",
     "checkpoints/best.safetensors",
-    *(f"figures/{name}.png" for name in PICTURES),
+    FRAMES,
+    "report.html",
+    "figures/film.gif",
+    *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS),
 )
 REPLACED = ".replaced-"  # where --overwrite keeps the old run until the new one is finished
 
@@ -278,14 +283,17 @@ def _trainer(
     data: dict[str, Any],
     progress: bool,
 ) -> Trainer:
-    """The trainer of a run, ended by Ctrl-C and SIGTERM."""
-    labels = dataset.train_labels
+    """The trainer of a run, filmed, and ended by Ctrl-C and SIGTERM."""
+    images, labels = dataset.train_images[:limit_train], dataset.train_labels
+    labels = None if labels is None else labels[:limit_train]
+    chosen = film_images(dataset, limit_train)
     return Trainer(
         model,
-        dataset.train_images[:limit_train],
+        images,
         options,
-        labels=None if labels is None else labels[:limit_train],
+        labels=labels,
         folder=folder,
+        callbacks=[Film(*((images[rows], None if labels is None else labels[rows]) for rows in chosen))],
         progress=progress,
         data=data,
         signals=(signal.SIGINT, signal.SIGTERM),
@@ -303,6 +311,13 @@ def check_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def film_images(dataset: Dataset, limit_train: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training images that the film of a run shows, and of those that it scatters."""
+    labels = None if dataset.train_labels is None else dataset.train_labels[:limit_train]
+    count = len(dataset.train_images[:limit_train])
+    return pick_images(labels, SHOWN, count, 0), pick_images(labels, SCATTERED, count, 1)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Measure a saved model on the test images, say what the figures mean, and write them to evaluation.json."""
+"""Measure a saved model on the test images, say what the figures mean, and write it all down: evaluation.json, and with
+pictures report.html."""
 
 from __future__ import annotations
 
@@ -14,14 +15,15 @@ from autoencoders.cli import Parser, add_common_options, add_model_options, run_
 from autoencoders.data import load_dataset
 from autoencoders.diagnosis import diagnose, verdict
 from autoencoders.metrics import library_versions, measure, table
-from autoencoders.runs import check_writable, data_of_run, training_of_run, write_json
+from autoencoders.report import all_pictures, draw_film, title_of, write_report
+from autoencoders.runs import check_writable, data_of_run, read_record, save_pictures, training_of_run, write_json
 from autoencoders.training import environment
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model")
     add_model_options(parser, images="images to measure on", seed="of the latent noise and the samples")
-    parser.add_argument("--out", metavar="DIR", help="folder for evaluation.json (default: --model-dir)")
+    parser.add_argument("--out", metavar="DIR", help="folder for what is written (default: --model-dir)")
     parser.add_argument(
         "--iw-samples",
         metavar="K",
@@ -75,6 +77,26 @@ def main(argv: list[str] | None = None) -> int:
         }
         write_json(out / "evaluation.json", record)
         print(f"wrote {out / 'evaluation.json'}")
+        pictures = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed)
+        for path in save_pictures(pictures, out / "figures"):
+            print(f"drew {path}")
+        film = out / "figures" / "film.gif"
+        if draw_film(folder, dataset, film):
+            print(f"drew {film}")
+        try:
+            write_report(
+                out / "report.html",
+                title=title_of(model),
+                model=model,
+                dataset=dataset,
+                measured=record,
+                pictures=pictures,
+                film=film,
+                record=read_record(folder),
+            )
+            print(f"wrote {out / 'report.html'}")
+        except ImportError:
+            print('report.html needs the extra eval: pip install ".[eval]"')
 
     return run_program(body, debug=args.debug)
 

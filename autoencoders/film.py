@@ -1,0 +1,114 @@
+"""How a model learns, as a moving picture: reconstructions and latent space after each epoch.
+
+A run keeps a small frame an epoch; `write_gif` draws them.
+
+Read next: report.py.
+"""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from minigrad.serialize import DataError, load_state, save_state, write_atomically
+
+from . import figures
+from .training import Callback, Trainer
+
+FRAMES = "film/epoch-*.safetensors"
+SHOWN, SCATTERED = 10, 1000  # training images whose reconstructions and whose latents are kept
+MOST_FRAMES = 60  # of a GIF
+SECONDS, LAST_SECONDS = 0.4, 3.0  # a frame is shown
+
+
+class Film(Callback):
+    """Keeps a frame in the run's folder before the first epoch and after each one.
+
+    Args:
+        shown, scattered: (images, their labels or None): SHOWN or fewer to reconstruct, SCATTERED or fewer to encode.
+    """
+
+    def __init__(
+        self, shown: tuple[np.ndarray, np.ndarray | None], scattered: tuple[np.ndarray, np.ndarray | None]
+    ) -> None:
+        self.shown, self.scattered = shown, scattered
+
+    def on_fit_begin(self, trainer: Trainer) -> None:
+        if trainer.progress.step == 0:
+            self._keep(trainer, 0)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        self._keep(trainer, trainer.progress.epoch)
+
+    def _keep(self, trainer: Trainer, epoch: int) -> None:
+        if trainer.folder is None:
+            return
+        (shown, shown_labels), (scattered, labels) = self.shown, self.scattered
+        reconstructed, _ = trainer.model.reconstruct(shown, labels=shown_labels)
+        arrays: dict[str, np.ndarray] = {
+            "reconstructed": np.round(255 * reconstructed).astype(np.uint8),
+            "latents": trainer.model.encode(scattered, labels=labels).astype(np.float32),
+        }
+        save_state(trainer.folder / FRAMES.replace("*", f"{epoch:05d}"), arrays, {"kind": "frame", "epoch": epoch})
+
+
+def write_gif(
+    folder: str | Path,
+    path: str | os.PathLike[str],
+    originals: np.ndarray,
+    labels: np.ndarray | None = None,
+    class_names: tuple[str, ...] = (),
+) -> int:
+    """Draw the frames of a run as a GIF and return how many there are; none: no file.
+
+    Shapes: originals, the images that were reconstructed, (N, H, W, C); labels of the encoded ones (M,)
+
+    Raises:
+        DataError: a frame cannot be read or does not fit, or the file cannot be written.
+    """
+    paths = sorted(Path(folder).glob(FRAMES))
+    if len(paths) > MOST_FRAMES:
+        paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MOST_FRAMES).round().astype(int))]
+    if not paths:
+        return 0
+    frames = [load_state(frame)[:2] for frame in paths]
+    for frame, (arrays, _) in zip(paths, frames, strict=True):
+        found = {name: x.shape for name, x in arrays.items()}
+        points = found.get("latents", (0,))[0] if labels is None else len(labels)
+        if found.get("reconstructed") != originals.shape or found.get("latents", (0,))[0] != points or not points:
+            raise DataError(f"{frame}: expected reconstructed {originals.shape} and {points} latents, found {found}")
+    axes, limits = _plane([arrays["latents"] for arrays, _ in frames])
+    pictures = []
+    for arrays, record in frames:
+        plane = arrays["latents"] @ axes
+        figure = figures.film_frame(
+            originals, arrays["reconstructed"], plane, labels, class_names, limits, f"after epoch {record['epoch']}"
+        )
+        pictures.append(Image.fromarray(figures.pixels(figure)))
+    palette = pictures[-1].quantize(256)
+    drawn = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    times = [int(1000 * SECONDS)] * (len(drawn) - 1) + [int(1000 * LAST_SECONDS)]
+    buffer = BytesIO()
+    drawn[0].save(buffer, "GIF", save_all=True, append_images=drawn[1:], duration=times, loop=0, optimize=True)
+    write_atomically(Path(path), buffer.getvalue())
+    return len(drawn)
+
+
+def _plane(latents: list[np.ndarray]) -> tuple[np.ndarray, Any]:
+    """(matrix (Z, 2) onto the plane that is drawn, its limits ((low, high), (low, high))): the latents themselves, or
+    the principal directions at the end, the same for all frames; without the 1 % that lie farthest out."""
+    Z = latents[-1].shape[1]
+    if Z <= 2:
+        axes = np.eye(Z, 2)
+    else:
+        centred = latents[-1] - latents[-1].mean(axis=0)
+        axes = np.linalg.svd(centred.astype(np.float64), full_matrices=False)[2][:2].T
+    points = np.concatenate([z @ axes for z in latents[1:] or latents])
+    low, high = np.quantile(points, 0.005, axis=0), np.quantile(points, 0.995, axis=0)
+    room = np.maximum(0.08 * (high - low), 1e-3)
+    return axes, tuple(zip((low - room).tolist(), (high + room).tolist(), strict=True))

@@ -1,0 +1,192 @@
+"""A report of a trained model as one HTML file that needs nothing else: numbers, words, pictures, and how it was made.
+
+Read next: metrics.py, whose numbers it shows.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigrad.serialize import DataError, write_atomically
+
+from . import figures
+from .bounds import unit
+from .conv_autoencoder import VAE, Autoencoder
+from .data import Dataset
+from .film import write_gif
+from .metrics import lines_of
+from .mixture import load_mixture
+from .runs import draw, film_images, pick_images, read_record, training_of_run
+
+TRAVERSED = 8  # latent dimensions at most
+STEPS = np.linspace(-3, 3, 9)  # of a traversal, in standard deviations of N(0, I)
+NEIGHBOURS = 10  # prior samples shown beside their nearest training images
+TEMPLATE = "report.html.jinja"
+
+
+def close_ups(model: Autoencoder, dataset: Dataset, kl_per_dim: list[float] | None, seed: int = 0) -> dict[str, Any]:
+    """Pictures beyond those of `runs.draw`, by name: the images that the model reconstructs worst and best; for a VAE
+    also traversals of the latent dimensions, the KL divergence of each, and samples (of a conditional model one of each
+    class) beside their nearest neighbours among the training images."""
+    images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
+    reconstructed, latents = model.reconstruct(images, labels=labels)
+    errors = ((reconstructed - unit(images)) ** 2).mean(axis=(1, 2, 3))
+    order = np.argsort(errors, kind="stable")
+    pictures = {}
+    for name, chosen in (("worst", order[::-1][:20]), ("best", order[:20])):
+        pictures[name] = figures.reconstructions(
+            images[chosen],
+            reconstructed[chosen],
+            None if labels is None else labels[chosen],
+            names,
+            errors[chosen],
+            title=f"The {len(chosen)} test images that are reconstructed {name}",
+            error_name="mean squared error per pixel",
+        )
+    if not isinstance(model, VAE) or kl_per_dim is None:
+        return pictures
+    kl = np.array(kl_per_dim)
+    pictures["kl_per_dimension"] = figures.kl_bars(kl)
+    chosen = pick_images(labels, 1, len(images), seed)
+    start = latents[chosen[0]]
+    dimensions = np.argsort(-kl, kind="stable")[:TRAVERSED]
+    points = np.repeat(start[None, None], len(dimensions), axis=0).repeat(len(STEPS), axis=1)  # (R, S, Z)
+    for row, dimension in enumerate(dimensions):
+        points[row, :, dimension] = STEPS
+    shown = None if labels is None else np.repeat(labels[chosen], points[..., 0].size)
+    decoded = model.decode(points.reshape(-1, points.shape[-1]), labels=shown)
+    pictures["traversals"] = figures.traversals(
+        decoded.reshape(*points.shape[:2], *decoded.shape[1:]),
+        [f"z{i + 1}, {kl[i]:.2f} nats" for i in dimensions],
+        STEPS,
+        title="One test image, with one latent dimension changed at a time",
+    )
+    classes = np.arange(NEIGHBOURS) % model.classes if model.classes else None
+    drawn = model.sample(NEIGHBOURS, seed, labels=classes)
+    nearest, distances = nearest_images(drawn, dataset.train_images)
+    pictures["neighbours"] = figures.reconstructions(
+        drawn,
+        unit(dataset.train_images[nearest]),
+        errors=distances,
+        title="Samples from the prior, and the training images nearest to them",
+        error_name="mean squared difference per pixel",
+        rows_are=("sample", "nearest image"),
+    )
+    return pictures
+
+
+def all_pictures(
+    model: Autoencoder, dataset: Dataset, folder: Path, kl_per_dim: list[float] | None, seed: int = 0
+) -> dict[str, Any]:
+    """Every picture of a model in the order of the report, by name; the loss curves where the folder has a history."""
+    found = draw(model, dataset, seed=seed, mixture=load_mixture(folder))
+    found |= close_ups(model, dataset, kl_per_dim, seed)
+    with contextlib.suppress(FileNotFoundError):
+        rows = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+        found["loss_curves"] = figures.loss_curves(rows, unit=model.unit)
+    return {name: found[name] for name in TITLES if name in found}
+
+
+def title_of(model: Autoencoder) -> str:
+    """What it is, in a line."""
+    kind = "Variational autoencoder" if isinstance(model, VAE) else "Autoencoder"
+    return f"{kind} with {model.latent_space_dim} latent dimension{'s' if model.latent_space_dim > 1 else ''}"
+
+
+def nearest_images(images: np.ndarray, others: np.ndarray, batch: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+    """(index of the nearest of the others (N,), mean squared difference per pixel (N,)) of each image."""
+    x = unit(images).reshape(len(images), -1)
+    best, distances = np.zeros(len(x), int), np.full(len(x), np.inf)
+    for start in range(0, len(others), batch):
+        y = unit(others[start : start + batch]).reshape(-1, x.shape[1])
+        d = ((x**2).sum(axis=1)[:, None] - 2 * x @ y.T + (y**2).sum(axis=1)) / x.shape[1]
+        least = d.argmin(axis=1)
+        value = d[np.arange(len(x)), least]
+        best = np.where(value < distances, start + least, best)
+        distances = np.minimum(distances, np.maximum(value, 0))
+    return best, distances
+
+
+def draw_film(folder: Path, dataset: Dataset, path: Path) -> int:
+    """The film of the run in a folder as a GIF; returns its frames, 0 where the run kept none or used other data."""
+    used = read_record(folder).get("data")
+    if not isinstance(used, dict) or used.get("content_hash") != dataset.content_hash:
+        return 0
+    shown, scattered = film_images(dataset, training_of_run(folder)[0])
+    labels = None if dataset.train_labels is None else dataset.train_labels[scattered]
+    return write_gif(folder, path, dataset.train_images[shown], labels, dataset.class_names)
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    model: Autoencoder,
+    dataset: Dataset,
+    measured: dict[str, Any],
+    pictures: dict[str, Any],
+    film: Path | None,
+    record: dict[str, Any],
+) -> None:
+    """Write the report.
+
+    Args:
+        measured: what evaluation.json holds. pictures: figures by name, in their order. film: a GIF.
+        record: run.json, empty where there is none.
+
+    Raises:
+        DataError: it cannot be written.
+        ImportError: Jinja2 is missing, of the extra eval.
+    """
+    from jinja2 import Environment
+
+    source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+    embedded = [(TITLES.get(name, name), encoded(figures.png(figure), "png")) for name, figure in pictures.items()]
+    text = template.render(
+        title=title,
+        summary=model.summary(),
+        data=f"{dataset.source}; {len(dataset.train_images):,} training and {len(dataset.test_images):,} test images",
+        verdict=measured["verdict"],
+        diagnosis=measured["diagnosis"],
+        notes=measured["notes"],
+        lines=lines_of(measured),
+        pictures=embedded,
+        film=encoded(film.read_bytes(), "gif") if film and film.exists() else None,
+        commands=record.get("commands", []),
+        command=measured["command"],
+        configuration=json.dumps({name: record.get(name) for name in ("model", "options", "learning_rate")}, indent=2),
+        environment=json.dumps(measured["environment"], indent=2),
+        measured=json.dumps(measured, indent=2),
+    )
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error})") from error
+
+
+TITLES = {
+    "loss_curves": "Training",
+    "reconstructions": "Reconstructions of all classes",
+    "latent_space": "Latent space",
+    "manifold": "The latent plane, decoded",
+    "samples": "Samples from the prior",
+    "neighbours": "Samples are not copies",
+    "interpolations": "Interpolations",
+    "traversals": "Traversals",
+    "kl_per_dimension": "KL divergence per dimension",
+    "worst": "Worst",
+    "best": "Best",
+}
+
+
+def encoded(content: bytes, kind: str) -> str:
+    """A picture as the text that stands in the page."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

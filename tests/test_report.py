@@ -1,0 +1,254 @@
+"""The HTML report, its close-ups, and the film of a training."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import minigrad
+from autoencoders import VAE, Autoencoder, TrainingOptions, film, report
+from autoencoders.data import Dataset
+from autoencoders.metrics import FIGURES
+from autoencoders.runs import own_files, resume_run, start_run
+from minigrad.serialize import DataError, load_state
+
+NAMES = ("<b>bags</b>", "A & B", "$x_1$")
+
+
+@pytest.fixture(autouse=True)
+def _backend(restored_backends: None) -> None:
+    minigrad.use(kernels="numpy", threads=1)
+
+
+def dataset(count: int = 24, labelled: bool = True, name: str = "toy") -> Dataset:
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (count + 30, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(count + 30) % 3 if labelled else None
+    halves = [None, None] if labels is None else [labels[:count], labels[count:]]
+    return Dataset(name, images[:count], halves[0], images[count:], halves[1], NAMES if labelled else (), "made up")
+
+
+def model(kind: type = VAE, Z: int = 3) -> Autoencoder:
+    made = kind((8, 8, 1), (4,), (3,), (2,), Z)
+    made.compile(1e-3)
+    return made
+
+
+def trained(folder: Path, data: Dataset, epochs: int = 2, kind: type = VAE, Z: int = 3) -> Autoencoder:
+    made = model(kind, Z)
+    options = TrainingOptions(batch_size=8, epochs=epochs)
+    start_run(made, data, options, folder, learning_rate=1e-3, progress=False).execute(lambda _: None)
+    return made
+
+
+# ---- the film ----
+
+
+def frames(folder: Path) -> list[tuple[dict[str, np.ndarray], dict]]:
+    return [load_state(path)[:2] for path in sorted(folder.glob(film.FRAMES))]
+
+
+def test_a_run_keeps_a_frame_before_the_first_epoch_and_after_each(tmp_path: Path) -> None:
+    data = dataset()
+    made = trained(tmp_path / "run", data)
+    kept = frames(tmp_path / "run")
+    assert [record["epoch"] for _, record in kept] == [0, 1, 2]
+    shown, scattered = report.film_images(data, None)
+    assert sorted(np.bincount(data.train_labels[shown])) == [3, 3, 4], "of all classes"
+    last = kept[-1][0]
+    reconstructed, _ = made.reconstruct(data.train_images[shown])
+    np.testing.assert_array_equal(last["reconstructed"], np.round(255 * reconstructed))
+    np.testing.assert_array_equal(last["latents"], made.encode(data.train_images[scattered]))
+    assert abs(last["latents"] - kept[0][0]["latents"]).max() > 1e-6, "it learnt"
+    assert set((tmp_path / "run").glob(film.FRAMES)) <= set(own_files(tmp_path / "run")), "--overwrite takes them along"
+
+
+def test_filming_changes_no_bit_of_the_training(tmp_path: Path) -> None:
+    data = dataset()
+    filmed = trained(tmp_path / "run", data)
+    plain = model()
+    plain.train(data.train_images, batch_size=8, num_epochs=2, seed=0, progress=False)
+    for name, value in plain.network.state_dict().items():
+        np.testing.assert_array_equal(filmed.network.state_dict()[name], value, err_msg=name)
+
+
+def test_a_resumed_run_goes_on_with_its_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset()
+    folder = tmp_path / "run"
+    trained(folder, data, epochs=1)
+    monkeypatch.setattr("autoencoders.runs.load_dataset", lambda *args, **kwargs: data)
+    before = next(iter(sorted(folder.glob(film.FRAMES)))).read_bytes()
+    resume_run(folder, epochs=3, progress=False, tell=lambda _: None).execute(lambda _: None)
+    assert [record["epoch"] for _, record in frames(folder)] == [0, 1, 2, 3]
+    assert next(iter(sorted(folder.glob(film.FRAMES)))).read_bytes() == before, "the first frame is of the untrained"
+
+
+@pytest.mark.parametrize(("kind", "Z", "labelled"), [(VAE, 2, True), (Autoencoder, 5, True), (VAE, 1, False)])
+def test_the_film_has_a_picture_a_frame(kind: type, Z: int, labelled: bool, tmp_path: Path) -> None:
+    data = dataset(labelled=labelled)
+    trained(tmp_path / "run", data, kind=kind, Z=Z)
+    assert report.draw_film(tmp_path / "run", data, tmp_path / "film.gif") == 3
+    pictures, times = [], []
+    with Image.open(tmp_path / "film.gif") as gif:
+        assert (gif.format, gif.n_frames) == ("GIF", 3)
+        for i in range(3):
+            gif.seek(i)
+            pictures.append(np.asarray(gif.convert("RGB")).astype(int))
+            times.append(gif.info["duration"])
+    assert times == [400, 400, 3000]
+    assert all(abs(a - b).max() > 50 for a, b in pairwise(pictures)), "they differ"
+
+
+def test_a_long_film_is_cut_down_to_its_most_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset()
+    monkeypatch.setattr(film, "MOST_FRAMES", 3)
+    trained(tmp_path / "run", data, epochs=6)
+    assert report.draw_film(tmp_path / "run", data, tmp_path / "film.gif") == 3
+
+
+def test_without_frames_there_is_no_film(tmp_path: Path) -> None:
+    assert report.draw_film(tmp_path, dataset(), tmp_path / "film.gif") == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_frame_of_other_images_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path / "run", dataset())
+    with pytest.raises(DataError, match=r"epoch-00000.*expected reconstructed \(10, 8, 8, 1\) and 5 latents"):
+        film.write_gif(tmp_path / "run", tmp_path / "film.gif", dataset().train_images[:10], np.zeros(5, int), NAMES)
+    damaged = next(iter((tmp_path / "run").glob(film.FRAMES)))
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    with pytest.raises(DataError, match="epoch-0000"):
+        report.draw_film(tmp_path / "run", dataset(), tmp_path / "film.gif")
+    assert not (tmp_path / "film.gif").exists()
+
+
+# ---- close-ups ----
+
+
+def test_worst_and_best_are_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, made, shown = dataset(), model(), {}
+    real = report.figures.reconstructions
+
+    def recorded(originals, reconstructed, labels, names, errors, **options):
+        shown[options["title"].split()[-1]] = originals, errors
+        return real(originals, reconstructed, labels, names, errors, **options)
+
+    monkeypatch.setattr(report.figures, "reconstructions", recorded)
+    assert set(report.close_ups(made, data, None)) == {"worst", "best"}
+    errors = [float(np.mean((made.reconstruct(x[None])[0] - x / 255) ** 2)) for x in data.test_images]
+    order = sorted(range(30), key=errors.__getitem__)
+    np.testing.assert_array_equal(shown["worst"][0], data.test_images[order[::-1][:20]])
+    np.testing.assert_array_equal(shown["best"][0], data.test_images[order[:20]])
+    np.testing.assert_allclose(shown["worst"][1], sorted(errors)[::-1][:20], rtol=1e-5)
+
+
+def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = model(Z=3), []
+    real = made.decode
+    monkeypatch.setattr(made, "decode", lambda z, **labels: seen.append(z) or real(z, **labels))
+    pictures = report.close_ups(made, dataset(), [0.1, 3.0, 2.0])
+    assert set(pictures) == {"worst", "best", "kl_per_dimension", "traversals", "neighbours"}
+    points = next(z for z in seen if len(z) == 27).reshape(3, 9, 3)
+    for row, dimension in enumerate((1, 2, 0)):  # by their KL divergence
+        np.testing.assert_allclose(points[row, :, dimension], np.linspace(-3, 3, 9), atol=1e-6)
+        others = np.delete(points[row], dimension, axis=1)
+        assert (others == others[0]).all()
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_nearest_images_are_the_nearest(batch: int) -> None:
+    rng = np.random.default_rng(0)
+    images, others = rng.random((5, 4, 4, 1), np.float32), rng.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
+    found, distances = report.nearest_images(images, others, batch)
+    for i, image in enumerate(images):
+        d = [np.mean((image.astype(float) - other / 255) ** 2) for other in others]
+        assert found[i] == np.argmin(d)
+        assert distances[i] == pytest.approx(min(d), rel=1e-5)
+    found, distances = report.nearest_images(others, others, batch)
+    assert found.tolist() == list(range(30))
+    assert abs(distances).max() < 1e-12
+
+
+# ---- the page ----
+
+
+class Page(HTMLParser):
+    """Everything that a page refers to, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "data", "action")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_report_is_one_file_that_says_everything(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    data, made = dataset(name="<i>"), model(Z=2)
+    pictures = report.close_ups(made, data, [1.0, 2.0])
+    Image.new("RGB", (3, 2)).save(tmp_path / "film.gif")
+    measured = {
+        **dict.fromkeys(FIGURES),
+        "mse": 0.0125,
+        "diagnosis": [{"finding": "dead <prior>", "why": "samples & all", "option": "--beta 1"}],
+        "verdict": "not a working <VAE>",
+        "notes": ["ssim & co"],
+        "command": "python evaluate.py <x>",
+        "environment": {"numpy": np.__version__},
+    }
+    report.write_report(
+        tmp_path / "report.html",
+        title="VAE <2>",
+        model=made,
+        dataset=data,
+        measured=measured,
+        pictures=pictures,
+        film=tmp_path / "film.gif",
+        record={"commands": ["python train.py --out 'a&b'"], "options": {"epochs": 7}},
+    )
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    inside = [r for r in page.references if r.startswith("#")]
+    assert set(inside) <= {f"#{name}" for name in page.ids}
+    images = [r for r in page.references if not r.startswith("#")]
+    assert len(images) == len(pictures) + 1
+    for reference in images:
+        head, content = reference.split(",", 1)
+        assert head in ("data:image/png;base64", "data:image/gif;base64")
+        Image.open(io.BytesIO(base64.b64decode(content))).load()
+    assert not {"script", "link", "iframe", "i", "b"} & set(page.tags), "nothing runs, and no name becomes markup"
+    for said in ("VAE <2>", "dead <prior>", "samples & all", "--beta 1", "0.0125", "'a&b'", "ssim & co"):
+        assert said in page.text
+    for said in ("evaluate.py <x>", "not a working <VAE>", '"epochs": 7', np.__version__, "made up"):
+        assert said in page.text
+    for said in ("24 training and 30 test images", "per pixel, of the reconstruction"):
+        assert said in page.text
+    assert "http" not in text.split("base64")[0]
+    json.loads(page.text[page.text.rindex("All that was measured") + len("All that was measured") :])
+
+
+def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    (tmp_path / "report.html").mkdir()
+    measured = {**dict.fromkeys(FIGURES), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
+    nothing = {"measured": measured, "pictures": {}, "film": None, "record": {}}
+    with pytest.raises(DataError, match=r"report\.html"):
+        report.write_report(tmp_path / "report.html", title="", model=model(), dataset=dataset(), **nothing)
