@@ -49,10 +49,12 @@ class Film(Callback):
         if trainer.folder is None:
             return
         (shown, shown_labels), (scattered, labels) = self.shown, self.scattered
-        reconstructed, _ = trainer.model.reconstruct(shown, labels=shown_labels)
+        codes, latents = trainer.model.encode(shown, labels=shown_labels), trainer.model.encode(scattered, labels=labels)
+        if not (np.isfinite(codes).all() and np.isfinite(latents).all()):
+            return  # the training diverged, and is about to say so
         arrays: dict[str, np.ndarray] = {
-            "reconstructed": np.round(255 * reconstructed).astype(np.uint8),
-            "latents": trainer.model.encode(scattered, labels=labels).astype(np.float32),
+            "reconstructed": np.round(255 * trainer.model.decode(codes, labels=shown_labels)).astype(np.uint8),
+            "latents": latents.astype(np.float32),
         }
         save_state(trainer.folder / FRAMES.replace("*", f"{epoch:05d}"), arrays, {"kind": "frame", "epoch": epoch})
 

@@ -18,6 +18,7 @@ from autoencoders.metrics import library_versions, measure, table
 from autoencoders.report import all_pictures, draw_film, title_of, write_report
 from autoencoders.runs import check_writable, data_of_run, read_record, save_pictures, training_of_run, write_json
 from autoencoders.training import environment
+from minigrad.serialize import DataError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,8 +82,11 @@ def main(argv: list[str] | None = None) -> int:
         for path in save_pictures(pictures, out / "figures"):
             print(f"drew {path}")
         film = out / "figures" / "film.gif"
-        if draw_film(folder, dataset, film):
-            print(f"drew {film}")
+        try:
+            if draw_film(folder, dataset, film):
+                print(f"drew {film}")
+        except DataError as error:
+            print(f"no film: {error}")
         try:
             write_report(
                 out / "report.html",

@@ -217,7 +217,7 @@ def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, fold
     out = Path(folder)
     assert os.listdir() == [folder.split("/")[0]], "nothing elsewhere"
     assert {p.name for p in out.iterdir()} == {
-        "model.safetensors", "run.json", "history.csv", "history.jsonl", "checkpoints", "figures",
+        "model.safetensors", "run.json", "history.csv", "history.jsonl", "checkpoints", "figures", "film",
     }  # fmt: skip
     assert pictures(out / "figures") == drawn | {"loss_curves"}
     assert os.listdir(out / "checkpoints") == ["step-00000002.safetensors"]  # two batches
