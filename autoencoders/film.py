@@ -49,7 +49,8 @@ class Film(Callback):
         if trainer.folder is None:
             return
         (shown, shown_labels), (scattered, labels) = self.shown, self.scattered
-        codes, latents = trainer.model.encode(shown, labels=shown_labels), trainer.model.encode(scattered, labels=labels)
+        codes = trainer.model.encode(shown, labels=shown_labels)
+        latents = trainer.model.encode(scattered, labels=labels)
         if not (np.isfinite(codes).all() and np.isfinite(latents).all()):
             return  # the training diverged, and is about to say so
         arrays: dict[str, np.ndarray] = {
