@@ -322,7 +322,7 @@ def _distances(images: np.ndarray, train_images: np.ndarray, samples: np.ndarray
 
 def table(figures: dict[str, Any]) -> str:
     """What was measured as lines of text."""
-    return "\n".join(f"  {name:<22}{text:<20}{meaning}" for name, text, meaning in lines_of(figures))
+    return "\n".join(f"  {name:<23}{text:<26}{meaning}" for name, text, meaning in lines_of(figures))
 
 
 def lines_of(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
