@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import tomllib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from autoencoders.training import latest_checkpoint
 from minigrad.backend import PRECISIONS
 from minigrad.serialize import DataError
 
+RECIPES = files("autoencoders").joinpath("recipes")
 FOLDERS = {"ae": "model", "vae": "variational/model"}
 # option: default, type (list: of whole numbers; bool: a flag), help. The same names are read from --config.
 OPTIONS: dict[str, tuple[Any, Any, str]] = {
@@ -99,7 +101,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--smoke", action="store_true", help="two batches through every stage, to see that all works")
-    parser.add_argument("--config", metavar="FILE.toml", help="options from a file; those typed here win")
+    parser.add_argument(
+        "--config",
+        metavar="FILE.toml",
+        help=f"options from a file, or from a recipe ({', '.join(recipes())}); those typed here win",
+    )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--memory-limit", type=float, metavar="GIB", help="of a GPU's memory (default: all)")
     parser.add_argument("--no-capture", action="store_true", help="on a GPU, launch every kernel: no CUDA graph")
@@ -107,17 +113,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(file.name.removesuffix(".toml") for file in RECIPES.iterdir() if file.name.endswith(".toml"))
+
+
 def read_config(path: str) -> dict[str, Any]:
-    """Options from a TOML file, named as on the command line.
+    """Options from a TOML file or a recipe, named as on the command line.
 
     Raises:
         DataError: it cannot be read, or holds an unknown option or a value of the wrong type.
     """
+    known = path in recipes()
     try:
-        with open(path, "rb") as file:
-            found = tomllib.load(file)
+        content = RECIPES.joinpath(f"{path}.toml").read_bytes() if known else Path(path).read_bytes()
+        found = tomllib.loads(content.decode())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as TOML ({error})") from error
+        hint = "" if known else f"; the recipes are {', '.join(recipes())}"
+        raise DataError(f"{path}: cannot be read as TOML ({error}){hint}") from error
     for name, value in found.items():
         if name not in OPTIONS:
             raise DataError(f"{path}: unknown option {name!r}; known are {', '.join(OPTIONS)}")

@@ -1013,3 +1013,20 @@ def test_evaluate_refuses_what_it_cannot_use(call, trained):
     shutil.copytree(trained(), "run")
     Path("run/run.json").write_text(json.dumps({"data": {"limit_train": "all"}}))
     call(EVALUATE, "--model-dir", "run").failed(3, "run.json", "limit_train", "'all'")
+
+
+# ---- recipes ----
+
+
+@pytest.mark.parametrize("name", TRAIN.recipes())
+def test_a_recipe_is_an_option_file_that_everybody_has(name, call):
+    """Its options are taken, and those typed win."""
+    assert call(TRAIN, "--config", name, *SAMPLE, "--smoke", "--batch-size", 8, "--out", "run").code == 0
+    wanted, found = TRAIN.read_config(name), record(Path("run"))
+    assert found["model"]["latent_space_dim"] == wanted["latent_dim"]
+    assert found["options"]["schedule"] == wanted["schedule"]
+    assert found["options"]["batch_size"] == 8
+
+
+def test_an_unknown_recipe_names_the_known_ones(call):
+    call(TRAIN, "--config", "vae11").failed(3, "vae11", "the recipes are", *TRAIN.recipes())
