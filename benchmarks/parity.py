@@ -27,7 +27,7 @@ from autoencoders.data import load_dataset
 from autoencoders.training import Trainer
 from minigrad.random import generator
 
-# Of the mean loss of an epoch, and of the first loss as in train.py: PyTorch's is 1.1e-5 from that in float64, ours 6e-8.
+# Of the mean loss of an epoch; of the first loss as in train.py: PyTorch's is 1.1e-5 from that in float64, ours 6e-8.
 EPOCH_TOLERANCE, FIRST_TOLERANCE = 5e-3, 1e-4
 FEW_STEPS = 50  # the mean of fewer is no mean: the path of the first steps is the wildest
 RATE, SEED = 5e-4, 0
