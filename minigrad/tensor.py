@@ -157,20 +157,20 @@ class Tensor:
         if self.creator is None:
             _add_to_grad({self: gy})
             return
-        leaves: dict[Tensor, Array] = {}  # their gradients
-        waiting: dict[Function, Array] = {self.creator: gy}  # gradients of outputs whose functions have not run yet
+        # Gradients of outputs whose functions have not run yet, and of leaves, which wait to the end.
+        waiting: dict[Function | Tensor, Array] = {self.creator: gy}
         queue = [(-self.creator.order, self.creator)]  # a heap: the function that ran last comes first
         while queue:
             _, function = heapq.heappop(queue)
             for x, gx in function.run_backward(waiting.pop(function)):
-                if x.creator is None:
-                    leaves[x] = leaves[x] + gx if x in leaves else gx  # not in place: gx may be shared
-                elif x.creator in waiting:
-                    waiting[x.creator] = as_array(waiting[x.creator] + gx)
-                else:
-                    waiting[x.creator] = gx
+                receiver = x.creator or x
+                if receiver in waiting:
+                    waiting[receiver] = as_array(waiting[receiver] + gx)  # not in place: gx may be shared
+                    continue
+                waiting[receiver] = gx
+                if x.creator is not None:
                     heapq.heappush(queue, (-x.creator.order, x.creator))
-        _add_to_grad(leaves)
+        _add_to_grad({x: gx for x, gx in waiting.items() if isinstance(x, Tensor)})
 
     def _checked_gradient(self, gy: Operand) -> Array:
         if gy is None:

@@ -712,3 +712,12 @@ def test_gy_may_be_a_python_number(dtype):
     (x * 2.0).backward(5.0)
     assert x.grad == 10
     assert x.grad.dtype == dtype
+
+
+def test_a_single_number_that_is_used_twice_has_an_array_as_its_gradient() -> None:
+    """NumPy gives a scalar for the sum of two arrays without axes; a second backward would not know what that is."""
+    w = Tensor(np.array(3.0, np.float32), requires_grad=True)
+    for expected in (6.0, 12.0):
+        (w * w).backward()
+        assert isinstance(w.grad, np.ndarray)
+        assert w.grad == expected
