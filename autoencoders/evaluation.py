@@ -12,6 +12,7 @@ import numpy as np
 
 from minigrad.random import generator
 
+from .bounds import unit
 from .conv_autoencoder import VAE, Autoencoder
 from .training import mean_losses
 
@@ -31,8 +32,7 @@ def evaluate(
     """
     images = model.check_images(images)
     reconstructed, _ = model.reconstruct(images, labels=labels)
-    targets = images / 255 if images.dtype == np.uint8 else images
-    mse = float(np.mean((reconstructed.astype(np.float64) - targets) ** 2))
+    mse = float(np.mean((reconstructed.astype(np.float64) - unit(images)) ** 2))
     figures: dict[str, Any] = {"mse": mse, "psnr": -10 * math.log10(mse) if mse else None}
     if isinstance(model, VAE):
         losses = mean_losses(

@@ -862,12 +862,13 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"save: figures are PNG files, the name must end in .png: {path}")
-    content = png(figure)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(content)
+            file.write(buffer.getvalue())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -875,13 +876,6 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return path
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, the same bytes every time."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def show(figures: Figure | Iterable[Figure]) -> None:

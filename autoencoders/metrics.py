@@ -211,21 +211,32 @@ def prior_holes(z: np.ndarray, prior: np.ndarray) -> float | None:
     """
     if len(z) < 2:
         return None
-    limit = np.quantile(_nearest(z, z, skip_self=True), 0.99)
-    return float((_nearest(prior, z) > limit).mean())
+    limit = np.quantile(nearest(z, z, skip_self=True)[1], 0.99)
+    return float((nearest(prior, z)[1] > limit).mean())
 
 
-def _nearest(points: np.ndarray, others: np.ndarray, skip_self: bool = False) -> np.ndarray:
-    """The distance of each point (M, Z) to the nearest of the others (N, Z), 500 points at a time."""
-    found = []
-    squares = (others**2).sum(axis=1)
-    for start in range(0, len(points), 500):
-        chunk = points[start : start + 500]
-        distances = (chunk**2).sum(axis=1)[:, None] - 2 * chunk @ others.T + squares  # (500, N), squared
+def nearest(
+    points: np.ndarray, others: np.ndarray, *, skip_self: bool = False, batch: int = 500
+) -> tuple[np.ndarray, np.ndarray]:
+    """(index of the nearest of the others, distance to it) of each point, both (M,); a batch of others at a time.
+
+    Shapes: points (M, ...), others (N, ...): latents, or images, whose pixels are taken in [0, 1].
+
+    Args:
+        skip_self: the others are the points, and none is the nearest to itself.
+    """
+    x = unit(points).reshape(len(points), -1)
+    squares = (x**2).sum(axis=1)[:, None]
+    best, least = np.zeros(len(x), int), np.full(len(x), np.inf)
+    for start in range(0, len(others), batch):
+        y = unit(others[start : start + batch]).reshape(-1, x.shape[1])
+        distances = squares - 2 * x @ y.T + (y**2).sum(axis=1)  # (M, batch)
         if skip_self:
-            distances[np.arange(len(chunk)), np.arange(start, start + len(chunk))] = np.inf
-        found.append(np.sqrt(np.maximum(distances.min(axis=1), 0)))
-    return np.concatenate(found)
+            distances[np.arange(start, start + len(y)), np.arange(len(y))] = np.inf
+        found = distances.argmin(axis=1)
+        value = distances[np.arange(len(x)), found]
+        best, least = np.where(value < least, start + found, best), np.minimum(least, value)
+    return best, np.sqrt(np.maximum(least, 0))
 
 
 def accuracies(

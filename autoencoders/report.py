@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.serialize import DataError, write_atomically
+from minigrad.serialize import write_atomically
 
 from . import figures
 from .bounds import unit
 from .conv_autoencoder import VAE, Autoencoder
 from .data import Dataset
 from .film import write_gif
-from .metrics import lines_of
+from .metrics import lines_of, nearest
 from .mixture import load_mixture
 from .runs import draw, film_images, pick_images, read_record, training_of_run
 
@@ -70,11 +70,11 @@ def close_ups(model: Autoencoder, dataset: Dataset, kl_per_dim: list[float] | No
     )
     classes = np.arange(NEIGHBOURS) % model.classes if model.classes else None
     drawn = model.sample(NEIGHBOURS, seed, labels=classes)
-    nearest, distances = nearest_images(drawn, dataset.train_images)
+    index, distances = nearest(drawn, dataset.train_images)
     pictures["neighbours"] = figures.reconstructions(
         drawn,
-        unit(dataset.train_images[nearest]),
-        errors=distances,
+        unit(dataset.train_images[index]),
+        errors=distances**2 / drawn[0].size,
         title="Samples from the prior, and the training images nearest to them",
         error_name="mean squared difference per pixel",
         rows_are=("sample", "nearest image"),
@@ -100,20 +100,6 @@ def title_of(model: Autoencoder) -> str:
     return f"{kind} with {model.latent_space_dim} latent dimension{'s' if model.latent_space_dim > 1 else ''}"
 
 
-def nearest_images(images: np.ndarray, others: np.ndarray, batch: int = 4096) -> tuple[np.ndarray, np.ndarray]:
-    """(index of the nearest of the others (N,), mean squared difference per pixel (N,)) of each image."""
-    x = unit(images).reshape(len(images), -1)
-    best, distances = np.zeros(len(x), int), np.full(len(x), np.inf)
-    for start in range(0, len(others), batch):
-        y = unit(others[start : start + batch]).reshape(-1, x.shape[1])
-        d = ((x**2).sum(axis=1)[:, None] - 2 * x @ y.T + (y**2).sum(axis=1)) / x.shape[1]
-        least = d.argmin(axis=1)
-        value = d[np.arange(len(x)), least]
-        best = np.where(value < distances, start + least, best)
-        distances = np.minimum(distances, np.maximum(value, 0))
-    return best, distances
-
-
 def draw_film(folder: Path, dataset: Dataset, path: Path) -> int:
     """The film of the run in a folder as a GIF; returns its frames, 0 where the run kept none or used other data."""
     used = read_record(folder).get("data")
@@ -131,14 +117,14 @@ def write_report(
     model: Autoencoder,
     dataset: Dataset,
     measured: dict[str, Any],
-    pictures: dict[str, Any],
-    film: Path | None,
+    pictures: list[Path],
+    film: Path,
     record: dict[str, Any],
 ) -> None:
     """Write the report.
 
     Args:
-        measured: what evaluation.json holds. pictures: figures by name, in their order. film: a GIF.
+        measured: what evaluation.json holds. pictures: PNG files of the names in TITLES. film: a GIF, if it exists.
         record: run.json, empty where there is none.
 
     Raises:
@@ -149,7 +135,6 @@ def write_report(
 
     source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    embedded = [(TITLES.get(name, name), encoded(figures.png(figure), "png")) for name, figure in pictures.items()]
     text = template.render(
         title=title,
         summary=model.summary(),
@@ -158,18 +143,15 @@ def write_report(
         diagnosis=measured["diagnosis"],
         notes=measured["notes"],
         lines=lines_of(measured),
-        pictures=embedded,
-        film=encoded(film.read_bytes(), "gif") if film and film.exists() else None,
+        pictures=[(TITLES[path.stem], encoded(path, "png")) for path in pictures],
+        film=encoded(film, "gif") if film.exists() else None,
         commands=record.get("commands", []),
         command=measured["command"],
         configuration=json.dumps({name: record.get(name) for name in ("model", "options", "learning_rate")}, indent=2),
         environment=json.dumps(measured["environment"], indent=2),
         measured=json.dumps(measured, indent=2),
     )
-    try:
-        write_atomically(path, text.encode())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error})") from error
+    write_atomically(path, text.encode())
 
 
 TITLES = {
@@ -187,6 +169,6 @@ TITLES = {
 }
 
 
-def encoded(content: bytes, kind: str) -> str:
+def encoded(path: Path, kind: str) -> str:
     """A picture as the text that stands in the page."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

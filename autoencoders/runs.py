@@ -24,6 +24,7 @@ from minigrad.random import generator
 from minigrad.serialize import DataError, write_atomically
 
 from . import figures
+from .bounds import unit
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
 from .data import Dataset, load_dataset
 from .evaluation import evaluate
@@ -406,8 +407,7 @@ def draw(
     originals = images[chosen]
     chosen_labels = None if labels is None else labels[chosen]
     reconstructed, _ = model.reconstruct(originals, labels=chosen_labels)
-    targets = originals / 255 if originals.dtype == np.uint8 else originals
-    errors = ((reconstructed - targets) ** 2).mean(axis=(1, 2, 3))
+    errors = ((reconstructed - unit(originals)) ** 2).mean(axis=(1, 2, 3))
     pictures = {
         "reconstructions": figures.reconstructions(
             originals, reconstructed, chosen_labels, names, errors, error_name="mean squared error per pixel"

@@ -78,8 +78,9 @@ def main(argv: list[str] | None = None) -> int:
         }
         write_json(out / "evaluation.json", record)
         print(f"wrote {out / 'evaluation.json'}")
-        pictures = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed)
-        for path in save_pictures(pictures, out / "figures"):
+        drawn = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed)
+        pictures = save_pictures(drawn, out / "figures")
+        for path in pictures:
             print(f"drew {path}")
         film = out / "figures" / "film.gif"
         try:

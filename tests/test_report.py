@@ -16,8 +16,8 @@ from PIL import Image
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions, film, report
 from autoencoders.data import Dataset
-from autoencoders.metrics import FIGURES
-from autoencoders.runs import own_files, resume_run, start_run
+from autoencoders.metrics import FIGURES, nearest
+from autoencoders.runs import own_files, resume_run, save_pictures, start_run
 from minigrad.serialize import DataError, load_state
 
 NAMES = ("<b>bags</b>", "A & B", "$x_1$")
@@ -163,16 +163,22 @@ def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> N
         assert (others == others[0]).all()
 
 
+def pixel_distances(images: np.ndarray, others: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """(index of the nearest, mean squared difference per pixel)."""
+    index, distances = nearest(images, others, batch=batch)
+    return index, distances**2 / images[0].size
+
+
 @pytest.mark.parametrize("batch", [1, 7, 1000])
 def test_nearest_images_are_the_nearest(batch: int) -> None:
     rng = np.random.default_rng(0)
     images, others = rng.random((5, 4, 4, 1), np.float32), rng.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
-    found, distances = report.nearest_images(images, others, batch)
+    found, distances = pixel_distances(images, others, batch)
     for i, image in enumerate(images):
         d = [np.mean((image.astype(float) - other / 255) ** 2) for other in others]
         assert found[i] == np.argmin(d)
         assert distances[i] == pytest.approx(min(d), rel=1e-5)
-    found, distances = report.nearest_images(others, others, batch)
+    found, distances = pixel_distances(others, others, batch)
     assert found.tolist() == list(range(30))
     assert abs(distances).max() < 1e-12
 
@@ -203,7 +209,7 @@ class Page(HTMLParser):
 def test_the_report_is_one_file_that_says_everything(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     data, made = dataset(name="<i>"), model(Z=2)
-    pictures = report.close_ups(made, data, [1.0, 2.0])
+    pictures = save_pictures(report.close_ups(made, data, [1.0, 2.0]), tmp_path / "figures")
     Image.new("RGB", (3, 2)).save(tmp_path / "film.gif")
     measured = {
         **dict.fromkeys(FIGURES),
@@ -249,6 +255,6 @@ def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     (tmp_path / "report.html").mkdir()
     measured = {**dict.fromkeys(FIGURES), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
-    nothing = {"measured": measured, "pictures": {}, "film": None, "record": {}}
+    nothing = {"measured": measured, "pictures": [], "film": tmp_path / "film.gif", "record": {}}
     with pytest.raises(DataError, match=r"report\.html"):
         report.write_report(tmp_path / "report.html", title="", model=model(), dataset=dataset(), **nothing)

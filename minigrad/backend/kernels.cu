@@ -193,7 +193,8 @@ __device__ void correlate(const Correlation &o) {
                     }
                 }
             }
-            const int k = c0 + b_channel, n = n0 + b_column, tap = (rows.tap + t * rows.apart) * o.KW + cols.tap + u * cols.apart;
+            const int k = c0 + b_channel, n = n0 + b_column;
+            const int tap = (rows.tap + t * rows.apart) * o.KW + cols.tap + u * cols.apart;
             const real *from = &o.weight[(size_t)tap * o.C * o.F + (o.adjoint ? n * o.C + k : k * o.F + n)];
             b = real4{};
             if (o.w_quads) {
