@@ -1,12 +1,13 @@
 """Tables (Markdown) and plots (PNG) of the benchmarks, made from their JSON files and from nothing else.
 
-python benchmarks/report.py [--results benchmarks/results]
+python benchmarks/report.py [--results benchmarks/results] [--readme README.md]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -419,6 +420,94 @@ def gpu_plot(steps: Rows, path: Path) -> None:
     save(figure, path)
 
 
+# ---- quality ----
+
+# The seed's shipped checkpoints, measured on the 10,000 test images: 100 epochs of its own Keras program, latent 2.
+SEED = {
+    "ae": {"mse": 0.02893, "bce": 260.36, "kl": None, "sample_std": None},
+    "vae": {"mse": 0.02525, "bce": 251.98, "kl": 1485.6, "sample_std": 0.010},
+}
+BEGIN, END = "<!-- made by benchmarks/report.py -->", "<!-- end -->"
+
+
+def quality(records: Rows) -> str:
+    """The table of all recipes, and the one beside the seed."""
+    recipes = dict.fromkeys(record["recipe"] for record in records)
+    lines = []
+    for recipe in sorted(recipes, key=natural):
+        found = [record for record in records if record["recipe"] == recipe]
+        options, model = found[0]["training"]["options"], found[0]["evaluation"]["model"]
+        minutes = [record["training"]["training_seconds"] / 60 for record in found]
+        cells = [f"`--config {recipe}`" if recipe != "default" else "none, `--model vae`"]
+        cells += [str(model["latent_space_dim"]), f"{options['epochs']}", ", ".join(str(r["seed"]) for r in found)]
+        cells += [over_seeds(found, "neg_elbo", 1), parts(found), over_seeds(found, "iw_nll", 1)]
+        cells += [over_seeds(found, "mse", 4), over_seeds(found[:1], "pca_mse", 4)]
+        cells += [over_seeds(found, name, 1, 100) for name in ("probe_accuracy", "knn_accuracy")]
+        lines.append([*cells, over_seeds(found, "fd", 0), f"{np.median(minutes):.0f} min"])
+    heads = ["recipe", "latent", "epochs", "seeds", "-ELBO", "reconstruction + KL", "NLL", "MSE", "PCA's MSE"]
+    heads += ["probe %", "5-NN %", "FD", "training"]
+    machines = dict.fromkeys(
+        f"{r['machine']['cores']} cores of {r['machine']['processor']}, {r['training']['environment']['device']}, "
+        f"Python {r['python']}, NumPy {r['training']['environment']['numpy']}, {r['date']}"
+        for r in records
+    )
+    return (
+        f"{table(heads, lines)}\nNats per image, MSE per pixel, on the 10,000 test images; mean and standard deviation "
+        f"over seeds. {'; '.join(machines)}.\n\n" + beside_the_seed(records)
+    )
+
+
+def beside_the_seed(records: Rows) -> str:
+    """The seed's figures and ours for the same architecture and latent size."""
+    ours = {kind: [r for r in records if r["recipe"] == f"{kind}2"] for kind in ("ae", "vae")}
+    if not all(ours.values()):
+        return ""
+    heads, epochs = ["the same architecture, latent 2"], ["epochs"]
+    for kind, found in ours.items():
+        heads += [f"the seed's {MODELS[kind]}", f"`--config {kind}2`"]
+        epochs += ["100", str(found[0]["training"]["options"]["epochs"])]
+    lines = [epochs]
+    for name, label, digits in (
+        ("mse", "MSE per pixel", 4),
+        ("bce", "cross-entropy, nats", 1),
+        ("kl", "KL to N(0, I), nats", 1),
+        ("sample_std", "standard deviation of a pixel over samples of the prior", 3),
+    ):
+        lines.append([label])
+        for kind, found in ours.items():
+            lines[-1] += [number(SEED[kind][name], digits), over_seeds(found, name, digits)]
+    return table(heads, lines)
+
+
+def over_seeds(found: Rows, name: str, digits: int, scale: float = 1.0) -> str:
+    """Mean of a figure, with its standard deviation where there are several runs; empty where it is not measured."""
+    values = [scale * r["evaluation"][name] for r in found if r["evaluation"][name] is not None]
+    if not values:
+        return ""
+    spread = f" ± {np.std(values, ddof=1):,.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):,.{digits}f}{spread}"
+
+
+def parts(found: Rows) -> str:
+    """reconstruction + kl, the means."""
+    means = [over_seeds(found, name, 1).partition(" ")[0] for name in ("reconstruction", "kl")]
+    return " + ".join(means) if all(means) else ""
+
+
+def natural(recipe: str) -> tuple[Any, ...]:
+    """Sorts vae2 before vae10, and default before all."""
+    return recipe != "default", *(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", recipe))
+
+
+def renew(readme: Path, text: str) -> None:
+    """Write the tables between the README's two marks."""
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"error: {readme.name} lacks the marks {BEGIN} and {END}")
+    readme.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
+
+
 # ---- the program ----
 
 
@@ -444,7 +533,9 @@ PARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="where the JSON files are")
-    results = parser.parse_args(argv).results
+    parser.add_argument("--readme", metavar="FILE", type=Path, help="renew the table of recipes in this file as well")
+    args = parser.parse_args(argv)
+    results = args.results
     made = 0
     for name, part in PARTS.items():
         source = results / f"{name}.json"
@@ -453,6 +544,13 @@ def main(argv: list[str] | None = None) -> int:
             (results / f"{name}.md").write_text(part(record, results), encoding="utf-8")
             print(f"{source.name} -> {name}.md")
             made += 1
+    if files := sorted((results / "quality").glob("*.json")):
+        text = quality([json.loads(file.read_text(encoding="utf-8")) for file in files])
+        (results / "quality.md").write_text(f"# Recipes\n\n{text}", encoding="utf-8")
+        print(f"{len(files)} files -> quality.md")
+        made += 1
+        if args.readme:
+            renew(args.readme, text)
     if not made:
         print(f"error: there is no result in {results.name}", file=sys.stderr)
     return 0 if made else 1

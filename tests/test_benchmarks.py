@@ -154,6 +154,75 @@ def test_the_report_is_made_of_the_records(results):
     assert run("report.py", "--results", str(results / "none")).returncode == 1
 
 
+# ---- recipes ----
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the quick result of one recipe and two seeds."""
+    folder = tmp_path_factory.mktemp("recipes")
+    options = ["--recipes", "vae10", "--seeds", "0,1", "--quick", "--runs", str(folder / "runs")]
+    done = run("quality.py", *options, "--out", str(folder / "quality"))
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return folder
+
+
+def test_a_run_of_a_recipe_keeps_its_commands_options_and_figures(recipes):
+    assert sorted(path.name for path in (recipes / "quality").iterdir()) == ["vae10-0.json", "vae10-1.json"]
+    text = (recipes / "quality/vae10-1.json").read_text()
+    assert str(recipes) not in text
+    assert str(Path.home()) + "/" not in text
+    record = json.loads(text)
+    assert record["training"]["command"] == "python scripts/train_conv_autoencoder.py --config vae10 --seed 1"
+    assert record["evaluation"]["command"] == "python scripts/evaluate.py --model-dir vae10-1 --iw-samples 0"
+    assert (record["recipe"], record["seed"], record["training"]["options"]["seed"]) == ("vae10", 1, 1)
+    assert record["training"]["training_seconds"] > 0
+    assert record["evaluation"]["model"]["latent_space_dim"] == 10
+    assert record["evaluation"]["neg_elbo"] > 0
+
+
+def test_the_table_of_recipes_has_mean_and_deviation_over_seeds(recipes, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- made by benchmarks/report.py -->\nold\n<!-- end -->\nafter\n")
+    done = run("report.py", "--results", str(recipes), "--readme", str(readme))
+    assert (done.returncode, done.stderr) == (0, "")
+    records = [json.loads((recipes / f"quality/vae10-{seed}.json").read_text()) for seed in (0, 1)]
+    a, b = (record["evaluation"]["neg_elbo"] for record in records)
+    row = next(line for line in readme.read_text().splitlines() if line.startswith("| `--config vae10`"))
+    assert f"| 0, 1 | {(a + b) / 2:.1f} ± {abs(a - b) / 2**0.5:.1f} |" in row
+    assert readme.read_text().startswith("before\n<!--")
+    assert readme.read_text().endswith("<!-- end -->\nafter\n")
+    assert "old" not in readme.read_text()
+    readme.write_text("no marks\n")
+    assert "lacks the marks" in run("report.py", "--results", str(recipes), "--readme", str(readme)).stderr
+    assert readme.read_text() == "no marks\n"
+
+
+def test_the_seed_stands_beside_the_same_architecture(load):
+    report = load("report")
+    figures = {"mse": 0.03, "bce": 255.0, "kl": 6.25, "sample_std": 0.2}
+    records = [
+        {"recipe": name, "training": {"options": {"epochs": 7}}, "evaluation": {**figures, "kl": kl}}
+        for name, kl in (("ae2", None), ("vae2", 6.25))
+    ]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.beside_the_seed(records).splitlines()]
+    assert lines[0][1:] == ["the seed's autoencoder", "`--config ae2`", "the seed's VAE", "`--config vae2`"]
+    assert lines[2] == ["epochs", "100", "7", "100", "7"]
+    assert ["KL to N(0, I), nats", "", "", "1,485.6", "6.2"] in lines
+    assert report.beside_the_seed(records[:1]) == ""
+
+
+def test_a_run_that_fails_is_no_result(load, tmp_path, capsys):
+    quality = load("quality")
+    folder = tmp_path / "runs/vae10-0"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "failed"}')  # to be resumed, but there is no checkpoint
+    options = ["--recipes", "vae10", "--seeds", "0", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert quality.main(options) == 1
+    assert "ended with exit code 3" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 # ---- ratios ----
 
 
@@ -233,6 +302,8 @@ def test_numbers_that_are_not_finite_are_found(programs):
         ("ops", ["--only", "conv3d"], "conv3d is not known"),
         ("scaling", ["--axes", "depth"], "depth is not known"),
         ("scaling", ["--kernels", "fortran"], "fortran is not installed"),
+        ("quality", ["--recipes", "vae11"], "vae11 is not known"),
+        ("quality", ["--quick"], "--quick needs --out"),
         ("report", ["--format", "pdf"], "unrecognized arguments"),
     ],
 )

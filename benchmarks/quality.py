@@ -1,0 +1,110 @@
+"""How good the recipes are: each is trained and measured with several seeds, one result file for each run.
+
+    python benchmarks/quality.py [--recipes vae10,ae2] [--seeds 0,1,2] [--device cuda] [--runs DIR] [--quick] [--out D]
+
+A run is what these two commands do, and nothing else (`default` is the training without --config):
+
+    python scripts/train_conv_autoencoder.py --config vae10 --seed 0 --out runs/vae10-0
+    python scripts/evaluate.py --model-dir runs/vae10-0 --iw-samples 0
+
+A run that was interrupted goes on from its last checkpoint; one that is finished is only measured. Models that are
+trained on binarised images get their importance-weighted likelihood from 5,000 samples an image, which takes half an
+hour on two cores. benchmarks/report.py makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import driver
+from driver import BenchmarkError
+
+from autoencoders.runs import read_record
+
+ROOT = driver.FOLDER.parent
+DEFAULT = "default"  # the recipe that is no --config
+IW_SAMPLES = 5_000
+# what is kept of run.json: nothing that is a path of this machine
+TRAINING = ("options", "learning_rate", "environment", "training_seconds", "finished")
+
+
+def scripts() -> tuple[ModuleType, ModuleType]:
+    """The two programs, as modules."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    return importlib.import_module("train_conv_autoencoder"), importlib.import_module("evaluate")
+
+
+def run(program: ModuleType, *arguments: str) -> None:
+    """Call a program of ours; raise BenchmarkError unless it ends well."""
+    print(f"python scripts/{Path(str(program.__file__)).name} {' '.join(arguments)}", flush=True)
+    code = program.main(list(arguments))
+    if code == 130:
+        raise KeyboardInterrupt
+    if code:
+        raise BenchmarkError(f"{program.__name__} ended with exit code {code}")
+
+
+def train_and_measure(recipe: str, seed: int, folder: Path, device: str, quick: bool) -> dict[str, Any]:
+    """{"training": from run.json, "evaluation": evaluation.json} of a recipe."""
+    train, evaluate = scripts()
+    status = read_record(folder).get("status")
+    options = [] if recipe == DEFAULT else ["--config", recipe]
+    options += ["--seed", str(seed)]
+    place = ["--out", str(folder), "--device", device]
+    if quick:
+        run(train, *options, *place, "--smoke", "--dataset", "fashion-mnist-sample")
+    elif status is None:
+        run(train, *options, *place)
+    elif status != "finished":
+        run(train, "--resume", *place)
+    record = read_record(folder)
+    samples = (2 if quick else IW_SAMPLES) if record["options"]["binarise"] else 0
+    run(evaluate, "--model-dir", str(folder), "--iw-samples", str(samples), "--device", device)
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    evaluation["command"] = f"python scripts/evaluate.py --model-dir {folder.name} --iw-samples {samples}"
+    command = f"python scripts/train_conv_autoencoder.py {' '.join(options)}"
+    return {"training": {"command": command} | {name: record[name] for name in TRAINING}, "evaluation": evaluation}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train and measure all that is asked for."""
+    train, _ = scripts()
+    known = [DEFAULT, *train.recipes()]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names, whole = driver.list_of(str), driver.list_of(int)
+    parser.add_argument("--recipes", metavar="A,B", type=names, default=known, help=f"(default: {','.join(known)})")
+    parser.add_argument("--seeds", metavar="N,N", type=whole, default=[0, 1, 2], help="(default: 0,1,2)")
+    parser.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="(default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="two batches of each, to see that all works")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the results (default: benchmarks/results/quality)")
+    args = parser.parse_args(argv)
+    if unknown := sorted(set(args.recipes) - set(known)):
+        parser.error(f"{', '.join(unknown)} is not known; there are {', '.join(known)}")
+    if args.quick and not args.out:
+        parser.error("--quick needs --out: its figures are no results")
+
+    def body() -> int:
+        for seed in args.seeds:
+            for recipe in args.recipes:
+                name = f"{recipe}-{seed}"
+                found = train_and_measure(recipe, seed, args.runs / name, args.device, args.quick)
+                mine = ["--recipes", recipe, "--seeds", str(seed), "--device", args.device]
+                record = driver.record_of("quality.py", mine, recipe=recipe, seed=seed, **found)
+                path = (args.out or driver.RESULTS / "quality") / f"{name}.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                driver.write_record(path, record)
+                print(f"wrote {path}", flush=True)
+        return 0
+
+    return driver.run_main(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
