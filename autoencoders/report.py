@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.random import generator
 from minigrad.serialize import write_atomically
 
 from . import figures
@@ -82,12 +83,34 @@ def close_ups(model: Autoencoder, dataset: Dataset, kl_per_dim: list[float] | No
     return pictures
 
 
+def denoised(model: Autoencoder, dataset: Dataset, noise: float, seed: int = 0) -> Any:
+    """Test images with the noise of the training, and what the model makes of them."""
+    chosen = pick_images(dataset.test_labels, 20, len(dataset.test_images), seed)
+    clean = unit(dataset.test_images[chosen])
+    noisy = (clean + noise * generator(seed, "noisy").standard_normal(clean.shape)).clip(0, 1)
+    labels = None if dataset.test_labels is None else dataset.test_labels[chosen]
+    restored, _ = model.reconstruct(noisy.astype(np.float32), labels=labels)
+    before, after = (((images - clean) ** 2).mean(axis=(1, 2, 3)) for images in (noisy, restored))
+    return figures.reconstructions(
+        noisy,
+        restored,
+        labels,
+        dataset.class_names,
+        after,
+        title=f"Test images with noise of standard deviation {noise:g}, and without it",
+        error_name=f"mean squared error to the clean image, on average {after.mean():.4f} (noisy {before.mean():.4f})",
+        rows_are=("noisy", "denoised"),
+    )
+
+
 def all_pictures(
     model: Autoencoder, dataset: Dataset, folder: Path, kl_per_dim: list[float] | None, seed: int = 0
 ) -> dict[str, Any]:
     """Every picture of a model in the order of the report, by name; the loss curves where the folder has a history."""
     found = draw(model, dataset, seed=seed, mixture=load_mixture(folder))
     found |= close_ups(model, dataset, kl_per_dim, seed)
+    if noise := training_of_run(folder)[1].denoise:
+        found["denoised"] = denoised(model, dataset, noise, seed)
     with contextlib.suppress(FileNotFoundError):
         rows = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
         found["loss_curves"] = figures.loss_curves(rows, unit=model.unit)
@@ -157,6 +180,7 @@ def write_report(
 TITLES = {
     "loss_curves": "Training",
     "reconstructions": "Reconstructions of all classes",
+    "denoised": "Noise removed",
     "latent_space": "Latent space",
     "manifold": "The latent plane, decoded",
     "samples": "Samples from the prior",

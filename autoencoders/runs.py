@@ -34,7 +34,7 @@ from .training import History, Trainer, TrainingOptions, environment, latest_che
 
 RECORD_FILE = "run.json"
 PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
-CLOSE_UPS = ("worst", "best", "kl_per_dimension", "traversals", "neighbours")  # that evaluate.py draws as well
+CLOSE_UPS = ("denoised", "worst", "best", "kl_per_dimension", "traversals", "neighbours")  # of evaluate.py
 OWN_FILES = (
     MODEL_FILE,
     MIXTURE_FILE,
@@ -357,18 +357,21 @@ def data_of_run(folder: Path, dataset: str | None, data_dir: str | None) -> tupl
     return dataset or name or "auto", data_dir or (None if dataset else place)
 
 
-def training_of_run(folder: Path) -> tuple[int | None, bool]:
-    """(how many of the training images a run used, None for all; whether it binarised them anew for each batch).
+def training_of_run(folder: Path) -> tuple[int | None, TrainingOptions]:
+    """(how many of the training images a run used, None for all; how it was trained, the defaults if nothing says so).
 
     Raises:
         DataError: run.json holds something else there.
     """
     record = read_record(folder)
-    data, options = record.get("data"), record.get("options")
+    data, options = record.get("data"), record.get("options", {})
     limit = data.get("limit_train") if isinstance(data, dict) else None
     if limit is not None and not (isinstance(limit, int) and limit >= 1):
         raise DataError(f"{folder / RECORD_FILE}: limit_train: expected a number of images, found {limit!r}")
-    return limit, isinstance(options, dict) and bool(options.get("binarise"))
+    try:
+        return limit, TrainingOptions(**options)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{folder / RECORD_FILE}: options: {error}") from error
 
 
 def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) -> np.ndarray:

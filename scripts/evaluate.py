@@ -49,12 +49,12 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(args.model_dir)
         out = Path(args.out) if args.out else folder
         model = autoencoders.load(folder)
-        limit_train, binarised = training_of_run(folder)
+        limit_train, training = training_of_run(folder)
         dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
         check_writable(out)
         figures, notes = measure(model, dataset, seed=args.seed, iw_samples=args.iw_samples, limit_train=limit_train)
-        if figures["iw_nll"] is not None and not binarised:
+        if figures["iw_nll"] is not None and not training.binarise:
             notes.append("iw_nll is of binarised images, on which the model was not trained")
         print(f"test set, {len(dataset.test_images)} images:")
         print(table(figures))

@@ -42,9 +42,11 @@ def model(kind: type = VAE, Z: int = 3) -> Autoencoder:
     return made
 
 
-def trained(folder: Path, data: Dataset, epochs: int = 2, kind: type = VAE, Z: int = 3) -> Autoencoder:
+def trained(
+    folder: Path, data: Dataset, epochs: int = 2, kind: type = VAE, Z: int = 3, denoise: float = 0.0
+) -> Autoencoder:
     made = model(kind, Z)
-    options = TrainingOptions(batch_size=8, epochs=epochs)
+    options = TrainingOptions(batch_size=8, epochs=epochs, denoise=denoise)
     start_run(made, data, options, folder, learning_rate=1e-3, progress=False).execute(lambda _: None)
     return made
 
@@ -148,6 +150,24 @@ def test_worst_and_best_are_those(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(shown["worst"][0], data.test_images[order[::-1][:20]])
     np.testing.assert_array_equal(shown["best"][0], data.test_images[order[:20]])
     np.testing.assert_allclose(shown["worst"][1], sorted(errors)[::-1][:20], rtol=1e-5)
+
+
+def test_a_denoising_run_shows_noise_and_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data, shown = dataset(), []
+    made = trained(tmp_path / "plain", data)
+    assert "denoised" not in report.all_pictures(made, data, tmp_path / "plain", None)
+    made = trained(tmp_path / "run", data, denoise=0.2)
+    real = report.figures.reconstructions
+    monkeypatch.setattr(report.figures, "reconstructions", lambda *a, **k: shown.append((a, k)) or real(*a, **k))
+    assert "denoised" in report.all_pictures(made, data, tmp_path / "run", None)
+    (noisy, restored, _, _, errors), options = next(x for x in shown if x[1].get("rows_are") == ("noisy", "denoised"))
+    assert noisy.shape == (20, 8, 8, 1)
+    assert (noisy.min(), noisy.max()) == (0, 1)
+    np.testing.assert_array_equal(restored, made.reconstruct(noisy.astype(np.float32))[0])
+    clean = np.array([min(data.test_images / 255, key=lambda x: np.abs(y - x).mean()) for y in noisy])
+    assert 0.1 < np.std(noisy - clean) < 0.2  # the noise is cut where it leaves [0, 1]
+    np.testing.assert_allclose(errors, ((restored - clean) ** 2).mean(axis=(1, 2, 3)), rtol=1e-5)
+    assert f"{errors.mean():.4f} (noisy {((noisy - clean) ** 2).mean():.4f})" in options["error_name"]
 
 
 def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1013,6 +1013,8 @@ def test_evaluate_refuses_what_it_cannot_use(call, trained):
     shutil.copytree(trained(), "run")
     Path("run/run.json").write_text(json.dumps({"data": {"limit_train": "all"}}))
     call(EVALUATE, "--model-dir", "run").failed(3, "run.json", "limit_train", "'all'")
+    Path("run/run.json").write_text(json.dumps({"options": {"denoise": -1}}))
+    call(EVALUATE, "--model-dir", "run").failed(3, "run.json", "options", "denoise", "-1")
 
 
 # ---- recipes ----
