@@ -1,4 +1,4 @@
-"""What the programs in scripts/ share: common options, and exit codes from errors."""
+"""What the programs in scripts/ share: common options, recipes, and exit codes from errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.resources import files
 from typing import NoReturn
 
 import numpy as np
@@ -16,6 +17,8 @@ from minigrad.backend.pool import keep_freed_memory
 from minigrad.serialize import DataError
 
 from .training import DivergedError
+
+RECIPES = files(__package__).joinpath("recipes")
 
 
 class UsageError(ValueError):
@@ -56,6 +59,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; {self.prog} --help shows all options\n")
+
+
+def recipes() -> list[str]:
+    """The names of the trainings that come with the package, as TOML files in RECIPES."""
+    return sorted(file.name.removesuffix(".toml") for file in RECIPES.iterdir() if file.name.endswith(".toml"))
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, images: str, seed: str) -> None:

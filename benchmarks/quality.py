@@ -15,57 +15,51 @@ hour on two cores. benchmarks/report.py makes the tables.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import driver
 from driver import BenchmarkError
 
+from autoencoders.cli import recipes
 from autoencoders.runs import read_record
 
-ROOT = driver.FOLDER.parent
+TRAIN, EVALUATE = "train_conv_autoencoder.py", "evaluate.py"
 DEFAULT = "default"  # the recipe that is no --config
 IW_SAMPLES = 5_000
 # what is kept of run.json: nothing that is a path of this machine
 TRAINING = ("options", "learning_rate", "environment", "training_seconds", "finished")
 
 
-def scripts() -> tuple[ModuleType, ModuleType]:
-    """The two programs, as modules."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    return importlib.import_module("train_conv_autoencoder"), importlib.import_module("evaluate")
-
-
-def run(program: ModuleType, *arguments: str) -> None:
-    """Call a program of ours; raise BenchmarkError unless it ends well."""
-    print(f"python scripts/{Path(str(program.__file__)).name} {' '.join(arguments)}", flush=True)
-    code = program.main(list(arguments))
-    if code == 130:
+def run(program: str, *arguments: str) -> None:
+    """Run a program of ours; raise BenchmarkError unless it ends well."""
+    print(f"python scripts/{program} {shlex.join(arguments)}", flush=True)
+    done = subprocess.run([sys.executable, str(driver.FOLDER.parent / "scripts" / program), *arguments], check=False)
+    if done.returncode in (130, 143):
         raise KeyboardInterrupt
-    if code:
-        raise BenchmarkError(f"{program.__name__} ended with exit code {code}")
+    if done.returncode:
+        raise BenchmarkError(f"{program} ended with exit code {done.returncode}")
 
 
 def train_and_measure(recipe: str, seed: int, folder: Path, device: str, quick: bool) -> dict[str, Any]:
     """{"training": from run.json, "evaluation": evaluation.json} of a recipe."""
-    train, evaluate = scripts()
     status = read_record(folder).get("status")
     options = [] if recipe == DEFAULT else ["--config", recipe]
     options += ["--seed", str(seed)]
     place = ["--out", str(folder), "--device", device]
     if quick:
-        run(train, *options, *place, "--smoke", "--dataset", "fashion-mnist-sample")
+        run(TRAIN, *options, *place, "--smoke", "--dataset", "fashion-mnist-sample")
     elif status is None:
-        run(train, *options, *place)
+        run(TRAIN, *options, *place)
     elif status != "finished":
-        run(train, "--resume", *place)
+        run(TRAIN, "--resume", *place)
     record = read_record(folder)
     samples = (2 if quick else IW_SAMPLES) if record["options"]["binarise"] else 0
-    run(evaluate, "--model-dir", str(folder), "--iw-samples", str(samples), "--device", device)
+    run(EVALUATE, "--model-dir", str(folder), "--iw-samples", str(samples), "--device", device)
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     evaluation["command"] = f"python scripts/evaluate.py --model-dir {folder.name} --iw-samples {samples}"
     command = f"python scripts/train_conv_autoencoder.py {' '.join(options)}"
@@ -74,8 +68,7 @@ def train_and_measure(recipe: str, seed: int, folder: Path, device: str, quick: 
 
 def main(argv: list[str] | None = None) -> int:
     """Train and measure all that is asked for."""
-    train, _ = scripts()
-    known = [DEFAULT, *train.recipes()]
+    known = [DEFAULT, *recipes()]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names, whole = driver.list_of(str), driver.list_of(int)
     parser.add_argument("--recipes", metavar="A,B", type=names, default=known, help=f"(default: {','.join(known)})")

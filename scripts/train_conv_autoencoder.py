@@ -8,13 +8,12 @@ import os
 import shlex
 import sys
 import tomllib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
-from autoencoders.cli import Parser, UsageError, add_common_options, run_program
+from autoencoders.cli import RECIPES, Parser, UsageError, add_common_options, recipes, run_program
 from autoencoders.data import NAMES, Dataset, load_dataset
 from autoencoders.evaluation import table
 from autoencoders.runs import check_folder, resume_run, start_run
@@ -22,7 +21,6 @@ from autoencoders.training import latest_checkpoint
 from minigrad.backend import PRECISIONS
 from minigrad.serialize import DataError
 
-RECIPES = files("autoencoders").joinpath("recipes")
 FOLDERS = {"ae": "model", "vae": "variational/model"}
 # option: default, type (list: of whole numbers; bool: a flag), help. The same names are read from --config.
 OPTIONS: dict[str, tuple[Any, Any, str]] = {
@@ -111,11 +109,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-capture", action="store_true", help="on a GPU, launch every kernel: no CUDA graph")
     add_common_options(parser)
     return parser
-
-
-def recipes() -> list[str]:
-    """The names of the recipes that come with the package."""
-    return sorted(file.name.removesuffix(".toml") for file in RECIPES.iterdir() if file.name.endswith(".toml"))
 
 
 def read_config(path: str) -> dict[str, Any]:

@@ -212,14 +212,14 @@ def test_the_seed_stands_beside_the_same_architecture(load):
     assert report.beside_the_seed(records[:1]) == ""
 
 
-def test_a_run_that_fails_is_no_result(load, tmp_path, capsys):
+def test_a_run_that_fails_is_no_result(load, tmp_path, capfd):
     quality = load("quality")
     folder = tmp_path / "runs/vae10-0"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text('{"status": "failed"}')  # to be resumed, but there is no checkpoint
     options = ["--recipes", "vae10", "--seeds", "0", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     assert quality.main(options) == 1
-    assert "ended with exit code 3" in capsys.readouterr().err
+    assert "ended with exit code 3" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
