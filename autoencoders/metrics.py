@@ -8,6 +8,7 @@ Read next: diagnosis.py, what the figures say in words.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -31,6 +32,7 @@ from .bounds import (
 from .conv_autoencoder import BATCH, VAE, Autoencoder
 from .data import Dataset
 from .features import INPUT_SHAPE, frechet_distance, load_classifier
+from .training import DivergedError
 
 ACTIVE = 0.01  # variance of mu over the images above which a unit is active (Burda et al. 2015)
 IW_IMAGES = 1_000  # of the importance-weighted NLL on a CPU; all on a GPU
@@ -110,21 +112,33 @@ def measure(
         figures["train_neg_elbo"] = neg_elbo(model, seen, seed, draws=1, labels=seen_labels)["neg_elbo"]
         samples = model.sample(len(images), seed, labels=labels)
         figures["sample_std"] = pixel_std(samples)
-        if model.input_shape == INPUT_SHAPE:
-            figures |= _distances(images, train_images, samples, seed)
-        else:
+        _check_finite(figures)  # before the Fréchet distance, whose eigenvalues need finite numbers
+        if model.input_shape != INPUT_SHAPE:
             notes.append("fd is measured for images of 28 x 28 x 1 only")
+        elif min(len(images), len(train_images)) < 2:
+            notes.append("fd needs at least two test and two training images")
+        else:
+            figures |= _distances(images, train_images, samples, seed)
         if iw_samples and model.likelihood == "bernoulli":
             limit = IW_IMAGES if backend_of(model.network.parameters()[0].data).on_host else None
             binary, given = binarised(images)[:limit], None if labels is None else labels[:limit]
             rows = importance_weighted_nll(model, binary, iw_samples, seed, progress, labels=given)
             figures |= {"iw_nll": float(rows.mean()), "iw_nll_se": standard_error(rows)}
+            _check_finite(figures)
         elif iw_samples:
             notes.append("iw_nll is measured for the Bernoulli likelihood only")
         if model.classes:
             notes.append("the model was told the class of every image and sample: its figures are of p(x | class)")
     notes += _library_figures(model, dataset, images, train_images, latents, reconstructed, figures, seed)
     return figures, notes
+
+
+def _check_finite(figures: dict[str, Any]) -> None:
+    """Raise DivergedError if a figure is not finite: latents, too, that no image is encoded to can be too large for the
+    decoder, and such numbers have no place in a JSON file."""
+    wrong = [name for name, value in figures.items() if value is not None and not np.isfinite(value).all()]
+    if wrong:
+        raise DivergedError(f"the model diverged: {', '.join(wrong)} not finite; train it again")
 
 
 def _library_figures(
@@ -260,9 +274,11 @@ def accuracies(
     if len(np.unique(train_labels[chosen])) < 2:
         chosen = np.arange(len(train_latents))
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed % 2**32))
-    probe.fit(train_latents[chosen].astype(np.float64), train_labels[chosen])
     neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(train_latents)))
-    neighbours.fit(train_latents, train_labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # slow convergence and many classes: the accuracy says what came of it
+        probe.fit(train_latents[chosen].astype(np.float64), train_labels[chosen])
+        neighbours.fit(train_latents, train_labels)
     return {
         "probe_accuracy": float(probe.score(latents.astype(np.float64), labels)),
         "knn_accuracy": float(neighbours.score(latents, labels)),
@@ -309,10 +325,11 @@ def pca_errors(train_images: np.ndarray, images: np.ndarray, components: int, se
     x, y = (
         (a.astype(np.float32) / (255 if a.dtype == np.uint8 else 1)).reshape(len(a), -1) for a in (train_images, images)
     )
-    pca = PCA(min(components, *x.shape), random_state=seed % 2**32).fit(x)
-    centred = y - pca.mean_
-    total = np.sum(centred.astype(np.float64) ** 2)
-    explained = np.sum((centred @ pca.components_.T).astype(np.float64) ** 2, axis=0)  # the components are orthonormal
+    most = min(components, len(x) - 1, x.shape[1])  # N images vary in N - 1 directions; a further one would be chance
+    axes = PCA(most, random_state=seed % 2**32).fit(x).components_ if most else x[:0]
+    centred = y - x.mean(axis=0, dtype=np.float64)
+    total = np.sum(centred**2)
+    explained = np.sum((centred @ axes.T) ** 2, axis=0)  # the components are orthonormal
     errors = (total - np.concatenate([[0.0], np.cumsum(explained)])) / y.size
     return np.maximum(errors, 0).tolist()
 
@@ -333,7 +350,7 @@ def _distances(images: np.ndarray, train_images: np.ndarray, samples: np.ndarray
 
 def table(figures: dict[str, Any]) -> str:
     """What was measured as lines of text."""
-    return "\n".join(f"  {name:<23}{text:<26}{meaning}" for name, text, meaning in lines_of(figures))
+    return "\n".join(f"  {name:<23}{text:<28}{meaning}" for name, text, meaning in lines_of(figures))
 
 
 def lines_of(figures: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -283,6 +283,12 @@ def test_pca_errors_are_those_of_the_singular_value_decomposition():
         assert found[count] == pytest.approx(np.mean((y - back) ** 2), rel=1e-5), count
     assert len(metrics.pca_errors(train, test, 50)) == 17  # no more components than pixels
     assert metrics.pca_errors(train / 255, test / 255, 5) == pytest.approx(found, rel=1e-5)
+    few = metrics.pca_errors(train[:3], test, 5)
+    axes = np.linalg.svd(x[:3] - x[:3].mean(axis=0), full_matrices=False)[2][:2]  # in two directions from their mean
+    away = y - x[:3].mean(axis=0)
+    assert len(few) == 3
+    assert few[2] == pytest.approx(np.mean((away - away @ axes.T @ axes) ** 2), rel=1e-5)
+    assert metrics.pca_errors(train[:1], test, 5) == pytest.approx([np.mean((y - x[0]) ** 2)], rel=1e-5)
 
 
 # ---- FD ----
@@ -468,6 +474,22 @@ def test_without_the_extra_the_rest_is_measured(monkeypatch):
     ]
 
 
+@NEEDS_EVAL
+@pytest.mark.parametrize(("train", "test"), [(40, 1), (1, 30)])
+def test_one_image_has_no_frechet_distance(train, test):
+    data = small_data((28, 28, 1), train, test)
+    figures, notes = measure(tiny(shape=(28, 28, 1), dtype="float32"), data, iw_samples=2)
+    assert {"fd", "fd_floor"} <= missing(figures)
+    assert "fd needs at least two test and two training images" in notes
+
+
+@NEEDS_EVAL
+def test_more_classes_than_scikit_learn_expects_are_no_warning(recwarn):
+    labels = np.arange(30)
+    assert measure(tiny(), dataset_of(grey(30), grey(30), labels, labels), iw_samples=0)[0]["knn_accuracy"] is not None
+    assert not recwarn.list
+
+
 def of_class(model, label, shape=(28, 28, 1)):
     """The unconditional model that a conditional one is for one class: the label's weights become part of the bias."""
     plain = VAE(shape, (2, 3), (3, 3), (1, 2), 2)
@@ -528,6 +550,20 @@ def test_a_model_that_diverged_is_told(name, value, part):
         measure(model, small_data(), iw_samples=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "figure"),
+    # a variance of 0 whose KL divergence is infinite; latents of the prior that are too large for the decoder
+    [("log_variance.weight", -3e38, "neg_elbo"), ("decoder_dense.weight", 3e38, "sample_std")],
+)
+def test_figures_that_are_not_finite_are_a_model_that_diverged(name, value, figure):
+    model = tiny(shape=(28, 28, 1), dtype="float32")
+    state = model.network.state_dict()
+    state |= {"mu.weight": 0 * state["mu.weight"], "mu.bias": 0 * state["mu.bias"]}  # finite at the mean
+    model.network.load_state_dict({**state, name: np.full_like(state[name], value)})
+    with np.errstate(all="ignore"), pytest.raises(DivergedError, match=f"the model diverged: .*{figure}.* not finite"):
+        measure(model, small_data((28, 28, 1)), iw_samples=2)
+
+
 @pytest.fixture(scope="module")
 def on_plain_kernels():
     """What the test below expects, computed before it chooses a backend."""
@@ -555,6 +591,7 @@ def test_the_table_shows_what_was_measured():
         "mse": 0.0123456,
         "kl": 3.5,
         "kl_per_dim": [1.234, 2.0],
+        "aggregate_mean": [-0.717, -0.228, -0.598, -0.773],
         "aggregate_std": [0.5, 1, 1, 1, 2.0],
     }
     lines = table(figures).splitlines()
@@ -562,8 +599,10 @@ def test_the_table_shows_what_was_measured():
         ["mse", "0.012346"],
         ["kl", "3.5"],
         ["kl_per_dim", "1.23"],
+        ["aggregate_mean", "-0.717"],
         ["aggregate_std", "0.5"],
     ]
     assert "1.23 2 " in lines[2]
-    assert "0.5 to 2 " in lines[3]
+    assert "-0.717 -0.228 -0.598 -0.773 " in lines[3]
+    assert "0.5 to 2 " in lines[4]
     assert "per pixel" in lines[0]
