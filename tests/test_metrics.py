@@ -272,6 +272,23 @@ def test_ssim_of_constant_images_has_a_closed_form():
 
 
 @NEEDS_EVAL
+def test_ssim_is_the_papers_formula_in_a_gaussian_window():
+    a, noise = grey(2, (14, 13, 3)), np.random.default_rng(1).normal(0, 0.2, (2, 14, 13, 3))
+    b = np.clip(a / 255 + noise, 0, 1)
+    bell = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    weights = np.outer(bell, bell) / bell.sum() ** 2
+    values = []
+    for image, row, column, channel in np.ndindex(2, 4, 3, 3):  # where the window fits
+        x, y = (z[image, row : row + 11, column : column + 11, channel] for z in (a / 255, b))
+        mx, my = (weights * x).sum(), (weights * y).sum()
+        vx, vy = (weights * (x - mx) ** 2).sum(), (weights * (y - my) ** 2).sum()
+        common = (weights * (x - mx) * (y - my)).sum()
+        parts = (2 * mx * my + 1e-4) / (mx**2 + my**2 + 1e-4), (2 * common + 9e-4) / (vx + vy + 9e-4)
+        values.append(parts[0] * parts[1])
+    assert metrics.ssim(a, b) == pytest.approx(np.mean(values), rel=1e-9)
+
+
+@NEEDS_EVAL
 def test_pca_errors_are_those_of_the_singular_value_decomposition():
     train, test = grey(40, (4, 4, 1), 1), grey(15, (4, 4, 1), 2)
     found = metrics.pca_errors(train, test, 5)
@@ -441,6 +458,27 @@ def test_every_figure_of_a_vae_is_measured():
     f = load_classifier().features
     assert figures["fd"] == pytest.approx(frechet_distance(f(model.sample(30, 0)), f(x)), rel=1e-9)
     assert figures["pca_mse_active"] == metrics.pca_errors(data.train_images, x, 2)[figures["active_units"]]
+
+
+def test_the_aggregate_posterior_has_the_moments_of_a_mixture():
+    """Its draws have the mean of the means, and the variance of the means plus the mean of the variances."""
+    model, data = tiny(shape=(8, 8, 1)), small_data((8, 8, 1), test=4000, labels=False)
+    figures, _ = measure(model, data, iw_samples=0)
+    mu, log_variance = model.encode_distribution(data.test_images)
+    covariance = np.cov(mu.T, ddof=0) + np.diag(np.exp(log_variance).mean(axis=0))
+    std = np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose(figures["aggregate_mean"], mu.mean(axis=0), atol=5 * std.max() / math.sqrt(4000))
+    np.testing.assert_allclose(figures["aggregate_std"], std, rtol=5 / math.sqrt(2 * 4000))
+    correlation = abs(covariance[0, 1]) / std.prod()
+    assert figures["aggregate_correlation"] == pytest.approx(correlation, abs=5 / math.sqrt(4000))
+    np.testing.assert_allclose(figures["log_variance_per_dim"], log_variance.mean(axis=0), rtol=1e-9)
+    assert np.exp(log_variance).mean() > 0.1 * std.max() ** 2, "the noise counts"
+    images, (reconstructed, _) = data.test_images / 255, model.reconstruct(data.test_images)
+    assert figures["image_std"] == pytest.approx(images.std(axis=0).mean(), rel=1e-9)
+    assert figures["reconstruction_std"] == pytest.approx(reconstructed.std(axis=0).mean(), rel=1e-9)
+    assert figures["sample_std"] == pytest.approx(model.sample(4000, 0).std(axis=0).mean(), rel=1e-9)
+    seen = neg_elbo(model, data.train_images, 0, draws=1)
+    assert figures["train_neg_elbo"] == pytest.approx(seen["neg_elbo"], rel=1e-9)
 
 
 @NEEDS_EVAL
