@@ -15,6 +15,8 @@ Finding = dict[str, str]
 # A good VAE's samples vary about as much as its reconstructions: 0.92 times with 2 dimensions, 0.75 with 10 and 0.79
 # with 32 (of short trainings). The seed's: 0.010 / 0.226 = 0.04; with beta 0.001: 0.04.
 DEAD_PRIOR = 0.5
+# Pixels that vary less do so by rounding only: the images are one image, and what they are encoded to one point.
+ALIKE = 1e-6
 # Reconstructions from two dimensions already vary 0.8 times as much as the images; 0.1 is next to nothing.
 IGNORED_LATENT = 0.1
 # exp(-20 / 2) = 5e-5 of the prior's width is 10 nats in one dimension, which tells 20,000 images apart by itself;
@@ -29,13 +31,15 @@ OVERFITTED = 1.25
 
 
 def diagnose(figures: Figures) -> list[Finding]:
-    """All findings, the worst first; none for a model without a known fault.
+    """All findings, the worst first; none for a model without a known fault, or where the test images are all alike.
 
     Args:
         figures: those of `metrics.FIGURES`, None where not measured, and `model`, the model's configuration.
     Returns:
         each {"finding": what is wrong, "why": the figures it rests on, "option": what to change}.
     """
+    if figures["image_std"] < ALIKE:
+        return []
     found = (rule(figures) for rule in (*FATAL, *FAULTS))
     return [finding for finding in found if finding]
 
@@ -43,6 +47,8 @@ def diagnose(figures: Figures) -> list[Finding]:
 def verdict(figures: Figures) -> str:
     """One sentence: whether the model works, and the findings or the figures that say so."""
     kind = "VAE" if figures["model"]["kind"] == "vae" else "autoencoder"
+    if figures["image_std"] < ALIKE:
+        return f"this {kind} cannot be judged: the test images are all alike"
     fatal = [finding["finding"] for rule in FATAL if (finding := rule(figures))]
     findings = [finding["finding"] for finding in diagnose(figures)]
     if fatal:
@@ -153,7 +159,7 @@ def blurred(figures: Figures) -> Finding | None:
     used = figures["active_units"] or figures["model"]["latent_space_dim"]
     return _finding(
         "blurred: a linear map reconstructs better",
-        f"mse {figures['mse']:.4f} is above {pca:.4f} of PCA with {used} components",
+        f"mse {figures['mse']:.4f} is above {pca:.4f} of PCA with {used} component{'s' if used > 1 else ''}",
         "more --epochs, more --filters, another --lr",
     )
 

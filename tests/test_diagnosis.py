@@ -119,6 +119,23 @@ def test_no_rule_fires(change, base):
     assert verdict(base | change).startswith("no fault found")
 
 
+@pytest.mark.parametrize("base", [HEALTHY, AE], ids=["vae", "ae"])
+@pytest.mark.parametrize("std", [0.0, 1e-17])
+def test_test_images_that_are_all_alike_tell_nothing(std, base):
+    """One image, or many of which all are the same: a good model, too, gives them one latent."""
+    alike = {"image_std": std, "reconstruction_std": 0.0}
+    if base is HEALTHY:
+        alike |= {"active_units": 0, "aggregate_std": [0.01, 0.02], "aggregate_mean": [1, 2], "sample_std": 0.2}
+    assert diagnose(base | alike) == []
+    kind = "VAE" if base is HEALTHY else "autoencoder"
+    assert verdict(base | alike) == f"this {kind} cannot be judged: the test images are all alike"
+
+
+def test_one_component_is_one():
+    found = diagnose(HEALTHY | {"mse": 0.05, "train_mse": 0.05, "active_units": 1})
+    assert [finding["why"] for finding in found] == ["mse 0.0500 is above 0.0461 of PCA with 1 component"]
+
+
 def test_the_option_depends_on_beta():
     (found,) = diagnose(HEALTHY | {"sample_std": 0.01, "model": model(beta=0.001)})
     assert found["option"].startswith("--beta 1 instead of 0.001")
