@@ -6,7 +6,6 @@ Read next: metrics.py, whose numbers it shows.
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.random import generator
-from minigrad.serialize import write_atomically
+from minigrad.serialize import DataError, write_atomically
 
 from . import figures
 from .bounds import unit
@@ -97,7 +96,7 @@ def denoised(model: Autoencoder, dataset: Dataset, noise: float, seed: int = 0) 
         labels,
         dataset.class_names,
         after,
-        title=f"Test images with noise of standard deviation {noise:g}, and without it",
+        title=f"Test images with noise of standard deviation {noise:g}, and what the model makes of them",
         error_name=f"mean squared error to the clean image, on average {after.mean():.4f} (noisy {before.mean():.4f})",
         rows_are=("noisy", "denoised"),
     )
@@ -107,14 +106,26 @@ def all_pictures(
     model: Autoencoder, dataset: Dataset, folder: Path, kl_per_dim: list[float] | None, seed: int = 0
 ) -> dict[str, Any]:
     """Every picture of a model in the order of the report, by name; the loss curves where the folder has a history."""
-    found = draw(model, dataset, seed=seed, mixture=load_mixture(folder))
+    found = draw(model, dataset, seed=seed, mixture=None if isinstance(model, VAE) else load_mixture(folder))
     found |= close_ups(model, dataset, kl_per_dim, seed)
     if noise := training_of_run(folder)[1].denoise:
         found["denoised"] = denoised(model, dataset, noise, seed)
-    with contextlib.suppress(FileNotFoundError):
-        rows = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-        found["loss_curves"] = figures.loss_curves(rows, unit=model.unit)
+    if (folder / "history.jsonl").exists():
+        found["loss_curves"] = loss_curves(folder / "history.jsonl", model.unit)
     return {name: found[name] for name in TITLES if name in found}
+
+
+def loss_curves(path: Path, unit: str) -> Any:
+    """The losses that a run wrote down.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return figures.loss_curves(rows, unit=unit)
+    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DataError(f"{path}: no losses that can be drawn ({error})") from error
 
 
 def title_of(model: Autoencoder) -> str:
@@ -141,13 +152,13 @@ def write_report(
     dataset: Dataset,
     measured: dict[str, Any],
     pictures: list[Path],
-    film: Path,
+    film: Path | None,
     record: dict[str, Any],
 ) -> None:
     """Write the report.
 
     Args:
-        measured: what evaluation.json holds. pictures: PNG files of the names in TITLES. film: a GIF, if it exists.
+        measured: what evaluation.json holds. pictures: PNG files of the names in TITLES. film: a GIF, if there is one.
         record: run.json, empty where there is none.
 
     Raises:
@@ -167,7 +178,7 @@ def write_report(
         notes=measured["notes"],
         lines=lines_of(measured),
         pictures=[(TITLES[path.stem], encoded(path, "png")) for path in pictures],
-        film=encoded(film, "gif") if film.exists() else None,
+        film=encoded(film, "gif") if film else None,
         commands=record.get("commands", []),
         command=measured["command"],
         configuration=json.dumps({name: record.get(name) for name in ("model", "options", "learning_rate")}, indent=2),
@@ -183,8 +194,8 @@ TITLES = {
     "denoised": "Noise removed",
     "latent_space": "Latent space",
     "manifold": "The latent plane, decoded",
-    "samples": "Samples from the prior",
-    "neighbours": "Samples are not copies",
+    "samples": "Samples",
+    "neighbours": "Samples and the training images nearest to them",
     "interpolations": "Interpolations",
     "traversals": "Traversals",
     "kl_per_dimension": "KL divergence per dimension",

@@ -330,17 +330,20 @@ def read_record(folder: Path) -> dict[str, Any]:
     """run.json of a folder; empty where there is none.
 
     Raises:
-        DataError: it is not JSON.
+        DataError: it is not JSON, or not the record of a run.
     """
     path = folder / RECORD_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(record, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(record).__name__}")
+    commands = record.get("commands", [])
+    if not isinstance(commands, list) or not all(isinstance(command, str) for command in commands):
+        raise DataError(f"{path}: commands: expected a list of texts, found {commands!r}")
     return record
 
 

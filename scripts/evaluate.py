@@ -82,9 +82,11 @@ def main(argv: list[str] | None = None) -> int:
         pictures = save_pictures(drawn, out / "figures")
         for path in pictures:
             print(f"drew {path}")
-        film = out / "figures" / "film.gif"
+        gif = out / "figures" / "film.gif"
+        film = None  # and not what lay there before
         try:
-            if draw_film(folder, dataset, film):
+            if draw_film(folder, dataset, gif):
+                film = gif
                 print(f"drew {film}")
         except DataError as error:
             print(f"no film: {error}")

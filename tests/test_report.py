@@ -170,6 +170,23 @@ def test_a_denoising_run_shows_noise_and_what_is_left_of_it(monkeypatch: pytest.
     assert f"{errors.mean():.4f} (noisy {((noisy - clean) ** 2).mean():.4f})" in options["error_name"]
 
 
+@pytest.mark.parametrize(
+    "text", ["", "{", "5\n", "[1]\n", '{"epoch": 1}\n', '{"loss": "x"}\n', "[" * 100_000, b"\xff\xfe"]
+)
+def test_a_history_that_cannot_be_drawn_is_named(text: str | bytes, tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=r"history\.jsonl: no losses that can be drawn"):
+        report.all_pictures(model(), dataset(), tmp_path, None)
+
+
+def test_a_vae_has_no_use_for_a_mixture(tmp_path: Path) -> None:
+    (tmp_path / "mixture.safetensors").write_text("damaged")
+    assert "samples" in report.all_pictures(model(), dataset(), tmp_path, None)
+    with pytest.raises(DataError, match="mixture"):
+        report.all_pictures(model(Autoencoder), dataset(), tmp_path, None)
+
+
 def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
     made, seen = model(Z=3), []
     real = made.decode
@@ -275,6 +292,6 @@ def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     (tmp_path / "report.html").mkdir()
     measured = {**dict.fromkeys(FIGURES), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
-    nothing = {"measured": measured, "pictures": [], "film": tmp_path / "film.gif", "record": {}}
+    nothing = {"measured": measured, "pictures": [], "film": None, "record": {}}
     with pytest.raises(DataError, match=r"report\.html"):
         report.write_report(tmp_path / "report.html", title="", model=model(), dataset=dataset(), **nothing)

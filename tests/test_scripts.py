@@ -477,7 +477,13 @@ def test_a_model_file_that_is_missing_or_damaged_is_named(program, call, trained
 
 
 @READERS
-@pytest.mark.parametrize("text", ["{", "[1]", '{"data": 5}', '{"data": {"name": 5}}', '{"data": {"data_dir": []}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", "[1]", '{"data": 5}', '{"data": {"name": 5}}', '{"data": {"data_dir": []}}', "[" * 100_000,
+        '{"commands": 5}', '{"commands": "train"}', '{"commands": [5]}',
+    ],
+)  # fmt: skip
 def test_a_damaged_record_is_named(program, text, call, trained):
     Path("bad").mkdir()
     Path("bad/model.safetensors").write_bytes((trained() / "model.safetensors").read_bytes())
@@ -980,6 +986,20 @@ def test_evaluate_compares_with_the_images_that_were_trained_on(limit, call, tra
     model, seen = autoencoders.load("run"), load_dataset("fashion-mnist-sample").train_images[: limit or 1000]
     mse = np.mean((model.reconstruct(seen)[0].astype(np.float64) - seen / 255) ** 2)
     assert measured("run")["train_mse"] == pytest.approx(mse, rel=1e-6)
+
+
+def test_the_film_of_an_earlier_report_is_not_shown_again(call, trained):
+    pytest.importorskip("jinja2")
+    shutil.copytree(trained("ae"), "run")
+    words = ("--model-dir", "run", "--out", "out")
+    assert call(EVALUATE, *words).code == 0
+    assert "data:image/gif" in Path("out/report.html").read_text()
+    for frame in Path("run/film").iterdir():
+        frame.write_text("damaged")
+    done = call(EVALUATE, *words)
+    assert (done.code, done.err) == (0, "")
+    assert "no film: " in done.out
+    assert "data:image/gif" not in Path("out/report.html").read_text()
 
 
 def test_evaluate_notes_that_a_model_was_not_trained_on_binarised_images(call, trained):
