@@ -24,6 +24,7 @@ Array = Any
 DRAWS = 4  # of the latent for each image, which give -ELBO its Monte Carlo error
 BINARISE_SEED = 0  # never --seed: the images that are binarised are part of the protocol
 IW_ROWS = 1 << 16  # importance weights at a time
+DECODER = "its decoder gives numbers that are"
 
 
 def at_the_mean(
@@ -44,8 +45,7 @@ def at_the_mean(
     reconstructed = np.concatenate(decoded)
     squares = [np.sum((reconstructed[i].astype(np.float64) - unit(images[i])) ** 2) for i in range(len(images))]
     mse, bce = float(np.sum(squares) / images.size), float(np.concatenate(entropies).mean())
-    if not math.isfinite(mse + bce):
-        raise DivergedError("the model diverged: its decoder gives numbers that are not finite; train it again")
+    check_finite(mse + bce, DECODER)
     return mse, bce, reconstructed
 
 
@@ -102,9 +102,15 @@ def _row_sums(x: Array) -> Array:
 def latents_of(model: Autoencoder, images: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
     """The latents (N, Z), for a VAE their means; finite."""
     latents = model.encode(images, labels=labels)
-    if not np.isfinite(latents).all():
-        raise DivergedError("the model diverged: its encoder gives latents that are not finite; train it again")
+    check_finite(latents, "its encoder gives latents that are")
     return latents
+
+
+def reconstructions_of(model: Autoencoder, images: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """The images after a round trip through the latent space, for a VAE through the means; finite."""
+    reconstructed = model.decode(latents_of(model, images, labels), labels=labels)
+    check_finite(reconstructed, DECODER)
+    return reconstructed
 
 
 def distribution_of(model: VAE, images: np.ndarray, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -112,9 +118,14 @@ def distribution_of(model: VAE, images: np.ndarray, labels: np.ndarray | None = 
     mu, log_variance = (x.astype(np.float64) for x in model.encode_distribution(images, labels=labels))
     with np.errstate(over="ignore"):
         std = np.exp(log_variance / 2).astype(model.dtype)
-    if not (np.isfinite(mu).all() and np.isfinite(std).all()):
-        raise DivergedError("the model diverged: q(z | x) has a mean or variance that is not finite; train it again")
+    check_finite(mu + std, "q(z | x) has a mean or variance that is")
     return mu, log_variance
+
+
+def check_finite(values: Any, whose: str) -> None:
+    """Raise DivergedError, which tells whose values they are, unless all are finite."""
+    if not np.isfinite(values).all():
+        raise DivergedError(f"the model diverged: {whose} not finite; train it again")
 
 
 def unit(images: np.ndarray) -> np.ndarray:
@@ -179,7 +190,7 @@ def importance_weighted_nll(
     """-log of the mean over samples of p(x | z) p(z) / q(z | x), z ~ q(z | x): an upper bound of -log p(x).
 
     The encoder sees the images that are given. Weights and their log-sum-exp are float64; no more than about IW_ROWS
-    weights are held at a time.
+    weights are held at a time, or those of one image.
 
     Shapes: images (N, H, W, C) -> (N,).
     Unit: nats.

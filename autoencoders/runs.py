@@ -24,7 +24,7 @@ from minigrad.random import generator
 from minigrad.serialize import DataError, write_atomically
 
 from . import figures
-from .bounds import unit
+from .bounds import latents_of, reconstructions_of, unit
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
 from .data import Dataset, load_dataset
 from .evaluation import evaluate
@@ -407,18 +407,21 @@ def draw(
 
     A conditional model's samples are of the class `label`, or some of every class from the same latents. A plain
     autoencoder's come from a mixture, where one is given.
+
+    Raises:
+        DataError: the images do not fit the model. DivergedError: it gives numbers that are not finite.
     """
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     chosen = pick_images(labels, 20, len(images), seed)
     originals = images[chosen]
     chosen_labels = None if labels is None else labels[chosen]
-    reconstructed, _ = model.reconstruct(originals, labels=chosen_labels)
+    reconstructed = reconstructions_of(model, originals, chosen_labels)
     errors = ((reconstructed - unit(originals)) ** 2).mean(axis=(1, 2, 3))
     pictures = {
         "reconstructions": figures.reconstructions(
             originals, reconstructed, chosen_labels, names, errors, error_name="mean squared error per pixel"
         ),
-        "latent_space": figures.latent_scatter(model.encode(images, labels=labels), labels, names),
+        "latent_space": figures.latent_scatter(latents_of(model, images, labels), labels, names),
     }
     pairs = pick_images(labels, 16, len(images), seed + 1)
     half = len(pairs) // 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import autoencoders
 import minigrad
 from autoencoders import figures
+from autoencoders.bounds import latents_of
 from autoencoders.cli import Parser, UsageError, add_common_options, add_model_options, run_program
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
@@ -73,7 +74,7 @@ def mixture_of(
     if components is None and mixture is None:
         print("no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one")
     elif components is not None and (mixture is None or len(mixture.weights) != components):
-        mixture = fit_mixture(model.encode(dataset.train_images), components)
+        mixture = fit_mixture(latents_of(model, dataset.train_images), components)
         save_mixture(folder, mixture)
         print(f"fitted {components} Gaussians to the latents of {len(dataset.train_images)} training images")
         print(f"saved {folder / MIXTURE_FILE}")

@@ -30,7 +30,7 @@ from autoencoders.cli import run_program
 from autoencoders.data import load_dataset
 from autoencoders.training import DivergedError
 from minigrad import DeviceError
-from minigrad.serialize import DataError, load_state
+from minigrad.serialize import DataError, load_state, save_state
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 SAMPLE = ("--dataset", "fashion-mnist-sample")
@@ -491,6 +491,30 @@ def test_a_damaged_record_is_named(program, text, call, trained):
     before = content(Path())
     call(program, "--model-dir", "bad").failed(3, "bad/run.json")
     assert content(Path()) == before
+
+
+@READERS
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("vae", "mu.bias"), ("vae", "decoder_dense.weight"), ("ae", "encoder_output.bias"), ("ae", "decoder_dense.bias")],
+)
+def test_a_model_whose_numbers_are_not_finite_has_diverged(program, kind, name, call, trained):
+    shutil.copytree(trained(kind), "run")
+    arrays, fields, _ = load_state("run/model.safetensors")
+    fields.pop("format")
+    save_state("run/model.safetensors", {**arrays, name: np.full_like(arrays[name], np.nan)}, fields)
+    call(program, "--model-dir", "run", "--out", "out").failed(5, "the model diverged", "not finite")
+    assert not list(Path("out").glob("**/*.*"))
+
+
+def test_a_mixture_of_latents_that_are_not_finite(call, trained):
+    shutil.copytree(trained("ae"), "run")
+    arrays, fields, _ = load_state("run/model.safetensors")
+    fields.pop("format")
+    arrays["encoder_output.weight"][:] = 3e38
+    save_state("run/model.safetensors", arrays, fields)
+    call(GENERATE, "--model-dir", "run", "--mixture-components", 2).failed(5, "the model diverged", "not finite")
+    assert not Path("run/mixture.safetensors").exists()
 
 
 @READERS
