@@ -272,8 +272,12 @@ def samples(
         raise ValueError(f"samples: expected one name for each of {rows} rows, got {len(row_names)}")
     gap = 8
     gutter = 200 if len(row_names) else 0  # left of the images, for the names
-    tile_height, tile_width = _tile(H, W, min((1600 - gutter) / columns - gap, 340), 340)
     top = MARGIN + 60
+    highest = 340.0
+    if gutter:  # a row for each class, often few columns: no higher than wide, but not too small to be seen
+        least = min(48, (MAX_SIDE - top - MARGIN) / rows - gap)
+        highest = max(least, min(highest, 1600 / rows - gap))
+    tile_height, tile_width = _tile(H, W, min((1600 - gutter) / columns - gap, 340), highest)
     content = gutter + columns * (tile_width + gap) - gap
     width = max(1200, 2 * MARGIN + content)
     figure, axes = _sheet(width, top + rows * (tile_height + gap) - gap + MARGIN, title, "samples")

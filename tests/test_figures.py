@@ -689,6 +689,13 @@ def test_show_opens_one_window_a_figure_and_closes_them(tmp_path):
     assert out.splitlines() == ["window True True", "window True True", "left []"]
 
 
+@pytest.mark.parametrize(("classes", "each", "highest"), [(10, 1, 1800), (10, 5, 1800), (99, 1, 6500), (900, 1, 32000)])
+def test_a_row_for_each_of_many_classes_is_no_tower(classes: int, each: int, highest: int) -> None:
+    images = np.zeros((classes * each, 28, 28, 1))
+    picture = figures.samples(images, columns=each, row_names=[str(i) for i in range(classes)])
+    assert picture.get_size_inches()[1] * picture.dpi <= highest
+
+
 def test_rows_of_samples_have_names() -> None:
     picture = figures.samples(np.zeros((6, 5, 4, 1)), columns=3, row_names=["Bag", "Coat"])
     assert [text.get_text() for text in picture.axes[0].texts[1:]] == ["Bag", "Coat"]
