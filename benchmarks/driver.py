@@ -27,7 +27,7 @@ from autoencoders.data import load_dataset
 from minigrad import nn
 from minigrad.backend.pool import usable_cores
 from minigrad.random import generator
-from minigrad.serialize import write_atomically
+from minigrad.serialize import DataError, write_atomically
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
@@ -292,7 +292,7 @@ def run_main(body: Callable[[], int]) -> int:
     """body's exit code; an error is told without a traceback, and Ctrl-C gives 130."""
     try:
         return body()
-    except BenchmarkError as error:
+    except (BenchmarkError, DataError, autoencoders.DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

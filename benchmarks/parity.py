@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,13 @@ def theirs(
 
 
 def compare(mine: list[float], others: list[float], epochs: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """(a row an epoch, what differs too much)."""
+    """(a row an epoch, what differs too much).
+
+    Raises:
+        BenchmarkError: a loss is not finite; a comparison with NaN would find no difference.
+    """
+    if not np.isfinite([mine, others]).all():
+        raise BenchmarkError("a loss is not finite")
     faults = []
     if abs(mine[0] - others[0]) > FIRST_TOLERANCE * abs(others[0]):
         faults.append(f"first loss: {mine[0]:.8g} and {others[0]:.8g}")
@@ -120,6 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def body() -> int:
+        if find_spec("torch") is None:
+            raise BenchmarkError("parity.py needs PyTorch: pip install torch")
         dataset = load_dataset("auto")
         images = dataset.train_images[: 12 * args.batch if args.quick else None]
         images = images[: len(images) // args.batch * args.batch]  # epochs of equal steps

@@ -45,11 +45,21 @@ def run(program: str, *arguments: str) -> None:
         raise BenchmarkError(f"{program} ended with exit code {done.returncode}")
 
 
+def started_with(record: dict[str, Any], options: list[str]) -> bool:
+    """Whether a run began with these options and no others, wherever its folder and on which device: a --smoke run,
+    too, is finished and named like the recipe."""
+    words = shlex.split((record.get("commands") or [""])[0])[2:]  # without python and the program
+    return words[: len(options)] == options and set(words[len(options) :: 2]) <= {"--out", "--device"}
+
+
 def train_and_measure(recipe: str, seed: int, folder: Path, device: str, quick: bool) -> dict[str, Any]:
     """{"training": from run.json, "evaluation": evaluation.json} of a recipe."""
-    status = read_record(folder).get("status")
+    record = read_record(folder)
+    status = record.get("status")
     options = [] if recipe == DEFAULT else ["--config", recipe]
     options += ["--seed", str(seed)]
+    if status is not None and not started_with(record, options):
+        raise BenchmarkError(f"{folder.name} was not trained with {' '.join(options)} alone; use another --runs")
     place = ["--out", str(folder), "--device", device]
     if quick:
         run(TRAIN, *options, *place, "--smoke", "--dataset", "fashion-mnist-sample")

@@ -451,9 +451,10 @@ def quality(records: Rows) -> str:
         f"Python {r['python']}, NumPy {r['training']['environment']['numpy']}, {r['date']}"
         for r in records
     )
+    data = dict.fromkeys(r["evaluation"]["data"]["name"] for r in records)
     return (
-        f"{table(heads, lines)}\nNats per image, MSE per pixel, on the 10,000 test images; mean and standard deviation "
-        f"over seeds. {'; '.join(machines)}.\n\n" + beside_the_seed(records)
+        f"{table(heads, lines)}\nNats per image, MSE per pixel, on the test images of {', '.join(data)}; mean and "
+        f"standard deviation over seeds. {'; '.join(machines)}.\n\n" + beside_the_seed(records)
     )
 
 

@@ -189,6 +189,7 @@ def test_the_table_of_recipes_has_mean_and_deviation_over_seeds(recipes, tmp_pat
     records = [json.loads((recipes / f"quality/vae10-{seed}.json").read_text()) for seed in (0, 1)]
     a, b = (record["evaluation"]["neg_elbo"] for record in records)
     row = next(line for line in readme.read_text().splitlines() if line.startswith("| `--config vae10`"))
+    assert "on the test images of fashion-mnist-sample" in readme.read_text()
     assert f"| 0, 1 | {(a + b) / 2:.1f} ± {abs(a - b) / 2**0.5:.1f} |" in row
     assert readme.read_text().startswith("before\n<!--")
     assert readme.read_text().endswith("<!-- end -->\nafter\n")
@@ -216,11 +217,77 @@ def test_a_run_that_fails_is_no_result(load, tmp_path, capfd):
     quality = load("quality")
     folder = tmp_path / "runs/vae10-0"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text('{"status": "failed"}')  # to be resumed, but there is no checkpoint
+    started = "python scripts/train_conv_autoencoder.py --config vae10 --seed 0 --out runs/vae10-0"
+    record = {"status": "failed", "commands": [started]}  # to be resumed, but there is no checkpoint
+    (folder / "run.json").write_text(json.dumps(record))
     options = ["--recipes", "vae10", "--seeds", "0", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     assert quality.main(options) == 1
     assert "ended with exit code 3" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--smoke --dataset fashion-mnist-sample", "--lr 0.1", None],
+)
+def test_a_run_of_other_options_is_not_measured_as_the_recipe(load, tmp_path, capsys, words):
+    quality = load("quality")
+    folder = tmp_path / "runs/vae10-0"
+    folder.mkdir(parents=True)
+    command = f"'/a place/python' scripts/train_conv_autoencoder.py --config vae10 --seed 0 --out {folder} {words}"
+    record = {"status": "finished"} | ({"commands": [command]} if words else {})
+    (folder / "run.json").write_text(json.dumps(record))
+    options = ["--recipes", "vae10", "--seeds", "0", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert quality.main(options) == 1
+    error = capsys.readouterr().err
+    assert "vae10-0 was not trained with --config vae10 --seed 0" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_that_cannot_be_read_is_an_error_in_one_line(load, tmp_path, capsys):
+    quality = load("quality")
+    (tmp_path / "runs/vae10-0").mkdir(parents=True)
+    (tmp_path / "runs/vae10-0/run.json").write_text("{")
+    options = ["--recipes", "vae10", "--seeds", "0", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert quality.main(options) == 1
+    error = capsys.readouterr().err
+    assert (error.startswith("error: "), error.count("\n")) == (True, 1)
+
+
+# ---- parity ----
+
+
+def test_parity_compares_the_mean_loss_of_each_epoch(load):
+    parity = load("parity")
+    ours, theirs = np.linspace(500, 300, 120), np.linspace(500, 300, 120) + np.tile([9.0, -9.0], 60)
+    theirs[0] = ours[0]
+    rows, faults = parity.compare(ours.tolist(), theirs.tolist(), 2)
+    for epoch, row in enumerate(rows):
+        a, b = ours[60 * epoch : 60 * epoch + 60].mean(), theirs[60 * epoch : 60 * epoch + 60].mean()
+        assert (row["epoch"], row["minigrad"], row["torch"]) == (epoch + 1, pytest.approx(a), pytest.approx(b))
+        assert row["difference"] == pytest.approx(abs(a - b) / b)
+    assert faults == []
+    theirs[60:] *= 1.006
+    assert [fault.partition(":")[0] for fault in parity.compare(ours.tolist(), theirs.tolist(), 2)[1]] == ["epoch 2"]
+    theirs[0] *= 1 + 2e-4
+    assert parity.compare(ours.tolist(), theirs.tolist(), 2)[1][0].startswith("first loss")
+
+
+def test_losses_that_are_not_finite_are_no_parity(load):
+    parity = load("parity")
+    losses = [300.0] * 60
+    for wrong in (float("nan"), float("inf")):
+        for one, other in ((losses, [wrong] * 60), ([300.0, wrong, *losses[2:]], losses)):
+            with pytest.raises(parity.BenchmarkError, match="not finite"):
+                parity.compare(one, other, 1)
+
+
+def test_parity_without_torch_says_so_before_it_trains(load, monkeypatch, capsys):
+    parity = load("parity")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(parity, "ours", lambda *_: pytest.fail("it trained"))
+    assert parity.main(["--quick"]) == 1
+    assert capsys.readouterr().err == "error: parity.py needs PyTorch: pip install torch\n"
 
 
 # ---- ratios ----
