@@ -97,8 +97,10 @@ def measure(
     images = model.check_images(dataset.test_images)
     train_images = model.check_images(dataset.train_images)
     labels, train_labels = dataset.test_labels, dataset.train_labels
-    count = min(len(train_images[:limit_train]), len(images))
-    seen, seen_labels = train_images[:count], None if train_labels is None else train_labels[:count]
+    trained = len(train_images[:limit_train])
+    # at random: where images are sorted by class, the first ones are not of the same kind as the test images
+    chosen = np.sort(generator(seed, "seen").permutation(trained)[: len(images)])
+    seen, seen_labels = train_images[chosen], None if train_labels is None else train_labels[chosen]
     figures: dict[str, Any] = dict.fromkeys(FIGURES)
     latents = latents_of(model, images, labels)
     mse, bce, reconstructed = at_the_mean(model, images, latents, labels)

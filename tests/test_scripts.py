@@ -1007,7 +1007,8 @@ def test_evaluate_compares_with_the_images_that_were_trained_on(limit, call, tra
     changed["data"]["limit_train"] = limit
     Path("run/run.json").write_text(json.dumps(changed))
     assert call(EVALUATE, "--model-dir", "run").code == 0
-    model, seen = autoencoders.load("run"), load_dataset("fashion-mnist-sample").train_images[: limit or 1000]
+    model, images = autoencoders.load("run"), load_dataset("fashion-mnist-sample").train_images[:limit]
+    seen = images[runs.generator(0, "seen").permutation(len(images))[:1000]]
     mse = np.mean((model.reconstruct(seen)[0].astype(np.float64) - seen / 255) ** 2)
     assert measured("run")["train_mse"] == pytest.approx(mse, rel=1e-6)
 
