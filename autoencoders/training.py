@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 Array = Any
 FETCH_EVERY = 10  # steps between readings of the losses from the device
 KEPT_CHECKPOINTS = 3
+MOMENT = "optimizer."  # before the names of moments in a checkpoint
 
 
 class DivergedError(ArithmeticError):
@@ -240,6 +242,8 @@ class Trainer:
         self.pending: list[tuple[int, int, Array]] = []  # (step, images, losses) not yet read from the device
         self.clock = time.perf_counter()
         self.restored = False
+        self.good: tuple[dict[str, np.ndarray], Progress] | None = None  # the last state that was seen to be finite
+        self.received: list[int] = []  # signals
         self.capture = True
         self.peak = model.learning_rate
 
@@ -313,16 +317,17 @@ class Trainer:
         )
         self.k.prepare(self.dtype)
         self.optimizer.flat.check()
+        self.good = self._state(), deepcopy(self.progress)
         self.optimizer.learning_rate = self.rate
         self.model.network.train()
         self._call("on_fit_begin")
         take_step = self.k.capture(self.step) if self.capture else self.step
         try:
-            with catch_signals(self.signals) as received, self._bar() as self.bar:
+            with catch_signals(self.signals) as self.received, self._bar() as self.bar:
                 while self.progress.epoch < self.options.epochs and not self._waited_enough():
-                    self._run_epoch(take_step, received)
-                    if received:  # after the last step of the epoch; its checkpoint is written
-                        raise KeyboardInterrupt(received[0])
+                    self._run_epoch(take_step)
+                    if self.received:  # after the last step of the epoch; its checkpoint is written
+                        raise KeyboardInterrupt(self.received[0])
         finally:
             self.optimizer.learning_rate = self.peak
             self.model.network.eval()
@@ -335,7 +340,7 @@ class Trainer:
     def history(self) -> History:
         return History(self.progress.rows)
 
-    def _run_epoch(self, take_step: Callable[..., Array], received: list[int]) -> None:
+    def _run_epoch(self, take_step: Callable[..., Array]) -> None:
         p, options = self.progress, self.options
         self._call("on_epoch_begin")
         order, noise, scalars = self._draw_epoch()
@@ -343,25 +348,23 @@ class Trainer:
         self.clock = time.perf_counter()
         while p.batch < self.batches:
             self._call("on_batch_begin")
-            rows = slice(p.batch * options.batch_size, (p.batch + 1) * options.batch_size)
-            batch = self.k.unit_range(self.train_images, self.dtype, order[rows])
-            batch, targets = self._disturb(batch, "pixels", p.epoch, p.batch)
-            labels = None if self.train_labels is None else self.train_labels[order[rows]]
+            arguments = self._arguments(order, noise, scalars)
+            count = len(arguments[0])
             try:
-                losses = take_step(batch, self._noise(noise, rows, len(batch)), scalars[p.batch], labels, targets)
+                losses = take_step(*arguments)
             except MemoryError as error:
                 mend = f"try --batch-size {max(1, self.batch // 2)}"
-                raise DeviceError(f"out of memory in a step on {len(batch)} images: {error}; {mend}") from error
+                raise DeviceError(f"out of memory in a step on {count} images: {error}; {mend}") from error
             p.batch, p.step = p.batch + 1, p.step + 1
             self.optimizer.steps += 1
-            self.pending.append((p.step, len(batch), losses))
+            self.pending.append((p.step, count, losses))
             if len(self.pending) >= FETCH_EVERY or p.batch == self.batches:
                 self._fetch()
-            self.bar.update(len(batch))
+            self.bar.update(count)
             self._call("on_batch_end")
-            if received:
+            if self.received:
                 self.save_checkpoint()
-                raise KeyboardInterrupt(received[0])
+                raise KeyboardInterrupt(self.received[0])
             if options.save_every and p.step % options.save_every == 0 and p.batch < self.batches:
                 self.save_checkpoint()
         self._end_epoch()
@@ -381,6 +384,15 @@ class Trainer:
             for step in range(first + 1, first + self.batches + 1)
         ]
         return order, noise, k.from_host(np.array(table, dtype=self.dtype))
+
+    def _arguments(self, order: Array, noise: Array | None, scalars: Array) -> tuple[Array, ...]:
+        """Those of the next step, from what was drawn for its epoch."""
+        p = self.progress
+        rows = slice(p.batch * self.options.batch_size, (p.batch + 1) * self.options.batch_size)
+        batch = self.k.unit_range(self.train_images, self.dtype, order[rows])
+        batch, targets = self._disturb(batch, "pixels", p.epoch, p.batch)
+        labels = None if self.train_labels is None else self.train_labels[order[rows]]
+        return batch, self._noise(noise, rows, len(batch)), scalars[p.batch], labels, targets
 
     def _noise(self, of_epoch: Array | None, rows: slice, count: int) -> Array | None:
         """The latent noise of a step; that of several samples is drawn for it alone, as the noise of pixels is."""
@@ -513,11 +525,12 @@ class Trainer:
         if self.pending:
             self._fetch()
         self._check_finite()
-        if self.folder is None:
-            return
         p, now = self.progress, time.perf_counter()
         p.seconds, self.clock = p.seconds + now - self.clock if p.batch else 0.0, now
-        moments = {f"optimizer.{name}": self.k.to_host(x) for name, x in self.optimizer.moments.items()}
+        state = self._state()
+        self.good = state, deepcopy(p)
+        if self.folder is None:
+            return
         record = {
             "kind": "checkpoint",
             "model": self.model.config,
@@ -528,11 +541,23 @@ class Trainer:
             "environment": environment(self.k),
         }
         path = self.folder / "checkpoints" / f"step-{p.step:08d}.safetensors"
-        save_state(path, {**self.model.network.state_dict(), **moments}, record)
+        save_state(path, state, record)
         for old in sorted(path.parent.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
             old.unlink(missing_ok=True)
         if p.rows:
             self.history.write(self.folder)
+
+    def _state(self) -> dict[str, np.ndarray]:
+        """Copies on the host of all that a step changes: weights, statistics and moments."""
+        moments = {name: x for name, x in self.optimizer.state_dict().items() if name != "steps"}
+        return {**self.model.network.state_dict(), **{f"{MOMENT}{name}": x for name, x in moments.items()}}
+
+    def _take(self, arrays: dict[str, np.ndarray], progress: Progress) -> None:
+        """Go on from here."""
+        self.progress = progress
+        moments = {name.removeprefix(MOMENT): x for name, x in arrays.items() if name.startswith(MOMENT)}
+        self.model.network.load_state_dict({n: x for n, x in arrays.items() if not n.startswith(MOMENT)})
+        self.optimizer.load_state_dict({"steps": progress.first_step + progress.step, **moments})
 
     def restore(self, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
         """Take weights, moments and progress from a checkpoint of `load_checkpoint`.
@@ -540,18 +565,13 @@ class Trainer:
         Raises:
             DataError: the checkpoint does not belong to this model, these options or this learning rate.
         """
-        prefix = "optimizer."
-        moments = {name.removeprefix(prefix): x for name, x in arrays.items() if name.startswith(prefix)}
         ours = {**asdict(self.options), "learning_rate": self.peak}
         try:
             theirs = {**asdict(TrainingOptions(**record["options"])), "learning_rate": record["learning_rate"]}
             other = [name for name in ours if name != "epochs" and ours[name] != theirs[name]]
             if other:
                 raise ValueError(f"made with another {', '.join(other)}")
-            self.progress = Progress(**record["progress"])
-            self.model.network.load_state_dict({n: x for n, x in arrays.items() if not n.startswith(prefix)})
-            steps = self.progress.first_step + self.progress.step
-            self.optimizer.load_state_dict({"steps": steps, **moments})
+            self._take(arrays, Progress(**record["progress"]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"checkpoint: does not fit the training ({error})") from error
         self.restored = True
@@ -559,18 +579,74 @@ class Trainer:
             # A kill between the best weights and the checkpoint: the epoch that comes again will be the best again.
             self.progress.best = None
 
+    # ---- divergence ----
+
     def _check_finite(self) -> None:
         """Nothing that is not finite may be saved."""
+        if name := self._not_finite():
+            self._diverged(f"after step {self.progress.step} {name} is not finite")
+
+    def _not_finite(self) -> str | None:
+        """The name of a weight, statistic or moment that holds such a number."""
         state = {name: x.data for name, x in self.model.network.named_tensors()}
         state |= {f"Adam's {name}": x for name, x in self.optimizer.moments.items()}
-        for name, x in state.items():
-            if not np.isfinite(self.k.to_host(x)).all():
-                self._diverged(f"after step {self.progress.step} {name} is not finite")
+        return next((name for name, x in state.items() if not np.isfinite(self.k.to_host(x)).all()), None)
 
     def _diverged(self, what: str) -> None:
+        """Go back to the last good state, find out what went wrong, and stop."""
+        with np.errstate(all="ignore"):
+            cause = self._cause()
         last = latest_checkpoint(self.folder) if self.folder else None
         kept = f"; the last good checkpoint is {last}" if last else ""
-        raise DivergedError(f"training diverged: {what}; try a smaller learning rate, warm-up steps or clipping{kept}")
+        raise DivergedError(
+            f"training diverged: {what}{cause}; try a smaller learning rate, warm-up steps or clipping{kept}"
+        )
+
+    def _cause(self) -> str:
+        """Do the steps since the last good state again, which gives the same bits, up to the first bad number; that
+        step is then done operation by operation. The model is left in the good state."""
+        if self.good is None:  # not in a run
+            return ""
+        state, progress = self.good
+        steps = self.progress.step - progress.step
+        self.pending.clear()
+        self._take(state, deepcopy(progress))
+        if self.show:
+            self.bar.clear()
+            print(f"not finite: doing the last {steps} steps again to find the cause", flush=True)
+        p = self.progress
+        cause = None
+        drawn = self._draw_epoch()
+        for _ in range(steps):
+            if self.received:  # somebody does not want to wait for that
+                break
+            if p.batch == self.batches:
+                p.epoch, p.batch = p.epoch + 1, 0
+                drawn = self._draw_epoch()
+            arguments, before = self._arguments(*drawn), self._state()
+            losses = self.step(*arguments)
+            if not np.isfinite(self.k.to_host(losses)).all() or self._not_finite():
+                self._take(before, p)
+                where = f"first in step {p.step + 1}"
+                cause = self._anomaly(lambda arguments=arguments: self.step(*arguments))  # type: ignore[misc]
+                break
+            p.batch, p.step = p.batch + 1, p.step + 1
+            self.optimizer.steps += 1
+        else:
+            where = "in the validation"
+            cause = self._anomaly(self.validate)
+        self._take(state, deepcopy(progress))
+        return f"; {where}: {cause}" if cause else ""
+
+    @staticmethod
+    def _anomaly(run: Callable[[], Any]) -> str | None:
+        """What detect_anomaly says of a step or a validation."""
+        try:
+            with minigrad.detect_anomaly():
+                run()
+        except minigrad.AnomalyError as anomaly:
+            return str(anomaly)
+        return None
 
     # ---- what is seen ----
 

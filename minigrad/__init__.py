@@ -5,6 +5,7 @@ specification; backend/cpu.py and jit.py compute the same faster and are compare
 """
 
 from . import init, nn, ops, optim, random
+from .anomaly import AnomalyError, detect_anomaly
 from .backend import Backend, DeviceError, available, backend_of, get_num_threads, set_num_threads, to_device, use
 from .profiler import profile
 from .tensor import Function, Tensor, no_grad
@@ -12,12 +13,14 @@ from .tensor import Function, Tensor, no_grad
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnomalyError",
     "Backend",
     "DeviceError",
     "Function",
     "Tensor",
     "available",
     "backend_of",
+    "detect_anomaly",
     "get_num_threads",
     "init",
     "nn",

@@ -5,19 +5,12 @@
     print(p)
     p.plot("profile.png")
 
-While it is off it costs nothing, because the engine knows nothing of it: entering the `with` puts timed versions in
-the place of `Function.__call__`, `Function.run_backward`, `Module.__call__`, every optimiser's `update` and
-`optim.clip_grad_norm`, and leaving it puts the very same originals back. Only the thread that entered is recorded.
-A ConvChain is run link by link meanwhile, so that each layer has its row; as one operation it is some 5 % faster. On a
-GPU a captured step runs its kernels one by one.
+While it is off it costs nothing; how it sees what runs, and what runs otherwise meanwhile, is told in watch.py.
 (A `clip_grad_norm` that was imported by its bare name is not seen; its time counts as outside operations.)
 """
 
 from __future__ import annotations
 
-import functools
-import gc
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -26,20 +19,18 @@ from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from . import backend, nn, optim
+from . import backend, optim
 from .backend import Array
-from .backend.capture import Captured
 from .ops.conv import Conv2D, Conv2DTranspose
 from .ops.dense import Dense, MatMul
 from .ops.fused import ConvChain, ConvChainInference
 from .ops.shape import Reshape, Transpose
 from .tensor import Function, Operand, Tensor
+from .watch import Scope, Watcher, layer_name, names_alive
 
 OUTSIDE = "outside operations"
 COLOURS = {"forward": "#0072b2", "backward": "#d55e00", "update": "#009e73", "": "#999999"}  # Okabe and Ito's
-_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -87,14 +78,12 @@ class Profile:
         self.seconds = 0.0
 
     def __enter__(self) -> Profile:
-        if not _one_at_a_time.acquire(blocking=False):
-            raise RuntimeError("profile: another profile is active; there can be one at a time")
-        with ExitStack() as undo:
-            undo.callback(_one_at_a_time.release)
-            self.rows, self.seconds = [], 0.0
-            self._recorder = _Recorder(undo)
+        with ExitStack() as stack:
+            recorder = _Recorder()
+            stack.enter_context(recorder.watching("profile"))
+            self.rows, self.seconds, self._recorder = [], 0.0, recorder
             self._start = _now()
-            self._undo = undo.pop_all()
+            self._undo = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -198,51 +187,15 @@ class _Total:
     bytes: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class _Scope:
-    """A running module, and the one that called it."""
+class _Recorder(Watcher):
+    """Measures what it watches."""
 
-    module: nn.Module
-    outer: _Scope | None
-    name: str = ""  # below the outer one, where that is known
-
-
-class _Recorder:
-    """The timed versions of what runs, and what they found. Closing `undo` puts the originals back."""
-
-    def __init__(self, undo: ExitStack) -> None:
-        self.thread = threading.get_ident()
-        self.totals: dict[tuple[_Scope | None, str, str], _Total] = defaultdict(_Total)
-        self.scope: _Scope | None = None  # of the module that runs now
-        self.scopes: dict[tuple[_Scope | None, int], _Scope] = {}
-        self.made_in: WeakKeyDictionary[Function, _Scope | None] = WeakKeyDictionary()  # for the backward pass
+    def __init__(self) -> None:
+        self.totals: dict[tuple[Scope | None, str, str], _Total] = defaultdict(_Total)
         self.inner = [0.0]  # for each operation that runs now: seconds of the operations inside it
-        self.updating: optim.Optimizer | None = None
-        self.undo = undo
-        self._replace(Function, "__call__", self._forward)
-        self._replace(Function, "run_backward", self._backward)
-        self._replace(nn.Module, "__call__", self._module)
-        self._replace(nn.ConvChain, "forward", self._chain)
-        self._replace(optim, "clip_grad_norm", self._clip)
-        self._replace(Captured, "__call__", lambda _, captured, *arrays: captured.step(*arrays))
-        for optimizer in _subclasses(optim.Optimizer):
-            if "update" in vars(optimizer):
-                self._replace(optimizer, "update", self._update)
-
-    def _replace(self, owner: Any, name: str, timed: Callable[..., Any]) -> None:
-        original = vars(owner)[name]
-
-        @functools.wraps(original)
-        def replacement(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != self.thread:
-                return original(*args, **kwargs)
-            return timed(original, *args, **kwargs)
-
-        self.undo.callback(setattr, owner, name, original)
-        setattr(owner, name, replacement)
 
     @contextmanager
-    def _timed(self, scope: _Scope | None, operation: str, direction: str) -> Iterator[_Total]:
+    def _timed(self, scope: Scope | None, operation: str, direction: str) -> Iterator[_Total]:
         """Count a call and its own time, without that of operations inside it, also if it raises."""
         total = self.totals[scope, operation, direction]
         self.inner.append(0.0)
@@ -255,17 +208,15 @@ class _Recorder:
             total.seconds += seconds - self.inner.pop()
             self.inner[-1] += seconds
 
-    def _forward(self, original: Callable[..., Tensor], function: Function, *operands: Operand) -> Tensor:
+    def forward(self, original: Callable[..., Tensor], function: Function, *operands: Operand) -> Tensor:
         with self._timed(self.scope, function.name, "forward") as total:
             y = original(function, *operands)
-        if y.creator is function:
-            self.made_in[function] = self.scope
         inputs = [_array(x, y.dtype) for x in operands if x is not None]
         total.flops += 2 * _multiply_adds(function, inputs, y.data)
         total.bytes += _traffic(function, [*inputs, y.data])
         return y
 
-    def _backward(self, original: Callable[..., Any], function: Function, gy: Array) -> list[tuple[Tensor, Array]]:
+    def backward(self, original: Callable[..., Any], function: Function, gy: Array) -> list[tuple[Tensor, Array]]:
         if function.inputs is None:
             return original(function, gy)  # raises
         inputs = [x.data for x in function.inputs if x is not None]
@@ -277,39 +228,12 @@ class _Recorder:
         total.bytes += _traffic(function, [gy, *inputs, *(gx for _, gx in pairs)])
         return pairs
 
-    def _module(self, original: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
-        if isinstance(module, nn.ConvChain):  # its links have names of their own
-            return original(module, *inputs)
-        with self._inside(module):
-            return original(module, *inputs)
-
-    def _chain(self, original: Callable[..., Any], chain: nn.ConvChain, x: Tensor) -> Tensor:
-        for name, layers in chain.links.items():
-            with self._inside(layers[0], name):
-                x = chain.run_link(x, layers)
-        return x
-
-    @contextmanager
-    def _inside(self, module: nn.Module, name: str = "") -> Iterator[None]:
-        before = self.scope
-        self.scope = self.scopes.setdefault((before, id(module)), _Scope(module, before, name))
-        try:
-            yield
-        finally:
-            self.scope = before
-
-    def _update(self, original: Callable[..., None], optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        if self.updating is optimizer:  # super().update(...)
-            return original(optimizer, *args, **kwargs)
-        self.updating = optimizer
-        try:
-            with self._timed(None, type(optimizer).__name__, "update") as total:
-                original(optimizer, *args, **kwargs)
-        finally:
-            self.updating = None
+    def update(self, original: Callable[..., None], optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+        with self._timed(None, type(optimizer).__name__, "update") as total:
+            original(optimizer, *args, **kwargs)
         total.bytes += optimizer.flat.values.nbytes * (3 + 2 * len(optimizer.moments))
 
-    def _clip(self, original: Callable[..., Array], optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> Array:
+    def clip(self, original: Callable[..., Array], optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> Array:
         with self._timed(None, "clip_grad_norm", "update") as total:
             norm = original(optimizer, *args, **kwargs)
         total.bytes += 2 * optimizer.flat.gradients.nbytes
@@ -317,10 +241,10 @@ class _Recorder:
 
     def by_layer(self) -> dict[tuple[str, str, str], _Total]:
         """The totals by (layer's name, operation, direction)."""
-        alive = _names_alive() if self.scopes else {}
+        alive = names_alive() if self.scopes else {}
         merged: dict[tuple[str, str, str], _Total] = defaultdict(_Total)
         for (scope, operation, direction), t in self.totals.items():
-            m = merged[_name(scope, alive), operation, direction]
+            m = merged[layer_name(scope, alive), operation, direction]
             m.calls, m.seconds, m.flops, m.bytes = (
                 m.calls + t.calls, m.seconds + t.seconds, m.flops + t.flops, m.bytes + t.bytes
             )  # fmt: skip
@@ -353,40 +277,6 @@ def _multiply_adds(function: Function, inputs: list[Array], y: Array) -> int:
 
 def _traffic(function: Function, arrays: list[Array]) -> int:
     return 0 if isinstance(function, Reshape | Transpose) else sum(array.nbytes for array in arrays)
-
-
-def _name(scope: _Scope | None, alive: dict[int, str]) -> str:
-    """Of a layer: below the one that called it; else in any model that is alive; else the caller's."""
-    if scope is None:
-        return ""
-    outer = _name(scope.outer, alive)
-    if scope.name:
-        return f"{outer}.{scope.name}" if outer else scope.name
-    if scope.outer:
-        for name, module in scope.outer.module.modules(outer):
-            if module is scope.module:
-                return name
-    return alive.get(id(scope.module)) or outer
-
-
-def _names_alive() -> dict[int, str]:
-    """{id(module): name} in all models there are, the name with the fewest dots where there are several.
-
-    A layer does not know its name, and a model may call a layer by itself, as the autoencoders do with their heads.
-    """
-    modules = [x for x in gc.get_objects() if issubclass(type(x), nn.Module)]
-    modules = [x for x in modules if not isinstance(x, nn.Sequential) or "layers" in vars(x)]  # built to the end
-    parts = {id(part) for module in modules for _, part in module.children()}
-    names: dict[int, str] = {}
-    for model in modules:
-        for name, module in model.modules() if id(model) not in parts else ():
-            names[id(module)] = min(names.get(id(module), name), name, key=lambda name: name.count("."))
-    return names
-
-
-def _subclasses(cls: type) -> set[Any]:
-    found: set[Any] = set(cls.__subclasses__())
-    return found.union(*map(_subclasses, found))
 
 
 def _shortened(name: str, width: int = 36) -> str:

@@ -35,7 +35,9 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("serialize", set()),
     ("nn", {"backend", "tensor", "ops", "init", "random"}),
     ("optim", {"backend", "tensor", "ops", "init", "random", "nn"}),
-    ("profiler", {"backend", "tensor", "ops", "nn", "optim"}),
+    ("watch", {"backend", "tensor", "ops", "nn", "optim"}),
+    ("profiler", {"backend", "tensor", "ops", "nn", "optim", "watch"}),
+    ("anomaly", {"backend", "tensor", "ops", "nn", "optim", "watch"}),
 ]
 
 
