@@ -30,7 +30,7 @@ from .data import Dataset, load_dataset
 from .evaluation import evaluate
 from .film import FRAMES, SCATTERED, SHOWN, Film
 from .mixture import MIXTURE_FILE, Mixture
-from .training import History, Trainer, TrainingOptions, environment, latest_checkpoint, load_checkpoint
+from .training import History, Trainer, TrainingOptions, claim, environment, latest_checkpoint, load_checkpoint
 
 RECORD_FILE = "run.json"
 PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
@@ -58,10 +58,22 @@ class Run:
     Args:
         trainer: ready to run. dataset: its images. folder: where everything goes.
         command: recorded as what was typed. resumed: whether run.json is to be continued.
+        overwrite: whether a new run may replace one that the folder holds.
     """
 
-    def __init__(self, trainer: Trainer, dataset: Dataset, folder: Path, command: str, resumed: bool = False) -> None:
-        self.trainer, self.dataset, self.folder, self.resumed = trainer, dataset, folder, resumed
+    def __init__(
+        self,
+        trainer: Trainer,
+        dataset: Dataset,
+        folder: Path,
+        command: str,
+        *,
+        resumed: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.trainer, self.dataset, self.folder = trainer, dataset, folder
+        self.resumed, self.overwrite = resumed, overwrite
+        self.found = latest_checkpoint(folder)
         before = read_record(folder) if resumed else {}
         self.record: dict[str, Any] = {
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
@@ -79,7 +91,18 @@ class Run:
         """Train to the end, save the model, measure it on the test images and draw it.
 
         An error or signal leaves what was there before, or a run that can be resumed; run.json says which.
+
+        Raises:
+            FileExistsError: another training is running in the folder, or has meanwhile.
         """
+        with claim(self.folder):
+            if latest_checkpoint(self.folder) != self.found:
+                raise FileExistsError(f"{self.folder}: another training has changed this folder meanwhile; start again")
+            if not self.resumed:
+                check_folder(self.folder, self.overwrite)
+            self._execute(tell)
+
+    def _execute(self, tell: Callable[[str], None]) -> None:
         try:
             if not self.resumed:
                 set_aside(self.folder)
@@ -209,7 +232,8 @@ def start_run(
         "limit_train": limit_train,
         "data_dir": data_dir,
     }
-    return Run(_trainer(model, dataset, limit_train, options, folder, data, progress), dataset, folder, command)
+    trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
+    return Run(trainer, dataset, folder, command, overwrite=overwrite)
 
 
 def resume_run(

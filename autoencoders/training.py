@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Array = Any
 FETCH_EVERY = 10  # steps between readings of the losses from the device
 KEPT_CHECKPOINTS = 3
+LOCK_FILE = ".lock"
 MOMENT = "optimizer."  # before the names of moments in a checkpoint
 
 
@@ -304,8 +305,13 @@ class Trainer:
         Raises:
             DivergedError: a loss or weight is not finite; the last good checkpoint stays.
             KeyboardInterrupt: a signal arrived; the step was finished and saved. Its number is the error's argument.
-            FileExistsError: the folder holds checkpoints of another run, which would count as newer than this one's.
+            FileExistsError: the folder holds checkpoints of another run, which would count as newer than this one's, or
+                another training is running there.
         """
+        with claim(self.folder):
+            return self._run()
+
+    def _run(self) -> History:
         if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
         check_memory(
@@ -764,6 +770,35 @@ def load_checkpoint(
         except DataError as error:
             tell(f"skipped a checkpoint: {error}")
     raise DataError(f"{folder}: no valid checkpoint to resume from")
+
+
+@contextmanager
+def claim(folder: Path | None) -> Iterator[None]:
+    """Hold a folder for one training. However this process ends, even killed, the folder is free then.
+
+    Raises:
+        FileExistsError: another training holds it. DataError: it cannot be written.
+    """
+    if folder is None:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    # A singleton: who holds the folder already may claim it once more in the same thread.
+    lock = FileLock(folder / LOCK_FILE, is_singleton=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FileExistsError(
+            f"{folder}: another training is running in this folder; wait for it or choose another folder"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

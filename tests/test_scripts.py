@@ -217,7 +217,7 @@ def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, fold
     out = Path(folder)
     assert os.listdir() == [folder.split("/")[0]], "nothing elsewhere"
     assert {p.name for p in out.iterdir()} == {
-        "model.safetensors", "run.json", "history.csv", "history.jsonl", "checkpoints", "figures", "film",
+        "model.safetensors", "run.json", "history.csv", "history.jsonl", "checkpoints", "figures", "film", ".lock",
     }  # fmt: skip
     assert pictures(out / "figures") == drawn | {"loss_curves"}
     assert os.listdir(out / "checkpoints") == ["step-00000002.safetensors"]  # two batches
@@ -611,6 +611,22 @@ def test_sigterm_saves_and_the_printed_command_goes_on_to_the_same_weights(unbro
     assert (done.code, done.err) == (0, "")
     assert weights(Path("a run")) == weights(unbroken)
     assert losses(Path("a run")) == losses(unbroken)
+
+
+def test_a_second_process_in_the_folder_of_a_run_is_refused_until_the_first_is_gone(call):
+    words = (*TINY, "--epochs", "500", "--save-every", "1", "--out", "run")
+    command = [sys.executable, str(SCRIPTS / "train_conv_autoencoder.py"), *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while not list(Path("run").glob("checkpoints/step-*")):
+            assert process.poll() is None
+        for others in (TINY, (*TINY, "--overwrite"), ("--resume",)):
+            done = call(TRAIN, *others, "--out", "run")
+            done.failed(1, "run", "already holds" if others == TINY else "another training is running in this folder")
+        assert process.poll() is None
+        process.kill()
+    assert record(Path("run"))["status"] == "running"  # it could not say that it ended
+    call(TRAIN, *TINY, "--epochs", "2", "--overwrite", "--out", "run")
+    assert record(Path("run"))["status"] == "finished"
 
 
 @pytest.fixture

@@ -912,7 +912,7 @@ def test_three_checkpoints_are_kept(tmp_path):
         "best.safetensors",
         *(f"step-{step:08d}.safetensors" for step in (14, 16, 18)),
     ]
-    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "history.csv", "history.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoints", "history.csv", "history.jsonl"]
 
 
 def test_save_every_counts_steps(tmp_path, monkeypatch):
@@ -1109,6 +1109,43 @@ def test_early_stopping_goes_on_after_an_interruption(tmp_path):
     last = weights(third.model)
     third.run()
     assert weights(third.model) == last
+
+
+# ---- one training a folder ----
+
+
+def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
+    """In another thread, as from another process: a lock belongs to the open file."""
+    told: list[str] = []
+
+    def other(trainer: Trainer) -> None:
+        def train() -> None:
+            try:
+                trainer_of("ae", tmp_path).run()
+            except FileExistsError as error:
+                told.append(str(error))
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+
+    first = trainer_of("ae", tmp_path, [At(2, other)], save_every=3)
+    first.run()
+    assert told == [f"{tmp_path}: another training is running in this folder; wait for it or choose another folder"]
+    with pytest.raises(FileExistsError, match="already holds checkpoints"):  # it is free again
+        trainer_of("ae", tmp_path).run()
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_what_another_training_did_since_the_start_is_not_lost(tmp_path, array_file):
+    folder = tmp_path / "run"
+    late, overwriting = run_of(array_file, folder), run_of(array_file, folder, overwrite=True)
+    execute(run_of(array_file, folder))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for run in (late, overwriting):
+        with pytest.raises(FileExistsError, match="another training has changed this folder"):
+            execute(run)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 # ---- diverging ----
@@ -1314,7 +1351,7 @@ def test_folders_with_a_run_are_guarded(tmp_path, array_file):
     execute(third)
     assert (folder / "notes.txt").exists()  # what is not the run's stays
     assert (folder / "figures" / "fig1.pdf").exists()
-    assert not list(folder.glob(".*"))
+    assert [path.name for path in folder.glob(".*")] == [".lock"]
     assert {"model.safetensors", "run.json", "history.csv", "history.jsonl", "checkpoints"} <= set(os.listdir(folder))
 
 
@@ -1349,7 +1386,7 @@ def test_an_old_run_is_kept_until_its_replacement_is_finished(tmp_path, array_fi
         execute(again)
     assert [p.name for p in folder.glob(".replaced-*/model.safetensors")] == ["model.safetensors"]
     execute(resume_run(folder, progress=False, tell=lambda _: None))
-    assert not list(folder.glob(".*"))
+    assert [path.name for path in folder.glob(".*")] == [".lock"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
