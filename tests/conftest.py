@@ -15,11 +15,19 @@ import sys
 from collections.abc import Callable, Iterator
 
 import cuda_on_cpu
+import faults
 import pytest
 import strict_cupy
 
 import minigrad
 import minigrad.backend
+
+campaign = faults.campaign
+pytest_addoption = faults.pytest_addoption
+pytest_configure = faults.pytest_configure
+pytest_report_header = faults.pytest_report_header
+pytest_collection_modifyitems = faults.pytest_collection_modifyitems
+pytest_sessionfinish = faults.pytest_sessionfinish
 
 
 def require_gpu() -> None:
