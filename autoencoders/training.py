@@ -309,6 +309,8 @@ class Trainer:
                 another training is running there.
         """
         with claim(self.folder):
+            for path in self.folder.rglob(".*.part") if self.folder else ():  # of a process that was killed
+                path.unlink(missing_ok=True)
             return self._run()
 
     def _run(self) -> History:

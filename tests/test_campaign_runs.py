@@ -1,0 +1,242 @@
+"""The fault campaign, part 1: trainings that are killed, interrupted and started again lose nothing.
+
+What "nothing" means: after every fault the folder holds a valid checkpoint, at most one step older than the last one
+that was done (checkpoints are written after every step here), and the run that goes on ends in the same bits as one
+that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import NEEDS_NUMBA
+from faults import Campaign
+
+from autoencoders.training import load_checkpoint
+
+SERVER = Path(__file__).with_name("train_server.py")
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+STEPS = 80
+RUNS = ["vae-numpy", "ae-plain", pytest.param("vae-numba", marks=NEEDS_NUMBA)]
+
+
+class Server:
+    """A process whose children train."""
+
+    def __init__(self) -> None:
+        # BLAS without threads: a forked child has none of its parent's
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        self.process = subprocess.Popen(
+            [sys.executable, str(SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+
+    def start(self, **options: object) -> int:
+        """Begin a training; its process id."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(options) + "\n")
+        self.process.stdin.flush()
+        word, pid = self.line().split()
+        assert word == "pid", word
+        return int(pid)
+
+    def line(self) -> str:
+        assert self.process.stdout
+        line = self.process.stdout.readline().strip()
+        assert line, self.process.stderr.read() if self.process.stderr else ""
+        return line
+
+    def finish(self, line: str | None = None) -> tuple[int, int, list[str]]:
+        """(exit code, the last step that was done, what else was said), from this line on."""
+        step, said = 0, []
+        while True:
+            word, _, rest = (line := line or self.line()).partition(" ")
+            if word == "exit":
+                return int(rest), step, said
+            if word == "step":
+                step = int(rest)
+            else:
+                said.append(line)
+            line = None
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.process.kill()
+    made.process.communicate()
+
+
+def digest(folder: Path) -> dict[str, bytes]:
+    """The state at the end of a run."""
+    return {name: x.tobytes() for name, x in load_checkpoint(folder)[0].items()}
+
+
+def newest(folder: Path) -> tuple[int, list[str]]:
+    """(step of the newest valid checkpoint, what was skipped)."""
+    skipped: list[str] = []
+    if not any(folder.glob("checkpoints/step-*")):
+        return 0, skipped
+    return load_checkpoint(folder, skipped.append)[1]["progress"]["step"], skipped
+
+
+def send(process: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it was faster
+        os.kill(process, number)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [*folder.rglob("*.part")]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_kill_9_while_saving(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:
+    kind, kernels = run.split("-")
+    options = {"kind": kind, "kernels": kernels, "steps": STEPS}
+    server.start(folder=str(tmp_path / "whole"), **options)
+    assert server.finish()[0] == 0
+    expected = digest(tmp_path / "whole")
+    rng = random.Random(f"{campaign.seed} {run}")
+    kills = lost = number = 0
+    wanted = campaign.count(15, 200)
+    while kills < wanted:
+        folder = tmp_path / f"run{number}"
+        number += 1
+        code = 1
+        while code:
+            process = server.start(folder=str(folder), **options)
+            if kills < wanted:
+                time.sleep(rng.uniform(0, 0.4))
+                send(process, signal.SIGKILL)
+            code, done, said = server.finish()
+            assert code in (0, -signal.SIGKILL), said
+            kills += code != 0
+            step, skipped = newest(folder)
+            lost += step < done - 1 or bool(skipped) or bool(said)
+        lost += digest(folder) != expected
+        assert not leftovers(folder)
+    campaign.survived(f"kill -9 while saving after every step ({run})", kills, lost)
+
+
+@pytest.mark.parametrize("which", ["SIGINT", "SIGTERM", "SIGINT twice"])
+def test_signals(campaign: Campaign, server: Server, tmp_path: Path, which: str) -> None:
+    options = {"kind": "vae", "kernels": "numpy", "steps": STEPS, "save_every": 7}
+    server.start(folder=str(tmp_path / "whole"), **options)
+    assert server.finish()[0] == 0
+    expected = digest(tmp_path / "whole")
+    number = getattr(signal, which.split()[0])
+    rng = random.Random(f"{campaign.seed} {which}")
+    sent = lost = runs = 0
+    wanted = campaign.count(5, 60)
+    while sent < wanted:
+        folder = tmp_path / f"run{runs}"
+        runs += 1
+        code = 1
+        while code:
+            process = server.start(folder=str(folder), **options)
+            before = newest(folder)[0]
+            first = server.line()  # of its first step: its handlers are in place
+            if sent < wanted and first.startswith("step"):
+                time.sleep(rng.uniform(0, 0.15))
+                send(process, number)
+                if which.endswith("twice"):
+                    time.sleep(rng.uniform(0, 0.003))
+                    send(process, number)
+            code, done, said = server.finish(first)
+            step, skipped = newest(folder)
+            if code:
+                sent += 1
+                lost += code != 128 + number or bool(skipped)
+                # the step was finished and saved; a second signal stops at once, and what was saved before stays
+                allowed = 7 if which.endswith("twice") else 0
+                lost += step < max(before, done - allowed)
+                lost += any(not text.startswith("interrupted") for text in said)
+        lost += digest(folder) != expected
+    campaign.survived(f"{which} at any moment", sent, lost)
+
+
+def test_resume_from_every_step(campaign: Campaign, server: Server, tmp_path: Path) -> None:
+    """Stopped after exactly n steps by copying the folder's checkpoint of that step into a new one."""
+    options = {"kind": "vae", "kernels": "numpy", "steps": 60}
+    saved: dict[str, bytes] = {}
+    folder = tmp_path / "whole"
+    server.start(folder=str(folder), **options)
+    while not (line := server.line()).startswith("exit"):
+        for path in folder.glob("checkpoints/step-*.safetensors") if line.startswith("step") else ():
+            try:
+                saved.setdefault(path.name, path.read_bytes())
+            except FileNotFoundError:  # one of the older ones, removed meanwhile
+                continue
+    assert line == "exit 0"
+    expected = digest(folder)
+    names = sorted(saved)
+    chosen = [names[i] for i in campaign.rng().permutation(len(names))[: campaign.count(6, 60)]]
+    lost = 0
+    for name in chosen:
+        again = tmp_path / name
+        (again / "checkpoints").mkdir(parents=True)
+        (again / "checkpoints" / name).write_bytes(saved[name])
+        server.start(folder=str(again), **options)
+        assert server.finish()[0] == 0
+        lost += digest(again) != expected
+    campaign.survived("resume from a checkpoint of any step, other bits at the end", len(chosen), lost)
+    assert len(chosen) >= campaign.count(6, 40)  # the server was seen between most steps
+
+
+def test_the_same_bits_in_fresh_processes(campaign: Campaign, tmp_path: Path) -> None:
+    """100 steps, other hash seeds: nothing depends on the order of a set or on an address."""
+    found = []
+    count = campaign.count(2, 10)
+    for number in range(count):
+        folder = tmp_path / str(number)
+        line = json.dumps({"folder": str(folder), "kind": "vae", "kernels": "numpy", "steps": 100})
+        environment = {**os.environ, "PYTHONHASHSEED": str(int(campaign.rng(number).integers(1, 2**32 - 1)))}
+        environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+        subprocess.run([sys.executable, str(SERVER)], input=f"{line}\n", env=environment, check=True, text=True)
+        found.append(digest(folder))
+    campaign.survived("100 steps in fresh processes, other bits", count, sum(x != found[0] for x in found))
+
+
+def test_a_soak_leaves_nothing_behind(campaign: Campaign, server: Server, tmp_path: Path) -> None:
+    """Memory, open files, threads and temporary files of a training that saves after every step."""
+    steps = campaign.count(300, 5000)
+    process = server.start(folder=str(tmp_path), kind="vae", kernels="numpy", steps=steps)
+    place = Path(f"/proc/{process}")
+    if not place.exists():
+        server.finish()
+        pytest.skip("needs /proc")
+
+    def usage() -> tuple[int, int, int, int]:
+        status = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
+        files = len(os.listdir(place / "fd"))
+        return int(status["VmRSS"].split()[0]), files, int(status["Threads"]), len(os.listdir(tmp_path / "checkpoints"))
+
+    early: tuple[int, ...] = ()
+    seen: list[tuple[int, ...]] = []
+    while not (line := server.line()).startswith("exit"):
+        step = int(line.split()[1])
+        if step == 100:
+            early = usage()
+        elif step > 100 and step % 50 == 0 and step < steps:
+            seen.append(usage())
+    assert line == "exit 0"
+    memory, files, threads, _ = (max(values) for values in zip(*seen, strict=True))
+    lost = (memory - early[0] > 8 * 1024) + (files > early[1] + 2) + (threads > early[2])
+    assert len(os.listdir(tmp_path / "checkpoints")) == 3
+    assert not leftovers(tmp_path)
+    campaign.survived("steps of a soak: memory + 8 MB, open files, threads, temporary files", steps, lost)

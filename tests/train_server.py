@@ -1,0 +1,75 @@
+"""Trains in children of one process that has everything imported: hundreds of processes can be killed in a minute.
+
+Reads a line of JSON for each training (folder, kind, kernels, steps ...) and prints, a line each: "pid N", "step N"
+after every step, and "exit N" when the child has gone: its exit code, or minus the signal that ended it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+import minigrad
+from autoencoders import VAE, Autoencoder, Callback, TrainingOptions
+from autoencoders.cli import run_program
+from autoencoders.conv_autoencoder import from_config
+from autoencoders.training import Trainer, latest_checkpoint, load_checkpoint
+
+STEPS_PER_EPOCH, BATCH = 10, 4
+
+
+def say(text: str) -> None:
+    os.write(1, f"{text}\n".encode())  # one whole line, whatever else happens
+
+
+class Tell(Callback):
+    def on_batch_end(self, trainer: Trainer) -> None:
+        say(f"step {trainer.progress.step}")
+
+
+def train(folder: str, kind: str, kernels: str, steps: int, save_every: int = 1) -> None:
+    """Start the run of a folder, or go on with it."""
+    minigrad.use(kernels=kernels, threads=1)
+    images = np.random.default_rng(0).integers(0, 256, (STEPS_PER_EPOCH * BATCH, 8, 8, 1), dtype=np.uint8)
+    options = TrainingOptions(BATCH, epochs=steps // STEPS_PER_EPOCH, save_every=save_every, validation=0)
+    found = load_checkpoint(folder, say) if latest_checkpoint(Path(folder)) else None
+    if found:
+        model = from_config(found[1]["model"])
+    else:
+        # with its moments 2 MB: a kill can hit the middle of a write
+        model = (VAE if kind == "vae" else Autoencoder)((8, 8, 1), (8, 64), (3, 3), (2, 1), 64)
+    model.compile(1e-2)
+    trainer = Trainer(
+        model,
+        images,
+        options,
+        folder=folder,
+        callbacks=[Tell()],
+        progress=False,
+        signals=(signal.SIGINT, signal.SIGTERM),
+    )
+    if found:
+        trainer.restore(*found)
+    trainer.run()
+
+
+def main() -> None:
+    for line in sys.stdin:
+        options = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os._exit(run_program(partial(train, **options), debug=False))
+        say(f"pid {child}")
+        say(f"exit {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # that is for the children
+    main()
