@@ -582,9 +582,12 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
-def from_config(config: dict[str, Any]) -> Autoencoder:
+def from_config(config: dict[str, Any], arrays: dict[str, np.ndarray] | None = None) -> Autoencoder:
     """A new model of the class and options that `config` records.
 
+    Args:
+        arrays: of the file that the record comes from. One that describes a larger model is refused before memory is
+            taken for it.
     Raises:
         DataError: the record does not describe a model.
     """
@@ -595,9 +598,32 @@ def from_config(config: dict[str, Any]) -> Autoencoder:
     try:
         arguments = {name: tuples(value) for name, value in config.items()}
         cls = {"ae": Autoencoder, "vae": VAE}[arguments.pop("kind")]
+        if arrays is not None:
+            held, least = sum(x.size for x in arrays.values()), _least_size(**arguments)
+            if least > held:
+                raise ValueError(f"it has at least {least} weights, but the file holds {held} numbers")
         return cls(**arguments)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
         raise DataError(f"model record: not a model of this version ({type(error).__name__}: {error})") from error
+
+
+def _least_size(
+    input_shape: Any,
+    conv_filters: Any,
+    conv_kernels: Any,
+    conv_strides: Any,
+    latent_space_dim: int,
+    classes: int = 0,
+    **_: Any,
+) -> int:
+    """How many weights the convolutions of the encoder and one dense layer have."""
+    *sides, channels = input_shape
+    count = 0
+    for filters, kernel, stride in zip(conv_filters, conv_kernels, conv_strides, strict=True):
+        kernel, stride = ((x, x) if isinstance(x, int) else x for x in (kernel, stride))
+        count += math.prod(kernel) * channels * filters
+        sides, channels = [-(-side // s) for side, s in zip(sides, stride, strict=True)], filters
+    return count + (math.prod(sides) * channels + classes) * latent_space_dim
 
 
 def load(folder: str | Path) -> Autoencoder:
@@ -609,7 +635,7 @@ def load(folder: str | Path) -> Autoencoder:
     path = Path(folder) / MODEL_FILE
     arrays, record, _ = load_state(path)
     try:
-        model = from_config(record.get("model", {}))
+        model = from_config(record.get("model", {}), arrays)
         if {x.dtype.str for x in arrays.values()} == {"<f8"}:
             model.to(dtype="float64")
         model.network.load_state_dict(arrays)

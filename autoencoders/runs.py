@@ -289,7 +289,7 @@ def resume_run(
             f"{dataset.name}: not the data of this run "
             f"(SHA-256 {dataset.content_hash}, recorded {data['content_hash']})"
         )
-    model = from_config(record["model"])
+    model = from_config(record["model"], arrays)
     model.compile(learning_rate)
     trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
     trainer.restore(arrays, record)

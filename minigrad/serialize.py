@@ -95,7 +95,7 @@ def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any],
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
         size = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+        metadata = json.loads(content[8 : 8 + size].decode())["__metadata__"]
         text, stored = metadata["record"], metadata["sha256"]
         arrays = load(content)
         record = json.loads(text)
