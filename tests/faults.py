@@ -24,7 +24,7 @@ from minigrad.random import generator
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "campaign.json"
-ROWS = pytest.StashKey[list[dict[str, Any]]]()
+ROWS = pytest.StashKey[dict[str, dict[str, Any]]]()  # by what was done
 STARTED = pytest.StashKey[float]()
 
 
@@ -63,8 +63,9 @@ def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
     yield made
     if made.full:
         seconds = round(time.perf_counter() - start, 1)
-        row = {"test": name, "what": made.what, "faults": made.faults, "lost": made.lost, "seconds": seconds}
-        request.config.stash[ROWS].append(row)
+        row = request.config.stash[ROWS].setdefault(made.what, {"faults": 0, "lost": 0, "seconds": 0.0})
+        for key, value in (("faults", made.faults), ("lost", made.lost), ("seconds", seconds)):
+            row[key] += value
 
 
 # ---- hooks, for conftest.py ----
@@ -75,7 +76,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS], config.stash[STARTED] = [], time.perf_counter()
+    config.stash[ROWS], config.stash[STARTED] = {}, time.perf_counter()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -111,6 +112,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         "python": platform.python_version(),
         "machine": f"{usable_cores()} cores, {platform.system()} {platform.machine()}",
         "versions": {"minigrad": minigrad.__version__, "NumPy": np.__version__},
-        "rows": sorted(config.stash[ROWS], key=lambda row: row["what"]),
+        "rows": [{"what": what, **row} for what, row in sorted(config.stash[ROWS].items())],
     }
     RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -408,21 +408,25 @@ def convolution_oracle(seed: int) -> tuple[dict, np.ndarray, np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize("batch", range(10))
-def test_convolution_grid_against_loops(batch, backend):
-    for seed in range(20 * batch, 20 * batch + 20):
+def test_convolution_grid_against_loops(batch, backend, campaign):
+    count = campaign.count(20, 600)
+    for seed in range(count * batch, count * (batch + 1)):
         g, x, weight, bias, expected = convolution_oracle(seed)
         x, weight, bias = (backend.from_host(a) for a in (x, weight, bias))
         y = ops.conv2d(x, weight, bias, stride=g["stride"], padding=g["padding"])
         check_close(y.numpy(), expected, F64)
+    campaign.survived("convolutions against loops, all backends", count)
 
 
 @pytest.mark.parametrize("batch", range(10))
-def test_transposed_convolution_grid_against_loops(batch, backend):
-    for seed in range(20 * batch, 20 * batch + 20):
+def test_transposed_convolution_grid_against_loops(batch, backend, campaign):
+    count = campaign.count(20, 600)
+    for seed in range(count * batch, count * (batch + 1)):
         g, x, weight, expected = transposed_oracle(seed)
         x, weight = (backend.from_host(a) for a in (x, weight))
         y = ops.conv2d_transpose(x, weight, stride=g["stride"], padding=g["padding"], output_size=g["size"])
         check_close(y.numpy(), expected, F64)
+    campaign.survived("transposed convolutions against loops, all backends", count)
 
 
 @functools.cache
@@ -438,9 +442,10 @@ def transposed_oracle(seed: int) -> tuple[dict, np.ndarray, np.ndarray, np.ndarr
 
 
 @pytest.mark.parametrize("batch", range(10))
-def test_adjoint_identities(batch, backend):
-    """<conv2d(x, w), v> = <x, conv2d_grad_input(v, w)> = <w, conv2d_grad_weight(x, v)> on 800 geometries."""
-    for seed in range(80 * batch, 80 * batch + 80):
+def test_adjoint_identities(batch, backend, campaign):
+    """<conv2d(x, w), v> = <x, conv2d_grad_input(v, w)> = <w, conv2d_grad_weight(x, v)> on 800 geometries or more."""
+    count = campaign.count(80, 600)
+    for seed in range(count * batch, count * (batch + 1)):
         g = random_geometry(5000 + seed)
         geometry = conv_geometry(g["size"], g["kernel"], g["stride"], g["padding"])
         x_shape, y_shape = (g["N"], *g["size"], g["C"]), (g["N"], *geometry.output_size, g["F"])
@@ -461,6 +466,7 @@ def test_adjoint_identities(batch, backend):
             y_shape,
             seed=seed,
         )
+    campaign.survived("adjoint identities of convolutions, all backends", 2 * count)
 
 
 @pytest.mark.parametrize(("H", "K", "S"), [*itertools.product((1, 2, 5, 7, 12), range(1, 6), range(1, 5))])

@@ -5,6 +5,7 @@ Images are NHWC here and NCHW there; "same" padding is done by an explicit pad t
 
 from __future__ import annotations
 
+import functools
 import zlib
 
 import naive
@@ -140,8 +141,9 @@ class Torch:
 
     @staticmethod
     def kl_to_standard_normal(mean, log_variance):
-        posterior = torch.distributions.Normal(mean, torch.exp(log_variance / 2))
-        prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+        normal = functools.partial(torch.distributions.Normal, validate_args=False)  # NaN, too, shall have its result
+        posterior = normal(mean, torch.exp(log_variance / 2))
+        prior = normal(torch.zeros_like(mean), torch.ones_like(mean))
         return torch.distributions.kl_divergence(posterior, prior).sum() / len(mean)
 
 

@@ -1,0 +1,182 @@
+"""Calls of every public operation with shapes that Hypothesis draws: empty, one element, broadcast, odd geometries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import naive
+import numpy as np
+from hypothesis import assume
+from hypothesis import strategies as st
+from op_cases import BINARY, UNARY, Case, case
+
+from minigrad import ops
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+SIZES = st.integers(0, 4)
+SOME = st.integers(1, 4)
+
+
+def shape(draw: Draw, size: st.SearchStrategy[int] = SIZES, least: int = 0) -> tuple[int, ...]:
+    return tuple(draw(st.lists(size, min_size=least, max_size=4)))
+
+
+def broadcast(draw: Draw, full: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape that broadcasts to the full one."""
+    ones = tuple(draw(st.sampled_from((n, 1))) for n in full)
+    return ones[draw(st.integers(0, len(full))) :]
+
+
+def _unary(op: str) -> Callable[[Draw], Case]:
+    return lambda draw: case(op, shape(draw), kinds=UNARY[op])
+
+
+def _binary(op: str) -> Callable[[Draw], Case]:
+    def drawn(draw: Draw) -> Case:
+        full = shape(draw)
+        return case(op, broadcast(draw, full), broadcast(draw, full))
+
+    return drawn
+
+
+def _clip(draw: Draw) -> Case:
+    low, high = sorted(draw(st.lists(st.sampled_from([-2, -1, 0, 1, 2]), min_size=2, max_size=2)))
+    return case("clip", shape(draw), constants=(low, high))
+
+
+def _pow(draw: Draw) -> Case:
+    exponent = draw(st.sampled_from([-2, -1.5, -1, 0, 0.5, 1, 2, 2.5, 3]))
+    return case("pow", shape(draw), kinds="any" if float(exponent).is_integer() else "positive", exponent=exponent)
+
+
+def _reshape(draw: Draw) -> Case:
+    before = shape(draw)
+    count = int(np.prod(before))
+    divisors = [n for n in range(1, count + 1) if count % n == 0] or [1, 3]
+    first = draw(st.sampled_from(divisors))
+    after = (first, count // first) if count else (first, 0)
+    return case("reshape", before, constants=after[:: draw(st.sampled_from((1, -1)))])
+
+
+def _transpose(draw: Draw) -> Case:
+    before = shape(draw)
+    axes = tuple(draw(st.permutations(range(len(before)))))
+    return case("transpose", before, constants=(axes,) if axes and draw(st.booleans()) else ())
+
+
+def _reduction(op: str) -> Callable[[Draw], Case]:
+    def drawn(draw: Draw) -> Case:
+        # the mean and the largest of no numbers are refused or undefined: only a sum of none is zero
+        before = shape(draw, SIZES if op == "sum" else SOME)
+        axes = draw(st.lists(st.integers(0, max(len(before) - 1, 0)), unique=True, max_size=len(before)))
+        axis = draw(st.sampled_from([None, tuple(axes), *axes[:1]]))
+        return case(op, before, axis=axis, keepdims=draw(st.booleans()))
+
+    return drawn
+
+
+def _matmul(draw: Draw) -> Case:
+    leading = shape(draw, SIZES)[:2]
+    N, D, F = (draw(SIZES) for _ in range(3))
+    return case("matmul", (*broadcast(draw, leading), N, D), (*broadcast(draw, leading), D, F))
+
+
+def _dense(draw: Draw) -> Case:
+    N, D, F = draw(SIZES), draw(SOME), draw(SOME)
+    return case("dense", (N, D), (D, F), *([(F,)] if draw(st.booleans()) else []))
+
+
+def _geometry(draw: Draw) -> dict[str, Any]:
+    pair = st.tuples(SOME, SOME)
+    g = {
+        "kernel": draw(st.tuples(st.integers(1, 5), st.integers(1, 5))),
+        "stride": draw(pair),
+        "padding": draw(st.sampled_from(["same", "valid", 0, 1, (2, 1)])),
+        "size": draw(st.tuples(st.integers(1, 8), st.integers(1, 8))),
+        "channels": draw(st.tuples(st.integers(1, 5), st.integers(1, 5))),
+        "N": draw(st.integers(0, 3)),
+    }
+    assume(min(_outputs(g)) >= 1)
+    return g
+
+
+def _outputs(g: dict[str, Any]) -> list[int]:
+    sides = zip(g["size"], g["kernel"], g["stride"], (0, 1), strict=True)
+    return [naive.pads_and_output(H, K, S, g["padding"], axis)[1] for H, K, S, axis in sides]
+
+
+def _conv2d(draw: Draw) -> Case:
+    g = _geometry(draw)
+    C, F = g["channels"]
+    bias = [(F,)] if draw(st.booleans()) else []
+    options = {"stride": g["stride"], "padding": g["padding"]}
+    return case("conv2d", (g["N"], *g["size"], C), (*g["kernel"], C, F), *bias, **options)
+
+
+def _conv2d_transpose(draw: Draw) -> Case:
+    """Back from the output of a convolution to the size of its input."""
+    g = _geometry(draw)
+    C, F = g["channels"]
+    bias = [(F,)] if draw(st.booleans()) else []
+    options = {"stride": g["stride"], "padding": g["padding"], "output_size": g["size"]}
+    return case("conv2d_transpose", (g["N"], *_outputs(g), C), (*g["kernel"], F, C), *bias, **options)
+
+
+def _normalised(draw: Draw, least: int) -> tuple[tuple[int, ...], int]:
+    C = draw(SOME)
+    return (draw(st.integers(least, 4)), *shape(draw, SOME)[:2], C), C
+
+
+def _batch_norm(draw: Draw) -> Case:
+    x, C = _normalised(draw, 1)
+    return case("batch_norm", x, (C,), (C,), epsilon=draw(st.sampled_from([1e-3, 1e-5, 0.1])))
+
+
+def _batch_norm_inference(draw: Draw) -> Case:
+    x, C = _normalised(draw, 0)
+    rng = np.random.default_rng(C)
+    return case("batch_norm_inference", x, (C,), (C,), arrays=(rng.normal(size=C), rng.uniform(0.5, 2, C)))
+
+
+def _pairs(op: str, kinds: str = "any") -> Callable[[Draw], Case]:
+    def drawn(draw: Draw) -> Case:
+        both = shape(draw, SOME, least=2 if op == "kl_to_standard_normal" else 1)
+        both = both[:2] if op == "kl_to_standard_normal" else both
+        return case(op, both, both, kinds=kinds)
+
+    return drawn
+
+
+def _gaussian_nll(draw: Draw) -> Case:
+    both = shape(draw, SOME, least=1)
+    return case("gaussian_nll", both, both, *([broadcast(draw, both)] if draw(st.booleans()) else []))
+
+
+def _softmax_cross_entropy(draw: Draw) -> Case:
+    N, K = draw(SOME), draw(SOME)
+    labels = draw(st.lists(st.integers(0, K - 1), min_size=N, max_size=N))
+    return case("softmax_cross_entropy", (N, K), arrays=(np.array(labels),))
+
+
+DRAWN: dict[str, Callable[[Draw], Case]] = {
+    **{op: _unary(op) for op in UNARY},
+    **{op: _binary(op) for op in BINARY},
+    **{op: _reduction(op) for op in ("sum", "mean", "logsumexp")},
+    "clip": _clip,
+    "pow": _pow,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "matmul": _matmul,
+    "dense": _dense,
+    "conv2d": _conv2d,
+    "conv2d_transpose": _conv2d_transpose,
+    "batch_norm": _batch_norm,
+    "batch_norm_inference": _batch_norm_inference,
+    "mse": _pairs("mse"),
+    "bce_with_logits": _pairs("bce_with_logits", "any unit"),
+    "gaussian_nll": _gaussian_nll,
+    "softmax_cross_entropy": _softmax_cross_entropy,
+    "kl_to_standard_normal": _pairs("kl_to_standard_normal"),
+}
+assert set(DRAWN) == set(ops.__all__)

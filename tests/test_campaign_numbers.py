@@ -1,0 +1,173 @@
+"""The fault campaign, part 3: every operation on drawn shapes and memory layouts, in float32 and float64.
+
+Values against loops, gradients against PyTorch where it is installed; the accuracy of the transcendental functions over
+the whole float32 range; what comes of NaN and infinity, against PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+
+import naive
+import numpy as np
+import pytest
+from conftest import CPU_KERNELS
+from drawn_cases import DRAWN
+from faults import Campaign
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from op_cases import Case
+from test_ops import F32, F64, LINEAR, check_close, in_holes
+
+import minigrad
+from minigrad import Tensor, ops
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+SUMS = {case.op for case in LINEAR}
+
+
+def backwards(x: np.ndarray) -> np.ndarray:
+    """The same values, with negative strides."""
+    flipped = x[(slice(None, None, -1),) * x.ndim].copy()
+    return flipped[(slice(None, None, -1),) * x.ndim]
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "plain": lambda x: x,
+    "in holes": in_holes,
+    "backwards": backwards,
+}
+
+
+def drawn(campaign: Campaign, op: str, count: int, check: Callable[[Case, np.dtype, str], None]) -> None:
+    """Run a check on so many drawn calls of an operation; Hypothesis shrinks one that fails."""
+
+    def run(data: st.DataObject) -> None:
+        case = DRAWN[op](data.draw)
+        check(case, np.dtype(data.draw(st.sampled_from(["f4", "f8"]))), data.draw(st.sampled_from(sorted(LAYOUTS))))
+
+    quiet = settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    seed(campaign.seed)(quiet(given(st.data())(run)))()
+
+
+@pytest.fixture(params=CPU_KERNELS)
+def kernels(request: pytest.FixtureRequest, restored_backends: None) -> str:
+    minigrad.use(kernels=request.param, threads=None if request.param == "plain" else 2)
+    return request.param
+
+
+@pytest.mark.parametrize("op", ops.__all__)
+def test_values_of_drawn_calls(campaign: Campaign, op: str, kernels: str) -> None:
+    def check(case: Case, dtype: np.dtype, layout: str) -> None:
+        inputs = [x.astype(dtype) for x in case.inputs()]
+        tensors = [Tensor(LAYOUTS[layout](x)) for x in inputs]
+        before = [x.copy() for x in inputs]
+        y = case.run(*tensors)
+        assert y.dtype == dtype
+        expected = case.expected(naive, inputs, str(dtype))
+        if op in SUMS and dtype == np.float32:
+            magnitudes = case.expected(naive, [np.abs(x) for x in inputs])
+            terms = math.prod(case.shapes[0]) if op in ("sum", "mean") else math.prod(case.shapes[1])
+            error = np.abs(y.numpy() - expected)
+            assert (error <= 4 * 2.0**-23 * math.sqrt(max(terms, 1)) * magnitudes).all()
+        check_close(y.numpy(), expected, F64 if dtype == np.float64 else F32)
+        for x, tensor in zip(before, tensors, strict=True):
+            np.testing.assert_array_equal(x, tensor.numpy())
+
+    count = campaign.count(5, 100)
+    drawn(campaign, op, count, check)
+    campaign.survived(f"drawn calls of operations, values ({kernels})", count)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("op", ops.__all__)
+def test_gradients_of_drawn_calls(campaign: Campaign, op: str, kernels: str) -> None:
+    torch = pytest.importorskip("torch")
+    from test_torch import Torch
+    from test_torch import check_close as close
+
+    def check(case: Case, dtype: np.dtype, layout: str) -> None:
+        arrays = [x.astype(dtype) for x in case.inputs()]
+        mine = [Tensor(LAYOUTS[layout](x), requires_grad=True) for x in arrays]
+        theirs = [torch.tensor(x, requires_grad=True) for x in arrays]
+        further = [torch.tensor(x) for x in case.further(str(dtype))]
+        y = case.run(*mine)
+        z = getattr(Torch, op)(*theirs, *further, *case.constants, **case.options)
+        relative = 1e-12 if dtype == np.float64 else 1e-5
+        close(y.numpy(), z, relative, "value")
+        gy = np.random.default_rng(zlib.crc32(str(case).encode())).normal(size=y.shape).astype(dtype)
+        y.backward(LAYOUTS[layout](gy))
+        z.backward(torch.tensor(gy))
+        largest = max(float(t.grad.abs().max()) if t.grad.numel() else 0.0 for t in theirs)
+        for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+            close(a.grad, b.grad, relative, f"gradient of input {i}", relative * largest)
+            assert not any(np.shares_memory(a.grad, other.grad) for other in mine if other is not a)
+
+    count = campaign.count(5, 100)
+    drawn(campaign, op, count, check)
+    campaign.survived(f"drawn calls of operations, gradients ({kernels})", count)
+
+
+# ---- the whole float32 range ----
+
+EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "tanh": np.tanh,
+    "sigmoid": lambda x: np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x)))),
+    "softplus": lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
+}
+
+
+@pytest.mark.parametrize("op", EXACT)
+def test_accuracy_over_the_whole_float32_range(campaign: Campaign, op: str, kernels: str) -> None:
+    """Every n-th of the 2^32 bit patterns, of all signs and exponents, against float64: 8 roundings, or 2 of the
+    smallest normal numbers where the result is smaller than those."""
+    stride = campaign.count(65_537, 17)  # odd, so that all low bits come
+    tiny, eps = float(np.finfo("f4").tiny), float(np.finfo("f4").eps)
+    wrong = count = 0
+    for block in range(0, 2**32, 2**26):
+        bits = np.arange(block + (-block) % stride, block + 2**26, stride, dtype=np.uint64).astype(np.uint32)
+        x = bits.view(np.float32)
+        x = x[np.isfinite(x)]
+        x = x[x > 0] if op in ("log", "sqrt") else x
+        expected = EXACT[op](x.astype(np.float64))
+        y = getattr(ops, op)(Tensor(x)).numpy().astype(np.float64)
+        top = float(np.finfo("f4").max)
+        error = np.abs(y - expected)
+        fine = error <= 8 * eps * np.abs(expected) + 2 * tiny
+        wrong += int((~np.where(expected > top * (1 - eps), y >= top * (1 - 8 * eps), fine)).sum())
+        count += len(x)
+    campaign.survived(f"float32 numbers through exp, log, sqrt, tanh, sigmoid, softplus ({kernels})", count, wrong)
+
+
+# ---- NaN and infinity ----
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("op", [op for op in ops.__all__ if op not in ("conv2d", "conv2d_transpose")])
+def test_what_is_not_finite_goes_where_it_goes_in_torch(campaign: Campaign, op: str, kernels: str) -> None:
+    """NaN, infinity and minus infinity planted in the inputs: the results are NaN or infinite at the same places."""
+    torch = pytest.importorskip("torch")
+    from test_torch import Torch
+
+    def check(case: Case, dtype: np.dtype, _: str) -> None:
+        rng = np.random.default_rng(zlib.crc32(f"{case} {campaign.seed}".encode()))
+        arrays = [x.astype(dtype) for x in case.inputs()]
+        # PyTorch's inference is x * a + b: where gamma is infinite, inf - inf, and not (x - mean) * gamma / std + beta
+        for x in arrays[:1] if op == "batch_norm_inference" else arrays:
+            if x.size and rng.random() < 0.7:
+                x.flat[rng.integers(x.size)] = rng.choice([np.nan, np.inf, -np.inf])
+        further = [torch.tensor(x) for x in case.further(str(dtype))]
+        with np.errstate(all="ignore"):
+            y = case.run(*(Tensor(x) for x in arrays)).numpy()
+            z = getattr(Torch, op)(*map(torch.tensor, arrays), *further, *case.constants, **case.options).numpy()
+        kinds = [np.where(np.isnan(a), 2.0, np.where(np.isinf(a), np.sign(a), 0.0)) for a in (y, z)]
+        np.testing.assert_array_equal(*kinds)
+
+    count = campaign.count(5, 100)
+    drawn(campaign, op, count, check)
+    campaign.survived(f"NaN and infinity in drawn calls ({kernels})", count)
