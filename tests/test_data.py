@@ -8,10 +8,12 @@ import gzip
 import hashlib
 import http.server
 import io
+import json
 import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -606,6 +608,111 @@ def test_racing_downloads_and_readers_see_whole_files_only(world: Path, server, 
     watcher.join()
     assert faults == []
     assert leftovers(world / "cache") == []
+
+
+class FaultyHandler(Handler):
+    """Answers each request with the next of `server.faults`, a function of (handler, good bytes); then as it should."""
+
+    def do_GET(self) -> None:
+        content = self.server.files.get(self.path)
+        if content and self.server.faults:
+            self.server.faults.pop(0)(self, content)
+        else:
+            super().do_GET()
+
+    def answer(self, body: bytes, length: int | None = None, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def random_fault(draw: np.random.Generator):
+    """What a server or the way to it may do to one file."""
+    kind, share, position = int(draw.integers(9)), float(draw.random()), int(draw.integers(1 << 30))
+    other = gzip.compress(idx(DIGITS[list(data.SIZES)[position % 4]]))
+
+    def fault(handler: FaultyHandler, good: bytes) -> None:
+        part = good[: int(share * len(good))]
+        if kind == 0:  # cut, and told so
+            handler.answer(part)
+        elif kind == 1:  # the connection is lost
+            handler.answer(part, len(good))
+        elif kind == 2:  # a length that is not true
+            handler.answer(good, int(share * 2 * len(good)))
+        elif kind == 3:
+            handler.answer(flipped(good, position % len(good)))
+        elif kind == 4:  # MNIST's file under Fashion-MNIST's name
+            handler.answer(other)
+        elif kind == 5:
+            handler.answer(b"<html>log in</html>", status=int((403, 404, 500, 503)[position % 4]))
+        elif kind == 6:  # to a page that there is, or in a circle
+            place = handler.path if share < 0.5 else "/page"
+            handler.server.files["/page"] = b"<html>log in</html>"
+            handler.answer(b"", status=302, Location=place)
+        elif kind == 7:  # drop by drop, then nothing
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(good)))
+            handler.end_headers()
+            for i in range(min(20, len(part))):
+                handler.wfile.write(part[i : i + 1])
+                handler.wfile.flush()
+                time.sleep(0.002)
+        else:
+            handler.answer(gzip.compress(bytes(3_000_000)))
+
+    return fault
+
+
+def test_random_faults_of_mirrors(world: Path, server, monkeypatch, campaign) -> None:
+    """Whatever a mirror answers, under the file's name lies the right content or nothing."""
+    monkeypatch.setattr(server, "RequestHandlerClass", FaultyHandler)
+    monkeypatch.setattr(data, "READ_SECONDS", 2.0)
+    count, lost = campaign.count(15, 300), 0
+    for number in range(count):
+        draw = campaign.rng(number)
+        offer(server, monkeypatch, "fashion-mnist", FASHION, FASHION)
+        server.faults = [random_fault(draw) for _ in range(int(draw.integers(1, 4)))]
+        folder = world / str(number)
+        dataset = load_dataset("auto", folder)  # the second mirror, at the latest, is right after three faults
+        full = dataset.name == "fashion-mnist"
+        lost += (full and not same(dataset, FASHION)) or bool(leftovers(folder))
+        for path in folder.glob("*.gz"):
+            lost += not np.array_equal(read_idx(path), FASHION[path.name.removesuffix(".gz")])
+        server.faults = []
+        lost += not same(load_dataset("fashion-mnist", folder), FASHION)
+    campaign.survived("faulty downloads: a file with other content, or one left behind", count, lost)
+
+
+RACER = """
+import dataclasses, json, sys
+from autoencoders import data
+spec = json.load(sys.stdin)
+small = dataclasses.replace(data.COLLECTIONS["fashion-mnist"], sha256=spec["sha256"], mirrors=tuple(spec["mirrors"]))
+data.COLLECTIONS["fashion-mnist"] = small
+print(data.load_dataset("fashion-mnist").content_hash)
+"""
+
+
+def test_processes_that_race_for_one_download(world: Path, server, monkeypatch, campaign) -> None:
+    mirrors = offer(server, monkeypatch, "fashion-mnist", FASHION)
+    count = campaign.count(3, 20)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
+    spec = json.dumps({"sha256": digests(FASHION), "mirrors": mirrors})
+    command = [sys.executable, "-c", RACER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    racers = [subprocess.Popen(command, env=environment, text=True, **pipes) for _ in range(count)]
+    for racer in racers:
+        racer.stdin.write(spec)
+        racer.stdin.flush()
+    found = [racer.communicate()[0].strip() for racer in racers]
+    expected = load_dataset("fashion-mnist", download=False)
+    assert same(expected, FASHION)
+    assert leftovers(world / "cache") == []
+    lost = sum(hash_ != expected.content_hash for hash_ in found)
+    campaign.survived("processes that race for one download", count, lost)
 
 
 def test_progress_is_drawn_on_a_terminal_only(world: Path, server, monkeypatch) -> None:
