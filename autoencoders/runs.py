@@ -183,7 +183,8 @@ def set_aside(folder: Path) -> None:
     if not files:
         return
     try:
-        place = Path(tempfile.mkdtemp(prefix=REPLACED, dir=folder))
+        place = folder / f"{REPLACED}{len(list(folder.glob(f'{REPLACED}*'))):04d}"
+        place.mkdir()
         for path in files:
             target = place / path.relative_to(folder)
             target.parent.mkdir(exist_ok=True)
@@ -195,8 +196,7 @@ def set_aside(folder: Path) -> None:
 
 def restore_replaced(folder: Path) -> None:
     """Put back what `set_aside` moved last."""
-    places = sorted(folder.glob(f"{REPLACED}*"), key=lambda place: place.stat().st_mtime)
-    for place in places[-1:]:
+    for place in sorted(folder.glob(f"{REPLACED}*"))[-1:]:  # by number: clocks jump
         for path in [path for path in place.rglob("*") if path.is_file()]:
             target = folder / path.relative_to(place)
             target.parent.mkdir(exist_ok=True)

@@ -18,8 +18,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cuda_on_cpu
 import pytest
-from conftest import NEEDS_NUMBA
+from conftest import NEEDS_COMPILER, NEEDS_NUMBA
 from faults import Campaign
 
 from autoencoders.training import load_checkpoint
@@ -240,3 +241,26 @@ def test_a_soak_leaves_nothing_behind(campaign: Campaign, server: Server, tmp_pa
     assert len(os.listdir(tmp_path / "checkpoints")) == 3
     assert not leftovers(tmp_path)
     campaign.survived("steps of a soak: memory + 8 MB, open files, threads, temporary files", steps, lost)
+
+
+@NEEDS_COMPILER
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs LD_PRELOAD")
+@pytest.mark.parametrize(("what", "every"), [("save", 1), ("run", 23)])
+def test_every_call_of_the_system_fails_once(campaign: Campaign, tmp_path: Path, what: str, every: int) -> None:
+    """ENOSPC, EIO and short writes in the making, writing, flushing and renaming of files, by fault_layer.cpp."""
+    layer = tmp_path / "layer.so"
+    source = Path(__file__).with_name("fault_layer.cpp")
+    build = [str(cuda_on_cpu.compiler()), "-shared", "-fPIC", "-O1", "-o", str(layer), str(source), "-ldl"]
+    subprocess.run(build, check=True)
+    place = tmp_path / "place"
+    place.mkdir()
+    worker = Path(__file__).with_name("fault_worker.py")
+    command = [sys.executable, str(worker), what, str(campaign.count(every, 1)), str(campaign.seed), str(place)]
+    environment = {**os.environ, "LD_PRELOAD": str(layer), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["faults"] >= campaign.count(10, 20 if what == "save" else 200)
+    assert found["ended"] >= found["faults"] / 3  # a short write ends nothing, and a folder that is there is enough
+    names = {"save": "a save", "run": "a training"}
+    campaign.survived(f"ENOSPC, EIO, short write at a call of {names[what]}", found["faults"], len(found["lost"]))
