@@ -183,7 +183,8 @@ def set_aside(folder: Path) -> None:
     if not files:
         return
     try:
-        place = folder / f"{REPLACED}{len(list(folder.glob(f'{REPLACED}*'))):04d}"
+        last = max((path.name for path in folder.glob(f"{REPLACED}*")), default=f"{REPLACED}0")
+        place = folder / f"{REPLACED}{int(last.removeprefix(REPLACED)) + 1:04d}"
         place.mkdir()
         for path in files:
             target = place / path.relative_to(folder)
