@@ -22,6 +22,7 @@ from minigrad.nn.module import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
+from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
 from .training import Callback, DivergedError, History, Trainer, TrainingOptions
 
 Array = Any
@@ -627,15 +628,21 @@ def _least_size(
 
 
 def load(folder: str | Path) -> Autoencoder:
-    """The Autoencoder or VAE in folder/model.safetensors.
+    """The Autoencoder or VAE in folder/model.safetensors, or else in the seed's parameters.pkl and weights.h5.
 
     Raises:
         DataError: the file is missing, damaged, or does not fit its own configuration.
     """
     path = Path(folder) / MODEL_FILE
-    arrays, record, _ = load_state(path)
+    if not path.exists() and (path.parent / PARAMETERS_FILE).exists():
+        path = path.parent / WEIGHTS_FILE
+        arrays = read_weights(path)
+        config = {"kind": "vae" if "mu.weight" in arrays else "ae", **read_parameters(path.parent / PARAMETERS_FILE)}
+    else:
+        arrays, record, _ = load_state(path)
+        config = record.get("model", {})
     try:
-        model = from_config(record.get("model", {}), arrays)
+        model = from_config(config, arrays)
         if {x.dtype.str for x in arrays.values()} == {"<f8"}:
             model.to(dtype="float64")
         model.network.load_state_dict(arrays)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle  # to make hostile files with
 import resource
 import struct
 import sys
@@ -29,6 +30,7 @@ from autoencoders import TrainingOptions, runs
 from autoencoders.cli import RECIPES
 from autoencoders.conv_autoencoder import VAE
 from autoencoders.data import load_dataset, read_idx
+from autoencoders.seed_files import read_parameters, read_weights
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
@@ -222,9 +224,29 @@ def record(folder: Path) -> tuple[list[bytes], str, Check]:
     return with_odd_values(good), "run.json", check
 
 
-READERS: dict[str, Callable[[Path], tuple[list[bytes], str, Check]]] = {
-    reader.__name__: reader for reader in (idx, gzipped_idx, state, model, npz, npy, image, recipe, record)
-}
+def seed_parameters(folder: Path) -> tuple[list[bytes], str, Check]:
+    """The pickle of sizes that the seed writes, by every protocol, and pickles of other things."""
+    sizes = [(28, 28, 1), (32, 64, 64, 64), (3, 3, 3, 3), (1, 2, 2, 1), 2]
+    good = [pickle.dumps(sizes, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    bad = [pickle.dumps(x, 4) for x in (print, Path("x"), {"a": b"b"}, [1.5], np.arange(3), struct.Struct("i").size)]
+
+    def whole(x: Any) -> bool:
+        return all(map(whole, x)) if isinstance(x, tuple | list) else isinstance(x, int)
+
+    return good + bad, "parameters.pkl", lambda path: whole(list(read_parameters(path).values()))
+
+
+def seed_weights(folder: Path) -> tuple[list[bytes], str, Check]:
+    good = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("reference/seed_*/weights.h5"))]
+
+    def check(path: Path) -> bool:
+        return all(x.dtype == np.float32 and x.nbytes <= path.stat().st_size for x in read_weights(path).values())
+
+    return good, "weights.h5", check
+
+
+ALL = (idx, gzipped_idx, state, model, npz, npy, image, recipe, record, seed_parameters, seed_weights)
+READERS: dict[str, Callable[[Path], tuple[list[bytes], str, Check]]] = {reader.__name__: reader for reader in ALL}
 
 
 def main() -> None:

@@ -31,12 +31,16 @@ COUNTS = {  # reader: files in the usual tests, and in the whole campaign
     "image": (300, 10_000),
     "recipe": (400, 10_000),
     "record": (400, 10_000),
+    "seed_parameters": (1000, 100_000),
+    "seed_weights": (200, 5_000),
 }
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and RLIMIT_AS")
 @pytest.mark.parametrize("reader", COUNTS)
 def test_damaged_files(campaign: Campaign, tmp_path: Path, reader: str) -> None:
+    if reader == "seed_weights":
+        pytest.importorskip("h5py")
     count = campaign.count(*COUNTS[reader])
     command = [sys.executable, str(WORKER), reader, str(count), str(campaign.seed), str(tmp_path)]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
