@@ -19,6 +19,7 @@ import importlib
 import inspect
 import math
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults import Campaign
 
 import minigrad.backend
 from minigrad.backend import Backend, cuda
@@ -576,6 +578,27 @@ def test_kernel_equals_the_specification(backend: Backend, name: str, dtype: str
     for N in SIZES:
         for case in INPUTS[name](rng(name, N), N):
             compare(backend, case, dtype)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_kernel_equals_the_specification_on_drawn_shapes(
+    backend: Backend, name: str, campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other geometries, channels, shapes, batches, dtypes and layouts than those of the table."""
+    wanted, done, number = campaign.count(1, 1000), 0, 0
+    here = sys.modules[__name__]
+    while done < wanted:
+        r = campaign.rng(name, number)
+        number += 1
+        shapes = [tuple(int(n) for n in r.integers(1, 9, r.integers(1, 4))) for _ in range(3)]
+        monkeypatch.setattr(here, "GEOMETRIES", [random_geometry(r)])
+        monkeypatch.setattr(here, "CHANNELS", [tuple(int(n) for n in np.exp2(r.uniform(0, 5.3, 2)))])
+        monkeypatch.setattr(here, "_shapes", lambda N, shapes=shapes: [(N, *shape) for shape in shapes])
+        dtype, layout = r.choice(["float32", "float64"]), r.choice(list(LAYOUTS))
+        for case in INPUTS[name](r, int(r.integers(1, 12))):
+            compare(backend, case, str(dtype), str(layout))
+            done += 1
+    campaign.survived(f"kernel calls of drawn shapes against the specification, {type(backend).__name__}", done)
 
 
 @pytest.mark.parametrize("name", INPUTS)
