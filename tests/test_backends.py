@@ -171,7 +171,15 @@ def _norm_arrays(r: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.nda
 
 def _batch_norm(r: np.random.Generator, N: int) -> Iterator[Case]:
     for shape in [*_shapes(N), (N, 30, 30, 2)]:
-        yield Case("batch_norm", (*_norm_arrays(r, shape), 1e-3), math.prod(shape[:-1]))
+        x, gamma, beta = _norm_arrays(r, shape)
+        mean, variance = _statistics(x)
+        # an error e of the mean (relative to L, the largest x) moves the variance by 2 * deviation * e, and y by
+        # e / sqrt(variance + epsilon) and by half of what the variance moved over its third power
+        L, total = np.abs(x).max(), variance + 1e-3
+        moved = 2 * np.sqrt(variance) * L + variance
+        far = (np.abs(x) + np.abs(mean)) / np.sqrt(total) + np.abs(x - mean) / np.sqrt(total) * moved / total / 2
+        scales = (gamma * far + np.abs(beta)).max(), L, moved.max()
+        yield Case("batch_norm", (x, gamma, beta, 1e-3), math.prod(shape[:-1]), scales=scales)
 
 
 def _batch_norm_apply(r: np.random.Generator, N: int) -> Iterator[Case]:
