@@ -25,11 +25,17 @@ class UsageError(ValueError):
     """An option has a value that it cannot have."""
 
 
-EXIT_CODES: dict[type[Exception], int] = {UsageError: 2, DataError: 3, DeviceError: 4, DivergedError: 5}
+EXIT_CODES: dict[type[Exception], int] = {
+    UsageError: 2,
+    DataError: 3,
+    DeviceError: 4,
+    MemoryError: 4,
+    DivergedError: 5,
+}
 
 
 def run_program(body: Callable[[], None], *, debug: bool, interrupted: Callable[[], str] = lambda: "") -> int:
-    """Run a program's body and return its exit code: 0; 3 data, 4 device, 5 diverged, 1 other; 128 + signal.
+    """Run a program's body and return its exit code: 0; 3 data, 4 device or memory, 5 diverged, 1 other; 128 + signal.
 
     An error is one line on stderr; with debug a traceback comes first.
     """
@@ -50,6 +56,8 @@ def run_program(body: Callable[[], None], *, debug: bool, interrupted: Callable[
         if debug:
             traceback.print_exc()
         text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, MemoryError):
+            text = f"out of memory: {text}; a smaller model, batch or data set needs less"
         print(f"error: {text}", file=sys.stderr)
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
 

@@ -243,6 +243,50 @@ def test_a_soak_leaves_nothing_behind(campaign: Campaign, server: Server, tmp_pa
     campaign.survived("steps of a soak: memory + 8 MB, open files, threads, temporary files", steps, lost)
 
 
+def test_a_busy_machine_changes_no_bit(server: Server, tmp_path: Path) -> None:
+    options = {"kind": "vae", "kernels": "numpy", "steps": 40}
+    server.start(folder=str(tmp_path / "calm"), **options)
+    assert server.finish()[0] == 0
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        server.start(folder=str(tmp_path / "busy"), **options)
+        assert server.finish()[0] == 0
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert digest(tmp_path / "busy") == digest(tmp_path / "calm")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_a_folder_without_permission(server: Server, tmp_path: Path) -> None:
+    """One line that names the folder, exit code 3, and nothing there; also where a run lies that may only be read."""
+    tmp_path.chmod(0o755)
+    for place in tmp_path.parents[:2]:
+        place.chmod(place.stat().st_mode | 0o55)
+    options = {"kind": "vae", "kernels": "numpy", "steps": 20, "user": 65534}
+    server.start(folder=str(tmp_path / "new"), **options)
+    code, _, said = server.finish()
+    assert (code, said) == (3, [])
+    assert not (tmp_path / "new").exists()
+    server.start(folder=str(tmp_path / "old"), **{**options, "user": None, "steps": 10})
+    assert server.finish()[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()}
+    server.start(folder=str(tmp_path / "old"), **options)
+    assert server.finish()[0] == 3
+    assert {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and RLIMIT_AS")
+def test_a_memory_limit_ends_the_run_with_advice_and_without_harm(server: Server, tmp_path: Path) -> None:
+    options = {"kind": "ae", "kernels": "plain", "steps": 20, "side": 96, "folder": str(tmp_path)}
+    server.start(**options, headroom=8 << 20)
+    assert server.finish()[0] == 4
+    assert not leftovers(tmp_path)
+    server.start(**options)
+    assert server.finish()[:2] == (0, 20)
+
+
 @NEEDS_COMPILER
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs LD_PRELOAD")
 @pytest.mark.parametrize(("what", "every"), [("save", 1), ("run", 23)])

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 from functools import partial
 from pathlib import Path
 
+import filelock  # noqa: F401  before a child becomes a user who may not read the libraries
 import numpy as np
 
 import minigrad
@@ -33,17 +35,31 @@ class Tell(Callback):
         say(f"step {trainer.progress.step}")
 
 
-def train(folder: str, kind: str, kernels: str, steps: int, save_every: int = 1) -> None:
-    """Start the run of a folder, or go on with it."""
+def train(
+    folder: str,
+    kind: str,
+    kernels: str,
+    steps: int,
+    save_every: int = 1,
+    user: int | None = None,
+    headroom: int | None = None,
+    side: int = 8,
+) -> None:
+    """Start the run of a folder, or go on with it; as another user, or with so many more bytes of memory."""
     minigrad.use(kernels=kernels, threads=1)
-    images = np.random.default_rng(0).integers(0, 256, (STEPS_PER_EPOCH * BATCH, 8, 8, 1), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (STEPS_PER_EPOCH * BATCH, side, side, 1), dtype=np.uint8)
+    if user is not None:
+        os.setuid(user)
+    if headroom is not None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + headroom, used + headroom))
     options = TrainingOptions(BATCH, epochs=steps // STEPS_PER_EPOCH, save_every=save_every, validation=0)
     found = load_checkpoint(folder, say) if latest_checkpoint(Path(folder)) else None
     if found:
         model = from_config(found[1]["model"])
     else:
         # with its moments 2 MB: a kill can hit the middle of a write
-        model = (VAE if kind == "vae" else Autoencoder)((8, 8, 1), (8, 64), (3, 3), (2, 1), 64)
+        model = (VAE if kind == "vae" else Autoencoder)((side, side, 1), (8, 64), (3, 3), (2, 1), 64)
     model.compile(1e-2)
     trainer = Trainer(
         model,
