@@ -427,7 +427,6 @@ SEED = {
     "ae": {"mse": 0.02893, "bce": 260.36, "kl": None, "sample_std": None},
     "vae": {"mse": 0.02525, "bce": 251.98, "kl": 1485.6, "sample_std": 0.010},
 }
-BEGIN, END = "<!-- made by benchmarks/report.py -->", "<!-- end -->"
 
 
 def quality(records: Rows) -> str:
@@ -500,12 +499,30 @@ def natural(recipe: str) -> tuple[Any, ...]:
     return recipe != "default", *(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", recipe))
 
 
-def renew(readme: Path, text: str) -> None:
-    """Write the tables between the README's two marks."""
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"error: {readme.name} lacks the marks {BEGIN} and {END}")
+# ---- faults ----
+
+
+def campaign(record: dict[str, Any]) -> str:
+    """The table of the fault campaign."""
+    rows = record["rows"]
+    lines = [[row["what"], number(row["faults"]), number(row["lost"]), number(row["seconds"])] for row in rows]
+    total = [sum(row[name] for row in rows) for name in ("faults", "lost", "seconds")]
+    lines.append(["**all**", *(f"**{number(value)}**" for value in total)])
+    changed = ", with changes" if record["dirty"] else ""
+    return (
+        f"{table(['fault', 'injected', 'lost', 'seconds'], lines)}\n`{record['command']}`, seed {record['seed']}, "
+        f"{record['date']}, commit {record['commit'][:12]}{changed}, {record['seconds'] / 60:.0f} min on "
+        f"{record['machine']}, Python {record['python']}, NumPy {record['versions']['NumPy']}.\n"
+    )
+
+
+def renew(readme: Path, name: str, text: str) -> None:
+    """Write a table between its two marks in the README."""
+    begin, end = f"<!-- {name}: made by benchmarks/report.py -->", f"<!-- end of {name} -->"
+    before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"error: {readme.name} lacks the marks {begin} and {end}")
     readme.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
 
 
@@ -519,6 +536,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 RATIO = "`ratio` is the speed relative to the best of PyTorch's default, channels_last and compiled rows."
+TITLES = {"quality": "Recipes", "campaign": "The fault campaign"}
 PARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
     "train": training,
     "startup": plain_list(
@@ -534,7 +552,7 @@ PARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="where the JSON files are")
-    parser.add_argument("--readme", metavar="FILE", type=Path, help="renew the table of recipes in this file as well")
+    parser.add_argument("--readme", metavar="FILE", type=Path, help="renew the tables in this file as well")
     args = parser.parse_args(argv)
     results = args.results
     made = 0
@@ -545,13 +563,17 @@ def main(argv: list[str] | None = None) -> int:
             (results / f"{name}.md").write_text(part(record, results), encoding="utf-8")
             print(f"{source.name} -> {name}.md")
             made += 1
+    tables = {}  # those that stand in the README, too
     if files := sorted((results / "quality").glob("*.json")):
-        text = quality([json.loads(file.read_text(encoding="utf-8")) for file in files])
-        (results / "quality.md").write_text(f"# Recipes\n\n{text}", encoding="utf-8")
-        print(f"{len(files)} files -> quality.md")
+        tables["quality"] = quality([json.loads(file.read_text(encoding="utf-8")) for file in files])
+    if (results / "campaign.json").exists():
+        tables["campaign"] = campaign(json.loads((results / "campaign.json").read_text(encoding="utf-8")))
+    for name, text in tables.items():
+        (results / f"{name}.md").write_text(f"# {TITLES[name]}\n\n{text}", encoding="utf-8")
+        print(f"{name} -> {name}.md")
         made += 1
         if args.readme:
-            renew(args.readme, text)
+            renew(args.readme, name, text)
     if not made:
         print(f"error: there is no result in {results.name}", file=sys.stderr)
     return 0 if made else 1

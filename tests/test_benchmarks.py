@@ -183,7 +183,8 @@ def test_a_run_of_a_recipe_keeps_its_commands_options_and_figures(recipes):
 
 def test_the_table_of_recipes_has_mean_and_deviation_over_seeds(recipes, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- made by benchmarks/report.py -->\nold\n<!-- end -->\nafter\n")
+    marks = "<!-- quality: made by benchmarks/report.py -->", "<!-- end of quality -->"
+    readme.write_text(f"before\n{marks[0]}\nold\n{marks[1]}\nafter\n")
     done = run("report.py", "--results", str(recipes), "--readme", str(readme))
     assert (done.returncode, done.stderr) == (0, "")
     records = [json.loads((recipes / f"quality/vae10-{seed}.json").read_text()) for seed in (0, 1)]
@@ -192,11 +193,21 @@ def test_the_table_of_recipes_has_mean_and_deviation_over_seeds(recipes, tmp_pat
     assert "on the test images of fashion-mnist-sample" in readme.read_text()
     assert f"| 0, 1 | {(a + b) / 2:.1f} ± {abs(a - b) / 2**0.5:.1f} |" in row
     assert readme.read_text().startswith("before\n<!--")
-    assert readme.read_text().endswith("<!-- end -->\nafter\n")
+    assert readme.read_text().endswith(f"{marks[1]}\nafter\n")
     assert "old" not in readme.read_text()
     readme.write_text("no marks\n")
     assert "lacks the marks" in run("report.py", "--results", str(recipes), "--readme", str(readme)).stderr
     assert readme.read_text() == "no marks\n"
+
+
+def test_the_table_of_the_campaign_adds_up(load):
+    rows = [{"what": what, "faults": 1200, "lost": lost, "seconds": 3.4} for what, lost in (("kills", 0), ("cuts", 2))]
+    record = {"command": "pytest", "seed": 7, "date": "today", "commit": "0123456789abcdef", "dirty": True}
+    record |= {"seconds": 90.0, "machine": "2 cores", "python": "3.11", "versions": {"NumPy": "2.4"}, "rows": rows}
+    text = load("report").campaign(record)
+    assert "| kills | 1,200 | 0 | 3 |" in text
+    assert "| **all** | **2,400** | **2** | **7** |" in text
+    assert "`pytest`, seed 7, today, commit 0123456789ab, with changes, 2 min on 2 cores" in text
 
 
 def test_the_seed_stands_beside_the_same_architecture(load):

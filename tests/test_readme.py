@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_the_results_are_those_of_the_committed_run():
     for name, digits in (("neg_elbo", 1), ("reconstruction", 1), ("kl", 1), ("mse", 4)):
         assert f"{record['test'][name]:.{digits}f}" in README, name
     assert record["test"]["neg_elbo"] <= 264
+
+
+def test_the_table_of_recipes_is_made_of_the_committed_files(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text(README)
+    report = [sys.executable, str(ROOT / "benchmarks/report.py"), "--readme", str(copy)]
+    shutil.copytree(ROOT / "benchmarks/results/quality", tmp_path / "results/quality")
+    subprocess.run([*report, "--results", str(tmp_path / "results")], check=True, capture_output=True)
+    assert copy.read_text() == README
+    assert (tmp_path / "results/quality.md").read_text() == (ROOT / "benchmarks/results/quality.md").read_text()
 
 
 def test_pictures_exist():
