@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import minigrad
 from minigrad import Tensor, nn, ops, optim
 from minigrad.nn import Parameter
 
@@ -87,11 +89,12 @@ OPTIMIZERS = {
     ),
     "adamw": (lambda p: optim.AdamW(p, 0.02), adam_oracle, {"weight_decay": 0.01}, lambda t: 0.02),
     "adamw options": (
-        lambda p: optim.AdamW(p, linear, beta_1=0.0, epsilon=1e-6, weight_decay=0.3),
+        lambda p: optim.AdamW(p, linear, beta_1=0.0, beta_2=0.0, epsilon=1e-6, weight_decay=0.3),
         adam_oracle,
-        {"beta_1": 0.0, "epsilon": 1e-6, "weight_decay": 0.3},
+        {"beta_1": 0.0, "beta_2": 0.0, "epsilon": 1e-6, "weight_decay": 0.3},
         linear,
     ),
+    "adamw defaults": (lambda p: optim.AdamW(p), adam_oracle, {"weight_decay": 0.01}, lambda t: 1e-3),
 }
 
 
@@ -242,9 +245,9 @@ def test_wrong_state_changes_nothing(spoil):
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda p: optim.SGD([], 0.1), "there are no parameters"),
-        (lambda p: optim.SGD(iter(()), 0.1), "there are no parameters"),
-        (lambda p: optim.SGD([p[0], p[1], p[0]], 0.1), "given twice"),
+        (lambda p: optim.SGD([], 0.1), "^optimizer: there are no parameters$"),
+        (lambda p: optim.SGD(iter(()), 0.1), "^optimizer: there are no parameters$"),
+        (lambda p: optim.SGD([p[0], p[1], p[0]], 0.1), "^optimizer: a parameter is given twice$"),
         (lambda p: optim.SGD(p, -0.1), "learning_rate is -0.1"),
         (lambda p: optim.SGD(p, math.nan), "learning_rate is nan"),
         (lambda p: optim.Adam(p, math.inf), "learning_rate is inf"),
@@ -252,6 +255,7 @@ def test_wrong_state_changes_nothing(spoil):
         (lambda p: optim.SGD(p, 0.1, momentum=-0.1), "momentum is -0.1"),
         (lambda p: optim.Adam(p, beta_1=1.0), "betas must lie"),
         (lambda p: optim.Adam(p, beta_2=-0.5), "betas must lie"),
+        (lambda p: optim.Adam(p, beta_2=1.0), "betas must lie"),
         (lambda p: optim.Adam(p, epsilon=0.0), "epsilon above 0"),
         (lambda p: optim.clip_grad_norm(optim.SGD(p, 0.1), 0.0), "limit is 0.0 but must be positive"),
         (lambda p: optim.clip_grad_norm(optim.SGD(p, 0.1), math.nan), "limit is nan"),
@@ -260,6 +264,29 @@ def test_wrong_state_changes_nothing(spoil):
 def test_refused_options(make, text):
     with pytest.raises(ValueError, match=text):
         make(parameters("float32"))
+
+
+@pytest.mark.usefixtures("cupy_double", "restored_backends")
+def test_parameters_on_two_devices_are_refused_by_name():
+    here = parameters("float32")[0]
+    minigrad.use(device="cuda", kernels="plain")
+    there = nn.Parameter((2,))
+    with pytest.raises(TypeError, match=r"^optimizer: .*cpu.*cuda:0"):
+        optim.SGD([here, there], 0.1)
+
+
+@pytest.mark.parametrize("what", ["data", "grad"])
+def test_an_array_that_was_assigned_is_noticed(what):
+    """Either of the two alone: the flat arrays would no longer be those of the parameter."""
+    tensors = parameters("float32")
+    optimizer = optim.SGD(tensors, 0.1)
+    setattr(tensors[1], what, getattr(tensors[1], what).copy())
+    told = (
+        "optimizer: the parameters have moved (model.to, or a newer optimizer took them) or data or grad was assigned; "
+        "make a new optimizer, and write into the arrays instead of assigning them"
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(told)}$"):
+        optimizer.step()
 
 
 def test_parameters_may_be_a_generator():

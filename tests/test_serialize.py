@@ -473,6 +473,23 @@ def test_the_order_is_write_sync_rename_sync(tmp_path, monkeypatch):
     assert events == [("fsync", 5), ("replace", None), ("folder", None)]
 
 
+def test_the_temporary_file_lies_beside_its_target(tmp_path, monkeypatch):
+    """Only within one file system a rename is atomic; and what a kill leaves behind is known by its name."""
+    seen = []
+    real = os.replace
+
+    def replace(source, target):
+        seen.append(Path(source))
+        real(source, target)
+
+    monkeypatch.setattr(serialize.os, "replace", replace)
+    write_atomically(tmp_path / "folder" / "x", b"12345")
+    (temporary,) = seen
+    assert temporary.parent == tmp_path / "folder"
+    assert temporary.name.startswith(".x.")
+    assert temporary.suffix == ".part"
+
+
 def test_readers_see_the_old_or_the_new_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "x"
     write_atomically(path, b"old")

@@ -1114,6 +1114,16 @@ def test_early_stopping_goes_on_after_an_interruption(tmp_path):
 # ---- one training a folder ----
 
 
+def test_what_a_killed_process_left_behind_is_removed(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    left = [tmp_path / ".history.csv.a1b2.part", tmp_path / "checkpoints" / ".step-00000001.safetensors.x_y.part"]
+    mine = [tmp_path / "notes.part", tmp_path / ".hidden"]
+    for path in left + mine:
+        path.write_text("x")
+    trainer_of("ae", tmp_path).run()
+    assert [path.exists() for path in left + mine] == [False, False, True, True]
+
+
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
     """In another thread, as from another process: a lock belongs to the open file."""
     told: list[str] = []
