@@ -126,6 +126,7 @@ def _reductions() -> list[Case]:
         for op, axis, keepdims in itertools.product(("sum", "mean", "logsumexp"), axes, (False, True))
     ]
     found += [case(op, shape) for op, shape in itertools.product(("sum", "mean", "logsumexp"), [(), (1,), (5,)])]
+    found += [case(op, (1, 3, 1), axis=axis) for op in ("sum", "mean", "logsumexp") for axis in (1, -3)]
     return [*found, case("sum", (0, 3), axis=0), case("sum", (2, 0)), case("mean", (0, 3), axis=1)]
 
 
@@ -146,6 +147,7 @@ CASES: list[Case] = [
     *(case(op, s, kinds=kind) for op, kind in UNARY.items() for s in [(), (1,), (2, 3, 2), (0, 4)]),
     case("clip", (3, 5), constants=(-1, 1)),
     case("clip", (3, 5), high=0.0),
+    case("clip", (3, 5), constants=(1, 1)),
     case("leaky_relu", (3, 5), slope=0.3),
     *(case("pow", (3, 4), kinds="positive", exponent=e) for e in (-1.5, 0.5, 2.5)),
     *(case("pow", (3, 4), exponent=e) for e in (0, 1, 2, 3, -2)),

@@ -586,6 +586,10 @@ REFUSED = [
         "batch_norm: mean and variance must be float64 (3,), found [('float64', (3,)), ('float32', (3,))]",
     ),
     (lambda: ops.batch_norm(zeros(0, 3), zeros(3), zeros(3)), "batch_norm: no values to take statistics of (x (0, 3))"),
+    (
+        lambda: ops.batch_norm(zeros(2, 0, 4, 3), zeros(3), zeros(3)),
+        "batch_norm: no values to take statistics of (x (2, 0, 4, 3))",
+    ),
     (lambda: ops.mse(zeros(2, 3), zeros(3)), "mse: x (2, 3) and targets (3,) must have one shape and not be empty"),
     (lambda: ops.mse(zeros(0), zeros(0)), "mse: x (0,) and targets (0,) must have one shape and not be empty"),
     (
@@ -603,6 +607,14 @@ REFUSED = [
     (
         lambda: ops.softmax_cross_entropy(zeros(2, 3), np.zeros(3, int)),
         "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), found (2, 3) and (3,)",
+    ),
+    (
+        lambda: ops.softmax_cross_entropy(zeros(2, 3, 1), np.zeros(2, int)),
+        "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), found (2, 3, 1) and (2,)",
+    ),
+    (
+        lambda: ops.softmax_cross_entropy(zeros(0, 3), np.zeros(0, int)),
+        "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), found (0, 3) and (0,)",
     ),
     (
         lambda: ops.softmax_cross_entropy(zeros(2, 3), np.array([0, 3])),
@@ -623,6 +635,56 @@ REFUSED = [
 def test_refused_with_exactly_this_message(call, text):
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         call()
+
+
+THREE = zeros(2, 3), zeros(3), zeros(3)
+
+
+@pytest.mark.usefixtures("cupy_double", "restored_backends")
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("SoftmaxCrossEntropy", lambda there: ops.softmax_cross_entropy(zeros(2, 3), there(2))),
+        ("BatchNormInference", lambda there: ops.batch_norm_inference(*THREE, there(3), np.ones(3))),
+        ("BatchNormInference", lambda there: ops.batch_norm_inference(*THREE, np.zeros(3), there(3))),
+        ("Add", lambda there: ops.add(zeros(3), there(3))),
+    ],
+)
+def test_an_array_of_another_device_is_refused_by_name(name, call):
+    """Also one that is no tensor: labels, statistics."""
+    k = minigrad.use(device="cuda", kernels="plain")
+    with pytest.raises(TypeError, match=rf"^{name}: .*cpu.*cuda:0|^{name}: .*cuda:0.*cpu"):
+        call(lambda count: k.from_host(np.zeros(count)))
+
+
+WITHOUT_NEED = [
+    (ops.mul, (2, 3), (2, 3)),
+    (ops.div, (2, 3), (2, 3)),
+    (ops.matmul, (2, 3), (3, 4)),
+    (ops.dense, (2, 3), (3, 4), (4,)),
+    (ops.conv2d, (1, 4, 4, 2), (3, 3, 2, 1), (1,)),
+    (ops.conv2d_transpose, (1, 4, 4, 2), (3, 3, 1, 2), (1,)),
+    (ops.mse, (2, 3), (2, 3)),
+    (ops.bce_with_logits, (2, 3), (2, 3)),
+    (ops.gaussian_nll, (2, 3), (2, 3)),
+]
+
+
+@pytest.mark.parametrize(("op", "shapes"), [(op, shapes) for op, *shapes in WITHOUT_NEED], ids=lambda x: str(x)[:25])
+def test_a_gradient_that_nobody_needs_is_not_computed(op, shapes):
+    """It would be half of the work of a first layer."""
+    for needed in range(len(shapes)):
+        tensors = [Tensor(np.ones(shape), requires_grad=i == needed) for i, shape in enumerate(shapes)]
+        y = op(*tensors)
+        gradients = y.creator.backward(np.ones(y.shape))
+        computed = [i for i, gradient in enumerate(gradients[: len(shapes)]) if gradient is not None]
+        # the first gradient of these two is the second one but for its sign
+        assert computed == ([0, 1] if op in (ops.mse, ops.gaussian_nll) and needed else [needed])
+
+
+def test_means_of_lists():
+    assert ops.mean([1.0, 2.0, 6.0]).item() == 3
+    assert ops.mean(np.array([[1.0, 3.0], [5.0, 7.0]]), axis=0).numpy().tolist() == [3, 5]
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,25 @@ def test_a_saved_state_continues_bitwise(name, dtype, backend):
     assert second.steps == STEPS
 
 
+def test_an_update_gets_its_numbers_in_the_parameters_dtype():
+    """On a GPU they lie in the arrays that a captured step reads."""
+    for dtype in ("float32", "float64"):
+        optimizer, seen = optim.Adam(parameters(dtype)), []
+        optimizer.update = seen.append
+        optimizer.step()
+        assert (str(seen[0].dtype), seen[0].shape) == (dtype, (3,))
+
+
+@pytest.mark.usefixtures("cupy_double", "restored_backends")
+def test_a_state_is_loaded_to_where_the_moments_are():
+    minigrad.use(device="cuda", kernels="plain")
+    optimizer = optim.Adam([nn.Parameter((3,))])
+    state = {"steps": 2, "mean": np.arange(3, dtype="f4"), "variance": np.ones(3, "f4")}
+    optimizer.load_state_dict(state)
+    found = optimizer.state_dict()
+    assert all(np.array_equal(found[name], state[name]) for name in state)
+
+
 def test_state_names():
     assert list(optim.SGD(parameters("float32"), 0.1).state_dict()) == ["steps", "velocity"]
     state = optim.Adam(parameters("float32"), 0.1).state_dict()
