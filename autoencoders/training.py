@@ -40,6 +40,8 @@ Array = Any
 FETCH_EVERY = 10  # steps between readings of the losses from the device
 KEPT_CHECKPOINTS = 3
 LOCK_FILE = ".lock"
+# what a training that was killed leaves behind; nothing that others write into the folder, or that lies deeper
+LEFTOVERS = (".history.*.part", ".run.json.*.part", ".model.safetensors.*.part", "checkpoints/.*.part", "film/.*.part")
 MOMENT = "optimizer."  # before the names of moments in a checkpoint
 
 
@@ -309,8 +311,6 @@ class Trainer:
                 another training is running there.
         """
         with claim(self.folder):
-            for path in self.folder.rglob(".*.part") if self.folder else ():  # of a process that was killed
-                path.unlink(missing_ok=True)
             return self._run()
 
     def _run(self) -> History:
@@ -776,7 +776,8 @@ def load_checkpoint(
 
 @contextmanager
 def claim(folder: Path | None) -> Iterator[None]:
-    """Hold a folder for one training. However this process ends, even killed, the folder is free then.
+    """Hold a folder for one training, and remove what one that was killed left there. However this process ends, even
+    killed, the folder is free then.
 
     Raises:
         FileExistsError: another training holds it. DataError: it cannot be written.
@@ -798,6 +799,9 @@ def claim(folder: Path | None) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
     try:
+        for pattern in LEFTOVERS:
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

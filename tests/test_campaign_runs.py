@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -88,6 +87,13 @@ def digest(folder: Path) -> dict[str, bytes]:
     return {name: x.tobytes() for name, x in load_checkpoint(folder)[0].items()}
 
 
+def undisturbed(server: Server, folder: Path, **options: object) -> dict[str, bytes]:
+    """The state at the end of a run that nobody disturbs."""
+    server.start(folder=str(folder), **options)
+    assert server.finish()[0] == 0
+    return digest(folder)
+
+
 def newest(folder: Path) -> tuple[int, list[str]]:
     """(step of the newest valid checkpoint, what was skipped)."""
     skipped: list[str] = []
@@ -109,10 +115,8 @@ def leftovers(folder: Path) -> list[Path]:
 def test_kill_9_while_saving(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:
     kind, kernels = run.split("-")
     options = {"kind": kind, "kernels": kernels, "steps": STEPS}
-    server.start(folder=str(tmp_path / "whole"), **options)
-    assert server.finish()[0] == 0
-    expected = digest(tmp_path / "whole")
-    rng = random.Random(f"{campaign.seed} {run}")
+    expected = undisturbed(server, tmp_path / "whole", **options)
+    rng = campaign.rng(run)
     kills = lost = number = 0
     wanted = campaign.count(15, 200)
     while kills < wanted:
@@ -137,11 +141,9 @@ def test_kill_9_while_saving(campaign: Campaign, server: Server, tmp_path: Path,
 @pytest.mark.parametrize("which", ["SIGINT", "SIGTERM", "SIGINT twice"])
 def test_signals(campaign: Campaign, server: Server, tmp_path: Path, which: str) -> None:
     options = {"kind": "vae", "kernels": "numpy", "steps": STEPS, "save_every": 7}
-    server.start(folder=str(tmp_path / "whole"), **options)
-    assert server.finish()[0] == 0
-    expected = digest(tmp_path / "whole")
+    expected = undisturbed(server, tmp_path / "whole", **options)
     number = getattr(signal, which.split()[0])
-    rng = random.Random(f"{campaign.seed} {which}")
+    rng = campaign.rng(which)
     sent = lost = runs = 0
     wanted = campaign.count(5, 60)
     while sent < wanted:
@@ -245,8 +247,7 @@ def test_a_soak_leaves_nothing_behind(campaign: Campaign, server: Server, tmp_pa
 
 def test_a_busy_machine_changes_no_bit(server: Server, tmp_path: Path) -> None:
     options = {"kind": "vae", "kernels": "numpy", "steps": 40}
-    server.start(folder=str(tmp_path / "calm"), **options)
-    assert server.finish()[0] == 0
+    expected = undisturbed(server, tmp_path / "calm", **options)
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
     try:
         server.start(folder=str(tmp_path / "busy"), **options)
@@ -255,7 +256,7 @@ def test_a_busy_machine_changes_no_bit(server: Server, tmp_path: Path) -> None:
         for process in busy:
             process.kill()
             process.wait()
-    assert digest(tmp_path / "busy") == digest(tmp_path / "calm")
+    assert digest(tmp_path / "busy") == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to become somebody else")
