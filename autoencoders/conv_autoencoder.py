@@ -97,6 +97,7 @@ class Autoencoder:
         decoder = self._build_decoder()
         # All layers by name, for saving, moving and training them as a whole; never called. Those that are run:
         self.network = nn.Sequential({**encoder, **self.heads, **decoder})
+        # fuse makes each convolution with its ReLU and BatchNorm one operation, with the same arithmetic: nn/fused.py
         self.encoder = nn.fuse(encoder)  # images -> features
         self.decoder = nn.fuse(decoder)  # latents -> logits of the image
         self.network.initialize(seed)
@@ -156,7 +157,7 @@ class Autoencoder:
     ) -> tuple[Tensor, list[Tensor]]:
         """(what is minimised, its parts in the order of loss_names) for a batch.
 
-        noise (N, Z) or for K samples (N, K, Z), beta and labels (rows of `label_rows`) belong to the VAE. The encoder
+        noise (N, Z) or for K samples (N, K, Z), beta and labels (rows of `one_hot`) belong to the VAE. The encoder
         sees the images; what the decoder shall give are the targets, or else the images.
         """
         latents = self.heads["encoder_output"](self.encoder(images))
@@ -196,8 +197,9 @@ class Autoencoder:
         Returns:
             the history: one row an epoch.
         Raises:
-            DataError: the images do not fit. DivergedError: a loss or weight is no longer finite.
-            RuntimeError: compile was not called. FileExistsError: the folder holds checkpoints of another run.
+            DataError: the images do not fit. DivergedError: a loss or weight is no longer finite; the model is then in
+                its last good state. RuntimeError: compile was not called. FileExistsError: the folder holds checkpoints
+                of another run.
             KeyboardInterrupt: on Ctrl-C, after the step, with a checkpoint if there is a folder.
         """
         chosen = TrainingOptions(batch_size=batch_size, epochs=num_epochs, **options)
@@ -231,7 +233,7 @@ class Autoencoder:
             latents = latents.astype(self.dtype)  # before _map, which takes uint8 for pixels
         if not np.isfinite(latents).all():
             raise DataError("latents: expected finite numbers, found NaN or infinity")
-        return self._decode(latents, self.label_rows(labels, len(latents)))
+        return self._decode(latents, self.one_hot(labels, len(latents)))
 
     def interpolate(
         self,
@@ -255,7 +257,7 @@ class Autoencoder:
             return (first[:, None] * (1 - share) + last[:, None] * share).reshape(-1, first.shape[1])
 
         z = line(self.encode(start, labels=labels[0]), self.encode(end, labels=labels[1]))
-        rows = [self.label_rows(x, len(start)) for x in labels]
+        rows = [self.one_hot(x, len(start)) for x in labels]
         between = None if rows[0] is None or rows[1] is None else line(rows[0], rows[1])
         return self._decode(z, between).reshape(len(start), steps, *self.input_shape)
 
@@ -334,7 +336,7 @@ class Autoencoder:
             raise DataError(f"images: expected values from 0 to 1, found {low:g} to {high:g}; divide by 255 or scale")
         return images.astype(self.dtype, copy=False)
 
-    def label_rows(self, labels: Any, count: int) -> np.ndarray | None:
+    def one_hot(self, labels: Any, count: int) -> np.ndarray | None:
         """What a conditional model is told of `count` images: a 1 in the column of the class (count, classes).
 
         None for a model that is not conditional, whatever the labels.
@@ -368,16 +370,16 @@ class Autoencoder:
             return tuple(head(features) for head in self.heads.values())
 
         images = self.check_images(images)
-        return self._map(heads, images, self.label_rows(labels, len(images)))
+        return self._map(heads, images, self.one_hot(labels, len(images)))
 
-    def _decode(self, latents: np.ndarray, label_rows: np.ndarray | None) -> np.ndarray:
-        return self._map(lambda z, given: (ops.sigmoid(self.decoder(_append(z, given))),), latents, label_rows)[0]
+    def _decode(self, latents: np.ndarray, one_hot: np.ndarray | None) -> np.ndarray:
+        return self._map(lambda z, given: (ops.sigmoid(self.decoder(_append(z, given))),), latents, one_hot)[0]
 
     def _map(
         self,
         function: Callable[[Tensor, Array | None], tuple[Tensor, ...]],
         rows: np.ndarray,
-        label_rows: np.ndarray | None,
+        one_hot: np.ndarray | None,
     ) -> list[np.ndarray]:
         """The outputs of function over all rows, a batch at a time, in evaluation mode."""
         with self.evaluating():
@@ -386,7 +388,7 @@ class Autoencoder:
             for start in range(0, len(rows), BATCH):
                 batch = slice(start, start + BATCH)
                 x = k.unit_range(k.from_host(np.ascontiguousarray(rows[batch])), self.dtype)
-                given = None if label_rows is None else k.from_host(label_rows[batch])
+                given = None if one_hot is None else k.from_host(one_hot[batch])
                 outputs.append([k.to_host(y.data) for y in function(Tensor(x), given)])
         return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
@@ -568,8 +570,8 @@ class _Append(Function):
         return gy[:, : self.features].copy(), None
 
 
-def _append(x: Tensor, label_rows: Array | None) -> Tensor:
-    return x if label_rows is None else _Append()(x, label_rows)
+def _append(x: Tensor, one_hot: Array | None) -> Tensor:
+    return x if one_hot is None else _Append()(x, one_hot)
 
 
 class _LogVariance(nn.Module):

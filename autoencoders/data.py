@@ -5,7 +5,7 @@ hashes of their files, the search and the downloads, the IDX reader, folders of 
 
 Every fault of a file is a `DataError` whose message names the file, the field, what was expected and what was found.
 A file is accepted for its content, never for its name or its place: the SHA-256 of the decompressed bytes must be the
-published one. Next to read: autoencoders/training.py.
+published one.
 """
 
 from __future__ import annotations

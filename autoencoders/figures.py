@@ -15,7 +15,6 @@ Read next: runs.py, which draws them.
 
 import math
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -34,6 +33,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+
+from minigrad.serialize import write_atomically
 
 __all__ = [
     "interpolations",
@@ -852,7 +853,7 @@ def _at_least(value: int, least: int, what: str) -> None:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write the figure to a PNG file, whole or not at all: into a temporary file beside it, then one rename.
+    """Write the figure to a PNG file, whole or not at all.
 
     Missing folders are made. The same figure gives the same bytes every time.
 
@@ -861,24 +862,14 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ValueError: a name that does not end in ``.png``.
-        OSError: the folder or file cannot be written; what was there before is untouched.
+        DataError: the folder or file cannot be written; what was there before is untouched.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"save: figures are PNG files, the name must end in .png: {path}")
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, buffer.getvalue())
     return path
 
 

@@ -1,11 +1,11 @@
-"""How much memory a training step takes on a GPU, known before the first one."""
+"""How much memory a training step takes, known before the first one."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from minigrad import DeviceError, nn
+from minigrad import DeviceError, backend_of, nn
 
 if TYPE_CHECKING:
     from .conv_autoencoder import Autoencoder
@@ -18,9 +18,10 @@ def step_memory(model: Autoencoder, iw_samples: int = 1) -> tuple[int, int]:
     """(bytes whatever the batch, bytes an image) that a training step allocates, beside model, optimiser and data.
 
     What stays until the gradients are known is the result of every layer with weights. Where the backward pass is, it
-    holds three arrays more: the gradient of the layer's result behind and before its ReLU, and that of its input.
-    Tested against what the arrays of a step hold at their peak.
+    holds more: the gradient of the layer's result, on a GPU behind and before its ReLU, and that of its input; and the
+    plain kernels two matrices of im2col. Tested against what the arrays of a step hold at their peak.
     """
+    k = backend_of(model.network.parameters()[0].data)
     layers = model.network.layers
     results: list[int] = []
     passing = 0
@@ -32,12 +33,21 @@ def step_memory(model: Autoencoder, iw_samples: int = 1) -> tuple[int, int]:
             output = copies * math.prod(output_shape)
             if layer.parameters() and not isinstance(layer, nn.BatchNorm):
                 results.append(output)
-                passing = max(passing, 2 * output + size)
+                columns = _columns(layer, size, output) if k.kernels == "plain" else 0
+                passing = max(passing, (1 if k.on_host else 2) * output + size + 2 * columns)
             size = output
         results.append(size)  # what the last layer with a BatchNorm hands on; or else the logits, with their gradient
     images = 4 * math.prod(model.input_shape)  # as bytes and floats, and temporaries of the loss
     itemsize = model.dtype.itemsize
     return WORKSPACE, math.ceil(MARGIN * itemsize * (sum(results) + passing + images))
+
+
+def _columns(layer: nn.Module, inputs: int, outputs: int) -> int:
+    """Elements of the im2col matrix of an image, from those of a layer's input and result."""
+    if not isinstance(layer, nn.Conv2D | nn.Conv2DTranspose):
+        return 0
+    KH, KW, C, F = layer.weight.shape
+    return (outputs if isinstance(layer, nn.Conv2D) else inputs) // F * KH * KW * C
 
 
 def check_memory(model: Autoencoder, batch: int, iw_samples: int, free: int | None, device: str) -> None:

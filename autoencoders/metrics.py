@@ -26,6 +26,7 @@ from .bounds import (
     importance_weighted_nll,
     latents_of,
     neg_elbo,
+    psnr,
     standard_error,
     unit,
 )
@@ -104,7 +105,7 @@ def measure(
     figures: dict[str, Any] = dict.fromkeys(FIGURES)
     latents = latents_of(model, images, labels)
     mse, bce, reconstructed = at_the_mean(model, images, latents, labels)
-    figures |= {"mse": mse, "psnr": -10 * float(np.log10(mse)) if mse else None, "bce": bce}
+    figures |= {"mse": mse, "psnr": psnr(mse), "bce": bce}
     figures["data_entropy"] = bernoulli_entropy(images)
     figures["train_mse"] = at_the_mean(model, seen, latents_of(model, seen, seen_labels), seen_labels)[0]
     figures["image_std"], figures["reconstruction_std"] = pixel_std(images), pixel_std(reconstructed)
@@ -351,7 +352,7 @@ def _distances(images: np.ndarray, train_images: np.ndarray, samples: np.ndarray
 
 
 def table(figures: dict[str, Any]) -> str:
-    """What was measured as lines of text."""
+    """What was measured, of FIGURES all or some, as lines of text."""
     return "\n".join(f"  {name:<23}{text:<28}{meaning}" for name, text, meaning in lines_of(figures))
 
 
@@ -359,7 +360,7 @@ def lines_of(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, unit and meaning) of all that was measured; long lists as their range."""
     lines = []
     for name, meaning in FIGURES.items():
-        value = figures[name]
+        value = figures.get(name)
         if value is None:
             continue
         if not isinstance(value, list):

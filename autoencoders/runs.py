@@ -1,6 +1,8 @@
 """Run folders: what a training leaves behind, how it goes on after an interruption, and the pictures of a model.
 
-A folder holds model.safetensors, checkpoints/, history.csv, history.jsonl, run.json, figures/ and film/.
+A folder holds model.safetensors, checkpoints/, history.csv, history.jsonl, run.json, figures/ and film/; what
+scripts/evaluate.py adds (evaluation.json, report.html); and hidden, .lock, which one training holds, and while a new
+run replaces an old one, .replaced-N with the old one.
 """
 
 from __future__ import annotations
@@ -24,13 +26,12 @@ from minigrad.random import generator
 from minigrad.serialize import DataError, write_atomically
 
 from . import figures
-from .bounds import latents_of, reconstructions_of, unit
+from .bounds import latents_of, quick_figures, reconstructions_of, unit
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
 from .data import Dataset, load_dataset
-from .evaluation import evaluate
 from .film import FRAMES, SCATTERED, SHOWN, Film
 from .mixture import MIXTURE_FILE, Mixture
-from .training import History, Trainer, TrainingOptions, claim, environment, latest_checkpoint, load_checkpoint
+from .training import History, Trainer, TrainingOptions, claim, environment, latest_checkpoint, load_checkpoint, made_by
 
 RECORD_FILE = "run.json"
 PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
@@ -49,7 +50,8 @@ OWN_FILES = (
     "figures/film.gif",
     *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS),
 )
-REPLACED = ".replaced-"  # where --overwrite keeps the old run until the new one is finished
+REPLACED = ".replaced-"  # and a number: where --overwrite keeps the old run until the new one is finished
+MOVING = ".moving"  # an old run on its way there or back; what lies here belongs back
 
 
 class Run:
@@ -57,8 +59,11 @@ class Run:
 
     Args:
         trainer: ready to run. dataset: its images. folder: where everything goes.
-        command: recorded as what was typed. resumed: whether run.json is to be continued.
-        overwrite: whether a new run may replace one that the folder holds.
+        command: recorded as what was typed. found: the newest checkpoint there when this run was made ready.
+        resumed: whether run.json is to be continued. overwrite: whether a new run may replace one in the folder.
+
+    Attributes:
+        resumable: whether `execute`, ended by an error or signal, leaves a checkpoint of this run.
     """
 
     def __init__(
@@ -67,13 +72,14 @@ class Run:
         dataset: Dataset,
         folder: Path,
         command: str,
+        found: Path | None,
         *,
         resumed: bool = False,
         overwrite: bool = False,
     ) -> None:
         self.trainer, self.dataset, self.folder = trainer, dataset, folder
         self.resumed, self.overwrite = resumed, overwrite
-        self.found = latest_checkpoint(folder)
+        self.found, self.resumable = found, resumed
         before = read_record(folder) if resumed else {}
         self.record: dict[str, Any] = {
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
@@ -86,6 +92,8 @@ class Run:
             "data": trainer.data,
             "environment": environment(trainer.k),
         }
+        if before.get("environment", self.record["environment"]) != self.record["environment"]:
+            self.record["earlier_environments"] = [*before.get("earlier_environments", []), before["environment"]]
 
     def execute(self, tell: Callable[[str], None]) -> None:
         """Train to the end, save the model, measure it on the test images and draw it.
@@ -100,24 +108,25 @@ class Run:
                 raise FileExistsError(f"{self.folder}: another training has changed this folder meanwhile; start again")
             if not self.resumed:
                 check_folder(self.folder, self.overwrite)
+                with raise_signals():
+                    set_aside(self.folder)
             self._execute(tell)
 
     def _execute(self, tell: Callable[[str], None]) -> None:
         try:
-            if not self.resumed:
-                set_aside(self.folder)
             self._write_record()
             history = self.trainer.run()
             with raise_signals():
                 self._finish(history, tell)
         except BaseException as error:
             self.record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
-            with contextlib.suppress(DataError, OSError):
-                self._write_record()
-                if not latest_checkpoint(self.folder):
-                    restore_replaced(self.folder)
+            self.resumable = latest_checkpoint(self.folder) is not None
+            if self.resumable or not replaced_runs(self.folder):
+                with contextlib.suppress(DataError):
+                    self._write_record()
+            bring_back(self.folder)
             raise
-        for replaced in self.folder.glob(f"{REPLACED}*"):
+        for replaced in replaced_runs(self.folder):
             shutil.rmtree(replaced, ignore_errors=True)
 
     def _finish(self, history: History, tell: Callable[[str], None]) -> None:
@@ -125,7 +134,7 @@ class Run:
         model.save(self.folder)
         tell(f"saved {self.folder / MODEL_FILE}")
         self.record["training_seconds"] = sum(history["seconds"])
-        self.record["test"] = evaluate(model, self.dataset.test_images, seed, labels=self.dataset.test_labels)
+        self.record["test"] = quick_figures(model, self.dataset.test_images, seed, labels=self.dataset.test_labels)
         pictures = {"loss_curves": figures.loss_curves(history.rows, unit=model.unit)}
         pictures |= draw(model, self.dataset, seed=seed, count=48)
         for path in save_pictures(pictures, self.folder / "figures"):
@@ -177,32 +186,66 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     )
 
 
+def replaced_runs(folder: Path) -> list[Path]:
+    """Where old runs lie, the last one at the end: by their numbers, because clocks jump."""
+    found = {path: path.name.removeprefix(REPLACED) for path in folder.glob(f"{REPLACED}*")}
+    return sorted((path for path, number in found.items() if number.isdecimal()), key=lambda path: int(found[path]))
+
+
 def set_aside(folder: Path) -> None:
-    """Move the files of a run into a hidden folder beside them."""
+    """Move the files of a run into a hidden folder beside them; all or none.
+
+    Raises:
+        DataError: they cannot be moved.
+    """
     files = own_files(folder)
     if not files:
         return
+    last = [0, *(int(path.name.removeprefix(REPLACED)) for path in replaced_runs(folder))][-1]
     try:
-        last = max((path.name for path in folder.glob(f"{REPLACED}*")), default=f"{REPLACED}0")
-        place = folder / f"{REPLACED}{int(last.removeprefix(REPLACED)) + 1:04d}"
-        place.mkdir()
+        (folder / MOVING).mkdir()
         for path in files:
-            target = place / path.relative_to(folder)
-            target.parent.mkdir(exist_ok=True)
-            path.rename(target)
-    except OSError as error:
-        restore_replaced(folder)
-        raise DataError(f"{folder}: the old run cannot be moved aside ({error})") from error
+            _move(path, folder, folder / MOVING)
+        (folder / MOVING).rename(folder / f"{REPLACED}{last + 1}")
+    except BaseException as error:
+        bring_back(folder)
+        if isinstance(error, OSError):
+            raise DataError(f"{folder}: the old run cannot be moved aside ({error})") from error
+        raise
 
 
-def restore_replaced(folder: Path) -> None:
-    """Put back what `set_aside` moved last."""
-    for place in sorted(folder.glob(f"{REPLACED}*"))[-1:]:  # by number: clocks jump
-        for path in [path for path in place.rglob("*") if path.is_file()]:
-            target = folder / path.relative_to(place)
-            target.parent.mkdir(exist_ok=True)
-            path.replace(target)
-        shutil.rmtree(place)
+def bring_back(folder: Path) -> None:
+    """Put an old run back where it was half moved, or where the run that should replace it has no checkpoint yet.
+
+    What cannot be moved now stays where it is until the next start.
+    """
+    with contextlib.suppress(OSError):
+        replaced = replaced_runs(folder)
+        if replaced and not ((folder / MOVING).exists() or (folder / MODEL_FILE).exists() or latest_checkpoint(folder)):
+            for path in own_files(folder):
+                path.unlink()
+            replaced[-1].rename(folder / MOVING)
+        for path in [path for path in (folder / MOVING).rglob("*") if path.is_file()]:
+            _move(path, folder / MOVING, folder)
+        shutil.rmtree(folder / MOVING)
+
+
+def _move(path: Path, folder: Path, other: Path) -> None:
+    """Move a file from one folder, or a folder in it, to the same place in another one."""
+    target = other / path.relative_to(folder)
+    target.parent.mkdir(exist_ok=True)
+    path.replace(target)
+
+
+def recover(folder: Path) -> None:
+    """Bring an old run back where a kill has hit the one that should replace it.
+
+    Raises:
+        FileExistsError: another training is running there.
+    """
+    if (folder / MOVING).exists() or replaced_runs(folder):
+        with claim(folder):
+            bring_back(folder)
 
 
 def start_run(
@@ -221,10 +264,12 @@ def start_run(
     """A new run in a folder that holds none, or whose run may be overwritten.
 
     Raises:
-        FileExistsError: the folder holds a run and overwrite is False.
+        FileExistsError: the folder holds a run and overwrite is False, or another training is running there.
         DataError: data or folder cannot be used.
     """
+    recover(folder)
     check_folder(folder, overwrite)
+    found = latest_checkpoint(folder)
     model.compile(learning_rate)
     data = {
         "name": dataset.name,
@@ -234,7 +279,7 @@ def start_run(
         "data_dir": data_dir,
     }
     trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
-    return Run(trainer, dataset, folder, command, overwrite=overwrite)
+    return Run(trainer, dataset, folder, command, found, overwrite=overwrite)
 
 
 def resume_run(
@@ -249,6 +294,7 @@ def resume_run(
     command: str = "",
     progress: bool = True,
     tell: Callable[[str], None] = print,
+    warn: Callable[[str], None] | None = None,
 ) -> Run:
     """The run of a folder, ready to go on from its newest valid checkpoint, with the options recorded there.
 
@@ -256,27 +302,31 @@ def resume_run(
         device, kernels, threads, precision: others than those recorded; the result is then not bitwise that of an
             unbroken run.
         epochs: a larger number than recorded.
+        tell: hears what is done. warn: hears of checkpoints that were skipped, and why the result will not be that of
+            an unbroken run; None: tell does.
     Raises:
         DataError: no valid checkpoint, or the data are not those of the run.
-        ValueError: epochs cannot be changed so.
+        FileExistsError: another training is running there. ValueError: epochs cannot be changed so.
     """
-    arrays, record = load_checkpoint(folder, tell)
+    recover(folder)
+    found = latest_checkpoint(folder)
+    arrays, record, path = load_checkpoint(folder, warn or tell)
     try:
         was = {"precision": "fp32", **record["environment"]}  # older runs had no other
         data, learning_rate = record["data"], record["learning_rate"]
         options = TrainingOptions(**record["options"])
         name, limit_train = data["name"], data["limit_train"]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder}: the newest checkpoint lacks what a resume needs ({error})") from error
+        raise DataError(f"{path}: cannot be resumed{made_by(record)} ({error})") from error
     if device is None or device.partition(":")[0] == was["device"].partition(":")[0]:
-        kernels, threads = kernels or was["kernels"], threads or was["threads"]
+        kernels, threads = kernels or was["kernels"], was["threads"] if threads is None else threads
         precision = precision or was["precision"]
     backend = minigrad.use(device or was["device"], kernels or "auto", threads, precision or "fp32")
     tell(backend.describe())
     now = environment(backend)
     changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key != "backend" and now[key] != was.get(key)]
     if changed:
-        tell(f"not bitwise what an unbroken run would give, because these changed: {', '.join(changed)}")
+        (warn or tell)(f"not bitwise what an unbroken run would give, because these changed: {', '.join(changed)}")
     if epochs is not None and epochs != options.epochs:
         if epochs < options.epochs:
             raise ValueError(f"epochs is {epochs} but the run was started with {options.epochs}; it can only grow")
@@ -293,11 +343,11 @@ def resume_run(
     model = from_config(record["model"], arrays)
     model.compile(learning_rate)
     trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
-    trainer.restore(arrays, record)
+    trainer.restore(arrays, record, path)
     at = trainer.progress
     where = f"in epoch {at.epoch + 1} of {options.epochs}" if at.epoch < options.epochs else "all epochs are trained"
     tell(f"resuming after step {at.step}, {where}")
-    return Run(trainer, dataset, folder, command, resumed=True)
+    return Run(trainer, dataset, folder, command, found, resumed=True)
 
 
 def _trainer(
@@ -366,9 +416,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(record, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(record).__name__}")
-    commands = record.get("commands", [])
-    if not isinstance(commands, list) or not all(isinstance(command, str) for command in commands):
-        raise DataError(f"{path}: commands: expected a list of texts, found {commands!r}")
+    for name, kind, what in (("commands", str, "texts"), ("earlier_environments", dict, "objects")):
+        found = record.get(name, [])
+        if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
+            raise DataError(f"{path}: {name}: expected a list of {what}, found {found!r}")
     return record
 
 
@@ -484,12 +535,4 @@ def save_pictures(pictures: dict[str, Any], folder: Path) -> list[Path]:
     Raises:
         DataError: one cannot be written.
     """
-    paths = []
-    for name, figure in pictures.items():
-        path = folder / f"{name}.png"
-        try:
-            figures.save(figure, path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-        paths.append(path)
-    return paths
+    return [figures.save(figure, folder / f"{name}.png") for name, figure in pictures.items()]

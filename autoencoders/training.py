@@ -1,10 +1,12 @@
 """The training loop of both models: history, checkpoints, exact resume, early stopping, callbacks.
 
-A run is a function of its data, options and seed. Shuffle and noise of an epoch are drawn from named generators,
-one row for each position of the epoch, so a run that goes on from a checkpoint does the same steps on the same
-numbers as one that was never interrupted, to the bit.
+A run is a function of its data, options and seed. All that is random is drawn from generators that are named by what
+they are for: "init" and the parameter; "split", of the held-out images; "shuffle" and "noise" (of the latent) and the
+epoch; "noise" of several samples and "pixels" (denoising, binarisation) and epoch and batch; "validation" and
+"validation pixels". So a checkpoint needs no state of a generator, and a run that goes on from one does the same steps
+on the same numbers as one that was never interrupted, to the bit.
 
-Read next: data.py.
+Read next, for what a run leaves in its folder: runs.py; for how good the model is: bounds.py and metrics.py.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import json
 import math
 import platform
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +43,17 @@ if TYPE_CHECKING:
 Array = Any
 FETCH_EVERY = 10  # steps between readings of the losses from the device
 KEPT_CHECKPOINTS = 3
+CHECKPOINT = "checkpoints/step-{:08d}.safetensors"
 LOCK_FILE = ".lock"
 # what a training that was killed leaves behind; nothing that others write into the folder, or that lies deeper
-LEFTOVERS = (".history.*.part", ".run.json.*.part", ".model.safetensors.*.part", "checkpoints/.*.part", "film/.*.part")
+LEFTOVERS = (
+    ".history.*.part",
+    ".run.json.*.part",
+    ".model.safetensors.*.part",
+    "checkpoints/.*.part",
+    "film/.*.part",
+    "figures/.*.part",
+)
 MOMENT = "optimizer."  # before the names of moments in a checkpoint
 
 
@@ -222,7 +234,7 @@ class Trainer:
         self.callbacks, self.show, self.data, self.signals = callbacks, progress, data or {}, signals
         self.folder = None if folder is None else Path(folder)
         images = model.check_images(images)
-        label_rows = model.label_rows(labels, len(images))
+        one_hot = model.one_hot(labels, len(images))
         held_out = round(options.validation * len(images)) if options.validation < 1 else int(options.validation)
         if held_out >= len(images) or (options.validation and not held_out):
             raise DataError(f"validation: {options.validation:g} of {len(images)} images leaves a part empty")
@@ -230,7 +242,7 @@ class Trainer:
         self.k: Backend = backend_of(self.optimizer.flat.values)
         kept, out = np.sort(order[held_out:]), np.sort(order[:held_out])
         self.train_images = self.k.from_host(images[kept] if held_out else images)
-        self.train_labels = None if label_rows is None else self.k.from_host(label_rows[kept])
+        self.train_labels = None if one_hot is None else self.k.from_host(one_hot[kept])
         self.validation_images = images[out]
         self.validation_targets: np.ndarray | None = None
         if held_out and (options.denoise or options.binarise):
@@ -238,7 +250,7 @@ class Trainer:
             seen, targets = self._disturb(clean, "validation pixels")
             self.validation_images = self.k.to_host(seen)
             self.validation_targets = None if targets is None else self.k.to_host(targets)
-        self.validation_labels = None if label_rows is None else label_rows[out]
+        self.validation_labels = None if one_hot is None else one_hot[out]
         self.batches = -(-len(self.train_images) // options.batch_size)
         self.progress = Progress(first_step=self.optimizer.steps)
         self.best_state: dict[str, np.ndarray] | None = None  # kept here where there is no folder
@@ -264,7 +276,7 @@ class Trainer:
 
         noise: as for `losses`; if that is for several samples, the bound follows the losses.
         scalars: (beta, the optimiser's scalars), everything that changes from step to step.
-        labels: rows of `label_rows`, for a conditional model. targets: clean images, where the others are noisy.
+        labels: rows of `one_hot`, for a conditional model. targets: clean images, where the others are noisy.
         """
         with self.k.session():
             self.optimizer.zero_grad()
@@ -305,7 +317,7 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            DivergedError: a loss or weight is not finite; the last good checkpoint stays.
+            DivergedError: a loss or weight is not finite; the model is in its last good state, whose checkpoint stays.
             KeyboardInterrupt: a signal arrived; the step was finished and saved. Its number is the error's argument.
             FileExistsError: the folder holds checkpoints of another run, which would count as newer than this one's, or
                 another training is running there.
@@ -339,6 +351,8 @@ class Trainer:
         finally:
             self.optimizer.learning_rate = self.peak
             self.model.network.eval()
+        if self.folder and len(self.history):
+            self.history.write(self.folder)  # again, in case that a kill hit the last time
         if self.options.patience is not None:
             self._restore_best()
         self._call("on_fit_end")
@@ -485,9 +499,7 @@ class Trainer:
         rng = generator(self.options.seed, "validation")
         rows, targets = self.validation_labels, self.validation_targets
         samples = self.options.iw_samples
-        return mean_losses(
-            self.model, self.validation_images, rng, label_rows=rows, targets=targets, iw_samples=samples
-        )
+        return mean_losses(self.model, self.validation_images, rng, one_hot=rows, targets=targets, iw_samples=samples)
 
     # ---- the best weights ----
 
@@ -523,8 +535,8 @@ class Trainer:
         state = self._best_on_disk() if self.folder else self.best_state
         if state is not None:
             self.model.network.load_state_dict(state)
-        elif self.show:
-            print("the best weights are lost or damaged; the last ones are kept", flush=True)
+        else:
+            print("the best weights are lost or damaged; the last ones are kept", file=sys.stderr)
 
     # ---- checkpoints ----
 
@@ -548,10 +560,13 @@ class Trainer:
             "data": self.data,
             "environment": environment(self.k),
         }
-        path = self.folder / "checkpoints" / f"step-{p.step:08d}.safetensors"
+        path = self.folder / CHECKPOINT.format(p.step)
         save_state(path, state, record)
-        for old in sorted(path.parent.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
-            old.unlink(missing_ok=True)
+        # later names are of damaged files, which a resume has skipped
+        saved = sorted(other for other in path.parent.glob("step-*.safetensors") if other <= path)
+        for old in saved[:-KEPT_CHECKPOINTS]:
+            with suppress(OSError):
+                old.unlink()
         if p.rows:
             self.history.write(self.folder)
 
@@ -567,8 +582,8 @@ class Trainer:
         self.model.network.load_state_dict({n: x for n, x in arrays.items() if not n.startswith(MOMENT)})
         self.optimizer.load_state_dict({"steps": progress.first_step + progress.step, **moments})
 
-    def restore(self, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
-        """Take weights, moments and progress from a checkpoint of `load_checkpoint`.
+    def restore(self, arrays: dict[str, np.ndarray], record: dict[str, Any], source: str | Path = "checkpoint") -> None:
+        """Take weights, moments and progress from a checkpoint of `load_checkpoint`; source names it in errors.
 
         Raises:
             DataError: the checkpoint does not belong to this model, these options or this learning rate.
@@ -580,11 +595,16 @@ class Trainer:
             if other:
                 raise ValueError(f"made with another {', '.join(other)}")
             self._take(arrays, Progress(**record["progress"]))
+            # a record is sorted by name
+            order = ["epoch", *self.columns, *(f"val_{name}" for name in self.columns), "learning_rate", "beta"]
+            rows = self.progress.rows
+            self.progress.rows = [{**{name: row[name] for name in order if name in row}, **row} for row in rows]
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"checkpoint: does not fit the training ({error})") from error
+            raise DataError(f"{source}: does not fit the training{made_by(record)} ({error})") from error
         self.restored = True
         if self.folder is not None and self.progress.best is not None and not self._best_on_disk():
-            # A kill between the best weights and the checkpoint: the epoch that comes again will be the best again.
+            # damaged; or of a kill between the best weights and the checkpoint, and what comes again will be them again
+            print("the best weights so far are not there; those of the epochs to come are kept", file=sys.stderr)
             self.progress.best = None
 
     # ---- divergence ----
@@ -604,8 +624,8 @@ class Trainer:
         """Go back to the last good state, find out what went wrong, and stop."""
         with np.errstate(all="ignore"):
             cause = self._cause()
-        last = latest_checkpoint(self.folder) if self.folder else None
-        kept = f"; the last good checkpoint is {last}" if last else ""
+        last = self.folder / CHECKPOINT.format(self.progress.step) if self.folder and self.good else None
+        kept = f"; the last good checkpoint is {last}" if last and last.exists() else ""
         raise DivergedError(
             f"training diverged: {what}{cause}; try a smaller learning rate, warm-up steps or clipping{kept}"
         )
@@ -623,28 +643,25 @@ class Trainer:
             self.bar.clear()
             print(f"not finite: doing the last {steps} steps again to find the cause", flush=True)
         p = self.progress
-        cause = None
+        found = ""
         drawn = self._draw_epoch()
-        for _ in range(steps):
+        for _ in range(steps):  # of one epoch, because its end is a good state
             if self.received:  # somebody does not want to wait for that
                 break
-            if p.batch == self.batches:
-                p.epoch, p.batch = p.epoch + 1, 0
-                drawn = self._draw_epoch()
             arguments, before = self._arguments(*drawn), self._state()
             losses = self.step(*arguments)
             if not np.isfinite(self.k.to_host(losses)).all() or self._not_finite():
                 self._take(before, p)
-                where = f"first in step {p.step + 1}"
                 cause = self._anomaly(lambda arguments=arguments: self.step(*arguments))  # type: ignore[misc]
+                found = f"; first in step {p.step + 1}" + (f": {cause}" if cause else "")
                 break
             p.batch, p.step = p.batch + 1, p.step + 1
             self.optimizer.steps += 1
         else:
-            where = "in the validation"
             cause = self._anomaly(self.validate)
+            found = f"; in the validation: {cause}" if cause else ""
         self._take(state, deepcopy(progress))
-        return f"; {where}: {cause}" if cause else ""
+        return found
 
     @staticmethod
     def _anomaly(run: Callable[[], Any]) -> str | None:
@@ -684,14 +701,14 @@ def mean_losses(
     rng: np.random.Generator,
     batch: int = 256,
     *,
-    label_rows: np.ndarray | None = None,
+    one_hot: np.ndarray | None = None,
     targets: np.ndarray | None = None,
     iw_samples: int = 1,
 ) -> dict[str, float]:
     """The model's losses, averaged over images, in evaluation mode, with iw_samples draws of noise an image; from 2 on
     the importance-weighted "bound" with beta 1 follows them.
 
-    label_rows: those of the images by `label_rows`, for a conditional model. targets: as for `losses`.
+    one_hot: those of the images by `one_hot`, for a conditional model. targets: as for `losses`.
     """
     k = backend_of(model.network.parameters()[0].data)
     names = model.loss_names if iw_samples == 1 else (*model.loss_names, "bound")
@@ -702,7 +719,7 @@ def mean_losses(
             x = k.unit_range(k.from_host(images[rows]), model.dtype)
             shape = (len(x), model.noise_dim) if iw_samples == 1 else (len(x), iw_samples, model.noise_dim)
             noise = k.from_host(rng.standard_normal(shape).astype(model.dtype))
-            labels = None if label_rows is None else k.from_host(label_rows[rows])
+            labels = None if one_hot is None else k.from_host(one_hot[rows])
             clean = None if targets is None else Tensor(k.from_host(targets[rows]))
             loss, parts = model.losses(Tensor(x), noise, 1.0, labels, clean)
             totals += len(x) * np.array([part.item() for part in (*parts, loss)[: len(names)]])
@@ -739,14 +756,16 @@ def environment(k: Backend) -> dict[str, Any]:
 
 
 def libraries(k: Backend) -> list[str]:
-    """What multiplies the matrices: BLAS libraries with the processor they chose their code for, or GPU and CuPy."""
+    """What computes: BLAS libraries with the processor they chose their code for, and Numba; or GPU and CuPy."""
     if not k.on_host:
         name = k.xp.cuda.runtime.getDeviceProperties(k.xp.cuda.Device().id)["name"].decode()
         return [f"CuPy {k.xp.__version__}", name]
     from threadpoolctl import threadpool_info
 
     found = [info for info in threadpool_info() if info["user_api"] == "blas"]
-    return sorted(f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in found)
+    blas = sorted(f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in found)
+    compiled = [f"{name} {version(name)}" for name in ("numba", "llvmlite") if k.kernels == "numba"]
+    return blas + compiled
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -754,10 +773,17 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max((folder / "checkpoints").glob("step-*.safetensors"), default=None)
 
 
+def made_by(record: dict[str, Any]) -> str:
+    """Who has written a checkpoint, where that is another version than this one."""
+    environment = record.get("environment")
+    theirs = environment.get("minigrad") if isinstance(environment, dict) else None
+    return "" if theirs == minigrad.__version__ else f"; it is of minigrad {theirs}, this is {minigrad.__version__}"
+
+
 def load_checkpoint(
     folder: str | Path, tell: Callable[[str], None] = print
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(arrays, record) of the newest valid checkpoint of a run; tell hears of each that was skipped and why.
+) -> tuple[dict[str, np.ndarray], dict[str, Any], Path]:
+    """(arrays, record, path) of the newest valid checkpoint of a run; tell hears of each skipped one, and why.
 
     Raises:
         DataError: there is no valid one.
@@ -768,7 +794,7 @@ def load_checkpoint(
             arrays, record, _ = load_state(path)
             if record.get("kind") != "checkpoint":
                 raise DataError(f"{path}: not a checkpoint")
-            return arrays, record
+            return arrays, record, path
         except DataError as error:
             tell(f"skipped a checkpoint: {error}")
     raise DataError(f"{folder}: no valid checkpoint to resume from")
@@ -801,7 +827,8 @@ def claim(folder: Path | None) -> Iterator[None]:
     try:
         for pattern in LEFTOVERS:
             for path in folder.glob(pattern):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
         yield
     finally:
         lock.release()

@@ -31,8 +31,8 @@ def detect_anomaly() -> Iterator[None]:
     What an operation is given is not looked at: infinite data go unseen until an operation has read them.
 
     Raises:
-        AnomalyError: for example "decoder_bn_1, BatchNorm, backward: 3 of 64 numbers of a gradient of shape (64,) are
-            not finite".
+        AnomalyError: for example "encoder_conv_layer_1, ConvChain, forward: 3 of 50176 numbers of the result are not
+            finite"; in a ConvChain a layer includes the ReLU and BatchNorm behind it.
         RuntimeError: on entering, while a profile or another detect_anomaly is active.
     """
     with _Checker().watching("detect_anomaly"):

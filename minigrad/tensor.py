@@ -55,7 +55,8 @@ class Tensor:
 
     Attributes:
         data: the array. grad: its gradient, an array of the same shape, or None.
-        creator: the Function that computed this tensor; None for a leaf, i.e. a tensor made by hand.
+        creator: the Function that computed this tensor; None for a leaf: made by hand, inside `no_grad`, or from
+            inputs of which none requires a gradient.
 
     Raises:
         TypeError: data is neither float32 nor float64.
@@ -157,7 +158,8 @@ class Tensor:
         if self.creator is None:
             _add_to_grad({self: gy})
             return
-        # Gradients of outputs whose functions have not run yet, and of leaves, which wait to the end.
+        # Gradients of outputs whose functions have not run yet (a Function has one output, so it is the key), and of
+        # leaves, which wait to the end.
         waiting: dict[Function | Tensor, Array] = {self.creator: gy}
         queue = [(-self.creator.order, self.creator)]  # a heap: the function that ran last comes first
         while queue:
@@ -221,8 +223,9 @@ class Function:
 
     k: Backend
     needs: tuple[bool, ...]
-    inputs: tuple[Tensor | None, ...] | None = None  # None again after the backward pass
+    inputs: tuple[Tensor | None, ...] | None = None  # set by a call that is recorded
     order: int
+    used = False  # whether its backward pass is over
 
     @property
     def name(self) -> str:
@@ -242,9 +245,9 @@ class Function:
 
         Raises:
             TypeError: the inputs live on different devices or have different dtypes.
-            RuntimeError: this object is part of a graph already.
+            RuntimeError: this object is or was part of a graph.
         """
-        if self.inputs is not None:  # what it saved for that graph would be overwritten
+        if self.used or self.inputs is not None:  # what it saved for that graph would be overwritten, or is gone
             raise RuntimeError(f"{self.name}: a Function object serves one call; make a new one")
         inputs = self._as_tensors(operands)
         self.needs = tuple(x is not None and x.requires_grad and _recording.get() for x in inputs)
@@ -272,7 +275,7 @@ class Function:
 
     def run_backward(self, gy: Array) -> list[tuple[Tensor, Array]]:
         """Pairs (input, its gradient) for the inputs that need one. Afterwards this function is used up."""
-        if self.inputs is None:
+        if self.used or self.inputs is None:
             raise RuntimeError(
                 f"backward: the graph through this {self.name} was used before and released; compute the result again"
             )
@@ -289,5 +292,5 @@ class Function:
             pairs.append((x, as_array(gx)))
         order = self.order
         vars(self).clear()  # releases the saved arrays and the way to earlier functions
-        self.order = order  # so that a second walk comes here and is told that the graph was used
+        self.order, self.used = order, True  # so that a second walk comes here and is told that the graph was used
         return pairs

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -15,9 +16,8 @@ import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
 from autoencoders.cli import RECIPES, Parser, UsageError, add_common_options, recipes, run_program
 from autoencoders.data import NAMES, Dataset, load_dataset
-from autoencoders.evaluation import table
-from autoencoders.runs import check_folder, resume_run, start_run
-from autoencoders.training import latest_checkpoint
+from autoencoders.metrics import table
+from autoencoders.runs import Run, check_folder, resume_run, start_run
 from minigrad.backend import PRECISIONS
 from minigrad.serialize import DataError
 
@@ -149,11 +149,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--resume cannot be combined with --overwrite, --smoke or --config")
     program = shlex.join([as_typed(sys.executable or "python"), as_typed(__file__)])
     command = f"{program} {shlex.join(argv)}".strip()
-    out: list[Path] = []
+    started: list[Run] = []
 
     def tell(text: str) -> None:
         if not args.quiet:
             print(text, flush=True)
+
+    def warn(text: str) -> None:  # --quiet does not silence that
+        print(text, file=sys.stderr if args.quiet else sys.stdout, flush=True)
 
     def body() -> None:
         settings = {name.replace("-", "_"): default for name, (default, _, _) in OPTIONS.items()}
@@ -161,19 +164,28 @@ def main(argv: list[str] | None = None) -> int:
             settings |= read_config(args.config)
         settings |= {name: getattr(args, name) for name in typed}
         folder = Path(args.out or FOLDERS[settings["model"]] + ("-smoke" if args.smoke else ""))
+        check_counts(settings)
+        if args.memory_limit is not None and not 0 < args.memory_limit < math.inf:
+            raise UsageError(f"memory limit is {args.memory_limit:g} but must be a number of GiB above 0")
         if args.resume:
-            run = resume_run(
-                folder,
-                device=args.device,
-                kernels=getattr(args, "backend", None),
-                threads=getattr(args, "threads", None),
-                precision=getattr(args, "precision", None),
-                epochs=getattr(args, "epochs", None),
-                data_dir=getattr(args, "data_dir", None),
-                command=command,
-                progress=not args.quiet,
-                tell=tell,
-            )
+            try:
+                run = resume_run(
+                    folder,
+                    device=args.device,
+                    kernels=getattr(args, "backend", None),
+                    threads=getattr(args, "threads", None),
+                    precision=getattr(args, "precision", None),
+                    epochs=getattr(args, "epochs", None),
+                    data_dir=getattr(args, "data_dir", None),
+                    command=command,
+                    progress=not args.quiet,
+                    tell=tell,
+                    warn=warn,
+                )
+            except DataError:
+                raise
+            except ValueError as error:
+                raise UsageError(str(error)) from error
             if "model" in typed and run.trainer.model.kind != settings["model"]:
                 raise UsageError(f"{folder} holds a run of --model {run.trainer.model.kind}, not {settings['model']}")
         else:
@@ -183,15 +195,15 @@ def main(argv: list[str] | None = None) -> int:
         run.trainer.capture = not args.no_capture
         if args.memory_limit is not None:
             run.trainer.k.limit_memory(int(args.memory_limit * 2**30))
-        out.append(folder)
+        started.append(run)
         run.execute(tell)
         tell(f"test set, {len(run.dataset.test_images)} images:")
         tell(table(run.record["test"]))
 
     def interrupted() -> str:
-        if not out or not latest_checkpoint(out[0]):
+        if not started or not started[0].resumable:
             return " before the first checkpoint"
-        return f"; saved. Go on with: {program} --out {shlex.quote(str(out[0]))} --resume"
+        return f"; saved. Go on with: {program} --out {shlex.quote(str(started[0].folder))} --resume"
 
     return run_program(body, debug=args.debug, interrupted=interrupted)
 
@@ -209,6 +221,13 @@ def training_options(settings: dict[str, Any]) -> TrainingOptions:
     return TrainingOptions(**{name: settings[name] for name in names})
 
 
+def check_counts(settings: dict[str, Any]) -> None:
+    """Raise UsageError unless what the library takes as None or a count is one."""
+    for name in ("limit_train", "threads"):
+        if settings[name] is not None and settings[name] < 1:
+            raise UsageError(f"{name.replace('_', ' ')} is {settings[name]} but must be a whole number >= 1")
+
+
 def check_settings(settings: dict[str, Any]) -> None:
     """Try all options before the data are loaded, or even downloaded.
 
@@ -217,9 +236,6 @@ def check_settings(settings: dict[str, Any]) -> None:
     """
     if settings["conditional"] and settings["model"] != "vae":
         raise UsageError("--conditional belongs to --model vae")
-    for name in ("limit_train", "threads"):
-        if settings[name] is not None and settings[name] < 1:
-            raise UsageError(f"{name.replace('_', ' ')} is {settings[name]} but must be a whole number >= 1")
     try:
         model = new_model(settings, (8, 8, 1), 0.9)
         training_options(settings).check_model(model)

@@ -1,10 +1,13 @@
-// A layer between a program and the system (LD_PRELOAD): the n-th call that touches a folder fails, or writes only half.
+// A layer between a program and the system (LD_PRELOAD): the n-th call that touches a folder fails, or writes only half,
+// or ends the program as kill -9 does.
 //
-// Counted are the calls that make, write, flush and rename files: open for writing, write, fsync, chmod, rename, mkdir.
+// Counted are the calls that make, write, flush, rename and remove files: open for writing, write, fsync, chmod, rename,
+// mkdir, unlink, rmdir.
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,7 +16,7 @@
 
 static char folder[4096];
 static long wanted = -1, seen = 0;
-static int code = 0;  // the error; 0: a short write
+static int code = 0;  // the error; 0: a short write; -1: kill -9, before the call or after half of a write
 
 static bool inside(const char* path) { return folder[0] && path && strncmp(path, folder, strlen(folder)) == 0; }
 
@@ -31,6 +34,7 @@ static bool now(bool counted) { return counted && seen++ == wanted; }
 
 static bool failed(bool counted) {
     if (!now(counted) || !code) return false;
+    if (code < 0) kill(getpid(), SIGKILL);
     errno = code;
     return true;
 }
@@ -56,8 +60,12 @@ long fault_stop() {
 ssize_t write(int descriptor, const void* bytes, size_t count) {
     static auto call = real<ssize_t (*)(int, const void*, size_t)>("write");
     if (now(inside(descriptor))) {
-        if (code) return errno = code, -1;
+        if (code > 0) return errno = code, -1;
         count = (count + 1) / 2;
+        if (code < 0) {
+            call(descriptor, bytes, count);
+            kill(getpid(), SIGKILL);
+        }
     }
     return call(descriptor, bytes, count);
 }
@@ -97,4 +105,7 @@ CALL(rename, (const char* from, const char* to), (from, to), inside(to))
 CALL(renameat, (int a, const char* from, int b, const char* to), (a, from, b, to), inside(to))
 CALL(mkdir, (const char* path, mode_t mode), (path, mode), inside(path))
 CALL(mkdirat, (int directory, const char* path, mode_t mode), (directory, path, mode), inside(path))
+CALL(unlink, (const char* path), (path), inside(path))
+CALL(unlinkat, (int directory, const char* path, int flags), (directory, path, flags), inside(path) || inside(directory))
+CALL(rmdir, (const char* path), (path), inside(path))
 }

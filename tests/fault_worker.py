@@ -1,9 +1,9 @@
 """Saves and trains while one call of the system after another fails; under fault_layer.cpp (LD_PRELOAD).
 
-    python tests/fault_worker.py save|run EVERY SEED FOLDER
+    python tests/fault_worker.py save|run|replace EVERY SEED FOLDER
 
-Every EVERY-th call is made to fail, in a try of its own, with each of ENOSPC, EIO and a short write. Prints JSON: how
-many faults were injected, in how many tries the documented error came, and what was lost.
+Every EVERY-th call is made to fail, in a try of its own, with each of ENOSPC, EIO, a short write and kill -9. Prints
+JSON: how many faults were injected, in how many tries the documented error or the kill came, and what was lost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import ctypes
 import errno
 import itertools
 import json
+import os
 import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -29,80 +31,132 @@ from minigrad.serialize import DataError, load_state, save_state
 
 LAYER = ctypes.CDLL(None)
 LAYER.fault_stop.restype = ctypes.c_long
-ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "short write": 0}
-Outcome = tuple[int, str, list[str]]  # calls that were counted, the documented error if it came, what was lost
+KILL = -1
+ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "short write": 0, "kill -9": KILL}
+KILLED = "killed"
+Outcome = tuple[int, str, list[str]]  # calls that were counted, the documented error or KILLED, what was lost
+Inject = Callable[[Callable[[], object]], tuple[int, str]]  # does it while a call fails; (calls, error or KILLED)
 
 
-def save(folder: Path, inject: Callable[[], None]) -> Outcome:
+def inject(folder: Path, at: int, code: int, do: Callable[[], object]) -> tuple[int, str]:
+    """Do it while call `at` in the folder fails; in a child, where it is killed."""
+    if code == KILL:
+        child = os.fork()
+        if not child:
+            LAYER.fault_set(bytes(folder), at, code)
+            try:
+                do()
+            finally:
+                os._exit(0)
+        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        return (at + 1, KILLED) if killed else (at, "")
+    LAYER.fault_set(bytes(folder), at, code)
+    told = ""
+    try:
+        do()
+    except DataError as error:
+        told = str(error)
+    return LAYER.fault_stop(), told
+
+
+def unnamed(told: str, path: Path) -> list[str]:
+    return [] if told in ("", KILLED) or str(path) in told else [f"the error does not name {path.name}: {told}"]
+
+
+def save(folder: Path, inject: Inject) -> Outcome:
     """A file is replaced."""
     path = folder / "x.safetensors"
     save_state(path, {"x": np.arange(5000.0)}, {"number": 1})
-    inject()
-    told = ""
-    try:
-        save_state(path, {"x": np.arange(5000.0) + 2}, {"number": 2})
-    except DataError as error:
-        told = str(error)
-    calls = LAYER.fault_stop()
+    calls, told = inject(lambda: save_state(path, {"x": np.arange(5000.0) + 2}, {"number": 2}))
     arrays, record, _ = load_state(path)
-    lost = []
+    lost = unnamed(told, path)
     # after an error it is the old file, or whole the new one, where only the last call, the folder's fsync, failed
     if record["number"] != 2 and not told:
         lost.append("saved without an error, but not there")
     if not np.array_equal(arrays["x"], np.arange(5000.0) + (2 if record["number"] == 2 else 0)):
         lost.append("other content")
-    if told and str(path) not in told:
-        lost.append(f"the error does not name the file: {told}")
-    lost += [f"left behind: {other.name}" for other in folder.iterdir() if other != path]
-    return calls, told, lost
+    others = [other.name for other in folder.iterdir() if other != path]
+    if told == KILLED:  # who was killed cannot tidy up; the next training does
+        others = [name for name in others if not (name.startswith(".x.") and name.endswith(".part"))]
+    return calls, told, lost + [f"left behind: {name}" for name in others]
 
 
-def start(folder: Path) -> runs.Run:
+def start(folder: Path, seed: int = 0, *, overwrite: bool = False) -> runs.Run:
+    """The run of a folder goes on, or a new one is ready to start."""
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
     data = Dataset("toy", images[:8], np.arange(8) % 2, images[8:], np.arange(4) % 2, ("a", "b"), "made up")
-    model = VAE((8, 8, 1), (2, 3), (3, 3), (2, 1), 2)
-    options = TrainingOptions(4, epochs=2, save_every=1)
     runs.load_dataset = lambda *_, **__: data
-    if latest_checkpoint(folder):
+    if latest_checkpoint(folder) and not overwrite:
         return runs.resume_run(folder, progress=False, tell=lambda _: None)
-    return runs.start_run(model, data, options, folder, learning_rate=1e-2, progress=False, overwrite=True)
+    model = VAE((8, 8, 1), (2, 3), (3, 3), (2, 1), 2, seed=seed)
+    options = TrainingOptions(4, epochs=2, save_every=1, seed=seed)
+    return runs.start_run(model, data, options, folder, learning_rate=1e-2, progress=False, overwrite=overwrite)
 
 
-def train(folder: Path, inject: Callable[[], None]) -> Outcome:
+def execute(folder: Path, seed: int = 0, *, overwrite: bool = False) -> None:
+    start(folder, seed, overwrite=overwrite).execute(lambda _: None)
+
+
+def other_weights(folder: Path, whole: str) -> list[str]:
+    """What a finished run has that the undisturbed one has not."""
+    found, expected = (load_state(place / "model.safetensors")[2] for place in (folder, folder.parent / whole))
+    lost = [] if found == expected else ["other weights at the end"]
+    if runs.read_record(folder)["status"] != "finished":
+        lost.append("not finished")
+    hidden = [path.name for path in folder.rglob(".*") if path.name != ".lock"]
+    return lost + [f"left behind: {name}" for name in hidden]
+
+
+def train(folder: Path, inject: Inject) -> Outcome:
     """A whole run, and where it failed the same run again."""
-    inject()
-    told = ""
-    try:
-        start(folder).execute(lambda _: None)
-    except DataError as error:
-        told = str(error)
-    calls = LAYER.fault_stop()
-    lost = [] if not told or str(folder) in told else [f"the error does not name the folder: {told}"]
+    calls, told = inject(lambda: execute(folder))
+    lost = unnamed(told, folder)
     if latest_checkpoint(folder):
         load_checkpoint(folder, lost.append)  # says which ones it had to skip
     if told:
-        start(folder).execute(lambda _: None)
-    found = {name: x.tobytes() for name, x in load_state(folder / "model.safetensors")[0].items()}
-    expected = load_state(folder.parent / "whole" / "model.safetensors")[0]
-    if found != {name: x.tobytes() for name, x in expected.items()}:
-        lost.append("other weights at the end")
+        execute(folder)
+    return calls, told, lost + other_weights(folder, "whole")
+
+
+def replace(folder: Path, inject: Inject) -> Outcome:
+    """A run that replaces a finished one. Where it failed, either the old one is there again, every file of it, or the
+    new one can go on; and never is one taken for no run."""
+    shutil.copytree(folder.parent / "whole", folder, dirs_exist_ok=True)
+    before = {path: path.read_bytes() for path in runs.own_files(folder)}
+    calls, told = inject(lambda: execute(folder, seed=1, overwrite=True))
+    lost = unnamed(told, folder)
+    try:
+        runs.recover(folder)
+        runs.check_folder(folder, overwrite=False)
+        lost.append("the folder counts as empty")
+    except FileExistsError:
+        pass
+    if runs.read_record(folder)["options"]["seed"] == 0:
+        if not told:
+            lost.append("not replaced, without an error")
+        if {path: path.read_bytes() for path in runs.own_files(folder)} != before:
+            lost.append("the old run is not what it was")
+        return calls, told, lost + other_weights(folder, "whole")
     if runs.read_record(folder)["status"] != "finished":
-        lost.append("not finished")
-    return calls, told, lost + [f"left behind: {path.name}" for path in folder.rglob("*.part")]
+        execute(folder)
+    lost += other_weights(folder, "other")
+    rest = f"left behind: {runs.REPLACED}1"  # where its removal failed, after all was done
+    return calls, told, [text for text in lost if text != rest]
 
 
 def main() -> None:
     what, every, seed, place = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     minigrad.use(kernels="plain")
     runs.draw, runs.save_pictures = lambda *_, **__: {}, lambda *_: []  # type: ignore[assignment]
-    attempt, folder = (save if what == "save" else train), place / "try"
-    start(place / "whole").execute(lambda _: None)
+    attempt, folder = {"save": save, "run": train, "replace": replace}[what], place / "try"
+    execute(place / "whole")
+    execute(place / "other", seed=1)
     faults, ended, lost = 0, 0, []
     for name, code in ERRORS.items():
         for at in itertools.count(seed % every, every):
             folder.mkdir()
             try:
-                calls, told, found = attempt(folder, partial(LAYER.fault_set, bytes(folder), at, code))
+                calls, told, found = attempt(folder, partial(inject, folder, at, code))
             except Exception:
                 calls, told, found = LAYER.fault_stop() + at + 1, "", [traceback.format_exc(limit=-4)]
             shutil.rmtree(folder)

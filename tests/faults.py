@@ -61,7 +61,7 @@ def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
     made = Campaign(name, request.param == "full", request.config.getoption("--campaign-seed"))
     start = time.perf_counter()
     yield made
-    if made.full:
+    if made.full and made.what:  # it was not skipped
         seconds = round(time.perf_counter() - start, 1)
         row = request.config.stash[ROWS].setdefault(made.what, {"faults": 0, "lost": 0, "seconds": 0.0})
         for key, value in (("faults", made.faults), ("lost", made.lost), ("seconds", seconds)):

@@ -173,6 +173,15 @@ def test_the_model_is_left_as_it_was_saved_last(tmp_path: Path, monkeypatch, cap
     assert "doing the last" in capsys.readouterr().out
 
 
+def test_a_step_without_an_anomaly_is_named_all_the_same(monkeypatch):
+    """Operation by operation some sums run in another order, so that the fault may hide."""
+    images = planted(monkeypatch, "forward")
+    trainer = Trainer(compiled("vae"), images, TrainingOptions(BATCH, epochs=2), progress=False)
+    monkeypatch.setattr(trainer, "_anomaly", lambda _: None)
+    with pytest.raises(DivergedError, match=f"; first in step {expected_step(0)}; try a smaller"):
+        trainer.run()
+
+
 def test_a_validation_that_diverges(monkeypatch):
     planted(monkeypatch, "forward")
     trainer = Trainer(compiled("vae"), pictures(), TrainingOptions(BATCH, validation=3), progress=False)

@@ -11,8 +11,8 @@ from conftest import CPU_KERNELS
 import autoencoders
 import minigrad
 from autoencoders import VAE, Autoencoder
+from autoencoders.bounds import quick_figures
 from autoencoders.conv_autoencoder import BATCH, MODEL_FILE, from_config
-from autoencoders.evaluation import evaluate, table
 from minigrad import Tensor, nn, no_grad, ops
 from minigrad.serialize import DataError, load_state, save_state
 from minigrad.testing import gradcheck
@@ -371,7 +371,7 @@ def test_bad_images_are_told_by_every_method(case):
         lambda: model.reconstruct(bad),
         lambda: model.encode_distribution(bad),
         lambda: model.train(bad, 2, 1, progress=False),
-        lambda: evaluate(model, bad),
+        lambda: quick_figures(model, bad),
     ]
     if np.ndim(bad):
         calls.append(lambda: model.interpolate(bad, bad))
@@ -446,7 +446,7 @@ def test_a_label_is_a_bias_of_its_own():
     batch, noise = Tensor((x / 255).astype("float32")), z.astype("float32")
     found, expected = (
         [part.item() for part in m.losses(batch, noise, 1.0, given)[1]]
-        for m, given in ((model, model.label_rows(labels, 5)), (plain, None))
+        for m, given in ((model, model.one_hot(labels, 5)), (plain, None))
     )
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -492,7 +492,7 @@ def test_bad_labels_are_told_by_every_method(labels, message):
         lambda: model.sample(5, labels=labels),
         lambda: model.interpolate(x, x, labels=(labels, labels)),
         lambda: model.train(x, 2, 1, labels=labels, progress=False),
-        lambda: evaluate(model, x, labels=labels),
+        lambda: quick_figures(model, x, labels=labels),
     ]
     for call in calls:
         with pytest.raises(DataError, match=f"^labels: .*{message}"):
@@ -644,7 +644,7 @@ def test_the_importance_weighted_bound_is_the_mean_of_the_weights(likelihood, K,
         top = max(log_weights)
         bounds.append(-top - np.log(np.mean(np.exp(np.array(log_weights) - top))))
     with model.evaluating():
-        loss, parts = model.losses(Tensor(x), noise, beta, model.label_rows(labels, 4))
+        loss, parts = model.losses(Tensor(x), noise, beta, model.one_hot(labels, 4))
     assert loss.item() == pytest.approx(np.mean(bounds), rel=1e-10)
     kl = 0.5 * (mu**2 + np.exp(log_variance) - 1 - log_variance).sum(axis=1).mean()
     assert [part.item() for part in parts] == pytest.approx([np.mean(reconstructions), kl], rel=1e-10)
@@ -1065,76 +1065,3 @@ def test_the_summary_of_the_vae_has_both_heads():
     total = int(text.splitlines()[-1].split()[1].replace(",", ""))
     assert total == sum(p.size for p in model.network.parameters()) == 447 + 98
     assert len({len(line) for line in text.splitlines()}) == 1
-
-
-# ---- evaluation ----
-
-
-@pytest.mark.parametrize("kind", ["ae", *LIKELIHOODS])
-@pytest.mark.parametrize("given", ["uint8", "float64"])
-def test_evaluate_equals_loops(kind, given):
-    model = shaken(new() if kind == "ae" else new(VAE, likelihood=kind, variance=0.2, beta=3.0))
-    model.to(dtype="float64")
-    raw = images(6)
-    x = raw / 255
-    found = evaluate(model, raw if given == "uint8" else x, seed=4)
-    y, _ = model.reconstruct(x)
-    squares = [(float(y[i]) - float(x[i])) ** 2 for i in np.ndindex(x.shape)]
-    mse = sum(squares) / len(squares)
-    assert found["mse"] == pytest.approx(mse, rel=1e-12)
-    assert found["psnr"] == pytest.approx(10 * math.log10(1 / mse), rel=1e-12)
-    if kind == "ae":
-        assert set(found) == {"mse", "psnr"}
-        return
-    mu, log_variance = model.encode_distribution(x)
-    per_dim = [
-        sum(0.5 * (mu[n, i] ** 2 + math.exp(log_variance[n, i]) - 1 - log_variance[n, i]) for n in range(6)) / 6
-        for i in range(2)
-    ]
-    noise = minigrad.random.generator(4, "evaluation").standard_normal((6, 2))
-    means = model.decode(mu + np.exp(log_variance / 2) * noise)
-    variance = math.exp(loaded(model)["likelihood.log_variance"][0]) if kind == "gaussian-learned" else 0.2
-    nll = 0.0
-    for i in np.ndindex(x.shape):
-        m, t = float(means[i]), float(x[i])
-        if kind == "bernoulli":
-            nll -= t * math.log(m) + (1 - t) * math.log1p(-m)
-        else:
-            nll += 0.5 * ((t - m) ** 2 / variance + math.log(2 * math.pi * variance))
-    assert found["kl_per_dim"] == pytest.approx(per_dim, rel=1e-10)
-    assert found["kl"] == pytest.approx(sum(per_dim), rel=1e-10)
-    assert found["reconstruction"] == pytest.approx(nll / 6, rel=1e-10)
-    assert found["neg_elbo"] == pytest.approx(nll / 6 + sum(per_dim), rel=1e-10)  # the ELBO, whatever beta is
-    assert set(found) == {"mse", "psnr", "neg_elbo", "reconstruction", "kl", "kl_per_dim"}
-    assert found == evaluate(model, raw, seed=4) or given == "float64"
-    assert found["reconstruction"] != evaluate(model, raw, seed=5)["reconstruction"]
-
-
-def test_evaluate_needs_no_more_than_one_batch_at_a_time():
-    """More images than one internal batch: the same as the mean over parts."""
-    model = shaken(new(VAE, filters=(2,), kernels=(3,), strides=(2,)))
-    model.to(dtype="float64")
-    x = images(300)
-    found = evaluate(model, x)
-    parts = [evaluate(model, x[i : i + 100]) for i in (0, 100, 200)]
-    assert found["mse"] == pytest.approx(np.mean([part["mse"] for part in parts]), rel=1e-12)
-    assert found["kl"] == pytest.approx(np.mean([part["kl"] for part in parts]), rel=1e-12)
-
-
-def test_a_perfect_reconstruction_has_no_noise():
-    model, x = new(), np.zeros((2, *SHAPE), "float32")
-    model.reconstruct = lambda images, labels: (images, None)
-    found = evaluate(model, x)
-    assert found == {"mse": 0.0, "psnr": None}  # infinity is not JSON
-    assert "psnr" not in table(found)
-
-
-def test_the_table_shows_every_figure():
-    text = table({"mse": 0.0123456, "psnr": 19.08, "kl": 3.5, "kl_per_dim": [1.234, 2.0]})
-    lines = [line.split() for line in text.splitlines()]
-    assert lines == [
-        ["mse", "0.012346", "per", "pixel"],
-        ["psnr", "19.08", "dB"],
-        ["kl", "3.5", "nats", "per", "image"],
-        ["kl_per_dim", "1.23", "2.00", "nats", "per", "image"],
-    ]

@@ -27,7 +27,7 @@ import test_backends
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
-from autoencoders.memory import check_memory, step_memory
+from autoencoders.memory import step_memory
 from autoencoders.training import Trainer
 from minigrad.backend import Backend, cuda
 
@@ -723,10 +723,3 @@ def test_running_out_of_memory_says_what_to_do(
     trainer.k.limit_memory(strict_cupy.cupy.get_default_memory_pool().used_bytes() + 100_000)
     with pytest.raises(minigrad.DeviceError, match=r"out of memory in a step on 40 images: .*try --batch-size 20"):
         trainer.run()
-
-
-def test_on_the_cpu_nobody_limits_memory() -> None:
-    k = minigrad.use(kernels="numpy")
-    assert k.free_memory() is None
-    k.limit_memory(1)
-    check_memory(VAE((8, 8, 1), (4,), (3,), (1,), 2), 10**9, 1, k.free_memory(), "cpu")

@@ -19,6 +19,8 @@ from autoencoders.bounds import (
     importance_weighted_nll,
     neg_elbo,
     nll_rows,
+    psnr,
+    quick_figures,
 )
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.features import Classifier, frechet_distance, load_classifier
@@ -119,6 +121,18 @@ def test_neg_elbo_equals_loops(likelihood):
     assert found["neg_elbo"] == pytest.approx(found["reconstruction"] + found["kl"], rel=1e-12)
     of_image = np.mean(values, axis=0) + np.sum(kl, axis=1)
     assert found["neg_elbo_image_se"] == pytest.approx(np.std(of_image, ddof=1) / math.sqrt(6), rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["ae", *LIKELIHOODS])
+def test_quick_figures_are_those_of_the_full_evaluation(kind):
+    model, x = tiny(Autoencoder) if kind == "ae" else tiny(likelihood=kind), grey()
+    found = quick_figures(model, x, seed=5)
+    mse, bce, _ = at_the_mean(model, x, model.encode(x))
+    assert found["mse"] == mse == pytest.approx(((model.reconstruct(x)[0] - x / 255.0) ** 2).mean())
+    assert (found["bce"], found["psnr"]) == (bce, pytest.approx(10 * math.log10(1 / mse)))
+    rest = {} if kind == "ae" else neg_elbo(model, x, seed=5, draws=1)
+    assert {name: value for name, value in found.items() if name not in ("mse", "bce", "psnr")} == rest
+    assert psnr(0.0) is None  # infinity is not JSON
 
 
 def test_the_monte_carlo_error_is_how_much_the_figure_changes_with_the_seed():

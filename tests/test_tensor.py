@@ -258,6 +258,8 @@ def test_a_function_object_serves_one_call():
         function(leaf([2.0]))
     y.backward()
     assert x.grad.tolist() == [np.exp(1.0)]
+    with pytest.raises(RuntimeError, match="Exp: a Function object serves one call"):
+        function(leaf([2.0]))
 
 
 def test_mixed_dtypes_are_refused():

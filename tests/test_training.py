@@ -17,6 +17,7 @@ from conftest import CPU_KERNELS
 
 import minigrad
 from autoencoders import VAE, Autoencoder, Callback, DivergedError, History, TrainingOptions
+from autoencoders.bounds import quick_figures
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import load_dataset
 from autoencoders.runs import read_record, resume_run, start_run
@@ -673,7 +674,7 @@ def trainer_of(kind: str, folder: Path | None, callbacks=(), **options) -> Train
 
 def resumed(folder: Path, callbacks=(), images: np.ndarray | None = None, **changes) -> Trainer:
     """As `runs.resume_run` does, from nothing but the files."""
-    arrays, record = load_checkpoint(folder)
+    arrays, record, _ = load_checkpoint(folder)
     model = from_config(record["model"])
     model.compile(record["learning_rate"])
     options = TrainingOptions(**{**record["options"], **changes})
@@ -685,7 +686,7 @@ def resumed(folder: Path, callbacks=(), images: np.ndarray | None = None, **chan
 
 def outcome(trainer: Trainer, options: bool = False) -> dict:
     """Everything that must be bitwise equal, also what the last checkpoint and the logs hold."""
-    arrays, record = load_checkpoint(trainer.folder)
+    arrays, record, _ = load_checkpoint(trainer.folder)
     progress = {**record["progress"], "rows": timeless(record["progress"]["rows"])}
     logged = [json.loads(line) for line in (trainer.folder / "history.jsonl").read_text().splitlines()]
     return {
@@ -960,7 +961,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_told(tmp_path, restored_back
     damage(newest)
     (folder / "step-99999999.safetensors").write_bytes(b"")
     told: list[str] = []
-    _, record = load_checkpoint(tmp_path / "run", told.append)
+    _, record, _ = load_checkpoint(tmp_path / "run", told.append)
     assert record["progress"]["step"] == int(middle.stem[5:]) == 14
     assert len(told) == 2
     assert "step-99999999" in told[0]
@@ -978,6 +979,30 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_told(tmp_path, restored_back
         load_checkpoint(tmp_path / "nowhere")
 
 
+def test_damaged_checkpoints_of_later_steps_push_no_good_one_out(tmp_path, restored_backends):
+    minigrad.use(kernels="plain")
+    trainer_of("plain", tmp_path, epochs=1).run()
+    folder = tmp_path / "checkpoints"
+    good = max(folder.iterdir())
+    for step in (97, 98, 99):
+        (folder / f"step-{step:08d}.safetensors").write_bytes(b"")
+    trainer = resumed(tmp_path)
+    trainer.save_checkpoint()
+    assert load_checkpoint(tmp_path, lambda _: None)[2] == good
+
+
+def test_the_last_row_of_the_logs_comes_back(tmp_path, restored_backends):
+    """A kill can fall between the last checkpoint and the logs."""
+    minigrad.use(kernels="plain")
+    trainer_of("plain", tmp_path).run()
+    logs = [tmp_path / name for name in ("history.csv", "history.jsonl")]
+    whole = [path.read_text() for path in logs]
+    for path in logs:
+        path.unlink()
+    resumed(tmp_path).run()
+    assert [path.read_text() for path in logs] == whole
+
+
 def test_other_state_files_are_no_checkpoints(tmp_path):
     model = compiled()
     model.save(tmp_path)
@@ -991,7 +1016,7 @@ def test_other_state_files_are_no_checkpoints(tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     trainer_of("plain", tmp_path, epochs=1).run()
-    arrays, record = load_checkpoint(tmp_path)
+    arrays, record, _ = load_checkpoint(tmp_path)
     other = Trainer(compiled("ae"), pictures(), TrainingOptions(), progress=False)
     with pytest.raises(DataError, match="checkpoint: does not fit"):
         other.restore(arrays, record)
@@ -1388,6 +1413,43 @@ def test_an_old_run_comes_back_if_its_replacement_saves_nothing(stop, tmp_path, 
     assert files_in(folder) == before
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "signal"])
+@pytest.mark.parametrize("call", ["mkdir", "replace", "write"])
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_moving_an_old_run_aside_is_all_or_nothing(call, error, tmp_path, array_file, monkeypatch):
+    """An older one, aside since before, and what is not ours are left alone."""
+    folder = tmp_path / "run"
+    execute(run_of(array_file, folder))
+    second = run_of(array_file, folder, overwrite=True, seed=5)
+    second.trainer.callbacks = [At(3, interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        execute(second)
+    (folder / ".replaced-by-hand").mkdir()
+    before = files_in(folder)
+    third = run_of(array_file, folder, overwrite=True, seed=6)
+    real = {"mkdir": Path.mkdir, "replace": Path.replace}
+    calls = []
+
+    def fail(path, *arguments, **options):
+        calls.append(path)
+        if len(calls) == (2 if call == "replace" else 1):
+            raise error
+        return real[call](path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        if call == "write":
+            patch.setattr("autoencoders.runs.write_json", lambda *_: fail(None))
+        else:
+            patch.setattr(Path, call, fail)
+        with pytest.raises((OSError, DataError, KeyboardInterrupt)):
+            execute(third)
+    assert calls
+    assert files_in(folder) == before
+    execute(resume_run(folder, progress=False, tell=lambda _: None))
+    assert read_record(folder)["options"]["seed"] == 5
+    assert sorted(path.name for path in folder.glob(".*")) == [".lock", ".replaced-by-hand"]
+
+
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_an_old_run_is_kept_until_its_replacement_is_finished(tmp_path, array_file):
     folder = tmp_path / "run"
@@ -1421,7 +1483,7 @@ def test_a_signal_while_the_results_are_drawn_leaves_a_run_that_can_go_on(number
 
 @pytest.mark.parametrize("damage", ["gone", "of a lost epoch"])
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_a_run_without_its_best_weights_goes_on(damage, tmp_path, array_file):
+def test_a_run_without_its_best_weights_goes_on(damage, tmp_path, array_file, capsys):
     """A kill can fall between the best weights and the checkpoint."""
     minigrad.use(kernels="plain")
     options = {"epochs": 3, "validation": 4, "patience": 3}
@@ -1435,6 +1497,7 @@ def test_a_run_without_its_best_weights_goes_on(damage, tmp_path, array_file):
     if damage != "gone":
         save_state(best, {"x": np.zeros(2)}, {"best": {"epoch": 2, "val_loss": 0.0}})
     execute(resume_run(tmp_path / "broken", progress=False, tell=lambda _: None))
+    assert "the best weights so far are not there" in capsys.readouterr().err
     assert read_record(tmp_path / "broken")["status"] == "finished"
     if read_record(tmp_path / "whole")["status"] == "finished":
         a, b = (load_state(tmp_path / name / "model.safetensors")[2] for name in ("whole", "broken"))
@@ -1482,7 +1545,7 @@ def test_the_record_of_a_run(tmp_path, array_file):
     assert record["options"] == asdict(run.trainer.options)
     assert record["data"]["content_hash"] == load_dataset(array_file).content_hash
     assert record["training_seconds"] == pytest.approx(sum(run.trainer.history["seconds"]))
-    assert set(record["test"]) == {"mse", "psnr", "neg_elbo", "reconstruction", "kl", "kl_per_dim"}
+    assert record["test"] == quick_figures(run.trainer.model, run.dataset.test_images, seed=0)
     assert read_record(tmp_path / "nowhere") == {}
     for text, message in (("{", "cannot be read as JSON"), ("[]", "expected a JSON object, found list")):
         (tmp_path / "run.json").write_text(text)
@@ -1501,7 +1564,7 @@ def test_a_moved_model_is_noticed_before_the_first_step():
 def test_a_checkpoint_from_before_there_were_some_options_is_taken(tmp_path):
     trainer = trainer_of("vae", tmp_path, patience=None)
     trainer.run()
-    arrays, record = load_checkpoint(tmp_path)
+    arrays, record, _ = load_checkpoint(tmp_path)
     for name in ("denoise", "binarise", "iw_samples"):
         del record["options"][name]
     for name in ("classes", "class_names"):

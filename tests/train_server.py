@@ -1,7 +1,8 @@
 """Trains in children of one process that has everything imported: hundreds of processes can be killed in a minute.
 
 Reads a line of JSON for each training (folder, kind, kernels, steps ...) and prints, a line each: "pid N", "step N"
-after every step, and "exit N" when the child has gone: its exit code, or minus the signal that ended it.
+after every step, what the child says on stderr, and "exit N" when it has gone: its exit code, or minus the signal that
+ended it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import resource
 import signal
 import sys
 import tempfile
+import traceback
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import minigrad
-from autoencoders import VAE, Autoencoder, Callback, TrainingOptions
+from autoencoders import VAE, Autoencoder, Callback, TrainingOptions, training
 from autoencoders.cli import run_program
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.training import Trainer, latest_checkpoint, load_checkpoint
@@ -31,6 +33,13 @@ def say(text: str) -> None:
 
 
 class Tell(Callback):
+    def __init__(self, stop_at: int | None) -> None:
+        self.stop_at = stop_at
+
+    def on_batch_begin(self, trainer: Trainer) -> None:
+        if trainer.progress.step + 1 == self.stop_at:
+            signal.raise_signal(signal.SIGINT)
+
     def on_batch_end(self, trainer: Trainer) -> None:
         say(f"step {trainer.progress.step}")
 
@@ -44,17 +53,19 @@ def train(
     user: int | None = None,
     headroom: int | None = None,
     side: int = 8,
+    threads: int = 1,
+    keep: int = training.KEPT_CHECKPOINTS,
+    stop_at: int | None = None,
 ) -> None:
-    """Start the run of a folder, or go on with it; as another user, or with so many more bytes of memory."""
-    minigrad.use(kernels=kernels, threads=1)
+    """Start the run of a folder, or go on with it; as another user, with so many more bytes of memory, with so many
+    checkpoints kept, or interrupted in a step."""
+    minigrad.use(kernels=kernels, threads=threads)
+    training.KEPT_CHECKPOINTS = keep
     images = np.random.default_rng(0).integers(0, 256, (STEPS_PER_EPOCH * BATCH, side, side, 1), dtype=np.uint8)
     if user is not None:
         with tempfile.TemporaryDirectory() as other:  # imports what may be unreadable later
             train(other, kind, kernels, STEPS_PER_EPOCH)
         os.setuid(user)
-    if headroom is not None:
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + headroom, used + headroom))
     options = TrainingOptions(BATCH, epochs=steps // STEPS_PER_EPOCH, save_every=save_every, validation=0)
     found = load_checkpoint(folder, say) if latest_checkpoint(Path(folder)) else None
     if found:
@@ -68,13 +79,21 @@ def train(
         images,
         options,
         folder=folder,
-        callbacks=[Tell()],
+        callbacks=[Tell(stop_at)],
         progress=False,
         signals=(signal.SIGINT, signal.SIGTERM),
     )
     if found:
         trainer.restore(*found)
-    trainer.run()
+    if headroom is not None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + headroom, used + headroom))
+    try:
+        trainer.run()
+    except KeyboardInterrupt as stop:
+        if traceback.extract_tb(stop.__traceback__)[-1].name == "handler":
+            say("interrupted at once")
+        raise
 
 
 def main() -> None:
@@ -83,6 +102,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.dup2(1, 2)
             os._exit(run_program(partial(train, **options), debug=False))
         say(f"pid {child}")
         say(f"exit {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")

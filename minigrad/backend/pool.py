@@ -34,6 +34,35 @@ def usable_cores() -> int:
     return cores
 
 
+def free_memory() -> int | None:
+    """Bytes that this process may still allocate: what the system, the cgroup and the process's own limit leave, swap
+    included; None where that is not known (systems without /proc).
+    """
+    try:
+        meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = [1024 * (int(meminfo["MemAvailable"].split()[0]) + int(meminfo["SwapFree"].split()[0]))]
+    except (OSError, ValueError, KeyError):
+        return None
+    try:
+        cgroup = Path("/sys/fs/cgroup")
+        most, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if most != "max":
+            kept = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+            free.append(int(most) - int(used) + int(kept["file"]))  # files are dropped from memory before it is full
+    except (OSError, ValueError, KeyError):
+        pass  # no cgroup version 2 here
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            free.append(limit - size)
+    except ImportError:
+        pass  # Windows
+    return max(0, min(free))
+
+
 def keep_freed_memory() -> bool:
     """Tell the C library (glibc) to keep freed memory of this process instead of returning it to the system.
 

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from .pool import free_memory
+
 if TYPE_CHECKING:
     from ..ops.conv import ConvGeometry
 
@@ -67,7 +69,7 @@ class Backend:
     def free_memory(self) -> int | None:
         """Bytes that new arrays may take on the current device; None where nobody knows."""
         if self.on_host:
-            return None
+            return free_memory()
         pool, (free, _) = self.xp.get_default_memory_pool(), self.xp.cuda.runtime.memGetInfo()
         free += pool.free_bytes()
         limit = pool.get_limit()
@@ -259,7 +261,7 @@ class Backend:
         moving_mean[...] = momentum * moving_mean + (1 - momentum) * mean
         moving_variance[...] = momentum * moving_variance + (1 - momentum) * variance
 
-    # ---- one layer of ops.fused.ConvChain as one kernel, for backends that fuse it ----
+    # ---- one layer of ops.fused.ConvChain; here its steps one by one, in faster backends one kernel ----
     # The batch_norm behind a layer is applied where the next one reads it: `norm` (3, C) is mean, scale and beta of x.
 
     def conv_layer(

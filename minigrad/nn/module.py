@@ -19,7 +19,7 @@ from ..tensor import Tensor, no_grad
 
 
 class Parameter(Tensor):
-    """A trained tensor. Its `grad` is an array of its own that stays at one address and starts at zero.
+    """A trained tensor. Its `grad` is never None: zeros at first, and part of the flat array of its optimiser.
 
     Args:
         shape: of the array. initializer: a function of init.py, called with fans = (fan_in, fan_out).

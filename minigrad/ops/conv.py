@@ -27,6 +27,8 @@ Size = tuple[int, int]
 class ConvGeometry:
     """The sizes of one convolution. Output pixel p reads the padded rows p * stride ... p * stride + kernel - 1.
 
+    A transposed convolution has the geometry of the one that it transposes: input_size is that of its own output.
+
     Attributes: (height, width) pairs; pads is ((top, bottom), (left, right)).
     """
 
@@ -82,8 +84,9 @@ def transposed_geometry(
 ) -> ConvGeometry:
     """The geometry of the convolution whose adjoint maps input_size to output_size.
 
-    Without output_size: "same" gives H * stride, "valid" H * stride + max(K - stride, 0), and padding p
-    gives (H - 1) * stride + K - 2p. Several sizes are possible, because a convolution rounds down.
+    Without output_size, with OH the input size here: "same" gives OH * stride, "valid" Keras' OH * stride +
+    max(K - stride, 0), and padding p (OH - 1) * stride + K - 2p. Several sizes are possible, because a convolution
+    rounds down.
 
     Raises:
         ValueError: no convolution of this kind maps output_size to input_size.
@@ -91,11 +94,11 @@ def transposed_geometry(
     strides = _pair(stride, "stride", 1)
     if output_size is None:
         sizes = []
-        for axis, (H, K, S) in enumerate(zip(input_size, kernel_size, strides, strict=True)):
+        for axis, (OH, K, S) in enumerate(zip(input_size, kernel_size, strides, strict=True)):
             if isinstance(padding, str):
-                sizes.append(H * S + (max(K - S, 0) if padding == "valid" else 0))
+                sizes.append(OH * S + (max(K - S, 0) if padding == "valid" else 0))
             else:
-                sizes.append((H - 1) * S + K - 2 * _pair(padding, "padding", 0)[axis])
+                sizes.append((OH - 1) * S + K - 2 * _pair(padding, "padding", 0)[axis])
         output_size = (sizes[0], sizes[1])
     geometry = conv_geometry(output_size, kernel_size, stride, padding)
     if geometry.output_size != input_size:

@@ -78,7 +78,8 @@ def batch_norm_inference(
     """y = (x - mean) / sqrt(variance + epsilon) * gamma + beta with given statistics.
 
     Shapes: x (..., C); gamma, beta, mean, variance (C,) -> y (..., C). mean and variance are arrays, not tensors.
-    Gradients: gx = gy * gamma / sqrt(variance + epsilon); none for mean and variance.
+    Gradients: with z = (x - mean) / sqrt(variance + epsilon), gx = gy * gamma / sqrt(variance + epsilon), ggamma = sum
+        gy * z, gbeta = sum gy; none for mean and variance.
     Raises:
         ValueError: shapes do not fit.
     """

@@ -1,0 +1,90 @@
+"""How much memory a training step takes on the CPU: known before, and looked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CPU_KERNELS
+
+import minigrad
+from autoencoders import VAE, TrainingOptions
+from autoencoders.memory import step_memory
+from autoencoders.training import Trainer
+from minigrad.backend.pool import free_memory
+
+LINUX = pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs /proc")
+
+
+def trainer(batch: int, **options: Any) -> Trainer:
+    model = VAE((28, 28, 1), (16, 32), (3, 5), (1, 2), 4)
+    model.compile(1e-3)
+    images = np.random.default_rng(0).integers(0, 256, (batch, 28, 28, 1), dtype=np.uint8)
+    return Trainer(model, images, TrainingOptions(batch, epochs=1, **options), progress=False)
+
+
+def peak(batch: int, **options: Any) -> int:
+    """Bytes of NumPy arrays that a step takes, beside what was there before."""
+    trainer(batch, **options).run()  # compiles
+    made = trainer(batch, **options)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    made.run()
+    held = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    return held
+
+
+@pytest.mark.usefixtures("restored_backends")
+@pytest.mark.parametrize("kernels", CPU_KERNELS)
+@pytest.mark.parametrize("options", [{}, {"iw_samples": 3}, {"denoise": 0.1}], ids=str)
+def test_the_memory_of_a_step_is_known_before(kernels: str, options: dict[str, Any]) -> None:
+    """An image's share is what it is at the peak, or up to half as much again; the rest is within the workspace."""
+    minigrad.use(kernels=kernels)
+    few, many = peak(8, **options), peak(40, **options)
+    fixed, an_image = step_memory(trainer(8).model, options.get("iw_samples", 1))
+    share = (many - few) / 32
+    assert 0.98 * share <= an_image <= 1.5 * share
+    assert few - 8 * share <= fixed
+
+
+@LINUX
+@pytest.mark.usefixtures("restored_backends")
+def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(40)
+    fixed, an_image = step_memory(made.model)
+    monkeypatch.setattr(made.k, "free_memory", lambda: fixed + 10 * an_image)
+    with pytest.raises(minigrad.DeviceError, match=r"40 images needs .* on cpu, .* that fits is 10 \(--batch-size 10"):
+        made.run()
+    monkeypatch.setattr(made.k, "free_memory", lambda: fixed)
+    with pytest.raises(minigrad.DeviceError, match="not even one image fits"):
+        made.run()
+    assert made.progress.step == 0
+    for enough in (fixed + 40 * an_image, None):
+        monkeypatch.setattr(made.k, "free_memory", lambda enough=enough: enough)
+        trainer(40).run()
+
+
+@LINUX
+def test_what_is_free_is_less_than_there_is_and_what_a_limit_leaves() -> None:
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total = sum(1024 * int(lines[name].split()[0]) for name in ("MemTotal", "SwapTotal"))
+    found = free_memory()
+    assert found is not None
+    assert 0 < found < total
+    code = """
+import resource
+from minigrad.backend.pool import free_memory
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 50_000_000, -1))
+print(free_memory())
+bytearray(free_memory() - 5_000_000)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 40_000_000 < int(done.stdout) <= 50_000_000
