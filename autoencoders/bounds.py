@@ -44,7 +44,8 @@ def at_the_mean(
         entropies.append(k.to_host(_bernoulli_rows(k.xp, logits, targets)))
         decoded.append(k.to_host(k.sigmoid(logits)))
     reconstructed = np.concatenate(decoded)
-    squares = [np.sum((reconstructed[i].astype(np.float64) - unit(images[i])) ** 2) for i in range(len(images))]
+    pairs = zip(reconstructed, images, strict=True)
+    squares = [np.sum((y.astype(np.float64) - to_unit_range(x)) ** 2) for y, x in pairs]
     mse, bce = float(np.sum(squares) / images.size), float(np.concatenate(entropies).mean())
     check_finite(mse + bce, DECODER)
     return mse, bce, reconstructed
@@ -151,7 +152,7 @@ def check_finite(values: Any, whose: str) -> None:
         raise DivergedError(f"the model diverged: {whose} not finite; train it again")
 
 
-def unit(images: np.ndarray) -> np.ndarray:
+def to_unit_range(images: np.ndarray) -> np.ndarray:
     """The images as float64 in [0, 1]."""
     return images / 255 if images.dtype == np.uint8 else images.astype(np.float64)
 
@@ -198,7 +199,7 @@ def neg_elbo(
 def binarised(images: np.ndarray) -> np.ndarray:
     """Each pixel drawn once as 0 or 255 with its grey value as the probability, the same draw in every process."""
     rng = generator(BINARISE_SEED, "binarise")
-    return np.where(rng.random(images.shape, dtype=np.float32) < unit(images), 255, 0).astype(np.uint8)
+    return np.where(rng.random(images.shape, dtype=np.float32) < to_unit_range(images), 255, 0).astype(np.uint8)
 
 
 def importance_weighted_nll(
@@ -244,7 +245,7 @@ def bernoulli_entropy(images: np.ndarray) -> float:
 
     Unit: nats per image.
     """
-    values, counts = np.unique(unit(images), return_counts=True)
+    values, counts = np.unique(to_unit_range(images), return_counts=True)
     inner = np.clip(values, np.finfo(float).tiny, 1)
     outer = np.clip(1 - values, np.finfo(float).tiny, 1)
     return float(np.sum(counts * -(values * np.log(inner) + (1 - values) * np.log(outer))) / len(images))

@@ -509,7 +509,7 @@ class VAE(Autoencoder):
         logits = self.decoder(_append(z.reshape(N * K, Z), labels)).reshape(N, K, *self.input_shape)
         x = targets.reshape(N, 1, *self.input_shape)
         if self.likelihood == "bernoulli":
-            nll = ops.softplus(logits) - logits * x
+            nll = ops.softplus(logits) - logits * x  # not split as in the kernel: |logit| has no gradient at 0
         else:
             difference, spread = ops.sigmoid(logits) - x, self.pixel_log_variance
             precision = ops.exp(-spread) if isinstance(spread, Tensor) else math.exp(-spread)

@@ -28,7 +28,7 @@ from .bounds import (
     neg_elbo,
     psnr,
     standard_error,
-    unit,
+    to_unit_range,
 )
 from .conv_autoencoder import BATCH, VAE, Autoencoder
 from .data import Dataset
@@ -242,11 +242,11 @@ def nearest(
     Args:
         skip_self: the others are the points, and none is the nearest to itself.
     """
-    x = unit(points).reshape(len(points), -1)
+    x = to_unit_range(points).reshape(len(points), -1)
     squares = (x**2).sum(axis=1)[:, None]
     best, least = np.zeros(len(x), int), np.full(len(x), np.inf)
     for start in range(0, len(others), batch):
-        y = unit(others[start : start + batch]).reshape(-1, x.shape[1])
+        y = to_unit_range(others[start : start + batch]).reshape(-1, x.shape[1])
         distances = squares - 2 * x @ y.T + (y**2).sum(axis=1)  # (M, batch)
         if skip_self:
             distances[np.arange(start, start + len(y)), np.arange(len(y))] = np.inf
@@ -311,7 +311,7 @@ def ssim(images: np.ndarray, others: np.ndarray) -> float:
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     similar: Callable[..., Any] = structural_similarity
     values = [
-        similar(unit(a), b.astype(np.float64), data_range=1.0, channel_axis=-1, **window)
+        similar(to_unit_range(a), b.astype(np.float64), data_range=1.0, channel_axis=-1, **window)
         for a, b in zip(images, others, strict=True)
     ]
     return float(np.mean(values))

@@ -17,7 +17,7 @@ from minigrad.random import generator
 from minigrad.serialize import DataError, write_atomically
 
 from . import figures
-from .bounds import unit
+from .bounds import to_unit_range
 from .conv_autoencoder import VAE, Autoencoder
 from .data import Dataset
 from .film import write_gif
@@ -37,7 +37,7 @@ def close_ups(model: Autoencoder, dataset: Dataset, kl_per_dim: list[float] | No
     class) beside their nearest neighbours among the training images."""
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     reconstructed, latents = model.reconstruct(images, labels=labels)
-    errors = ((reconstructed - unit(images)) ** 2).mean(axis=(1, 2, 3))
+    errors = ((reconstructed - to_unit_range(images)) ** 2).mean(axis=(1, 2, 3))
     order = np.argsort(errors, kind="stable")
     pictures = {}
     for name, chosen in (("worst", order[::-1][:20]), ("best", order[:20])):
@@ -73,7 +73,7 @@ def close_ups(model: Autoencoder, dataset: Dataset, kl_per_dim: list[float] | No
     index, distances = nearest(drawn, dataset.train_images)
     pictures["neighbours"] = figures.reconstructions(
         drawn,
-        unit(dataset.train_images[index]),
+        to_unit_range(dataset.train_images[index]),
         errors=distances**2 / drawn[0].size,
         title="Samples from the prior, and the training images nearest to them",
         error_name="mean squared difference per pixel",
@@ -85,7 +85,7 @@ def close_ups(model: Autoencoder, dataset: Dataset, kl_per_dim: list[float] | No
 def denoised(model: Autoencoder, dataset: Dataset, noise: float, seed: int = 0) -> Any:
     """Test images with the noise of the training, and what the model makes of them."""
     chosen = pick_images(dataset.test_labels, 20, len(dataset.test_images), seed)
-    clean = unit(dataset.test_images[chosen])
+    clean = to_unit_range(dataset.test_images[chosen])
     noisy = (clean + noise * generator(seed, "noisy").standard_normal(clean.shape)).clip(0, 1)
     labels = None if dataset.test_labels is None else dataset.test_labels[chosen]
     restored, _ = model.reconstruct(noisy.astype(np.float32), labels=labels)

@@ -26,7 +26,7 @@ from minigrad.random import generator
 from minigrad.serialize import DataError, write_atomically
 
 from . import figures
-from .bounds import latents_of, quick_figures, reconstructions_of, unit
+from .bounds import latents_of, quick_figures, reconstructions_of, to_unit_range
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
 from .data import Dataset, load_dataset
 from .film import FRAMES, SCATTERED, SHOWN, Film
@@ -492,7 +492,7 @@ def draw(
     originals = images[chosen]
     chosen_labels = None if labels is None else labels[chosen]
     reconstructed = reconstructions_of(model, originals, chosen_labels)
-    errors = ((reconstructed - unit(originals)) ** 2).mean(axis=(1, 2, 3))
+    errors = ((reconstructed - to_unit_range(originals)) ** 2).mean(axis=(1, 2, 3))
     pictures = {
         "reconstructions": figures.reconstructions(
             originals, reconstructed, chosen_labels, names, errors, error_name="mean squared error per pixel"

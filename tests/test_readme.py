@@ -71,6 +71,38 @@ def test_the_table_of_recipes_is_made_of_the_committed_files(tmp_path):
     assert (tmp_path / "results/quality.md").read_text() == (ROOT / "benchmarks/results/quality.md").read_text()
 
 
+CAMPAIGN = ROOT / "benchmarks/results/campaign.json"
+LEAST = {  # faults that the whole campaign injects, by what rows begin with
+    "drawn calls of operations, values": 9_600,
+    "convolutions against loops": 6_000,
+    "adjoint identities": 6_000,
+    "100 steps in fresh processes": 10,
+    "resume from a checkpoint of any step": 60,
+    "resumes in one run": 20,
+    "kill -9 while saving": 200,
+    "ENOSPC, EIO, short write, kill -9": 100,
+    "SIGINT at any moment": 60,
+    "SIGTERM at any moment": 60,
+    "SIGINT twice": 60,
+    "checkpoints with flipped bits": 40_000,
+    "damaged files for the reader of idx": 1_000_000,
+    "damaged files for the reader of state": 200_000,
+    "damaged files for the reader of": 1_202_000,
+    "faulty downloads": 30,
+    "processes that race": 20,
+    "steps of a soak": 5_000,
+    "kernel calls of drawn shapes against the specification (cu": 200_000,  # the double of CuPy and the kernels on it
+}
+
+
+@pytest.mark.skipif(not CAMPAIGN.exists(), reason="the whole campaign has not run yet")
+@pytest.mark.parametrize("what", LEAST)
+def test_the_campaign_injected_enough(what):
+    rows = [row for row in json.loads(CAMPAIGN.read_text())["rows"] if row["what"].startswith(what)]
+    assert sum(row["faults"] for row in rows) >= LEAST[what]
+    assert not any(row["lost"] for row in rows)
+
+
 def test_pictures_exist():
     names = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
     assert len(names) >= 1

@@ -25,7 +25,7 @@ class MSE(Function):
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
         gx = self.difference * (gy * (2 / self.difference.size))
-        return gx, -gx if self.needs[1] else None
+        return gx, (-gx if self.needs[1] else None)
 
 
 class BCEWithLogits(Function):
@@ -55,7 +55,8 @@ class GaussianNLL(Function):
         scale = gy / self.count
         gmean = self.difference * self.precision * scale
         glog_variance = (0.5 - 0.5 * self.difference * self.difference * self.precision) * scale
-        return gmean, -gmean if self.needs[1] else None, unbroadcast(glog_variance, self.log_variance_shape)
+        gtargets = -gmean if self.needs[1] else None
+        return gmean, gtargets, unbroadcast(glog_variance, self.log_variance_shape)
 
 
 class SoftmaxCrossEntropy(Function):
