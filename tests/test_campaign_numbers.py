@@ -41,6 +41,17 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def terms(case: Case) -> int:
+    """How many products or numbers are added up to one number of the result."""
+    x, *weight = case.shapes
+    if case.op in ("sum", "mean"):
+        return math.prod(x)
+    if case.op in ("conv2d", "conv2d_transpose"):
+        KH, KW, *_ = weight[0]
+        return KH * KW * x[3]
+    return x[-1]
+
+
 def drawn(campaign: Campaign, op: str, count: int, check: Callable[[Case, np.dtype, str], None]) -> None:
     """Run a check on so many drawn calls of an operation; Hypothesis shrinks one that fails."""
 
@@ -69,9 +80,8 @@ def test_values_of_drawn_calls(campaign: Campaign, op: str, kernels: str) -> Non
         expected = case.expected(naive, inputs, str(dtype))
         if op in SUMS and dtype == np.float32:
             magnitudes = case.expected(naive, [np.abs(x) for x in inputs])
-            terms = math.prod(case.shapes[0]) if op in ("sum", "mean") else math.prod(case.shapes[1])
             error = np.abs(y.numpy() - expected)
-            assert (error <= 4 * 2.0**-23 * math.sqrt(max(terms, 1)) * magnitudes).all()
+            assert (error <= 4 * 2.0**-23 * math.sqrt(max(terms(case), 1)) * magnitudes).all()
         check_close(y.numpy(), expected, F64 if dtype == np.float64 else F32)
         for x, tensor in zip(before, tensors, strict=True):
             np.testing.assert_array_equal(x, tensor.numpy())
