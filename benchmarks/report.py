@@ -451,9 +451,11 @@ def quality(records: Rows) -> str:
         for r in records
     )
     data = dict.fromkeys(r["evaluation"]["data"]["name"] for r in records)
+    errors = [r["evaluation"]["iw_nll_se"] for r in records if r["evaluation"]["iw_nll"] is not None]
+    nll = f"The NLL's standard error over images is {max(errors):.1f}. " if errors else ""
     return (
         f"{table(heads, lines)}\nNats per image, MSE per pixel, on the test images of {', '.join(data)}; mean and "
-        f"standard deviation over seeds. {'; '.join(machines)}.\n\n" + beside_the_seed(records)
+        f"standard deviation over seeds. {nll}{'; '.join(machines)}.\n\n" + beside_the_seed(records)
     )
 
 
