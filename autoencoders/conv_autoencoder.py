@@ -101,6 +101,7 @@ class Autoencoder:
         self.encoder = nn.fuse(encoder)  # images -> features
         self.decoder = nn.fuse(decoder)  # latents -> logits of the image
         self.network.initialize(seed)
+        self.layer_rows = self._layer_rows()
         self.learning_rate = 0.0
         self.optimizer: optim.Adam | None = None
 
@@ -146,6 +147,17 @@ class Autoencoder:
                 layers[f"decoder_bn_{i}"] = nn.BatchNorm(filters, momentum=self.momentum)
             channels = filters
         return layers
+
+    def _layer_rows(self) -> list[tuple[str, nn.Module, tuple[int, ...], int]]:
+        """(name, layer, output shape, multiply-adds) of each layer for one image; the heads lie side by side."""
+        parts: dict[str, dict[str, nn.Module]] = {"encoder": {}, "decoder": {}}
+        for name, layer in self.network.layers.items():
+            if name not in self.heads:
+                parts[name.partition("_")[0]][name] = layer
+        rows = nn.Sequential(parts["encoder"]).summary_rows(self.input_shape)
+        for name, head in self.heads.items():
+            rows += nn.Sequential({name: head}).summary_rows((math.prod(self._encoded_shape) + self.classes,))
+        return rows + nn.Sequential(parts["decoder"]).summary_rows((self.latent_space_dim + self.classes,))
 
     def losses(
         self,
@@ -263,19 +275,8 @@ class Autoencoder:
 
     def summary(self) -> str:
         """A table of all layers for one image."""
-        layers = self.network.layers
-        parts = {
-            part: nn.Sequential({n: x for n, x in layers.items() if n.startswith(part)})
-            for part in ("encoder", "decoder")
-        }
-        rows = parts["encoder"].summary_rows(self.input_shape)
-        if "encoder_output" not in layers:  # heads of their own names, side by side
-            features = (rows[-1][2][0] + self.classes,)
-            for name, head in self.heads.items():
-                rows += nn.Sequential({name: head}).summary_rows(features)
-        if "likelihood" in layers:
-            rows.append(("likelihood", layers["likelihood"], (1,), 0))
-        return format_summary(rows + parts["decoder"].summary_rows((self.latent_space_dim + self.classes,)))
+        layer = self.network.layers.get("likelihood")
+        return format_summary([*self.layer_rows, *([("likelihood", layer, (1,), 0)] if layer else [])])
 
     def to(self, device: str | None = None, dtype: str | None = None) -> None:
         """Move to a device ("cpu", "cuda") or dtype ("float32", "float64"); call compile afterwards."""

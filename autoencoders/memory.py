@@ -22,14 +22,14 @@ def step_memory(model: Autoencoder, iw_samples: int = 1) -> tuple[int, int]:
     plain kernels two matrices of im2col. Tested against what the arrays of a step hold at their peak.
     """
     k = backend_of(model.network.parameters()[0].data)
-    layers = model.network.layers
     results: list[int] = []
     passing = 0
     inputs = (("encoder", model.input_shape, 1), ("decoder", (model.latent_space_dim + model.classes,), iw_samples))
     for part, shape, copies in inputs:
-        chosen = {n: x for n, x in layers.items() if n.startswith(part) and n != "encoder_output"}
         size = copies * math.prod(shape)
-        for _, layer, output_shape, _ in nn.Sequential(chosen).summary_rows(shape):
+        for name, layer, output_shape, _ in model.layer_rows:
+            if name in model.heads or not name.startswith(part):
+                continue
             output = copies * math.prod(output_shape)
             if layer.parameters() and not isinstance(layer, nn.BatchNorm):
                 results.append(output)
