@@ -1,8 +1,7 @@
 """What a model makes of images: reconstructions, and bounds on the likelihood of the images under a VAE.
 
 Sums over pixels and everything after them are float64: some 250 nats, of which the last digits count. Nats are per
-image. labels are the classes (N,) of the images,
-which a conditional model needs and others ignore.
+image. labels are the classes (N,) of the images, which a conditional model needs and others ignore.
 
 Read next: metrics.py, which measures all of it.
 """

@@ -101,7 +101,7 @@ class Autoencoder:
         self.encoder = nn.fuse(encoder)  # images -> features
         self.decoder = nn.fuse(decoder)  # latents -> logits of the image
         self.network.initialize(seed)
-        self.layer_rows = self._layer_rows()
+        self.layer_rows = self._layer_rows()  # now: in a training a profile would see the image that is run through
         self.learning_rate = 0.0
         self.optimizer: optim.Adam | None = None
 

@@ -126,7 +126,7 @@ class Run:
                     self._write_record()
             bring_back(self.folder)
             raise
-        for replaced in replaced_runs(self.folder):
+        for replaced in replaced_runs(self.folder).values():
             shutil.rmtree(replaced, ignore_errors=True)
 
     def _finish(self, history: History, tell: Callable[[str], None]) -> None:
@@ -166,8 +166,12 @@ def raise_signals() -> Iterator[None]:
 def own_files(folder: Path) -> list[Path]:
     """The files of a run in a folder, whatever else it holds; none if there is no run."""
     found = [path for pattern in OWN_FILES for path in sorted(folder.glob(pattern))]
-    is_run = (folder / MODEL_FILE).exists() or (folder / RECORD_FILE).exists() or latest_checkpoint(folder)
-    return found if is_run else []
+    return found if _holds_model(folder) or (folder / RECORD_FILE).exists() else []
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether there is something that would be lost: a model or a checkpoint."""
+    return (folder / MODEL_FILE).exists() or latest_checkpoint(folder) is not None
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
@@ -176,7 +180,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     Raises:
         FileExistsError: it does.
     """
-    if overwrite or not ((folder / MODEL_FILE).exists() or latest_checkpoint(folder)):
+    if overwrite or not _holds_model(folder):
         return
     finished = read_record(folder).get("status") == "finished"
     advice = "--resume to go on with it, " if latest_checkpoint(folder) and not finished else ""
@@ -186,10 +190,10 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     )
 
 
-def replaced_runs(folder: Path) -> list[Path]:
-    """Where old runs lie, the last one at the end: by their numbers, because clocks jump."""
-    found = {path: path.name.removeprefix(REPLACED) for path in folder.glob(f"{REPLACED}*")}
-    return sorted((path for path, number in found.items() if number.isdecimal()), key=lambda path: int(found[path]))
+def replaced_runs(folder: Path) -> dict[int, Path]:
+    """Where old runs lie, by their numbers, of which the last one has the highest: clocks jump."""
+    found = {path.name.removeprefix(REPLACED): path for path in folder.glob(f"{REPLACED}*")}
+    return {int(number): path for number, path in found.items() if number.isdecimal()}
 
 
 def set_aside(folder: Path) -> None:
@@ -201,12 +205,12 @@ def set_aside(folder: Path) -> None:
     files = own_files(folder)
     if not files:
         return
-    last = [0, *(int(path.name.removeprefix(REPLACED)) for path in replaced_runs(folder))][-1]
+    number = max(replaced_runs(folder), default=0) + 1
     try:
         (folder / MOVING).mkdir()
         for path in files:
             _move(path, folder, folder / MOVING)
-        (folder / MOVING).rename(folder / f"{REPLACED}{last + 1}")
+        (folder / MOVING).rename(folder / f"{REPLACED}{number}")
     except BaseException as error:
         bring_back(folder)
         if isinstance(error, OSError):
@@ -221,10 +225,10 @@ def bring_back(folder: Path) -> None:
     """
     with contextlib.suppress(OSError):
         replaced = replaced_runs(folder)
-        if replaced and not ((folder / MOVING).exists() or (folder / MODEL_FILE).exists() or latest_checkpoint(folder)):
+        if replaced and not ((folder / MOVING).exists() or _holds_model(folder)):
             for path in own_files(folder):
                 path.unlink()
-            replaced[-1].rename(folder / MOVING)
+            replaced[max(replaced)].rename(folder / MOVING)
         for path in [path for path in (folder / MOVING).rglob("*") if path.is_file()]:
             _move(path, folder / MOVING, folder)
         shutil.rmtree(folder / MOVING)
@@ -308,9 +312,10 @@ def resume_run(
         DataError: no valid checkpoint, or the data are not those of the run.
         FileExistsError: another training is running there. ValueError: epochs cannot be changed so.
     """
+    warn = warn or tell
     recover(folder)
     found = latest_checkpoint(folder)
-    arrays, record, path = load_checkpoint(folder, warn or tell)
+    arrays, record, path = load_checkpoint(folder, warn)
     try:
         was = {"precision": "fp32", **record["environment"]}  # older runs had no other
         data, learning_rate = record["data"], record["learning_rate"]
@@ -326,7 +331,7 @@ def resume_run(
     now = environment(backend)
     changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key != "backend" and now[key] != was.get(key)]
     if changed:
-        (warn or tell)(f"not bitwise what an unbroken run would give, because these changed: {', '.join(changed)}")
+        warn(f"not bitwise what an unbroken run would give, because these changed: {', '.join(changed)}")
     if epochs is not None and epochs != options.epochs:
         if epochs < options.epochs:
             raise ValueError(f"epochs is {epochs} but the run was started with {options.epochs}; it can only grow")

@@ -275,7 +275,7 @@ class Function:
 
     def run_backward(self, gy: Array) -> list[tuple[Tensor, Array]]:
         """Pairs (input, its gradient) for the inputs that need one. Afterwards this function is used up."""
-        if self.used or self.inputs is None:
+        if self.inputs is None:
             raise RuntimeError(
                 f"backward: the graph through this {self.name} was used before and released; compute the result again"
             )

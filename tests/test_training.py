@@ -1413,17 +1413,22 @@ def test_an_old_run_comes_back_if_its_replacement_saves_nothing(stop, tmp_path, 
     assert files_in(folder) == before
 
 
+def replaced_and_interrupted(array_file, folder, step):
+    """A finished run, and one that should replace it and was interrupted."""
+    execute(run_of(array_file, folder))
+    again = run_of(array_file, folder, overwrite=True, seed=5)
+    again.trainer.callbacks = [At(step, interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        execute(again)
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "signal"])
 @pytest.mark.parametrize("call", ["mkdir", "replace", "write"])
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_moving_an_old_run_aside_is_all_or_nothing(call, error, tmp_path, array_file, monkeypatch):
     """An older one, aside since before, and what is not ours are left alone."""
     folder = tmp_path / "run"
-    execute(run_of(array_file, folder))
-    second = run_of(array_file, folder, overwrite=True, seed=5)
-    second.trainer.callbacks = [At(3, interrupt)]
-    with pytest.raises(KeyboardInterrupt):
-        execute(second)
+    replaced_and_interrupted(array_file, folder, 3)
     (folder / ".replaced-by-hand").mkdir()
     before = files_in(folder)
     third = run_of(array_file, folder, overwrite=True, seed=6)
@@ -1453,11 +1458,7 @@ def test_moving_an_old_run_aside_is_all_or_nothing(call, error, tmp_path, array_
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_an_old_run_is_kept_until_its_replacement_is_finished(tmp_path, array_file):
     folder = tmp_path / "run"
-    execute(run_of(array_file, folder))
-    again = run_of(array_file, folder, overwrite=True, seed=5)
-    again.trainer.callbacks = [At(2, interrupt)]
-    with pytest.raises(KeyboardInterrupt):
-        execute(again)
+    replaced_and_interrupted(array_file, folder, 2)
     assert [p.name for p in folder.glob(".replaced-*/model.safetensors")] == ["model.safetensors"]
     execute(resume_run(folder, progress=False, tell=lambda _: None))
     assert [path.name for path in folder.glob(".*")] == [".lock"]
