@@ -212,8 +212,8 @@ def importance_weighted_nll(
 ) -> np.ndarray:
     """-log of the mean over samples of p(x | z) p(z) / q(z | x), z ~ q(z | x): an upper bound of -log p(x).
 
-    The encoder sees the images that are given. Weights and their log-sum-exp are float64; no more than about IW_ROWS
-    weights are held at a time, or those of one image.
+    The encoder sees the images that are given. Weights and their log-sum-exp are float64; no more than IW_ROWS weights
+    are held at a time.
 
     Shapes: images (N, H, W, C) -> (N,).
     Unit: nats.
@@ -227,15 +227,19 @@ def importance_weighted_nll(
     group = max(1, IW_ROWS // samples)  # images at a time
     with tqdm(total=len(images) * samples, unit=" samples", disable=None if progress else True) as bar:
         for start in range(0, len(images), group):
-            index = np.repeat(np.arange(start, min(start + group, len(images))), samples)
-            noise = rng.standard_normal((len(index), mu.shape[1]))
-            z = mu[index] + np.exp(log_variance[index] / 2) * noise
-            log_ratio = 0.5 * (noise**2 - z**2 + log_variance[index]).sum(axis=1)  # log p(z) - log q(z | x)
-            log_weights = (log_ratio - nll_rows(model, images, z, labels, index)).reshape(-1, samples)
-            largest = log_weights.max(axis=1)
-            total = np.exp(log_weights - largest[:, None]).sum(axis=1)
+            rows = np.arange(start, min(start + group, len(images)))
+            largest, total = np.full(len(rows), -np.inf), np.zeros(len(rows))  # sum of weights: exp(largest) * total
+            for done in range(0, samples, IW_ROWS):
+                count = min(IW_ROWS, samples - done)
+                index = np.repeat(rows, count)
+                noise = rng.standard_normal((len(index), mu.shape[1]))
+                z = mu[index] + np.exp(log_variance[index] / 2) * noise
+                log_ratio = 0.5 * (noise**2 - z**2 + log_variance[index]).sum(axis=1)  # log p(z) - log q(z | x)
+                log_weights = (log_ratio - nll_rows(model, images, z, labels, index)).reshape(-1, count)
+                before, largest = largest, np.maximum(largest, log_weights.max(axis=1))
+                total = total * np.exp(before - largest) + np.exp(log_weights - largest[:, None]).sum(axis=1)
+                bar.update(len(index))
             found.append(math.log(samples) - largest - np.log(total))
-            bar.update(len(index))
     return np.concatenate(found)
 
 

@@ -40,6 +40,7 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
+from minigrad.random import generator
 from minigrad.serialize import DataError
 
 SAMPLE_FOLDER = Path(__file__).with_name("sample_data")
@@ -810,14 +811,16 @@ def _labels(path: Path, arrays: dict[str, np.ndarray], name: str, count: int) ->
 def _split(
     name: str, images: np.ndarray, labels: np.ndarray | None, class_names: tuple[str, ...], source: str
 ) -> Dataset:
-    """Every 10th image, beginning with the first, is a test image, so two images are enough for a split."""
+    """Every 10th image, beginning with the first, is a test image, so two images are enough for a split. Both parts are
+    shuffled where there are labels: images come class by class, and the first thousand must not be of one class."""
     if len(images) < 2:
         raise _fault(name, "images", "at least 2", len(images))
-    test = np.arange(len(images)) % 10 == 0
+    order = np.arange(len(images)) if labels is None else generator(0, "shuffle").permutation(len(images))
+    train, test = order[order % 10 != 0], order[order % 10 == 0]
     return Dataset(
         name=name,
-        train_images=images[~test],
-        train_labels=None if labels is None else labels[~test],
+        train_images=images[train],
+        train_labels=None if labels is None else labels[train],
         test_images=images[test],
         test_labels=None if labels is None else labels[test],
         class_names=class_names,

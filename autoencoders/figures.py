@@ -63,6 +63,7 @@ TRAIN_COLOUR, VALIDATION_COLOUR = "#0072b2", "#d55e00"  # Okabe and Ito's blue a
 START_COLOUR, END_COLOUR = TRAIN_COLOUR, VALIDATION_COLOUR
 INK, FAINT = "#222222", "#666666"
 
+FIRST_EPOCH = 2.0  # times the range of the other losses: a first one farther above them is cut off
 DPI = 150
 MAX_SIDE = 32_000  # pixels; Agg's own limit is 65,535
 MARGIN = 40  # pixels, as every size in the sheets below
@@ -292,15 +293,10 @@ def samples(
     return figure
 
 
-def interpolations(
-    rows: ArrayLike | Sequence[ArrayLike], *, title: str = "Interpolations in latent space", ends: str = "image"
-) -> Figure:
+def interpolations(rows: ArrayLike | Sequence[ArrayLike], *, title: str = "Interpolations in latent space") -> Figure:
     """Paths between two images, one row a path: the ends framed and set apart, the steps between them in order.
 
-    Shapes: rows (R, S, H, W, C): R paths of S steps, the first and the last step are the ends
-
-    Args:
-        ends: what the two ends are; ``"image"`` gives the headings "first image" and "second image".
+    Shapes: rows (R, S, H, W, C): R paths of S steps, the first and the last step are the ends, decoded like the others
 
     Raises:
         ValueError: no path, a path with fewer than two steps, paths of different lengths.
@@ -335,8 +331,8 @@ def interpolations(
             axes.add_patch(Rectangle((x - 4, y - 4), tile_width + 8, tile_height + 8, **style))
     head = top - 24
     for x, text, colour, side in (
-        (start - 4, f"first {ends}", START_COLOUR, "left"),
-        (end + tile_width + 4, f"second {ends}", END_COLOUR, "right"),
+        (start - 4, "first reconstruction", START_COLOUR, "left"),
+        (end + tile_width + 4, "second reconstruction", END_COLOUR, "right"),
     ):
         room = content / 2 - 20
         _write(axes, x, head, text, width=room, ha=side, va="baseline", color=colour, weight="bold")
@@ -366,6 +362,7 @@ def traversals(
     width = max(1200, 2 * MARGIN + gutter + S * (tile_width + gap) - gap)
     figure, axes = _sheet(width, top + R * (tile_height + gap) - gap + MARGIN, title, who)
     left = MARGIN + gutter
+    _write(axes, left - 18, top - 16, "value", width=gutter - 24, size=SMALL_SIZE, color=FAINT, ha="right")
     for s, value in enumerate(np.asarray(values, float)):
         text = f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
         x = left + s * (tile_width + gap) + tile_width / 2
@@ -702,7 +699,8 @@ def loss_curves(
     """The losses over the epochs, the total, the reconstruction and the KL divergence each in a panel of its own.
 
     A panel is left out when no epoch has its numbers, and the reconstruction also when it is the whole loss (a plain
-    autoencoder). The learning rate gets a panel when it changes.
+    autoencoder). The learning rate gets a panel when it changes. A first epoch so far above the others that they would
+    look alike is cut off, and its loss written there.
 
     Args:
         history: one dict an epoch, with any of ``epoch loss reconstruction kl val_loss val_reconstruction val_kl
@@ -757,6 +755,7 @@ def loss_curves(
             )  # fmt: skip
             both = True
         _epoch_axes(axes, epochs, name, unit)
+        _cut_first(axes, epochs, np.stack([train, validation]))
         judged = validation if np.isfinite(validation).any() else train
         if name.startswith("Total") and len(epochs) > 1:  # the lowest value means something for the whole only
             best = int(np.nanargmin(judged))
@@ -783,6 +782,20 @@ def loss_curves(
         fontsize=TEXT_SIZE, handlelength=3.2, labelcolor=INK,
     )  # fmt: skip
     return figure
+
+
+def _cut_first(axes: Axes, epochs: FloatArray, losses: FloatArray) -> None:
+    # losses (lines, epochs)
+    first, later = losses[:, 0], losses[:, 1:]
+    if len(epochs) < 4 or not (np.isfinite(first).any() and np.isfinite(later).any()):
+        return
+    low, high, highest = np.nanmin(later), np.nanmax(later), np.nanmax(first)
+    if high > low and highest - high > FIRST_EPOCH * (high - low):
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
+        axes.annotate(
+            f"\N{UPWARDS ARROW} {_number(float(highest))}", (epochs[0], 1), (4, -2), xycoords=("data", "axes fraction"),
+            textcoords="offset points", fontsize=SMALL_SIZE, color=FAINT, va="top",
+        )  # fmt: skip
 
 
 def _epoch_axes(axes: Axes, epochs: FloatArray, name: str, unit: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from minigrad.serialize import DataError, load_state, save_state, write_atomically
 
@@ -89,17 +89,28 @@ def write_gif(
     pictures = []
     for arrays, record in frames:
         plane = arrays["latents"] @ axes
-        figure = figures.film_frame(
-            originals, arrays["reconstructed"], plane, labels, class_names, limits, f"after epoch {record['epoch']}"
-        )
+        when = f"after epoch {record['epoch']}" if record["epoch"] else "before training"
+        figure = figures.film_frame(originals, arrays["reconstructed"], plane, labels, class_names, limits, when)
         pictures.append(Image.fromarray(figures.pixels(figure)))
-    palette = pictures[-1].quantize(256)
+    palette = _palette(pictures[-1])
     drawn = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     times = [int(1000 * SECONDS)] * (len(drawn) - 1) + [int(1000 * LAST_SECONDS)]
     buffer = BytesIO()
     drawn[0].save(buffer, "GIF", save_all=True, append_images=drawn[1:], duration=times, loop=0, optimize=True)
     write_atomically(Path(path), buffer.getvalue())
     return len(drawn)
+
+
+def _palette(picture: Image.Image) -> Image.Image:
+    """256 colours for all frames: white and those of the classes, which cover little and would else get the colours of
+    others, and what is frequent in a picture."""
+    exact = [ImageColor.getrgb(colour) for colour in ("#ffffff", *figures.CLASS_COLOURS)]
+    found = picture.quantize(256 - len(exact), method=Image.Quantize.MAXCOVERAGE).getpalette()
+    frequent = np.array(found).reshape(-1, 3)
+    frequent[(frequent >= 248).all(axis=1)] = 255  # Pillow looks for the nearest to six bits of each channel
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.concatenate([exact, frequent]).ravel().tolist())
+    return palette
 
 
 def _plane(latents: list[np.ndarray]) -> tuple[np.ndarray, Any]:

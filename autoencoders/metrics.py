@@ -33,6 +33,7 @@ from .bounds import (
 from .conv_autoencoder import BATCH, VAE, Autoencoder
 from .data import Dataset
 from .features import INPUT_SHAPE, frechet_distance, load_classifier
+from .mixture import Mixture
 from .training import DivergedError
 
 ACTIVE = 0.01  # variance of mu over the images above which a unit is active (Burda et al. 2015)
@@ -45,6 +46,7 @@ SSIM_SIDE = 11  # pixels that the Gaussian window is wide
 FIGURES = {
     "mse": "per pixel, of the reconstruction from the mean latent",
     "train_mse": "per pixel, the same on training images",
+    "mean_mse": "per pixel, the mean of the training images instead of any reconstruction",
     "pca_mse": "per pixel, PCA with as many components as the latent has dimensions",
     "pca_mse_active": "per pixel, PCA with as many components as there are active units",
     "psnr": "dB",
@@ -68,10 +70,10 @@ FIGURES = {
     "prior_holes": "share of prior samples where no image lies; 0.01 if z is N(0, I)",
     "image_std": "of pixels across the test images",
     "reconstruction_std": "of pixels across their reconstructions",
-    "sample_std": "of pixels across samples of the prior",
+    "sample_std": "of pixels across samples of the prior, or of a mixture",
     "probe_accuracy": "linear probe of the latents",
     "knn_accuracy": f"{NEIGHBOURS} nearest neighbours of the latents",
-    "fd": "Fréchet distance of prior samples to test images, in our features (no FID)",
+    "fd": "Fréchet distance of samples to test images, in our features (no FID)",
     "fd_floor": "the same of training images to test images",
 }
 
@@ -82,7 +84,8 @@ def measure(
     *,
     seed: int = 0,
     iw_samples: int = 500,
-    limit_train: int | None = None,
+    trained: np.ndarray | None = None,
+    mixture: Mixture | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Any], list[str]]:
     """(all of FIGURES, None where one does not apply; notes on those that are None or need a remark).
@@ -90,7 +93,8 @@ def measure(
     Args:
         seed: of the latent noise, prior samples and what scikit-learn draws.
         iw_samples: importance samples an image; 0 leaves iw_nll out.
-        limit_train: how many of the training images the model was trained on; None: all.
+        trained: indices of the training images that the model was trained on; None: all.
+        mixture: what a plain autoencoder's samples are drawn from; without it there are none.
         progress: show a bar (only on a terminal) while iw_nll is computed.
     Raises:
         DataError: the images do not fit the model. DivergedError: it gives numbers that are not finite.
@@ -98,22 +102,25 @@ def measure(
     images = model.check_images(dataset.test_images)
     train_images = model.check_images(dataset.train_images)
     labels, train_labels = dataset.test_labels, dataset.train_labels
-    trained = len(train_images[:limit_train])
-    # at random: where images are sorted by class, the first ones are not of the same kind as the test images
-    chosen = np.sort(generator(seed, "seen").permutation(trained)[: len(images)])
+    if trained is None:
+        trained = np.arange(len(train_images))
+    chosen = trained[some(len(trained), len(images), seed, "seen")]
     seen, seen_labels = train_images[chosen], None if train_labels is None else train_labels[chosen]
     figures: dict[str, Any] = dict.fromkeys(FIGURES)
     latents = latents_of(model, images, labels)
     mse, bce, reconstructed = at_the_mean(model, images, latents, labels)
     figures |= {"mse": mse, "psnr": psnr(mse), "bce": bce}
-    figures["data_entropy"] = bernoulli_entropy(images)
+    figures["data_entropy"], figures["mean_mse"] = bernoulli_entropy(images), mean_mse(train_images, images)
     figures["train_mse"] = at_the_mean(model, seen, latents_of(model, seen, seen_labels), seen_labels)[0]
     figures["image_std"], figures["reconstruction_std"] = pixel_std(images), pixel_std(reconstructed)
-    notes = []
+    notes, samples = [], None
     if isinstance(model, VAE):
         figures |= _vae_figures(model, images, labels, seed)
         figures["train_neg_elbo"] = neg_elbo(model, seen, seed, draws=1, labels=seen_labels)["neg_elbo"]
         samples = model.sample(len(images), seed, labels=labels)
+    elif mixture is not None:
+        samples = model.decode(mixture.sample(len(images), seed))
+    if samples is not None:
         figures["sample_std"] = pixel_std(samples)
         _check_finite(figures)  # before the Fréchet distance, whose eigenvalues need finite numbers
         if model.input_shape != INPUT_SHAPE:
@@ -122,6 +129,7 @@ def measure(
             notes.append("fd needs at least two test and two training images")
         else:
             figures |= _distances(images, train_images, samples, seed)
+    if isinstance(model, VAE):
         if iw_samples and model.likelihood == "bernoulli":
             limit = IW_IMAGES if backend_of(model.network.parameters()[0].data).on_host else None
             binary, given = binarised(images)[:limit], None if labels is None else labels[:limit]
@@ -134,6 +142,12 @@ def measure(
             notes.append("the model was told the class of every image and sample: its figures are of p(x | class)")
     notes += _library_figures(model, dataset, images, train_images, latents, reconstructed, figures, seed)
     return figures, notes
+
+
+def some(total: int, count: int, seed: int, what: str) -> np.ndarray:
+    """Indices of so many of total things, all if there are no more, in order. Drawn at random: where images are sorted
+    by class, the first ones are not of the same kind as all."""
+    return np.sort(generator(seed, what).permutation(total)[:count])
 
 
 def _check_finite(figures: dict[str, Any]) -> None:
@@ -173,7 +187,7 @@ def _library_figures(
     if dataset.train_labels is None or dataset.test_labels is None or len(np.unique(dataset.train_labels)) < 2:
         notes.append("probe_accuracy and knn_accuracy need labels of at least two classes")
     else:
-        known = slice(NEIGHBOUR_IMAGES)
+        known = some(len(train_images), NEIGHBOUR_IMAGES, seed, "known")
         train_labels = dataset.train_labels[known]
         train_latents = latents_of(model, train_images[known], train_labels)
         try:
@@ -191,7 +205,8 @@ def _library_figures(
 def _vae_figures(model: VAE, images: np.ndarray, labels: np.ndarray | None, seed: int) -> dict[str, Any]:
     mu, log_variance = distribution_of(model, images, labels)
     z = mu + np.exp(log_variance / 2) * generator(seed, "aggregate").standard_normal(mu.shape)
-    prior = generator(seed, "prior").standard_normal((min(len(z), HOLE_POINTS), z.shape[1]))
+    points = z[some(len(z), HOLE_POINTS, seed, "holes")]
+    prior = generator(seed, "prior").standard_normal(points.shape)
     return {
         **neg_elbo(model, images, seed, labels=labels),
         "active_units": active_units(mu),
@@ -199,7 +214,7 @@ def _vae_figures(model: VAE, images: np.ndarray, labels: np.ndarray | None, seed
         "aggregate_mean": z.mean(axis=0).tolist(),
         "aggregate_std": z.std(axis=0).tolist(),
         "aggregate_correlation": largest_correlation(z),
-        "prior_holes": prior_holes(z[:HOLE_POINTS], prior),
+        "prior_holes": prior_holes(points, prior),
     }
 
 
@@ -294,9 +309,20 @@ def accuracies(
 def pixel_std(images: np.ndarray) -> float:
     """The standard deviation of a pixel in [0, 1] across images (N, H, W, C), averaged over pixels: 0 if all images are
     alike."""
-    mean = images.mean(axis=0, dtype=np.float64)
-    variance = sum(((images[i : i + BATCH] - mean) ** 2).sum(axis=0) for i in range(0, len(images), BATCH))
-    return float(np.sqrt(variance / len(images)).mean()) / (255 if images.dtype == np.uint8 else 1)
+    return float(np.sqrt(_squares(images, images) / len(images)).mean())
+
+
+def mean_mse(train_images: np.ndarray, images: np.ndarray) -> float:
+    """The mean squared error per pixel in [0, 1] of images (N, H, W, C) if each is taken for the mean of the training
+    images."""
+    return float(_squares(train_images, images).sum() / images.size)
+
+
+def _squares(train_images: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """The sum (H, W, C) of (pixel - its mean over the training images)^2 over the images, of pixels in [0, 1]."""
+    mean = train_images.mean(axis=0, dtype=np.float64) / (255 if train_images.dtype == np.uint8 else 1)
+    batches = (to_unit_range(images[start : start + BATCH]) for start in range(0, len(images), BATCH))
+    return np.sum([((batch - mean) ** 2).sum(axis=0) for batch in batches], axis=0)
 
 
 def ssim(images: np.ndarray, others: np.ndarray) -> float:
@@ -341,7 +367,7 @@ def _distances(images: np.ndarray, train_images: np.ndarray, samples: np.ndarray
     """fd of the samples, and fd_floor of as many training images as there are test images, drawn at random."""
     classifier = load_classifier()
     features = classifier.features(images)
-    chosen = np.sort(generator(seed, "floor").permutation(len(train_images))[: len(images)])
+    chosen = some(len(train_images), len(images), seed, "floor")
     return {
         "fd": frechet_distance(classifier.features(samples), features),
         "fd_floor": frechet_distance(classifier.features(train_images[chosen]), features),

@@ -55,7 +55,7 @@ def fit_mixture(latents: np.ndarray, components: int = 50, seed: int = 0) -> Mix
         raise ModuleNotFoundError(
             "fitting a mixture needs scikit-learn, which is not installed; pip install -e '.[eval]'"
         ) from error
-    found = GaussianMixture(components, covariance_type="full", random_state=seed)
+    found = GaussianMixture(components, covariance_type="full", random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # after 100 rounds what is still gained is little
         found.fit(np.asarray(latents, np.float64))

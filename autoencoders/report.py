@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from .conv_autoencoder import VAE, Autoencoder
 from .data import Dataset
 from .film import write_gif
 from .metrics import lines_of, nearest
-from .mixture import load_mixture
-from .runs import draw, film_images, pick_images, read_record, training_of_run
+from .mixture import Mixture
+from .runs import draw, film_images, has_used, pick_images, training_of_run
 
 TRAVERSED = 8  # latent dimensions at most
 STEPS = np.linspace(-3, 3, 9)  # of a traversal, in standard deviations of N(0, I)
@@ -31,10 +32,16 @@ NEIGHBOURS = 10  # prior samples shown beside their nearest training images
 TEMPLATE = "report.html.jinja"
 
 
-def close_ups(model: Autoencoder, dataset: Dataset, kl_per_dim: list[float] | None, seed: int = 0) -> dict[str, Any]:
+def close_ups(
+    model: Autoencoder,
+    dataset: Dataset,
+    kl_per_dim: list[float] | None,
+    seed: int = 0,
+    mixture: Mixture | None = None,
+) -> dict[str, Any]:
     """Pictures beyond those of `runs.draw`, by name: the images that the model reconstructs worst and best; for a VAE
-    also traversals of the latent dimensions, the KL divergence of each, and samples (of a conditional model one of each
-    class) beside their nearest neighbours among the training images."""
+    also traversals of the latent dimensions and the KL divergence of each; for whatever draws new images, some (of a
+    conditional model one of each class) beside their nearest neighbours among the training images."""
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     reconstructed, latents = model.reconstruct(images, labels=labels)
     errors = ((reconstructed - to_unit_range(images)) ** 2).mean(axis=(1, 2, 3))
@@ -50,7 +57,25 @@ def close_ups(model: Autoencoder, dataset: Dataset, kl_per_dim: list[float] | No
             title=f"The {len(chosen)} test images that are reconstructed {name}",
             error_name="mean squared error per pixel",
         )
-    if not isinstance(model, VAE) or kl_per_dim is None:
+    new, source, classes = None, "prior", None
+    if isinstance(model, VAE):
+        classes = np.arange(NEIGHBOURS) % model.classes if model.classes else None
+        new = model.sample(NEIGHBOURS, seed, labels=classes)
+    elif mixture is not None:
+        new, source = model.decode(mixture.sample(NEIGHBOURS, seed)), "mixture"
+    if new is not None:
+        index, distances = nearest(new, dataset.train_images)
+        pictures["neighbours"] = figures.reconstructions(
+            new,
+            to_unit_range(dataset.train_images[index]),
+            classes,
+            model.class_names,
+            distances**2 / new[0].size,
+            title=f"Samples from the {source}, and the training images nearest to them",
+            error_name="mean squared difference per pixel",
+            rows_are=("sample", "nearest image"),
+        )
+    if kl_per_dim is None:
         return pictures
     kl = np.array(kl_per_dim)
     pictures["kl_per_dimension"] = figures.kl_bars(kl)
@@ -67,17 +92,6 @@ def close_ups(model: Autoencoder, dataset: Dataset, kl_per_dim: list[float] | No
         [f"z{i + 1}, {kl[i]:.2f} nats" for i in dimensions],
         STEPS,
         title="One test image, with one latent dimension changed at a time",
-    )
-    classes = np.arange(NEIGHBOURS) % model.classes if model.classes else None
-    drawn = model.sample(NEIGHBOURS, seed, labels=classes)
-    index, distances = nearest(drawn, dataset.train_images)
-    pictures["neighbours"] = figures.reconstructions(
-        drawn,
-        to_unit_range(dataset.train_images[index]),
-        errors=distances**2 / drawn[0].size,
-        title="Samples from the prior, and the training images nearest to them",
-        error_name="mean squared difference per pixel",
-        rows_are=("sample", "nearest image"),
     )
     return pictures
 
@@ -103,15 +117,26 @@ def denoised(model: Autoencoder, dataset: Dataset, noise: float, seed: int = 0) 
 
 
 def all_pictures(
-    model: Autoencoder, dataset: Dataset, folder: Path, kl_per_dim: list[float] | None, seed: int = 0
+    model: Autoencoder,
+    dataset: Dataset,
+    folder: Path,
+    kl_per_dim: list[float] | None,
+    seed: int = 0,
+    mixture: Mixture | None = None,
+    tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Every picture of a model in the order of the report, by name; the loss curves where the folder has a history."""
-    found = draw(model, dataset, seed=seed, mixture=None if isinstance(model, VAE) else load_mixture(folder))
-    found |= close_ups(model, dataset, kl_per_dim, seed)
+    """Every picture of a model in the order of the report, by name; the loss curves where the folder has a history.
+
+    tell hears of a history that cannot be read.
+    """
+    found = draw(model, dataset, seed=seed, mixture=mixture) | close_ups(model, dataset, kl_per_dim, seed, mixture)
     if noise := training_of_run(folder)[1].denoise:
         found["denoised"] = denoised(model, dataset, noise, seed)
     if (folder / "history.jsonl").exists():
-        found["loss_curves"] = loss_curves(folder / "history.jsonl", model.unit)
+        try:
+            found["loss_curves"] = loss_curves(folder / "history.jsonl", model.unit)
+        except DataError as error:
+            tell(f"no loss curves: {error}")
     return {name: found[name] for name in TITLES if name in found}
 
 
@@ -136,8 +161,7 @@ def title_of(model: Autoencoder) -> str:
 
 def draw_film(folder: Path, dataset: Dataset, path: Path) -> int:
     """The film of the run in a folder as a GIF; returns its frames, 0 where the run kept none or used other data."""
-    used = read_record(folder).get("data")
-    if not isinstance(used, dict) or used.get("content_hash") != dataset.content_hash:
+    if not has_used(folder, dataset):
         return 0
     shown, scattered = film_images(dataset, training_of_run(folder)[0])
     labels = None if dataset.train_labels is None else dataset.train_labels[scattered]
@@ -168,6 +192,8 @@ def write_report(
     from jinja2 import Environment
 
     source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    configuration = {"model": measured["model"]}  # of a run, too, how it was trained
+    configuration |= {name: record[name] for name in ("options", "learning_rate") if name in record}
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     text = template.render(
         title=title,
@@ -181,7 +207,7 @@ def write_report(
         film=encoded(film, "gif") if film else None,
         commands=record.get("commands", []),
         command=measured["command"],
-        configuration=json.dumps({name: record.get(name) for name in ("model", "options", "learning_rate")}, indent=2),
+        configuration=json.dumps(configuration, indent=2),
         environment=json.dumps(measured["environment"], indent=2),
         measured=json.dumps(measured, indent=2),
     )

@@ -458,6 +458,27 @@ def training_of_run(folder: Path) -> tuple[int | None, TrainingOptions]:
         raise DataError(f"{folder / RECORD_FILE}: options: {error}") from error
 
 
+def has_used(folder: Path, dataset: Dataset) -> bool:
+    """Whether these are the data of the run in a folder.
+
+    Raises:
+        DataError: run.json cannot be read.
+    """
+    used = read_record(folder).get("data")
+    return isinstance(used, dict) and used.get("content_hash") == dataset.content_hash
+
+
+def trained_on(folder: Path, dataset: Dataset) -> np.ndarray:
+    """Indices of the training images whose losses the run in a folder went down; all if it used other data.
+
+    Raises:
+        DataError: run.json holds something else there.
+    """
+    limit, options = training_of_run(folder)
+    images = dataset.train_images
+    return options.split(len(images[:limit]))[0] if has_used(folder, dataset) else np.arange(len(images))
+
+
 def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) -> np.ndarray:
     """Indices of `count` different random images: as many of each class as possible, ordered by class."""
     rng = generator(seed, "pick")

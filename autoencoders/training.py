@@ -127,6 +127,18 @@ class TrainingOptions:
         check("denoise", 0 <= self.denoise < math.inf, "a standard deviation >= 0")
         check("denoise", not (self.denoise and self.binarise), "0 together with binarise")
 
+    def split(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(those trained on, those held out to validate on): indices, in order, of so many images.
+
+        Raises:
+            DataError: one of the two is empty.
+        """
+        held_out = round(self.validation * count) if self.validation < 1 else int(self.validation)
+        if held_out >= count or (self.validation and not held_out):
+            raise DataError(f"validation: {self.validation:g} of {count} images leaves a part empty")
+        order = generator(self.seed, "split").permutation(count)
+        return np.sort(order[held_out:]), np.sort(order[:held_out])
+
     def check_model(self, model: Autoencoder) -> None:
         """Raise ValueError unless this model can be trained so."""
         if self.binarise and getattr(model, "likelihood", None) != "bernoulli":
@@ -235,17 +247,13 @@ class Trainer:
         self.folder = None if folder is None else Path(folder)
         images = model.check_images(images)
         one_hot = model.one_hot(labels, len(images))
-        held_out = round(options.validation * len(images)) if options.validation < 1 else int(options.validation)
-        if held_out >= len(images) or (options.validation and not held_out):
-            raise DataError(f"validation: {options.validation:g} of {len(images)} images leaves a part empty")
-        order = generator(options.seed, "split").permutation(len(images))
+        kept, out = options.split(len(images))
         self.k: Backend = backend_of(self.optimizer.flat.values)
-        kept, out = np.sort(order[held_out:]), np.sort(order[:held_out])
-        self.train_images = self.k.from_host(images[kept] if held_out else images)
+        self.train_images = self.k.from_host(images[kept] if len(out) else images)
         self.train_labels = None if one_hot is None else self.k.from_host(one_hot[kept])
         self.validation_images = images[out]
         self.validation_targets: np.ndarray | None = None
-        if held_out and (options.denoise or options.binarise):
+        if len(out) and (options.denoise or options.binarise):
             clean = self.k.unit_range(self.k.from_host(images[out]), self.dtype)
             seen, targets = self._disturb(clean, "validation pixels")
             self.validation_images = self.k.to_host(seen)

@@ -15,8 +15,17 @@ from autoencoders.cli import Parser, add_common_options, add_model_options, run_
 from autoencoders.data import load_dataset
 from autoencoders.diagnosis import diagnose, verdict
 from autoencoders.metrics import library_versions, measure, table
+from autoencoders.mixture import load_mixture
 from autoencoders.report import all_pictures, draw_film, title_of, write_report
-from autoencoders.runs import check_writable, data_of_run, read_record, save_pictures, training_of_run, write_json
+from autoencoders.runs import (
+    check_writable,
+    data_of_run,
+    read_record,
+    save_pictures,
+    trained_on,
+    training_of_run,
+    write_json,
+)
 from autoencoders.training import environment
 from minigrad.serialize import DataError
 
@@ -49,12 +58,15 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(args.model_dir)
         out = Path(args.out) if args.out else folder
         model = autoencoders.load(folder)
-        limit_train, training = training_of_run(folder)
+        mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(folder)
         dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
         check_writable(out)
-        figures, notes = measure(model, dataset, seed=args.seed, iw_samples=args.iw_samples, limit_train=limit_train)
-        if figures["iw_nll"] is not None and not training.binarise:
+        trained = trained_on(folder, dataset)
+        figures, notes = measure(
+            model, dataset, seed=args.seed, iw_samples=args.iw_samples, trained=trained, mixture=mixture
+        )
+        if figures["iw_nll"] is not None and not training_of_run(folder)[1].binarise:
             notes.append("iw_nll is of binarised images, on which the model was not trained")
         print(f"test set, {len(dataset.test_images)} images:")
         print(table(figures))
@@ -78,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         write_json(out / "evaluation.json", record)
         print(f"wrote {out / 'evaluation.json'}")
-        drawn = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed)
+        drawn = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed, mixture)
         pictures = save_pictures(drawn, out / "figures")
         for path in pictures:
             print(f"drew {path}")

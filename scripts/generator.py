@@ -16,6 +16,8 @@ from autoencoders.data import Dataset, load_dataset
 from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
 from autoencoders.runs import data_of_run, draw, save_pictures
 
+MOST_SAMPLES = 1000  # that a picture can hold
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
@@ -37,8 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--mixture-components",
         metavar="N",
         type=int,
-        help="Gaussians that are fitted to the latents of a plain autoencoder, to draw new images from, and saved in "
-        "--model-dir (default: those saved there, if any)",
+        help="Gaussians that are fitted now to the latents of a plain autoencoder, to draw new images from, and saved "
+        "in --model-dir (default: those saved there, if any)",
     )
     parser.add_argument("--show", action="store_true", help="open the pictures in windows as well")
     add_common_options(parser)
@@ -63,29 +65,30 @@ def class_number(model: autoencoders.Autoencoder, wanted: str) -> int:
 
 
 def mixture_of(
-    model: autoencoders.Autoencoder, folder: Path, dataset: Dataset, components: int | None
+    model: autoencoders.Autoencoder, folder: Path, dataset: Dataset, components: int | None, seed: int
 ) -> Mixture | None:
     """What a plain autoencoder draws new images from: the mixture in its folder, or one that is fitted and saved now.
 
     Raises:
         DataError: it cannot be read, fitted or written.
     """
-    mixture = load_mixture(folder)
-    if components is None and mixture is None:
-        print("no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one")
-    elif components is not None and (mixture is None or len(mixture.weights) != components):
-        mixture = fit_mixture(latents_of(model, dataset.train_images), components)
-        save_mixture(folder, mixture)
-        print(f"fitted {components} Gaussians to the latents of {len(dataset.train_images)} training images")
-        print(f"saved {folder / MIXTURE_FILE}")
+    if components is None:
+        mixture = load_mixture(folder)
+        if mixture is None:
+            print("no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one")
+        return mixture
+    mixture = fit_mixture(latents_of(model, dataset.train_images), components, seed)
+    save_mixture(folder, mixture)
+    print(f"fitted {components} Gaussians to the latents of {len(dataset.train_images)} training images")
+    print(f"saved {folder / MIXTURE_FILE}")
     return mixture
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.samples < 1 or args.seed < 0:
-        parser.error("--samples must be at least 1 and --seed not negative")
+    if not 1 <= args.samples <= MOST_SAMPLES or args.seed < 0:
+        parser.error(f"--samples must be 1 to {MOST_SAMPLES} and --seed not negative")
     if args.mixture_components is not None and args.mixture_components < 1:
         parser.error("--mixture-components must be at least 1")
 
@@ -99,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         label = None if args.class_name is None else class_number(model, args.class_name)
         dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
-        mixture = None if generates else mixture_of(model, folder, dataset, args.mixture_components)
+        mixture = None if generates else mixture_of(model, folder, dataset, args.mixture_components, args.seed)
         pictures = draw(model, dataset, seed=args.seed, count=args.samples, label=label, mixture=mixture)
         for path in save_pictures(pictures, Path(args.out) if args.out else folder / "figures"):
             print(f"drew {path}")

@@ -948,8 +948,15 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     dataset = load_dataset(str(tmp_path))
     assert dataset.class_names == ("cat", "dog")
-    assert list(dataset.test_labels) == [0, 0, 1]
-    assert list(dataset.train_labels) == [0] * 9 + [1] * 10
+    assert sorted(dataset.test_labels) == [0, 0, 1]
+    assert sorted(dataset.train_labels) == [0] * 9 + [1] * 10
+    assert list(dataset.train_labels) != sorted(dataset.train_labels), "not class by class"
+    known = {image.tobytes(): label for image, label in zip(dataset.train_images, dataset.train_labels, strict=True)}
+    alone = load_dataset(tmp_path / "cat")
+    cats = {image.tobytes() for image in (*alone.train_images, *alone.test_images)}
+    assert {label for image, label in known.items() if image in cats} == {0}
+    assert len(known.keys() & cats) == 9
+    assert load_dataset(tmp_path).content_hash == dataset.content_hash, "the same order each time"
     save(tmp_path / "stray.png", 5)
     with pytest.raises(DataError, match=r"content: expected images, or sub-folders .* found both \(stray.png, "):
         load_dataset(tmp_path)

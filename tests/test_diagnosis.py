@@ -17,7 +17,7 @@ from autoencoders.metrics import FIGURES, measure
 
 HEALTHY = {  # of the VAE that the README shows
     **dict.fromkeys(FIGURES),
-    "mse": 0.0274, "train_mse": 0.0271, "pca_mse": 0.0461, "pca_mse_active": 0.0461,
+    "mse": 0.0274, "train_mse": 0.0271, "mean_mse": 0.0867, "pca_mse": 0.0461, "pca_mse_active": 0.0461,
     "neg_elbo": 261.1, "train_neg_elbo": 257.7, "kl": 6.16, "active_units": 2, "log_variance_per_dim": [-5.78, -5.82],
     "aggregate_mean": [-0.02, -0.07], "aggregate_std": [1.15, 1.18], "prior_holes": 0.03,
     "image_std": 0.274, "reconstruction_std": 0.220, "sample_std": 0.203,
@@ -30,7 +30,8 @@ SEED = {  # the seed's VAE, measured
 }  # fmt: skip
 AE = {
     **dict.fromkeys(FIGURES),
-    "mse": 0.0286, "train_mse": 0.0283, "pca_mse": 0.0461, "image_std": 0.274, "reconstruction_std": 0.22,
+    "mse": 0.0286, "train_mse": 0.0283, "mean_mse": 0.0867, "pca_mse": 0.0461, "image_std": 0.274,
+    "reconstruction_std": 0.22,
     "model": {"kind": "ae", "latent_space_dim": 2},
 }  # fmt: skip
 RULES = {rule.__name__: rule for rule in (*FATAL, *FAULTS)}
@@ -72,13 +73,16 @@ def test_the_seed_is_not_a_working_vae():
         ("posterior_collapse", {"active_units": 0, "kl": 0.001}, HEALTHY),
         ("posterior_collapse", {"reconstruction_std": 0.02}, HEALTHY),
         ("posterior_collapse", {"reconstruction_std": 0.02}, AE),
-        ("dead_prior", {"sample_std": 0.1}, HEALTHY),
+        ("no_better_than_the_mean", {"mse": 0.09, "train_mse": 0.09}, HEALTHY),
+        ("no_better_than_the_mean", {"mse": 0.09, "train_mse": 0.09}, AE),
+        ("dead_prior", {"sample_std": 0.03}, HEALTHY),
         ("diverged_variance", {"log_variance_per_dim": [-5, -21]}, HEALTHY),
         ("diverged_variance", {"log_variance_per_dim": [6, -3]}, HEALTHY),
         ("prior_mismatch", {"aggregate_mean": [0.1, -0.6]}, HEALTHY),
         ("prior_mismatch", {"aggregate_std": [1, 1.6]}, HEALTHY),
         ("prior_mismatch", {"aggregate_std": [0.6, 1]}, HEALTHY),
         ("prior_mismatch", {"prior_holes": 0.4}, HEALTHY),
+        ("prior_mismatch", {"sample_std": 0.1}, HEALTHY),
         ("over_regularised", {"mse": 0.05, "train_mse": 0.05, "model": model(beta=4.0)}, HEALTHY),
         ("over_regularised", {"mse": 0.05, "train_mse": 0.05, "model": model(likelihood="gaussian")}, HEALTHY),
         ("blurred", {"mse": 0.05, "train_mse": 0.05}, HEALTHY),
@@ -129,6 +133,22 @@ def test_test_images_that_are_all_alike_tell_nothing(std, base):
     assert diagnose(base | alike) == []
     kind = "VAE" if base is HEALTHY else "autoencoder"
     assert verdict(base | alike) == f"this {kind} cannot be judged: the test images are all alike"
+
+
+@pytest.mark.parametrize(
+    ("change", "wide", "narrow"),
+    [
+        ({"aggregate_std": [3.0, 1.6]}, True, False),
+        ({"sample_std": 0.04}, True, False),
+        ({"aggregate_std": [0.6, 1.0]}, False, True),
+        ({"prior_holes": 0.4}, False, True),
+        ({"aggregate_mean": [6.0, 6.0], "prior_holes": 1.0}, True, True),
+    ],
+)
+def test_a_mismatch_says_where_images_and_samples_are(change, wide, narrow):
+    (found,) = diagnose(HEALTHY | change)
+    assert ("many images are encoded where samples are seldom drawn" in found["finding"]) == wide
+    assert ("samples are drawn where few images are encoded" in found["finding"]) == narrow
 
 
 def test_one_component_is_one():
@@ -206,6 +226,18 @@ def test_a_small_trained_vae_has_none_of_the_fatal_faults(vae, data):
     assert not found & {rule.__name__ for rule in FATAL}
 
 
+def test_a_vae_after_few_steps_is_not_dead(data):
+    """Its samples are pale, but of different clothes."""
+    found, text = findings(trained(data, epochs=2), data)
+    assert not found & {rule.__name__ for rule in FATAL}, text
+
+
+def test_an_untrained_model_does_not_work(data):
+    for cls in (VAE, Autoencoder):
+        _, text = findings(cls((28, 28, 1), (8, 16), (3, 3), (2, 2), 2), data)
+        assert text.startswith("this is not a working")
+
+
 def test_weights_like_the_seeds_are_not_a_working_vae(vae, data):
     """Latents spread 40 times as far as the prior with no variance of their own: it reconstructs as before."""
     like_the_seed = change(
@@ -241,7 +273,7 @@ def test_a_posterior_that_is_the_prior_is_posterior_collapse(vae, data):
 
 def test_few_images_for_long_is_over_fitting(data):
     model = trained(data, Autoencoder, count=30, epochs=150)
-    assert "over_fitting" in findings(model, data, limit_train=30)[0]
+    assert "over_fitting" in findings(model, data, trained=np.arange(30))[0]
 
 
 @NEEDS_EVAL

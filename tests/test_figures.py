@@ -240,7 +240,7 @@ def test_interpolations_mark_both_ends_of_every_row():
     inside = [i for i, artist in enumerate(figure.axes[0].images) for f in framed if f.contains(*_middle(artist))]
     assert sorted(inside) == [0, 5, 6, 11]
     assert len({p.get_edgecolor() for p in figure.axes[0].patches}) == 2
-    assert {"first image", "second image"} <= {t.get_text() for t in texts(figure)}
+    assert {"first reconstruction", "second reconstruction"} <= {t.get_text() for t in texts(figure)}
 
 
 def _middle(artist):
@@ -488,6 +488,21 @@ def test_an_autoencoder_has_one_panel_and_without_validation_one_line():
     assert figure.get_suptitle() == "Training loss"
     different = [row | {"loss": row["loss"] + 1} for row in history(3, kl=False, validation=False)]
     assert len(figures.loss_curves(different).axes) == 2, "a reconstruction that is not the whole loss keeps its panel"
+
+
+def test_a_first_epoch_far_above_the_others_is_cut_off():
+    rows = [{"loss": loss} for loss in (570.0, 275.0, 268.0, 262.0, 258.0)]
+    axes = figures.loss_curves(rows).axes[0]
+    low, high = axes.get_ylim()
+    assert low < 258
+    assert 275 < high < 300
+    assert any("570" in t.get_text() for t in axes.texts)
+    rows[0]["loss"] = 300.0
+    axes = figures.loss_curves(rows).axes[0]
+    assert axes.get_ylim()[1] >= 300
+    assert not axes.texts
+    few = figures.loss_curves([{"loss": 570.0}, {"loss": 258.0}, {"loss": 257.0}]).axes[0]
+    assert few.get_ylim()[1] >= 570
 
 
 def test_missing_and_non_finite_numbers_leave_gaps():

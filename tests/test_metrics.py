@@ -25,6 +25,7 @@ from autoencoders.bounds import (
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.features import Classifier, frechet_distance, load_classifier
 from autoencoders.metrics import active_units, largest_correlation, measure, pixel_std, prior_holes, table
+from autoencoders.mixture import Mixture
 from minigrad import Tensor
 from minigrad.serialize import DataError, load_state
 
@@ -178,8 +179,9 @@ def test_importance_weights_do_not_depend_on_how_many_are_held(monkeypatch):
     monkeypatch.setattr(bounds, "IW_ROWS", 15)  # two images at a time
     monkeypatch.setattr(bounds, "BATCH", 4)
     np.testing.assert_allclose(importance_weighted_nll(model, x, 7, seed=3), whole, rtol=1e-12)
-    monkeypatch.setattr(bounds, "IW_ROWS", 1)  # never fewer than one
-    np.testing.assert_allclose(importance_weighted_nll(model, x, 7, seed=3), whole, rtol=1e-12)
+    for held in (5, 1):  # of one image not all
+        monkeypatch.setattr(bounds, "IW_ROWS", held)
+        np.testing.assert_allclose(importance_weighted_nll(model, x, 7, seed=3), whole, rtol=1e-12)
     assert not np.allclose(importance_weighted_nll(model, x, 7, seed=4), whole, rtol=1e-6)
 
 
@@ -476,9 +478,10 @@ def test_every_figure_of_a_vae_is_measured():
     assert figures["iw_nll_se"] == pytest.approx(np.std(rows, ddof=1) / math.sqrt(30))
     seen = data.train_images[seen_of(40, 30)]
     assert figures["train_mse"] == pytest.approx(at_the_mean(model, seen, model.encode(seen))[0])
-    limited, _ = measure(model, data, iw_samples=0, limit_train=8)
+    rows = np.array([1, 4, 7])
+    limited, _ = measure(model, data, iw_samples=0, trained=rows)
     assert limited["train_mse"] == pytest.approx(
-        at_the_mean(model, data.train_images[:8], model.encode(data.train_images[:8]))[0]
+        at_the_mean(model, data.train_images[rows], model.encode(data.train_images[rows]))[0]
     )
     assert limited["iw_nll"] is None
     f = load_classifier().features
@@ -501,6 +504,8 @@ def test_the_aggregate_posterior_has_the_moments_of_a_mixture():
     assert np.exp(log_variance).mean() > 0.1 * std.max() ** 2, "the noise counts"
     images, (reconstructed, _) = data.test_images / 255, model.reconstruct(data.test_images)
     assert figures["image_std"] == pytest.approx(images.std(axis=0).mean(), rel=1e-9)
+    mean = (data.train_images / 255).mean(axis=0)
+    assert figures["mean_mse"] == pytest.approx(np.mean((images - mean) ** 2), rel=1e-9)
     assert figures["reconstruction_std"] == pytest.approx(reconstructed.std(axis=0).mean(), rel=1e-9)
     assert figures["sample_std"] == pytest.approx(model.sample(4000, 0).std(axis=0).mean(), rel=1e-9)
     seen = neg_elbo(model, data.train_images[seen_of(40, 40)], 0, draws=1)
@@ -512,6 +517,18 @@ def test_an_autoencoder_has_no_likelihood():
     figures, notes = measure(tiny(Autoencoder), small_data())
     assert missing(figures) == OF_A_VAE
     assert notes == []
+
+
+@NEEDS_EVAL
+def test_an_autoencoder_with_a_mixture_draws_samples_that_are_measured():
+    model, data = tiny(Autoencoder, shape=(28, 28, 1), dtype="float32"), small_data((28, 28, 1))
+    mixture = Mixture(np.array([0.5, 0.5]), np.array([[1.0, 2.0], [-3.0, 0.5]]), np.stack([np.eye(2), 2 * np.eye(2)]))
+    figures, notes = measure(model, data, mixture=mixture)
+    assert (missing(figures), notes) == (OF_A_VAE - {"sample_std", "fd", "fd_floor"}, [])
+    new = model.decode(mixture.sample(30, 0))
+    assert figures["sample_std"] == pytest.approx(new.std(axis=0).mean(), rel=1e-5)
+    f = load_classifier().features
+    assert figures["fd"] == pytest.approx(frechet_distance(f(new), f(data.test_images)), rel=1e-9)
 
 
 @NEEDS_EVAL

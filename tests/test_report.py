@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 import minigrad
-from autoencoders import VAE, Autoencoder, TrainingOptions, film, report
+from autoencoders import VAE, Autoencoder, TrainingOptions, figures, film, report
 from autoencoders.data import Dataset
 from autoencoders.metrics import FIGURES, nearest
+from autoencoders.mixture import Mixture
 from autoencoders.runs import own_files, resume_run, save_pictures, start_run
 from minigrad.serialize import DataError, load_state
 
@@ -36,8 +38,8 @@ def dataset(count: int = 24, labelled: bool = True, name: str = "toy") -> Datase
     return Dataset(name, images[:count], halves[0], images[count:], halves[1], NAMES if labelled else (), "made up")
 
 
-def model(kind: type = VAE, Z: int = 3) -> Autoencoder:
-    made = kind((8, 8, 1), (4,), (3,), (2,), Z)
+def model(kind: type = VAE, Z: int = 3, **options: int) -> Autoencoder:
+    made = kind((8, 8, 1), (4,), (3,), (2,), Z, **options)
     made.compile(1e-3)
     return made
 
@@ -107,6 +109,10 @@ def test_the_film_has_a_picture_a_frame(kind: type, Z: int, labelled: bool, tmp_
             times.append(gif.info["duration"])
     assert times == [400, 400, 3000]
     assert all(abs(a - b).max() > 50 for a, b in pairwise(pictures)), "they differ"
+    assert (pictures[0][0, 0] == 255).all(), "paper is white"
+    for colour in figures.CLASS_COLOURS[: 3 if labelled else 0]:
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert abs(pictures[-1] - wanted).max(axis=2).min() <= 4, f"{colour} is among them"
 
 
 def test_a_long_film_is_cut_down_to_its_most_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +150,7 @@ def test_worst_and_best_are_those(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(originals, reconstructed, labels, names, errors, **options)
 
     monkeypatch.setattr(report.figures, "reconstructions", recorded)
-    assert set(report.close_ups(made, data, None)) == {"worst", "best"}
+    assert set(report.close_ups(made, data, None)) == {"worst", "best", "neighbours"}
     errors = [float(np.mean((made.reconstruct(x[None])[0] - x / 255) ** 2)) for x in data.test_images]
     order = sorted(range(30), key=errors.__getitem__)
     np.testing.assert_array_equal(shown["worst"][0], data.test_images[order[::-1][:20]])
@@ -176,15 +182,22 @@ def test_a_denoising_run_shows_noise_and_what_is_left_of_it(monkeypatch: pytest.
 def test_a_history_that_cannot_be_drawn_is_named(text: str | bytes, tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(DataError, match=r"history\.jsonl: no losses that can be drawn"):
-        report.all_pictures(model(), dataset(), tmp_path, None)
+    told: list[str] = []
+    assert "best" in report.all_pictures(model(), dataset(), tmp_path, None, tell=told.append)
+    (said,) = told
+    assert said.startswith(f"no loss curves: {path}: no losses that can be drawn")
 
 
-def test_a_vae_has_no_use_for_a_mixture(tmp_path: Path) -> None:
-    (tmp_path / "mixture.safetensors").write_text("damaged")
-    assert "samples" in report.all_pictures(model(), dataset(), tmp_path, None)
-    with pytest.raises(DataError, match="mixture"):
-        report.all_pictures(model(Autoencoder), dataset(), tmp_path, None)
+def test_a_plain_autoencoder_with_a_mixture_has_samples_and_their_neighbours() -> None:
+    mixture = Mixture(np.ones(1), np.zeros((1, 3)), np.eye(3)[None])
+    made, data = model(Autoencoder), dataset()
+    assert not {"samples", "neighbours"} & set(report.all_pictures(made, data, Path(), None))
+    assert {"samples", "neighbours"} <= set(report.all_pictures(made, data, Path(), None, 0, mixture))
+
+
+def test_the_neighbours_of_a_conditional_model_bear_the_names_of_its_classes() -> None:
+    names = {t.get_text() for t in report.close_ups(model(classes=3), dataset(), None)["neighbours"].findobj(Text)}
+    assert {"0", "1", "2"} <= names
 
 
 def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +263,7 @@ def test_the_report_is_one_file_that_says_everything(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "film.gif")
     measured = {
         **dict.fromkeys(FIGURES),
+        "model": made.config,
         "mse": 0.0125,
         "diagnosis": [{"finding": "dead <prior>", "why": "samples & all", "option": "--beta 1"}],
         "verdict": "not a working <VAE>",
@@ -282,7 +296,7 @@ def test_the_report_is_one_file_that_says_everything(tmp_path: Path) -> None:
         assert said in page.text
     for said in ("evaluate.py <x>", "not a working <VAE>", '"epochs": 7', np.__version__, "made up"):
         assert said in page.text
-    for said in ("24 training and 30 test images", "per pixel, of the reconstruction"):
+    for said in ('"latent_space_dim": 2', "24 training and 30 test images", "per pixel, of the reconstruction"):
         assert said in page.text
     assert "http" not in text.split("base64")[0]
     json.loads(page.text[page.text.rindex("All that was measured") + len("All that was measured") :])
@@ -292,6 +306,7 @@ def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     (tmp_path / "report.html").mkdir()
     measured = {**dict.fromkeys(FIGURES), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
+    measured["model"] = {}
     nothing = {"measured": measured, "pictures": [], "film": None, "record": {}}
     with pytest.raises(DataError, match=r"report\.html"):
         report.write_report(tmp_path / "report.html", title="", model=model(), dataset=dataset(), **nothing)

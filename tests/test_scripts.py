@@ -530,7 +530,7 @@ def test_data_of_another_shape_or_of_no_name(program, call, trained):
 
 def test_too_few_and_too_many_samples(call, trained):
     call(GENERATE, "--model-dir", trained(), "--samples", 0).failed(2, "--samples")
-    call(GENERATE, "--model-dir", trained(), "--samples", 30_000, "--out", "out").failed(1, "fewer images")
+    call(GENERATE, "--model-dir", trained(), "--samples", 1001, "--out", "out").failed(2, "--samples must be 1 to 1000")
     assert os.listdir() == []
 
 
@@ -905,12 +905,15 @@ def test_a_plain_autoencoder_draws_from_the_mixture_in_its_folder(call, spied):
     path = Path("run") / "mixture.safetensors"
     before, first = path.read_bytes(), spied.pop("samples")[0]
     assert first.shape == (48, 28, 28, 1)
-    for more in ((), ("--mixture-components", 4)):
-        done = call(GENERATE, "--model-dir", "run", *more)
-        assert "fitted" not in done.out
-        np.testing.assert_array_equal(spied.pop("samples")[0], first)
+    assert "fitted" not in call(GENERATE, "--model-dir", "run").out
+    np.testing.assert_array_equal(spied.pop("samples")[0], first)
+    assert call(GENERATE, "--model-dir", "run", "--mixture-components", 4).code == 0
     assert path.read_bytes() == before
-    assert call(GENERATE, "--model-dir", "run", "--mixture-components", 3).code == 0
+    assert call(GENERATE, "--model-dir", "run", "--mixture-components", 4, "--seed", 2**40 + 1).code == 0
+    assert path.read_bytes() != before, "its seed draws where the fit begins"
+    np.savez("own.npz", x_train=np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8))
+    done = call(GENERATE, "--model-dir", "run", "--mixture-components", 3, "--dataset", "own.npz")
+    assert "fitted 3 Gaussians to the latents of 54 training images" in done.out
     assert load_state(path)[0]["weights"].shape == (3,)
     with no_pictures():
         assert call(TRAIN, *TINY, *words, "--overwrite").code == 0
@@ -1070,15 +1073,18 @@ def test_evaluate_draws_its_noise_from_the_seed(call, trained):
     assert (found[0]["mse"], found[0]["kl"]) == (found[2]["mse"], found[2]["kl"])
 
 
-@pytest.mark.parametrize("limit", [64, None])
-def test_evaluate_compares_with_the_images_that_were_trained_on(limit, call, trained):
+@pytest.mark.parametrize(("limit", "validation"), [(64, 0), (None, 0), (64, 0.25)])
+def test_evaluate_compares_with_the_images_that_were_trained_on(limit, validation, call, trained):
     shutil.copytree(trained("ae"), "run")
     changed = record(Path("run"))
     assert changed["data"]["limit_train"] == 64
     changed["data"]["limit_train"] = limit
+    changed["options"]["validation"] = validation
     Path("run/run.json").write_text(json.dumps(changed))
     assert call(EVALUATE, "--model-dir", "run").code == 0
     model, images = autoencoders.load("run"), load_dataset("fashion-mnist-sample").train_images[:limit]
+    if validation:
+        images = images[np.sort(runs.generator(0, "split").permutation(64)[16:])]
     seen = images[runs.generator(0, "seen").permutation(len(images))[:1000]]
     mse = np.mean((model.reconstruct(seen)[0].astype(np.float64) - seen / 255) ** 2)
     assert measured("run")["train_mse"] == pytest.approx(mse, rel=1e-6)
