@@ -102,14 +102,16 @@ def write_gif(
 
 
 def _palette(picture: Image.Image) -> Image.Image:
-    """256 colours for all frames: white and those of the classes, which cover little and would else get the colours of
-    others, and what is frequent in a picture."""
-    exact = [ImageColor.getrgb(colour) for colour in ("#ffffff", *figures.CLASS_COLOURS)]
-    found = picture.quantize(256 - len(exact), method=Image.Quantize.MAXCOVERAGE).getpalette()
+    """256 colours for all frames: greys, white, those of the classes, which cover little and would else get the colours
+    of others, and what is frequent in a picture."""
+    # of each channel Pillow compares six bits, so that white must have no rival
+    greys = [(grey, grey, grey) for grey in (*range(0, 248, 4), 255)]
+    classes = [ImageColor.getrgb(colour) for colour in figures.CLASS_COLOURS]
+    found = picture.quantize(256 - len(greys + classes), method=Image.Quantize.MAXCOVERAGE).getpalette()
     frequent = np.array(found).reshape(-1, 3)
-    frequent[(frequent >= 248).all(axis=1)] = 255  # Pillow looks for the nearest to six bits of each channel
+    frequent[(frequent >= 248).all(axis=1)] = 255
     palette = Image.new("P", (1, 1))
-    palette.putpalette(np.concatenate([exact, frequent]).ravel().tolist())
+    palette.putpalette(np.concatenate([greys, classes, frequent]).ravel().tolist())
     return palette
 
 

@@ -110,6 +110,8 @@ def test_the_film_has_a_picture_a_frame(kind: type, Z: int, labelled: bool, tmp_
     assert times == [400, 400, 3000]
     assert all(abs(a - b).max() > 50 for a, b in pairwise(pictures)), "they differ"
     assert (pictures[0][0, 0] == 255).all(), "paper is white"
+    tinted = np.ptp(pictures[0][:, :430], axis=2)  # the half of grey images and black text
+    assert tinted.max() <= 4, "grey is grey"
     for colour in figures.CLASS_COLOURS[: 3 if labelled else 0]:
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert abs(pictures[-1] - wanted).max(axis=2).min() <= 4, f"{colour} is among them"
