@@ -101,7 +101,7 @@ class Autoencoder:
         self.encoder = nn.fuse(encoder)  # images -> features
         self.decoder = nn.fuse(decoder)  # latents -> logits of the image
         self.network.initialize(seed)
-        self.layer_rows = self._layer_rows()  # now: in a training a profile would see the image that is run through
+        self.layer_rows = self._layer_rows()  # now, because it runs an image, which a profile of a training would show
         self.learning_rate = 0.0
         self.optimizer: optim.Adam | None = None
 
@@ -242,7 +242,7 @@ class Autoencoder:
         if latents.dtype.kind not in "iuf":
             raise DataError(f"latents: expected real numbers, found {latents.dtype}")
         with np.errstate(over="ignore"):
-            latents = latents.astype(self.dtype)  # before _map, which takes uint8 for pixels
+            latents = latents.astype(self.dtype)  # _map would divide uint8 by 255
         if not np.isfinite(latents).all():
             raise DataError("latents: expected finite numbers, found NaN or infinity")
         return self._decode(latents, self.one_hot(labels, len(latents)))
@@ -413,7 +413,8 @@ class VAE(Autoencoder):
 
     With noise for K samples an image it is the importance-weighted bound, which is nearer to -log p(x):
     -log (1/K) sum over k of p(x | z_k) * (p(z_k) / q(z_k | x))^beta, averaged over images. The parts are then those of
-    the -ELBO by the same samples, the mean of -log p(x | z_k) and the KL: with beta 1 their sum is above the loss.
+    the -ELBO by the same samples, the mean of -log p(x | z_k) and the KL: with beta 1 their sum is above the loss, on
+    average over the noise.
 
     Args:
         beta: the weight of the KL term; 1 is the ELBO.

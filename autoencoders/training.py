@@ -1,10 +1,17 @@
 """The training loop of both models: history, checkpoints, exact resume, early stopping, callbacks.
 
 A run is a function of its data, options and seed. All that is random is drawn from generators that are named by what
-they are for: "init" and the parameter; "split", of the held-out images; "shuffle" and "noise" (of the latent) and the
-epoch; "noise" of several samples and "pixels" (denoising, binarisation) and epoch and batch; "validation" and
-"validation pixels". So a checkpoint needs no state of a generator, and a run that goes on from one does the same steps
-on the same numbers as one that was never interrupted, to the bit.
+they are for:
+
+    "init", parameter           its first values
+    "split"                     which images are held out
+    "shuffle", epoch            the order of the images
+    "noise", epoch              of the latents; of several samples an image: "noise", epoch, batch
+    "pixels", epoch, batch      of denoising and binarisation
+    "validation", "validation pixels"
+
+So a checkpoint needs no state of a generator, and a run that goes on from one does the same steps on the same numbers
+as one that was never interrupted, to the bit.
 
 Read next, for what a run leaves in its folder: runs.py; for how good the model is: bounds.py and metrics.py.
 """
@@ -194,7 +201,8 @@ class Callback:
 
 @dataclass
 class Progress:
-    """Where a run stands: everything that a checkpoint records besides weights and moments."""
+    """Where a run stands. A checkpoint holds this, weights, statistics and moments, and what the run is made of: model,
+    options, learning rate, data and environment."""
 
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished steps of the running epoch
@@ -215,7 +223,7 @@ class Trainer:
         labels: the class of each image (N,), which a conditional model needs and others ignore.
         folder: for checkpoints and logs; None: no files.
         callbacks: hear of what happens.
-        progress: show a bar (only on a terminal) and a line an epoch.
+        progress: show a bar (only on a terminal) and a line an epoch. (The attribute is the run's `Progress`.)
         data: what describes the images (name, content hash), for the record.
         signals: those that end the run after the step, with a checkpoint if there is a folder.
 
@@ -302,7 +310,7 @@ class Trainer:
         return self.optimizer.flat.values.dtype
 
     @property
-    def batch(self) -> int:
+    def batch_size(self) -> int:
         """Images of a whole batch."""
         return min(self.options.batch_size, len(self.train_images))
 
@@ -326,7 +334,7 @@ class Trainer:
 
         Raises:
             DivergedError: a loss or weight is not finite; the model is in its last good state, whose checkpoint stays.
-            KeyboardInterrupt: a signal arrived; the step was finished and saved. Its number is the error's argument.
+            KeyboardInterrupt: a signal arrived; the step was finished and saved. The argument is the signal's number.
             FileExistsError: the folder holds checkpoints of another run, which would count as newer than this one's, or
                 another training is running there.
         """
@@ -338,13 +346,15 @@ class Trainer:
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
         check_memory(
             self.model,
-            self.batch,
+            self.batch_size,
             self.options.iw_samples,
             self.k.free_memory(),
             self.k.device_of(self.optimizer.flat.values),
         )
         self.k.prepare(self.dtype)
         self.optimizer.flat.check()
+        if name := self._not_finite():
+            raise DivergedError(f"the training cannot begin: {name} is not finite")
         self.good = self._state(), deepcopy(self.progress)
         self.optimizer.learning_rate = self.rate
         self.model.network.train()
@@ -383,7 +393,7 @@ class Trainer:
             try:
                 losses = take_step(*arguments)
             except MemoryError as error:
-                mend = f"try --batch-size {max(1, self.batch // 2)}"
+                mend = f"try --batch-size {max(1, self.batch_size // 2)}"
                 raise DeviceError(f"out of memory in a step on {count} images: {error}; {mend}") from error
             p.batch, p.step = p.batch + 1, p.step + 1
             self.optimizer.steps += 1
@@ -554,7 +564,7 @@ class Trainer:
             self._fetch()
         self._check_finite()
         p, now = self.progress, time.perf_counter()
-        p.seconds, self.clock = p.seconds + now - self.clock if p.batch else 0.0, now
+        p.seconds, self.clock = (p.seconds + now - self.clock) if p.batch else 0.0, now
         state = self._state()
         self.good = state, deepcopy(p)
         if self.folder is None:
@@ -570,7 +580,7 @@ class Trainer:
         }
         path = self.folder / CHECKPOINT.format(p.step)
         save_state(path, state, record)
-        # later names are of damaged files, which a resume has skipped
+        # files of later steps are damaged ones that a resume has skipped: they neither count nor go
         saved = sorted(other for other in path.parent.glob("step-*.safetensors") if other <= path)
         for old in saved[:-KEPT_CHECKPOINTS]:
             with suppress(OSError):
@@ -596,14 +606,18 @@ class Trainer:
         Raises:
             DataError: the checkpoint does not belong to this model, these options or this learning rate.
         """
-        ours = {**asdict(self.options), "learning_rate": self.peak}
+        config = json.loads(json.dumps(self.model.config))  # lists for tuples, as in a record
         try:
-            theirs = {**asdict(TrainingOptions(**record["options"])), "learning_rate": record["learning_rate"]}
+            theirs = asdict(TrainingOptions(**record["options"]))
+            theirs |= {name: record[name] for name in ("learning_rate", "model")}
+            ours = {**asdict(self.options), "learning_rate": self.peak}
+            # an older record lacks what models could not have then
+            ours["model"] = {name: value for name, value in config.items() if name in record["model"]}
             other = [name for name in ours if name != "epochs" and ours[name] != theirs[name]]
             if other:
                 raise ValueError(f"made with another {', '.join(other)}")
             self._take(arrays, Progress(**record["progress"]))
-            # a record is sorted by name
+            # a record's names are sorted; history.csv has this order
             order = ["epoch", *self.columns, *(f"val_{name}" for name in self.columns), "learning_rate", "beta"]
             rows = self.progress.rows
             self.progress.rows = [{**{name: row[name] for name in order if name in row}, **row} for row in rows]
@@ -667,7 +681,7 @@ class Trainer:
             self.optimizer.steps += 1
         else:
             cause = self._anomaly(self.validate)
-            found = f"; in the validation: {cause}" if cause else ""
+            found = f"; in the validation: {cause}" if cause else "; not in the same steps without callbacks"
         self._take(state, deepcopy(progress))
         return found
 

@@ -440,7 +440,7 @@ def quality(records: Rows) -> str:
         cells = [f"`--config {recipe}`" if recipe != "default" else "none, `--model vae`"]
         cells += [str(model["latent_space_dim"]), f"{options['epochs']}", ", ".join(str(r["seed"]) for r in found)]
         cells += [over_seeds(found, "neg_elbo", 1), parts(found), over_seeds(found, "iw_nll", 1)]
-        cells += [over_seeds(found, "mse", 4), over_seeds(found[:1], "pca_mse", 4)]
+        cells += [over_seeds(found, "mse", 5), over_seeds(found[:1], "pca_mse", 5)]
         cells += [over_seeds(found, name, 1, 100) for name in ("probe_accuracy", "knn_accuracy")]
         lines.append([*cells, over_seeds(found, "fd", 0), f"{np.median(minutes):.0f} min"])
     heads = ["recipe", "latent", "epochs", "seeds", "-ELBO", "reconstruction + KL", "NLL", "MSE", "PCA's MSE"]
@@ -470,7 +470,7 @@ def beside_the_seed(records: Rows) -> str:
         epochs += ["100", str(found[0]["training"]["options"]["epochs"])]
     lines = [epochs]
     for name, label, digits in (
-        ("mse", "MSE per pixel", 4),
+        ("mse", "MSE per pixel", 5),
         ("bce", "cross-entropy, nats", 1),
         ("kl", "KL to N(0, I), nats", 1),
         ("sample_std", "standard deviation of a pixel over samples of the prior", 3),

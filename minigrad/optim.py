@@ -80,7 +80,11 @@ class Optimizer:
         return (self.rate(step),)
 
     def update(self, scalars: Array) -> None:
-        """Change the parameters by their gradients; scalars is what `self.scalars(step)` gave, as an array."""
+        """Change the parameters by their gradients; `step`, or who else calls this, counts `steps`.
+
+        scalars: what `self.scalars(step)` gave, as an array on the device: a CUDA graph, which replays a recorded step,
+        reads it anew each time, while a Python number would be frozen in it.
+        """
         raise NotImplementedError
 
     def step(self) -> None:
@@ -202,10 +206,11 @@ class AdamW(Adam):
 def clip_grad_norm(optimizer: Optimizer, limit: float) -> Array:
     """Scale all gradients by min(1, limit / norm), where norm is the Euclidean length of all of them together.
 
-    There is no branch and nothing is read back: a norm that is not finite makes the gradients not finite.
+    There is no branch and nothing is read back. A NaN makes all gradients NaN; an infinite one becomes NaN and those
+    beside it 0.
 
     Returns:
-        the norm before clipping, an array of shape (1,) on the device.
+        the norm before clipping, a float64 array of shape (1,) on the device.
     Raises:
         ValueError: limit is not positive.
     """
@@ -213,8 +218,8 @@ def clip_grad_norm(optimizer: Optimizer, limit: float) -> Array:
         raise ValueError(f"clip_grad_norm: limit is {limit} but must be positive")
     xp, gradients = optimizer.k.xp, optimizer.flat.gradients
     squares = xp.square(gradients, dtype="float64")  # in float32 they would overflow from 2e19 on
-    norm = xp.sqrt(squares.sum()).astype(gradients.dtype).reshape(1)
-    gradients *= limit / xp.maximum(norm, limit)
+    norm = xp.sqrt(squares.sum()).reshape(1)
+    gradients *= (limit / xp.maximum(norm, limit)).astype(gradients.dtype)
     return norm
 
 

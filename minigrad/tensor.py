@@ -158,8 +158,8 @@ class Tensor:
         if self.creator is None:
             _add_to_grad({self: gy})
             return
-        # Gradients of outputs whose functions have not run yet (a Function has one output, so it is the key), and of
-        # leaves, which wait to the end.
+        # Gradients of outputs whose functions have not yet run backward (a Function has one output, so it is the key),
+        # and of leaves, which wait to the end.
         waiting: dict[Function | Tensor, Array] = {self.creator: gy}
         queue = [(-self.creator.order, self.creator)]  # a heap: the function that ran last comes first
         while queue:
@@ -167,7 +167,8 @@ class Tensor:
             for x, gx in function.run_backward(waiting.pop(function)):
                 receiver = x.creator or x
                 if receiver in waiting:
-                    waiting[receiver] = as_array(waiting[receiver] + gx)  # not in place: gx may be shared
+                    # not in place: gx may be shared; as_array, because of two 0-d arrays NumPy makes a scalar
+                    waiting[receiver] = as_array(waiting[receiver] + gx)
                     continue
                 waiting[receiver] = gx
                 if x.creator is not None:
@@ -191,7 +192,8 @@ class Tensor:
 
 
 def _add_to_grad(gradients: dict[Tensor, Array]) -> None:
-    """Add each gradient to its tensor's `grad`. A first one is copied, because it may be shared with other tensors."""
+    """Add each gradient to its tensor's `grad`, in place. Where there is none, which no Parameter lacks, it becomes a
+    copy, because what `backward` returned may be shared with other tensors."""
     added = {x: gx for x, gx in gradients.items() if x.grad is not None}
     for x, gx in gradients.items():
         if x.grad is None:
@@ -237,7 +239,8 @@ class Function:
         raise NotImplementedError
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        """One gradient for each input, of the input's shape. Must not change gy."""
+        """One gradient for each input, of the input's shape. Must not change gy, but may return it or a view of it,
+        even twice: nobody writes into what is returned."""
         raise NotImplementedError
 
     def __call__(self, *operands: Operand) -> Tensor:

@@ -456,11 +456,12 @@ def test_float64_trains_as_on_the_cpu(cuda_device: str) -> None:
 
 
 def test_float32_trains_as_on_the_cpu(cuda_device: str) -> None:
-    """After 100 steps rounding errors have grown; by no more than between two sets of kernels on the CPU, times two."""
+    """In 100 steps rounding errors grow, by no more than between two sets of kernels on the CPU, times two. The largest
+    of all steps is compared: in a single step two sets may agree to the last bit by chance."""
     expected, other = trained("cpu", "plain", "float32", 100), trained("cpu", "numpy", "float32", 100)
     found = trained("cuda", "cuda", "float32", 100)
     assert (abs(found[0] - expected[0]) <= 1e-5 * abs(expected[0])).all()
-    assert abs(found[-1] - expected[-1]).max() <= 2 * abs(other[-1] - expected[-1]).max()
+    assert (abs(found - expected).max(axis=0) <= 2 * abs(other - expected).max(axis=0)).all()
 
 
 def test_the_same_step_twice_gives_the_same_bits(cuda_device: str) -> None:

@@ -306,6 +306,12 @@ def test_logsumexp_over_the_whole_range(dtype, backend):
     np.testing.assert_allclose(backend.to_host(x.grad).sum(axis=1), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("planted", "expected"), [(np.nan, np.nan), (np.inf, np.inf), (-np.inf, 0.0)])
+def test_logsumexp_of_what_is_not_finite(planted, expected, backend):
+    y = ops.logsumexp(Tensor(backend.from_host(np.array([planted, 0.0])))).numpy()
+    np.testing.assert_equal(float(y), expected)
+
+
 def test_logsumexp_of_minus_infinity(backend):
     rows = np.array([[-np.inf, -np.inf], [-np.inf, 3.0], [1.0, 2.0]])
     x = Tensor(backend.from_host(rows), requires_grad=True)
@@ -541,15 +547,15 @@ REFUSED = [
     ),
     (
         lambda: ops.conv2d(zeros(1, 8, 8, 1), zeros(3, 3, 1, 1), stride=0),
-        "convolution: stride is 0 but must be an int >= 1, a pair of them",
+        "convolution: stride is 0 but must be an int >= 1, or a pair of them",
     ),
     (
         lambda: ops.conv2d(zeros(1, 8, 8, 1), zeros(3, 3, 1, 1), padding="full"),
-        'convolution: padding is \'full\' but must be an int >= 0, a pair of them or "same" or "valid"',
+        'convolution: padding is \'full\' but must be an int >= 0, or a pair of them, "same" or "valid"',
     ),
     (
         lambda: ops.conv2d(zeros(1, 8, 8, 1), zeros(3, 3, 1, 1), padding=(1, -1)),
-        'convolution: padding is (1, -1) but must be an int >= 0, a pair of them or "same" or "valid"',
+        'convolution: padding is (1, -1) but must be an int >= 0, or a pair of them, "same" or "valid"',
     ),
     (
         lambda: ops.conv2d_transpose(
@@ -680,6 +686,12 @@ def test_a_gradient_that_nobody_needs_is_not_computed(op, shapes):
         computed = [i for i, gradient in enumerate(gradients[: len(shapes)]) if gradient is not None]
         # the first gradient of these two is the second one but for its sign
         assert computed == ([0, 1] if op in (ops.mse, ops.gaussian_nll) and needed else [needed])
+
+
+def test_axes_and_strides_may_be_integers_of_numpy():
+    x = np.arange(6.0).reshape(2, 3)
+    assert ops.sum(x, axis=np.int64(1)).numpy().tolist() == [3, 12]
+    assert ops.conv2d(np.ones((1, 4, 4, 1)), np.ones((1, 1, 1, 1)), stride=np.int64(2)).shape == (1, 2, 2, 1)
 
 
 def test_means_of_lists():

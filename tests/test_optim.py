@@ -334,6 +334,14 @@ def test_clipping(share, dtype, relative, backend):
         assert share < 1 or np.array_equal(backend.to_host(p.grad), g)  # not a bit changes where nothing is clipped
 
 
+def test_clipping_gradients_whose_length_float32_cannot_hold():
+    tensors = parameters("float32")
+    optimizer = optim.SGD(tensors, 0.1)
+    tensors[1].grad[...] = [3e38, 0, -3e38, 0]
+    optim.clip_grad_norm(optimizer, 1.0)
+    np.testing.assert_allclose(tensors[1].grad.ravel(), np.array([1, 0, -1, 0]) / math.sqrt(2), rtol=1e-6)
+
+
 def test_clipping_zero_gradients():
     optimizer = optim.SGD(parameters("float32"), 0.1)
     assert optim.clip_grad_norm(optimizer, 1.0).tolist() == [0.0]

@@ -699,10 +699,10 @@ def test_training_keeps_the_dtype(dtype, make, backend):
         assert dtypes_in(y) == {dtype}
         loss = ops.mse(y, y.detach() * 0.5)
         loss.backward()
-        norm = optim.clip_grad_norm(optimizer, 0.1)
+        optim.clip_grad_norm(optimizer, 0.1)
         optimizer.step()
         flat = optimizer.flat
-        assert dtypes_in(loss, norm, flat.values, flat.gradients, optimizer.moments) == {dtype}
+        assert dtypes_in(loss, flat.values, flat.gradients, optimizer.moments) == {dtype}
         assert dtypes_in(model.parameters(), dict(model.named_tensors())) == {dtype}
     model.eval()
     assert dtypes_in(model(x)) == {dtype}

@@ -1587,3 +1587,23 @@ def test_a_checkpoint_of_other_options_is_refused(change, tmp_path):
     trainer = Trainer(second, pictures(), TrainingOptions(**{**options, **change}), progress=False)
     with pytest.raises(DataError, match="made with another"):
         trainer.restore(*load_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"beta": 7.0}, {"momentum": 0.3}, {"likelihood": "gaussian"}])
+def test_a_checkpoint_of_another_model_of_the_same_shapes_is_refused(change, tmp_path):
+    shapes = ((8, 8, 1), (4,), (3,), (2,), 2)
+    options = TrainingOptions(batch_size=4, epochs=1)
+    models = VAE(*shapes), VAE(*shapes, **change)
+    for model in models:
+        model.compile(1e-3)
+    Trainer(models[0], pictures(), options, folder=tmp_path, progress=False).run()
+    with pytest.raises(DataError, match="made with another model"):
+        Trainer(models[1], pictures(), options, progress=False).restore(*load_checkpoint(tmp_path))
+
+
+def test_a_training_does_not_begin_with_weights_that_are_not_finite(tmp_path):
+    trainer = trainer_of("vae", tmp_path, patience=None)
+    trainer.model.network.parameters()[0].data.flat[0] = np.nan
+    with pytest.raises(DivergedError, match=r"cannot begin: encoder_conv_layer_1\.weight is not finite"):
+        trainer.run()
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -4,7 +4,7 @@ A device is where an array lives: `cpu` (NumPy) or `cuda`, `cuda:1`, ... (CuPy).
 is done there: `plain` is the readable specification (reference.py), the others are faster and checked
 against it. Arrays pick the device: `backend_of(x).conv2d(x, ...)` runs where x lives.
 
-Read next: ../tensor.py; reference.py, every kernel in plain code, comes last.
+Read next: ../tensor.py; reference.py, every kernel in plain code, comes after optim.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .machine import DeviceError, working_cupy
 from .reference import Backend
 
 Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
-KERNELS = {"cpu": ("numba", "numpy", "plain"), "cuda": ("cuda", "plain")}  # per device, best first
+KERNELS = {"cpu": ("numba", "numpy", "plain"), "cuda": ("cuda", "plain")}  # per device, in the order of `auto`
 PRECISIONS = "fp32", "tf32"
 
 
@@ -74,7 +74,7 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, 
         device: `cpu`, `cuda` or `cuda:<index>`.
         kernels: `auto` takes the best that is installed for the device; or, on the CPU, `numba` (needs the extra
             `fast`), `numpy` or `plain`; on a GPU `cuda` or `plain`.
-        threads: as for `set_num_threads`; None keeps what that was told.
+        threads: of the CPU kernels chosen now; None: what `set_num_threads` was last told.
         precision: `fp32`, or with kernels `cuda` also `tf32`: the tensor cores take large convolutions of float32
             arrays, and round what they multiply to 10 bits after the point.
 

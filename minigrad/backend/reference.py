@@ -6,7 +6,7 @@ means that it writes into its first arguments. `xp` is NumPy or CuPy: the same t
 Images are NHWC: (N batch, H height, W width, C channels). A convolution maps (N, H, W, C) to (N, OH, OW, F)
 with weight (KH, KW, C, F).
 
-Read next: ../../autoencoders/conv_autoencoder.py, the models made of all this.
+Read next: ../random.py and ../serialize.py, then ../../autoencoders/conv_autoencoder.py, the models made of all this.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Backend:
             self.xp.get_default_memory_pool().set_limit(size=size)
 
     def session(self) -> AbstractContextManager[None]:
-        """A context for many kernel calls in a row, in which what each would set up for itself is set up once."""
+        """A context for many kernel calls in a row: the CPU's fast kernels set BLAS to one thread once for all of them
+        and not in each. The results are the same without it."""
         return nullcontext()
 
     def capture(self, step: Callable[..., Array]) -> Callable[..., Array]:
@@ -243,7 +244,8 @@ class Backend:
         self, sums: Array, gamma: Array, mean: Array, variance: Array, epsilon: float, M: int
     ) -> tuple[Array, Array, Array]:
         """(through (4, C), ggamma, gbeta) from batch_norm_sums of M values a channel: `through` is what `norm_gradient`
-        takes, the rows mean, scale, offset = gbeta / M and slope = ggamma / sqrt(variance + epsilon) / M."""
+        takes, the rows mean, scale = gamma / sqrt(variance + epsilon), offset = gbeta / M and slope = ggamma /
+        sqrt(variance + epsilon) / M."""
         inverse_deviation = 1 / self.xp.sqrt(variance + epsilon)
         gbeta, ggamma = sums[0].copy(), sums[1] * inverse_deviation
         scale, slope = gamma * inverse_deviation, ggamma * inverse_deviation / M
@@ -274,8 +276,9 @@ class Backend:
         transposed: bool,
         after: tuple[Array, Array, float] | None,
     ) -> tuple[Array, Array | None, Array | None, Array | None]:
-        """(y, mean, variance, norm of y): y = conv2d(x) + bias, or transposed, of the normalised x. With `after`, the
-        gamma, beta and epsilon of a batch_norm behind it, y is the ReLU of that, and the others belong to y."""
+        """(y, mean, variance, norm): y = conv2d(x) + bias, or transposed, of the normalised x. With `after`, the gamma,
+        beta and epsilon of the batch_norm behind convolution and ReLU, y is the ReLU of the convolution, not yet
+        normalised, mean and variance are those of y, and norm is what the next layer normalises it with."""
         x = self.normalise(x, norm)
         if transposed:
             y = self.add_bias(self.conv2d_grad_input(x, weight, geometry), bias)
@@ -331,7 +334,7 @@ class Backend:
         geometries: list[ConvGeometry],
         transposed: list[bool],
     ) -> Array:
-        """relu(conv2d(x) + bias), or transposed, normalised, for each layer in turn; without norm the convolution."""
+        """For each layer in turn normalise(relu(conv2d(x) + bias)), or transposed; without norm the convolution."""
         for weight, bias, norm, geometry, back in zip(weights, biases, norms, geometries, transposed, strict=True):
             x = self.conv_layer(x, None, weight, bias, geometry, back, None)[0]
             x = x if norm is None else self.normalise(self.relu(x), norm)

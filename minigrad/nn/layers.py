@@ -128,7 +128,8 @@ class BatchNorm(Module):
         return y
 
     def follow(self, mean: Array, variance: Array) -> None:
-        """Move the moving statistics towards those of a batch."""
+        """Move the moving statistics towards those of a batch; for `forward` and for nn.fused.ConvChain, which does its
+        work in the models."""
         k = backend_of(mean)
         k.batch_norm_update_(self.moving_mean.data, self.moving_variance.data, mean, variance, self.momentum)
 

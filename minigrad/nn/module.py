@@ -1,7 +1,8 @@
 """Module and Parameter: named weights and the things made of them.
 
 A Module is an object whose attributes are parameters (trained), buffers (other tensors: saved but not trained)
-and further modules. Names follow the attributes: `encoder.conv1.weight`. Order is that of assignment.
+and further modules. Names follow the attributes: `encoder.conv1.weight`. Order is that of assignment. Every tensor
+that is an attribute is a buffer, so what `forward` computes must not be kept as one.
 
 Read next: layers.py.
 """
@@ -19,10 +20,11 @@ from ..tensor import Tensor, no_grad
 
 
 class Parameter(Tensor):
-    """A trained tensor. Its `grad` is never None: zeros at first, and part of the flat array of its optimiser.
+    """A trained tensor. Its `grad` is never None: zeros at first. An optimiser puts data and grad into flat arrays.
 
     Args:
-        shape: of the array. initializer: a function of init.py, called with fans = (fan_in, fan_out).
+        shape: of the array. initializer: a function of init.py, called as initializer(rng, shape, *fans).
+        fans: (fan_in, fan_out).
     """
 
     grad: Array
@@ -82,7 +84,7 @@ class Module:
         yield from ((name, x) for name, x in self.named_tensors() if isinstance(x, Parameter))
 
     def parameters(self) -> list[Parameter]:
-        """All parameters, in the order of their names' attributes."""
+        """All parameters, in the order of assignment."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def zero_grad(self) -> None:
@@ -91,7 +93,7 @@ class Module:
             parameter.zero_grad()
 
     def initialize(self, seed: int = 0) -> None:
-        """Draw all parameters anew, each from generator(seed, "init", its full name).
+        """Draw all parameters anew, each from generator(seed, "init", its full name). Buffers stay as they are.
 
         A layer made by itself starts from one fixed draw, so call this once on the whole model.
         """

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from typing import Any
 
 from ..backend import Array
@@ -82,7 +83,8 @@ def conv_geometry(input_size: Size, kernel_size: Size, stride: Pair, padding: Pa
 def transposed_geometry(
     input_size: Size, kernel_size: Size, stride: Pair, padding: Pair | str, output_size: Size | None
 ) -> ConvGeometry:
-    """The geometry of the convolution whose adjoint maps input_size to output_size.
+    """The geometry of the convolution whose adjoint maps input_size to output_size; in what is returned, which is of
+    that convolution, the two are the other way round.
 
     Without output_size, with OH the input size here: "same" gives OH * stride, "valid" Keras' OH * stride +
     max(K - stride, 0), and padding p (OH - 1) * stride + K - 2p. Several sizes are possible, because a convolution
@@ -110,11 +112,11 @@ def transposed_geometry(
 
 
 def _pair(value: Pair | str, name: str, least: int) -> Size:
-    pair = (value, value) if isinstance(value, int) else value
-    if not isinstance(pair, tuple) or len(pair) != 2 or any(not isinstance(v, int) or v < least for v in pair):
-        kinds = ' or "same" or "valid"' if name == "padding" else ""
-        raise ValueError(f"convolution: {name} is {value!r} but must be an int >= {least}, a pair of them{kinds}")
-    return pair
+    pair = value if isinstance(value, tuple) else (value, value)
+    if len(pair) != 2 or any(not isinstance(v, Integral) or v < least for v in pair):
+        kinds = ', "same" or "valid"' if name == "padding" else ""
+        raise ValueError(f"convolution: {name} is {value!r} but must be an int >= {least}, or a pair of them{kinds}")
+    return int(pair[0]), int(pair[1])
 
 
 class Conv2D(Function):
@@ -161,7 +163,7 @@ def check_conv(name: str, x_shape: tuple[int, ...], weight: Array, bias: Array |
         raise ValueError(
             f"{name}: x has {x_shape[3]} channels but weight expects {weight.shape[channel_axis]} {shapes}"
         )
-    filters = weight.shape[5 - channel_axis]
+    filters = weight.shape[5 - channel_axis]  # the other one of axes 2 and 3
     if bias is not None and bias.shape != (filters,):
         raise ValueError(f"{name}: bias is {bias.shape} but must be ({filters},) {shapes}")
 

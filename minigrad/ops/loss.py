@@ -1,4 +1,4 @@
-"""Losses: one number from a batch, numerically safe from logits.
+"""Losses: one number from a batch; those of probabilities take logits, from which nothing overflows.
 
 Those that are negative log-likelihoods are in nats per image: summed over all axes but the first and averaged
 over the first (N), so they do not depend on the batch size and can be added to each other.
@@ -109,7 +109,7 @@ def mse(x: Operand, targets: Operand) -> Tensor:
 
 
 def bce_with_logits(logits: Operand, targets: Operand) -> Tensor:
-    """-log p(targets) under independent Bernoulli distributions: sum of softplus(logit) - logit * target, over N.
+    """-log p(targets) under independent Bernoulli distributions: sum of softplus(logit) - logit * target, / N.
 
     Shapes: (N, ...), the same for both -> a single number. targets lie in [0, 1]; grey values count as probabilities.
     Unit: nats per image: summed over all axes but the first, averaged over the first.
@@ -122,7 +122,7 @@ def bce_with_logits(logits: Operand, targets: Operand) -> Tensor:
 
 def gaussian_nll(mean: Operand, targets: Operand, log_variance: Operand = 0.0) -> Tensor:
     """-log p(targets) under independent normal distributions:
-    sum of ((mean - target)^2 / exp(log_variance) + log_variance + log(2 pi)) / 2, over N.
+    sum of ((mean - target)^2 / exp(log_variance) + log_variance + log(2 pi)) / 2, divided by N.
 
     Shapes: mean and targets (N, ...); log_variance anything that broadcasts to it -> a single number.
     Unit: nats per image: summed over all axes but the first, averaged over the first.
@@ -146,7 +146,7 @@ def softmax_cross_entropy(logits: Operand, labels: Array) -> Tensor:
 
 
 def kl_to_standard_normal(mean: Operand, log_variance: Operand) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) = sum of (mean^2 + exp(log_variance) - 1 - log_variance) / 2, over N.
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) = sum of (mean^2 + exp(log_variance) - 1 - log_variance) / 2, / N.
 
     Shapes: (N, Z) both -> a single number.
     Unit: nats per image: summed over Z, averaged over N.

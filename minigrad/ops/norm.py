@@ -10,14 +10,15 @@ from ..tensor import Function, Operand, Tensor
 
 
 class BatchNorm(Function):
-    """With the statistics of the batch. After the call, until backward, `mean` and `variance` hold them."""
+    """With the statistics of the batch. After the call, until backward, `mean` and `variance` hold them, for the moving
+    statistics of `nn.BatchNorm`."""
 
     def __init__(self, epsilon: float) -> None:
         self.epsilon = epsilon
 
     def forward(self, x: Array, gamma: Array, beta: Array) -> Array:
         check_norm(x.shape, gamma, beta)
-        if x.shape[-1] and not x.size:
+        if not x.size:
             raise ValueError(f"batch_norm: no values to take statistics of (x {x.shape})")
         self.x, self.gamma = x, gamma
         y, self.mean, self.variance = self.k.batch_norm(x, gamma, beta, self.epsilon)

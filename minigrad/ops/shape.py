@@ -8,6 +8,7 @@ Read next: dense.py.
 from __future__ import annotations
 
 import math
+from operator import index
 
 from ..backend import Array
 from ..tensor import Function, Operand, Tensor
@@ -17,7 +18,7 @@ Axis = int | tuple[int, ...] | None
 
 def _axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """axis as a tuple of non-negative ints."""
-    axes = tuple(range(ndim)) if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = tuple(range(ndim)) if axis is None else tuple(axis) if isinstance(axis, tuple | list) else (index(axis),)
     if any(not -ndim <= a < ndim for a in axes):
         raise ValueError(f"axis {axis} is out of range for a tensor with {ndim} axes")
     return tuple(a % ndim for a in axes)
@@ -50,7 +51,7 @@ class Transpose(Function):
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
         assert self.axes is not None
-        inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
+        inverse = [self.axes.index(axis) for axis in range(gy.ndim)]
         return (gy.transpose(inverse),)
 
 
@@ -76,8 +77,8 @@ class LogSumExp(Function):
         self.x, self.axes = x, _axes(self.axis, x.ndim)
         top = x.max(axis=self.axes, keepdims=True)
         top = xp.where(xp.isfinite(top), top, 0)  # all -inf: the result is -inf and not NaN
-        total = xp.exp(x - top).sum(axis=self.axes, keepdims=True)  # at least 1, or 0 where all are -inf
-        self.y = xp.where(total > 0, xp.log(xp.where(total > 0, total, 1)) + top, -math.inf)
+        total = xp.exp(x - top).sum(axis=self.axes, keepdims=True)  # at least 1; 0 where all are -inf; or NaN
+        self.y = xp.where(total == 0, -math.inf, xp.log(xp.where(total == 0, 1, total)) + top)
         return self.y if self.keepdims else self.y.squeeze(axis=self.axes)
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
