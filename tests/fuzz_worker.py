@@ -284,6 +284,7 @@ def main() -> None:
     files = damaged(good, generator(seed, "fuzz", reader))
     for number in range(count):
         content = next(files)
+        path.unlink()  # else some file systems write the cut file to the disk each time
         path.write_bytes(content)
         fault = ""
         inside[0] = True
