@@ -9,6 +9,7 @@ happened, which is a fault: another exception, a wrong result, memory, or someth
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import pickle  # to make hostile files with
@@ -232,6 +233,7 @@ def seed_parameters(folder: Path) -> tuple[list[bytes], str, Check]:
     """The pickle of sizes that the seed writes, by every protocol, and pickles of other things."""
     sizes = [(28, 28, 1), (32, 64, 64, 64), (3, 3, 3, 3), (1, 2, 2, 1), 2]
     good = [pickle.dumps(sizes, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    codecs.lookup("raw-unicode-escape")  # Python reads it when the first text of protocol 0 is parsed
     bad = [pickle.dumps(x, 4) for x in (print, Path("x"), {"a": b"b"}, [1.5], np.arange(3), struct.Struct("i").size)]
 
     def whole(x: Any) -> bool:
