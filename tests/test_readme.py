@@ -71,6 +71,15 @@ def test_the_table_of_recipes_is_made_of_the_committed_files(tmp_path):
     assert (tmp_path / "results/quality.md").read_text() == (ROOT / "benchmarks/results/quality.md").read_text()
 
 
+def test_the_parity_is_that_of_the_committed_file():
+    record = json.loads((ROOT / "benchmarks/results/parity.json").read_text())
+    named = re.search(r"PyTorch's within (\S+) and (\S+) of themselves", README)
+    for row, bound in zip(record["rows"], named.groups(), strict=True):
+        assert 0.9 * float(bound) <= row["difference"] <= float(bound) <= 5e-3
+    assert record["settings"]["images"] > 50_000
+    assert not record["faults"]
+
+
 CAMPAIGN = ROOT / "benchmarks/results/campaign.json"
 LEAST = {  # faults that the whole campaign injects, by what rows begin with
     "drawn calls of operations, values": 9_600,
