@@ -185,8 +185,9 @@ def _batch_norm(r: np.random.Generator, N: int) -> Iterator[Case]:
 def _batch_norm_apply(r: np.random.Generator, N: int) -> Iterator[Case]:
     for shape in _shapes(N):
         x, gamma, beta = _norm_arrays(r, shape)
-        C = shape[-1]
-        yield Case("batch_norm_apply", (x, gamma, beta, r.normal(size=C), r.uniform(0.5, 2, C), 1e-3))
+        mean, variance = r.normal(size=shape[-1]), r.uniform(0.5, 2, shape[-1])
+        L = _magnitude(x, np.stack([mean, gamma / np.sqrt(variance + 1e-3), beta])).max()
+        yield Case("batch_norm_apply", (x, gamma, beta, mean, variance, 1e-3), scales=(L,))
 
 
 def _batch_norm_grad(r: np.random.Generator, N: int) -> Iterator[Case]:
@@ -342,8 +343,11 @@ def _batch_norm_sums(r: np.random.Generator, N: int) -> Iterator[Case]:
 def _batch_norm_update_(r: np.random.Generator, N: int) -> Iterator[Case]:
     for C in (N, 9):
         arrays = r.normal(size=C), r.uniform(0.5, 2, C), r.normal(size=C), r.uniform(0.5, 2, C)
+        mean, variance, batch_mean, batch_variance = map(np.abs, arrays)
         for momentum in (0.99, 0, 1):
-            yield Case("batch_norm_update_", (*arrays, momentum), written=2)
+            pairs = (mean, batch_mean), (variance, batch_variance)
+            scales = tuple((momentum * a + (1 - momentum) * b).max() for a, b in pairs)
+            yield Case("batch_norm_update_", (*arrays, momentum), written=2, scales=scales)
 
 
 def _sgd_step_(r: np.random.Generator, N: int) -> Iterator[Case]:
