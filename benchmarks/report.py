@@ -508,8 +508,8 @@ def campaign(record: dict[str, Any]) -> str:
     """The table of the fault campaign."""
     rows = record["rows"]
     lines = [[row["what"], number(row["faults"]), number(row["lost"]), number(row["seconds"])] for row in rows]
-    total = [sum(row[name] for row in rows) for name in ("faults", "lost", "seconds")]
-    lines.append(["**all**", *(f"**{number(value)}**" for value in total)])
+    total = [sum(row[name] for row in rows) for name in ("lost", "seconds")]  # not of faults, which differ in kind
+    lines.append(["**all**", "", *(f"**{number(value)}**" for value in total)])
     changed = ", with changes" if record["dirty"] else ""
     return (
         f"{table(['fault', 'injected', 'lost', 'seconds'], lines)}\n`{record['command']}`, seed {record['seed']}, "
