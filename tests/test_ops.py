@@ -188,6 +188,32 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("which", ["gamma", "beta"])
+def test_a_block_checks_its_batch_norm(which, training):
+    model = block(nn.Conv2D(2, 3, 3), 4 if which == "gamma" else 3)
+    norm = next(module for _, module in model.modules() if isinstance(module, nn.BatchNorm))
+    norm.beta = nn.Parameter((3,)) if which == "gamma" else nn.Parameter((4,))
+    model.train(training)
+    with minigrad.no_grad(), pytest.raises(ValueError, match="batch_norm: x"):
+        model(np.zeros((2, 4, 4, 2), np.float32))
+
+
+def test_a_block_of_constant_weights_has_a_gradient_for_its_input():
+    model = block(nn.Conv2D(2, 3, 3, stride=2), 3)
+    model.initialize(1)
+    model.to(dtype="float64")
+    found = []
+    for frozen in (False, True):
+        for parameter in model.parameters():
+            parameter.requires_grad = not frozen
+        x = Tensor(np.random.default_rng(0).normal(size=(2, 4, 4, 2)), requires_grad=True)
+        y = model(x)
+        y.backward(np.random.default_rng(1).normal(size=y.shape))
+        found.append(x.grad)
+    np.testing.assert_allclose(*found, rtol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradcheck_of_layers(name, training, backend):
     make, shape = LAYERS[name]
