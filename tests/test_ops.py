@@ -188,13 +188,21 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("which", ["gamma", "beta"])
-def test_a_block_checks_its_batch_norm(which, training):
+@pytest.mark.parametrize("which", ["gamma", "beta", "bias", "weight"])
+def test_a_block_checks_its_parameters(which, training):
     model = block(nn.Conv2D(2, 3, 3), 4 if which == "gamma" else 3)
-    norm = next(module for _, module in model.modules() if isinstance(module, nn.BatchNorm))
-    norm.beta = nn.Parameter((3,)) if which == "gamma" else nn.Parameter((4,))
+    conv, norm = (
+        next(module for _, module in model.modules() if isinstance(module, kind)) for kind in (nn.Conv2D, nn.BatchNorm)
+    )
+    if which in ("gamma", "beta"):
+        norm.beta = nn.Parameter((3,)) if which == "gamma" else nn.Parameter((4,))
+    elif which == "bias":
+        conv.bias = nn.Parameter((4,))
+    else:
+        conv.weight = nn.Parameter((3, 3, 5, 3))
+    expected = {"bias": "conv_chain: bias is", "weight": "conv_chain: x has 2 channels but weight expects 5"}
     model.train(training)
-    with minigrad.no_grad(), pytest.raises(ValueError, match="batch_norm: x"):
+    with minigrad.no_grad(), pytest.raises(ValueError, match=expected.get(which, "batch_norm: x")):
         model(np.zeros((2, 4, 4, 2), np.float32))
 
 
