@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -24,10 +25,16 @@ import minigrad.backend
 
 campaign = faults.campaign
 pytest_addoption = faults.pytest_addoption
-pytest_configure = faults.pytest_configure
 pytest_report_header = faults.pytest_report_header
 pytest_collection_modifyitems = faults.pytest_collection_modifyitems
 pytest_sessionfinish = faults.pytest_sessionfinish
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    faults.pytest_configure(config)
+    # A script that starts the tests with & has SIGINT ignored in them, and so in the programs that they interrupt.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def require_gpu() -> None:

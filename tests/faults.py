@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,16 @@ def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
             row[key] += value
 
 
+@contextmanager
+def started(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A running program; where a test fails before the program ends, it is killed and not waited for."""
+    with subprocess.Popen(command, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 # ---- hooks, for conftest.py ----
 
 
@@ -100,6 +112,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
 
     def git(*arguments: str) -> str:
+        if not shutil.which("git"):
+            return ""
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
     record = {

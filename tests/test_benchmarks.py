@@ -14,6 +14,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from faults import started
 from test_backends import kernels_of, subclasses
 
 from minigrad.backend import Backend
@@ -427,7 +428,7 @@ def test_ctrl_c_ends_all_workers(tmp_path):
     out = tmp_path / "train.json"
     command = [sys.executable, str(BENCHMARKS / "train.py"), "--peers", "plain,numpy", "--models", "vae"]
     command += ["--batches", "2", "--rounds", "10000", "--threads", "1", "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         workers: list[str] = []
         while len(workers) < 3:  # two programs, and at least one who measures the roofline

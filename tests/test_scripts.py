@@ -22,6 +22,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from conftest import NEEDS_COMPILER
+from faults import started
 from PIL import Image
 
 import autoencoders
@@ -576,7 +577,7 @@ def unbroken(shelf, call, undrawn):
 def interrupt(number: int) -> tuple[int, str]:
     """Start the long run as a program, signal it in an early epoch; its exit code and the command that it prints."""
     command = [sys.executable, "-W", "error", SCRIPTS / "train_conv_autoencoder.py", *LONG, "--out", "a run"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         for line in process.stdout:
             if line.startswith("epoch 3/"):
@@ -619,7 +620,7 @@ def test_sigterm_saves_and_the_printed_command_goes_on_to_the_same_weights(unbro
 def test_a_second_process_in_the_folder_of_a_run_is_refused_until_the_first_is_gone(call):
     words = (*TINY, "--epochs", "500", "--save-every", "1", "--out", "run")
     command = [sys.executable, str(SCRIPTS / "train_conv_autoencoder.py"), *words]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while not list(Path("run").glob("checkpoints/step-*")):
             assert process.poll() is None
         for others in (TINY, (*TINY, "--overwrite"), ("--resume",)):
