@@ -75,7 +75,12 @@ def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str
     # safetensors writes arrays as they lie in memory, so they must be contiguous and little-endian; 0-d stays 0-d
     arrays = {name: np.array(x, np.asarray(x).dtype.newbyteorder("<"), order="C") for name, x in arrays.items()}
     digest = _digest(text, arrays)
-    write_atomically(Path(path), save(arrays, metadata={"record": text, "sha256": digest}))
+    content = save(arrays, metadata={"record": text, "sha256": digest})
+    # safetensors orders the metadata anew each time; sorted, the same state is the same bytes
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    write_atomically(Path(path), len(header).to_bytes(8, "little") + header + content[end:])
     return digest
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 KERNEL = re.compile(r'extern "C" KERNEL void\s+(?:__launch_bounds__\([^{;]*?\)\s+)?(\w+)\(([^{;]*?)\)\s*\{')
@@ -91,13 +92,13 @@ class Kernel:
 
 @cache
 def compile_kernels(source: str, macros: tuple[str, ...] = ()) -> dict[str, Kernel]:
-    """The kernels of a CUDA source by name.
+    """The kernels of a CUDA source by name. Without a compiler, the test that comes here is skipped.
 
     Raises:
-        RuntimeError: there is no compiler, or the source does not compile.
+        RuntimeError: the source does not compile.
     """
     if compiler() is None:
-        raise RuntimeError("CUDA kernels need g++ to run on the CPU")
+        pytest.skip("there is no g++, which the CUDA kernels need to run on the CPU")
     folder = Path(tempfile.gettempdir()) / "minigrad-cuda-on-cpu"
     folder.mkdir(exist_ok=True)
     options = ["-std=c++17", "-O1", "-fPIC", "-w", *macros]

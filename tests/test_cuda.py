@@ -32,7 +32,6 @@ from autoencoders.training import Trainer
 from minigrad.backend import Backend, cuda
 
 SOURCE = cuda.SOURCE.read_text(encoding="utf-8")
-needs_compiler = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="there is no g++")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 
 
@@ -44,7 +43,7 @@ def on_cpu(cupy_double: object) -> cuda.CudaBackend:
     return backend
 
 
-@pytest.fixture(params=[pytest.param("on-cpu", marks=needs_compiler), pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["on-cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def cuda_device(request: pytest.FixtureRequest, restored_backends: None) -> str:
     """`minigrad.use("cuda")` gives the kernels on the double of CuPy, or on a real GPU."""
     if request.param == "on-cpu":
@@ -84,7 +83,6 @@ extern "C" __global__ void fragments(const float *a, const float *b, float *c) {
 """
 
 
-@needs_compiler
 def test_lanes_exchange_values() -> None:
     kernel, x = cuda_on_cpu.compile_kernels(EXCHANGES)["exchange"], np.arange(192, dtype=np.float32) ** 2
     sums, neighbours = np.zeros(192), np.zeros(192, np.float32)
@@ -95,7 +93,6 @@ def test_lanes_exchange_values() -> None:
     np.testing.assert_array_equal(neighbours.reshape(2, 3, 32), wanted)
 
 
-@needs_compiler
 def test_an_exchange_that_misses_lanes_is_an_error() -> None:
     kernels, x = cuda_on_cpu.compile_kernels(EXCHANGES), np.zeros(64, np.float32)
     faults: list[tuple[str, int, tuple[Any, ...]]] = [
@@ -110,7 +107,6 @@ def test_an_exchange_that_misses_lanes_is_an_error() -> None:
     kernels["exchange"]((1,), (64,), (x, np.zeros(64), x, np.int32(32), np.int32(1)))  # works on
 
 
-@needs_compiler
 def test_an_exchange_is_no_barrier() -> None:
     """Between warps it orders nothing."""
     kernel, x, y = cuda_on_cpu.compile_kernels(EXCHANGES)["unordered"], np.ones(128, np.float32), np.zeros(128, "f4")
@@ -127,7 +123,6 @@ B_OF_LANE = [[(t + 4 * i, group) for i in range(2)] for group, t in LANES]
 C_OF_LANE = [[(group + 8 * (i // 2), 2 * t + i % 2) for i in range(4)] for group, t in LANES]
 
 
-@needs_compiler
 def test_lanes_multiply_matrices() -> None:
     rng = np.random.default_rng(0)
     a, b, c = (rng.integers(-9, 9, shape).astype(np.float32) for shape in ((16, 8), (8, 8), (16, 8)))
@@ -230,7 +225,6 @@ def test_every_kernel_has_a_fault() -> None:
     assert not {name for name in names if name not in covered}
 
 
-@needs_compiler
 @pytest.mark.parametrize("what", FAULTS)
 def test_an_off_by_one_is_found(what: str, on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     name, old, new = FAULTS[what]
@@ -324,7 +318,6 @@ def test_tf32_equals_the_specification_of_rounded_numbers(cuda_device: str, monk
     compare_products(large_tiles(monkeypatch), 50)
 
 
-@needs_compiler
 @pytest.mark.parametrize("name", ["conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv_layer", "conv_layer_grad"])
 def test_tf32_kernels_equal_the_specification(name: str, cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """With bias, ReLU, sums and norms: two factors that err by 2^-11 each add 2^-10 of the magnitudes' sum."""
@@ -365,7 +358,6 @@ TF32_FAULTS = {
 }
 
 
-@needs_compiler
 @pytest.mark.parametrize("what", TF32_FAULTS)
 def test_a_fault_of_tf32_is_found(what: str, cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_source", lambda: _fault(*TF32_FAULTS[what]))
@@ -373,7 +365,6 @@ def test_a_fault_of_tf32_is_found(what: str, cupy_double: object, monkeypatch: p
         compare_products(large_tiles(monkeypatch), 10)
 
 
-@needs_compiler
 def test_the_order_of_threads_does_not_matter_to_tf32(cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
     k, cases = large_tiles(monkeypatch), list(products(5))
     bits = []
@@ -468,7 +459,6 @@ def test_the_same_step_twice_gives_the_same_bits(cuda_device: str) -> None:
     assert (trained("cuda", "cuda", "float32", 3) == trained("cuda", "cuda", "float32", 3)).all()
 
 
-@needs_compiler
 def test_the_order_of_threads_does_not_matter(cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """A barrier that is missing would let threads read what others have not written yet."""
     first = trained("cuda", "cuda", "float32", 3)
@@ -477,7 +467,6 @@ def test_the_order_of_threads_does_not_matter(cupy_double: object, monkeypatch: 
         assert (trained("cuda", "cuda", "float32", 3) == first).all()
 
 
-@needs_compiler
 def test_a_missing_barrier_is_found(on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     place = "        __syncthreads();\n        read();"
     monkeypatch.setattr(cuda, "_source", lambda: _fault(place, place.replace("__syncthreads();", "")))
@@ -485,7 +474,6 @@ def test_a_missing_barrier_is_found(on_cpu: Any, monkeypatch: pytest.MonkeyPatch
         compare_all(on_cpu, "conv2d_grad_weight", monkeypatch)
 
 
-@needs_compiler
 def test_a_step_keeps_its_budget(cupy_double: object) -> None:
     """Launches cost the host's time; a transfer or a wait would stop it."""
     trained("cuda", "cuda", "float32", 1)
@@ -495,7 +483,6 @@ def test_a_step_keeps_its_budget(cupy_double: object) -> None:
     assert {name for _, name in counters.float64} <= {"empty"}, "only partial sums are float64"
 
 
-@needs_compiler
 def test_a_step_reads_and_writes_each_result_ten_times(cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward a layer's result is written and read. Its gradient and it are read, and the gradient behind the ReLU is
     written; for the input's gradient that is read and the input (for the sums), and one is written; for the weight's
@@ -561,7 +548,6 @@ def test_a_captured_run_gives_the_same_bits(kind: Any, cuda_device: str) -> None
         np.testing.assert_array_equal(captured[name], value, err_msg=name)
 
 
-@needs_compiler
 def test_a_replay_is_a_handful_of_launches(cupy_double: object) -> None:
     trainer, _ = run_of(2, capture=True, batch_size=5)
     before = trained_launches(trainer)
@@ -629,7 +615,6 @@ def test_on_the_cpu_a_step_is_called_as_it_is() -> None:
 # ---- benchmarks/gpu.py ----
 
 
-@needs_compiler
 def test_the_gpu_benchmark_runs(cupy_double: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
     """Every measurement once, on the double: that the program works when a GPU is at hand."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
@@ -674,7 +659,6 @@ def trainer_on_the_device(
     return Trainer(made, images, TrainingOptions(batch_size=batch, epochs=1, **options), progress=False)
 
 
-@needs_compiler
 @pytest.mark.parametrize("model", [VAE, Autoencoder])
 @pytest.mark.parametrize(("filters", "strides"), [((8, 16), (1, 2)), ((4,), (1,)), ((4, 4, 32), (2, 1, 1))])
 def test_the_memory_of_a_step_is_known_before(model: Any, filters: Any, strides: Any, cupy_double: object) -> None:
@@ -682,7 +666,6 @@ def test_the_memory_of_a_step_is_known_before(model: Any, filters: Any, strides:
     check_step_memory(trainer_on_the_device(40, model, filters, strides))
 
 
-@needs_compiler
 @pytest.mark.parametrize("options", [{"iw_samples": 5}, {"denoise": 0.3}, {"binarise": True}], ids=str)
 def test_the_memory_of_other_steps_is_known_before(options: Any, cupy_double: object) -> None:
     check_step_memory(trainer_on_the_device(40, **options))
@@ -699,7 +682,6 @@ def check_step_memory(trainer: Trainer) -> None:
     assert held - fixed / 4 <= 40 * an_image <= 1.5 * held, (held, an_image)
 
 
-@needs_compiler
 def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(cupy_double: object) -> None:
     trainer = trainer_on_the_device(40)
     fixed, an_image = step_memory(trainer.model)
@@ -713,7 +695,6 @@ def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(cupy_double:
     assert trainer.progress.step == 0
 
 
-@needs_compiler
 @pytest.mark.parametrize("capture", [False, True])
 def test_running_out_of_memory_says_what_to_do(
     capture: bool, cupy_double: object, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cuda_on_cpu
 import numpy as np
 import pytest
 import strict_cupy
@@ -423,7 +422,6 @@ def test_the_device_is_waited_for(cupy_double: Any) -> None:
     assert (find(p, "Exp").bytes, find(p, "Exp", "backward").bytes) == (2 * 24, 3 * 24)
 
 
-@pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="there is no g++")
 def test_a_captured_step_is_seen(cupy_double: Any) -> None:
     """Its replays would hide what is inside; and to wait for the device would break the recording."""
     k = minigrad.use(device="cuda")

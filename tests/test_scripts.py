@@ -21,7 +21,6 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import NEEDS_COMPILER
 from faults import started
 from PIL import Image
 
@@ -715,7 +714,6 @@ def test_other_threads_change_only_the_last_digits_and_are_told(half, call):
     assert found[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=5e-3)
 
 
-@NEEDS_COMPILER
 @pytest.mark.usefixtures("undrawn", "cupy_double")
 def test_resume_keeps_the_precision_or_tells_another(call):
     Path("my.toml").write_text('precision = "tf32"')

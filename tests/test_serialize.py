@@ -107,14 +107,21 @@ def test_the_given_arrays_are_not_changed(tmp_path):
 
 
 def test_the_record_is_canonical(tmp_path):
-    """The same content gives the same text and digest, whatever the order in which it was given."""
+    """The same content gives the same text, digest and bytes, whatever the order in which it was given."""
     a, b = {"p": np.zeros(2), "q": np.ones(3, "float32")}, {"q": np.ones(3, "float32"), "p": np.zeros(2)}
     first = save_state(tmp_path / "x", a, {"k": 1, "j": {"n": 2, "m": (3,)}})
     second = save_state(tmp_path / "y", b, {"j": {"m": [3], "n": 2}, "k": 1})
     assert first == second
-    for path in (tmp_path / "x", tmp_path / "y"):  # safetensors orders the rest of the header as it likes
-        record = header_of(path.read_bytes())["__metadata__"]["record"]
-        assert record == '{"format":1,"j":{"m":[3],"n":2},"k":1}'
+    content = (tmp_path / "x").read_bytes()
+    assert header_of(content)["__metadata__"]["record"] == '{"format":1,"j":{"m":[3],"n":2},"k":1}'
+    assert (tmp_path / "y").read_bytes() == content
+    for i in range(20):  # safetensors by itself orders record and SHA-256 by chance
+        save_state(tmp_path / "z", {"é" * i: np.ones(i + 1)}, {"i": i})
+        once = (tmp_path / "z").read_bytes()
+        save_state(tmp_path / "z", {"é" * i: np.ones(i + 1)}, {"i": i})
+        assert (tmp_path / "z").read_bytes() == once
+        start = 8 + int.from_bytes(once[:8], "little")
+        assert (start % 8, once[start:]) == (0, np.ones(i + 1).tobytes()), "data lie where they can be mapped"
 
 
 def test_the_digest_is_the_documented_one(tmp_path):
