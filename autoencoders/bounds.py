@@ -17,8 +17,8 @@ import numpy as np
 from minigrad import Tensor, backend_of
 from minigrad.random import generator
 
-from .conv_autoencoder import BATCH, VAE, Autoencoder
-from .training import DivergedError
+from .conv_autoencoder import VAE, Autoencoder
+from .training import TRY_AGAIN, DivergedError
 
 Array = Any
 DRAWS = 4  # of the latent for each image, which give -ELBO its Monte Carlo error
@@ -104,8 +104,7 @@ def _decoder_logits(
 ) -> Iterator[tuple[slice, Array]]:
     """(rows, the decoder's output for them on its device), a batch at a time."""
     k = backend_of(model.network.parameters()[0].data)
-    for start in range(0, len(latents), BATCH):
-        rows = slice(start, min(start + BATCH, len(latents)))
+    for rows in model.batches(len(latents)):
         z = latents[rows].astype(model.dtype)
         one_hot = model.one_hot(None if labels is None else labels[rows], len(z))
         z = z if one_hot is None else np.concatenate([z, one_hot], axis=1)
@@ -148,7 +147,7 @@ def distribution_of(model: VAE, images: np.ndarray, labels: np.ndarray | None = 
 def check_finite(values: Any, whose: str) -> None:
     """Raise DivergedError, which tells whose values they are, unless all are finite."""
     if not np.isfinite(values).all():
-        raise DivergedError(f"the model diverged: {whose} not finite; train it again")
+        raise DivergedError(f"the model diverged: {whose} not finite; {TRY_AGAIN}")
 
 
 def to_unit_range(images: np.ndarray) -> np.ndarray:

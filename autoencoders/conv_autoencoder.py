@@ -27,7 +27,8 @@ from .training import Callback, DivergedError, History, Trainer, TrainingOptions
 
 Array = Any
 MODEL_FILE = "model.safetensors"
-BATCH = 256  # images at a time outside training
+BATCH = 256  # images at a time outside training,
+BATCH_VALUES = 1 << 22  # of which large ones are fewer: so many numbers at a time
 
 
 class Autoencoder:
@@ -74,8 +75,8 @@ class Autoencoder:
         sizes = [*input_shape, *conv_filters, latent_space_dim]
         if len(input_shape) != 3 or not all(map(_is_size, sizes)):
             raise ValueError(
-                "input_shape must be (H, W, C), and it, conv_filters and latent_space_dim whole numbers >= 1, found "
-                f"{tuple(input_shape)}, {tuple(conv_filters)} and {latent_space_dim}"
+                "latent_space_dim, conv_filters and input_shape (H, W, C) must be whole numbers >= 1, found "
+                f"{latent_space_dim}, {tuple(conv_filters)} and {tuple(input_shape)}"
             )
         for value in (*conv_kernels, *conv_strides):
             pair = (value, value) if _is_size(value) else value
@@ -376,6 +377,11 @@ class Autoencoder:
     def _decode(self, latents: np.ndarray, one_hot: np.ndarray | None) -> np.ndarray:
         return self._map(lambda z, given: (ops.sigmoid(self.decoder(_append(z, given))),), latents, one_hot)[0]
 
+    def batches(self, count: int) -> Iterator[slice]:
+        """Of so many images, those that are computed together outside training."""
+        size = max(1, min(BATCH, BATCH_VALUES // math.prod(self.input_shape)))
+        return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
     def _map(
         self,
         function: Callable[[Tensor, Array | None], tuple[Tensor, ...]],
@@ -386,8 +392,7 @@ class Autoencoder:
         with self.evaluating():
             k = backend_of(self._first_parameter.data)
             outputs = []
-            for start in range(0, len(rows), BATCH):
-                batch = slice(start, start + BATCH)
+            for batch in self.batches(len(rows)):
                 x = k.unit_range(k.from_host(np.ascontiguousarray(rows[batch])), self.dtype)
                 given = None if one_hot is None else k.from_host(one_hot[batch])
                 outputs.append([k.to_host(y.data) for y in function(Tensor(x), given)])
@@ -638,7 +643,11 @@ def load(folder: str | Path) -> Autoencoder:
         DataError: the file is missing, damaged, or does not fit its own configuration.
     """
     path = Path(folder) / MODEL_FILE
-    if not path.exists() and (path.parent / PARAMETERS_FILE).exists():
+    if not path.exists() and not (path.parent / PARAMETERS_FILE).exists():
+        begun = any((path.parent / "checkpoints").glob("*.safetensors"))
+        hint = "the training there is not finished; go on with --resume" if begun else "train one first"
+        raise DataError(f"{path}: there is no such model; {hint}")
+    if not path.exists():
         path = path.parent / WEIGHTS_FILE
         arrays = read_weights(path)
         config = {"kind": "vae" if "mu.weight" in arrays else "ae", **read_parameters(path.parent / PARAMETERS_FILE)}

@@ -23,6 +23,11 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+
+try:
+    import matplotlib  # noqa: F401
+except ValueError:  # MPLBACKEND, set by a notebook, names a window system that is not installed here
+    del os.environ["MPLBACKEND"]
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure

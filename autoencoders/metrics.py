@@ -34,7 +34,7 @@ from .conv_autoencoder import BATCH, VAE, Autoencoder
 from .data import Dataset
 from .features import INPUT_SHAPE, frechet_distance, load_classifier
 from .mixture import Mixture
-from .training import DivergedError
+from .training import TRY_AGAIN, DivergedError
 
 ACTIVE = 0.01  # variance of mu over the images above which a unit is active (Burda et al. 2015)
 IW_IMAGES = 1_000  # of the importance-weighted NLL on a CPU; all on a GPU
@@ -155,7 +155,7 @@ def _check_finite(figures: dict[str, Any]) -> None:
     decoder, and such numbers have no place in a JSON file."""
     wrong = [name for name, value in figures.items() if value is not None and not np.isfinite(value).all()]
     if wrong:
-        raise DivergedError(f"the model diverged: {', '.join(wrong)} not finite; train it again")
+        raise DivergedError(f"the model diverged: {', '.join(wrong)} not finite; {TRY_AGAIN}")
 
 
 def _library_figures(

@@ -11,10 +11,8 @@ import contextlib
 import json
 import shutil
 import signal
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,17 @@ from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
 from .data import Dataset, load_dataset
 from .film import FRAMES, SCATTERED, SHOWN, Film
 from .mixture import MIXTURE_FILE, Mixture
-from .training import History, Trainer, TrainingOptions, claim, environment, latest_checkpoint, load_checkpoint, made_by
+from .training import (
+    History,
+    Trainer,
+    TrainingOptions,
+    claim,
+    environment,
+    latest_checkpoint,
+    load_checkpoint,
+    made_by,
+    raise_signals,
+)
 
 RECORD_FILE = "run.json"
 PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
@@ -50,6 +58,7 @@ OWN_FILES = (
     "figures/film.gif",
     *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS),
 )
+MOST_CLASSES = 50  # of a conditional model, that one picture shows
 REPLACED = ".replaced-"  # and a number: where --overwrite keeps the old run until the new one is finished
 MOVING = ".moving"  # an old run on its way there or back; what lies here belongs back
 
@@ -92,8 +101,9 @@ class Run:
             "data": trainer.data,
             "environment": environment(trainer.k),
         }
-        if before.get("environment", self.record["environment"]) != self.record["environment"]:
-            self.record["earlier_environments"] = [*before.get("earlier_environments", []), before["environment"]]
+        earlier = before.get("environment")
+        if isinstance(earlier, dict) and earlier != self.record["environment"]:
+            self.record["earlier_environments"] = [*before.get("earlier_environments", []), earlier]
 
     def execute(self, tell: Callable[[str], None]) -> None:
         """Train to the end, save the model, measure it on the test images and draw it.
@@ -146,23 +156,6 @@ class Run:
         write_json(self.folder / RECORD_FILE, self.record)
 
 
-@contextlib.contextmanager
-def raise_signals() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as SIGINT does, so that what was begun can be told and recorded."""
-
-    def handler(number: int, _: Any) -> None:
-        raise KeyboardInterrupt(number)
-
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def own_files(folder: Path) -> list[Path]:
     """The files of a run in a folder, whatever else it holds; none if there is no run."""
     found = [path for pattern in OWN_FILES for path in sorted(folder.glob(pattern))]
@@ -182,8 +175,10 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     """
     if overwrite or not _holds_model(folder):
         return
-    finished = read_record(folder).get("status") == "finished"
-    advice = "--resume to go on with it, " if latest_checkpoint(folder) and not finished else ""
+    status = str(read_record(folder).get("status"))
+    finished = status == "finished"
+    resumable = latest_checkpoint(folder) and not finished and "diverged" not in status  # it would again
+    advice = "--resume to go on with it, " if resumable else ""
     raise FileExistsError(
         f"{folder} already holds {'a finished' if finished else 'an unfinished'} run; "
         f"use {advice}--overwrite to replace it, or another --out"
@@ -381,19 +376,6 @@ def _trainer(
     )
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder and see that a file can be written there, before the work whose result shall lie there.
-
-    Raises:
-        DataError: it cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
-
-
 def film_images(dataset: Dataset, limit_train: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training images that the film of a run shows, and of those that it scatters."""
     labels = None if dataset.train_labels is None else dataset.train_labels[:limit_train]
@@ -418,7 +400,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+        raise DataError(f"{path}: cannot be read as JSON ({error}); without that file the defaults hold") from error
     if not isinstance(record, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(record).__name__}")
     for name, kind, what in (("commands", str, "texts"), ("earlier_environments", dict, "objects")):
@@ -549,10 +531,12 @@ def _draw_samples(model: VAE, seed: int, count: int, label: int | None) -> Any:
     if label is not None:
         new = model.sample(count, seed, labels=np.full(count, label))
         return figures.samples(new, title=f"Samples of the class {names[label]}")
-    each = -(-count // model.classes)
-    new = np.concatenate([model.sample(each, seed, labels=np.full(each, i)) for i in range(model.classes)])
-    title = "Samples of every class; in a column from one latent"
-    return figures.samples(new, columns=each, title=title, row_names=names)
+    shown = names[:MOST_CLASSES]
+    each = -(-count // len(shown))
+    new = np.concatenate([model.sample(each, seed, labels=np.full(each, i)) for i in range(len(shown))])
+    which = "every class" if len(shown) == len(names) else f"the first {len(shown)} of {len(names)} classes"
+    title = f"Samples of {which}; in a column from one latent"
+    return figures.samples(new, columns=each, title=title, row_names=shown)
 
 
 def save_pictures(pictures: dict[str, Any], folder: Path) -> list[Path]:

@@ -25,6 +25,7 @@ import math
 import platform
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +63,9 @@ LEFTOVERS = (
     "figures/.*.part",
 )
 MOMENT = "optimizer."  # before the names of moments in a checkpoint
+
+
+TRY_AGAIN = "try a smaller learning rate, warm-up steps or clipping"
 
 
 class DivergedError(ArithmeticError):
@@ -130,7 +134,7 @@ class TrainingOptions:
         check("validation", self.validation >= 0 and (self.validation < 1 or whole), "a count or a share below 1")
         check("patience", self.patience is None or self.patience >= 1, "at least 1 epoch")
         check("patience", self.patience is None or self.validation > 0, "used together with validation")
-        check("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0")
+        check("clip_norm", self.clip_norm is None or 0 < self.clip_norm < math.inf, "a finite number above 0")
         check("denoise", 0 <= self.denoise < math.inf, "a standard deviation >= 0")
         check("denoise", not (self.denoise and self.binarise), "0 together with binarise")
 
@@ -648,9 +652,7 @@ class Trainer:
             cause = self._cause()
         last = self.folder / CHECKPOINT.format(self.progress.step) if self.folder and self.good else None
         kept = f"; the last good checkpoint is {last}" if last and last.exists() else ""
-        raise DivergedError(
-            f"training diverged: {what}{cause}; try a smaller learning rate, warm-up steps or clipping{kept}"
-        )
+        raise DivergedError(f"training diverged: {what}{cause}; {TRY_AGAIN}{kept}")
 
     def _cause(self) -> str:
         """Do the steps since the last good state again, which gives the same bits, up to the first bad number; that
@@ -822,6 +824,21 @@ def load_checkpoint(
     raise DataError(f"{folder}: no valid checkpoint to resume from")
 
 
+def check_writable(folder: Path) -> None:
+    """Make the folder and see that a file can be written there, before the work whose result shall lie there.
+
+    Raises:
+        DataError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except FileExistsError as error:
+        raise DataError(f"{folder}: cannot be written: it is no folder") from error
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
 @contextmanager
 def claim(folder: Path | None) -> Iterator[None]:
     """Hold a folder for one training, and remove what one that was killed left there. However this process ends, even
@@ -837,8 +854,8 @@ def claim(folder: Path | None) -> Iterator[None]:
 
     # A singleton: who holds the folder already may claim it once more in the same thread.
     lock = FileLock(folder / LOCK_FILE, is_singleton=True)
+    check_writable(folder)  # a lock that cannot be made would look like one that is held
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise FileExistsError(
@@ -869,7 +886,7 @@ def catch_signals(signals: tuple[signal.Signals, ...]) -> Iterator[list[int]]:
             raise KeyboardInterrupt(number)
         received.append(number)
 
-    usual = (signal.SIG_DFL, signal.default_int_handler)
+    usual = (signal.SIG_DFL, signal.default_int_handler, interrupt)
     mine = [
         s for s in signals if threading.current_thread() is threading.main_thread() and signal.getsignal(s) in usual
     ]
@@ -879,3 +896,21 @@ def catch_signals(signals: tuple[signal.Signals, ...]) -> Iterator[list[int]]:
     finally:
         for s, old in previous.items():
             signal.signal(s, old)
+
+
+def interrupt(number: int, _: Any) -> None:
+    """A handler of signals: KeyboardInterrupt with the signal's number."""
+    raise KeyboardInterrupt(number)
+
+
+@contextmanager
+def raise_signals() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does, so that what was begun can be told and recorded."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

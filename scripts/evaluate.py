@@ -11,14 +11,13 @@ from pathlib import Path
 
 import autoencoders
 import minigrad
-from autoencoders.cli import Parser, add_common_options, add_model_options, run_program
+from autoencoders.cli import Parser, add_common_options, add_model_options, run_program, text
 from autoencoders.data import load_dataset
 from autoencoders.diagnosis import diagnose, verdict
 from autoencoders.metrics import library_versions, measure, table
 from autoencoders.mixture import load_mixture
 from autoencoders.report import all_pictures, draw_film, title_of, write_report
 from autoencoders.runs import (
-    check_writable,
     data_of_run,
     read_record,
     save_pictures,
@@ -26,14 +25,14 @@ from autoencoders.runs import (
     training_of_run,
     write_json,
 )
-from autoencoders.training import environment
+from autoencoders.training import check_writable, environment
 from minigrad.serialize import DataError
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model")
     add_model_options(parser, images="images to measure on", seed="of the latent noise and the samples")
-    parser.add_argument("--out", metavar="DIR", help="folder for what is written (default: --model-dir)")
+    parser.add_argument("--out", metavar="DIR", type=text, help="folder for what is written (default: --model-dir)")
     parser.add_argument(
         "--iw-samples",
         metavar="K",

@@ -11,7 +11,7 @@ import autoencoders
 import minigrad
 from autoencoders import figures
 from autoencoders.bounds import latents_of
-from autoencoders.cli import Parser, UsageError, add_common_options, add_model_options, run_program
+from autoencoders.cli import Parser, UsageError, add_common_options, add_model_options, run_program, text
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
 from autoencoders.runs import data_of_run, draw, save_pictures
@@ -25,7 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: python scripts/generator.py --model-dir variational/model --samples 100 --seed 7",
     )
     add_model_options(parser, images="images to encode", seed="of all choices")
-    parser.add_argument("--out", metavar="DIR", help="folder for the pictures (default: figures in --model-dir)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=text, help="folder for the pictures (default: figures in --model-dir)"
+    )
     parser.add_argument(
         "--samples", metavar="N", type=int, default=48, help="new images to draw (default: %(default)s)"
     )

@@ -14,10 +14,11 @@ from typing import Any
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
-from autoencoders.cli import RECIPES, Parser, UsageError, add_common_options, recipes, run_program
+from autoencoders.cli import RECIPES, Parser, UsageError, add_common_options, recipes, run_program, text
 from autoencoders.data import NAMES, Dataset, load_dataset
 from autoencoders.metrics import table
-from autoencoders.runs import Run, check_folder, resume_run, start_run
+from autoencoders.runs import Run, check_folder, replaced_runs, resume_run, start_run
+from autoencoders.training import DivergedError
 from minigrad.backend import PRECISIONS
 from minigrad.serialize import DataError
 
@@ -43,7 +44,7 @@ OPTIONS: dict[str, tuple[Any, Any, str]] = {
     "kl-warmup": (0.0, float, "epochs in which beta rises from 0 (vae)"),
     "likelihood": ("bernoulli", str, "bernoulli, gaussian or gaussian-learned (vae)"),
     "conditional": (None, bool, "tell encoder and decoder the class of each image (vae; needs labels)"),
-    "denoise": (0.0, float, "standard deviation of noise on the pixels, from 0 to 1, that the encoder sees"),
+    "denoise": (0.0, float, "standard deviation of noise that the encoder sees on the pixels, which are 0 to 1"),
     "binarise": (None, bool, "draw every pixel of every step as 0 or 1, its grey being the probability (vae)"),
     "iw-samples": (1, int, "latents an image and step; from 2 on the importance-weighted bound is trained (vae)"),
     "seed": (0, int, "of weights, shuffle, noise and split"),
@@ -76,25 +77,26 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         epilog="example: python scripts/train_conv_autoencoder.py --latent-dim 10 --epochs 20 --out runs/vae10",
     )
-    for name, (default, kind, text) in OPTIONS.items():
+    for name, (default, kind, about) in OPTIONS.items():
         if default is not None:
             shown = " ".join(map(str, default)) if kind is list else default
-            text += f" (default: {shown})"
+            about += f" (default: {shown})"
         if kind is bool:
-            parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text)
+            parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=about)
             continue
         many: dict[str, Any] = {"nargs": "+"} if kind is list else {}
+        of_text: Any = {list: int, str: text}.get(kind, kind)
         parser.add_argument(
             f"--{name}",
-            type=int if kind is list else kind,
+            type=of_text,
             default=argparse.SUPPRESS,
             metavar="N" if kind in (int, float, list) else name.upper(),
             choices=CHOICES.get(name),
-            help=text,
+            help=about,
             **many,
         )
     parser.add_argument(
-        "--out", metavar="DIR", help="the run's folder (default: model for ae, variational/model for vae)"
+        "--out", metavar="DIR", type=text, help="the run's folder (default: model for ae, variational/model for vae)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
@@ -102,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         metavar="FILE.toml",
+        type=text,
         help=f"options from a file, or from a recipe ({', '.join(recipes())}); those typed here win",
     )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
@@ -120,18 +123,20 @@ def read_config(path: str) -> dict[str, Any]:
     known = path in recipes()
     try:
         content = RECIPES.joinpath(f"{path}.toml").read_bytes() if known else Path(path).read_bytes()
-        found = tomllib.loads(content.decode())
-    except (OSError, ValueError) as error:
-        hint = "" if known else f"; the recipes are {', '.join(recipes())}"
+        found = tomllib.loads(content.decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        hint = f"; the recipes are {', '.join(recipes())}" if isinstance(error, FileNotFoundError) else ""
         raise DataError(f"{path}: cannot be read as TOML ({error}){hint}") from error
     for name, value in found.items():
         if name not in OPTIONS:
             raise DataError(f"{path}: unknown option {name!r}; known are {', '.join(OPTIONS)}")
         kind = OPTIONS[name][1]
         good = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
-        if not good or (kind is list and not all(isinstance(n, int) for n in value)):
+        if not good or (kind is list and not all(type(n) is int for n in value)):
             expected = "a list of whole numbers" if kind is list else f"of type {kind.__name__}"
             raise DataError(f"{path}: {name} is {value!r} but must be {expected}")
+        if kind is float and not abs(value) <= sys.float_info.max:
+            raise DataError(f"{path}: {name} is not a finite number")
         if value not in CHOICES.get(name, (value,)):
             raise DataError(f"{path}: {name} is {value!r} but must be one of {', '.join(CHOICES[name])}")
     return {name.replace("-", "_"): value for name, value in found.items()}
@@ -160,8 +165,11 @@ def main(argv: list[str] | None = None) -> int:
 
     def body() -> None:
         settings = {name.replace("-", "_"): default for name, (default, _, _) in OPTIONS.items()}
+        given = set(typed)
         if args.config:
-            settings |= read_config(args.config)
+            config = read_config(args.config)
+            settings |= config
+            given |= set() if "model" in typed else set(config)
         settings |= {name: getattr(args, name) for name in typed}
         folder = Path(args.out or FOLDERS[settings["model"]] + ("-smoke" if args.smoke else ""))
         check_counts(settings)
@@ -189,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
             if "model" in typed and run.trainer.model.kind != settings["model"]:
                 raise UsageError(f"{folder} holds a run of --model {run.trainer.model.kind}, not {settings['model']}")
         else:
-            if settings["model"] == "ae" and (refused := typed & VAE_ONLY):
+            if settings["model"] == "ae" and (refused := given & VAE_ONLY):
                 raise UsageError(f"--{min(refused).replace('_', '-')} belongs to --model vae")
             run = new_run(settings, args, folder, command, tell)
         run.trainer.capture = not args.no_capture
@@ -200,12 +208,18 @@ def main(argv: list[str] | None = None) -> int:
         tell(f"test set, {len(run.dataset.test_images)} images:")
         tell(table(run.record["test"]))
 
-    def interrupted() -> str:
-        if not started or not started[0].resumable:
-            return " before the first checkpoint"
-        return f"; saved. Go on with: {program} --out {shlex.quote(str(started[0].folder))} --resume"
+    def what_remains(error: BaseException) -> str:
+        stopped = isinstance(error, KeyboardInterrupt)
+        if not started or not started[0].resumable or isinstance(error, FileExistsError):
+            return " before the first checkpoint" if stopped else ""
+        folder = started[0].folder
+        old = replaced_runs(folder)
+        kept = f"; the run that was to be replaced lies in {old[max(old)]} until a new one is finished" if old else ""
+        if isinstance(error, DivergedError):  # it would again
+            return kept
+        return f"; saved{kept}. Go on with: {program} --out {shlex.quote(str(folder))} --resume"
 
-    return run_program(body, debug=args.debug, interrupted=interrupted)
+    return run_program(body, debug=args.debug, what_remains=what_remains)
 
 
 def as_typed(path: str) -> str:
@@ -223,9 +237,10 @@ def training_options(settings: dict[str, Any]) -> TrainingOptions:
 
 def check_counts(settings: dict[str, Any]) -> None:
     """Raise UsageError unless what the library takes as None or a count is one."""
-    for name in ("limit_train", "threads"):
-        if settings[name] is not None and settings[name] < 1:
-            raise UsageError(f"{name.replace('_', ' ')} is {settings[name]} but must be a whole number >= 1")
+    for name, most in (("limit_train", math.inf), ("threads", 1024)):
+        if settings[name] is not None and not 1 <= settings[name] <= most:
+            limits = ">= 1" if most == math.inf else f"from 1 to {most}"
+            raise UsageError(f"{name.replace('_', ' ')} is {settings[name]} but must be a whole number {limits}")
 
 
 def check_settings(settings: dict[str, Any]) -> None:

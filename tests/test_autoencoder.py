@@ -54,13 +54,13 @@ def loaded(model: Autoencoder) -> dict[str, np.ndarray]:
         ({"kernels": (3,)}, "found 2, 1 and 2"),
         ({"strides": (1,)}, "found 2, 2 and 1"),
         ({"filters": (), "kernels": (), "strides": ()}, "found 0, 0 and 0"),
-        ({"shape": (8, 8)}, r"must be \(H, W, C\).*found \(8, 8\)"),
-        ({"shape": (8, 8, 1, 1)}, r"must be \(H, W, C\)"),
+        ({"shape": (8, 8)}, r"input_shape \(H, W, C\) must.* \(8, 8\)$"),
+        ({"shape": (8, 8, 1, 1)}, r"input_shape \(H, W, C\) must"),
         ({"shape": (0, 8, 1)}, "whole numbers >= 1"),
         ({"shape": (8, 8.0, 1)}, "whole numbers >= 1"),
         ({"filters": (2, 0)}, "whole numbers >= 1"),
         ({"filters": (2, -3)}, "whole numbers >= 1"),
-        ({"latent": 0}, "whole numbers >= 1.* and 0"),
+        ({"latent": 0}, "latent_space_dim, .* whole numbers >= 1, found 0, "),
         ({"latent": 2.5}, "whole numbers >= 1"),
         ({"latent": True}, "whole numbers >= 1"),
         ({"kernels": (3, 0)}, "conv_kernels and conv_strides.*found 0"),
@@ -779,7 +779,7 @@ def test_the_other_class_is_told(tmp_path):
 
 
 def test_a_missing_or_damaged_file_is_told(tmp_path):
-    with pytest.raises(DataError, match=f"{MODEL_FILE}: cannot be read: No such file"):
+    with pytest.raises(DataError, match=f"{MODEL_FILE}: there is no such model; train one first"):
         autoencoders.load(tmp_path / "nowhere")
     new().save(tmp_path)
     path = tmp_path / MODEL_FILE
@@ -1065,3 +1065,11 @@ def test_the_summary_of_the_vae_has_both_heads():
     total = int(text.splitlines()[-1].split()[1].replace(",", ""))
     assert total == sum(p.size for p in model.network.parameters()) == 447 + 98
     assert len({len(line) for line in text.splitlines()}) == 1
+
+
+def test_large_images_are_computed_fewer_at_a_time():
+    small, large, huge = (Autoencoder((side, side, 1), (2,), (3,), (4,), 2) for side in (28, 256, 4096))
+    assert [(s.start, s.stop) for s in small.batches(600)] == [(0, 256), (256, 512), (512, 600)]
+    assert [s.stop - s.start for s in large.batches(100)] == [64, 36]
+    assert [s.stop - s.start for s in huge.batches(2)] == [1, 1]
+    assert list(small.batches(0)) == []

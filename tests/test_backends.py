@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import NEEDS_NUMBA
 from faults import Campaign
 
 import minigrad.backend
@@ -857,3 +858,38 @@ def test_numbers_that_are_not_finite_pass_as_in_the_specification(
         found = backend.to_host(getattr(backend, name)(*(backend.from_host(v) for v in arguments)))
     rounding = 3 * np.finfo("float32").eps if name in ("sigmoid", "softplus") else 0
     np.testing.assert_allclose(found, wanted, rtol=rounding, atol=0)
+
+
+@NEEDS_NUMBA
+def test_a_damaged_cache_of_numba_is_told_of_and_not_used(tmp_path, monkeypatch, capsys):
+    loops = importlib.import_module("minigrad.backend.loops")
+    text = "from minigrad.backend.loops import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
+    (tmp_path / "twice_of.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for loop in [x for x in vars(loops).values() if hasattr(x, "_cache")]:
+        monkeypatch.setattr(loop, "_cache", loop._cache)  # kept for the other tests
+    for damage in (b"", b"random bytes", None):
+        monkeypatch.delitem(sys.modules, "twice_of", raising=False)
+        twice = importlib.import_module("twice_of").twice
+        monkeypatch.setattr(loops, "twice", twice, raising=False)
+        if damage is None:
+
+            def full(*_):
+                raise OSError(28, "No space left on device")
+
+            monkeypatch.setattr(twice._cache, "save_overload", full)
+        elif not list(tmp_path.rglob("*.nbi")):
+            twice(1.0)
+            assert twice.stats.cache_misses
+            monkeypatch.delitem(sys.modules, "twice_of")
+            twice = importlib.import_module("twice_of").twice
+            monkeypatch.setattr(loops, "twice", twice)
+        for path in tmp_path.rglob("*.nbi"):
+            path.unlink() if damage is None else path.write_bytes(damage)
+        monkeypatch.setattr(loops, "_examples", lambda *_, twice=twice: [(twice, (1.0,))])
+        capsys.readouterr()
+        loops.prepare(None, "float64")
+        told = capsys.readouterr().err
+        assert told.startswith("minigrad: compiling without Numba's cache, which fails (")
+        assert f"delete {tmp_path / '__pycache__'}\n" in told
+        assert twice(3.0) == 6.0

@@ -89,7 +89,7 @@ def test_nll_rows_equal_loops(likelihood):
 def test_nll_rows_are_the_same_over_more_than_one_batch(monkeypatch):
     model, x, z = tiny(), grey(7), np.random.default_rng(2).standard_normal((7, 2))
     whole = nll_rows(model, x, z)
-    monkeypatch.setattr(bounds, "BATCH", 3)
+    monkeypatch.setattr("autoencoders.conv_autoencoder.BATCH", 3)
     np.testing.assert_allclose(nll_rows(model, x, z), whole, rtol=1e-13)
 
 
@@ -177,7 +177,7 @@ def test_importance_weights_do_not_depend_on_how_many_are_held(monkeypatch):
     whole = importance_weighted_nll(model, x, 7, seed=3)
     assert whole.shape == (5,)
     monkeypatch.setattr(bounds, "IW_ROWS", 15)  # two images at a time
-    monkeypatch.setattr(bounds, "BATCH", 4)
+    monkeypatch.setattr("autoencoders.conv_autoencoder.BATCH", 4)
     np.testing.assert_allclose(importance_weighted_nll(model, x, 7, seed=3), whole, rtol=1e-12)
     for held in (5, 1):  # of one image not all
         monkeypatch.setattr(bounds, "IW_ROWS", held)

@@ -6,6 +6,7 @@ Most of it calls main(argv) in this process; only what needs a process of its ow
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -28,7 +29,7 @@ import autoencoders
 from autoencoders import figures, runs
 from autoencoders.cli import run_program
 from autoencoders.data import load_dataset
-from autoencoders.training import DivergedError, Trainer
+from autoencoders.training import DivergedError, Trainer, latest_checkpoint
 from minigrad import DeviceError
 from minigrad.serialize import DataError, load_state, save_state
 
@@ -354,6 +355,10 @@ BAD_OPTIONS = [
     (2, ["--batch-size", "0"], "batch size is 0"),
     (2, ["--batch-size", "0", "--smoke"], "batch size is 0"),
     (2, ["--limit-train", "0"], "limit train is 0", ">= 1"),
+    (2, ["--threads", "1000000"], "threads is 1000000", "from 1 to 1024"),
+    (2, ["--out", ""], "--out: is empty"),
+    (2, ["--device", ""], "--device: is empty"),
+    (2, ["--clip-norm", "inf"], "clip norm is inf", "finite"),
     (2, ["--limit-train", "-5"], "limit train is -5"),
     (2, ["--warmup-steps", "-1"], "warmup steps is -1"),
     (2, ["--save-every", "-1"], "save every is -1"),
@@ -468,8 +473,8 @@ def test_a_model_file_that_is_missing_or_damaged_is_named(program, call, trained
     content_of_model = (good / "model.safetensors").read_bytes()
     Path("bad").mkdir()
     path = Path("bad/model.safetensors")
-    call(program, "--model-dir", "bad").failed(3, str(path), "No such file")
-    call(program, "--model-dir", "nowhere").failed(3, "nowhere/model.safetensors", "No such file")
+    call(program, "--model-dir", "bad").failed(3, str(path), "there is no such model; train one first")
+    call(program, "--model-dir", "nowhere").failed(3, "nowhere/model.safetensors", "train one first")
     flipped = bytearray(content_of_model)
     flipped[-5] ^= 1
     for damaged in (bytes(flipped), content_of_model[:-9], content_of_model[:50], b"", b"not a model" * 9):
@@ -539,16 +544,16 @@ def test_too_few_and_too_many_samples(call, trained):
     [
         (DataError("x"), 3), (DeviceError("x"), 4), (DivergedError("x"), 5), (ValueError("x"), 1),
         (MemoryError("x"), 4), (KeyboardInterrupt(), 130), (KeyboardInterrupt(signal.SIGINT), 130),
-        (KeyboardInterrupt(signal.SIGTERM), 143),
+        (KeyboardInterrupt(signal.SIGTERM), 143), (OSError("x"), 3), (FileExistsError("x"), 1),
     ],
 )  # fmt: skip
 def test_exit_codes(error, code, capsys):
     def body():
         raise error
 
-    assert run_program(body, debug=False, interrupted=lambda: " here") == code
+    assert run_program(body, debug=False, what_remains=lambda _: " here") == code
     told = "out of memory: x; a smaller model, batch or data set needs less" if isinstance(error, MemoryError) else "x"
-    assert capsys.readouterr().err == ("interrupted here\n" if code > 100 else f"error: {told}\n")
+    assert capsys.readouterr().err == ("interrupted here\n" if code > 100 else f"error: {told} here\n")
 
 
 def test_an_error_of_many_lines_or_none_becomes_one_line(capsys):
@@ -558,6 +563,101 @@ def test_an_error_of_many_lines_or_none_becomes_one_line(capsys):
     assert run_program(lambda: body(RuntimeError("one\n   two\n")), debug=False) == 1
     assert run_program(lambda: body(RuntimeError()), debug=False) == 1
     assert capsys.readouterr().err == "error: one two\nerror: RuntimeError\n"
+
+
+class NotLatin(io.TextIOWrapper):
+    def __init__(self):
+        super().__init__(io.BytesIO(), encoding="ascii")
+
+
+def test_a_picture_shows_the_first_of_very_many_classes(call, spied):
+    rng = np.random.default_rng(0)
+    labels = np.arange(70)
+    images = rng.integers(0, 256, (70, 8, 8), np.uint8)
+    np.savez("own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    words = ("--epochs", 1, "--limit-train", 70, "--conditional", "--dataset", "own.npz", "--threads", 1)
+    assert call(TRAIN, *NETWORK, *words, "--out", "run").code == 0
+    assert spied["samples"][0].shape == (50, 8, 8, 1)
+    assert record(Path("run"))["status"] == "finished"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_outputs_are_no_errors(closed):
+    words = [*TINY, "--epochs", "1", "--out", "run"]
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert record(Path("run"))["status"] == "finished"
+
+
+def test_letters_that_an_output_does_not_know_are_told_by_number(monkeypatch):
+    output = NotLatin()
+    monkeypatch.setattr(sys, "stdout", output)
+    assert run_program(lambda: print("Fréchet"), debug=False) == 0
+    assert output.buffer.getvalue() == b"Fr\\xe9chet\n"
+
+
+def test_the_fault_of_a_file_names_it(capsys):
+    assert run_program(lambda: print(open("nowhere")), debug=False) == 3  # noqa: SIM115
+    assert capsys.readouterr().err == "error: nowhere: No such file or directory\n"
+
+
+def test_sigterm_ends_every_program_with_a_line(capsys):
+    assert run_program(lambda: os.kill(os.getpid(), signal.SIGTERM), debug=False) == 143
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_reader_that_goes_away_is_told_of(tmp_path):
+    words = [*TINY, "--epochs", "60", "--save-every", "1", "--out", "run"]
+    command = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 2/"):
+                break
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(60) == 1
+    assert re.fullmatch(r"error: the reader of the output has gone; saved. Go on with: .* --out run --resume\n", err)
+    assert latest_checkpoint(Path("run"))
+
+
+@PROGRAMS
+def test_a_window_system_of_a_notebook_that_is_not_here_does_not_matter(program):
+    environment = {**os.environ, "MPLBACKEND": "module://a_notebooks_backend"}
+    command = [sys.executable, program.__file__, "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_left_after_an_error(call, monkeypatch, undrawn):
+    """An error tells what is saved, what goes on with it, and where the run lies that it should have replaced."""
+    assert call(TRAIN, *TINY, "--epochs", 1, "--out", "run").code == 0
+    old = (Path("run") / "model.safetensors").read_bytes()
+    real = runs.Run._finish
+
+    def full(*_):
+        raise DataError("run/model.safetensors: no space")
+
+    monkeypatch.setattr(runs.Run, "_finish", full)
+    done = call(TRAIN, *TINY, "--epochs", 1, "--seed", 1, "--overwrite", "--out", "run")
+    where = str(Path("run/.replaced-1"))
+    done.failed(3, "no space; saved; the run that was to be replaced lies in", where, "--out run --resume")
+    assert (Path(where) / "model.safetensors").read_bytes() == old
+    call(GENERATE, "--model-dir", "run").failed(3, "the training there is not finished; go on with --resume")
+    monkeypatch.setattr(runs.Run, "_finish", real)
+    assert call(TRAIN, "--resume", "--out", "run").code == 0
+    assert not Path(where).exists()
+
+
+def test_a_model_that_diverges_in_its_last_step_is_not_to_be_resumed(call, undrawn):
+    words = (*TINY, "--limit-train", 32, "--epochs", 1, "--warmup-steps", 0, "--out", "run")
+    done = call(TRAIN, *words, "--lr", "1e30")
+    done.failed(5, "diverged", "try a smaller learning rate")
+    assert "--resume" not in done.err
+    again = call(TRAIN, *words)
+    again.failed(1, "--overwrite")
+    assert "--resume" not in again.err
 
 
 # ---- resuming ----

@@ -88,7 +88,7 @@ def test_no_opcode_that_can_run_code_is_known():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"parameters.pkl: cannot be read: No such file"):
         read_parameters(tmp_path / "parameters.pkl")
-    with pytest.raises(DataError, match=r"model.safetensors: cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"model.safetensors: there is no such model"):
         autoencoders.load(tmp_path)
 
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba.core.caching import NullCache
+from numba.core.dispatcher import Dispatcher
 
 from .plan import THIN
 from .winograd import AXIS
@@ -54,7 +56,15 @@ def prepare(gemm: Any, dtype: Any) -> None:
     gemm: its matrix product in BLAS."""
     told = False
     for loop, arguments in _examples(gemm, partial(np.ones, dtype=dtype)):
-        loop(*arguments)
+        try:
+            loop(*arguments)
+        except Exception as error:  # the loops are checked; so it is the cache
+            place = loop.stats.cache_path
+            print(f"minigrad: compiling without Numba's cache, which fails ({error}); delete {place}", file=sys.stderr)
+            cached: list[Any] = [each for each in globals().values() if isinstance(each, Dispatcher)]
+            for each in cached:
+                each._cache = NullCache()
+            loop(*arguments)
         if loop.stats.cache_misses and not told:
             print(
                 f"minigrad: compiling the numba kernels for {dtype}, once on this machine (some 15 s)", file=sys.stderr
