@@ -438,6 +438,12 @@ def test_a_bad_config_file(text, fragments, call):
 def test_a_config_file_that_asks_for_what_does_not_go_together(call):
     Path("my.toml").write_text('model = "ae"\nconditional = true\n')
     call(TRAIN, *TINY, "--config", "my.toml").failed(2, "--conditional belongs to --model vae")
+    Path("my.toml").write_text('model = "ae"\nbeta = 2.0\nconditional = false\niw-samples = 1\n')
+    call(TRAIN, *TINY, "--config", "my.toml").failed(2, "--beta belongs to --model vae")
+    Path("my.toml").write_text('model = "ae"\nbeta = 1.0\nconditional = false\nlr = 1' + 400 * "0")
+    call(TRAIN, *TINY, "--config", "my.toml").failed(3, "my.toml: lr is not a finite number")
+    Path("my.toml").write_text("filters = " + 5000 * "[" + 5000 * "]")
+    call(TRAIN, *TINY, "--config", "my.toml").failed(3, "my.toml: cannot be read as TOML")
 
 
 def test_a_data_folder_with_a_wrong_file_is_named(call):
