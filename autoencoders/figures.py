@@ -15,7 +15,9 @@ Read next: runs.py, which draws them.
 
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -24,10 +26,14 @@ from typing import Any
 
 import numpy as np
 
-try:
-    import matplotlib  # noqa: F401
-except ValueError:  # MPLBACKEND, set by a notebook, names a window system that is not installed here
-    del os.environ["MPLBACKEND"]
+# A notebook sets MPLBACKEND for its children, too, and matplotlib does not start where that window system is missing.
+if "MPLBACKEND" in os.environ and "matplotlib" not in sys.modules:
+    _wanted = os.environ.pop("MPLBACKEND")
+    import matplotlib
+
+    os.environ["MPLBACKEND"] = _wanted
+    with suppress(ValueError):
+        matplotlib.rcParams["backend"] = _wanted
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure

@@ -257,7 +257,7 @@ def check_settings(settings: dict[str, Any]) -> None:
         model = new_model(settings, (8, 8, 1), 0.9)
         training_options(settings).check_model(model)
         model.compile(settings["lr"])
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UsageError(str(error)) from error
 
 
