@@ -23,7 +23,7 @@ from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
-from .training import Callback, DivergedError, History, Trainer, TrainingOptions
+from .training import Callback, DivergedError, History, Trainer, TrainingOptions, latest_checkpoint
 
 Array = Any
 MODEL_FILE = "model.safetensors"
@@ -643,17 +643,17 @@ def load(folder: str | Path) -> Autoencoder:
         DataError: the file is missing, damaged, or does not fit its own configuration.
     """
     path = Path(folder) / MODEL_FILE
-    if not path.exists() and not (path.parent / PARAMETERS_FILE).exists():
-        begun = any((path.parent / "checkpoints").glob("*.safetensors"))
-        hint = "the training there is not finished; go on with --resume" if begun else "train one first"
-        raise DataError(f"{path}: there is no such model; {hint}")
-    if not path.exists():
+    if path.exists():
+        arrays, record, _ = load_state(path)
+        config = record.get("model", {})
+    elif (path.parent / PARAMETERS_FILE).exists():
         path = path.parent / WEIGHTS_FILE
         arrays = read_weights(path)
         config = {"kind": "vae" if "mu.weight" in arrays else "ae", **read_parameters(path.parent / PARAMETERS_FILE)}
     else:
-        arrays, record, _ = load_state(path)
-        config = record.get("model", {})
+        begun = latest_checkpoint(path.parent)
+        hint = "the training there is not finished; go on with --resume" if begun else "train one first"
+        raise DataError(f"{path}: there is no such model; {hint}")
     try:
         model = from_config(config, arrays)
         if {x.dtype.str for x in arrays.values()} == {"<f8"}:

@@ -168,10 +168,9 @@ def main(argv: list[str] | None = None) -> int:
         given = set(typed)
         if args.config:
             config = read_config(args.config)
-            settings |= config
             if "model" not in typed:
-                defaults = {name.replace("-", "_"): default or False for name, (default, _, _) in OPTIONS.items()}
-                given |= {name for name, value in config.items() if value != defaults[name]}
+                given |= {name for name, value in config.items() if value != (settings[name] or False)}
+            settings |= config
         settings |= {name: getattr(args, name) for name in typed}
         folder = Path(args.out or FOLDERS[settings["model"]] + ("-smoke" if args.smoke else ""))
         check_counts(settings)
