@@ -340,7 +340,10 @@ def resume_run(
             f"{dataset.name}: not the data of this run "
             f"(SHA-256 {dataset.content_hash}, recorded {data['content_hash']})"
         )
-    model = from_config(record["model"], arrays)
+    try:
+        model = from_config(record["model"], arrays)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     model.compile(learning_rate)
     trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
     trainer.restore(arrays, record, path)

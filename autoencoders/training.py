@@ -680,7 +680,6 @@ class Trainer:
                 found = f"; first in step {p.step + 1}" + (f": {cause}" if cause else "")
                 break
             p.batch, p.step = p.batch + 1, p.step + 1
-            self.optimizer.steps += 1
         else:
             cause = self._anomaly(self.validate)
             found = f"; in the validation: {cause}" if cause else "; not in the same steps without callbacks"

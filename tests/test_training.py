@@ -1329,6 +1329,70 @@ def test_other_kernels_on_resume_are_told(tmp_path, array_file):
     assert "threads 1 -> 2" in line
 
 
+class Chosen(Exception):
+    """The device was asked for; no further."""
+
+
+ON_RESUME = [  # what the run had, what is given, what is asked for
+    ({"device": "cpu"}, {}, ("cpu", "plain", 3, "fp32")),
+    ({"device": "cpu"}, {"device": "cpu", "kernels": "numpy", "threads": 0}, ("cpu", "numpy", 0, "fp32")),
+    ({"device": "cpu"}, {"device": "cuda"}, ("cuda", "auto", None, "fp32")),
+    ({"device": "cuda:0"}, {"device": "cpu"}, ("cpu", "auto", None, "fp32")),
+    ({"device": "cuda:0", "precision": "tf32"}, {}, ("cuda:0", "plain", 3, "tf32")),
+    ({"device": "cuda:0", "precision": "tf32"}, {"device": "cuda:1"}, ("cuda:1", "plain", 3, "tf32")),
+    ({"device": "cuda:0", "precision": "tf32"}, {"precision": "fp32"}, ("cuda:0", "plain", 3, "fp32")),
+    ({"device": "cuda:1"}, {"device": "cuda"}, ("cuda", "plain", 3, "fp32")),
+    ({"device": "cpu"}, {"device": "cuda", "precision": "tf32"}, ("cuda", "auto", None, "tf32")),
+]
+
+
+@pytest.mark.parametrize(("was", "given", "expected"), ON_RESUME)
+def test_what_is_recorded_of_a_device_holds_for_all_of_its_kind(was, given, expected, tmp_path, monkeypatch):
+    """Another GPU of the kind goes on with kernels, threads and precision of the run; another kind has its own best."""
+    record = {"environment": {"kernels": "plain", "threads": 3, **was}, "data": {"name": "x", "limit_train": None}}
+    record |= {"learning_rate": 1e-3, "options": {}, "model": {}}
+    monkeypatch.setattr("autoencoders.runs.load_checkpoint", lambda *_: ({}, record, tmp_path / "step"))
+    asked = []
+
+    def use(*arguments) -> None:
+        asked.append(arguments)
+        raise Chosen
+
+    monkeypatch.setattr(minigrad, "use", use)
+    with pytest.raises(Chosen):
+        resume_run(tmp_path, **given)
+    assert asked == [expected]
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_the_data_folder_of_a_run_is_kept_unless_another_is_given(tmp_path, array_file, monkeypatch):
+    dataset, asked = load_dataset(array_file), []
+    options = TrainingOptions(batch_size=BATCH, epochs=1)
+    folder = tmp_path / "run"
+    execute(start_run(model_of(), dataset, options, folder, learning_rate=1e-2, data_dir="here", progress=False))
+
+    def load(name: str, data_dir: str, progress: bool):
+        asked.append((name, data_dir, progress))
+        return dataset
+
+    monkeypatch.setattr("autoencoders.runs.load_dataset", load)
+    resume_run(folder, progress=False, tell=lambda _: None)
+    told: list[str] = []
+    assert resume_run(folder, data_dir="there", tell=told.append).trainer.show
+    assert asked == [(dataset.name, "here", False), (dataset.name, "there", True)]
+    assert "resuming after step 7, all epochs are trained" in told
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_checkpoint_that_claims_a_larger_model_than_it_holds_is_refused_before_it_is_built(tmp_path, array_file):
+    execute(run_of(array_file, tmp_path / "run", epochs=1))
+    arrays, record, path = load_checkpoint(tmp_path / "run")
+    record["model"]["latent_space_dim"] = 10**12
+    save_state(path, arrays, record)
+    with pytest.raises(DataError, match=rf"{path}: model record: .* at least \d+ weights, but the file holds"):
+        resume_run(tmp_path / "run", progress=False, tell=lambda _: None)
+
+
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_other_data_on_resume_are_refused(tmp_path, array_file):
     execute(run_of(array_file, tmp_path / "run"))
