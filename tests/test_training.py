@@ -6,9 +6,13 @@ import csv
 import json
 import math
 import os
+import platform
 import signal
 import threading
+import time
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +24,18 @@ from autoencoders import VAE, Autoencoder, Callback, DivergedError, History, Tra
 from autoencoders.bounds import quick_figures
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import load_dataset
-from autoencoders.runs import read_record, resume_run, start_run
-from autoencoders.training import Trainer, catch_signals, load_checkpoint, mean_losses
+from autoencoders.film import SCATTERED, SHOWN
+from autoencoders.runs import (
+    data_of_run,
+    film_images,
+    read_record,
+    recover,
+    resume_run,
+    start_run,
+    trained_on,
+    training_of_run,
+)
+from autoencoders.training import Trainer, catch_signals, claim, epoch_line, load_checkpoint, mean_losses
 from minigrad.backend.pool import Pool
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
@@ -1672,3 +1686,187 @@ def test_a_training_does_not_begin_with_weights_that_are_not_finite(tmp_path):
     with pytest.raises(DivergedError, match=r"cannot begin: encoder_conv_layer_1\.weight is not finite"):
         trainer.run()
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+# ---- what mutants asked for ----
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_the_record_tells_when_and_where_a_run_was_computed(tmp_path, array_file):
+    minigrad.use(kernels="plain")
+    folder, seen = tmp_path / "run", []
+    run = run_of(array_file, folder)
+    run.trainer.callbacks = [At(1, lambda _: seen.append(read_record(folder))), At(3, interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        execute(run)
+    assert seen[0]["status"] == "running"
+    for kernels, stop in (("numpy", 5), ("plain", 0)):
+        again = resume_run(folder, kernels=kernels, progress=False, tell=lambda _: None)
+        again.trainer.callbacks = [At(stop, interrupt)]
+        with suppress(KeyboardInterrupt):
+            execute(again)
+    record = read_record(folder)
+    assert [entry["kernels"] for entry in record["earlier_environments"]] == ["plain", "numpy"]
+    assert record["environment"]["kernels"] == "plain"
+    assert record["environment"]["precision"] == "fp32"
+    assert record["environment"]["machine"] == platform.machine()
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"].lower()
+    entry = next(entry.split() for entry in record["environment"]["libraries"] if entry.split()[0] in blas)
+    assert entry[1][0].isdigit()
+    began, ended = (datetime.strptime(record[name][:19], "%Y-%m-%d %H:%M:%S") for name in ("started", "finished"))
+    assert began <= ended <= datetime.now() < began + timedelta(hours=1)
+    assert record["started"][20:] == time.strftime("%Z")
+    assert record["data"]["source"] == run.dataset.source
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_pictures_in_a_folder_without_a_run_are_the_users(tmp_path, array_file):
+    folder = tmp_path / "run"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "samples.png").write_bytes(b"mine")
+    execute(run_of(array_file, folder))
+    assert (folder / "figures" / "samples.png").read_bytes() == b"mine"
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_model_without_its_record_comes_back_too(tmp_path, array_file):
+    folder = tmp_path / "run"
+    execute(run_of(array_file, folder))
+    (folder / "run.json").unlink()
+    before = files_in(folder)
+    run = run_of(array_file, folder, overwrite=True)
+    run.trainer.callbacks = [At(1, kill)]
+    with pytest.raises(Killed):
+        execute(run)
+    assert files_in(folder) == before
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_record_that_cannot_be_written_does_not_hide_why_a_run_ended(tmp_path, array_file, monkeypatch):
+    def full(*_) -> None:
+        raise DataError("disk full")
+
+    run = run_of(array_file, tmp_path / "run")
+    run.trainer.callbacks = [At(8, lambda _: monkeypatch.setattr("autoencoders.runs.write_json", full)), At(9, kill)]
+    with pytest.raises(Killed):
+        execute(run)
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_an_old_run_is_not_touched_while_another_training_holds_its_folder(tmp_path, array_file):
+    folder, held, done = tmp_path / "run", threading.Event(), threading.Event()
+    execute(run_of(array_file, folder))
+    run = run_of(array_file, folder, overwrite=True)
+
+    def hold() -> None:
+        with claim(folder):
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    try:
+        before = files_in(folder)
+        with pytest.raises(FileExistsError, match="another training is running"):
+            execute(run)
+        assert files_in(folder) == before
+        for name in (".moving", ".replaced-1"):
+            (folder / name).mkdir()
+            with pytest.raises(FileExistsError, match="another training is running"):
+                recover(folder)
+            (folder / name).rmdir()
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_what_a_run_says_of_its_data(tmp_path, array_file):
+    folder, dataset = tmp_path / "run", load_dataset(array_file)
+    options = TrainingOptions(batch_size=1, epochs=1)
+    execute(
+        start_run(
+            model_of(), dataset, options, folder, learning_rate=1e-2, limit_train=1, data_dir="here", progress=False
+        )
+    )
+    assert training_of_run(folder) == (1, options)
+    assert data_of_run(folder, None, None) == (dataset.name, "here")
+    assert data_of_run(folder, None, "there") == (dataset.name, "there")
+    assert data_of_run(folder, "other", None) == ("other", None)
+    assert data_of_run(folder, "other", "there") == ("other", "there")
+    assert data_of_run(tmp_path / "nowhere", None, None) == ("auto", None)
+    assert trained_on(folder, dataset).tolist() == [0]
+    np.save(tmp_path / "others.npy", pictures(30, seed=9))
+    others = load_dataset(tmp_path / "others.npy")
+    assert trained_on(folder, others).tolist() == list(range(len(others.train_images)))
+    for name, entry, kind in (("commands", 1, "texts"), ("earlier_environments", "x", "objects")):
+        (folder / "run.json").write_text(json.dumps({name: [entry]}))
+        with pytest.raises(DataError, match=f"{name}: expected a list of {kind}, found"):
+            read_record(folder)
+
+
+def test_the_film_shows_every_class():
+    dataset = load_dataset("fashion-mnist-sample")
+    shown, scattered = film_images(dataset, 500)
+    labels = dataset.train_labels
+    for rows, count in ((shown, SHOWN), (scattered, min(SCATTERED, 500))):
+        assert len(rows) == len(set(rows.tolist())) == count
+        assert max(rows) < 500
+    assert set(labels[shown].tolist()) == set(labels[:500].tolist())
+
+
+def test_one_held_out_image_is_a_count_and_not_a_share():
+    kept, out = TrainingOptions(validation=1).split(10)
+    assert len(kept) == 9
+    assert len(out) == 1
+
+
+def test_the_bar_of_a_run_that_goes_on_begins_where_it_stands(tmp_path, monkeypatch):
+    trainer = trainer_of("plain", tmp_path, [At(9, interrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    asked = {}
+    monkeypatch.setattr("tqdm.tqdm", lambda **options: asked.update(options))
+    again = resumed(tmp_path)
+    for again.show, disable in ((True, None), (False, True)):
+        again._bar()
+        assert (asked["total"], asked["initial"], asked["unit"]) == (3 * COUNT, COUNT + 2 * BATCH, " images")
+        assert asked["disable"] is disable
+
+
+def test_a_checkpoint_of_step_0_can_be_gone_on_from(tmp_path):
+    trainer = trainer_of("plain", tmp_path / "a")
+    trainer.save_checkpoint()
+    again = resumed(tmp_path / "a")
+    again.run()
+    whole = trainer_of("plain", tmp_path / "b")
+    whole.run()
+    assert weights(again.model) == weights(whole.model)
+
+
+def test_best_weights_that_are_gone_at_the_end_are_told(tmp_path, capsys):
+    trainer = trainer_of("ae", tmp_path, patience=1, epochs=1)
+    trainer.callbacks = [Gone()]
+    trainer.run()
+    assert capsys.readouterr().err == "the best weights are lost or damaged; the last ones are kept\n"
+
+
+class Gone(Callback):
+    """Removes the best weights each time that a new epoch has made them."""
+
+    def on_epoch_end(self, trainer):
+        track = trainer._track_best
+
+        def gone(row) -> None:
+            track(row)
+            (trainer.folder / "checkpoints" / "best.safetensors").unlink()
+
+        trainer._track_best = gone
+
+
+def test_a_line_shows_what_an_epoch_has():
+    row = {"epoch": 2, "loss": 1.5, "reconstruction": 1.25, "kl": 0.25, "images_per_second": 99.6, "seconds": 3.2}
+    assert epoch_line(row, 8) == "epoch 2/8  loss 1.5  reconstruction 1.25  kl 0.25  100 images/s  3 s"
+    row |= {"val_loss": 2.0, "val_reconstruction": 1.75, "val_kl": 0.125}
+    assert "  val_loss 2  val_reconstruction 1.75  val_kl 0.125  100 images/s" in epoch_line(row, 8)
