@@ -502,7 +502,6 @@ class Trainer:
         row.update(images_per_second=p.images / max(seconds, 1e-9), seconds=seconds)
         p.rows.append(row)
         p.epoch, p.batch, p.sums, p.images, p.seconds = p.epoch + 1, 0, [], 0, 0.0
-        self.clock = time.perf_counter()
         self._call("on_epoch_end")
         self._track_best(row)
         self.save_checkpoint()

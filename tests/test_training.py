@@ -833,7 +833,7 @@ def test_ctrl_c_while_an_epoch_ends_is_not_lost(tmp_path):
     for epochs in (2, 3):
         folder = tmp_path / str(epochs)
         trainer = trainer_of("plain", folder, [Late()], epochs=epochs)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match=f"^{int(signal.SIGINT)}$"):
             trainer.run()
         assert trainer.progress.step == 14
         assert steps_of(folder)[-1] == 14
@@ -1454,10 +1454,10 @@ def test_folders_with_a_run_are_guarded(tmp_path, array_file):
     second.trainer.callbacks = [At(2, interrupt)]
     with pytest.raises(KeyboardInterrupt):
         execute(second)
-    with pytest.raises(FileExistsError, match=r"an unfinished run.*--resume to go on with it"):
+    with pytest.raises(FileExistsError, match=r"an unfinished run; use --resume to go on with it, --overwrite"):
         run_of(array_file, folder)
     execute(resume_run(folder, progress=False, tell=lambda _: None))
-    with pytest.raises(FileExistsError, match="a finished run") as error:
+    with pytest.raises(FileExistsError, match="already holds a finished run; use --overwrite") as error:
         run_of(array_file, folder)
     assert "--resume" not in str(error.value)
     (folder / "notes.txt").write_text("mine")
@@ -1525,9 +1525,11 @@ def test_moving_an_old_run_aside_is_all_or_nothing(call, error, tmp_path, array_
             patch.setattr("autoencoders.runs.write_json", lambda *_: fail(None))
         else:
             patch.setattr(Path, call, fail)
-        with pytest.raises((OSError, DataError, KeyboardInterrupt)):
+        with pytest.raises((OSError, DataError, KeyboardInterrupt)) as raised:
             execute(third)
     assert calls
+    if call == "replace" and isinstance(error, OSError):
+        assert str(raised.value) == f"{folder}: the old run cannot be moved aside ({error})"
     assert files_in(folder) == before
     execute(resume_run(folder, progress=False, tell=lambda _: None))
     assert read_record(folder)["options"]["seed"] == 5
@@ -1617,7 +1619,7 @@ def test_bad_data_cost_no_old_run(tmp_path, array_file):
 
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_the_record_of_a_run(tmp_path, array_file):
-    run = run_of(array_file, tmp_path / "run", validation=3)
+    run = run_of(array_file, tmp_path / "run", validation=3, seed=4)
     execute(run)
     record = read_record(tmp_path / "run")
     assert record["status"] == "finished"
@@ -1625,7 +1627,7 @@ def test_the_record_of_a_run(tmp_path, array_file):
     assert record["options"] == asdict(run.trainer.options)
     assert record["data"]["content_hash"] == load_dataset(array_file).content_hash
     assert record["training_seconds"] == pytest.approx(sum(run.trainer.history["seconds"]))
-    assert record["test"] == quick_figures(run.trainer.model, run.dataset.test_images, seed=0)
+    assert record["test"] == quick_figures(run.trainer.model, run.dataset.test_images, seed=4)
     assert read_record(tmp_path / "nowhere") == {}
     for text, message in (("{", "cannot be read as JSON"), ("[]", "expected a JSON object, found list")):
         (tmp_path / "run.json").write_text(text)
@@ -1753,7 +1755,7 @@ def test_a_record_that_cannot_be_written_does_not_hide_why_a_run_ended(tmp_path,
 
 
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_an_old_run_is_not_touched_while_another_training_holds_its_folder(tmp_path, array_file):
+def test_an_old_run_is_not_touched_while_another_training_holds_its_folder(tmp_path, array_file, monkeypatch):
     folder, held, done = tmp_path / "run", threading.Event(), threading.Event()
     execute(run_of(array_file, folder))
     run = run_of(array_file, folder, overwrite=True)
@@ -1768,6 +1770,7 @@ def test_an_old_run_is_not_touched_while_another_training_holds_its_folder(tmp_p
     assert held.wait(60)
     try:
         before = files_in(folder)
+        monkeypatch.setattr("autoencoders.runs.set_aside", lambda _: pytest.fail("moved the old run"))
         with pytest.raises(FileExistsError, match="another training is running"):
             execute(run)
         assert files_in(folder) == before
