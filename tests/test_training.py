@@ -36,6 +36,7 @@ from autoencoders.runs import (
     training_of_run,
 )
 from autoencoders.training import Trainer, catch_signals, claim, epoch_line, load_checkpoint, mean_losses
+from autoencoders.training import interrupt as signal_raises
 from minigrad.backend.pool import Pool
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
@@ -1873,3 +1874,16 @@ def test_a_line_shows_what_an_epoch_has():
     assert epoch_line(row, 8) == "epoch 2/8  loss 1.5  reconstruction 1.25  kl 0.25  100 images/s  3 s"
     row |= {"val_loss": 2.0, "val_reconstruction": 1.75, "val_kl": 0.125}
     assert "  val_loss 2  val_reconstruction 1.75  val_kl 0.125  100 images/s" in epoch_line(row, 8)
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_sigterm_ends_a_run_after_its_step_with_a_checkpoint(tmp_path, array_file):
+    run = run_of(array_file, tmp_path / "run")
+    run.trainer.callbacks = [At(3, lambda _: signal.raise_signal(signal.SIGTERM))]
+    signal.signal(signal.SIGTERM, signal_raises)  # as every program does
+    try:
+        with pytest.raises(KeyboardInterrupt, match=f"^{int(signal.SIGTERM)}$"):
+            execute(run)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert steps_of(tmp_path / "run") == [3]
