@@ -657,7 +657,8 @@ class _Functions:
     def ascontiguousarray(a, dtype=None):
         if isinstance(a, ndarray):
             same = a.flags.c_contiguous and (dtype is None or a.dtype == dtype)
-            return a if same else a.astype(dtype or a.dtype, order="C")
+            a = a if same else a.astype(dtype or a.dtype, order="C")
+            return a if a.ndim else a.reshape(1)  # as seen on a GPU, and as NumPy does
         return _upload("ascontiguousarray", a, dtype, "C")
 
     @staticmethod

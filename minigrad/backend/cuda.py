@@ -461,8 +461,8 @@ class CudaBackend(Backend):
 
     def sigmoid(self, x: Array) -> Array:
         """Faster as one launch."""
+        y = self.xp.empty(x.shape, dtype=x.dtype)  # of the shape () too, which _contiguous makes (1,)
         (x,) = self._contiguous(x)
-        y = self.xp.empty(x.shape, dtype=x.dtype)
         self._launch("sigmoid", x.dtype, (-(-x.size // 256),), 256, x, y, x.size)
         return y
 
