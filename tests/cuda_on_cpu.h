@@ -176,6 +176,20 @@ static float tf32(float x) {
     return x;
 }
 
+// The lanes' numbers of four matrices (8, 4), whose rows they bring, as kernels.cu describes.
+static void load_matrices(float *numbers, const float *row) {
+    struct Lane {
+        float *numbers;
+        const float *row;
+    } lane = {numbers, row};
+    if ((size_t)row % 16) emulation::give_way();  // for ever: a GPU would stop
+    emulation::exchange(&lane, [](void *const *values) {
+        Lane *const *lanes = (Lane *const *)values;
+        for (int l = 0; l < 32; l++)
+            for (int i = 0; i < 4; i++) lanes[l]->numbers[i] = lanes[8 * i + l / 4]->row[l % 4];
+    });
+}
+
 // The tensor cores' product that kernels.cu describes, of numbers that are TF32 already: c (16, 8) += a (16, 8) b (8, 8).
 static void mma(float *upper, float *lower, const float *a, const float *b) {
     struct Lane {

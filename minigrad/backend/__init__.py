@@ -75,8 +75,8 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, 
         kernels: `auto` takes the best that is installed for the device; or, on the CPU, `numba` (needs the extra
             `fast`), `numpy` or `plain`; on a GPU `cuda` or `plain`.
         threads: of the CPU kernels chosen now; None: what `set_num_threads` was last told.
-        precision: `fp32`, or with kernels `cuda` also `tf32`: the tensor cores take large convolutions of float32
-            arrays, and round what they multiply to 10 bits after the point.
+        precision: `fp32`, or with kernels `cuda` also `tf32`: the tensor cores take the convolutions of float32 arrays
+            (but small ones; see CudaBackend), and round what they multiply to 10 bits after the point.
 
     Returns:
         the backend; `describe()` says what was chosen and why.

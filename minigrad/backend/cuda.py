@@ -29,7 +29,8 @@ MOST_BLOCKS = 512  # that a sum over pixels is cut into
 FEW_ROWS = 256  # that one block of threads sums
 FILL = 132  # blocks of threads that keep a large GPU busy
 SOURCE = Path(__file__).with_name("kernels.cu")
-THIN, PIXELS, LANES, TAPS, RUN, LISTED = 16, 64, 16, 9, 8, 64  # as in kernels.cu
+THIN, PIXELS, LANES, TAPS, RUN, LISTED = 16, 64, 16, 9, 8, 64  # as in kernels.cu, and so is LARGE
+LARGE = {"float32": 128, "float64": 64}  # pixels of a large tile; and of gweight its taps times channels
 FEW = 4  # channels to which a convolution goes that has a kernel of its own
 ADDITIONS = np.dtype([("total", "u8", LISTED), ("value", "u8", LISTED), ("size", "i4", LISTED), ("end", "i4", LISTED)])
 NULL = np.uint64(0)  # an array that is absent
@@ -44,8 +45,9 @@ class CudaBackend(Backend):
     """The kernels on the current CUDA device.
 
     Args:
-        precision: `fp32`; or `tf32`, where large convolutions of float32 arrays and gradients of weights round what
-            they multiply to 10 bits after the point instead of 23. Sums stay as they are.
+        precision: `fp32`; or `tf32`, where convolutions of float32 arrays, of more than 16 taps times channels and to
+            more than 4 channels, round what they multiply to 10 bits after the point instead of 23. Sums stay as they
+            are.
 
     Raises:
         DeviceError: the device has no TF32.
@@ -142,7 +144,7 @@ class CudaBackend(Backend):
         a, *a_strides = self._strided(a)
         b, *b_strides = self._strided(b)
         tiles = -(-M // 32) * -(-N // 32)
-        shares = max(1, min(-(-FILL // max(tiles, 1)), -(-K // 64)))
+        shares = max(1, min(-(-4 * FILL // max(tiles, 1)), -(-K // 64)))
         partial = self.xp.empty((shares, M, N), dtype=a.dtype)
         k_a_share = -(-K // shares)
         grid = -(-M // 32), -(-N // 32), shares
@@ -207,19 +209,19 @@ class CudaBackend(Backend):
             self._launch("correlate_thin_output", x.dtype, grid, 256, *arrays, *sizes, adjoint, active)
             return y, None
         thin = KH * KW * C <= THIN and not adjoint
-        large = 128 if x.dtype == "float32" else 64  # pixels of a tile
+        large = LARGE[x.dtype.name]
         if thin:
-            name, rows, columns = "correlate_thin_input", PIXELS, 32
+            name, rows, columns, threads = "correlate_thin_input", PIXELS, 32, 256
         elif -(-pixels // large) * -(-F // 64) * phases >= FILL and F > 32:
-            name, rows, columns = "correlate_large", large, 64
+            name, rows, columns, threads = "correlate_large", large, 64, 256
         else:
-            name, rows, columns = "correlate_small", 32, 32
+            name, rows, columns, threads = "correlate_small", 64, 32, 128
         blocks = max(1, min(-(-pixels // rows), MOST_BLOCKS))
         partials = self.xp.empty((phases * blocks, 2, F), dtype="float64") if sums else None
         everything = x, norm, weight, bias, other, y, partials
-        w_quads = (C if adjoint else F) % 4 == 0 and weight.data.ptr % 16 == 0
-        options = (active,) if thin else (adjoint, active, x_quads, w_quads)
-        self._launch(name, x.dtype, (blocks, -(-F // columns), phases), 256, *everything, *sizes, *options)
+        w_quads = C % 4 == 0 and weight.data.ptr % 16 == 0  # of the adjoint, which reads channels of x in a row
+        options = (active,) if thin else (adjoint, active, x_quads, w_quads, self._quads(y, other))
+        self._launch(name, x.dtype, (blocks, -(-F // columns), phases), threads, *everything, *sizes, *options)
         return y, partials
 
     def _weight_gradient(
@@ -232,7 +234,8 @@ class CudaBackend(Backend):
         N, H, W, C = x.shape
         _, OH, OW, F = g.shape
         K, M, thin = KH * KW * C, N * OH * OW, KH * KW * C <= THIN
-        tiles = -(-F // 32) if thin else -(-K // 64) * -(-F // 64)
+        large = LARGE[x.dtype.name]
+        tiles = -(-F // 32) if thin else -(-K // large) * -(-F // 64)
         shares = max(1, min(-(-2 * FILL // max(tiles, 1)), -(-M // PIXELS)))
         gweights = self.xp.empty((shares, KH, KW, C, F), dtype=x.dtype)
         arrays = x, x_norm, g, g_norm, gweights
@@ -242,7 +245,7 @@ class CudaBackend(Backend):
             grid = 1, tiles, shares
             self._launch("weight_gradient_thin_input", x.dtype, grid, 256, *arrays, *sizes, share)
         else:
-            grid, quads = (-(-K // 64), -(-F // 64), shares), (self._quads(x), self._quads(g))
+            grid, quads = (-(-K // large), -(-F // 64), shares), (self._quads(x, x_norm), self._quads(g, g_norm))
             self._launch("weight_gradient", x.dtype, grid, 256, *arrays, *sizes, *quads, share)
         return gweights
 

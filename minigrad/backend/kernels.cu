@@ -1,5 +1,5 @@
 // The CUDA kernels that cuda.py launches. REAL is float or double: the file is compiled once for each. With float and
-// TF32=1 the tensor cores take the products of correlate_large and weight_gradient, from factors rounded to TF32.
+// TF32=1 the tensor cores take the products of `correlate` and `weight_gradient`, from factors rounded to TF32.
 //
 // Arrays are contiguous and images NHWC, with the sizes that ops/conv.py names: a convolution maps (N, H, W, C) to
 // (N, OH, OW, F) with weight (KH, KW, C, F).
@@ -11,6 +11,33 @@ typedef REAL real;
 struct alignas(16) real4 { real v[4]; };
 
 __device__ real positive(real x) { return x > 0 ? x : x != x ? x : 0; }  // max(x, 0), where NaN stays
+
+// ---- which pixel of which image: division, which a GPU has no instruction for ----
+
+// m / d for 0 <= m < 2^31 as m * ceil(2^(31 + shift) / d) >> 31 >> shift, exact if 2^shift >= d (Granlund, Montgomery:
+// Division by Invariant Integers using Multiplication, theorem 4.2).
+struct Divisor {
+    int d, shift;
+    unsigned factor;
+
+    __device__ Divisor(int divisor) : d(divisor > 1 ? divisor : 1), shift(0) {
+        while (1 << shift < d) shift++;
+        factor = ((1ull << (31 + shift)) + d - 1) / d;
+    }
+    __device__ int quotient(int m) const { return (unsigned)((unsigned long long)(unsigned)m * factor >> 31) >> shift; }
+};
+
+struct Place { int image, row, col; };
+
+struct Pixels {  // of images with so many rows and columns
+    Divisor rows, cols;
+
+    __device__ Pixels(int rows, int cols) : rows(rows), cols(cols) {}
+    __device__ Place place(int m) const {
+        int line = cols.quotient(m), image = rows.quotient(line);
+        return {image, line - image * rows.d, m - line * cols.d};
+    }
+};
 
 // ---- the product of two tiles in shared memory ----
 
@@ -33,64 +60,120 @@ __device__ void mma(float *upper, float *lower, const float *a, const float *b) 
         : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
           "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
+
+// Four matrices (8, 4) from shared memory: lane 8 i + r brings the place of row r of matrix i, 16 aligned bytes, and lane
+// 4 g + t gets the number [g, t] of each. (PTX ISA, ldmatrix, which takes a float for two numbers of 16 bits.)
+__device__ void load_matrices(float *numbers, const float *row) {
+    unsigned n[4];
+    asm volatile(
+        "{\n .reg .u64 place;\n .reg .u32 shared;\n cvta.to.shared.u64 place, %4;\n cvt.u32.u64 shared, place;\n"
+        " ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [shared];\n}"
+        : "=r"(n[0]), "=r"(n[1]), "=r"(n[2]), "=r"(n[3]) : "l"(row) : "memory");
+#pragma unroll
+    for (int i = 0; i < 4; i++) numbers[i] = __uint_as_float(n[i]);
+}
 #endif
 
-// A thread's part of the sum over k of A[k, m] * B[k, n]: TM of the m by TN of the n, with COLUMNS threads along n. By
-// itself it takes neighbouring numbers. With the tensor cores a warp takes 8 TM by 4 TN of them, 16 by 8 in each mma: its
-// lane 4 g + t has g, g + 8, ... of the m, and 2 t and 2 t + 1 of every 8 of the n.
-template <int TM, int TN, int COLUMNS, bool TENSOR>
+// A thread's part of c[m, n] = sum over k of a[m, k] * b[n, k], for a (BM, BK) and b (BN, BK): TM of the m by TN of the n.
+// By itself it takes every ROWS-th m and every COLUMNS-th n. With the tensor cores a warp takes 8 TM by 4 TN of them, 16
+// by 8 in each mma: its lane 4 g + t has g, g + 8, ... of the m, and 2 t and 2 t + 1 of every 8 of the n.
+template <int BM, int BN, int BK, int TM, int TN>
 struct Part {
-    // Padding of the rows of A and B: with 8 the 4 by 8 numbers that a warp reads at once for mma lie in 32 banks.
-    static const int A_PAD = TENSOR ? 8 : 4, B_PAD = TENSOR ? 8 : 0;
+    static const int ROWS = BM / TM, COLUMNS = BN / TN, THREADS = ROWS * COLUMNS;
+    static const int WIDTH = BK + 4;  // of a row in memory: so rows that are read together lie in other banks
+    typedef real A[BM][WIDTH];
+    typedef real B[BN][WIDTH];
+    typedef real C[BM][BN + 4];
     int y, x;  // the thread's place along m and n
 
     __device__ Part(int thread) {
         int warp = thread / 32, lane = thread % 32;
-        y = TENSOR ? warp / (COLUMNS / 4) * 8 + lane / 4 : thread / COLUMNS;
-        x = TENSOR ? warp % (COLUMNS / 4) * 4 + lane % 4 : thread % COLUMNS;
+        y = TF32 ? warp / (COLUMNS / 4) * 8 + lane / 4 : thread / COLUMNS;
+        x = TF32 ? warp % (COLUMNS / 4) * 4 + lane % 4 : thread % COLUMNS;
     }
-    __device__ int row(int i) const { return TENSOR ? y / 8 * 8 * TM + i * 8 + y % 8 : y * TM + i; }
-    __device__ int column(int j) const { return TENSOR ? x / 4 * 4 * TN + j / 2 * 8 + x % 4 * 2 + j % 2 : x * TN + j; }
+    __device__ int row(int i) const { return TF32 ? y / 8 * 8 * TM + i * 8 + y % 8 : y + i * ROWS; }
+    __device__ int column(int j) const { return TF32 ? x / 4 * 4 * TN + j / 2 * 8 + x % 4 * 2 + j % 2 : x + j * COLUMNS; }
 
-    // A number as it is stored in A or B.
-    __device__ static real factor(real value) {
-        if constexpr (TENSOR) return tf32(value);
-        else return value;
+    // Four numbers as they are stored in a or b.
+    __device__ static real4 factors(real4 values) {
+#if TF32
+        for (int e = 0; e < 4; e++) values.v[e] = tf32(values.v[e]);
+#endif
+        return values;
     }
 
-    template <int K, int A_WIDTH, int B_WIDTH>
-    __device__ void add(const real (&A)[K][A_WIDTH], const real (&B)[K][B_WIDTH], real (&sums)[TM][TN]) const {
-        if constexpr (TENSOR) {
-            const int g = y % 8, t = x % 4;
+    __device__ void add(const A &a, const B &b, real (&sums)[TM][TN]) const {
+#if TF32
+        const int lane = y % 8 * 4 + x % 4, matrix = lane / 8, line = lane % 8;
+        const real *rows = &a[y / 8 * 8 * TM + matrix % 2 * 8 + line][matrix / 2 * 4];
+        const real *columns = &b[x / 4 * 4 * TN + matrix / 2 * 8 + line][matrix % 2 * 4];
 #pragma unroll
-            for (int k = 0; k < K; k += 8) {
-                real b[TN / 2][2];
+        for (int k = 0; k < BK; k += 8) {
+            real of_b[TN / 2][2], of_a[4];
 #pragma unroll
-                for (int j = 0; j < TN; j++) b[j / 2][j % 2] = B[k + j % 2 * 4 + t][x / 4 * 4 * TN + j / 2 * 8 + g];
+            for (int j = 0; j < TN / 2; j += 2) load_matrices(of_b[j], columns + j * 8 * WIDTH + k);
 #pragma unroll
-                for (int i = 0; i < TM; i += 2) {
-                    real a[4];
+            for (int i = 0; i < TM; i += 2) {
+                load_matrices(of_a, rows + i * 8 * WIDTH + k);
 #pragma unroll
-                    for (int e = 0; e < 4; e++) a[e] = A[k + e / 2 * 4 + t][row(i + e % 2)];
-#pragma unroll
-                    for (int j = 0; j < TN; j += 2) mma(&sums[i][j], &sums[i + 1][j], a, b[j / 2]);
-                }
+                for (int j = 0; j < TN; j += 2) mma(&sums[i][j], &sums[i + 1][j], of_a, of_b[j / 2]);
             }
-        } else {
-#pragma unroll
-            for (int k = 0; k < K; k++)
-#pragma unroll
-                for (int i = 0; i < TM; i++)
-#pragma unroll
-                    for (int j = 0; j < TN; j++) sums[i][j] += A[k][row(i)] * B[k][column(j)];
         }
+#else
+#pragma unroll 1  // or there are not enough registers
+        for (int k = 0; k < BK; k += 4) {
+            real4 columns[TN];
+#pragma unroll
+            for (int j = 0; j < TN; j++) columns[j] = *(const real4 *)&b[column(j)][k];
+#pragma unroll
+            for (int i = 0; i < TM; i++) {
+                const real4 line = *(const real4 *)&a[row(i)][k];
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+#pragma unroll
+                    for (int j = 0; j < TN; j++) sums[i][j] += line.v[e] * columns[j].v[e];
+            }
+        }
+#endif
     }
 };
 
+// Channels c ... c + 3 of a norm (3, C): value = (value - mean) * scale + beta. 0 beyond the last channel.
+struct Norm4 {
+    real4 mean, scale, beta;
+
+    __device__ void read(const real *norm, int c, int C, bool quads) {
+        if (quads) {
+            mean = *(const real4 *)&norm[c], scale = *(const real4 *)&norm[C + c], beta = *(const real4 *)&norm[2 * C + c];
+            return;
+        }
+        mean = scale = beta = real4{};
+        for (int e = 0; e < 4 && c + e < C; e++)
+            mean.v[e] = norm[c + e], scale.v[e] = norm[C + c + e], beta.v[e] = norm[2 * C + c + e];
+    }
+    __device__ void apply(real4 &value) const {
+#pragma unroll
+        for (int e = 0; e < 4; e++) value.v[e] = (value.v[e] - mean.v[e]) * scale.v[e] + beta.v[e];
+    }
+};
+
+// Numbers n ... n + 3 of a row of N numbers; 0 beyond the last.
+__device__ real4 read4(const real *row, int n, int N, bool quads) {
+    real4 values = {};
+    if (quads) {
+        if (n < N) values = *(const real4 *)&row[n];
+    } else {
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (n + e < N) values.v[e] = row[n + e];
+    }
+    return values;
+}
+
 // ---- convolution and its adjoint: an implicit matrix product ----
 //
-// Both are y[m, n] = sum over k of A[m, k] * B[k, n], where m is a pixel of the result, n a channel of it, and k runs over
-// the kernel taps that meet the pixel and the channels of x. A is never written down: its numbers are read from x.
+// Both are y[m, n] = sum over k of a[m, k] * b[n, k], where m is a pixel of the result, n a channel of it, and k runs over
+// the kernel taps that meet the pixel and the channels of x. a is never written down: its numbers are read from x.
 //
 // convolution: pixel p meets all kernel rows i, and with each the row p * SH + i - top of x.
 // adjoint: pixels of one phase, h = phase + p * SH, meet the same kernel rows i = first, first + SH, ..., and with each the
@@ -120,89 +203,90 @@ struct Correlation {
     int OH, OW, F;      // y
     int KH, KW, SH, SW, top, left;
     int adjoint, active;
-    int x_quads, w_quads;  // whether four channels of x, and four neighbours of weight, may be read at once
+    int x_quads, w_quads, y_quads;  // whether four neighbours of x, weight, and y and other may be read at once
 };
 
-// v = (v - mean) * scale + beta of channels c ... c + 3 with norm (3, C).
-__device__ void normalise_quad(real4 &v, const real *norm, int c, int C) {
-    real4 mean = *(const real4 *)&norm[c], scale = *(const real4 *)&norm[C + c], beta = *(const real4 *)&norm[2 * C + c];
-#pragma unroll
-    for (int e = 0; e < 4; e++) v.v[e] = (v.v[e] - mean.v[e]) * scale.v[e] + beta.v[e];
-}
+struct alignas(16) Origin {  // of a pixel of the result
+    int row, col, place;  // where tap 0 lies in x, and its place there without the channel
+    int out;              // its place in y without the channel; -1: there is no such pixel
+};
+const int OUTSIDE = -(1 << 30);  // a row that is none
 
-// A block of (BM / TM) * (BN / TN) threads computes BM pixels by BN channels, a thread TM by TN of them. It goes through
-// the taps, and through BK channels of x at a time: all of a step is of one tap, so that nothing is divided. The next step
-// of A and B is read from memory while the one in shared memory is multiplied.
-template <int BM, int BN, int BK, int TM, int TN, bool TENSOR>
+// A block computes BM pixels by BN channels. It goes through the taps, and through BK channels of x at a time: all of a step
+// is of one tap, so that nothing is divided. What the next step needs is read from memory while this one is multiplied; it
+// is normalised when it has come. The result goes through shared memory, so that four channels of it are written at once.
+template <int BM, int BN, int BK, int TM, int TN>
 __device__ void correlate(const Correlation &o) {
-    typedef Part<TM, TN, BN / TN, TENSOR> Part;
-    const int threads = (BM / TM) * (BN / TN);
-    const int quads = BM * BK / 4 / threads;  // of A, that a thread reads; all at the same channels
-    static_assert(quads * threads * 4 == BM * BK && BN * BK == 4 * threads && threads % (BK / 4) == 0, "tile");
-    __shared__ __align__(16) real As[2][BK][BM + Part::A_PAD];
-    __shared__ __align__(16) real Bs[2][BK][BN + Part::B_PAD];
-    typedef double Sums[2][BN];
-    Sums *sums = (Sums *)As;  // (BM / TM, 2, BN), when the products are done
-    static_assert(BM / TM * sizeof(Sums) <= sizeof(As), "sums");
+    typedef Part<BM, BN, BK, TM, TN> Part;
+    const int threads = Part::THREADS, quads = BK / 4, lines = BN / 4;  // of a row of a, and of the result
+    const int a_count = BM * quads / threads, b_count = BN * quads / threads;  // that a thread reads
+    static_assert(a_count * threads == BM * quads && b_count * threads == BN * quads && threads % lines == 0, "tile");
+    __shared__ __align__(16) struct {
+        union {
+            struct { typename Part::A a; typename Part::B b; } factors;
+            typename Part::C result;
+        };
+        double totals[threads / 32][2][BN];  // of a warp
+        Origin origins[BM];
+    } shared;
 
-    const int thread = threadIdx.x;
+    const int thread = threadIdx.x, n0 = blockIdx.y * BN;
     const Part part(thread);
     const Axis rows = axis_of(o.adjoint, blockIdx.z / o.SW, o.OH, o.KH, o.SH, o.top);
     const Axis cols = axis_of(o.adjoint, blockIdx.z % o.SW, o.OW, o.KW, o.SW, o.left);
+    const Pixels pixels(rows.pixels, cols.pixels);
     const int M = o.N * rows.pixels * cols.pixels, steps = rows.taps * cols.taps * ((o.C + BK - 1) / BK);
-    const int n0 = blockIdx.y * BN;
-    const int a_channel = thread % (BK / 4) * 4;  // of a step, where this thread reads A
-    // Where it reads B: the channels b_channel ... b_channel + 3 of x for channel b_column of y if adjoint; or the channel
-    // b_channel for b_column ... b_column + 3. These are neighbours in weight.
-    const int b_channel = o.adjoint ? a_channel : thread / (BN / 4);
-    const int b_column = o.adjoint ? thread / (BK / 4) : thread % (BN / 4) * 4;
+    const int a_row = thread / quads, a_channel = thread % quads * 4;  // what it reads of a, and then every threads / quads
+    // Of b, the channel and the first of four k. Neighbouring threads read neighbours in weight: k if adjoint, else channels.
+    const int b_row = o.adjoint ? thread / quads : thread % BN, b_channel = o.adjoint ? a_channel : thread / BN * 4;
+    const int b_rows = o.adjoint ? threads / quads : 0, b_channels = o.adjoint ? 0 : threads / BN * 4;  // apart
+    const int n = n0 + thread % lines * 4;  // of the result, that it writes
+    double (&totals)[2][BN] = shared.totals[thread / 32];
+    if (thread % 32 < lines)
+        for (int e = 0; e < 4; e++) totals[0][n - n0 + e] = totals[1][n - n0 + e] = 0;
+    __syncthreads();
 
-    double total[2][TN] = {};
     for (int tile = blockIdx.x; tile * BM < M; tile += gridDim.x) {
-        int image[quads], h[quads], w[quads];  // where tap 0 of this thread's pixels lies; image -1: no pixel
-#pragma unroll
-        for (int i = 0; i < quads; i++) {
-            int m = tile * BM + (thread + i * threads) / (BK / 4);
-            int q = m % cols.pixels, p = m / cols.pixels % rows.pixels;
-            image[i] = m < M ? m / cols.pixels / rows.pixels : -1;
-            h[i] = rows.in + p * rows.stride;
-            w[i] = cols.in + q * cols.stride;
+        for (int i = thread; i < BM; i += threads) {
+            const int m = tile * BM + i;
+            const Place p = pixels.place(m);
+            const int row = rows.in + p.row * rows.stride, col = cols.in + p.col * cols.stride;
+            const int out = (p.image * o.OH + rows.out + p.row * rows.step) * o.OW + cols.out + p.col * cols.step;
+            shared.origins[i] = {m < M ? row : OUTSIDE, col, (p.image * o.H + row) * o.W + col, m < M ? out : -1};
         }
+        __syncthreads();
         real acc[TM][TN] = {};
-        real4 a[quads], b;
+        real4 a[a_count], b[b_count];
+        int inside = 0;            // bit i: whether a[i] is a pixel of x
+        int held = 0;              // its first channel
         int t = 0, u = 0, c0 = 0;  // tap and first channel of the step that is read next
 
         auto read = [&]() {
-            const int c = c0 + a_channel;
+            const int c = c0 + a_channel, down = t * rows.sign, right = u * cols.sign;
+            inside = 0;
+            held = c;
 #pragma unroll
-            for (int i = 0; i < quads; i++) {
-                int row = h[i] + t * rows.sign, col = w[i] + u * cols.sign;
-                bool inside = image[i] >= 0 && row >= 0 && row < o.H && col >= 0 && col < o.W;
-                const real *from = &o.x[((size_t)(image[i] * o.H + row) * o.W + col) * o.C + c];
+            for (int i = 0; i < a_count; i++) {
+                const Origin origin = shared.origins[a_row + i * (threads / quads)];
+                const unsigned row = origin.row + down, col = origin.col + right;
                 a[i] = real4{};
-                if (o.x_quads && inside && c < o.C) {
-                    a[i] = *(const real4 *)from;
-                    if (o.norm) normalise_quad(a[i], o.norm, c, o.C);
+                if (row >= o.H || col >= o.W) continue;
+                inside |= 1 << i;
+                a[i] = read4(o.x + (origin.place + down * o.W + right) * o.C, c, o.C, o.x_quads);
+            }
+            const real *tap = o.weight + (size_t)((rows.tap + t * rows.apart) * o.KW + cols.tap + u * cols.apart) * o.C * o.F;
+#pragma unroll
+            for (int i = 0; i < b_count; i++) {
+                const int k = c0 + b_channel + i * b_channels, f = n0 + b_row + i * b_rows;
+                b[i] = real4{};
+                if (f >= o.F) continue;
+                if (o.adjoint) {
+                    b[i] = read4(tap + f * o.C, k, o.C, o.w_quads);
                 } else {
 #pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        if (!inside || c + e >= o.C) continue;
-                        real value = from[e];
-                        if (o.norm) value = (value - o.norm[c + e]) * o.norm[o.C + c + e] + o.norm[2 * o.C + c + e];
-                        a[i].v[e] = value;
-                    }
+                    for (int e = 0; e < 4; e++)
+                        if (k + e < o.C) b[i].v[e] = tap[(k + e) * o.F + f];
                 }
-            }
-            const int k = c0 + b_channel, n = n0 + b_column;
-            const int tap = (rows.tap + t * rows.apart) * o.KW + cols.tap + u * cols.apart;
-            const real *from = &o.weight[(size_t)tap * o.C * o.F + (o.adjoint ? n * o.C + k : k * o.F + n)];
-            b = real4{};
-            if (o.w_quads) {
-                if (k < o.C && n < o.F) b = *(const real4 *)from;
-            } else {
-#pragma unroll
-                for (int e = 0; e < 4; e++)
-                    if (k + (o.adjoint ? e : 0) < o.C && n + (o.adjoint ? 0 : e) < o.F) b.v[e] = from[e];
             }
             c0 += BK;
             if (c0 >= o.C) {
@@ -214,166 +298,189 @@ __device__ void correlate(const Correlation &o) {
                 t++;
             }
         };
-        // The row of As and Bs that holds a channel. For the tensor cores neighbours lie apart, so that a warp, which stores
-        // every fourth of 8 pixels at once, writes to 32 banks of As.
-        auto place = [](int k) { return TENSOR ? k % 4 * (BK / 4) + k / 4 : k; };
-        auto store = [&](int buffer) {
+        auto store = [&]() {
+            if (o.norm && held < o.C) {
+                Norm4 norm;
+                norm.read(o.norm, held, o.C, o.x_quads);
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-#pragma unroll
-                for (int i = 0; i < quads; i++)
-                    As[buffer][place(a_channel + e)][(thread + i * threads) / (BK / 4)] = part.factor(a[i].v[e]);
-                b.v[e] = part.factor(b.v[e]);
-                if (o.adjoint) Bs[buffer][place(b_channel + e)][b_column] = b.v[e];
+                for (int i = 0; i < a_count; i++)
+                    if (inside >> i & 1) norm.apply(a[i]);
             }
-            if (!o.adjoint) *(real4 *)&Bs[buffer][place(b_channel)][b_column] = b;
+#pragma unroll
+            for (int i = 0; i < a_count; i++)
+                *(real4 *)&shared.factors.a[a_row + i * (threads / quads)][a_channel] = part.factors(a[i]);
+#pragma unroll
+            for (int i = 0; i < b_count; i++)
+                *(real4 *)&shared.factors.b[b_row + i * b_rows][b_channel + i * b_channels] = part.factors(b[i]);
         };
 
-        if (steps > 0) {
-            read();
-            store(0);
-        }
-        __syncthreads();
+        if (steps > 0) read();
         for (int step = 1; step <= steps; step++) {
+            store();
+            __syncthreads();
             if (step < steps) read();
-            part.add(As[(step + 1) % 2], Bs[(step + 1) % 2], acc);
-            if (step < steps) store(step % 2);
+            part.add(shared.factors.a, shared.factors.b, acc);
             __syncthreads();
         }
 
-        for (int i = 0; i < TM; i++) {
-            int m = tile * BM + part.row(i);
-            if (m >= M) break;
-            int q = m % cols.pixels, p = m / cols.pixels % rows.pixels, image = m / cols.pixels / rows.pixels;
-            size_t pixel = (size_t)(image * o.OH + rows.out + p * rows.step) * o.OW + cols.out + q * cols.step;
-            for (int j = 0; j < TN; j++) {
-                int n = n0 + part.column(j);
-                if (n >= o.F) break;
-                real value = acc[i][j] + (o.bias ? o.bias[n] : 0);
-                if (o.active) value = positive(value);
-                o.y[pixel * o.F + n] = value;
-                if (!o.partials) continue;
+#pragma unroll
+        for (int i = 0; i < TM; i++)
+#pragma unroll
+            for (int j = 0; j < TN; j++) shared.result[part.row(i)][part.column(j)] = acc[i][j];
+        __syncthreads();
+        const real4 bias = o.bias ? read4(o.bias, n, o.F, false) : real4{};
+        double total[2][4] = {};
+        for (int row = thread / lines; row < BM && n < o.F; row += threads / lines) {
+            const int out = shared.origins[row].out;
+            if (out < 0) break;
+            const size_t at = (size_t)out * o.F;
+            real4 value = *(const real4 *)&shared.result[row][n - n0], other = {};
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                value.v[e] += bias.v[e];
+                if (o.active) value.v[e] = positive(value.v[e]);
+            }
+            if (o.y_quads) {
+                *(real4 *)&o.y[at + n] = value;
+            } else {
+                for (int e = 0; e < 4 && n + e < o.F; e++) o.y[at + n + e] = value.v[e];
+            }
+            if (!o.partials) continue;
+            if (o.other) other = read4(o.other + at, n, o.F, o.y_quads);
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
                 // Less what a pixel is whose product is 0, so that equal ones cancel.
-                double shifted = (double)value - (o.other ? 0 : positive(o.bias[n]));
-                total[0][j] += shifted;
-                total[1][j] += shifted * (o.other ? o.other[pixel * o.F + n] : shifted);
+                double shifted = (double)value.v[e] - (o.other ? 0 : positive(bias.v[e]));
+                total[0][e] += shifted;
+                total[1][e] += shifted * (o.other ? other.v[e] : shifted);
             }
         }
+        for (int e = 0; e < 4 && o.partials; e++)
+            for (int s = 0; s < 2; s++) {
+                // the lanes that write the same channels
+                for (int apart = lines; apart < 32; apart *= 2) total[s][e] += __shfl_xor_sync(0xffffffff, total[s][e], apart);
+                if (thread % 32 < lines) totals[s][n - n0 + e] += total[s][e];
+            }
+        __syncthreads();
     }
-    if (!o.partials) return;
-    for (int j = 0; j < TN; j++)
-        for (int s = 0; s < 2; s++) sums[part.y][s][part.column(j)] = total[s][j];
-    __syncthreads();
-    size_t block = (size_t)blockIdx.z * gridDim.x + blockIdx.x;
-    for (int i = thread; i < 2 * BN; i += threads) {
-        int s = i / BN, n = i % BN;
+    const size_t block = (size_t)blockIdx.z * gridDim.x + blockIdx.x;
+    for (int i = thread; i < 2 * BN && o.partials; i += threads) {
+        int s = i / BN, f = i % BN;
         double sum = 0;
-        for (int row = 0; row < BM / TM; row++) sum += sums[row][s][n];
-        if (n0 + n < o.F) o.partials[(block * 2 + s) * o.F + n0 + n] = sum;
+        for (int warp = 0; warp < threads / 32; warp++) sum += shared.totals[warp][s][f];
+        if (n0 + f < o.F) o.partials[(block * 2 + s) * o.F + n0 + f] = sum;
     }
 }
 
 // RESIDENT: blocks on a multiprocessor, what the registers allow.
-#define CORRELATE(NAME, BM, BN, BK, TM, TN, TENSOR, RESIDENT)                                                         \
-    extern "C" __global__ void __launch_bounds__(256, RESIDENT) NAME(                                                 \
+#define CORRELATE(NAME, BM, BN, BK, TM, TN, THREADS, RESIDENT)                                                        \
+    extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) NAME(                                             \
         const real *x, const real *norm, const real *weight, const real *bias, const real *other, real *y,            \
         double *partials, int N, int H, int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, \
-        int left, int adjoint, int active, int x_quads, int w_quads) {                                                \
-        static_assert((BM / (TM)) * (BN / (TN)) == 256, "threads");                                                   \
-        correlate<BM, BN, BK, TM, TN, TENSOR>({x, norm, weight, bias, other, y, partials, N, H, W, C, OH, OW, F, KH,  \
-                                               KW, SH, SW, top, left, adjoint, active, x_quads, w_quads});            \
+        int left, int adjoint, int active, int x_quads, int w_quads, int y_quads) {                                   \
+        static_assert((BM / (TM)) * (BN / (TN)) == THREADS, "threads");                                               \
+        correlate<BM, BN, BK, TM, TN>({x, norm, weight, bias, other, y, partials, N, H, W, C, OH, OW, F, KH,    \
+                                             KW, SH, SW, top, left, adjoint, active, x_quads, w_quads, y_quads});     \
     }
 const int LARGE = sizeof(real) == 4 ? 128 : 64;  // so that both fit 48 KB of shared memory
-CORRELATE(correlate_large, LARGE, 64, 16, LARGE / 16, 4, TF32, sizeof(real) == 4 && !TF32 ? 2 : 1)
-CORRELATE(correlate_small, 32, 32, 32, 2, 2, false, 2)
+const int DEEP = TF32 ? 32 : 16;                 // k of a step; without the tensor cores there are no registers for more
+const int TALL = TF32 ? 4 : LARGE / 16, WIDE = TF32 ? 8 : 4;
+CORRELATE(correlate_large, LARGE, 64, DEEP, TALL, WIDE, 256, sizeof(real) == 4 ? 2 : 1)
+CORRELATE(correlate_small, 64, 32, 32, 4, 4, 128, sizeof(real) == 4 ? 4 : 2)
 
 // ---- the gradient of a convolution's weight ----
 //
-// gweight[k, f] = sum over pixels m of A[m, k] * g[m, f]. blockIdx.z takes a share of the pixels and writes partial sums
-// (shares, KH*KW*C, F), which `add_shares` adds.
+// gweight[k, f] = sum over pixels m of a[k, m] * g[f, m]. blockIdx.z takes a share of the pixels and writes partial sums
+// (shares, KH*KW*C, F), which `add_shares` adds. A block computes GK by GF of them, from GM pixels at a time. A thread reads
+// four k or f of four pixels.
 
-const int GM = 16, GK = 64, GF = 64;  // pixels at a time; a block computes GK by GF, a thread 4 by 4 of them
+const int GM = DEEP, GK = LARGE, GF = 64, LINES = 256 / (GM / 4) * 4;  // that the threads can read
 
 extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) weight_gradient(
     const real *x, const real *x_norm, const real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
     int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int x_quads, int g_quads, int pixels_a_share) {
-    typedef Part<4, 4, GF / 4, TF32> Part;
-    __shared__ __align__(16) real As[GM][GK + Part::A_PAD];
-    __shared__ __align__(16) real Gs[GM][GF + Part::B_PAD];
-    const int thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
+    typedef Part<GK, GF, GM, TALL, WIDE> Part;
+    static_assert(Part::THREADS == 256 && GK <= LINES, "tile");
+    __shared__ __align__(16) Part::A as;
+    __shared__ __align__(16) Part::B gs;
+    const int thread = threadIdx.x, K = KH * KW * C;
     const Part part(thread);
-    const int k0 = blockIdx.x * GK + tx * 4, f0 = blockIdx.y * GF + tx * 4, K = KH * KW * C;
+    const Pixels pixels(OH, OW);
     const int first = blockIdx.z * pixels_a_share, M = N * OH * OW;
     const int last = first + pixels_a_share < M ? first + pixels_a_share : M;
+    const int pixel = thread % (GM / 4) * 4, line = thread / (GM / 4) * 4;  // of a tile, the first of those it reads
+    const int g_line = line - (LINES - GF), k = blockIdx.x * GK + line, f = blockIdx.y * GF + g_line;
+    const bool reads_x = line < GK && k < K, reads_g = g_line >= 0 && f < F;
+    const int tap_row = k / C / KW - top, tap_col = k / C % KW - left, channel = k % C;  // of the four k if x_quads
 
-    // This thread reads columns k0 ... k0 + 3 of A and f0 ... f0 + 3 of g: which tap and channel of x, and their norms.
-    int tap_row[4], tap_col[4], channel[4];
-    real x_rows[3][4] = {}, g_rows[3][4] = {};
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-        int k = k0 + e, f = f0 + e;
-        channel[e] = k % C;
-        tap_row[e] = k < K ? k / C / KW - top : -2 * H - KH;  // outside
-        tap_col[e] = k / C % KW - left;
-#pragma unroll
-        for (int r = 0; r < 3; r++) {
-            if (x_norm) x_rows[r][e] = x_norm[r * C + channel[e]];
-            if (g_norm && f < F) g_rows[r][e] = g_norm[r * F + f];
-        }
-    }
-    int m = first + ty, q = m % OW, p = m / OW % OH, image = m / OW / OH;  // the pixel that is read next
-    real4 a, b;
+    real4 a[4], others[4], *b = LINES < GK + GF ? others : a;  // of four pixels; a thread that reads one of them needs no more
+    int inside = 0;  // bit i: whether a[i] is to be normalised
+    int m = first + pixel;
     auto read = [&]() {
-        a = b = real4{};
-        if (m < last) {
-            if (x_quads) {  // all four are of one tap
-                int row = p * SH + tap_row[0], col = q * SW + tap_col[0];
-                if (row >= 0 && row < H && col >= 0 && col < W) {
-                    a = *(const real4 *)&x[((size_t)(image * H + row) * W + col) * C + channel[0]];
+        Place p = pixels.place(m);
+        inside = 0;
 #pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        if (x_norm) a.v[e] = (a.v[e] - x_rows[0][e]) * x_rows[1][e] + x_rows[2][e];
+        for (int i = 0; i < 4; i++) {
+            a[i] = b[i] = real4{};
+            if (m + i < last && reads_x && x_quads) {  // all four are of one tap
+                const unsigned row = p.row * SH + tap_row, col = p.col * SW + tap_col;
+                if (row < H && col < W) {
+                    inside |= 1 << i;
+                    a[i] = *(const real4 *)&x[((p.image * H + (int)row) * W + (int)col) * C + channel];
                 }
-            } else {
+            } else if (m + i < last && reads_x) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    int row = p * SH + tap_row[e], col = q * SW + tap_col[e];
-                    if (row < 0 || row >= H || col < 0 || col >= W) continue;
-                    real value = x[((size_t)(image * H + row) * W + col) * C + channel[e]];
-                    a.v[e] = x_norm ? (value - x_rows[0][e]) * x_rows[1][e] + x_rows[2][e] : value;
+                    const int c = (k + e) % C, tap = (k + e) / C;
+                    const unsigned row = p.row * SH + tap / KW - top, col = p.col * SW + tap % KW - left;
+                    if (k + e >= K || row >= H || col >= W) continue;
+                    const real value = x[((p.image * H + (int)row) * W + (int)col) * C + c];
+                    a[i].v[e] = x_norm ? (value - x_norm[c]) * x_norm[C + c] + x_norm[2 * C + c] : value;
                 }
             }
-            if (g_quads && f0 < F) b = *(const real4 *)&g[(size_t)m * F + f0];
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                if (!g_quads && f0 + e < F) b.v[e] = g[(size_t)m * F + f0 + e];
-                if (g_norm && f0 + e < F) b.v[e] = (b.v[e] - g_rows[0][e]) * g_rows[1][e] + g_rows[2][e];
+            if (m + i < last && reads_g) b[i] = read4(g + (size_t)(m + i) * F, f, F, g_quads);
+            if (++p.col == OW) {
+                p.col = 0;
+                if (++p.row == OH) {
+                    p.row = 0;
+                    p.image++;
+                }
             }
         }
-        m += GM;
-        for (q += GM; q >= OW; q -= OW)
-            if (++p == OH) {
-                p = 0;
-                image++;
-            }
+    };
+    auto normalise_read = [&]() {
+        Norm4 norm;
+        if (x_norm && inside) {
+            norm.read(x_norm, channel, C, true);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (inside >> i & 1) norm.apply(a[i]);
+        }
+        if (g_norm && reads_g) {
+            norm.read(g_norm, f, F, g_quads);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (m + i < last) norm.apply(b[i]);
+        }
     };
 
-    real acc[4][4] = {};
+    real acc[TALL][WIDE] = {};
     read();
     for (int m0 = first; m0 < last; m0 += GM) {
+        normalise_read();
+        m += GM;
+#pragma unroll
         for (int e = 0; e < 4; e++) {
-            a.v[e] = part.factor(a.v[e]);
-            b.v[e] = part.factor(b.v[e]);
+            if (line < GK) *(real4 *)&as[line + e][pixel] = part.factors({a[0].v[e], a[1].v[e], a[2].v[e], a[3].v[e]});
+            if (g_line >= 0) *(real4 *)&gs[g_line + e][pixel] = part.factors({b[0].v[e], b[1].v[e], b[2].v[e], b[3].v[e]});
         }
-        *(real4 *)&As[ty][tx * 4] = a;
-        *(real4 *)&Gs[ty][tx * 4] = b;
         __syncthreads();
         read();  // while these are multiplied
-        part.add(As, Gs, acc);
+        part.add(as, gs, acc);
         __syncthreads();
     }
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 4; j++) {
+    for (int i = 0; i < TALL; i++)
+        for (int j = 0; j < WIDE; j++) {
             int k = blockIdx.x * GK + part.row(i), f = blockIdx.y * GF + part.column(j);
             if (k < K && f < F) shares[((size_t)blockIdx.z * K + k) * F + f] = acc[i][j];
         }
@@ -384,21 +491,28 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) wei
 const int THIN = 16;    // most taps * channels of x
 const int PIXELS = 64;  // at a time
 
-// columns[k, i] = A[first + i, k] of the convolution of x; 0 beyond the last pixel. For all threads of a block.
-__device__ void read_columns(
-    real columns[THIN][PIXELS], const real *x, const real *norm, int first, int last, int H, int W, int C, int OH, int OW,
-    int KH, int KW, int SH, int SW, int top, int left) {
-    for (int i = threadIdx.x; i < KH * KW * C * PIXELS; i += blockDim.x) {
-        int m = first + i % PIXELS, k = i / PIXELS, c = k % C;
-        int row = m / OW % OH * SH + k / C / KW - top, col = m % OW * SW + k / C % KW - left;
-        real value = 0;
-        if (m < last && row >= 0 && row < H && col >= 0 && col < W) {
-            value = x[((size_t)(m / OW / OH * H + row) * W + col) * C + c];
-            if (norm) value = (value - norm[c]) * norm[C + c] + norm[2 * C + c];
+// columns[k, i] = a[first + i, k] of the convolution of x; 0 beyond the last pixel. For all threads of a block.
+struct Columns {
+    const real *x, *norm;
+    int H, W, C, K, SH, SW, top, left;
+    Pixels pixels;
+    Divisor channels, cols;
+
+    __device__ void read(real columns[THIN][PIXELS], int first, int last) const {
+        const int i = threadIdx.x % PIXELS, m = first + i;
+        const Place p = pixels.place(m);
+        for (int k = threadIdx.x / PIXELS; k < K; k += blockDim.x / PIXELS) {
+            const int tap = channels.quotient(k), c = k - tap * C, tap_row = cols.quotient(tap);
+            const unsigned row = p.row * SH + tap_row - top, col = p.col * SW + tap - tap_row * cols.d - left;
+            real value = 0;
+            if (m < last && row < H && col < W) {
+                value = x[((p.image * H + (int)row) * W + (int)col) * C + c];
+                if (norm) value = (value - norm[c]) * norm[C + c] + norm[2 * C + c];
+            }
+            columns[k][i] = value;
         }
-        columns[k][i % PIXELS] = value;
     }
-}
+};
 
 // The sums of a block of 32 channels by 8 rows of threads become its row of partials (blocks, 2, C).
 __device__ void write_partials(const double *total, double *partials, int C) {
@@ -420,6 +534,7 @@ extern "C" __global__ void __launch_bounds__(256) correlate_thin_input(
     int N, int H, int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int active) {
     __shared__ __align__(16) real columns[THIN][PIXELS];
     const int ty = threadIdx.x / 32, f = blockIdx.y * 32 + threadIdx.x % 32, K = KH * KW * C, M = N * OH * OW;
+    const Columns all = {x, norm, H, W, C, K, SH, SW, top, left, Pixels(OH, OW), Divisor(C), Divisor(KW)};
     real w[THIN];
 #pragma unroll
     for (int k = 0; k < THIN; k++) w[k] = k < K && f < F ? weight[k * F + f] : 0;
@@ -427,7 +542,7 @@ extern "C" __global__ void __launch_bounds__(256) correlate_thin_input(
     double total[2] = {};
     for (int first = blockIdx.x * PIXELS; first < M; first += gridDim.x * PIXELS) {
         __syncthreads();
-        read_columns(columns, x, norm, first, M, H, W, C, OH, OW, KH, KW, SH, SW, top, left);
+        all.read(columns, first, M);
         __syncthreads();
         real acc[8] = {};
 #pragma unroll
@@ -456,10 +571,11 @@ extern "C" __global__ void __launch_bounds__(256) weight_gradient_thin_input(
     const int lane = threadIdx.x % 32, ty = threadIdx.x / 32, f = blockIdx.y * 32 + lane, K = KH * KW * C;
     const int begin = blockIdx.z * pixels_a_share, M = N * OH * OW;
     const int last = begin + pixels_a_share < M ? begin + pixels_a_share : M;
+    const Columns all = {x, x_norm, H, W, C, K, SH, SW, top, left, Pixels(OH, OW), Divisor(C), Divisor(KW)};
     real acc[THIN] = {};
     for (int first = begin; first < last; first += PIXELS) {
         __syncthreads();
-        read_columns(columns, x, x_norm, first, last, H, W, C, OH, OW, KH, KW, SH, SW, top, left);
+        all.read(columns, first, last);
         __syncthreads();
         real b[8];
         for (int i = 0; i < 8; i++) {
@@ -485,22 +601,22 @@ extern "C" __global__ void __launch_bounds__(256) weight_gradient_thin_input(
 // what the rest of the norm adds at a tap that lies inside. They go through RUN pixels in a row. blockIdx.z is the phase.
 const int LANES = 16, TAPS = 9, RUN = 8;
 
-extern "C" __global__ void __launch_bounds__(256) correlate_thin_output(
+extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) correlate_thin_output(
     const real *__restrict__ x, const real *norm, const real *weight, const real *bias, real *__restrict__ y, int N, int H,
     int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int adjoint, int active) {
     const int lane = threadIdx.x % LANES, c = 4 * lane, M_PER = 256 / LANES * RUN;
     const Axis rows = axis_of(adjoint, blockIdx.z / SW, OH, KH, SH, top);
     const Axis cols = axis_of(adjoint, blockIdx.z % SW, OW, KW, SW, left);
-    const int M = N * rows.pixels * cols.pixels, taps = rows.taps * cols.taps;
+    const Pixels pixels(rows.pixels, cols.pixels);
+    const int M = N * rows.pixels * cols.pixels, taps = rows.taps * cols.taps, every = (1 << taps) - 1;
     for (int f = 0; f < F; f++) {
-        real w[TAPS][4] = {}, constant[TAPS] = {};
-        int row_of[TAPS] = {}, col_of[TAPS] = {};
+        real w[TAPS][4] = {}, constant[TAPS] = {}, constants = 0;
+        int away[TAPS] = {};  // from the first tap's place in x
 #pragma unroll
         for (int tap = 0; tap < TAPS; tap++) {
             if (tap >= taps || c >= C) continue;
             int t = tap / cols.taps, u = tap % cols.taps;
-            row_of[tap] = t * rows.sign;
-            col_of[tap] = u * cols.sign;
+            away[tap] = (t * rows.sign * W + u * cols.sign) * C;
             const real *from = weight + ((rows.tap + t * rows.apart) * KW + cols.tap + u * cols.apart) * C * F;
 #pragma unroll
             for (int e = 0; e < 4; e++) {
@@ -509,36 +625,48 @@ extern "C" __global__ void __launch_bounds__(256) correlate_thin_output(
                 constant[tap] += w[tap][e] * (norm[2 * C + c + e] - norm[c + e] * norm[C + c + e]);
                 w[tap][e] *= norm[C + c + e];
             }
+            constants += constant[tap];
         }
         for (int start = blockIdx.x * M_PER; start < M; start += gridDim.x * M_PER) {
-            int m = start + threadIdx.x / LANES * RUN, q = m % cols.pixels, p = m / cols.pixels % rows.pixels;
-            int image = m / cols.pixels / rows.pixels;
+            int m = start + threadIdx.x / LANES * RUN;
+            Place p = pixels.place(m);
             for (int i = 0; i < RUN; i++, m++) {
                 real sum = 0;
                 if (m < M && c < C) {
-                    const int h = rows.in + p * rows.stride, v = cols.in + q * cols.stride;
+                    const int h = rows.in + p.row * rows.stride, v = cols.in + p.col * cols.stride;
+                    const real *place = x + ((p.image * H + h) * W + v) * C + c;
+                    int of_a_row = 0, inside = 0;  // bit tap: whether it meets a pixel of x
+                    for (int u = 0; u < cols.taps; u++) of_a_row |= ((unsigned)(v + u * cols.sign) < W) << u;
+                    for (int t = 0; t < rows.taps; t++)
+                        if ((unsigned)(h + t * rows.sign) < H) inside |= of_a_row << t * cols.taps;
+                    real4 a[TAPS];
 #pragma unroll
-                    for (int tap = 0; tap < TAPS; tap++) {
-                        int row = h + row_of[tap], col = v + col_of[tap];
-                        if (tap >= taps || row < 0 || row >= H || col < 0 || col >= W) continue;
-                        real4 a = *(const real4 *)&x[((size_t)(image * H + row) * W + col) * C + c];
-                        sum += constant[tap];
+                    for (int tap = 0; tap < TAPS; tap++)
+                        a[tap] = inside >> tap & 1 ? *(const real4 *)(place + away[tap]) : real4{};
+                    if (inside == every) {
+                        sum = constants;
+                    } else {
 #pragma unroll
-                        for (int e = 0; e < 4; e++) sum += a.v[e] * w[tap][e];
+                        for (int tap = 0; tap < TAPS; tap++)
+                            if (inside >> tap & 1) sum += constant[tap];
                     }
+#pragma unroll
+                    for (int tap = 0; tap < TAPS; tap++)
+#pragma unroll
+                        for (int e = 0; e < 4; e++) sum += a[tap].v[e] * w[tap][e];
                 }
 #pragma unroll
                 for (int apart = LANES / 2; apart; apart /= 2) sum += __shfl_xor_sync(0xffffffff, sum, apart);
                 if (m < M && lane == 0) {
-                    size_t pixel = (size_t)(image * OH + rows.out + p * rows.step) * OW + cols.out + q * cols.step;
+                    int row = p.image * OH + rows.out + p.row * rows.step;
                     real value = sum + (bias ? bias[f] : 0);
-                    y[pixel * F + f] = active ? positive(value) : value;
+                    y[((size_t)row * OW + cols.out + p.col * cols.step) * F + f] = active ? positive(value) : value;
                 }
-                if (++q == cols.pixels) {
-                    q = 0;
-                    if (++p == rows.pixels) {
-                        p = 0;
-                        image++;
+                if (++p.col == cols.pixels) {
+                    p.col = 0;
+                    if (++p.row == rows.pixels) {
+                        p.row = 0;
+                        p.image++;
                     }
                 }
             }
@@ -551,6 +679,7 @@ __device__ void add_share(const real *shares, real *total, int count, int size) 
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= size) return;
     double sum = 0;
+#pragma unroll 8
     for (int s = 0; s < count; s++) sum += shares[(size_t)s * size + i];
     total[i] = sum;
 }
@@ -669,6 +798,7 @@ __device__ void add_partials(const double *partials, int blocks, int C, int c, d
     for (int s = 0; s < 2; s++) {
         double sum = 0;
         if (c < C)
+#pragma unroll 8
             for (int block = ty; block < blocks; block += 16) sum += partials[((size_t)block * 2 + s) * C + c];
         sums[ty][s][lane] = sum;
     }
