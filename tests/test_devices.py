@@ -211,6 +211,16 @@ def test_to_device_keeps_what_is_there_already(cupy_double: Any) -> None:
     assert (back == 2).all()
 
 
+def test_to_device_chooses_no_kernels_for_the_host(cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of Numba may have to be compiled first, for a run on a GPU that only loads its weights."""
+    monkeypatch.setattr(minigrad.backend, "_backends", {})
+    monkeypatch.setattr(minigrad.backend, "_cpu_backend", None)  # cannot be called
+    host = np.ones(3, np.float32)
+    there = to_device(host, "cuda")
+    assert to_device(host, "cpu") is host
+    assert (to_device(there, "cpu") == 1).all()
+
+
 def test_a_moved_optimiser_is_refused(cupy_double: Any) -> None:
     minigrad.use(device="cpu")
     model = make_model()

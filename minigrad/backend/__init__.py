@@ -193,10 +193,12 @@ def to_device(array: Array, device: str) -> Array:
         DeviceError: the device cannot be used here.
     """
     kind, index = _parse(device)
-    source = _lookup(array)
-    if source.device_of(array) == (kind if kind == "cpu" else f"{kind}:{index}"):
-        return array
-    host = source.to_host(array)
+    host = array
+    if type(array) is not np.ndarray:  # to choose kernels for what is only moved could mean to compile them
+        source = _lookup(array)
+        if source.device_of(array) == f"{kind}:{index}":
+            return array
+        host = source.to_host(array)
     if kind == "cpu":
         return host
     cupy = working_cupy(index)
