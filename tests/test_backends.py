@@ -145,7 +145,8 @@ def _add_bias(r: np.random.Generator, N: int) -> Iterator[Case]:
 
 
 def _matmul(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for a, b in (((N, 5), (5, 3)), ((400 * N, 70), (70, 50)), ((2, N, 4), (4, 3)), ((1, N, 4), (5, 4, 2))):
+    thin = ((300, 70 * N), (70 * N, 2)), ((3, 70 * N), (70 * N, 300))  # of matrices with few columns, or few rows
+    for a, b in (((N, 5), (5, 3)), ((400 * N, 70), (70, 50)), *thin, ((2, N, 4), (4, 3)), ((1, N, 4), (5, 4, 2))):
         yield Case("matmul", (r.normal(size=a), r.normal(size=b)), a[-1], linear=True)
 
 

@@ -27,11 +27,11 @@ Array = Any
 MOST_NUMBERS = 2**31 - 1  # of an array: the kernels count in 32 bits
 MOST_BLOCKS = 512  # that a sum over pixels is cut into
 FEW_ROWS = 256  # that one block of threads sums
-FILL = 132  # blocks of threads that keep a large GPU busy
+FILL = 132  # multiprocessors of a large GPU: no block of threads has to wait for others if they fit on these
 SOURCE = Path(__file__).with_name("kernels.cu")
 THIN, PIXELS, LANES, TAPS, RUN, LISTED = 16, 64, 16, 9, 8, 64  # as in kernels.cu, and so is LARGE
 LARGE = {"float32": 128, "float64": 64}  # pixels of a large tile; and of gweight its taps times channels
-FEW = 4  # channels to which a convolution goes that has a kernel of its own
+FEW = 4  # channels to which a convolution goes, and columns of a product, that have a kernel of their own
 ADDITIONS = np.dtype([("total", "u8", LISTED), ("value", "u8", LISTED), ("size", "i4", LISTED), ("end", "i4", LISTED)])
 NULL = np.uint64(0)  # an array that is absent
 
@@ -143,13 +143,18 @@ class CudaBackend(Backend):
         (M, K), (_, N) = a.shape, b.shape
         a, *a_strides = self._strided(a)
         b, *b_strides = self._strided(b)
-        tiles = -(-M // 32) * -(-N // 32)
+        shape, y_strides = (M, N), (N, 1)
+        if M < N and M <= FEW:  # the transposed product of the transposed matrices: the thin kernel wants few columns
+            M, N, a, b, y_strides = N, M, b, a, (1, N)
+            a_strides, b_strides = b_strides[::-1], a_strides[::-1]
+        name, rows, columns = ("matrix_product_thin", 256, FEW) if N <= FEW else ("matrix_product", 32, 32)
+        tiles = -(-M // rows) * -(-N // columns)
         shares = max(1, min(-(-4 * FILL // max(tiles, 1)), -(-K // 64)))
-        partial = self.xp.empty((shares, M, N), dtype=a.dtype)
+        partial = self.xp.empty((shares, *shape), dtype=a.dtype)
         k_a_share = -(-K // shares)
-        grid = -(-M // 32), -(-N // 32), shares
-        strides = *a_strides, *b_strides
-        self._launch("matrix_product", a.dtype, grid, 256, a, b, partial, M, K, N, *strides, k_a_share)
+        grid = -(-M // rows), -(-N // columns), shares
+        strides = *a_strides, *b_strides, *y_strides
+        self._launch(name, a.dtype, grid, 256, a, b, partial, M, K, N, *strides, k_a_share)
         return self._added(partial)
 
     def _strided(self, matrix: Array) -> tuple[Array, int, int]:
@@ -163,7 +168,7 @@ class CudaBackend(Backend):
         if len(shares) == 1:
             return shares[0]
         total = self.xp.empty(shares.shape[1:], dtype=shares.dtype)
-        self._launch("add_shares", total.dtype, (-(-total.size // 256),), 256, shares, total, len(shares), total.size)
+        self._launch("add_shares", total.dtype, (-(-total.size // 64),), 512, shares, total, len(shares), total.size)
         return total
 
     # ---- convolution ----
@@ -211,12 +216,12 @@ class CudaBackend(Backend):
         thin = KH * KW * C <= THIN and not adjoint
         large = LARGE[x.dtype.name]
         if thin:
-            name, rows, columns, threads = "correlate_thin_input", PIXELS, 32, 256
+            name, rows, columns, threads, resident = "correlate_thin_input", PIXELS, 32, 256, 4
         elif -(-pixels // large) * -(-F // 64) * phases >= FILL and F > 32:
-            name, rows, columns, threads = "correlate_large", large, 64, 256
+            name, rows, columns, threads, resident = "correlate_large", large, 64, 256, 2
         else:
-            name, rows, columns, threads = "correlate_small", 64, 32, 128
-        blocks = max(1, min(-(-pixels // rows), MOST_BLOCKS))
+            name, rows, columns, threads, resident = "correlate_small", 64, 32, 128, 4
+        blocks = max(1, min(-(-pixels // rows), resident * FILL // -(-F // columns)))
         partials = self.xp.empty((phases * blocks, 2, F), dtype="float64") if sums else None
         everything = x, norm, weight, bias, other, y, partials
         w_quads = C % 4 == 0 and weight.data.ptr % 16 == 0  # of the adjoint, which reads channels of x in a row
@@ -235,8 +240,8 @@ class CudaBackend(Backend):
         _, OH, OW, F = g.shape
         K, M, thin = KH * KW * C, N * OH * OW, KH * KW * C <= THIN
         large = LARGE[x.dtype.name]
-        tiles = -(-F // 32) if thin else -(-K // large) * -(-F // 64)
-        shares = max(1, min(-(-2 * FILL // max(tiles, 1)), -(-M // PIXELS)))
+        tiles, resident = (-(-F // 32), 5) if thin else (-(-K // large) * -(-F // 64), 2)
+        shares = max(1, min(resident * FILL // max(tiles, 1), -(-M // PIXELS)))
         gweights = self.xp.empty((shares, KH, KW, C, F), dtype=x.dtype)
         arrays = x, x_norm, g, g_norm, gweights
         sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
@@ -310,7 +315,7 @@ class CudaBackend(Backend):
         """(the sum of the shares, the first of the sums from the partial ones)."""
         blocks, _, C = partials.shape
         total, sums = (self.xp.empty(shape, dtype=shares.dtype) for shape in (shares.shape[1:], C))
-        grid = (-(-total.size // 512) + -(-C // 32),)
+        grid = (-(-total.size // 64) + -(-C // 32),)
         sizes = len(shares), total.size, blocks, C
         self._launch("finish_gradients", total.dtype, grid, 512, shares, total, partials, sums, *sizes)
         return total, sums

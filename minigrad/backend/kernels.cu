@@ -220,7 +220,8 @@ __device__ void correlate(const Correlation &o) {
     typedef Part<BM, BN, BK, TM, TN> Part;
     const int threads = Part::THREADS, quads = BK / 4, lines = BN / 4;  // of a row of a, and of the result
     const int a_count = BM * quads / threads, b_count = BN * quads / threads;  // that a thread reads
-    static_assert(a_count * threads == BM * quads && b_count * threads == BN * quads && threads % lines == 0, "tile");
+    static_assert(a_count * threads == BM * quads && b_count * threads == BN * quads, "tile");
+    static_assert(BM * lines % (4 * threads) == 0, "each thread writes four lines at once");
     __shared__ __align__(16) struct {
         union {
             struct { typename Part::A a; typename Part::B b; } factors;
@@ -330,29 +331,40 @@ __device__ void correlate(const Correlation &o) {
         __syncthreads();
         const real4 bias = o.bias ? read4(o.bias, n, o.F, false) : real4{};
         double total[2][4] = {};
-        for (int row = thread / lines; row < BM && n < o.F; row += threads / lines) {
-            const int out = shared.origins[row].out;
-            if (out < 0) break;
-            const size_t at = (size_t)out * o.F;
-            real4 value = *(const real4 *)&shared.result[row][n - n0], other = {};
+        for (int first = thread / lines; first < BM; first += 4 * (threads / lines)) {
+            int outs[4];
+            real4 others[4];
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                value.v[e] += bias.v[e];
-                if (o.active) value.v[e] = positive(value.v[e]);
+            for (int i = 0; i < 4; i++) {  // all before the first is needed
+                const int out = n < o.F ? shared.origins[first + i * (threads / lines)].out : -1;
+                outs[i] = out;
+                others[i] = o.other && out >= 0 ? read4(o.other + (size_t)out * o.F, n, o.F, o.y_quads) : real4{};
             }
-            if (o.y_quads) {
-                *(real4 *)&o.y[at + n] = value;
-            } else {
-                for (int e = 0; e < 4 && n + e < o.F; e++) o.y[at + n + e] = value.v[e];
-            }
-            if (!o.partials) continue;
-            if (o.other) other = read4(o.other + at, n, o.F, o.y_quads);
 #pragma unroll
-            for (int e = 0; e < 4; e++) {
-                // Less what a pixel is whose product is 0, so that equal ones cancel.
-                double shifted = (double)value.v[e] - (o.other ? 0 : positive(bias.v[e]));
-                total[0][e] += shifted;
-                total[1][e] += shifted * (o.other ? other.v[e] : shifted);
+            for (int i = 0; i < 4; i++) {
+                if (outs[i] < 0) continue;
+                real4 value = *(const real4 *)&shared.result[first + i * (threads / lines)][n - n0];
+                real *to = o.y + (size_t)outs[i] * o.F + n;
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    value.v[e] += bias.v[e];
+                    if (o.active) value.v[e] = positive(value.v[e]);
+                }
+                if (o.y_quads) {
+                    *(real4 *)to = value;
+                } else {
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (n + e < o.F) to[e] = value.v[e];
+                }
+                if (!o.partials) continue;
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    // Less what a pixel is whose product is 0, so that equal ones cancel.
+                    double shifted = (double)value.v[e] - (o.other ? 0 : positive(bias.v[e]));
+                    total[0][e] += shifted;
+                    total[1][e] += shifted * (o.other ? others[i].v[e] : shifted);
+                }
             }
         }
         for (int e = 0; e < 4 && o.partials; e++)
@@ -543,6 +555,11 @@ extern "C" __global__ void __launch_bounds__(256) correlate_thin_input(
     for (int first = blockIdx.x * PIXELS; first < M; first += gridDim.x * PIXELS) {
         __syncthreads();
         all.read(columns, first, M);
+        real others[8];
+        for (int i = 0; i < 8; i++) {  // all before the first is needed
+            const int m = first + ty * 8 + i;
+            others[i] = other && m < M && f < F ? other[(size_t)m * F + f] : 0;
+        }
         __syncthreads();
         real acc[8] = {};
 #pragma unroll
@@ -555,7 +572,7 @@ extern "C" __global__ void __launch_bounds__(256) correlate_thin_input(
             y[(size_t)m * F + f] = value;
             double shifted = (double)value - shift;
             total[0] += shifted;
-            total[1] += shifted * (other ? other[(size_t)m * F + f] : shifted);
+            total[1] += shifted * (other ? others[i] : shifted);
         }
     }
     if (partials) write_partials(total, partials, F);
@@ -608,7 +625,9 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) cor
     const Axis rows = axis_of(adjoint, blockIdx.z / SW, OH, KH, SH, top);
     const Axis cols = axis_of(adjoint, blockIdx.z % SW, OW, KW, SW, left);
     const Pixels pixels(rows.pixels, cols.pixels);
-    const int M = N * rows.pixels * cols.pixels, taps = rows.taps * cols.taps, every = (1 << taps) - 1;
+    const int M = N * rows.pixels * cols.pixels, taps = rows.taps * cols.taps;
+    const int nth = taps ? 255 / cols.taps + 1 : 0;  // tap * nth / 256 is tap / cols.taps for the few that there are
+    const int higher = rows.sign < 0 ? rows.taps - 1 : 0, before = cols.sign < 0 ? cols.taps - 1 : 0;  // than tap 0
     for (int f = 0; f < F; f++) {
         real w[TAPS][4] = {}, constant[TAPS] = {}, constants = 0;
         int away[TAPS] = {};  // from the first tap's place in x
@@ -631,36 +650,40 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) cor
             int m = start + threadIdx.x / LANES * RUN;
             Place p = pixels.place(m);
             for (int i = 0; i < RUN; i++, m++) {
-                real sum = 0;
+                real sums[4] = {};
                 if (m < M && c < C) {
                     const int h = rows.in + p.row * rows.stride, v = cols.in + p.col * cols.stride;
                     const real *place = x + ((p.image * H + h) * W + v) * C + c;
-                    int of_a_row = 0, inside = 0;  // bit tap: whether it meets a pixel of x
-                    for (int u = 0; u < cols.taps; u++) of_a_row |= ((unsigned)(v + u * cols.sign) < W) << u;
-                    for (int t = 0; t < rows.taps; t++)
-                        if ((unsigned)(h + t * rows.sign) < H) inside |= of_a_row << t * cols.taps;
-                    real4 a[TAPS];
+                    auto add = [&](int tap) {
+                        const real4 a = *(const real4 *)(place + away[tap]);
 #pragma unroll
-                    for (int tap = 0; tap < TAPS; tap++)
-                        a[tap] = inside >> tap & 1 ? *(const real4 *)(place + away[tap]) : real4{};
-                    if (inside == every) {
-                        sum = constants;
+                        for (int e = 0; e < 4; e++) sums[e] += a.v[e] * w[tap][e];
+                    };
+                    // Nearly all pixels meet all taps, and those of a 3 x 3 kernel need no test for each.
+                    const int top_row = h - higher, left_col = v - before;
+                    if (taps == TAPS && top_row >= 0 && top_row + rows.taps <= H && left_col >= 0 &&
+                        left_col + cols.taps <= W) {
+                        sums[0] = constants;
+#pragma unroll
+                        for (int tap = 0; tap < TAPS; tap++) add(tap);
                     } else {
 #pragma unroll
-                        for (int tap = 0; tap < TAPS; tap++)
-                            if (inside >> tap & 1) sum += constant[tap];
+                        for (int tap = 0; tap < TAPS; tap++) {
+                            const int t = tap * nth >> 8;
+                            const unsigned row = h + t * rows.sign, col = v + (tap - t * cols.taps) * cols.sign;
+                            if (tap >= taps || row >= H || col >= W) continue;
+                            sums[0] += constant[tap];
+                            add(tap);
+                        }
                     }
-#pragma unroll
-                    for (int tap = 0; tap < TAPS; tap++)
-#pragma unroll
-                        for (int e = 0; e < 4; e++) sum += a[tap].v[e] * w[tap][e];
                 }
+                real sum = sums[0] + sums[1] + (sums[2] + sums[3]);
 #pragma unroll
                 for (int apart = LANES / 2; apart; apart /= 2) sum += __shfl_xor_sync(0xffffffff, sum, apart);
                 if (m < M && lane == 0) {
                     int row = p.image * OH + rows.out + p.row * rows.step;
                     real value = sum + (bias ? bias[f] : 0);
-                    y[((size_t)row * OW + cols.out + p.col * cols.step) * F + f] = active ? positive(value) : value;
+                    y[(row * OW + cols.out + p.col * cols.step) * F + f] = active ? positive(value) : value;
                 }
                 if (++p.col == cols.pixels) {
                     p.col = 0;
@@ -674,55 +697,75 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) cor
     }
 }
 
-// total[i] = sum over s of shares[s, i].
+// total[i] = sum over s of shares[s, i]. A block of 512 threads has 64 numbers; each of its 8 rows adds every 8th share.
 __device__ void add_share(const real *shares, real *total, int count, int size) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= size) return;
+    __shared__ double sums[8][64];
+    const int lane = threadIdx.x % 64, ty = threadIdx.x / 64, i = blockIdx.x * 64 + lane;
     double sum = 0;
-#pragma unroll 8
-    for (int s = 0; s < count; s++) sum += shares[(size_t)s * size + i];
+    if (i < size)
+#pragma unroll 4
+        for (int s = ty; s < count; s += 8) sum += shares[(size_t)s * size + i];
+    sums[ty][lane] = sum;
+    __syncthreads();
+    if (ty || i >= size) return;
+    for (int row = 1; row < 8; row++) sum += sums[row][lane];
     total[i] = sum;
 }
 
-extern "C" __global__ void add_shares(const real *shares, real *total, int count, int size) {
+extern "C" __global__ void __launch_bounds__(512) add_shares(const real *shares, real *total, int count, int size) {
     add_share(shares, total, count, size);
 }
 
 // ---- products of small matrices, for dense layers ----
 //
-// shares[z, m, n] = sum over the z-th share of k of a[m * am + k * ak] * b[k * bk + n * bn]; `add_shares` adds them.
+// shares[z, m, n] = sum over the z-th share of k of a[m * am + k * ak] * b[k * bk + n * bn]; `add_shares` adds them. It is
+// written to shares[z, m * ym + n * yn]. 256 threads compute BM by BN numbers, each TM by TN of them.
 
-extern "C" __global__ void __launch_bounds__(256) matrix_product(
-    const real *a, const real *b, real *shares, int M, int K, int N, int am, int ak, int bk, int bn, int k_a_share) {
-    __shared__ real As[16][33];
-    __shared__ real Bs[16][33];
-    const int thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
-    const int m0 = blockIdx.x * 32, n0 = blockIdx.y * 32, first = blockIdx.z * k_a_share;
+template <int BM, int BN, int TM, int TN>
+__device__ void product(
+    const real *a, const real *b, real *shares, int M, int K, int N, int am, int ak, int bk, int bn, int ym, int yn,
+    int k_a_share) {
+    const int BK = 16, ROWS = BM / TM, COLUMNS = BN / TN;
+    static_assert(ROWS * COLUMNS == 256, "threads");
+    __shared__ real As[BK][BM + 1];
+    __shared__ real Bs[BK][BN + 1];
+    const int thread = threadIdx.x, tx = thread % COLUMNS, ty = thread / COLUMNS;
+    const int m0 = blockIdx.x * BM, n0 = blockIdx.y * BN, first = blockIdx.z * k_a_share;
     const int last = first + k_a_share < K ? first + k_a_share : K;
-    real acc[2][2] = {};
-    for (int k0 = first; k0 < last; k0 += 16) {
-        for (int i = thread; i < 16 * 32; i += 256) {
-            int ka = ak == 1 ? i % 16 : i / 32, m = ak == 1 ? i / 16 : i % 32;  // consecutive threads, consecutive numbers
-            int kb = bk == 1 ? i % 16 : i / 32, n = bk == 1 ? i / 16 : i % 32;
-            bool in_a = k0 + ka < last && m0 + m < M, in_b = k0 + kb < last && n0 + n < N;
-            As[ka][m] = in_a ? a[(size_t)(m0 + m) * am + (size_t)(k0 + ka) * ak] : 0;
-            Bs[kb][n] = in_b ? b[(size_t)(k0 + kb) * bk + (size_t)(n0 + n) * bn] : 0;
+    real acc[TM][TN] = {};
+    for (int k0 = first; k0 < last; k0 += BK) {
+        for (int i = thread; i < BK * BM; i += 256) {  // consecutive threads, consecutive numbers
+            int k = ak == 1 ? i % BK : i / BM, m = ak == 1 ? i / BK : i % BM;
+            As[k][m] = k0 + k < last && m0 + m < M ? a[(size_t)(m0 + m) * am + (size_t)(k0 + k) * ak] : 0;
+        }
+        for (int i = thread; i < BK * BN; i += 256) {
+            int k = bk == 1 ? i % BK : i / BN, n = bk == 1 ? i / BK : i % BN;
+            Bs[k][n] = k0 + k < last && n0 + n < N ? b[(size_t)(k0 + k) * bk + (size_t)(n0 + n) * bn] : 0;
         }
         __syncthreads();
 #pragma unroll
-        for (int k = 0; k < 16; k++)
+        for (int k = 0; k < BK; k++)
 #pragma unroll
-            for (int i = 0; i < 2; i++)
+            for (int i = 0; i < TM; i++)
 #pragma unroll
-                for (int j = 0; j < 2; j++) acc[i][j] += As[k][ty + 16 * i] * Bs[k][tx + 16 * j];
+                for (int j = 0; j < TN; j++) acc[i][j] += As[k][ty + ROWS * i] * Bs[k][tx + COLUMNS * j];
         __syncthreads();
     }
-    for (int i = 0; i < 2; i++)
-        for (int j = 0; j < 2; j++) {
-            int m = m0 + ty + 16 * i, n = n0 + tx + 16 * j;
-            if (m < M && n < N) shares[((size_t)blockIdx.z * M + m) * N + n] = acc[i][j];
+    for (int i = 0; i < TM; i++)
+        for (int j = 0; j < TN; j++) {
+            int m = m0 + ty + ROWS * i, n = n0 + tx + COLUMNS * j;
+            if (m < M && n < N) shares[(size_t)blockIdx.z * M * N + (size_t)m * ym + (size_t)n * yn] = acc[i][j];
         }
 }
+
+#define PRODUCT(NAME, BM, BN, TM, TN)                                                                               \
+    extern "C" __global__ void __launch_bounds__(256) NAME(                                                         \
+        const real *a, const real *b, real *shares, int M, int K, int N, int am, int ak, int bk, int bn, int ym,    \
+        int yn, int k_a_share) {                                                                                    \
+        product<BM, BN, TM, TN>(a, b, shares, M, K, N, am, ak, bk, bn, ym, yn, k_a_share);                          \
+    }
+PRODUCT(matrix_product, 32, 32, 2, 2)
+PRODUCT(matrix_product_thin, 256, 4, 4, 1)  // where N is small: most of a tile of the other would be empty
 
 // ---- what goes over all rows (M, C) and sums over them: a block has 32 channels by 8 rows at a time ----
 
@@ -795,13 +838,14 @@ extern "C" __global__ void __launch_bounds__(256) through_norm(
 __device__ void add_partials(const double *partials, int blocks, int C, int c, double *total) {
     __shared__ double sums[16][2][32];
     const int lane = threadIdx.x % 32, ty = threadIdx.x / 32;
-    for (int s = 0; s < 2; s++) {
-        double sum = 0;
-        if (c < C)
+    double both[2] = {};
+    if (c < C)
 #pragma unroll 8
-            for (int block = ty; block < blocks; block += 16) sum += partials[((size_t)block * 2 + s) * C + c];
-        sums[ty][s][lane] = sum;
-    }
+        for (int block = ty; block < blocks; block += 16)
+#pragma unroll
+            for (int s = 0; s < 2; s++) both[s] += partials[((size_t)block * 2 + s) * C + c];
+    sums[ty][0][lane] = both[0];
+    sums[ty][1][lane] = both[1];
     __syncthreads();
     for (int s = 0; s < 2; s++) {
         total[s] = 0;
@@ -830,7 +874,7 @@ __device__ void write_norm(real *norm, real gamma, real beta, real mean, real va
 // partials (blocks, 2, C), which the last blocks of threads have.
 extern "C" __global__ void __launch_bounds__(512) finish_gradients(
     const real *shares, real *total, const double *partials, real *sums, int count, int size, int blocks, int C) {
-    const int block = blockIdx.x - (size + 511) / 512;
+    const int block = blockIdx.x - (size + 63) / 64;
     if (block < 0) {
         add_share(shares, total, count, size);
         return;
