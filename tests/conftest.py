@@ -27,7 +27,6 @@ campaign = faults.campaign
 pytest_addoption = faults.pytest_addoption
 pytest_report_header = faults.pytest_report_header
 pytest_collection_modifyitems = faults.pytest_collection_modifyitems
-pytest_sessionfinish = faults.pytest_sessionfinish
 
 
 def pytest_configure(config: pytest.Config) -> None:

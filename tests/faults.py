@@ -1,8 +1,10 @@
 """The fault campaign: tests that inject faults by the hundred and count what was lost.
 
 Every such test takes the fixture `campaign` and runs twice: with the few faults that fit into the usual tests, and only
-with `python -m pytest -m campaign` with the many that `benchmarks/results/campaign.json` then counts. The faults are
-drawn from `--campaign-seed` (0 unless given), which the head of the output names: the same seed, the same faults.
+with `python -m pytest -m campaign` with the many that `benchmarks/results/campaign.json` then counts. The part of it
+that needs a GPU is `python -m pytest -m "campaign and gpu"` and leaves `campaign_gpu.json`; the workers of pytest-xdist
+can share it. The faults are drawn from `--campaign-seed` (0 unless given), which the head of the output names: the same
+seed, the same faults.
 """
 
 from __future__ import annotations
@@ -21,30 +23,33 @@ import numpy as np
 import pytest
 
 import minigrad
+from minigrad.backend.machine import release
 from minigrad.backend.pool import usable_cores
 from minigrad.random import generator
 
 ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "campaign.json"
-ROWS = pytest.StashKey[dict[str, dict[str, Any]]]()  # by what was done
-STARTED = pytest.StashKey[float]()
+RESULTS = {"campaign": "campaign.json", "campaign and gpu": "campaign_gpu.json"}  # by the option -m
+ROW = "campaign"  # the name of a test's property that is a row of the result
 
 
 class Campaign:
     """What a test of the campaign is given.
 
     Attributes:
-        full: whether this is the whole campaign. seed: of all faults. faults, lost: counted by the test.
+        full: whether this is the whole campaign. seed: of all faults. gpu: whether the test needs a GPU.
+        backends: for the name of a row, those that tests with the fixture `backend` add up in it.
+        faults, lost: counted by the test.
     """
 
-    def __init__(self, name: str, full: bool, seed: int) -> None:
-        self.name, self.full, self.seed = name, full, seed
+    def __init__(self, name: str, full: bool, seed: int, gpu: bool) -> None:
+        self.name, self.full, self.seed, self.gpu = name, full, seed, gpu
+        self.backends = "cuda" if gpu else "all backends"
         self.faults = self.lost = 0
         self.what = ""
 
-    def count(self, few: int, many: int) -> int:
-        """How many faults this run injects."""
-        return many if self.full else few
+    def count(self, few: int, many: int, gpu: tuple[int, int] | None = None) -> int:
+        """How many faults this run injects; on a GPU, where a process takes a second to start, others."""
+        return (gpu if gpu and self.gpu else (few, many))[self.full]
 
     def rng(self, *key: str | int) -> np.random.Generator:
         """Random numbers of this seed and key."""
@@ -59,15 +64,13 @@ class Campaign:
 @pytest.fixture(params=["few", pytest.param("full", marks=pytest.mark.campaign)])
 def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
     """The counter of this test."""
-    name = request.node.originalname
-    made = Campaign(name, request.param == "full", request.config.getoption("--campaign-seed"))
+    test, seed = request.node, request.config.getoption("--campaign-seed")
+    made = Campaign(test.originalname, request.param == "full", seed, test.get_closest_marker("gpu") is not None)
     start = time.perf_counter()
     yield made
     if made.full and made.what:  # it was not skipped
-        seconds = round(time.perf_counter() - start, 1)
-        row = request.config.stash[ROWS].setdefault(made.what, {"faults": 0, "lost": 0, "seconds": 0.0})
-        for key, value in (("faults", made.faults), ("lost", made.lost), ("seconds", seconds)):
-            row[key] += value
+        row = {"faults": int(made.faults), "lost": int(made.lost), "seconds": time.perf_counter() - start}
+        test.user_properties.append((ROW, {"what": made.what, **row}))  # its report brings it out of a worker, too
 
 
 @contextmanager
@@ -88,7 +91,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS], config.stash[STARTED] = {}, time.perf_counter()
+    if not hasattr(config, "workerinput"):  # a worker's tests are reported to the process that started it
+        config.pluginmanager.register(Result(config))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -104,28 +108,55 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """A whole campaign leaves its result."""
-    config = session.config
-    whole = config.getoption("-m") == "campaign" and not config.getoption("-k") and not config.option.file_or_dir
-    if not (whole and exitstatus == 0 and config.stash[ROWS]):
-        return
+class Result:
+    """Collects the rows of all tests; a whole campaign leaves its result."""
 
-    def git(*arguments: str) -> str:
-        if not shutil.which("git"):
-            return ""
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    def __init__(self, config: pytest.Config) -> None:
+        self.config, self.started = config, time.perf_counter()
+        self.rows: dict[str, dict[str, Any]] = {}  # by what was done
 
-    record = {
-        "command": "python -m pytest -m campaign",
-        "seed": config.getoption("--campaign-seed"),
-        "date": time.strftime("%Y-%m-%d"),
-        "seconds": round(time.perf_counter() - config.stash[STARTED], 1),
-        "commit": git("rev-parse", "HEAD") or None,
-        "dirty": bool(git("status", "--porcelain")),
-        "python": platform.python_version(),
-        "machine": f"{usable_cores()} cores, {platform.system()} {platform.machine()}",
-        "versions": {"minigrad": minigrad.__version__, "NumPy": np.__version__},
-        "rows": [{"what": what, **row} for what, row in sorted(config.stash[ROWS].items())],
-    }
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for found in [value for name, value in report.user_properties if name == ROW and report.when == "teardown"]:
+            row = self.rows.setdefault(found["what"], {"faults": 0, "lost": 0, "seconds": 0.0})
+            for key in row:
+                row[key] += found[key]
+
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        asked = self.config.getoption("-m")
+        whole = asked in RESULTS and not self.config.getoption("-k") and not self.config.option.file_or_dir
+        if whole and exitstatus == 0 and self.rows:
+            text = json.dumps(self.record(asked), indent=1)
+            (ROOT / "benchmarks" / "results" / RESULTS[asked]).write_text(text + "\n", encoding="utf-8")
+
+    def record(self, asked: str) -> dict[str, Any]:
+        """What the file holds."""
+        seconds = round(time.perf_counter() - self.started, 1)
+        quoted = f'"{asked}"' if " " in asked else asked
+        workers = getattr(self.config.option, "numprocesses", None)  # of pytest-xdist
+        rows = [{"what": what, **row, "seconds": round(row["seconds"], 1)} for what, row in sorted(self.rows.items())]
+        record: dict[str, Any] = {
+            "command": f"python -m pytest -m {quoted}" + (f" -n {workers}" if workers else ""),
+            "seed": self.config.getoption("--campaign-seed"),
+            "date": time.strftime("%Y-%m-%d"),
+            "seconds": seconds,
+            "commit": git("rev-parse", "HEAD") or None,
+            "dirty": bool(git("status", "--porcelain")),
+            "python": platform.python_version(),
+            "machine": f"{usable_cores()} cores, {platform.system()} {platform.machine()}",
+            "versions": {"minigrad": minigrad.__version__, "NumPy": np.__version__},
+            "rows": rows,
+        }
+        if "gpu" in asked:
+            import cupy
+
+            name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+            record["gpu"] = {"name": name, "driver": release()}
+            record["versions"]["CuPy"] = cupy.__version__
+        return record
+
+
+def git(*arguments: str) -> str:
+    """What git prints; nothing where there is none."""
+    if not shutil.which("git"):
+        return ""
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()

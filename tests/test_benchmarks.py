@@ -211,6 +211,19 @@ def test_the_table_of_the_campaign_adds_up(load):
     assert "`pytest`, seed 7, today, commit 0123456789ab, with changes, 2 min on 2 cores" in text
 
 
+def test_the_campaign_on_a_gpu_stands_below_the_other_one(load, tmp_path):
+    rows = [{"what": "kills", "faults": 1200, "lost": 0, "seconds": 3.4}]
+    record = {"command": "pytest", "seed": 7, "date": "today", "commit": None, "dirty": False, "seconds": 90.0}
+    record |= {"machine": "2 cores", "python": "3.11", "versions": {"NumPy": "2.4", "CuPy": "14.2"}, "rows": rows}
+    for name, more in (("campaign", {}), ("campaign_gpu", {"gpu": {"name": "NVIDIA X", "driver": "580.1"}})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**record, **more}))
+    assert load("report").main(["--results", str(tmp_path)]) == 0
+    text = (tmp_path / "campaign.md").read_text()
+    assert text.count("| kills | 1,200 | 0 | 3 |") == 2
+    below = text.splitlines()[-1]
+    assert "commit unknown, 2 min on NVIDIA X, driver 580.1, CuPy 14.2, 2 cores, Python 3.11, NumPy 2.4." in below
+
+
 def test_the_seed_stands_beside_the_same_architecture(load):
     report = load("report")
     figures = {"mse": 0.03, "bce": 255.0, "kl": 6.25, "sample_std": 0.2}

@@ -3,6 +3,9 @@
 What "nothing" means: after every fault the folder holds a valid checkpoint, at most one step older than the last one
 that was done (checkpoints are written after every step here), and the run that goes on ends in the same bits as one
 that nobody disturbed.
+
+A run is named by its model, its kernels and how these work: with so many threads; or on a GPU with the step captured as
+a CUDA graph, eager, or each in turn.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cuda_on_cpu
 import pytest
-from conftest import NEEDS_COMPILER, NEEDS_NUMBA
+from conftest import NEEDS_COMPILER, NEEDS_NUMBA, require_gpu
 from faults import Campaign
 
 from autoencoders.training import load_checkpoint
@@ -29,7 +34,16 @@ from autoencoders.training import load_checkpoint
 SERVER = Path(__file__).with_name("train_server.py")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = 80
-RUNS = ["vae-numpy-1", "ae-plain-1", pytest.param("vae-numba-2", marks=NEEDS_NUMBA)]  # model, kernels, threads
+on_gpu = partial(pytest.param, marks=pytest.mark.gpu)
+
+
+def options_of(run: str, part: int = 0) -> dict[str, Any]:
+    """What the server is told of a run, or of its part of this number."""
+    kind, kernels, how = run.split("-")
+    if kernels != "cuda":
+        return {"kind": kind, "kernels": kernels, "threads": int(how)}
+    require_gpu()
+    return {"kind": kind, "kernels": kernels, "capture": {"captured": True, "eager": False}.get(how, part % 2 == 0)}
 
 
 class Server:
@@ -70,7 +84,7 @@ class Server:
             if word == "exit":
                 return int(rest), step, said
             if word == "step":
-                step = int(rest)
+                step = int(rest.split()[0])
             else:
                 said.append(line)
             line = None
@@ -113,14 +127,23 @@ def leftovers(folder: Path) -> list[Path]:
     return [*folder.rglob("*.part")]
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_kill_9_while_saving(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:
-    kind, kernels, threads = run.split("-")
-    options = {"kind": kind, "kernels": kernels, "threads": int(threads), "steps": STEPS}
+@pytest.mark.parametrize(
+    ("run", "part"),
+    [
+        ("vae-numpy-1", 1),
+        ("ae-plain-1", 1),
+        pytest.param("vae-numba-2", 1, marks=NEEDS_NUMBA),
+        # in two parts, for two workers of pytest-xdist
+        *(on_gpu(run, part) for run in ("vae-cuda-captured", "vae-cuda-eager", "ae-cuda-captured") for part in (1, 2)),
+    ],
+)
+def test_kill_9_while_saving(campaign: Campaign, server: Server, tmp_path: Path, run: str, part: int) -> None:
+    options = {**options_of(run), "steps": STEPS}
     expected = undisturbed(server, tmp_path / "whole", **options)
-    rng = campaign.rng(run)
+    rng = campaign.rng(run, part)
     kills = lost = number = halves = 0
-    wanted = campaign.count(15, 200)
+    wanted = campaign.count(15, 200, gpu=(2, 35))
+    start = 1.5 if campaign.gpu else 0.2  # seconds that a training may take to begin
     while kills < wanted:
         folder = tmp_path / f"run{number}"
         number += 1
@@ -129,9 +152,9 @@ def test_kill_9_while_saving(campaign: Campaign, server: Server, tmp_path: Path,
             process = server.start(folder=str(folder), **options)
             first = None
             if kills < wanted:
-                if rng.random() < 0.75:
+                if late := rng.random() < 0.75:
                     first = server.line()  # of its first step; however long it takes to start, most kills come later
-                time.sleep(rng.uniform(0, 0.2))
+                time.sleep(rng.uniform(0, 0.2 if late else start))
                 send(process, signal.SIGKILL)
             code, done, said = server.finish(first)
             assert code in (0, -signal.SIGKILL), said
@@ -145,15 +168,16 @@ def test_kill_9_while_saving(campaign: Campaign, server: Server, tmp_path: Path,
     assert halves or not campaign.full  # some hit the middle of a save
 
 
+@pytest.mark.parametrize("run", ["vae-numpy-1", on_gpu("vae-cuda-captured")])
 @pytest.mark.parametrize("which", ["SIGINT", "SIGTERM", "SIGINT twice"])
-def test_signals(campaign: Campaign, server: Server, tmp_path: Path, which: str) -> None:
+def test_signals(campaign: Campaign, server: Server, tmp_path: Path, which: str, run: str) -> None:
     twice = which.endswith("twice")
-    options = {"kind": "vae", "kernels": "numpy", "steps": STEPS, "save_every": 1 if twice else 7}
+    options = {**options_of(run), "steps": STEPS, "save_every": 1 if twice else 7}
     expected = undisturbed(server, tmp_path / "whole", **options)
     number = getattr(signal, which.split()[0])
-    rng = campaign.rng(which)
+    rng = campaign.rng(which, run)
     sent = lost = runs = at_once = 0
-    wanted = campaign.count(5, 60)
+    wanted = campaign.count(5, 60, gpu=(2, 20))
     while sent < wanted:
         folder = tmp_path / f"run{runs}"
         runs += 1
@@ -180,60 +204,65 @@ def test_signals(campaign: Campaign, server: Server, tmp_path: Path, which: str)
                 lost += step < max(before, done - twice)
                 lost += any(not text.startswith("interrupted") for text in said)
         lost += digest(folder) != expected
-    campaign.survived(f"{which} at any moment", sent, lost)
+    campaign.survived(f"{which} at any moment ({run})", sent, lost)
     assert bool(at_once) == twice or not campaign.full
 
 
-def test_resume_from_every_step(campaign: Campaign, server: Server, tmp_path: Path) -> None:
-    options = {"kind": "vae", "kernels": "numpy", "steps": 60}
+@pytest.mark.parametrize("run", ["vae-numpy-1", on_gpu("vae-cuda-captured"), on_gpu("vae-cuda-eager")])
+def test_resume_from_every_step(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:
+    options = {**options_of(run), "steps": 60}
     expected = undisturbed(server, tmp_path / "whole", keep=60, **options)
     saved = sorted((tmp_path / "whole" / "checkpoints").iterdir())
     assert len(saved) == 60
-    chosen = [saved[i] for i in campaign.rng().permutation(60)[: campaign.count(6, 60)]]
+    chosen = [saved[i] for i in campaign.rng(run).permutation(60)[: campaign.count(6, 60, gpu=(3, 30))]]
     lost = 0
     for path in chosen:
         again = tmp_path / path.stem
         (again / "checkpoints").mkdir(parents=True)
         shutil.copy(path, again / "checkpoints")
         lost += undisturbed(server, again, **options) != expected
-    campaign.survived("resume from a checkpoint of any step, other bits at the end", len(chosen), lost)
+    campaign.survived(f"resume from a checkpoint of any step ({run}), other bits at the end", len(chosen), lost)
 
 
-def test_resume_many_times_in_one_run(campaign: Campaign, server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("run", ["vae-numpy-1", on_gpu("vae-cuda-alternating")])
+def test_resume_many_times_in_one_run(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:
     """Each part begins where Ctrl-C has ended the one before."""
-    options = {"kind": "vae", "kernels": "numpy", "steps": 60, "save_every": 0}
+    options = {**options_of(run), "steps": 60, "save_every": 0}
     expected = undisturbed(server, tmp_path / "whole", **options)
-    stops = sorted(campaign.rng().permutation(59)[: campaign.count(4, 20)] + 1)
-    for stop in stops:
+    stops = sorted(campaign.rng(run).permutation(59)[: campaign.count(4, 20, gpu=(3, 10))] + 1)
+    for part, stop in enumerate(stops, 1):
+        options |= options_of(run, part)
         server.start(folder=str(tmp_path / "parts"), stop_at=int(stop), **options)
         assert server.finish()[:2] == (130, stop)
         assert newest(tmp_path / "parts") == (stop, [])
     lost = undisturbed(server, tmp_path / "parts", **options) != expected
-    campaign.survived("resumes in one run, other bits at the end", len(stops), lost)
+    campaign.survived(f"resumes in one run ({run}), other bits at the end", len(stops), lost)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_same_bits_in_fresh_processes(campaign: Campaign, tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize("run", ["vae-numpy-1", "vae-numpy-2", on_gpu("vae-cuda-alternating")])
+def test_the_same_bits_in_fresh_processes(campaign: Campaign, tmp_path: Path, run: str) -> None:
     """100 steps, other hash seeds: nothing depends on the order of a set or on an address."""
     found = []
     count = campaign.count(2, 10)
-    options = {"kind": "vae", "kernels": "numpy", "steps": 100, "threads": threads}
     for number in range(count):
         folder = tmp_path / str(number)
-        line = json.dumps({"folder": str(folder), **options})
+        line = json.dumps({"folder": str(folder), **options_of(run, number), "steps": 100})
         environment = {**os.environ, "PYTHONHASHSEED": str(int(campaign.rng(number).integers(1, 2**32 - 1)))}
         environment["PYTHONPATH"] = os.pathsep.join(sys.path)
         subprocess.run([sys.executable, str(SERVER)], input=f"{line}\n", env=environment, check=True, text=True)
         assert newest(folder) == (100, [])
         found.append(digest(folder))
     lost = sum(x != found[0] for x in found)
-    campaign.survived(f"100 steps in fresh processes ({threads} threads), other bits", count, lost)
+    campaign.survived(f"100 steps in fresh processes ({run}), other bits", count, lost)
 
 
-def test_a_soak_leaves_nothing_behind(campaign: Campaign, server: Server, tmp_path: Path) -> None:
-    """Memory, open files, threads and temporary files of a training that saves after every step."""
+@pytest.mark.parametrize("run", ["vae-numpy-1", on_gpu("vae-cuda-captured")])
+def test_a_soak_leaves_nothing_behind(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:
+    """Memory, open files, threads and temporary files of a training that saves after every step, or on a GPU after
+    every tenth."""
     steps = campaign.count(300, 5000)
-    process = server.start(folder=str(tmp_path), kind="vae", kernels="numpy", steps=steps)
+    options = {**options_of(run), "steps": steps, "save_every": 10 if campaign.gpu else 1}
+    process = server.start(folder=str(tmp_path), **options)
     place = Path(f"/proc/{process}")
     if not place.exists():
         server.finish()
@@ -247,17 +276,19 @@ def test_a_soak_leaves_nothing_behind(campaign: Campaign, server: Server, tmp_pa
     early: tuple[int, ...] = ()
     seen: list[tuple[int, ...]] = []
     while not (line := server.line()).startswith("exit"):
-        step = int(line.split()[1])
-        if step == 100:
-            early = usage()
-        elif step > 100 and step % 50 == 0 and step < steps:
-            seen.append(usage())
+        word, step, held = line.split()
+        assert word == "step", line
+        if step == "100":
+            early = *usage(), int(held)
+        elif int(step) % 50 == 0 and 100 < int(step) <= steps - 100:  # later it may be gone before it is looked at
+            seen.append((*usage(), int(held)))
     assert line == "exit 0"
-    memory, files, threads, _ = (max(values) for values in zip(*seen, strict=True))
-    lost = (memory - early[0] > 8 * 1024) + (files > early[1] + 2) + (threads > early[2])
+    memory, files, threads, _, held_most = (max(values) for values in zip(*seen, strict=True))
+    lost = (memory - early[0] > 8 * 1024) + (files > early[1] + 2) + (threads > early[2]) + (held_most > early[4])
     assert len(os.listdir(tmp_path / "checkpoints")) == 3
     assert not leftovers(tmp_path)
-    campaign.survived("steps of a soak: memory + 8 MB, open files, threads, temporary files", steps, lost)
+    what = "memory + 8 MB, open files, threads, temporary files" + ", device memory" * campaign.gpu
+    campaign.survived(f"steps of a soak ({run}): {what}", steps, lost)
 
 
 def test_a_busy_machine_changes_no_bit(server: Server, tmp_path: Path) -> None:

@@ -455,7 +455,7 @@ def test_convolution_grid_against_loops(batch, backend, campaign):
         x, weight, bias = (backend.from_host(a) for a in (x, weight, bias))
         y = ops.conv2d(x, weight, bias, stride=g["stride"], padding=g["padding"])
         check_close(y.numpy(), expected, F64)
-    campaign.survived("convolutions against loops, all backends", count)
+    campaign.survived(f"convolutions against loops, {campaign.backends}", count)
 
 
 @pytest.mark.parametrize("batch", range(10))
@@ -466,7 +466,7 @@ def test_transposed_convolution_grid_against_loops(batch, backend, campaign):
         x, weight = (backend.from_host(a) for a in (x, weight))
         y = ops.conv2d_transpose(x, weight, stride=g["stride"], padding=g["padding"], output_size=g["size"])
         check_close(y.numpy(), expected, F64)
-    campaign.survived("transposed convolutions against loops, all backends", count)
+    campaign.survived(f"transposed convolutions against loops, {campaign.backends}", count)
 
 
 @functools.cache
@@ -506,7 +506,7 @@ def test_adjoint_identities(batch, backend, campaign):
             y_shape,
             seed=seed,
         )
-    campaign.survived("adjoint identities of convolutions, all backends", 2 * count)
+    campaign.survived(f"adjoint identities of convolutions, {campaign.backends}", 2 * count)
 
 
 @pytest.mark.parametrize(("H", "K", "S"), [*itertools.product((1, 2, 5, 7, 12), range(1, 6), range(1, 5))])

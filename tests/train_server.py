@@ -1,8 +1,8 @@
 """Trains in children of one process that has everything imported: hundreds of processes can be killed in a minute.
 
-Reads a line of JSON for each training (folder, kind, kernels, steps ...) and prints, a line each: "pid N", "step N"
-after every step, what the child says on stderr, and "exit N" when it has gone: its exit code, or minus the signal that
-ended it.
+Reads a line of JSON for each training (folder, kind, kernels, steps ...) and prints, a line each: "pid N", "step N M"
+after every step, with the bytes that CuPy's memory pool holds, what the child says on stderr, and "exit N" when it has
+gone: its exit code, or minus the signal that ended it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from autoencoders import VAE, Autoencoder, Callback, TrainingOptions, training
 from autoencoders.cli import run_program
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.training import Trainer, latest_checkpoint, load_checkpoint
+
+with suppress(ImportError):  # for its children; only they may touch a device, because CUDA does not survive a fork
+    import cupy  # noqa: F401
 
 STEPS_PER_EPOCH, BATCH = 10, 4
 
@@ -41,7 +45,11 @@ class Tell(Callback):
             signal.raise_signal(signal.SIGINT)
 
     def on_batch_end(self, trainer: Trainer) -> None:
-        say(f"step {trainer.progress.step}")
+        held = 0
+        if not trainer.k.on_host:
+            pool = trainer.k.xp.get_default_memory_pool()
+            held = pool.used_bytes() + pool.free_bytes()
+        say(f"step {trainer.progress.step} {held}")
 
 
 def train(
@@ -56,10 +64,11 @@ def train(
     threads: int = 1,
     keep: int = training.KEPT_CHECKPOINTS,
     stop_at: int | None = None,
+    capture: bool = True,
 ) -> None:
     """Start the run of a folder, or go on with it; as another user, with so many more bytes of memory, with so many
-    checkpoints kept, or interrupted in a step."""
-    minigrad.use(kernels=kernels, threads=threads)
+    checkpoints kept, interrupted in a step, or on a GPU without capturing the step."""
+    minigrad.use("cuda" if kernels == "cuda" else "cpu", kernels, threads)
     training.KEPT_CHECKPOINTS = keep
     images = np.random.default_rng(0).integers(0, 256, (STEPS_PER_EPOCH * BATCH, side, side, 1), dtype=np.uint8)
     if user is not None:
@@ -83,6 +92,7 @@ def train(
         progress=False,
         signals=(signal.SIGINT, signal.SIGTERM),
     )
+    trainer.capture = capture
     if found:
         trainer.restore(*found)
     if headroom is not None:
