@@ -377,7 +377,7 @@ def gpu(record: dict[str, Any], results: Path) -> str:
         cells += [number(ratio, 2), number(100 * row["flops"] / product / seconds["median"], 0, " %")]
         lines.append([bold(cell, row["program"].startswith("minigrad")) for cell in cells])
     heads = ["program", "batch", "precision", "us / step", "quartiles", "images / s", "ratio", "of sgemm"]
-    text = heading(f"Training step of the default VAE on {device['name']}", record)
+    text = heading(f"Training step of the default VAE on {device['name']}, driver {device['driver']}", record)
     text += f"A copy moves {copy / 1e9:,.0f} GB/s, counted twice; a large float32 product does {product / 1e12:,.1f} "
     text += "TFLOP/s. `ratio` is the speed relative to PyTorch as it comes, in the same precision."
     text += "\n\n" + table(heads, lines)
@@ -390,8 +390,9 @@ def gpu(record: dict[str, Any], results: Path) -> str:
         for row in rows
         if row["what"] == "kernel"
     ]
-    text += "\n## Kernels\n\nShares of the copy's speed, each argument and result counted once, and of the product's."
-    text += "\n\n" + table(["kernel", "precision", "us", "of a copy", "of sgemm"], lines)
+    if lines:
+        text += "\n## Kernels\n\nShares of the copy's speed, each argument and result counted once, and of the "
+        text += "product's.\n\n" + table(["kernel", "precision", "us", "of a copy", "of sgemm"], lines)
     lines = [
         [number(row["batch"]), number(1e3 * row["cpu_seconds"], 2), number(1e3 * row["gpu_seconds"], 2)]
         for row in rows
@@ -505,16 +506,19 @@ def natural(recipe: str) -> tuple[Any, ...]:
 
 
 def campaign(record: dict[str, Any]) -> str:
-    """The table of the fault campaign."""
+    """The table of the fault campaign, or of its part that needs a GPU."""
     rows = record["rows"]
     lines = [[row["what"], number(row["faults"]), number(row["lost"]), number(row["seconds"])] for row in rows]
     total = [sum(row[name] for row in rows) for name in ("lost", "seconds")]  # not of faults, which differ in kind
     lines.append(["**all**", "", *(f"**{number(value)}**" for value in total)])
     changed = ", with changes" if record["dirty"] else ""
+    commit = (record["commit"] or "unknown")[:12]
+    gpu, found = record.get("gpu"), record["versions"]
+    device = f"{gpu['name']}, driver {gpu['driver']}, CuPy {found['CuPy']}, " if gpu else ""
     return (
         f"{table(['fault', 'injected', 'lost', 'seconds'], lines)}\n`{record['command']}`, seed {record['seed']}, "
-        f"{record['date']}, commit {record['commit'][:12]}{changed}, {record['seconds'] / 60:.0f} min on "
-        f"{record['machine']}, Python {record['python']}, NumPy {record['versions']['NumPy']}.\n"
+        f"{record['date']}, commit {commit}{changed}, {record['seconds'] / 60:.0f} min on {device}"
+        f"{record['machine']}, Python {record['python']}, NumPy {found['NumPy']}.\n"
     )
 
 
@@ -568,8 +572,9 @@ def main(argv: list[str] | None = None) -> int:
     tables = {}  # those that stand in the README, too
     if files := sorted((results / "quality").glob("*.json")):
         tables["quality"] = quality([json.loads(file.read_text(encoding="utf-8")) for file in files])
-    if (results / "campaign.json").exists():
-        tables["campaign"] = campaign(json.loads((results / "campaign.json").read_text(encoding="utf-8")))
+    files = [file for name in ("campaign", "campaign_gpu") if (file := results / f"{name}.json").exists()]
+    if files:
+        tables["campaign"] = "\n".join(campaign(json.loads(file.read_text(encoding="utf-8"))) for file in files)
     for name, text in tables.items():
         (results / f"{name}.md").write_text(f"# {TITLES[name]}\n\n{text}", encoding="utf-8")
         print(f"{name} -> {name}.md")
