@@ -92,6 +92,9 @@ def _conv2d_grad_input(r: np.random.Generator, N: int) -> Iterator[Case]:
             gy = r.normal(size=(N, *g.output_size, F))
             weight = r.normal(size=(*g.kernel_size, C, F))
             yield Case("conv2d_grad_input", (gy, weight, g), math.prod(g.kernel_size) * F, linear=True)
+    g = GEOMETRIES[0]
+    nothing = r.normal(size=(N, *g.output_size, 5)), r.normal(size=(*g.kernel_size, 0, 5))
+    yield Case("conv2d_grad_input", (*nothing, g), 1, linear=True)
 
 
 def _conv2d_grad_weight(r: np.random.Generator, N: int) -> Iterator[Case]:
@@ -145,8 +148,20 @@ def _add_bias(r: np.random.Generator, N: int) -> Iterator[Case]:
 
 
 def _matmul(r: np.random.Generator, N: int) -> Iterator[Case]:
-    thin = ((300, 70 * N), (70 * N, 2)), ((3, 70 * N), (70 * N, 300))  # of matrices with few columns, or few rows
-    for a, b in (((N, 5), (5, 3)), ((400 * N, 70), (70, 50)), *thin, ((2, N, 4), (4, 3)), ((1, N, 4), (5, 4, 2))):
+    for M, K, columns in (
+        (N, 5, 3),
+        (400 * N, 70, 50),
+        (300, 70 * N, 2),  # few columns
+        (3, 70 * N, 300),  # few rows
+        (5, 70, 4),
+        (5, 70, 5),
+        (4, 70, 9),
+        (5, 70, 9),
+        (3, 1300, 5),  # a sum in many shares
+        (3, 0, 5),
+    ):
+        yield Case("matmul", (r.normal(size=(M, K)), r.normal(size=(K, columns))), max(K, 1), linear=True)
+    for a, b in (((2, N, 4), (4, 3)), ((1, N, 4), (5, 4, 2))):
         yield Case("matmul", (r.normal(size=a), r.normal(size=b)), a[-1], linear=True)
 
 

@@ -221,6 +221,7 @@ FAULTS = {
     "matrix_product's rows": ("matmul", "int k = ak == 1 ? i % BK : i / BM", "int k = ak == 1 ? i % 15 : i / BM"),
     "matrix_product's columns": ("matmul", "n = n0 + tx + COLUMNS * j", "n = n0 + tx + 15 * j"),
     "matrix_product_thin's places": ("matmul", "(size_t)m * ym + (size_t)n * yn]", "(size_t)m * N + n]"),
+    "the shares of a row": ("matmul", "s < count; s += 8", "s < count; s += 9"),
     "the rows of shares": ("conv2d_grad_weight", "row = 1; row < 8; row++", "row = 2; row < 8; row++"),
     "matrix_product's last step": ("matmul", "k0 + k < last && n0", "k0 + k < last - 1 && n0"),
     "rows that a block goes over": ("channel_sum", "gridDim.x * 8) row(", "gridDim.x * 8 + 1) row("),
@@ -259,11 +260,50 @@ def compare_all(k: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         test_backends.compare(k, case, "float32")
 
 
+MADE = re.findall(r"^(CORRELATE|PRODUCT)\((\w+), (.*?)\)$", re.sub(r"\)  //.*", ")", SOURCE), re.MULTILINE)
+
+
 def test_every_kernel_has_a_fault() -> None:
-    """A kernel that is added needs a fault of its own above."""
+    """A kernel that is added needs a fault of its own above; those that a macro makes are found by the faults of it."""
     names = set(re.findall(r'extern "C" __global__ void(?: __launch_bounds__\(.*?\))? (\w+)\(', SOURCE)) - {"NAME"}
     covered = " ".join(FAULTS)
     assert not {name for name in names if name not in covered}
+    assert [name for _, name, _ in MADE] == [
+        "correlate_large",
+        "correlate_small",
+        "matrix_product",
+        "matrix_product_thin",
+    ]
+
+
+def test_cuda_py_and_the_kernels_have_the_same_sizes(on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("THIN", "PIXELS", "LANES", "TAPS", "RUN", "LISTED"):
+        assert re.findall(rf"[ ,]{name} = (\d+)[,;]", SOURCE) == [str(getattr(cuda, name))], name
+    assert f"LARGE = sizeof(real) == 4 ? {cuda.LARGE['float32']} : {cuda.LARGE['float64']};" in SOURCE
+    assert f"PRODUCT(matrix_product_thin, 256, {cuda.FEW_COLUMNS}," in SOURCE
+    launched: dict[str, int] = {}  # threads of a block
+    plain = cuda.CudaBackend._launch
+
+    def launch(self: Any, name: str, dtype: Any, grid: Any, threads: int, *arguments: Any) -> None:
+        assert launched.setdefault(name, threads) == threads
+        plain(self, name, dtype, grid, threads, *arguments)
+
+    monkeypatch.setattr(cuda.CudaBackend, "_launch", launch)
+    for kernel in ("matmul", "conv_layer", "conv_layer_grad", "conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
+        with pytest.MonkeyPatch.context() as patch:
+            compare_all(on_cpu, kernel, patch)
+    bounds = {name: int(threads) for threads, name in re.findall(r"__launch_bounds__\((\d+).*?\) (\w+)\(", SOURCE)}
+    for macro, name, values in MADE:
+        bounds[name] = int(values.split(", ")[5]) if macro == "CORRELATE" else 256
+    assert set(bounds) - {"NAME"} >= {"correlate_small", "weight_gradient", "matrix_product_thin", "add_shares"}
+    for name, threads in launched.items():
+        assert bounds[name] == threads, name
+
+
+def test_an_array_beyond_32_bits_is_refused(on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "MOST_NUMBERS", 10)
+    with pytest.raises(MemoryError, match=r"at most 10 numbers, found \(3, 4\)"):
+        on_cpu.sigmoid(on_cpu.from_host(np.zeros((3, 4), np.float32)))
 
 
 @pytest.mark.parametrize("what", FAULTS)

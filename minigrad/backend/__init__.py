@@ -76,7 +76,7 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, 
             `fast`), `numpy` or `plain`; on a GPU `cuda` or `plain`.
         threads: of the CPU kernels chosen now; None: what `set_num_threads` was last told.
         precision: `fp32`, or with kernels `cuda` also `tf32`: the tensor cores take the convolutions of float32 arrays
-            (but small ones; see CudaBackend), and round what they multiply to 10 bits after the point.
+            (but the smallest; see CudaBackend), and round what they multiply to 10 bits after the point.
 
     Returns:
         the backend; `describe()` says what was chosen and why.

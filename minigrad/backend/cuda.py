@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     from ..ops.conv import ConvGeometry
 
 Array = Any
-MOST_NUMBERS = 2**31 - 1  # of an array: the kernels count in 32 bits
-MOST_BLOCKS = 512  # that a sum over pixels is cut into
+MOST_NUMBERS = 2**31 - 2**20  # of an array: the kernels count in 32 bits, in steps that go beyond the end
+MOST_BLOCKS = 512  # that a pass over all numbers of an array is cut into
 FEW_ROWS = 256  # that one block of threads sums
-FILL = 132  # multiprocessors of a large GPU: no block of threads has to wait for others if they fit on these
+FILL = 132  # multiprocessors of a large GPU; `resident`, in float, so many blocks of a kernel run on one at a time
 SOURCE = Path(__file__).with_name("kernels.cu")
-THIN, PIXELS, LANES, TAPS, RUN, LISTED = 16, 64, 16, 9, 8, 64  # as in kernels.cu, and so is LARGE
+THIN, PIXELS, LANES, TAPS, RUN, LISTED = 16, 64, 16, 9, 8, 64  # as in kernels.cu, and so are LARGE and FEW_COLUMNS
 LARGE = {"float32": 128, "float64": 64}  # pixels of a large tile; and of gweight its taps times channels
-FEW = 4  # channels to which a convolution goes, and columns of a product, that have a kernel of their own
+FEW = 4  # channels to which a convolution goes that has a kernel of its own
+FEW_COLUMNS = 4  # of a product that has a kernel of its own
 ADDITIONS = np.dtype([("total", "u8", LISTED), ("value", "u8", LISTED), ("size", "i4", LISTED), ("end", "i4", LISTED)])
 NULL = np.uint64(0)  # an array that is absent
 
@@ -45,9 +46,9 @@ class CudaBackend(Backend):
     """The kernels on the current CUDA device.
 
     Args:
-        precision: `fp32`; or `tf32`, where convolutions of float32 arrays, of more than 16 taps times channels and to
-            more than 4 channels, round what they multiply to 10 bits after the point instead of 23. Sums stay as they
-            are.
+        precision: `fp32`; or `tf32`, where convolutions of float32 arrays round what they multiply to 10 bits after the
+            point instead of 23, all but those that a kernel for few taps times channels, or for a result of few
+            channels, takes. Sums stay as they are.
 
     Raises:
         DeviceError: the device has no TF32.
@@ -144,10 +145,11 @@ class CudaBackend(Backend):
         a, *a_strides = self._strided(a)
         b, *b_strides = self._strided(b)
         shape, y_strides = (M, N), (N, 1)
-        if M < N and M <= FEW:  # the transposed product of the transposed matrices: the thin kernel wants few columns
-            M, N, a, b, y_strides = N, M, b, a, (1, N)
-            a_strides, b_strides = b_strides[::-1], a_strides[::-1]
-        name, rows, columns = ("matrix_product_thin", 256, FEW) if N <= FEW else ("matrix_product", 32, 32)
+        if M < N and M <= FEW_COLUMNS:  # the transposed product of the transposed matrices has few columns
+            y_strides = 1, N
+            M, N, a, b, a_strides, b_strides = N, M, b, a, b_strides[::-1], a_strides[::-1]
+        thin = N <= FEW_COLUMNS
+        name, rows, columns = ("matrix_product_thin", 256, FEW_COLUMNS) if thin else ("matrix_product", 32, 32)
         tiles = -(-M // rows) * -(-N // columns)
         shares = max(1, min(-(-4 * FILL // max(tiles, 1)), -(-K // 64)))
         partial = self.xp.empty((shares, *shape), dtype=a.dtype)
@@ -221,7 +223,7 @@ class CudaBackend(Backend):
             name, rows, columns, threads, resident = "correlate_large", large, 64, 256, 2
         else:
             name, rows, columns, threads, resident = "correlate_small", 64, 32, 128, 4
-        blocks = max(1, min(-(-pixels // rows), resident * FILL // -(-F // columns)))
+        blocks = max(1, min(-(-pixels // rows), resident * FILL // max(1, -(-F // columns))))
         partials = self.xp.empty((phases * blocks, 2, F), dtype="float64") if sums else None
         everything = x, norm, weight, bias, other, y, partials
         w_quads = C % 4 == 0 and weight.data.ptr % 16 == 0  # of the adjoint, which reads channels of x in a row
@@ -241,11 +243,13 @@ class CudaBackend(Backend):
         K, M, thin = KH * KW * C, N * OH * OW, KH * KW * C <= THIN
         large = LARGE[x.dtype.name]
         tiles, resident = (-(-F // 32), 5) if thin else (-(-K // large) * -(-F // 64), 2)
+        at_once = PIXELS if thin else 32  # pixels that a block reads
         shares = max(1, min(resident * FILL // max(tiles, 1), -(-M // PIXELS)))
+        share = -(-M // (shares * at_once)) * at_once
+        shares = max(1, -(-M // max(share, 1)))
         gweights = self.xp.empty((shares, KH, KW, C, F), dtype=x.dtype)
         arrays = x, x_norm, g, g_norm, gweights
         sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
-        share = -(-M // shares)
         if thin:
             grid = 1, tiles, shares
             self._launch("weight_gradient_thin_input", x.dtype, grid, 256, *arrays, *sizes, share)

@@ -4,8 +4,11 @@
 // Arrays are contiguous and images NHWC, with the sizes that ops/conv.py names: a convolution maps (N, H, W, C) to
 // (N, OH, OW, F) with weight (KH, KW, C, F).
 //
-// Sums over pixels are taken in double, without atomics: each block writes its own row of `partials` (blocks, 2, C), and
-// `finish_sums` or `finish_moments` adds the rows in their order. The same step twice therefore gives the same bits.
+// Sums over pixels are taken without atomics: each block writes its own row of `partials` (blocks, 2, C), in double, and
+// `finish_sums` or `finish_moments` adds the rows in their order; or its own share of a weight's gradient, and `add_shares`
+// adds those. The same step twice therefore gives the same bits.
+//
+// Blocks have one dimension. Where a kernel sees its threads as rows, `lane` is the place in a row and `ty` the row.
 
 typedef REAL real;
 struct alignas(16) real4 { real v[4]; };
@@ -21,7 +24,7 @@ struct Divisor {
     unsigned factor;
 
     __device__ Divisor(int divisor) : d(divisor > 1 ? divisor : 1), shift(0) {
-        while (1 << shift < d) shift++;
+        while (1u << shift < (unsigned)d) shift++;
         factor = ((1ull << (31 + shift)) + d - 1) / d;
     }
     __device__ int quotient(int m) const { return (unsigned)((unsigned long long)(unsigned)m * factor >> 31) >> shift; }
@@ -109,14 +112,14 @@ struct Part {
         const real *columns = &b[x / 4 * 4 * TN + matrix / 2 * 8 + line][matrix % 2 * 4];
 #pragma unroll
         for (int k = 0; k < BK; k += 8) {
-            real of_b[TN / 2][2], of_a[4];
+            real of_b[TN / 4][4], of_a[4];
 #pragma unroll
-            for (int j = 0; j < TN / 2; j += 2) load_matrices(of_b[j], columns + j * 8 * WIDTH + k);
+            for (int j = 0; j < TN / 4; j++) load_matrices(of_b[j], columns + j * 16 * WIDTH + k);
 #pragma unroll
             for (int i = 0; i < TM; i += 2) {
                 load_matrices(of_a, rows + i * 8 * WIDTH + k);
 #pragma unroll
-                for (int j = 0; j < TN; j += 2) mma(&sums[i][j], &sums[i + 1][j], of_a, of_b[j / 2]);
+                for (int j = 0; j < TN; j += 2) mma(&sums[i][j], &sums[i + 1][j], of_a, &of_b[j / 4][j % 4]);
             }
         }
 #else
@@ -218,10 +221,10 @@ const int OUTSIDE = -(1 << 30);  // a row that is none
 template <int BM, int BN, int BK, int TM, int TN>
 __device__ void correlate(const Correlation &o) {
     typedef Part<BM, BN, BK, TM, TN> Part;
-    const int threads = Part::THREADS, quads = BK / 4, lines = BN / 4;  // of a row of a, and of the result
-    const int a_count = BM * quads / threads, b_count = BN * quads / threads;  // that a thread reads
-    static_assert(a_count * threads == BM * quads && b_count * threads == BN * quads, "tile");
-    static_assert(BM * lines % (4 * threads) == 0, "each thread writes four lines at once");
+    const int threads = Part::THREADS, a_width = BK / 4, y_width = BN / 4;  // of a row, in fours
+    const int a_count = BM * a_width / threads, b_count = BN * a_width / threads;  // that a thread reads
+    static_assert(a_count * threads == BM * a_width && b_count * threads == BN * a_width, "tile");
+    static_assert(BM * y_width % (4 * threads) == 0, "each thread writes four rows at once");
     __shared__ __align__(16) struct {
         union {
             struct { typename Part::A a; typename Part::B b; } factors;
@@ -237,15 +240,15 @@ __device__ void correlate(const Correlation &o) {
     const Axis cols = axis_of(o.adjoint, blockIdx.z % o.SW, o.OW, o.KW, o.SW, o.left);
     const Pixels pixels(rows.pixels, cols.pixels);
     const int M = o.N * rows.pixels * cols.pixels, steps = rows.taps * cols.taps * ((o.C + BK - 1) / BK);
-    const int a_row = thread / quads, a_channel = thread % quads * 4;  // what it reads of a, and then every threads / quads
+    const int a_row = thread / a_width, a_channel = thread % a_width * 4;  // what it reads of a, and then every threads / a_width
     // Of b, the channel and the first of four k. Neighbouring threads read neighbours in weight: k if adjoint, else channels.
-    const int b_row = o.adjoint ? thread / quads : thread % BN, b_channel = o.adjoint ? a_channel : thread / BN * 4;
-    const int b_rows = o.adjoint ? threads / quads : 0, b_channels = o.adjoint ? 0 : threads / BN * 4;  // apart
-    const int n = n0 + thread % lines * 4;  // of the result, that it writes
+    const int b_row = o.adjoint ? thread / a_width : thread % BN, b_channel = o.adjoint ? a_channel : thread / BN * 4;
+    const int b_rows = o.adjoint ? threads / a_width : 0, b_channels = o.adjoint ? 0 : threads / BN * 4;  // apart
+    const int n = n0 + thread % y_width * 4;  // of the result, that it writes
     double (&totals)[2][BN] = shared.totals[thread / 32];
-    if (thread % 32 < lines)
+    if (thread % 32 < y_width)
         for (int e = 0; e < 4; e++) totals[0][n - n0 + e] = totals[1][n - n0 + e] = 0;
-    __syncthreads();
+    __syncthreads();  // for a phase without pixels, which has no other before the totals are read
 
     for (int tile = blockIdx.x; tile * BM < M; tile += gridDim.x) {
         for (int i = thread; i < BM; i += threads) {
@@ -268,7 +271,7 @@ __device__ void correlate(const Correlation &o) {
             held = c;
 #pragma unroll
             for (int i = 0; i < a_count; i++) {
-                const Origin origin = shared.origins[a_row + i * (threads / quads)];
+                const Origin origin = shared.origins[a_row + i * (threads / a_width)];
                 const unsigned row = origin.row + down, col = origin.col + right;
                 a[i] = real4{};
                 if (row >= o.H || col >= o.W) continue;
@@ -309,7 +312,7 @@ __device__ void correlate(const Correlation &o) {
             }
 #pragma unroll
             for (int i = 0; i < a_count; i++)
-                *(real4 *)&shared.factors.a[a_row + i * (threads / quads)][a_channel] = part.factors(a[i]);
+                *(real4 *)&shared.factors.a[a_row + i * (threads / a_width)][a_channel] = part.factors(a[i]);
 #pragma unroll
             for (int i = 0; i < b_count; i++)
                 *(real4 *)&shared.factors.b[b_row + i * b_rows][b_channel + i * b_channels] = part.factors(b[i]);
@@ -331,19 +334,19 @@ __device__ void correlate(const Correlation &o) {
         __syncthreads();
         const real4 bias = o.bias ? read4(o.bias, n, o.F, false) : real4{};
         double total[2][4] = {};
-        for (int first = thread / lines; first < BM; first += 4 * (threads / lines)) {
+        for (int first = thread / y_width; first < BM; first += 4 * (threads / y_width)) {
             int outs[4];
             real4 others[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {  // all before the first is needed
-                const int out = n < o.F ? shared.origins[first + i * (threads / lines)].out : -1;
+                const int out = n < o.F ? shared.origins[first + i * (threads / y_width)].out : -1;
                 outs[i] = out;
                 others[i] = o.other && out >= 0 ? read4(o.other + (size_t)out * o.F, n, o.F, o.y_quads) : real4{};
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 if (outs[i] < 0) continue;
-                real4 value = *(const real4 *)&shared.result[first + i * (threads / lines)][n - n0];
+                real4 value = *(const real4 *)&shared.result[first + i * (threads / y_width)][n - n0];
                 real *to = o.y + (size_t)outs[i] * o.F + n;
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
@@ -370,8 +373,8 @@ __device__ void correlate(const Correlation &o) {
         for (int e = 0; e < 4 && o.partials; e++)
             for (int s = 0; s < 2; s++) {
                 // the lanes that write the same channels
-                for (int apart = lines; apart < 32; apart *= 2) total[s][e] += __shfl_xor_sync(0xffffffff, total[s][e], apart);
-                if (thread % 32 < lines) totals[s][n - n0 + e] += total[s][e];
+                for (int apart = y_width; apart < 32; apart *= 2) total[s][e] += __shfl_xor_sync(0xffffffff, total[s][e], apart);
+                if (thread % 32 < y_width) totals[s][n - n0 + e] += total[s][e];
             }
         __syncthreads();
     }
@@ -391,10 +394,10 @@ __device__ void correlate(const Correlation &o) {
         double *partials, int N, int H, int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, \
         int left, int adjoint, int active, int x_quads, int w_quads, int y_quads) {                                   \
         static_assert((BM / (TM)) * (BN / (TN)) == THREADS, "threads");                                               \
-        correlate<BM, BN, BK, TM, TN>({x, norm, weight, bias, other, y, partials, N, H, W, C, OH, OW, F, KH,    \
-                                             KW, SH, SW, top, left, adjoint, active, x_quads, w_quads, y_quads});     \
+        correlate<BM, BN, BK, TM, TN>({x, norm, weight, bias, other, y, partials, N, H, W, C, OH, OW, F, KH, KW, SH,  \
+                                       SW, top, left, adjoint, active, x_quads, w_quads, y_quads});                   \
     }
-const int LARGE = sizeof(real) == 4 ? 128 : 64;  // so that both fit 48 KB of shared memory
+const int LARGE = sizeof(real) == 4 ? 128 : 64;  // pixels of a tile: with 128, double needs more than 48 KB of memory
 const int DEEP = TF32 ? 32 : 16;                 // k of a step; without the tensor cores there are no registers for more
 const int TALL = TF32 ? 4 : LARGE / 16, WIDE = TF32 ? 8 : 4;
 CORRELATE(correlate_large, LARGE, 64, DEEP, TALL, WIDE, 256, sizeof(real) == 4 ? 2 : 1)
@@ -404,7 +407,7 @@ CORRELATE(correlate_small, 64, 32, 32, 4, 4, 128, sizeof(real) == 4 ? 4 : 2)
 //
 // gweight[k, f] = sum over pixels m of a[k, m] * g[f, m]. blockIdx.z takes a share of the pixels and writes partial sums
 // (shares, KH*KW*C, F), which `add_shares` adds. A block computes GK by GF of them, from GM pixels at a time. A thread reads
-// four k or f of four pixels.
+// four k, or four f, or both, of four pixels.
 
 const int GM = DEEP, GK = LARGE, GF = 64, LINES = 256 / (GM / 4) * 4;  // that the threads can read
 
@@ -425,7 +428,9 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) wei
     const bool reads_x = line < GK && k < K, reads_g = g_line >= 0 && f < F;
     const int tap_row = k / C / KW - top, tap_col = k / C % KW - left, channel = k % C;  // of the four k if x_quads
 
-    real4 a[4], others[4], *b = LINES < GK + GF ? others : a;  // of four pixels; a thread that reads one of them needs no more
+    // Of four pixels. Where there are threads enough for all lines, none reads both a and b, and they share their registers.
+    real4 a[4], others[4];
+    real4 *const b = LINES < GK + GF ? others : a;
     int inside = 0;  // bit i: whether a[i] is to be normalised
     int m = first + pixel;
     auto read = [&]() {
@@ -541,7 +546,7 @@ __device__ void write_partials(const double *total, double *partials, int C) {
 }
 
 // The convolution where KH * KW * C <= THIN. A block computes 64 pixels by 32 channels, a thread 8 pixels of one.
-extern "C" __global__ void __launch_bounds__(256) correlate_thin_input(
+extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 4 : 2) correlate_thin_input(
     const real *x, const real *norm, const real *weight, const real *bias, const real *other, real *y, double *partials,
     int N, int H, int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int active) {
     __shared__ __align__(16) real columns[THIN][PIXELS];
@@ -570,6 +575,7 @@ extern "C" __global__ void __launch_bounds__(256) correlate_thin_input(
             if (m >= M || f >= F) break;
             real value = active ? positive(acc[i] + b) : acc[i] + b;
             y[(size_t)m * F + f] = value;
+            if (!partials) continue;
             double shifted = (double)value - shift;
             total[0] += shifted;
             total[1] += shifted * (other ? others[i] : shifted);
@@ -580,7 +586,7 @@ extern "C" __global__ void __launch_bounds__(256) correlate_thin_input(
 
 // The gradient of that convolution's weight, as in weight_gradient. A thread has one channel of g, all k, and 8 of every 64
 // pixels.
-extern "C" __global__ void __launch_bounds__(256) weight_gradient_thin_input(
+extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 5 : 3) weight_gradient_thin_input(
     const real *x, const real *x_norm, const real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
     int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int pixels_a_share) {
     __shared__ __align__(16) real columns[THIN][PIXELS];
@@ -626,16 +632,17 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) cor
     const Axis cols = axis_of(adjoint, blockIdx.z % SW, OW, KW, SW, left);
     const Pixels pixels(rows.pixels, cols.pixels);
     const int M = N * rows.pixels * cols.pixels, taps = rows.taps * cols.taps;
-    const int nth = taps ? 255 / cols.taps + 1 : 0;  // tap * nth / 256 is tap / cols.taps for the few that there are
-    const int higher = rows.sign < 0 ? rows.taps - 1 : 0, before = cols.sign < 0 ? cols.taps - 1 : 0;  // than tap 0
+    const int reciprocal = taps ? 255 / cols.taps + 1 : 0;  // tap * reciprocal / 256 is tap / cols.taps for tap < 9
+    // So many taps lie above and left of tap 0.
+    const int above = rows.sign < 0 ? rows.taps - 1 : 0, left_of = cols.sign < 0 ? cols.taps - 1 : 0;
     for (int f = 0; f < F; f++) {
-        real w[TAPS][4] = {}, constant[TAPS] = {}, constants = 0;
-        int away[TAPS] = {};  // from the first tap's place in x
+        real w[TAPS][4] = {}, constant[TAPS] = {};
+        unsigned away[TAPS] = {};  // from the place in x of the top left tap
 #pragma unroll
         for (int tap = 0; tap < TAPS; tap++) {
             if (tap >= taps || c >= C) continue;
             int t = tap / cols.taps, u = tap % cols.taps;
-            away[tap] = (t * rows.sign * W + u * cols.sign) * C;
+            away[tap] = ((t * rows.sign + above) * W + u * cols.sign + left_of) * C;
             const real *from = weight + ((rows.tap + t * rows.apart) * KW + cols.tap + u * cols.apart) * C * F;
 #pragma unroll
             for (int e = 0; e < 4; e++) {
@@ -644,7 +651,6 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) cor
                 constant[tap] += w[tap][e] * (norm[2 * C + c + e] - norm[c + e] * norm[C + c + e]);
                 w[tap][e] *= norm[C + c + e];
             }
-            constants += constant[tap];
         }
         for (int start = blockIdx.x * M_PER; start < M; start += gridDim.x * M_PER) {
             int m = start + threadIdx.x / LANES * RUN;
@@ -653,26 +659,25 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) cor
                 real sums[4] = {};
                 if (m < M && c < C) {
                     const int h = rows.in + p.row * rows.stride, v = cols.in + p.col * cols.stride;
-                    const real *place = x + ((p.image * H + h) * W + v) * C + c;
+                    const int top_row = h - above, left_col = v - left_of;
+                    const real *place = x + (long long)((p.image * H + top_row) * W + left_col) * C + c;
                     auto add = [&](int tap) {
                         const real4 a = *(const real4 *)(place + away[tap]);
 #pragma unroll
                         for (int e = 0; e < 4; e++) sums[e] += a.v[e] * w[tap][e];
+                        sums[0] += constant[tap];
                     };
                     // Nearly all pixels meet all taps, and those of a 3 x 3 kernel need no test for each.
-                    const int top_row = h - higher, left_col = v - before;
                     if (taps == TAPS && top_row >= 0 && top_row + rows.taps <= H && left_col >= 0 &&
                         left_col + cols.taps <= W) {
-                        sums[0] = constants;
 #pragma unroll
                         for (int tap = 0; tap < TAPS; tap++) add(tap);
                     } else {
 #pragma unroll
                         for (int tap = 0; tap < TAPS; tap++) {
-                            const int t = tap * nth >> 8;
+                            const int t = tap * reciprocal >> 8;
                             const unsigned row = h + t * rows.sign, col = v + (tap - t * cols.taps) * cols.sign;
                             if (tap >= taps || row >= H || col >= W) continue;
-                            sums[0] += constant[tap];
                             add(tap);
                         }
                     }
@@ -718,8 +723,9 @@ extern "C" __global__ void __launch_bounds__(512) add_shares(const real *shares,
 
 // ---- products of small matrices, for dense layers ----
 //
-// shares[z, m, n] = sum over the z-th share of k of a[m * am + k * ak] * b[k * bk + n * bn]; `add_shares` adds them. It is
-// written to shares[z, m * ym + n * yn]. 256 threads compute BM by BN numbers, each TM by TN of them.
+// Number m, n of the z-th share is the sum over that share of k of a[m * am + k * ak] * b[k * bk + n * bn]. It goes to place
+// m * ym + n * yn of shares[z], because cuda.py may swap a and b; `add_shares` adds the shares. 256 threads compute BM by BN
+// numbers, each TM by TN of them.
 
 template <int BM, int BN, int TM, int TN>
 __device__ void product(
@@ -768,7 +774,6 @@ PRODUCT(matrix_product, 32, 32, 2, 2)
 PRODUCT(matrix_product_thin, 256, 4, 4, 1)  // where N is small: most of a tile of the other would be empty
 
 // ---- what goes over all rows (M, C) and sums over them: a block has 32 channels by 8 rows at a time ----
-
 //
 // channel(c) gives what is done at a place, row(place, sums), so that what belongs to the channel is read only once.
 template <class Channel>
@@ -834,7 +839,7 @@ extern "C" __global__ void __launch_bounds__(256) through_norm(
 }
 
 // The two sums of channel c from partials (blocks, 2, C). A block of threads has 32 channels; each of its 16 rows adds
-// every 16th of the partial sums, and the first row adds those.
+// every 16th of the partial sums, and then all rows add those.
 __device__ void add_partials(const double *partials, int blocks, int C, int c, double *total) {
     __shared__ double sums[16][2][32];
     const int lane = threadIdx.x % 32, ty = threadIdx.x / 32;

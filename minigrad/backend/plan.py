@@ -101,7 +101,7 @@ def phases(weight: Array, geometry: ConvGeometry) -> Plan:
         window = Window((row_phases[0].extent, column.extent), (height, width), (1, 1), (top, column.first))
         products = []
         for row in row_phases:
-            matrix = np.ascontiguousarray(flipped[row.taps, column.taps]).reshape(-1, C)  # (MH*MW*F, C)
+            matrix = np.ascontiguousarray(flipped[row.taps, column.taps]).reshape(row.number * column.number * F, C)
             start = (row.first - top) * width * F
             products.append(Product(matrix, slice(start, start + len(matrix)), row.pixels, column.pixels))
         parts.append((window, products))
