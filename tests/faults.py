@@ -116,6 +116,9 @@ class Result:
         self.rows: dict[str, dict[str, Any]] = {}  # by what was done
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self.config.getoption("-m") in RESULTS:  # now: a machine may be taken away before the end
+            terminal = self.config.pluginmanager.get_plugin("terminalreporter")
+            terminal.write_line(f"\n{report.nodeid}\n{report.longreprtext[-3000:]}")
         for found in [value for name, value in report.user_properties if name == ROW and report.when == "teardown"]:
             row = self.rows.setdefault(found["what"], {"faults": 0, "lost": 0, "seconds": 0.0})
             for key in row:
