@@ -272,6 +272,8 @@ class ufunc:
         device = _same_device(name, given)
         options = {"out": None if out is None else out._host, "dtype": dtype, "casting": casting}
         _write(options["out"])
+        if name == "power" and isinstance(operands[1], float):  # C's pow, as on a GPU: NumPy takes a root for 0.5
+            operands[1] = np.full_like(operands[0], operands[1])
         with np.errstate(all="ignore"):
             result = np.asarray(self._numpy(*operands, **options))
             floats = [x for x in operands if not isinstance(x, int)] or operands

@@ -356,6 +356,13 @@ def test_logsumexp_of_minus_infinity(backend):
     np.testing.assert_allclose(backend.to_host(x.grad), [[0, 0], [0, 1], [softmax, 1 - softmax]], rtol=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_the_power_of_a_half_is_the_root(backend):
+    """NaN of minus infinity on every device, as in NumPy and PyTorch; C's pow has infinity there."""
+    y = ops.pow(Tensor(backend.from_host(np.float32([-np.inf, -1, 4, np.inf]))), 0.5).numpy()
+    np.testing.assert_array_equal(y, np.float32([np.nan, np.nan, 2, np.inf]))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_log_and_sqrt_over_the_whole_range(dtype, backend):
     x = span(dtype)
