@@ -80,9 +80,8 @@ class Pow(Function):
 
     def forward(self, x: Array) -> Array:
         self.x = x
-        if self.exponent == 0.5:  # NumPy takes the root; the pow of a GPU, as C's, makes infinity of minus infinity
-            return self.k.xp.sqrt(x)
-        return x**self.exponent
+        # NumPy, too, takes the root; but the pow of a GPU, as that of C, makes infinity of minus infinity.
+        return self.k.xp.sqrt(x) if self.exponent == 0.5 else x**self.exponent
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
         if self.exponent == 0:  # the general formula would give 0 * inf at x = 0
