@@ -572,8 +572,7 @@ def main(argv: list[str] | None = None) -> int:
     tables = {}  # those that stand in the README, too
     if files := sorted((results / "quality").glob("*.json")):
         tables["quality"] = quality([json.loads(file.read_text(encoding="utf-8")) for file in files])
-    files = [file for name in ("campaign", "campaign_gpu") if (file := results / f"{name}.json").exists()]
-    if files:
+    if files := [file for name in ("campaign", "campaign_gpu") if (file := results / f"{name}.json").exists()]:
         tables["campaign"] = "\n".join(campaign(json.loads(file.read_text(encoding="utf-8"))) for file in files)
     for name, text in tables.items():
         (results / f"{name}.md").write_text(f"# {TITLES[name]}\n\n{text}", encoding="utf-8")

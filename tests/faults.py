@@ -113,10 +113,11 @@ class Result:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config, self.started = config, time.perf_counter()
+        self.asked = config.getoption("-m")
         self.rows: dict[str, dict[str, Any]] = {}  # by what was done
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and self.config.getoption("-m") in RESULTS:  # now: a machine may be taken away before the end
+        if report.failed and self.asked in RESULTS:  # now: a machine may be taken away before the end
             terminal = self.config.pluginmanager.get_plugin("terminalreporter")
             terminal.write_line(f"\n{report.nodeid}\n{report.longreprtext[-3000:]}")
         for found in [value for name, value in report.user_properties if name == ROW and report.when == "teardown"]:
@@ -125,16 +126,15 @@ class Result:
                 row[key] += found[key]
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
-        asked = self.config.getoption("-m")
-        whole = asked in RESULTS and not self.config.getoption("-k") and not self.config.option.file_or_dir
+        whole = self.asked in RESULTS and not self.config.getoption("-k") and not self.config.option.file_or_dir
         if whole and exitstatus == 0 and self.rows:
-            text = json.dumps(self.record(asked), indent=1)
-            (ROOT / "benchmarks" / "results" / RESULTS[asked]).write_text(text + "\n", encoding="utf-8")
+            text = json.dumps(self.record(), indent=1)
+            (ROOT / "benchmarks" / "results" / RESULTS[self.asked]).write_text(text + "\n", encoding="utf-8")
 
-    def record(self, asked: str) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """What the file holds."""
         seconds = round(time.perf_counter() - self.started, 1)
-        quoted = f'"{asked}"' if " " in asked else asked
+        quoted = f'"{self.asked}"' if " " in self.asked else self.asked
         workers = getattr(self.config.option, "numprocesses", None)  # of pytest-xdist
         rows = [{"what": what, **row, "seconds": round(row["seconds"], 1)} for what, row in sorted(self.rows.items())]
         record: dict[str, Any] = {
@@ -149,7 +149,7 @@ class Result:
             "versions": {"minigrad": minigrad.__version__, "NumPy": np.__version__},
             "rows": rows,
         }
-        if "gpu" in asked:
+        if "gpu" in self.asked:
             import cupy
 
             name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()

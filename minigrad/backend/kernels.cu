@@ -240,7 +240,7 @@ __device__ void correlate(const Correlation &o) {
     const Axis cols = axis_of(o.adjoint, blockIdx.z % o.SW, o.OW, o.KW, o.SW, o.left);
     const Pixels pixels(rows.pixels, cols.pixels);
     const int M = o.N * rows.pixels * cols.pixels, steps = rows.taps * cols.taps * ((o.C + BK - 1) / BK);
-    const int a_row = thread / a_width, a_channel = thread % a_width * 4;  // what it reads of a, and then every threads / a_width
+    const int a_row = thread / a_width, a_channel = thread % a_width * 4;  // of a, what it reads first
     // Of b, the channel and the first of four k. Neighbouring threads read neighbours in weight: k if adjoint, else channels.
     const int b_row = o.adjoint ? thread / a_width : thread % BN, b_channel = o.adjoint ? a_channel : thread / BN * 4;
     const int b_rows = o.adjoint ? threads / a_width : 0, b_channels = o.adjoint ? 0 : threads / BN * 4;  // apart
