@@ -100,10 +100,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The whole campaign runs only where it is asked for by name."""
-    if "campaign" in (config.getoption("-m") or ""):
-        return
-    left_out = [item for item in items if item.get_closest_marker("campaign")]
+    """The whole campaign runs only where it is asked for by name, and then without what is marked for both counts."""
+    asked = "campaign" in (config.getoption("-m") or "")
+    whole = [item for item in items if item.get_closest_marker("campaign")]
+    left_out = [item for item in whole if not asked or item.callspec.params["campaign"] == "few"]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 

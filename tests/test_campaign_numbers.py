@@ -52,15 +52,17 @@ def terms(case: Case) -> int:
     return x[-1]
 
 
-def drawn(campaign: Campaign, op: str, count: int, check: Callable[[Case, np.dtype, str], None]) -> None:
-    """Run a check on so many drawn calls of an operation; Hypothesis shrinks one that fails."""
+def drawn(campaign: Campaign, op: str, count: int, check: Callable[[Case, np.dtype, str], None]) -> int:
+    """Run a check on so many drawn calls of an operation in either precision; Hypothesis shrinks one that fails.
+    Returns the number of both."""
 
-    def run(data: st.DataObject) -> None:
-        case = DRAWN[op](data.draw)
-        check(case, np.dtype(data.draw(st.sampled_from(["f4", "f8"]))), data.draw(st.sampled_from(sorted(LAYOUTS))))
+    def run(data: st.DataObject, dtype: np.dtype) -> None:
+        check(DRAWN[op](data.draw), dtype, data.draw(st.sampled_from(sorted(LAYOUTS))))
 
     quiet = settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    seed(campaign.seed)(quiet(given(st.data())(run)))()
+    for dtype in (np.dtype("f4"), np.dtype("f8")):
+        seed(campaign.seed)(quiet(given(data=st.data(), dtype=st.just(dtype))(run)))()
+    return 2 * count
 
 
 @pytest.fixture(params=[*CPU_KERNELS, pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -88,8 +90,7 @@ def test_values_of_drawn_calls(campaign: Campaign, op: str, backend: Backend) ->
         for x, tensor in zip(before, tensors, strict=True):
             np.testing.assert_array_equal(x, tensor.numpy())
 
-    count = campaign.count(5, 100)
-    drawn(campaign, op, count, check)
+    count = drawn(campaign, op, campaign.count(3, 100), check)
     campaign.survived(f"drawn calls of operations, values ({backend.kernels})", count)
 
 
@@ -120,8 +121,7 @@ def test_gradients_of_drawn_calls(campaign: Campaign, op: str, backend: Backend)
         for i, a in enumerate(mine):  # none shares memory with another one
             assert (backend.to_host(a.grad) == i).all()
 
-    count = campaign.count(5, 100)
-    drawn(campaign, op, count, check)
+    count = drawn(campaign, op, campaign.count(3, 100), check)
     campaign.survived(f"drawn calls of operations, gradients ({backend.kernels})", count)
 
 
@@ -161,6 +161,82 @@ def test_accuracy_over_the_whole_float32_range(campaign: Campaign, op: str, back
     campaign.survived(what, count, wrong)
 
 
+def _bernoulli(x: float, t: float) -> tuple[float, float]:
+    positive, rest = max(x, 0.0), math.log1p(math.exp(-abs(x)))
+    if t in (0, 1):  # one of the two products is zero and the other one cancels exactly
+        return max(-x if t else x, 0.0) + rest, max(-x if t else x, 0.0) + rest
+    return positive - x * t + rest, positive + abs(x * t) + rest
+
+
+def _gaussian(mean: float, t: float, log_variance: float) -> tuple[float, float]:
+    square = (mean - t) ** 2 * math.exp(-log_variance)
+    rest = math.log(2 * math.pi)
+    return 0.5 * (square + log_variance + rest), 0.5 * (square + abs(log_variance) + rest)
+
+
+def _categorical(first: float, second: float, label: float) -> tuple[float, float]:
+    logits = (first, second)
+    most = max(logits)
+    total = math.log(sum(math.exp(x - most) for x in logits))
+    return most - logits[int(label)] + total, most - logits[int(label)] + 1
+
+
+def _divergence(mean: float, v: float) -> tuple[float, float]:
+    grown = math.expm1(min(v, 700.0))
+    return 0.5 * (mean * mean + (grown - v)), 0.5 * (mean * mean + abs(grown) + abs(v))
+
+
+ANY, SHARE, EXPONENT, LABEL = "any float32", "0 ... 1", "-80 ... 80", "0 or 1"
+LOSSES: dict[str, tuple[Callable[..., tuple[float, float]], tuple[str, ...]]] = {
+    "mse": (lambda x, t: ((x - t) ** 2, (x - t) ** 2), (ANY, ANY)),
+    "bce_with_logits": (_bernoulli, (ANY, SHARE)),
+    "gaussian_nll": (_gaussian, (ANY, ANY, EXPONENT)),
+    "softmax_cross_entropy": (_categorical, (ANY, ANY, LABEL)),
+    "kl_to_standard_normal": (_divergence, (ANY, ANY)),
+}
+"""From float64 numbers: the loss, and the sum of the magnitudes of its terms. Then what its arguments may be."""
+
+
+def numbers(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
+    if kind == LABEL:
+        return rng.integers(0, 2, count).astype("f4")
+    if kind == SHARE:
+        grey = rng.integers(0, 256, count) / 255
+        return rng.permuted([np.zeros(count), np.ones(count), grey, rng.random(count)], axis=0)[0].astype("f4")
+    if kind == EXPONENT:
+        return rng.uniform(-80, 80, count).astype("f4")
+    x = rng.integers(0, 2**32, count, dtype=np.uint64).astype(np.uint32).view(np.float32)  # all signs and exponents
+    return np.where(np.isfinite(x), x, np.float32(1))
+
+
+@pytest.mark.parametrize("op", LOSSES)
+def test_accuracy_of_losses_over_the_whole_float32_range(campaign: Campaign, op: str, backend: Backend) -> None:
+    """One number at a time, so that none hides behind a larger one, against float64: 8 roundings of the largest term,
+    or 2 of the smallest normal numbers."""
+    exact, kinds = LOSSES[op]
+    count = campaign.count(500, 30_000, gpu=(500, 5_000))
+    rng, top = campaign.rng(op), float(np.finfo("f4").max)
+    tiny, eps = float(np.finfo("f4").tiny), float(np.finfo("f4").eps)
+    wrong = checked = 0
+    for row in zip(*(numbers(kind, count, rng) for kind in kinds), strict=True):
+        if op == "gaussian_nll" and not tiny <= (float(row[0]) - float(row[1])) ** 2 <= top:
+            continue  # the square is taken before it is scaled
+        expected, magnitude = exact(*map(float, row))
+        if op == "softmax_cross_entropy":
+            arguments = np.array([row[:2]]), np.array([int(row[2])])
+        else:
+            arguments = tuple(np.array([[x]]) for x in row)
+        x, *more = map(backend.from_host, arguments)
+        y = getattr(ops, op)(Tensor(x), *more).item()
+        if 2 * magnitude > top * (1 - 8 * eps):  # sums are halved at the end, so they may overflow a factor of 2 before
+            wrong += not y >= min(expected, top) - 8 * eps * min(magnitude, top)
+        else:
+            wrong += not abs(y - expected) <= 8 * eps * magnitude + 2 * tiny
+        checked += 1
+    assert checked >= count / 8
+    campaign.survived(f"losses of drawn float32 numbers ({backend.kernels})", checked, wrong)
+
+
 # ---- NaN and infinity ----
 
 # Of an infinity PyTorch's formulas, x * a + b for (x - mean) * scale + beta and (1 - target) * logit for
@@ -190,6 +266,5 @@ def test_what_is_not_finite_goes_where_it_goes_in_torch(campaign: Campaign, op: 
             kinds = [kind != 0 for kind in kinds]
         np.testing.assert_array_equal(*kinds)
 
-    count = campaign.count(12, 100)
-    drawn(campaign, op, count, check)
+    count = drawn(campaign, op, campaign.count(6, 100), check)
     campaign.survived(f"NaN and infinity in drawn calls ({backend.kernels})", count)

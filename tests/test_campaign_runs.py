@@ -34,7 +34,20 @@ from autoencoders.training import load_checkpoint
 SERVER = Path(__file__).with_name("train_server.py")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = 80
+CPU_RUNS = ("vae-numpy-1", "ae-plain-1", "vae-numba-2", "ae-numpy-2", "vae-plain-1", "ae-numba-1")
 on_gpu = partial(pytest.param, marks=pytest.mark.gpu)
+
+
+def on_cpu(usual: int, *more: object) -> list[object]:
+    """Both models on every kernel set; all but so many of them only in the whole campaign."""
+    return [
+        pytest.param(
+            run,
+            *more,
+            marks=[NEEDS_NUMBA] * ("numba" in run) + [pytest.mark.campaign] * (number >= usual),
+        )
+        for number, run in enumerate(CPU_RUNS)
+    ]
 
 
 def options_of(run: str, part: int = 0) -> dict[str, Any]:
@@ -130,9 +143,7 @@ def leftovers(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("run", "part"),
     [
-        ("vae-numpy-1", 1),
-        ("ae-plain-1", 1),
-        pytest.param("vae-numba-2", 1, marks=NEEDS_NUMBA),
+        *on_cpu(3, 1),
         # in two parts, for two workers of pytest-xdist
         *(on_gpu(run, part) for run in ("vae-cuda-captured", "vae-cuda-eager", "ae-cuda-captured") for part in (1, 2)),
     ],
@@ -168,7 +179,7 @@ def test_kill_9_while_saving(campaign: Campaign, server: Server, tmp_path: Path,
     assert halves or not campaign.full  # some hit the middle of a save
 
 
-@pytest.mark.parametrize("run", ["vae-numpy-1", on_gpu("vae-cuda-captured")])
+@pytest.mark.parametrize("run", [*on_cpu(1), on_gpu("vae-cuda-captured")])
 @pytest.mark.parametrize("which", ["SIGINT", "SIGTERM", "SIGINT twice"])
 def test_signals(campaign: Campaign, server: Server, tmp_path: Path, which: str, run: str) -> None:
     twice = which.endswith("twice")
@@ -208,7 +219,7 @@ def test_signals(campaign: Campaign, server: Server, tmp_path: Path, which: str,
     assert bool(at_once) == twice or not campaign.full
 
 
-@pytest.mark.parametrize("run", ["vae-numpy-1", on_gpu("vae-cuda-captured"), on_gpu("vae-cuda-eager")])
+@pytest.mark.parametrize("run", [*on_cpu(1), on_gpu("vae-cuda-captured"), on_gpu("vae-cuda-eager")])
 def test_resume_from_every_step(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:
     options = {**options_of(run), "steps": 60}
     expected = undisturbed(server, tmp_path / "whole", keep=60, **options)
@@ -224,7 +235,7 @@ def test_resume_from_every_step(campaign: Campaign, server: Server, tmp_path: Pa
     campaign.survived(f"resume from a checkpoint of any step ({run}), other bits at the end", len(chosen), lost)
 
 
-@pytest.mark.parametrize("run", ["vae-numpy-1", on_gpu("vae-cuda-alternating")])
+@pytest.mark.parametrize("run", [*on_cpu(1), on_gpu("vae-cuda-alternating")])
 def test_resume_many_times_in_one_run(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:
     """Each part begins where Ctrl-C has ended the one before."""
     options = {**options_of(run), "steps": 60, "save_every": 0}
@@ -239,7 +250,7 @@ def test_resume_many_times_in_one_run(campaign: Campaign, server: Server, tmp_pa
     campaign.survived(f"resumes in one run ({run}), other bits at the end", len(stops), lost)
 
 
-@pytest.mark.parametrize("run", ["vae-numpy-1", "vae-numpy-2", on_gpu("vae-cuda-alternating")])
+@pytest.mark.parametrize("run", [*on_cpu(1), on_gpu("vae-cuda-alternating")])
 def test_the_same_bits_in_fresh_processes(campaign: Campaign, tmp_path: Path, run: str) -> None:
     """100 steps, other hash seeds: nothing depends on the order of a set or on an address."""
     found = []
@@ -256,7 +267,7 @@ def test_the_same_bits_in_fresh_processes(campaign: Campaign, tmp_path: Path, ru
     campaign.survived(f"100 steps in fresh processes ({run}), other bits", count, lost)
 
 
-@pytest.mark.parametrize("run", ["vae-numpy-1", on_gpu("vae-cuda-captured")])
+@pytest.mark.parametrize("run", [*on_cpu(1)[:3], on_gpu("vae-cuda-captured")])
 def test_a_soak_leaves_nothing_behind(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:
     """Memory, open files, threads and temporary files of a training that saves after every step, or on a GPU after
     every tenth."""
