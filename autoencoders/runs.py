@@ -33,6 +33,7 @@ from .training import (
     History,
     Trainer,
     TrainingOptions,
+    check_writable,
     claim,
     environment,
     latest_checkpoint,
@@ -116,6 +117,9 @@ class Run:
         with claim(self.folder):
             if latest_checkpoint(self.folder) != self.found:
                 raise FileExistsError(f"{self.folder}: another training has changed this folder meanwhile; start again")
+            for name in ("checkpoints", "film", "figures"):
+                if (self.folder / name).exists():
+                    check_writable(self.folder / name)
             if not self.resumed:
                 check_folder(self.folder, self.overwrite)
                 with raise_signals():
@@ -136,6 +140,7 @@ class Run:
                     self._write_record()
             bring_back(self.folder)
             raise
+        self.resumable = True
         for replaced in replaced_runs(self.folder).values():
             shutil.rmtree(replaced, ignore_errors=True)
 
@@ -158,7 +163,7 @@ class Run:
 
 def own_files(folder: Path) -> list[Path]:
     """The files of a run in a folder, whatever else it holds; none if there is no run."""
-    found = [path for pattern in OWN_FILES for path in sorted(folder.glob(pattern))]
+    found = [path for pattern in OWN_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
     return found if _holds_model(folder) or (folder / RECORD_FILE).exists() else []
 
 
@@ -213,20 +218,24 @@ def set_aside(folder: Path) -> None:
         raise
 
 
-def bring_back(folder: Path) -> None:
-    """Put an old run back where it was half moved, or where the run that should replace it has no checkpoint yet.
+def bring_back(folder: Path) -> bool:
+    """Put an old run back where it was half moved, or where the run that should replace it has no checkpoint yet;
+    whether there was one.
 
     What cannot be moved now stays where it is until the next start.
     """
+    files: list[Path] = []
     with contextlib.suppress(OSError):
         replaced = replaced_runs(folder)
         if replaced and not ((folder / MOVING).exists() or _holds_model(folder)):
             for path in own_files(folder):
                 path.unlink()
             replaced[max(replaced)].rename(folder / MOVING)
-        for path in [path for path in (folder / MOVING).rglob("*") if path.is_file()]:
+        files = [path for path in (folder / MOVING).rglob("*") if path.is_file()]
+        for path in files:
             _move(path, folder / MOVING, folder)
         shutil.rmtree(folder / MOVING)
+    return bool(files)
 
 
 def _move(path: Path, folder: Path, other: Path) -> None:
@@ -236,15 +245,16 @@ def _move(path: Path, folder: Path, other: Path) -> None:
     path.replace(target)
 
 
-def recover(folder: Path) -> None:
-    """Bring an old run back where a kill has hit the one that should replace it.
+def recover(folder: Path) -> bool:
+    """Bring an old run back where a kill has hit the one that should replace it; whether there was one.
 
     Raises:
         FileExistsError: another training is running there.
     """
     if (folder / MOVING).exists() or replaced_runs(folder):
         with claim(folder):
-            bring_back(folder)
+            return bring_back(folder)
+    return False
 
 
 def start_run(
@@ -278,6 +288,7 @@ def start_run(
         "data_dir": data_dir,
     }
     trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
+    trainer.check_memory()  # before anything is written
     return Run(trainer, dataset, folder, command, found, overwrite=overwrite)
 
 
@@ -308,7 +319,8 @@ def resume_run(
         FileExistsError: another training is running there. ValueError: epochs cannot be changed so.
     """
     warn = warn or tell
-    recover(folder)
+    if recover(folder):
+        warn("the run that was to replace this one ended before its first checkpoint; the old one is back, and goes on")
     found = latest_checkpoint(folder)
     arrays, record, path = load_checkpoint(folder, warn)
     try:
@@ -316,6 +328,15 @@ def resume_run(
         data, learning_rate = record["data"], record["learning_rate"]
         options = TrainingOptions(**record["options"])
         name, limit_train = data["name"], data["limit_train"]
+        if not (isinstance(learning_rate, float | int) and learning_rate > 0):
+            raise ValueError(f"learning_rate is {learning_rate!r}")
+        if not (limit_train is None or (isinstance(limit_train, int) and limit_train > 0)):
+            raise ValueError(f"data.limit_train is {limit_train!r}")
+        if not (isinstance(name, str) and isinstance(data.get("data_dir"), str | None)):
+            raise ValueError(f"data is {data!r}")
+        texts = all(isinstance(was[key], str) for key in ("device", "kernels", "precision"))
+        if not (texts and isinstance(was["threads"], int) and was["threads"] > 0):
+            raise ValueError(f"environment is {was!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: cannot be resumed{made_by(record)} ({error})") from error
     if device is None or device.partition(":")[0] == was["device"].partition(":")[0]:
@@ -333,12 +354,12 @@ def resume_run(
         if options.schedule != "constant":
             raise ValueError(f"epochs cannot change in a resumed run: its {options.schedule} schedule depends on them")
         options = replace(options, epochs=epochs)
-    dataset = load_dataset(name, data_dir or data["data_dir"], progress=progress)
+    dataset = load_dataset(name, data_dir or data.get("data_dir"), progress=progress)
     tell(dataset.source)
-    if dataset.content_hash != data["content_hash"]:
+    if dataset.content_hash != data.get("content_hash"):
         raise DataError(
             f"{dataset.name}: not the data of this run "
-            f"(SHA-256 {dataset.content_hash}, recorded {data['content_hash']})"
+            f"(SHA-256 {dataset.content_hash}, recorded {data.get('content_hash')})"
         )
     try:
         model = from_config(record["model"], arrays)
@@ -409,7 +430,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     for name, kind, what in (("commands", str, "texts"), ("earlier_environments", dict, "objects")):
         found = record.get(name, [])
         if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
-            raise DataError(f"{path}: {name}: expected a list of {what}, found {found!r}")
+            raise DataError(
+                f"{path}: {name}: expected a list of {what}, found {found!r}; without that file the defaults hold"
+            )
     return record
 
 

@@ -127,7 +127,7 @@ class TrainingOptions:
             ("iw_samples", 1),
         ):
             value = getattr(self, name)
-            check(name, isinstance(value, int) and value >= least, f"a whole number >= {least}")
+            check(name, isinstance(value, int) and least <= value < 2**63, f"a whole number >= {least}, below 2^63")
         check("schedule", self.schedule in ("constant", "cosine"), "constant or cosine")
         check("kl_warmup", 0 <= self.kl_warmup < math.inf, "a number of epochs >= 0")
         whole = self.validation < math.inf and float(self.validation).is_integer()
@@ -218,6 +218,44 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)  # the history
     best: dict[str, Any] | None = None  # epoch, val_loss and SHA-256 of the best checkpoint
     waited: int = 0  # epochs since
+
+    def check(self, options: TrainingOptions, images: int, columns: Sequence[str]) -> None:
+        """Raise ValueError unless a run with these options, on so many images, can have come to this place."""
+        batches = -(-images // options.batch_size)
+        for name in ("epoch", "batch", "step", "first_step", "images", "waited"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name} is {value!r} but must be a whole number >= 0")
+        covered = min(self.batch * options.batch_size, images)
+        for good, what in (
+            (self.batch <= batches, f"batch is {self.batch} but an epoch has {batches}"),
+            (self.step == self.epoch * batches + self.batch, f"step is {self.step} in epoch {self.epoch}"),
+            (self.images == covered, f"images is {self.images} but the steps have seen {covered}"),
+            (_numbers(self.sums) and len(self.sums) == (len(columns) if covered else 0), f"sums is {self.sums!r}"),
+            (_numbers([self.seconds]), f"seconds is {self.seconds!r}"),
+            (
+                isinstance(self.rows, list)
+                and len(self.rows) == self.epoch
+                and all(isinstance(row, dict) and _numbers([row.get(name) for name in columns]) for row in self.rows),
+                f"rows are not {self.epoch} with {', '.join(columns)}",
+            ),
+            (
+                self.best is None
+                or (
+                    isinstance(self.best, dict)
+                    and _numbers([self.best.get("epoch"), self.best.get("val_loss")])
+                    and isinstance(self.best.get("sha256"), str)
+                ),
+                f"best is {self.best!r}",
+            ),
+        ):
+            if not good:
+                raise ValueError(what)
+
+
+def _numbers(values: Any) -> bool:
+    """Whether this is a list of finite numbers."""
+    return isinstance(values, list) and all(type(x) in (int, float) and math.isfinite(x) for x in values)
 
 
 class Trainer:
@@ -348,13 +386,7 @@ class Trainer:
     def _run(self) -> History:
         if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
-        check_memory(
-            self.model,
-            self.batch_size,
-            self.options.iw_samples,
-            self.k.free_memory(),
-            self.k.device_of(self.optimizer.flat.values),
-        )
+        self.check_memory()
         self.k.prepare(self.dtype)
         self.optimizer.flat.check()
         if name := self._not_finite():
@@ -379,6 +411,11 @@ class Trainer:
             self._restore_best()
         self._call("on_fit_end")
         return self.history
+
+    def check_memory(self) -> None:
+        """Raise DeviceError unless a step fits into the free memory; so does the validation, in batches as large."""
+        device, free = self.k.device_of(self.optimizer.flat.values), self.k.free_memory()
+        check_memory(self.model, self.batch_size, self.options.iw_samples, free, device)
 
     @property
     def history(self) -> History:
@@ -494,7 +531,12 @@ class Trainer:
         beta = self.beta(p.step)
         row: dict[str, Any] = {"epoch": p.epoch + 1, **self.running}
         if len(self.validation_images):
-            validation = self._with_total(list(self.validate().values()), self.model.beta)
+            try:
+                validation = self._with_total(list(self.validate().values()), self.model.beta)
+            except MemoryError as error:
+                self.save_checkpoint()  # the steps are done
+                count = len(self.validation_images)
+                raise DeviceError(f"out of memory in the validation on {count} images: {error}") from error
             row.update({f"val_{name}": value for name, value in validation.items()})
             if not all(map(math.isfinite, validation.values())):
                 self._diverged(f"the validation loss after step {p.step} is not finite ({validation['loss']:g})")
@@ -520,7 +562,10 @@ class Trainer:
         rng = generator(self.options.seed, "validation")
         rows, targets = self.validation_labels, self.validation_targets
         samples = self.options.iw_samples
-        return mean_losses(self.model, self.validation_images, rng, one_hot=rows, targets=targets, iw_samples=samples)
+        batch = min(256, self.batch_size)  # what fits into a step fits into this
+        return mean_losses(
+            self.model, self.validation_images, rng, batch, one_hot=rows, targets=targets, iw_samples=samples
+        )
 
     # ---- the best weights ----
 
@@ -619,7 +664,9 @@ class Trainer:
             other = [name for name in ours if name != "epochs" and ours[name] != theirs[name]]
             if other:
                 raise ValueError(f"made with another {', '.join(other)}")
-            self._take(arrays, Progress(**record["progress"]))
+            progress = Progress(**record["progress"])
+            progress.check(self.options, len(self.train_images), self.columns)
+            self._take(arrays, progress)
             # a record's names are sorted; history.csv has this order
             order = ["epoch", *self.columns, *(f"val_{name}" for name in self.columns), "learning_rate", "beta"]
             rows = self.progress.rows
@@ -784,7 +831,9 @@ def libraries(k: Backend) -> list[str]:
         return [f"CuPy {k.xp.__version__}", name]
     from threadpoolctl import threadpool_info
 
-    found = [info for info in threadpool_info() if info["user_api"] == "blas"]
+    # SciPy, which others load, brings one of its own that computes nothing here
+    found = [x for x in threadpool_info() if x["user_api"] == "blas"]
+    found = [x for x in found if Path(x["filepath"]).parent.name != "scipy.libs"]
     blas = sorted(f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in found)
     compiled = [f"{name} {version(name)}" for name in ("numba", "llvmlite") if k.kernels == "numba"]
     return blas + compiled
@@ -860,7 +909,7 @@ def claim(folder: Path | None) -> Iterator[None]:
             f"{folder}: another training is running in this folder; wait for it or choose another folder"
         ) from error
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{folder / LOCK_FILE}: cannot be written: {error.strerror or error}") from error
     try:
         for pattern in LEFTOVERS:
             for path in folder.glob(pattern):

@@ -95,9 +95,11 @@ def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any],
 
     path = Path(path)
     try:
+        if path.is_fifo() or path.is_char_device():  # without an end
+            raise OSError("not a regular file")
         content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, MemoryError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + size].decode())["__metadata__"]

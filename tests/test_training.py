@@ -35,7 +35,7 @@ from autoencoders.runs import (
     trained_on,
     training_of_run,
 )
-from autoencoders.training import Trainer, catch_signals, claim, epoch_line, load_checkpoint, mean_losses
+from autoencoders.training import Trainer, catch_signals, claim, epoch_line, libraries, load_checkpoint, mean_losses
 from autoencoders.training import interrupt as signal_raises
 from minigrad.backend.pool import Pool
 from minigrad.random import generator
@@ -1887,3 +1887,218 @@ def test_sigterm_ends_a_run_after_its_step_with_a_checkpoint(tmp_path, array_fil
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert steps_of(tmp_path / "run") == [3]
+
+
+# ---- checkpoints that are whole but say what cannot be ----
+
+ODD_PROGRESS = [
+    ("epoch", "1"),
+    ("epoch", -1),
+    ("epoch", True),
+    ("epoch", 2),
+    ("batch", 99),
+    ("batch", 3.0),
+    ("step", 0),
+    ("step", 6.5),
+    ("first_step", -10),
+    ("images", -12),
+    ("sums", None),
+    ("sums", [1.0]),
+    ("sums", ["x", "y", "z"]),
+    ("sums", [math.nan] * 3),
+    ("seconds", None),
+    ("rows", [{}]),
+    ("rows", {}),
+    ("best", {"epoch": 1}),
+    ("best", 3),
+    ("waited", "x"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ODD_PROGRESS, ids=str)
+def test_a_place_where_no_run_can_be_is_refused(name, value, tmp_path):
+    """A newer version, or somebody, has written it with its SHA-256: the file is whole."""
+    trainer = trainer_of("vae", tmp_path, [At(9, interrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    arrays, record, path = load_checkpoint(tmp_path)
+    assert record["progress"]["batch"] == 3
+    resumed(tmp_path)
+    record["progress"][name] = value
+    with pytest.raises(DataError, match=f"^{path}: does not fit the training.*{name}"):
+        trainer_of("vae", tmp_path).restore(arrays, record, path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("learning_rate", "x"),
+        ("learning_rate", None),
+        ("learning_rate", -1),
+        ("data.name", 3),
+        ("data.limit_train", 1.5),
+        ("data.limit_train", -3),
+        ("data.data_dir", 3),
+        ("environment.device", 3),
+        ("environment.kernels", None),
+        ("environment.threads", "x"),
+        ("environment.threads", 0),
+        ("environment.precision", 32),
+    ],
+)
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_record_that_cannot_be_is_refused(place, value, tmp_path, array_file):
+    execute(run_of(array_file, tmp_path / "run"))
+    arrays, record, path = load_checkpoint(tmp_path / "run")
+    part, _, name = place.rpartition(".")
+    (record[part] if part else record)[name] = value
+    save_state(path, arrays, record)
+    before = files_in(tmp_path / "run")
+    with pytest.raises(DataError, match=rf"^{path}: cannot be resumed.*{part or name}"):
+        resume_run(tmp_path / "run", progress=False, tell=lambda _: None)
+    assert files_in(tmp_path / "run") == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_the_place_of_a_checkpoint_is_skipped(tmp_path):
+    trainer_of("vae", tmp_path).run()
+    newest = max((tmp_path / "checkpoints").glob("step-*"))
+    newest.unlink()
+    os.mkfifo(newest)
+    told: list[str] = []
+    assert load_checkpoint(tmp_path, told.append)[1]["progress"]["step"] == steps_of(tmp_path)[-2]
+    assert told == [f"skipped a checkpoint: {newest}: cannot be read: not a regular file"]
+
+
+def test_the_clock_decides_nothing(tmp_path, monkeypatch):
+    """It jumps back an hour at every look: the newest checkpoint is that of the highest step, and the bits are those of
+    other times."""
+    expected = trainer_of("vae", tmp_path / "calm", save_every=2)
+    expected.run()
+    hours = iter(range(10**6))
+    with monkeypatch.context() as patch:
+        for name in ("time", "perf_counter", "monotonic"):
+            patch.setattr(time, name, lambda: -3600.0 * next(hours))
+        trainer = trainer_of("vae", tmp_path / "run", [At(9, interrupt)], save_every=2)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+        for age, path in enumerate(sorted((tmp_path / "run" / "checkpoints").iterdir())):
+            os.utime(path, (1e9 - 3600 * age,) * 2)
+        trainer = resumed(tmp_path / "run")
+        assert trainer.progress.step == 9
+        trainer.run()
+    assert weights(trainer.model) == weights(expected.model)
+    assert timeless(trainer.history.rows) == timeless(expected.history.rows)
+
+
+# ---- memory, and folders that cannot be written ----
+
+
+def test_a_validation_takes_no_more_images_at_a_time_than_a_step(monkeypatch):
+    trainer = trainer_of("vae", None, validation=15)
+    seen = []
+    plain = type(trainer.model).losses
+
+    def losses(self, x, *arguments):
+        seen.append(len(x.data))
+        return plain(self, x, *arguments)
+
+    monkeypatch.setattr(type(trainer.model), "losses", losses)
+    trainer.validate()
+    assert max(seen) == BATCH
+    assert sum(seen) == 15
+
+
+def test_no_memory_for_the_validation_loses_no_step(tmp_path):
+    expected = trainer_of("vae", tmp_path / "whole", validation=3)
+    expected.run()
+    trainer = trainer_of("vae", tmp_path / "run", validation=3)
+
+    def validate():
+        raise MemoryError("Unable to allocate 1 GiB")
+
+    trainer.validate = validate
+    with pytest.raises(minigrad.DeviceError, match=r"in the validation on 3 images: Unable to allocate 1 GiB"):
+        trainer.run()
+    assert steps_of(tmp_path / "run") == [6]
+    again = resumed(tmp_path / "run")
+    again.run()
+    assert weights(again.model) == weights(expected.model)
+    assert timeless(again.history.rows) == timeless(expected.history.rows)
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_run_that_does_not_fit_into_memory_writes_nothing(tmp_path, array_file, monkeypatch):
+    monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: 1000)
+    with pytest.raises(minigrad.DeviceError, match="needs about"):
+        run_of(array_file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "film", "figures"])
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_place_in_the_folder_that_cannot_be_written_is_told_before_the_training(name, tmp_path, array_file):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    run = run_of(array_file, folder)
+    with pytest.raises(DataError, match=f"^{folder / name}: cannot be written"):
+        execute(run)
+    assert sorted(os.listdir(folder)) == sorted([".lock", name])
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(DataError, match=rf"^{tmp_path}/\.lock: cannot be written"), claim(tmp_path):
+        pass
+
+
+# ---- what a run says ----
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_an_old_run_that_comes_back_is_told_of(tmp_path, array_file, monkeypatch):
+    """The one that should replace it was killed, and could put nothing back itself."""
+    folder = tmp_path / "run"
+    execute(run_of(array_file, folder))
+    again = run_of(array_file, folder, overwrite=True, seed=5)
+    again.trainer.callbacks = [At(1, kill)]
+    with monkeypatch.context() as patch:
+        patch.setattr("autoencoders.runs.bring_back", lambda _: False)
+        with pytest.raises(Killed):
+            execute(again)
+    told: list[str] = []
+    resume_run(folder, progress=False, tell=told.append)
+    assert "the old one is back" in told[0]
+    told.clear()
+    resume_run(folder, progress=False, tell=told.append)
+    assert "the old one is back" not in told[0]
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_finished_run_can_be_resumed(tmp_path, array_file):
+    """So a signal after its end is answered with that."""
+    run = run_of(array_file, tmp_path / "run")
+    assert not run.resumable
+    execute(run)
+    assert run.resumable
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_folder_with_the_name_of_a_file_of_ours_stays(tmp_path, array_file):
+    folder = tmp_path / "run"
+    execute(run_of(array_file, folder))
+    (folder / "report.html").mkdir()
+    (folder / "report.html" / "mine.txt").write_text("mine")
+    execute(run_of(array_file, folder, overwrite=True, seed=5))
+    assert (folder / "report.html" / "mine.txt").read_text() == "mine"
+
+
+def test_scipys_blas_is_none_of_what_computes(monkeypatch):
+    found = [
+        {"user_api": "blas", "internal_api": "openblas", "version": "1", "filepath": f"/site-packages/{name}.libs/x.so"}
+        for name in ("numpy", "scipy")
+    ]
+    found[1]["version"] = "2"
+    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: found)
+    assert libraries(minigrad.use(kernels="plain")) == ["openblas 1"]
