@@ -705,28 +705,28 @@ def test_an_array_of_another_device_is_refused_by_name(name, call):
 
 
 WITHOUT_NEED = [
-    (ops.mul, (2, 3), (2, 3)),
-    (ops.div, (2, 3), (2, 3)),
-    (ops.matmul, (2, 3), (3, 4)),
-    (ops.dense, (2, 3), (3, 4), (4,)),
-    (ops.conv2d, (1, 4, 4, 2), (3, 3, 2, 1), (1,)),
-    (ops.conv2d_transpose, (1, 4, 4, 2), (3, 3, 1, 2), (1,)),
-    (ops.mse, (2, 3), (2, 3)),
-    (ops.bce_with_logits, (2, 3), (2, 3)),
-    (ops.gaussian_nll, (2, 3), (2, 3)),
+    ("mul", (2, 3), (2, 3)),
+    ("div", (2, 3), (2, 3)),
+    ("matmul", (2, 3), (3, 4)),
+    ("dense", (2, 3), (3, 4), (4,)),
+    ("conv2d", (1, 4, 4, 2), (3, 3, 2, 1), (1,)),
+    ("conv2d_transpose", (1, 4, 4, 2), (3, 3, 1, 2), (1,)),
+    ("mse", (2, 3), (2, 3)),
+    ("bce_with_logits", (2, 3), (2, 3)),
+    ("gaussian_nll", (2, 3), (2, 3)),
 ]
 
 
-@pytest.mark.parametrize(("op", "shapes"), [(op, shapes) for op, *shapes in WITHOUT_NEED], ids=lambda x: str(x)[:25])
+@pytest.mark.parametrize(("op", "shapes"), [(op, shapes) for op, *shapes in WITHOUT_NEED], ids=str)
 def test_a_gradient_that_nobody_needs_is_not_computed(op, shapes):
     """It would be half of the work of a first layer."""
     for needed in range(len(shapes)):
         tensors = [Tensor(np.ones(shape), requires_grad=i == needed) for i, shape in enumerate(shapes)]
-        y = op(*tensors)
+        y = getattr(ops, op)(*tensors)
         gradients = y.creator.backward(np.ones(y.shape))
         computed = [i for i, gradient in enumerate(gradients[: len(shapes)]) if gradient is not None]
         # the first gradient of these two is the second one but for its sign
-        assert computed == ([0, 1] if op in (ops.mse, ops.gaussian_nll) and needed else [needed])
+        assert computed == ([0, 1] if op in ("mse", "gaussian_nll") and needed else [needed])
 
 
 def test_axes_and_strides_may_be_integers_of_numpy():
