@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import http.client
+import io
 import math
 import os
 import re
@@ -49,9 +50,15 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 CACHE_NAME = "minigrad-autoencoders"
 
 MAX_BYTES = 1 << 30  # what a compressed file may expand to
+MAX_CLASSES = 10_000  # a conditional model has weights for each class; a label beyond is no class
+NPY_HEADER = 10_000  # bytes; NumPy refuses longer ones, but reads them first, up to 4 GB
 CHUNK = 1 << 20
 MIRROR_SECONDS = 6.0  # within which a mirror must answer; all are asked at once
 READ_SECONDS = 20.0  # of silence during a download
+# A server that sends a byte now and then is never silent: a file gets this long, and its size at this rate besides.
+SLOW_SECONDS = 60.0
+SLOW_RATE = 20_000  # bytes a second; the largest file gets 40 minutes, which a mobile line of 2G does not need
+STALE_SECONDS = 86_400.0  # the age at which a file begun is that of a killed download: no other can take so long
 APT_SECONDS = 300.0  # for each program started
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -125,13 +132,16 @@ class Dataset:
         """How many classes the labels tell apart: one for each name, or up to the largest label.
 
         Raises:
-            DataError: training or test images have no labels.
+            DataError: training or test images have no labels, or there are more than MAX_CLASSES classes.
         """
         if self.train_labels is None or self.test_labels is None:
             raise DataError(
                 f"{self.name}: a conditional model needs labels of training and test images; some have none"
             )
-        return len(self.class_names) or 1 + int(max(self.train_labels.max(), self.test_labels.max()))
+        count = len(self.class_names) or 1 + int(max(self.train_labels.max(), self.test_labels.max()))
+        if count > MAX_CLASSES:
+            raise _fault(self.name, "labels", f"0 to {MAX_CLASSES - 1} for a conditional model", count - 1)
+        return count
 
     @cached_property
     def content_hash(self) -> str:
@@ -198,6 +208,13 @@ def load_dataset(
 
 def _fault(where: object, what: str, expected: object, found: object) -> DataError:
     return DataError(f"{where}: {what}: expected {expected}, found {found}")
+
+
+def _require_file(path: Path) -> None:
+    """Raises: DataError: not a regular file. Opening a named pipe would wait for ever, and a device has no end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise _fault(path, "kind", "a file", "a folder" if stat.S_ISDIR(mode) else "a special file")
 
 
 @contextlib.contextmanager
@@ -346,6 +363,10 @@ def _new_file(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that becomes `target` when the block ends well, and vanishes otherwise."""
     with _as_data_error(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
+        for stale in target.parent.glob(f".{target.name}.*.part"):
+            with contextlib.suppress(OSError):  # another process was faster, or the file is another user's
+                if time.time() - stale.lstat().st_mtime > STALE_SECONDS:
+                    stale.unlink()
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
         os.close(handle)
     temporary = Path(name)
@@ -457,14 +478,29 @@ def _download(name: str, file: str, url: str, target: Path, progress: bool) -> n
     with _new_file(target) as temporary:
         meter = _Meter(temporary, SIZES[file] + CHUNK, file, progress)
         get = pooch.HTTPDownloader(progressbar=meter, chunk_size=1 << 16, timeout=(MIRROR_SECONDS, READ_SECONDS))
+        faults: list[Exception] = []
+
+        def run() -> None:
+            try:
+                get(url, str(temporary), None)
+            except Exception as error:  # urllib3 and requests raise many types
+                faults.append(error.with_traceback(None))  # its frames would keep the connection, and this list, alive
+
+        # A thread, because reading a header or a chunk has no time limit while bytes drip in. One that is left behind
+        # ends at its next chunk, when the meter finds no file.
+        thread = threading.Thread(target=run, daemon=True)
+        seconds = SLOW_SECONDS + SIZES[file] / SLOW_RATE
         try:
-            get(url, str(temporary), None)
-        except Exception as error:  # urllib3 and requests raise many types
+            thread.start()
+            thread.join(seconds)
+        finally:
+            meter.close()
+        if thread.is_alive():
+            raise _NotFetchedError(f"{url}: not done after {seconds:.0f} s")
+        for error in faults:
             if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
                 raise DataError(f"{target}: {error.strerror}") from error
             raise _NotFetchedError(f"{url}: {error}") from error
-        finally:
-            meter.close()
         try:
             return _read_verified(name, file, temporary)
         except DataError as error:
@@ -570,9 +606,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 def _read_idx(path: Path, limit: int) -> tuple[np.ndarray, str]:
     """The array of an IDX file of at most `limit` decompressed bytes, and the SHA-256 of those bytes."""
     with _as_data_error(path):
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # opening a named pipe would wait for ever
-            raise _fault(path, "kind", "a file", "a folder" if stat.S_ISDIR(mode) else "a special file")
+        _require_file(path)
         with path.open("rb") as file:
             stream = _Stream(file, path)
             magic = stream.read(4)
@@ -692,7 +726,8 @@ def _list_images(folder: Path) -> tuple[list[Path], np.ndarray | None, tuple[str
         return flat, None, ()
     paths = [path for found in classes.values() for path in found]
     labels = np.repeat(np.arange(len(classes)), [len(found) for found in classes.values()])
-    return paths, labels, tuple(path.name for path in classes)
+    # A name that is not valid UTF-8 could be written to no report.
+    return paths, labels, tuple(path.name.encode("utf-8", "backslashreplace").decode() for path in classes)
 
 
 @contextlib.contextmanager
@@ -712,6 +747,7 @@ def _load_array_file(path: Path) -> Dataset:
     Names in an `.npz`: train_images or x_train; optional test_images or x_test, train_labels or y_train, test_labels
     or y_test. Without test images every 10th training image becomes one.
     """
+    _require_file(path)
     with path.open("rb") as file:
         if path.suffix == ".npy":
             images = _images(f"{path}: array", _read_npy(file, os.fstat(file.fileno()).st_size, f"{path}: array"))
@@ -762,14 +798,15 @@ def _read_npz(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
 def _read_npy(stream: IO[bytes], size: int, where: str) -> np.ndarray:
     """An array of numbers from an `.npy` stream of `size` bytes; its header is checked before memory is taken."""
     with _as_data_error(where):
-        version = np.lib.format.read_magic(stream)
+        head = io.BytesIO(stream.read(NPY_HEADER))
+        version = np.lib.format.read_magic(head)
         if version not in ((1, 0), (2, 0)):
             raise _fault(where, "npy version", "1.0 or 2.0", ".".join(map(str, version)))
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
+        shape, _, dtype = read_header(head)
         if dtype.kind not in "uif":
             raise _fault(where, "dtype", "numbers", dtype)
-        total = stream.tell() + math.prod(shape) * dtype.itemsize
+        total = head.tell() + math.prod(shape) * dtype.itemsize
         if total != size:
             raise _fault(where, f"size for shape {shape} and dtype {dtype}", f"{total} bytes", f"{size} bytes")
         stream.seek(0)

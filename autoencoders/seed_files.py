@@ -7,6 +7,7 @@ tuples and lists, and refuses every other one. The weights have the names that o
 from __future__ import annotations
 
 import pickletools
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from minigrad.serialize import DataError
 
 PARAMETERS_FILE, WEIGHTS_FILE = "parameters.pkl", "weights.h5"
 LARGEST = 10_000  # bytes of a parameters.pkl; the seed's have 62
+LONGEST, DEEPEST = 100, 3  # of its tuples: a small file can share them, so that they have 2^40 leaves
 NAMES = {"kernel:0": "weight"} | {f"{x}:0": x for x in ("bias", "gamma", "beta", "moving_mean", "moving_variance")}
 TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _MARK = object()
@@ -25,12 +27,14 @@ def read_parameters(path: Path) -> dict[str, Any]:
     """The seed's constructor arguments, by name.
 
     Raises:
-        DataError: the file is missing, or holds anything but whole numbers in tuples and lists.
+        DataError: the file is missing or no regular one, or holds anything but whole numbers in tuples and lists.
     """
     try:
-        content = path.read_bytes()
+        _require_file(path)
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise ValueError(f"{len(content)} bytes, expected at most {LARGEST}")
+            raise ValueError(f"expected at most {LARGEST} bytes, found more")
         stack: list[Any] = []
         memo: dict[int, Any] = {}
         for opcode, argument, _ in pickletools.genops(content):
@@ -61,7 +65,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
                 raise ValueError(f"opcode {name} is not allowed")
         (values,) = stack
         if not _whole(values):
-            raise ValueError("something else than whole numbers")
+            raise ValueError("something else than whole numbers in short tuples")
         shape, filters, kernels, strides, latent = values
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -71,15 +75,22 @@ def read_parameters(path: Path) -> dict[str, Any]:
     return dict(zip(names, (shape, filters, kernels, strides, latent), strict=True))
 
 
-def _whole(x: Any) -> bool:
-    return all(map(_whole, x)) if isinstance(x, tuple | list) else isinstance(x, int)
+def _require_file(path: Path) -> None:
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever, and a device has no end
+        raise ValueError("expected a regular file")
+
+
+def _whole(x: Any, depth: int = DEEPEST) -> bool:
+    if isinstance(x, tuple | list):
+        return depth > 0 and len(x) <= LONGEST and all(_whole(item, depth - 1) for item in x)
+    return isinstance(x, int)
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
     """The weights by our names, e.g. `encoder_conv_layer_1.weight`.
 
     Raises:
-        DataError: the file is missing or damaged. ImportError: h5py is not installed.
+        DataError: the file is missing, damaged or no regular one. ImportError: h5py is not installed.
     """
     try:
         import h5py
@@ -97,6 +108,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         found[f"{layer.rpartition('/')[2]}.{NAMES[weight]}"] = node[...].astype(np.float32)
 
     try:
+        _require_file(path)
         with h5py.File(path, "r") as file:
             file.visititems(take)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

@@ -518,6 +518,46 @@ def test_a_silent_mirror_costs_a_bounded_time(world: Path, server, monkeypatch) 
     assert f"{mirrors[0]} does not answer" in dataset.source
 
 
+@pytest.mark.parametrize("status_line", [True, False])
+def test_a_server_that_drips_is_given_up(world: Path, server, monkeypatch, status_line: bool) -> None:
+    released = threading.Event()
+
+    def drip(handler: FaultyHandler, good: bytes) -> None:
+        if status_line:
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(good) + 10_000))
+            handler.end_headers()
+        for _ in range(300):
+            if released.wait(0.05):
+                return
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+
+    monkeypatch.setattr(server, "RequestHandlerClass", FaultyHandler)
+    monkeypatch.setattr(data, "SLOW_SECONDS", 0.5)
+    monkeypatch.setattr(data, "SLOW_RATE", 1 << 30)
+    mirrors = offer(server, monkeypatch, "fashion-mnist", FASHION, FASHION)
+    server.faults = [drip]
+    start = time.monotonic()
+    dataset = load_dataset("fashion-mnist")
+    released.set()
+    assert time.monotonic() - start < 10
+    assert same(dataset, FASHION)
+    assert f"downloaded from {mirrors[1]}" in dataset.source
+    assert leftovers(world / "cache") == []
+
+
+def test_what_a_killed_download_left_is_removed_a_day_later(world: Path, server, monkeypatch) -> None:
+    offer(server, monkeypatch, "fashion-mnist", FASHION)
+    folder = world / "cache" / "fashion-mnist"
+    folder.mkdir(parents=True)
+    for name, age in (("old", 2 * 86_400), ("new", 3600)):
+        (folder / f".{FILE}.gz.{name}.part").write_bytes(b"begun")
+        os.utime(folder / f".{FILE}.gz.{name}.part", (time.time() - age,) * 2)
+    assert same(load_dataset("fashion-mnist"), FASHION)
+    assert leftovers(folder) == [f".{FILE}.gz.new.part"]
+
+
 def test_a_name_lookup_that_hangs_costs_a_bounded_time(world: Path, monkeypatch) -> None:
     released = threading.Event()
 
@@ -962,6 +1002,14 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
         load_dataset(tmp_path)
 
 
+def test_a_class_name_that_is_no_utf8_is_made_printable(tmp_path: Path) -> None:
+    for name in (b"cat", b"\xff\xfe"):
+        save(tmp_path / os.fsdecode(name) / "a.png", len(name))
+    names = load_dataset(tmp_path).class_names
+    assert names == ("cat", r"\udcff\udcfe")
+    "".join(names).encode()
+
+
 def test_folder_faults(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
@@ -1122,6 +1170,49 @@ def test_npz_faults(tmp_path: Path, case: str) -> None:
     np.savez(path, allow_pickle=True, **arrays)
     with pytest.raises(DataError, match=f"^{path}: {message}"):
         load_dataset(path)
+
+
+def test_special_files_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    for suffix in (".npy", ".npz"):
+        os.mkfifo(tmp_path / f"pipe{suffix}")
+        (tmp_path / f"zeros{suffix}").symlink_to("/dev/zero")
+        for name in ("pipe", "zeros"):
+            with pytest.raises(DataError, match=f"{name}{suffix}: kind: expected a file, found a special file"):
+                load_dataset(tmp_path / f"{name}{suffix}")
+
+
+def test_a_long_npy_header_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "images.npy"
+    path.write_bytes(b"\x93NUMPY\2\0" + struct.pack("<I", 100_000_000))
+    os.truncate(path, 200_000_000)  # a hole, which takes no room on the disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=f"^{path}: array: cannot be read"):
+            load_dataset(path)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_memory_for_an_array_is_an_error_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 18.6 GiB")
+
+    np.save(tmp_path / "images.npy", ZEROS)
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(DataError, match=r"images.npy: array: cannot be read: Unable to allocate 18.6 GiB"):
+        load_dataset(tmp_path / "images.npy")
+
+
+@pytest.mark.parametrize("label", [10_000, 10**9, 2**62])
+def test_a_label_too_large_for_a_class_is_refused(tmp_path: Path, label: int) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, x_train=ZEROS, y_train=np.array([0, 1, 2, label]))
+    dataset = load_dataset(path)  # as labels of points they may be any numbers
+    with pytest.raises(DataError, match=f"^{path}: labels: expected 0 to 9999 for a conditional model, found {label}$"):
+        print(dataset.classes)
+    np.savez(path, x_train=ZEROS, y_train=np.array([0, 1, 2, 9999]))
+    assert load_dataset(path).classes == 10_000
 
 
 def test_npz_bombs_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

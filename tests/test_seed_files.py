@@ -6,6 +6,7 @@ golden.npz holds what it made of three images.
 
 from __future__ import annotations
 
+import os
 import pickle
 import pickletools
 import shutil
@@ -76,6 +77,26 @@ def test_everything_else_is_refused_and_nothing_runs(parameters, content, capsys
     with pytest.raises(DataError, match=f"{path}: not the seed's parameters"):
         read_parameters(path)
     assert "executed" not in capsys.readouterr().out
+
+
+def test_shared_tuples_with_too_many_leaves_are_refused(parameters):
+    doubled = b"".join(b"q%ch%c\x86" % (i, i) for i in range(40))  # each a pair of the one before: 2^40 leaves
+    path = parameters(b"\x80\x02K\x01" + doubled + b".")
+    with pytest.raises(DataError, match="something else than whole numbers in short tuples"):
+        read_parameters(path)
+    with pytest.raises(DataError, match="something else than whole numbers in short tuples"):
+        read_parameters(parameters(pickle.dumps([*SIZES[:4], (1,) * 101])))
+
+
+@pytest.mark.parametrize("reader", [read_parameters, read_weights])
+def test_special_files_are_refused_and_not_waited_for(tmp_path, reader):
+    if reader is read_weights:
+        pytest.importorskip("h5py")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros"):
+        with pytest.raises(DataError, match=rf"{name}: not the seed's .*expected a regular file"):
+            reader(tmp_path / name)
 
 
 def test_no_opcode_that_can_run_code_is_known():
