@@ -505,18 +505,29 @@ def natural(recipe: str) -> tuple[Any, ...]:
 # ---- faults ----
 
 
+TO_WHAT = re.compile(r" \(([\w-]+)\)")  # in the name of a row: the run or the kernels
+
+
 def campaign(record: dict[str, Any]) -> str:
-    """The table of the fault campaign, or of its part that needs a GPU."""
+    """The table of the fault campaign, or of its part that needs a GPU: a row a fault, whatever it was done to."""
     rows = record["rows"]
-    lines = [[row["what"], number(row["faults"]), number(row["lost"]), number(row["seconds"])] for row in rows]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(TO_WHAT.sub("", row["what"]), []).append(row)
+    lines = []
+    for what, group in groups.items():
+        victims = ", ".join(found[1] for row in group if (found := TO_WHAT.search(row["what"])))
+        sums = [sum(row[name] for row in group) for name in ("faults", "lost", "seconds")]
+        lines.append([what, victims, *map(number, sums)])
     total = [sum(row[name] for row in rows) for name in ("lost", "seconds")]  # not of faults, which differ in kind
-    lines.append(["**all**", "", *(f"**{number(value)}**" for value in total)])
+    lines.append(["**all**", "", "", *(f"**{number(value)}**" for value in total)])
     changed = ", with changes" if record["dirty"] else ""
     commit = (record["commit"] or "unknown")[:12]
     gpu, found = record.get("gpu"), record["versions"]
     device = f"{gpu['name']}, driver {gpu['driver']}, CuPy {found['CuPy']}, " if gpu else ""
+    columns = ["fault", "of what", "injected", "lost", "seconds"]
     return (
-        f"{table(['fault', 'injected', 'lost', 'seconds'], lines)}\n`{record['command']}`, seed {record['seed']}, "
+        f"{table(columns, lines)}\n`{record['command']}`, seed {record['seed']}, "
         f"{record['date']}, commit {commit}{changed}, {record['seconds'] / 60:.0f} min on {device}"
         f"{record['machine']}, Python {record['python']}, NumPy {found['NumPy']}.\n"
     )

@@ -202,12 +202,14 @@ def test_the_table_of_recipes_has_mean_and_deviation_over_seeds(recipes, tmp_pat
 
 
 def test_the_table_of_the_campaign_adds_up(load):
-    rows = [{"what": what, "faults": 1200, "lost": lost, "seconds": 3.4} for what, lost in (("kills", 0), ("cuts", 2))]
+    lost = {"kills": 0, "cuts (ae-plain-1), in all": 2, "cuts (vae-numpy-2), in all": 1}
+    rows = [{"what": what, "faults": 1200, "lost": lost[what], "seconds": 3.4} for what in lost]
     record = {"command": "pytest", "seed": 7, "date": "today", "commit": "0123456789abcdef", "dirty": True}
     record |= {"seconds": 90.0, "machine": "2 cores", "python": "3.11", "versions": {"NumPy": "2.4"}, "rows": rows}
     text = load("report").campaign(record)
-    assert "| kills | 1,200 | 0 | 3 |" in text
-    assert "| **all** |  | **2** | **7** |" in text
+    assert "| kills |  | 1,200 | 0 | 3 |" in text
+    assert "| cuts, in all | ae-plain-1, vae-numpy-2 | 2,400 | 3 | 7 |" in text
+    assert "| **all** |  |  | **3** | **10** |" in text
     assert "`pytest`, seed 7, today, commit 0123456789ab, with changes, 2 min on 2 cores" in text
 
 
@@ -219,7 +221,7 @@ def test_the_campaign_on_a_gpu_stands_below_the_other_one(load, tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps({**record, **more}))
     assert load("report").main(["--results", str(tmp_path)]) == 0
     text = (tmp_path / "campaign.md").read_text()
-    assert text.count("| kills | 1,200 | 0 | 3 |") == 2
+    assert text.count("| kills |  | 1,200 | 0 | 3 |") == 2
     below = text.splitlines()[-1]
     assert "commit unknown, 2 min on NVIDIA X, driver 580.1, CuPy 14.2, 2 cores, Python 3.11, NumPy 2.4." in below
 
