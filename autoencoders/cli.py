@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.resources import files
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -18,9 +22,12 @@ from minigrad import DeviceError
 from minigrad.backend.pool import keep_freed_memory
 from minigrad.serialize import DataError
 
-from .training import DivergedError, raise_signals
+from .conv_autoencoder import MODEL_FILE
+from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE
+from .training import DivergedError, interrupt, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class UsageError(ValueError):
@@ -38,6 +45,20 @@ EXIT_CODES: dict[type[Exception], int] = {
 }
 
 
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run a script's main as this process, which ends with its exit code, however often it is told to stop."""
+    for number in STOPS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        code = main()
+    except KeyboardInterrupt as stop:  # outside run_program: of the options, or the second in a moment
+        code = 128 + stop.args[0]
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
 def run_program(
     body: Callable[[], None], *, debug: bool, what_remains: Callable[[BaseException], str] = lambda error: ""
 ) -> int:
@@ -48,16 +69,20 @@ def run_program(
     keep_freed_memory()
     _mend_outputs()
     try:
-        with raise_signals(), np.errstate(all="ignore"):  # numbers that are not finite are looked for, and told
+        # numbers that are not finite are looked for, and told
+        with raise_signals(), warnings.catch_warnings(), np.errstate(all="ignore"):
+            # a box stands for a letter that the font lacks, and nobody here can give it another font
+            warnings.filterwarnings("ignore", "Glyph .* missing from|Matplotlib .* does not support .* natively")
             body()
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args else 2
-        _tell(f"interrupted{what_remains(stop)}")
-        return 128 + int(number)
+        with _deaf():
+            number = stop.args[0] if stop.args else 2
+            _tell(f"interrupted{what_remains(stop)}")
+            return 128 + int(number)
     except BrokenPipeError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written fails no more
+        _drop_stdout()
         _tell(f"error: the reader of the output has gone{what_remains(error)}")
         return 1
     except Exception as error:
@@ -68,6 +93,9 @@ def run_program(
             text = f"out of memory: {text}; a smaller model, batch or data set needs less"
         elif isinstance(error, OSError) and error.filename is not None:
             text = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, OSError) and _stdout_fails():
+            _drop_stdout()
+            text = f"the standard output: {error.strerror}"
         _tell(f"error: {text}{what_remains(error)}")
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
 
@@ -82,9 +110,59 @@ def _mend_outputs() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _stdout_fails() -> bool:
+    """Whether it cannot take an empty line. (Python has forgotten what could not be written: a flush would succeed.)"""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
+
+
+def _drop_stdout() -> None:
+    """What is still to be written fails no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """No signal that stops a program is heard, so that its end can be told."""
+    try:
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
+    except ValueError:  # outside the main thread, which no signal interrupts
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r", r"\r").replace("\n", r"\n")
+
+
 def _tell(text: str) -> None:
     with suppress(OSError):  # nobody can be told where stderr, too, has gone
-        print(text, file=sys.stderr, flush=True)
+        print(_one_line(text), file=sys.stderr, flush=True)
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 of the file that `autoencoders.load` reads, or of the seed's two files one after the other."""
+    sha = hashlib.sha256()
+    for names in ((MODEL_FILE,), (PARAMETERS_FILE, WEIGHTS_FILE)):
+        found = [folder / name for name in names if (folder / name).is_file()]
+        if found:
+            for path in found:
+                sha.update(path.read_bytes())
+            break
+    return sha.hexdigest()
+
+
+def check_unchanged(folder: Path, known: str) -> None:
+    """Raise RuntimeError unless the `model_hash` is still that one: results of another model do not belong there."""
+    if model_hash(folder) != known:
+        raise RuntimeError(f"{folder}: the model has changed meanwhile; run this again")
 
 
 def text(value: str) -> str:
@@ -98,7 +176,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors, too, are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; {self.prog} --help shows all options\n")
+        self.exit(2, f"error: {_one_line(message)}; {self.prog} --help shows all options\n")
 
 
 def recipes() -> list[str]:

@@ -80,11 +80,15 @@ def write_gif(
     if not paths:
         return 0
     frames = [load_state(frame)[:2] for frame in paths]
-    for frame, (arrays, _) in zip(paths, frames, strict=True):
+    Z = (*frames[-1][0].get("latents", np.zeros(0)).shape, 0, 0)[1]
+    for frame, (arrays, record) in zip(paths, frames, strict=True):
         found = {name: x.shape for name, x in arrays.items()}
-        points = found.get("latents", (0,))[0] if labels is None else len(labels)
-        if found.get("reconstructed") != originals.shape or found.get("latents", (0,))[0] != points or not points:
+        points = (*found.get("latents", ()), 0)[0] if labels is None else len(labels)
+        if found.get("reconstructed") != originals.shape or found.get("latents") != (points, Z) or not points * Z:
             raise DataError(f"{frame}: expected reconstructed {originals.shape} and {points} latents, found {found}")
+        types = arrays["reconstructed"].dtype, arrays["latents"].dtype, type(record.get("epoch"))
+        if types != (np.uint8, np.float32, int) or not np.isfinite(arrays["latents"]).all():
+            raise DataError(f"{frame}: expected pixels as uint8, finite float32 latents and the number of an epoch")
     axes, limits = _plane([arrays["latents"] for arrays, _ in frames])
     pictures = []
     for arrays, record in frames:

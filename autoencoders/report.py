@@ -211,7 +211,7 @@ def write_report(
         environment=json.dumps(measured["environment"], indent=2),
         measured=json.dumps(measured, indent=2),
     )
-    write_atomically(path, text.encode())
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))  # the name of a file need not be UTF-8
 
 
 TITLES = {

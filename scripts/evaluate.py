@@ -4,14 +4,27 @@ pictures report.html."""
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    import early  # noqa: F401  before what takes a second to import
+
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
 import autoencoders
 import minigrad
-from autoencoders.cli import Parser, add_common_options, add_model_options, run_program, text
+from autoencoders.cli import (
+    Parser,
+    add_common_options,
+    add_model_options,
+    check_unchanged,
+    model_hash,
+    run_program,
+    run_script,
+    text,
+)
 from autoencoders.data import load_dataset
 from autoencoders.diagnosis import diagnose, verdict
 from autoencoders.metrics import library_versions, measure, table
@@ -56,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         backend = minigrad.use(args.device or "cpu")
         folder = Path(args.model_dir)
         out = Path(args.out) if args.out else folder
+        known = model_hash(folder)
         model = autoencoders.load(folder)
         mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(folder)
         dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
@@ -83,13 +97,16 @@ def main(argv: list[str] | None = None) -> int:
             "seed": args.seed,
             "iw_samples": args.iw_samples,
             "command": f"python scripts/evaluate.py {shlex.join(argv)}".strip(),
+            "model_sha256": known,
             "data": {"name": dataset.name, "content_hash": dataset.content_hash},
             "environment": environment(backend),
             "versions": library_versions(),
         }
+        check_unchanged(folder, known)
         write_json(out / "evaluation.json", record)
         print(f"wrote {out / 'evaluation.json'}")
         drawn = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed, mixture)
+        check_unchanged(folder, known)
         pictures = save_pictures(drawn, out / "figures")
         for path in pictures:
             print(f"drew {path}")
@@ -101,6 +118,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"drew {film}")
         except DataError as error:
             print(f"no film: {error}")
+        check_unchanged(folder, known)
         try:
             write_report(
                 out / "report.html",
@@ -120,4 +138,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

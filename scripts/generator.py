@@ -3,15 +3,29 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    import early  # noqa: F401  before what takes a second to import
+
+import argparse
 from pathlib import Path
 
 import autoencoders
 import minigrad
 from autoencoders import figures
 from autoencoders.bounds import latents_of
-from autoencoders.cli import Parser, UsageError, add_common_options, add_model_options, run_program, text
+from autoencoders.cli import (
+    Parser,
+    UsageError,
+    add_common_options,
+    add_model_options,
+    check_unchanged,
+    model_hash,
+    run_program,
+    run_script,
+    text,
+)
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
 from autoencoders.runs import data_of_run, draw, save_pictures
@@ -67,12 +81,12 @@ def class_number(model: autoencoders.Autoencoder, wanted: str) -> int:
 
 
 def mixture_of(
-    model: autoencoders.Autoencoder, folder: Path, dataset: Dataset, components: int | None, seed: int
+    model: autoencoders.Autoencoder, folder: Path, known: str, dataset: Dataset, components: int | None, seed: int
 ) -> Mixture | None:
     """What a plain autoencoder draws new images from: the mixture in its folder, or one that is fitted and saved now.
 
     Raises:
-        DataError: it cannot be read, fitted or written.
+        DataError: it cannot be read, fitted or written. RuntimeError: the model's hash is not the one known any more.
     """
     if components is None:
         mixture = load_mixture(folder)
@@ -80,6 +94,7 @@ def mixture_of(
             print("no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one")
         return mixture
     mixture = fit_mixture(latents_of(model, dataset.train_images), components, seed)
+    check_unchanged(folder, known)
     save_mixture(folder, mixture)
     print(f"fitted {components} Gaussians to the latents of {len(dataset.train_images)} training images")
     print(f"saved {folder / MIXTURE_FILE}")
@@ -97,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     def body() -> None:
         minigrad.use(args.device or "cpu")
         folder = Path(args.model_dir)
+        known = model_hash(folder)
         model = autoencoders.load(folder)
         generates = isinstance(model, autoencoders.VAE)
         if generates and args.mixture_components is not None:
@@ -104,8 +120,9 @@ def main(argv: list[str] | None = None) -> int:
         label = None if args.class_name is None else class_number(model, args.class_name)
         dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
-        mixture = None if generates else mixture_of(model, folder, dataset, args.mixture_components, args.seed)
+        mixture = None if generates else mixture_of(model, folder, known, dataset, args.mixture_components, args.seed)
         pictures = draw(model, dataset, seed=args.seed, count=args.samples, label=label, mixture=mixture)
+        check_unchanged(folder, known)
         for path in save_pictures(pictures, Path(args.out) if args.out else folder / "figures"):
             print(f"drew {path}")
         if args.show:
@@ -115,4 +132,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    import early  # noqa: F401  before what takes a second to import
+
 import argparse
 import math
 import os
 import shlex
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
-from autoencoders.cli import RECIPES, Parser, UsageError, add_common_options, recipes, run_program, text
+from autoencoders.cli import RECIPES, Parser, UsageError, add_common_options, recipes, run_program, run_script, text
 from autoencoders.data import NAMES, Dataset, load_dataset
 from autoencoders.metrics import table
 from autoencoders.runs import Run, check_folder, replaced_runs, resume_run, start_run
@@ -313,4 +317,4 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

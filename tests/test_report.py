@@ -20,7 +20,7 @@ from autoencoders.data import Dataset
 from autoencoders.metrics import FIGURES, nearest
 from autoencoders.mixture import Mixture
 from autoencoders.runs import own_files, resume_run, save_pictures, start_run
-from minigrad.serialize import DataError, load_state
+from minigrad.serialize import DataError, load_state, save_state
 
 NAMES = ("<b>bags</b>", "A & B", "$x_1$")
 
@@ -136,6 +136,27 @@ def test_a_frame_of_other_images_is_refused(tmp_path: Path) -> None:
     damaged = next(iter((tmp_path / "run").glob(film.FRAMES)))
     damaged.write_bytes(damaged.read_bytes()[:-5])
     with pytest.raises(DataError, match="epoch-0000"):
+        report.draw_film(tmp_path / "run", dataset(), tmp_path / "film.gif")
+    assert not (tmp_path / "film.gif").exists()
+
+
+@pytest.mark.parametrize(
+    ("record", "changed"),
+    [
+        ({}, {}),
+        ({"epoch": "1"}, {}),
+        ({"epoch": 1}, {"latents": np.full((24, 3), np.nan, np.float32)}),
+        ({"epoch": 1}, {"latents": np.zeros(24, np.float32)}),
+        ({"epoch": 1}, {"latents": np.zeros((24, 2), np.float32)}),
+        ({"epoch": 1}, {"latents": np.float32(0)}),
+        ({"epoch": 1}, {"reconstructed": np.zeros((10, 8, 8, 1), np.float32)}),
+    ],
+)
+def test_a_frame_that_cannot_be_drawn_is_named(record: dict, changed: dict, tmp_path: Path) -> None:
+    trained(tmp_path / "run", dataset())
+    path = tmp_path / "run/film/epoch-00001.safetensors"
+    save_state(path, load_state(path)[0] | changed, {"kind": "frame", **record})
+    with pytest.raises(DataError, match="epoch-00001"):
         report.draw_film(tmp_path / "run", dataset(), tmp_path / "film.gif")
     assert not (tmp_path / "film.gif").exists()
 
@@ -312,3 +333,11 @@ def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     nothing = {"measured": measured, "pictures": [], "film": None, "record": {}}
     with pytest.raises(DataError, match=r"report\.html"):
         report.write_report(tmp_path / "report.html", title="", model=model(), dataset=dataset(), **nothing)
+
+
+def test_a_report_shows_what_utf_8_cannot_write_by_number(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    measured = {**dict.fromkeys(FIGURES), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
+    given = {"measured": measured | {"model": {}}, "pictures": [], "film": None, "record": {"commands": ["\ud800"]}}
+    report.write_report(tmp_path / "report.html", title="", model=model(), dataset=dataset(), **given)
+    assert "\\ud800" in (tmp_path / "report.html").read_text(encoding="utf-8")

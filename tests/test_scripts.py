@@ -5,6 +5,8 @@ Most of it calls main(argv) in this process; only what needs a process of its ow
 
 from __future__ import annotations
 
+import hashlib
+import html
 import importlib.util
 import io
 import json
@@ -15,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +29,7 @@ from faults import started
 from PIL import Image
 
 import autoencoders
-from autoencoders import figures, runs
+from autoencoders import cli, figures, runs
 from autoencoders.cli import run_program
 from autoencoders.data import load_dataset
 from autoencoders.training import DivergedError, Trainer, latest_checkpoint
@@ -667,6 +670,81 @@ def test_a_model_that_diverges_in_its_last_step_is_not_to_be_resumed(call, undra
     assert "--resume" not in again.err
 
 
+@PROGRAMS
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_imports_ends_without_a_traceback(program, number):
+    Path("numpy.py").write_text(f"import os\nos.kill(os.getpid(), {number.value})\n")
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, program.__file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+
+
+def test_more_signals_change_neither_message_nor_code():
+    """One while the message is printed, and one at the very end."""
+    code = """if True:
+        import atexit, os, signal
+        from autoencoders import cli
+
+        def stop(*numbers):
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+        def told_late(text, tell=cli._tell):
+            stop(signal.SIGINT, signal.SIGTERM)
+            tell(text)
+
+        cli._tell = told_late
+        atexit.register(stop, signal.SIGINT, signal.SIGTERM)
+        cli.run_script(lambda: cli.run_program(lambda: stop(signal.SIGTERM), debug=False))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (143, "interrupted\n")
+
+
+def test_a_program_leaves_the_signals_as_they_were(capsys, monkeypatch):
+    def tell(_):
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "_tell", tell)
+    assert run_program(lambda: signal.raise_signal(signal.SIGINT), debug=False) == 130
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_letters_that_the_font_lacks_are_no_warning(capsys):
+    def body():
+        names = ("\u65e5\u672c", "\u0928\u092e", "\u05d0")
+        figures.save(figures.latent_scatter(np.zeros((3, 2)), np.arange(3), names), Path("chart.png"))
+
+    assert run_program(body, debug=False) == 0
+    assert capsys.readouterr().err == ""
+    assert run_program(lambda: warnings.warn("another", stacklevel=1), debug=False) == 1, "that one is an error here"
+
+
+def test_an_error_about_a_name_of_two_lines_is_one_line(call, capsys):
+    assert run_program(lambda: print(open("a\nb")), debug=False, what_remains=lambda _: "; \r\n") == 3  # noqa: SIM115
+    assert capsys.readouterr().err == "error: a\\nb: No such file or directory; \\r\\n\n"
+    call(TRAIN, "a\nb").failed(2, r"a\nb")
+
+
+def test_a_full_output_is_named():
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    words = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *TINY, "--out", "run"]
+    command = ["sh", "-c", 'exec "$@" > /dev/full', "sh", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    Done(done.returncode, done.stdout, done.stderr).failed(3, "the standard output: No space left on device")
+
+
+def test_too_little_memory_ends_with_4():
+    words = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *TINY, "--latent-dim", "50000000", "--out", "run"]
+    command = ["sh", "-c", 'ulimit -v 8000000 && exec "$@"', "sh", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    Done(done.returncode, done.stdout, done.stderr).failed(4, "out of memory")
+    assert not Path("run").exists()
+
+
 # ---- resuming ----
 
 LONG = (*TINY, "--epochs", "60", "--save-every", "1")
@@ -824,7 +902,8 @@ def test_other_threads_change_only_the_last_digits_and_are_told(half, call):
 @pytest.mark.usefixtures("undrawn", "cupy_double")
 def test_resume_keeps_the_precision_or_tells_another(call):
     Path("my.toml").write_text('precision = "tf32"')
-    words = (*TINY, "--epochs", 1, "--limit-train", 32, "--device", "cuda", "--schedule", "constant")
+    np.savez("own.npz", train_images=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
+    words = (*NETWORK, "--dataset", "own.npz", "--epochs", 1, "--device", "cuda", "--schedule", "constant")
     assert "precision tf32" in call(TRAIN, *words, "--config", "my.toml", "--out", "run").out
     assert record(Path("run"))["environment"]["precision"] == "tf32"
     done = call(TRAIN, "--out", "run", "--resume", "--epochs", 2)
@@ -1141,6 +1220,7 @@ def test_evaluate_writes_its_figures(kind, call, trained):
     assert found["seed"] == 0
     assert found["command"] == f"python scripts/evaluate.py {shlex.join(map(str, words))}"
     assert found["data"] == {"name": "fashion-mnist-sample", "content_hash": data.content_hash}
+    assert found["model_sha256"] == hashlib.sha256((trained(kind) / "model.safetensors").read_bytes()).hexdigest()
     assert found["environment"]["device"] == "cpu"
     if kind == "vae":
         mu, log_variance = (a.astype(np.float64) for a in model.encode_distribution(data.test_images))
@@ -1234,6 +1314,45 @@ def test_evaluate_says_that_weights_like_the_seeds_are_not_a_working_vae(call, t
     assert done.code == 0
     assert "this is not a working VAE" in done.out
     assert "diverged variance" in measured("seed")["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("program", "step", "words"),
+    [
+        (EVALUATE, "measure", []),
+        (EVALUATE, "all_pictures", []),
+        (GENERATE, "draw", []),
+        (GENERATE, "fit_mixture", ["--mixture-components", 2]),
+    ],
+)
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_model_that_is_replaced_meanwhile_gets_no_results_of_the_old_one(
+    program, step, words, removed, call, trained, monkeypatch
+):
+    shutil.copytree(trained("ae"), "run")
+    real = getattr(program, step)
+
+    def step_meanwhile(*args, **options):
+        result = real(*args, **options)
+        if removed:
+            Path("run/model.safetensors").unlink()
+        else:
+            shutil.copy(trained() / "model.safetensors", "run")
+        return result
+
+    monkeypatch.setattr(program, step, step_meanwhile)
+    before = set(content(Path("run")))
+    call(program, "--model-dir", "run", *words).failed(1, "run: the model has changed meanwhile", "again")
+    written = set(content(Path("run"))) - before
+    assert written == ({"evaluation.json"} if step == "all_pictures" else set()), "what was right when it was written"
+
+
+def test_evaluate_takes_every_name_of_a_folder(call, trained):
+    pytest.importorskip("jinja2")
+    shutil.copytree(trained("ae"), os.fsdecode(b"r\xffun"))
+    done = call(EVALUATE, "--model-dir", os.fsdecode(b"r\xffun"), "--out", os.fsdecode(b"o\xffut"))
+    assert (done.code, done.err) == (0, "")
+    assert r"--out 'o\udcffut'" in html.unescape(Path(os.fsdecode(b"o\xffut/report.html")).read_text(encoding="utf-8"))
 
 
 def test_evaluate_refuses_what_it_cannot_use(call, trained):
