@@ -29,6 +29,7 @@ from faults import started
 from PIL import Image
 
 import autoencoders
+import minigrad.backend
 from autoencoders import cli, figures, runs
 from autoencoders.cli import run_program
 from autoencoders.data import load_dataset
@@ -897,6 +898,22 @@ def test_other_threads_change_only_the_last_digits_and_are_told(half, call):
     found = losses(half)
     assert [row["epoch"] for row in found] == [1, 2, 3, 4]
     assert found[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=5e-3)
+
+
+def test_options_that_are_refused_compile_nothing(call, monkeypatch, restored_backends):
+    """Numba's kernels take half a minute where they were never used."""
+    made = []
+    plain = minigrad.backend._cpu_backend
+
+    def cpu_backend(kernels, threads):
+        made.append(kernels)
+        return plain("plain", threads)
+
+    monkeypatch.setattr(minigrad.backend, "_cpu_backend", cpu_backend)
+    monkeypatch.setattr(minigrad.backend, "_default", None)
+    monkeypatch.setattr(minigrad.backend, "_backends", {})
+    call(TRAIN, *TINY, "--batch-size", 0, "--out", "run").failed(2, "batch size is 0")
+    assert set(made) <= {"plain"}
 
 
 @pytest.mark.usefixtures("undrawn", "cupy_double")
