@@ -21,7 +21,6 @@ import re
 import shutil
 import signal
 import ssl
-import stat
 import subprocess
 import sys
 import tempfile
@@ -42,7 +41,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minigrad.random import generator
-from minigrad.serialize import DataError
+from minigrad.serialize import DataError, require_file
 
 SAMPLE_FOLDER = Path(__file__).with_name("sample_data")
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -208,13 +207,6 @@ def load_dataset(
 
 def _fault(where: object, what: str, expected: object, found: object) -> DataError:
     return DataError(f"{where}: {what}: expected {expected}, found {found}")
-
-
-def _require_file(path: Path) -> None:
-    """Raises: DataError: not a regular file. Opening a named pipe would wait for ever, and a device has no end."""
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        raise _fault(path, "kind", "a file", "a folder" if stat.S_ISDIR(mode) else "a special file")
 
 
 @contextlib.contextmanager
@@ -606,7 +598,7 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
 def _read_idx(path: Path, limit: int) -> tuple[np.ndarray, str]:
     """The array of an IDX file of at most `limit` decompressed bytes, and the SHA-256 of those bytes."""
     with _as_data_error(path):
-        _require_file(path)
+        require_file(path)
         with path.open("rb") as file:
             stream = _Stream(file, path)
             magic = stream.read(4)
@@ -747,7 +739,7 @@ def _load_array_file(path: Path) -> Dataset:
     Names in an `.npz`: train_images or x_train; optional test_images or x_test, train_labels or y_train, test_labels
     or y_test. Without test images every 10th training image becomes one.
     """
-    _require_file(path)
+    require_file(path)
     with path.open("rb") as file:
         if path.suffix == ".npy":
             images = _images(f"{path}: array", _read_npy(file, os.fstat(file.fileno()).st_size, f"{path}: array"))

@@ -21,7 +21,7 @@ import numpy as np
 
 import minigrad
 from minigrad.random import generator
-from minigrad.serialize import DataError, write_atomically
+from minigrad.serialize import DataError, require_file, write_atomically
 
 from . import figures
 from .bounds import latents_of, quick_figures, reconstructions_of, to_unit_range
@@ -419,6 +419,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         DataError: it is not JSON, or not the record of a run.
     """
     path = folder / RECORD_FILE
+    require_file(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

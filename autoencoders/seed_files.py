@@ -7,13 +7,12 @@ tuples and lists, and refuses every other one. The weights have the names that o
 from __future__ import annotations
 
 import pickletools
-import stat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minigrad.serialize import DataError
+from minigrad.serialize import DataError, require_file
 
 PARAMETERS_FILE, WEIGHTS_FILE = "parameters.pkl", "weights.h5"
 LARGEST = 10_000  # bytes of a parameters.pkl; the seed's have 62
@@ -29,8 +28,8 @@ def read_parameters(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing or no regular one, or holds anything but whole numbers in tuples and lists.
     """
+    require_file(path)
     try:
-        _require_file(path)
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
@@ -75,11 +74,6 @@ def read_parameters(path: Path) -> dict[str, Any]:
     return dict(zip(names, (shape, filters, kernels, strides, latent), strict=True))
 
 
-def _require_file(path: Path) -> None:
-    if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever, and a device has no end
-        raise ValueError("expected a regular file")
-
-
 def _whole(x: Any, depth: int = DEEPEST) -> bool:
     if isinstance(x, tuple | list):
         return depth > 0 and len(x) <= LONGEST and all(_whole(item, depth - 1) for item in x)
@@ -107,8 +101,8 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{name} is not an array of floats in the file itself")
         found[f"{layer.rpartition('/')[2]}.{NAMES[weight]}"] = node[...].astype(np.float32)
 
+    require_file(path)
     try:
-        _require_file(path)
         with h5py.File(path, "r") as file:
             file.visititems(take)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

@@ -84,6 +84,12 @@ def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str
     return digest
 
 
+def require_file(path: Path) -> None:
+    """Raise DataError where something else lies than a file: a pipe can be waited for in vain, a device has no end."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: kind: expected a file, found a {'folder' if path.is_dir() else 'special file'}")
+
+
 def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
     """(arrays, record, SHA-256) from a file of `save_state`.
 
@@ -95,8 +101,7 @@ def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any],
 
     path = Path(path)
     try:
-        if path.is_fifo() or path.is_char_device():  # without an end
-            raise OSError("not a regular file")
+        require_file(path)
         content = path.read_bytes()
     except (OSError, MemoryError) as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error

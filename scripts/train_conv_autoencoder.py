@@ -24,7 +24,7 @@ from autoencoders.metrics import table
 from autoencoders.runs import Run, check_folder, replaced_runs, resume_run, start_run
 from autoencoders.training import DivergedError
 from minigrad.backend import PRECISIONS
-from minigrad.serialize import DataError
+from minigrad.serialize import DataError, require_file
 
 FOLDERS = {"ae": "model", "vae": "variational/model"}
 # option: default, type (list: of whole numbers; bool: a flag), help. The same names are read from --config.
@@ -125,6 +125,8 @@ def read_config(path: str) -> dict[str, Any]:
         DataError: it cannot be read, or holds an unknown option or a value of the wrong type.
     """
     known = path in recipes()
+    if not known:
+        require_file(Path(path))
     try:
         content = RECIPES.joinpath(f"{path}.toml").read_bytes() if known else Path(path).read_bytes()
         found = tomllib.loads(content.decode("utf-8-sig"))
@@ -178,8 +180,8 @@ def main(argv: list[str] | None = None) -> int:
         settings |= {name: getattr(args, name) for name in typed}
         folder = Path(args.out or FOLDERS[settings["model"]] + ("-smoke" if args.smoke else ""))
         check_counts(settings)
-        if args.memory_limit is not None and not 0 < args.memory_limit < math.inf:
-            raise UsageError(f"memory limit is {args.memory_limit:g} but must be a number of GiB above 0")
+        if args.memory_limit is not None and not 0 < args.memory_limit < 2**33:
+            raise UsageError(f"memory limit is {args.memory_limit:g} but must be a number of GiB above 0, below 2^33")
         if args.resume:
             try:
                 run = resume_run(

@@ -399,6 +399,7 @@ BAD_OPTIONS = [
     (2, ["--threads", "0"], "threads is 0"),
     (2, ["--memory-limit", "nan"], "memory limit is nan but must be a number of GiB above 0"),
     (2, ["--memory-limit", "-1"], "memory limit is -1"),
+    (2, ["--memory-limit", "1e300"], "memory limit is 1e+300"),
     (4, ["--device", "tpu"], "'tpu'", "cuda"),
     (3, ["--dataset", "cifar"], "cifar", "fashion-mnist"),
     (3, ["--dataset", "gone.npz"], "gone.npz", "nothing of that name"),

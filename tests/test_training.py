@@ -1967,7 +1967,7 @@ def test_a_pipe_in_the_place_of_a_checkpoint_is_skipped(tmp_path):
     os.mkfifo(newest)
     told: list[str] = []
     assert load_checkpoint(tmp_path, told.append)[1]["progress"]["step"] == steps_of(tmp_path)[-2]
-    assert told == [f"skipped a checkpoint: {newest}: cannot be read: not a regular file"]
+    assert told == [f"skipped a checkpoint: {newest}: kind: expected a file, found a special file"]
 
 
 def test_the_clock_decides_nothing(tmp_path, monkeypatch):
@@ -2102,3 +2102,10 @@ def test_scipys_blas_is_none_of_what_computes(monkeypatch):
     found[1]["version"] = "2"
     monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: found)
     assert libraries(minigrad.use(kernels="plain")) == ["openblas 1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_the_place_of_a_record_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(DataError, match=r"run\.json: kind: expected a file, found a special file"):
+        read_record(tmp_path)
