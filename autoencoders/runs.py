@@ -245,16 +245,16 @@ def _move(path: Path, folder: Path, other: Path) -> None:
     path.replace(target)
 
 
-def recover(folder: Path) -> bool:
-    """Bring an old run back where a kill has hit the one that should replace it; whether there was one.
+def recover(folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Bring an old run back where a kill has hit the one that should replace it; tell hears of that.
 
     Raises:
         FileExistsError: another training is running there.
     """
     if (folder / MOVING).exists() or replaced_runs(folder):
         with claim(folder):
-            return bring_back(folder)
-    return False
+            if bring_back(folder):
+                tell("the run that was to replace this one ended before its first checkpoint; the old one is back")
 
 
 def start_run(
@@ -319,8 +319,7 @@ def resume_run(
         FileExistsError: another training is running there. ValueError: epochs cannot be changed so.
     """
     warn = warn or tell
-    if recover(folder):
-        warn("the run that was to replace this one ended before its first checkpoint; the old one is back, and goes on")
+    recover(folder, warn)
     found = latest_checkpoint(folder)
     arrays, record, path = load_checkpoint(folder, warn)
     try:

@@ -33,6 +33,7 @@ from autoencoders.report import all_pictures, draw_film, title_of, write_report
 from autoencoders.runs import (
     data_of_run,
     read_record,
+    recover,
     save_pictures,
     trained_on,
     training_of_run,
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         backend = minigrad.use(args.device or "cpu")
         folder = Path(args.model_dir)
         out = Path(args.out) if args.out else folder
+        recover(folder, print)
         known = model_hash(folder)
         model = autoencoders.load(folder)
         mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(folder)

@@ -28,7 +28,7 @@ from autoencoders.cli import (
 )
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
-from autoencoders.runs import data_of_run, draw, save_pictures
+from autoencoders.runs import data_of_run, draw, recover, save_pictures
 
 MOST_SAMPLES = 1000  # that a picture can hold
 
@@ -112,6 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     def body() -> None:
         minigrad.use(args.device or "cpu")
         folder = Path(args.model_dir)
+        recover(folder, print)
         known = model_hash(folder)
         model = autoencoders.load(folder)
         generates = isinstance(model, autoencoders.VAE)

@@ -901,6 +901,20 @@ def test_other_threads_change_only_the_last_digits_and_are_told(half, call):
     assert found[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=5e-3)
 
 
+@READERS
+@pytest.mark.usefixtures("undrawn")
+def test_a_model_whose_replacement_was_killed_is_read(program, call, trained):
+    shutil.copytree(trained("ae"), "run")
+    before = Path("run/model.safetensors").read_bytes()
+    runs.set_aside(Path("run"))
+    assert not Path("run/model.safetensors").exists()
+    done = call(program, "--model-dir", "run")
+    assert done.code == 0
+    assert "the old one is back" in done.out
+    assert Path("run/model.safetensors").read_bytes() == before
+    assert "the old one is back" not in call(program, "--model-dir", "run").out
+
+
 def test_options_that_are_refused_compile_nothing(call, monkeypatch, restored_backends):
     """Numba's kernels take half a minute where they were never used."""
     made = []
