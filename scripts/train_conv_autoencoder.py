@@ -259,7 +259,7 @@ def check_settings(settings: dict[str, Any]) -> None:
     if settings["conditional"] and settings["model"] != "vae":
         raise UsageError("--conditional belongs to --model vae")
     try:
-        minigrad.use(kernels="plain")  # nothing is to be compiled for what may be refused
+        minigrad.use(kernels="numpy")  # nothing is to be compiled for what may be refused
         model = new_model(settings, (8, 8, 1), 0.9)
         training_options(settings).check_model(model)
         model.compile(settings["lr"])
