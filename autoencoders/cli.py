@@ -93,7 +93,7 @@ def run_program(
             text = f"out of memory: {text}; a smaller model, batch or data set needs less"
         elif isinstance(error, OSError) and error.filename is not None:
             text = f"{error.filename}: {error.strerror}"
-        elif isinstance(error, OSError) and _stdout_fails():
+        elif isinstance(error, OSError) and error.errno and _stdout_fails():  # one of our own has no number
             _drop_stdout()
             text = f"the standard output: {error.strerror}"
         _tell(f"error: {text}{what_remains(error)}")

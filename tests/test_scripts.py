@@ -916,6 +916,14 @@ def test_a_model_whose_replacement_was_killed_is_read(program, call, trained):
     assert "the old one is back" not in call(program, "--model-dir", "run").out
 
 
+def test_a_folder_that_is_taken_prints_nothing(call, trained):
+    """Neither does the look whether the standard output is full."""
+    shutil.copytree(trained("ae"), "run")
+    done = call(TRAIN, *TINY, "--quiet", "--out", "run")
+    assert (done.code, done.out) == (1, "")
+    assert "already holds a finished run" in done.err
+
+
 def test_options_that_are_refused_compile_nothing(call, monkeypatch, restored_backends):
     """Numba's kernels take half a minute where they were never used."""
     made = []
