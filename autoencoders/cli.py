@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import os
 import signal
@@ -13,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -22,8 +20,6 @@ from minigrad import DeviceError
 from minigrad.backend.pool import keep_freed_memory
 from minigrad.serialize import DataError
 
-from .conv_autoencoder import MODEL_FILE
-from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE
 from .training import DivergedError, interrupt, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
@@ -145,24 +141,6 @@ def _one_line(text: str) -> str:
 def _tell(text: str) -> None:
     with suppress(OSError):  # nobody can be told where stderr, too, has gone
         print(_one_line(text), file=sys.stderr, flush=True)
-
-
-def model_hash(folder: Path) -> str:
-    """SHA-256 of the file that `autoencoders.load` reads, or of the seed's two files one after the other."""
-    sha = hashlib.sha256()
-    for names in ((MODEL_FILE,), (PARAMETERS_FILE, WEIGHTS_FILE)):
-        found = [folder / name for name in names if (folder / name).is_file()]
-        if found:
-            for path in found:
-                sha.update(path.read_bytes())
-            break
-    return sha.hexdigest()
-
-
-def check_unchanged(folder: Path, known: str) -> None:
-    """Raise RuntimeError unless the `model_hash` is still that one: results of another model do not belong there."""
-    if model_hash(folder) != known:
-        raise RuntimeError(f"{folder}: the model has changed meanwhile; run this again")
 
 
 def text(value: str) -> str:

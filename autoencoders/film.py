@@ -80,7 +80,7 @@ def write_gif(
     if not paths:
         return 0
     frames = [load_state(frame)[:2] for frame in paths]
-    Z = (*frames[-1][0].get("latents", np.zeros(0)).shape, 0, 0)[1]
+    Z = (*frames[-1][0].get("latents", np.zeros(0)).shape, 0, 0)[1]  # dimensions of the newest latents; 0: none
     for frame, (arrays, record) in zip(paths, frames, strict=True):
         found = {name: x.shape for name, x in arrays.items()}
         points = (*found.get("latents", ()), 0)[0] if labels is None else len(labels)

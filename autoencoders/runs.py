@@ -8,6 +8,7 @@ run replaces an old one, .replaced-N with the old one.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import signal
@@ -29,6 +30,7 @@ from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
 from .data import Dataset, load_dataset
 from .film import FRAMES, SCATTERED, SHOWN, Film
 from .mixture import MIXTURE_FILE, Mixture
+from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE
 from .training import (
     History,
     Trainer,
@@ -464,6 +466,19 @@ def training_of_run(folder: Path) -> tuple[int | None, TrainingOptions]:
         return limit, TrainingOptions(**options)
     except (TypeError, ValueError) as error:
         raise DataError(f"{folder / RECORD_FILE}: options: {error}") from error
+
+
+def model_hash(folder: Path) -> str:
+    """SHA-256 of the file that `autoencoders.load` reads, or of the seed's two files one after the other."""
+    own = (folder / MODEL_FILE).is_file()
+    paths = [folder / name for name in ((MODEL_FILE,) if own else (PARAMETERS_FILE, WEIGHTS_FILE))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
+
+
+def check_unchanged(folder: Path, known: str) -> None:
+    """Raise RuntimeError unless the `model_hash` is still that one: results of another model do not belong there."""
+    if model_hash(folder) != known:
+        raise RuntimeError(f"{folder}: the model has changed meanwhile; run this again")
 
 
 def has_used(folder: Path, dataset: Dataset) -> bool:

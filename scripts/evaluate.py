@@ -15,23 +15,16 @@ from pathlib import Path
 
 import autoencoders
 import minigrad
-from autoencoders.cli import (
-    Parser,
-    add_common_options,
-    add_model_options,
-    check_unchanged,
-    model_hash,
-    run_program,
-    run_script,
-    text,
-)
+from autoencoders.cli import Parser, add_common_options, add_model_options, run_program, run_script, text
 from autoencoders.data import load_dataset
 from autoencoders.diagnosis import diagnose, verdict
 from autoencoders.metrics import library_versions, measure, table
 from autoencoders.mixture import load_mixture
 from autoencoders.report import all_pictures, draw_film, title_of, write_report
 from autoencoders.runs import (
+    check_unchanged,
     data_of_run,
+    model_hash,
     read_record,
     recover,
     save_pictures,

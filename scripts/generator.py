@@ -15,20 +15,10 @@ import autoencoders
 import minigrad
 from autoencoders import figures
 from autoencoders.bounds import latents_of
-from autoencoders.cli import (
-    Parser,
-    UsageError,
-    add_common_options,
-    add_model_options,
-    check_unchanged,
-    model_hash,
-    run_program,
-    run_script,
-    text,
-)
+from autoencoders.cli import Parser, UsageError, add_common_options, add_model_options, run_program, run_script, text
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
-from autoencoders.runs import data_of_run, draw, recover, save_pictures
+from autoencoders.runs import check_unchanged, data_of_run, draw, model_hash, recover, save_pictures
 
 MOST_SAMPLES = 1000  # that a picture can hold
 
