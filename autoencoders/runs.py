@@ -122,6 +122,9 @@ class Run:
             for name in ("checkpoints", "film", "figures"):
                 if (self.folder / name).exists():
                     check_writable(self.folder / name)
+            for name in (MODEL_FILE, "history.csv", "history.jsonl", *(f"figures/{name}.png" for name in PICTURES)):
+                if (self.folder / name).is_dir():
+                    raise FileExistsError(f"{self.folder / name}: is a folder where a file is to be; move it away")
             if not self.resumed:
                 check_folder(self.folder, self.overwrite)
                 with raise_signals():
@@ -148,10 +151,15 @@ class Run:
 
     def _finish(self, history: History, tell: Callable[[str], None]) -> None:
         model, seed = self.trainer.model, self.trainer.options.seed
+        self.record["training_seconds"] = sum(history["seconds"])
+        images, labels = self.dataset.test_images, self.dataset.test_labels
+        try:  # first, because a model that gives numbers that are not finite is not saved
+            self.record["test"] = quick_figures(model, images, seed, labels=labels)
+        except MemoryError:
+            model.save(self.folder)
+            raise
         model.save(self.folder)
         tell(f"saved {self.folder / MODEL_FILE}")
-        self.record["training_seconds"] = sum(history["seconds"])
-        self.record["test"] = quick_figures(model, self.dataset.test_images, seed, labels=self.dataset.test_labels)
         pictures = {"loss_curves": figures.loss_curves(history.rows, unit=model.unit)}
         pictures |= draw(model, self.dataset, seed=seed, count=48)
         for path in save_pictures(pictures, self.folder / "figures"):
@@ -165,8 +173,12 @@ class Run:
 
 def own_files(folder: Path) -> list[Path]:
     """The files of a run in a folder, whatever else it holds; none if there is no run."""
-    found = [path for pattern in OWN_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
-    return found if _holds_model(folder) or (folder / RECORD_FILE).exists() else []
+    return _own_names(folder) if _holds_model(folder) or (folder / RECORD_FILE).exists() else []
+
+
+def _own_names(folder: Path) -> list[Path]:
+    """The files that have the name of a run's file."""
+    return [path for pattern in OWN_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
 
 
 def _holds_model(folder: Path) -> bool:
@@ -175,11 +187,21 @@ def _holds_model(folder: Path) -> bool:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a model or a checkpoint, unless it may be overwritten.
+    """Refuse a folder that holds a model or a checkpoint, unless it may be overwritten; and one where a file that is
+    not of a run has the name of a run's file, because nobody has allowed to overwrite that.
 
     Raises:
-        FileExistsError: it does.
+        FileExistsError: it does. DataError: run.json, which says what lies there, cannot be read.
     """
+    if latest_checkpoint(folder) is None:
+        status = read_record(folder).get("status")
+        names = [str(path.relative_to(folder)) for path in _own_names(folder)]
+        if names and status is None:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise FileExistsError(
+                f"{folder} holds {', '.join(names[:3])}{more}, but no run that made them; move them away, or use "
+                "another --out"
+            )
     if overwrite or not _holds_model(folder):
         return
     status = str(read_record(folder).get("status"))
@@ -423,17 +445,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     require_file(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); without that file the defaults hold") from error
+        raise DataError(f"{path}: cannot be read as JSON ({error}); remove that file, and the defaults hold") from error
     if not isinstance(record, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(record).__name__}")
     for name, kind, what in (("commands", str, "texts"), ("earlier_environments", dict, "objects")):
         found = record.get(name, [])
         if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
             raise DataError(
-                f"{path}: {name}: expected a list of {what}, found {found!r}; without that file the defaults hold"
+                f"{path}: {name}: expected a list of {what}, found {found!r}; remove that file, and the defaults hold"
             )
     return record
 

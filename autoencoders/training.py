@@ -530,16 +530,16 @@ class Trainer:
         seconds = p.seconds + time.perf_counter() - self.clock
         beta = self.beta(p.step)
         row: dict[str, Any] = {"epoch": p.epoch + 1, **self.running}
+        try:
+            validation = self._with_total(list(self.validate().values()), self.model.beta)
+        except MemoryError as error:
+            self.save_checkpoint()  # the steps are done
+            raise DeviceError(f"out of memory in the validation: {error}") from error
+        if not all(map(math.isfinite, validation.values())):
+            self._check_finite()
+            self._diverged(f"the loss in evaluation mode after step {p.step} is not finite ({validation['loss']:g})")
         if len(self.validation_images):
-            try:
-                validation = self._with_total(list(self.validate().values()), self.model.beta)
-            except MemoryError as error:
-                self.save_checkpoint()  # the steps are done
-                count = len(self.validation_images)
-                raise DeviceError(f"out of memory in the validation on {count} images: {error}") from error
             row.update({f"val_{name}": value for name, value in validation.items()})
-            if not all(map(math.isfinite, validation.values())):
-                self._diverged(f"the validation loss after step {p.step} is not finite ({validation['loss']:g})")
         row.update(learning_rate=self.rate(self.optimizer.steps), beta=beta)
         row.update(images_per_second=p.images / max(seconds, 1e-9), seconds=seconds)
         p.rows.append(row)
@@ -558,14 +558,17 @@ class Trainer:
         return dict(zip(self.columns, [total, *parts[:count]], strict=True))
 
     def validate(self) -> dict[str, float]:
-        """Mean losses on the held-out images, in evaluation mode, with the same noise every time."""
-        rng = generator(self.options.seed, "validation")
-        rows, targets = self.validation_labels, self.validation_targets
-        samples = self.options.iw_samples
+        """Mean losses on the held-out images, in evaluation mode, with the same noise every time.
+
+        Where none are held out, those on one batch of the others: finite weights can give losses that are not.
+        """
         batch = min(256, self.batch_size)  # what fits into a step fits into this
-        return mean_losses(
-            self.model, self.validation_images, rng, batch, one_hot=rows, targets=targets, iw_samples=samples
-        )
+        images, labels, targets = self.validation_images, self.validation_labels, self.validation_targets
+        if not len(images):
+            images = self.k.to_host(self.train_images[:batch])
+            labels = None if self.train_labels is None else self.k.to_host(self.train_labels[:batch])
+        rng, samples = generator(self.options.seed, "validation"), self.options.iw_samples
+        return mean_losses(self.model, images, rng, batch, one_hot=labels, targets=targets, iw_samples=samples)
 
     # ---- the best weights ----
 
@@ -868,7 +871,9 @@ def load_checkpoint(
             return arrays, record, path
         except DataError as error:
             tell(f"skipped a checkpoint: {error}")
-    raise DataError(f"{folder}: no valid checkpoint to resume from")
+    left = "a model there can still be used, or the run be replaced with --overwrite"
+    mend = left if paths else "there is none; start a training without --resume"
+    raise DataError(f"{folder}: no valid checkpoint to resume from; {mend}")
 
 
 def check_writable(folder: Path) -> None:

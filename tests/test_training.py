@@ -1263,7 +1263,7 @@ def test_a_validation_loss_that_is_not_finite_is_told(tmp_path):
             trainer.validate = lambda: {"reconstruction": 1.0, "kl": math.inf}
 
     trainer = trainer_of("vae", tmp_path, [Broken()])
-    with pytest.raises(DivergedError, match="validation loss after step 6 is not finite"):
+    with pytest.raises(DivergedError, match="loss in evaluation mode after step 6 is not finite"):
         trainer.run()
     assert not steps_of(tmp_path)
     assert not trainer.history.rows
@@ -1723,12 +1723,16 @@ def test_the_record_tells_when_and_where_a_run_was_computed(tmp_path, array_file
 
 
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_pictures_in_a_folder_without_a_run_are_the_users(tmp_path, array_file):
+@pytest.mark.parametrize("name", ["figures/samples.png", "history.csv", "report.html", "model.safetensors", "run.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_users_files_under_a_runs_names_are_left_alone(name, overwrite, tmp_path, array_file):
+    """No run has made them, so --overwrite does not mean them, either."""
     folder = tmp_path / "run"
-    (folder / "figures").mkdir(parents=True)
-    (folder / "figures" / "samples.png").write_bytes(b"mine")
-    execute(run_of(array_file, folder))
-    assert (folder / "figures" / "samples.png").read_bytes() == b"mine"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_bytes(b'{"mine": 1}')
+    with pytest.raises(FileExistsError, match=rf"run holds {name}, but no run that made them; move .* another --out"):
+        run_of(array_file, folder, overwrite=overwrite)
+    assert files_in(folder) == {name: b'{"mine": 1}'}
 
 
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
@@ -2018,7 +2022,7 @@ def test_no_memory_for_the_validation_loses_no_step(tmp_path):
         raise MemoryError("Unable to allocate 1 GiB")
 
     trainer.validate = validate
-    with pytest.raises(minigrad.DeviceError, match=r"in the validation on 3 images: Unable to allocate 1 GiB"):
+    with pytest.raises(minigrad.DeviceError, match=r"in the validation: Unable to allocate 1 GiB"):
         trainer.run()
     assert steps_of(tmp_path / "run") == [6]
     again = resumed(tmp_path / "run")
