@@ -20,10 +20,9 @@ from minigrad import DeviceError
 from minigrad.backend.pool import keep_freed_memory
 from minigrad.serialize import DataError
 
-from .training import DivergedError, interrupt, raise_signals
+from .training import STOPS, DivergedError, interrupt, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
-STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class UsageError(ValueError):

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,6 +31,7 @@ from .film import FRAMES, SCATTERED, SHOWN, Film
 from .mixture import MIXTURE_FILE, Mixture
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE
 from .training import (
+    STOPS,
     History,
     Trainer,
     TrainingOptions,
@@ -406,7 +406,7 @@ def _trainer(
     data: dict[str, Any],
     progress: bool,
 ) -> Trainer:
-    """The trainer of a run, filmed, and ended by Ctrl-C and SIGTERM."""
+    """The trainer of a run, filmed, and ended by the signals of STOPS."""
     images, labels = dataset.train_images[:limit_train], dataset.train_labels
     labels = None if labels is None else labels[:limit_train]
     chosen = film_images(dataset, limit_train)
@@ -419,7 +419,7 @@ def _trainer(
         callbacks=[Film(*((images[rows], None if labels is None else labels[rows]) for rows in chosen))],
         progress=progress,
         data=data,
-        signals=(signal.SIGINT, signal.SIGTERM),
+        signals=STOPS,
     )
 
 

@@ -62,6 +62,8 @@ LEFTOVERS = (
     "film/.*.part",
     "figures/.*.part",
 )
+# signals that end a program: of Ctrl-C, of kill, and of a terminal that is closed (not on Windows)
+STOPS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 MOMENT = "optimizer."  # before the names of moments in a checkpoint
 
 
@@ -701,7 +703,15 @@ class Trainer:
             cause = self._cause()
         last = self.folder / CHECKPOINT.format(self.progress.step) if self.folder and self.good else None
         kept = f"; the last good checkpoint is {last}" if last and last.exists() else ""
-        raise DivergedError(f"training diverged: {what}{cause}; {TRY_AGAIN}{kept}")
+        options = self.options
+        mends = {
+            "a smaller learning rate": True,
+            "a smaller beta": self.model.beta > 1,
+            "warm-up steps": not options.warmup_steps,
+            "clipping": options.clip_norm is None,
+        }
+        mend = " or ".join(name for name, helps in mends.items() if helps)
+        raise DivergedError(f"training diverged: {what}{cause}; try {mend}{kept}")
 
     def _cause(self) -> str:
         """Do the steps since the last good state again, which gives the same bits, up to the first bad number; that
@@ -731,7 +741,7 @@ class Trainer:
             p.batch, p.step = p.batch + 1, p.step + 1
         else:
             cause = self._anomaly(self.validate)
-            found = f"; in the validation: {cause}" if cause else "; not in the same steps without callbacks"
+            found = f"; in evaluation mode: {cause}" if cause else "; not in the same steps without callbacks"
         self._take(state, deepcopy(progress))
         return found
 
@@ -957,12 +967,16 @@ def interrupt(number: int, _: Any) -> None:
 
 @contextmanager
 def raise_signals() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt, as SIGINT does, so that what was begun can be told and recorded."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, interrupt)
+    """Every signal of STOPS raises KeyboardInterrupt, as SIGINT does, so that what was begun can be told and recorded.
+
+    Outside the main thread, and where somebody else already handles a signal, nothing is changed.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    mine = [number for number in STOPS if main and signal.getsignal(number) == signal.SIG_DFL]
+    for number in mine:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)

@@ -3,6 +3,7 @@
 import os
 import signal
 
-for number in (signal.SIGINT, signal.SIGTERM):
-    if signal.getsignal(number) != signal.SIG_IGN:
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows lacks the last one
+    number = getattr(signal, name, None)
+    if number is not None and signal.getsignal(number) != signal.SIG_IGN:
         signal.signal(number, lambda number, _: os._exit(128 + number))  # there is nothing to save yet

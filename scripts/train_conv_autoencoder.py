@@ -221,7 +221,12 @@ def main(argv: list[str] | None = None) -> int:
             return " before the first checkpoint" if stopped else ""
         folder = started[0].folder
         old = replaced_runs(folder)
-        kept = f"; the run that was to be replaced lies in {old[max(old)]} until a new one is finished" if old else ""
+        kept = (
+            f"; the run that was to be replaced lies in {old[max(old)]} until a new one is finished; its files can be "
+            "moved back"
+            if old
+            else ""
+        )
         if isinstance(error, DivergedError):  # it would again
             return kept
         return f"; saved{kept}. Go on with: {program} --out {shlex.quote(str(folder))} --resume"

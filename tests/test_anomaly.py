@@ -186,7 +186,7 @@ def test_a_validation_that_diverges(monkeypatch):
     planted(monkeypatch, "forward")
     trainer = Trainer(compiled("vae"), pictures(), TrainingOptions(BATCH, validation=3), progress=False)
     trainer.validation_images[1] = 255
-    with pytest.raises(DivergedError, match=r"loss after step 6 .*; in the validation: BCEWithLogits, forward"):
+    with pytest.raises(DivergedError, match=r"loss in evaluation mode after step 6 .*; in evaluation mode: BCEWithLogits, forward"):
         trainer.run()
 
 
@@ -217,6 +217,24 @@ def test_a_fault_that_does_not_come_again_is_told_as_that():
     with pytest.raises(DivergedError, match="; not in the same steps without callbacks; try a smaller"):
         trainer.run()
     assert weights(trainer.model) == weights(compiled("vae"))
+
+
+@pytest.mark.parametrize(
+    ("options", "mend"),
+    [
+        ({}, "try a smaller learning rate or warm-up steps or clipping"),
+        ({"warmup_steps": 2, "clip_norm": 1.0}, "try a smaller learning rate"),
+    ],
+    ids=str,
+)
+def test_the_advice_is_what_was_not_done(options, mend):
+    trainer = Trainer(compiled("vae"), pictures(), TrainingOptions(BATCH, **options), progress=False)
+    trainer.optimizer.flat.values[...] = np.nan
+    with pytest.raises(DivergedError, match=f"; {mend}$"):
+        trainer.save_checkpoint()
+    trainer.model.beta = 4.0
+    with pytest.raises(DivergedError, match=r"; try a smaller learning rate or a smaller beta"):
+        trainer.save_checkpoint()
 
 
 def test_what_is_saved_outside_a_run_is_not_searched(tmp_path: Path):

@@ -42,6 +42,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 SAMPLE = ("--dataset", "fashion-mnist-sample")
 NETWORK = ("--filters", "4", "8", "--kernels", "3", "3", "--strides", "2", "2", "--batch-size", "32")
 TINY = (*NETWORK, *SAMPLE, "--limit-train", "64", "--threads", "1")
+HANGUP = pytest.param(getattr(signal, "SIGHUP", None), marks=pytest.mark.skipif(os.name == "nt", reason="has none"))
 VAE_PICTURES = {"reconstructions", "latent_space", "interpolations", "samples"}
 AE_PICTURES = {"reconstructions", "latent_space", "interpolations"}
 
@@ -615,10 +616,35 @@ def test_the_fault_of_a_file_names_it(capsys):
     assert capsys.readouterr().err == "error: nowhere: No such file or directory\n"
 
 
-def test_sigterm_ends_every_program_with_a_line(capsys):
-    assert run_program(lambda: os.kill(os.getpid(), signal.SIGTERM), debug=False) == 143
+@pytest.mark.parametrize("number", [signal.SIGTERM, HANGUP])
+def test_a_signal_ends_every_program_with_a_line(number, capsys):
+    assert run_program(lambda: os.kill(os.getpid(), number), debug=False) == 128 + number
     assert capsys.readouterr().err == "interrupted\n"
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
+def test_a_terminal_that_is_closed_loses_no_step():
+    code = """if True:
+        import fcntl, os, sys, termios
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        os.execv(sys.argv[1], sys.argv[1:])
+    """
+    words = [*TINY, "--epochs", "60", "--out", "run"]
+    command = [sys.executable, "-c", code, sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    terminal, its_end = os.openpty()
+    with subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end) as process:
+        os.close(its_end)
+        seen = b""
+        while b"epoch 2/60" not in seen:
+            seen += os.read(terminal, 1000)
+        os.close(terminal)
+        assert process.wait(60) == 129
+    assert record(Path("run"))["status"] == "interrupted"
+    step = latest_checkpoint(Path("run"))
+    assert step
+    assert int(step.stem[5:]) >= 2
 
 
 def test_a_reader_that_goes_away_is_told_of(tmp_path):
@@ -675,7 +701,7 @@ def test_a_model_that_diverges_in_its_last_step_replaces_none(call, undrawn, rat
 
 
 @PROGRAMS
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, HANGUP])
 def test_a_signal_during_the_imports_ends_without_a_traceback(program, number):
     Path("numpy.py").write_text(f"import os\nos.kill(os.getpid(), {number.value})\n")
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
