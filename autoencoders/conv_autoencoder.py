@@ -22,6 +22,7 @@ from minigrad.nn.module import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
+from .memory import check_size, least_size
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
 from .training import Callback, DivergedError, History, Trainer, TrainingOptions, latest_checkpoint
 
@@ -44,7 +45,7 @@ class Autoencoder:
         seed: of the initial weights.
 
     Raises:
-        ValueError: the lengths differ or a value is out of range.
+        ValueError: the lengths differ or a value is out of range. DeviceError: it does not fit into the free memory.
     """
 
     kind = "ae"
@@ -93,6 +94,14 @@ class Autoencoder:
         )
         self.latent_space_dim = int(latent_space_dim)
         self.momentum, self.seed = float(momentum), seed
+        check_size(
+            self.input_shape,
+            self.conv_filters,
+            self.conv_kernels,
+            self.conv_strides,
+            self.latent_space_dim,
+            classes=self.classes,
+        )
         encoder = self._build_encoder()
         self.heads = self._build_heads(math.prod(self._encoded_shape) + self.classes)  # features (N, D) -> latents
         decoder = self._build_decoder()
@@ -609,31 +618,12 @@ def from_config(config: dict[str, Any], arrays: dict[str, np.ndarray] | None = N
         arguments = {name: tuples(value) for name, value in config.items()}
         cls = {"ae": Autoencoder, "vae": VAE}[arguments.pop("kind")]
         if arrays is not None:
-            held, least = sum(x.size for x in arrays.values()), _least_size(**arguments)
+            held, (least, _) = sum(x.size for x in arrays.values()), least_size(**arguments)
             if least > held:
                 raise ValueError(f"it has at least {least} weights, but the file holds {held} numbers")
         return cls(**arguments)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
         raise DataError(f"model record: not a model of this version ({type(error).__name__}: {error})") from error
-
-
-def _least_size(
-    input_shape: Any,
-    conv_filters: Any,
-    conv_kernels: Any,
-    conv_strides: Any,
-    latent_space_dim: int,
-    classes: int = 0,
-    **_: Any,
-) -> int:
-    """How many weights the convolutions of the encoder and one dense layer have."""
-    *sides, channels = input_shape
-    count = 0
-    for filters, kernel, stride in zip(conv_filters, conv_kernels, conv_strides, strict=True):
-        kernel, stride = ((x, x) if isinstance(x, int) else x for x in (kernel, stride))
-        count += math.prod(kernel) * channels * filters
-        sides, channels = [-(-side // s) for side, s in zip(sides, stride, strict=True)], filters
-    return count + (math.prod(sides) * channels + classes) * latent_space_dim
 
 
 def load(folder: str | Path) -> Autoencoder:

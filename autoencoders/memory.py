@@ -3,15 +3,54 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minigrad import DeviceError, backend_of, nn
+from minigrad.backend import default_backend
 
 if TYPE_CHECKING:
     from .conv_autoencoder import Autoencoder
 
 WORKSPACE = 16 << 20  # partial sums of the kernels, in bytes, whatever the batch
 MARGIN = 1.05  # for what is small and not counted
+A_WEIGHT = 6  # numbers: itself, its gradient, two moments; and the first two again while they move into the optimiser
+COPIES = 6  # of weights and moments on the host at the worst moment of a save: two states, one laid out, and its bytes
+SMALLER = "take fewer latent dimensions or filters, or smaller kernels"
+
+
+def least_size(
+    input_shape: Any,
+    conv_filters: Any,
+    conv_kernels: Any,
+    conv_strides: Any,
+    latent_space_dim: int,
+    classes: int = 0,
+    **_: Any,
+) -> tuple[int, int]:
+    """(how many weights the convolutions and two dense layers of such a model have, the numbers in the largest matrix
+    of im2col of one image), from its configuration: nothing is made."""
+    *sides, channels = input_shape
+    weights = columns = 0
+    for filters, kernel, stride in zip(conv_filters, conv_kernels, conv_strides, strict=True):
+        kernel, stride = ((x, x) if isinstance(x, int) else x for x in (kernel, stride))
+        sides = [-(-side // s) for side, s in zip(sides, stride, strict=True)]
+        taps = math.prod(kernel) * channels
+        weights += 2 * taps * filters  # those of the decoder are as many
+        columns, channels = max(columns, math.prod(sides) * taps), filters
+    return weights + math.prod(sides) * channels * (2 * latent_space_dim + classes), columns
+
+
+def check_size(*architecture: Any, classes: int) -> None:
+    """Raise DeviceError unless a model of these arguments of `least_size`, with an optimiser, fits into memory."""
+    k = default_backend()
+    free = k.free_memory()
+    weights, columns = least_size(*architecture, classes)
+    needed = 4 * (A_WEIGHT * weights + (2 * columns if k.on_host else 0))
+    if free is not None and needed > free:
+        raise DeviceError(
+            f"a model with at least {weights:,} weights and {columns:,} numbers in the im2col matrix of an image needs "
+            f"about {gibibytes(needed)}, but {gibibytes(free)} are free; {SMALLER}"
+        )
 
 
 def step_memory(model: Autoencoder, iw_samples: int = 1) -> tuple[int, int]:
@@ -19,11 +58,12 @@ def step_memory(model: Autoencoder, iw_samples: int = 1) -> tuple[int, int]:
 
     What stays until the gradients are known is the result of every layer with weights. Where the backward pass is, it
     holds more: the gradient of the layer's result, on a GPU behind and before its ReLU, and that of its input; and the
-    plain kernels two matrices of im2col. Tested against what the arrays of a step hold at their peak.
+    plain kernels two matrices of im2col. On the CPU the others hold those of an image, and a gradient of the weights,
+    for each thread. Tested against what the arrays of a step hold at their peak.
     """
     k = backend_of(model.network.parameters()[0].data)
     results: list[int] = []
-    passing = 0
+    passing = a_thread = 0
     inputs = (("encoder", model.input_shape, 1), ("decoder", (model.latent_space_dim + model.classes,), iw_samples))
     for part, shape, copies in inputs:
         size = copies * math.prod(shape)
@@ -33,13 +73,19 @@ def step_memory(model: Autoencoder, iw_samples: int = 1) -> tuple[int, int]:
             output = copies * math.prod(output_shape)
             if layer.parameters() and not isinstance(layer, nn.BatchNorm):
                 results.append(output)
-                columns = _columns(layer, size, output) if k.kernels == "plain" else 0
-                passing = max(passing, (1 if k.on_host else 2) * output + size + 2 * columns)
+                columns = _columns(layer, size, output)
+                if k.kernels == "plain":
+                    passing = max(passing, output + size + 2 * columns)
+                else:
+                    passing = max(passing, (1 if k.on_host else 2) * output + size)
+                    weights = sum(p.size for p in layer.parameters())
+                    a_thread = max(a_thread, weights + (2 * columns + output) // copies)
             size = output
         results.append(size)  # what the last layer with a BatchNorm hands on; or else the logits, with their gradient
     images = 4 * math.prod(model.input_shape)  # as bytes and floats, and temporaries of the loss
     itemsize = model.dtype.itemsize
-    return WORKSPACE, math.ceil(MARGIN * itemsize * (sum(results) + passing + images))
+    fixed = WORKSPACE + (k.threads * itemsize * a_thread if k.on_host else 0)
+    return fixed, math.ceil(MARGIN * itemsize * (sum(results) + passing + images))
 
 
 def _columns(layer: nn.Module, inputs: int, outputs: int) -> int:
@@ -51,9 +97,17 @@ def _columns(layer: nn.Module, inputs: int, outputs: int) -> int:
 
 
 def check_memory(model: Autoencoder, batch: int, iw_samples: int, free: int | None, device: str) -> None:
-    """Raise DeviceError unless a step on so many images fits into the free bytes; None: nobody knows how many."""
+    """Raise DeviceError unless a step on so many images, and on the CPU a checkpoint as well, fit into the free bytes;
+    None: nobody knows how many."""
     if free is None:
         return
+    weights = model.network.parameters()
+    saving = COPIES * 3 * sum(p.data.nbytes for p in weights) if backend_of(weights[0].data).on_host else 0
+    if saving > free:
+        raise DeviceError(
+            f"a checkpoint needs about {gibibytes(saving)} on {device} while it is saved, but {gibibytes(free)} are "
+            f"free; {SMALLER}"
+        )
     fixed, an_image = step_memory(model, iw_samples)
     if fixed + batch * an_image <= free:
         return

@@ -339,7 +339,7 @@ def test_a_folder_without_permission(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and RLIMIT_AS")
 def test_a_memory_limit_ends_the_run_with_advice_and_without_harm(server: Server, tmp_path: Path) -> None:
-    options = {"kind": "ae", "kernels": "plain", "steps": 20, "side": 96, "folder": str(tmp_path)}
+    options = {"kind": "ae", "kernels": "plain", "steps": 20, "side": 96, "latent": 1, "folder": str(tmp_path)}
     server.start(**options, headroom=45 << 20)
     code, step, said = server.finish()
     assert (code, step) == (4, 0)

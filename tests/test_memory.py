@@ -13,24 +13,26 @@ import pytest
 from conftest import CPU_KERNELS
 
 import minigrad
-from autoencoders import VAE, TrainingOptions
-from autoencoders.memory import step_memory
+from autoencoders import VAE, Autoencoder, TrainingOptions
+from autoencoders.memory import COPIES, check_memory, step_memory
 from autoencoders.training import Trainer
 from minigrad.backend.pool import free_memory
 
 LINUX = pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs /proc")
 
 
-def trainer(batch: int, **options: Any) -> Trainer:
-    model = VAE((28, 28, 1), (16, 32), (3, 5), (1, 2), 4)
+def trainer(
+    batch: int, kernels: tuple[int, int] = (3, 5), latent: int = 4, folder: Path | None = None, **options: Any
+) -> Trainer:
+    model = VAE((28, 28, 1), (16, 32), kernels, (1, 2), latent)
     model.compile(1e-3)
     images = np.random.default_rng(0).integers(0, 256, (batch, 28, 28, 1), dtype=np.uint8)
-    return Trainer(model, images, TrainingOptions(batch, epochs=1, **options), progress=False)
+    return Trainer(model, images, TrainingOptions(batch, epochs=1, **options), folder=folder, progress=False)
 
 
 def peak(batch: int, **options: Any) -> int:
-    """Bytes of NumPy arrays that a step takes, beside what was there before."""
-    trainer(batch, **options).run()  # compiles
+    """Bytes of NumPy arrays that a training takes, beside what was there before."""
+    trainer(batch, **{**options, "folder": None}).run()  # compiles
     made = trainer(batch, **options)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
@@ -51,6 +53,32 @@ def test_the_memory_of_a_step_is_known_before(kernels: str, options: dict[str, A
     share = (many - few) / 32
     assert 0.98 * share <= an_image <= 1.5 * share
     assert few - 8 * share <= fixed
+
+
+@pytest.mark.usefixtures("restored_backends")
+@pytest.mark.parametrize("kernels", CPU_KERNELS)
+def test_what_large_kernels_take_whatever_the_batch_is_known_too(kernels: str) -> None:
+    minigrad.use(kernels=kernels)
+    few = peak(2, kernels=(27, 27))
+    fixed, an_image = step_memory(trainer(2, kernels=(27, 27)).model)
+    assert few <= fixed + 2 * an_image <= 5 * few
+
+
+def test_the_memory_of_a_save_is_known_before(tmp_path: Path) -> None:
+    """With a model whose weights are all that counts."""
+    made = trainer(4, latent=500)
+    state = 3 * sum(p.data.nbytes for p in made.model.network.parameters())  # with its moments
+    held = peak(4, latent=500, folder=tmp_path)
+    assert COPIES - 1.5 < held / state <= COPIES
+    check_memory(made.model, 4, 1, COPIES * state, "cpu")
+    with pytest.raises(minigrad.DeviceError, match=r"a checkpoint needs about .* while it is saved"):
+        check_memory(made.model, 4, 1, COPIES * state - 1, "cpu")
+
+
+def test_a_model_that_cannot_fit_is_refused_before_memory_is_taken() -> None:
+    weights = 2 * (3 * 3 * 1 * 4) + 14 * 14 * 4 * 2 * 10**9
+    with pytest.raises(minigrad.DeviceError, match=f"at least {weights:,} weights and 1,764 numbers .* are free"):
+        Autoencoder((28, 28, 1), (4,), (3,), (2,), 10**9)
 
 
 @LINUX

@@ -767,11 +767,20 @@ def test_a_full_output_is_named():
     Done(done.returncode, done.stdout, done.stderr).failed(3, "the standard output: No space left on device")
 
 
-def test_too_little_memory_ends_with_4():
-    words = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *TINY, "--latent-dim", "50000000", "--out", "run"]
-    command = ["sh", "-c", 'ulimit -v 8000000 && exec "$@"', "sh", *words]
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--latent-dim", 50_000_000), "a model with at least 3,200,000,648 weights"),
+        (("--kernels", 5001, 3), "im2col"),
+        (("--filters", 4, 8, "--kernels", 3, 3, "--latent-dim", 40_000), "a checkpoint needs about"),
+    ],
+    ids=str,
+)
+def test_too_little_memory_ends_with_4_before_it_is_taken(words, told):
+    words = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *TINY, *map(str, words), "--out", "run"]
+    command = ["sh", "-c", 'ulimit -v 3000000 && exec "$@"', "sh", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    Done(done.returncode, done.stdout, done.stderr).failed(4, "out of memory")
+    Done(done.returncode, done.stdout, done.stderr).failed(4, told, "GiB are free; take fewer latent dimensions")
     assert not Path("run").exists()
 
 

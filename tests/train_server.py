@@ -61,6 +61,7 @@ def train(
     user: int | None = None,
     headroom: int | None = None,
     side: int = 8,
+    latent: int = 64,
     threads: int = 1,
     keep: int = training.KEPT_CHECKPOINTS,
     stop_at: int | None = None,
@@ -81,7 +82,7 @@ def train(
         model = from_config(found[1]["model"])
     else:
         # with its moments 2 MB: a kill can hit the middle of a write
-        model = (VAE if kind == "vae" else Autoencoder)((side, side, 1), (8, 64), (3, 3), (2, 1), 64)
+        model = (VAE if kind == "vae" else Autoencoder)((side, side, 1), (8, 64), (3, 3), (2, 1), latent)
     model.compile(1e-2)
     trainer = Trainer(
         model,

@@ -597,15 +597,20 @@ def _row_length(shape: tuple[int, ...]) -> int:
 def coverage_of(geometry: ConvGeometry, transposed: bool, dtype: Any) -> Array:
     """(pixels of the result, KH * KW + 1): 1 where a tap meets a pixel of the image, 0 where it meets the border; and
     1 for the bias."""
-    (KH, KW), plain = geometry.kernel_size, Backend(np)
-    taps = np.eye(KH * KW, dtype=dtype).reshape(KH, KW, 1, KH * KW)  # as many filters, each of one tap
+    rows, columns = (_axis_coverage(geometry, axis, transposed).astype(dtype) for axis in (0, 1))
+    covered = np.kron(rows, columns)
+    return np.hstack([covered, np.ones((len(covered), 1), dtype)])
+
+
+def _axis_coverage(geometry: ConvGeometry, axis: int, transposed: bool) -> Array:
+    """(positions of the result, taps), whether the tap meets a position of the image, for rows or columns."""
+    size, steps, stride = geometry.input_size[axis], geometry.output_size[axis], geometry.stride[axis]
+    taps = np.arange(geometry.kernel_size[axis]) - geometry.pads[axis][0]
     if transposed:
-        ones = np.ones((1, *geometry.output_size, 1), dtype)
-        covered = plain.conv2d_grad_input(ones, taps.transpose(0, 1, 3, 2), geometry)
-    else:
-        covered = plain.conv2d(np.ones((1, *geometry.input_size, 1), dtype), taps, None, geometry)
-    rows = covered.reshape(-1, KH * KW)
-    return np.hstack([rows, np.ones((len(rows), 1), dtype)])
+        step, rest = np.divmod(np.arange(size)[:, None] - taps, stride)
+        return (rest == 0) & (step >= 0) & (step < steps)
+    position = np.arange(steps)[:, None] * stride + taps
+    return (position >= 0) & (position < size)
 
 
 @lru_cache
