@@ -94,14 +94,7 @@ class Autoencoder:
         )
         self.latent_space_dim = int(latent_space_dim)
         self.momentum, self.seed = float(momentum), seed
-        check_size(
-            self.input_shape,
-            self.conv_filters,
-            self.conv_kernels,
-            self.conv_strides,
-            self.latent_space_dim,
-            classes=self.classes,
-        )
+        check_size(self.config)
         encoder = self._build_encoder()
         self.heads = self._build_heads(math.prod(self._encoded_shape) + self.classes)  # features (N, D) -> latents
         decoder = self._build_decoder()

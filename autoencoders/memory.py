@@ -40,11 +40,11 @@ def least_size(
     return weights + math.prod(sides) * channels * (2 * latent_space_dim + classes), columns
 
 
-def check_size(*architecture: Any, classes: int) -> None:
-    """Raise DeviceError unless a model of these arguments of `least_size`, with an optimiser, fits into memory."""
+def check_size(config: dict[str, Any]) -> None:
+    """Raise DeviceError unless a model of this configuration, with an optimiser, fits into the free memory."""
     k = default_backend()
     free = k.free_memory()
-    weights, columns = least_size(*architecture, classes)
+    weights, columns = least_size(**config)
     needed = 4 * (A_WEIGHT * weights + (2 * columns if k.on_host else 0))
     if free is not None and needed > free:
         raise DeviceError(
