@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import signal
 import sys
 import traceback
@@ -149,6 +150,13 @@ def text(value: str) -> str:
     return value
 
 
+def device(value: str) -> str:
+    """The type of --device."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text(value)):
+        raise argparse.ArgumentTypeError(f"is {value!r} but must be cpu, cuda or cuda:<index>")
+    return value
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors, too, are one line."""
 
@@ -179,5 +187,5 @@ def add_model_options(parser: argparse.ArgumentParser, *, images: str, seed: str
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """--device and --debug."""
-    parser.add_argument("--device", metavar="DEVICE", type=text, help="cpu, cuda or cuda:<index> (default: cpu)")
+    parser.add_argument("--device", metavar="DEVICE", type=device, help="cpu, cuda or cuda:<index> (default: cpu)")
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")

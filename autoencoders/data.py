@@ -139,7 +139,12 @@ class Dataset:
             )
         count = len(self.class_names) or 1 + int(max(self.train_labels.max(), self.test_labels.max()))
         if count > MAX_CLASSES:
-            raise _fault(self.name, "labels", f"0 to {MAX_CLASSES - 1} for a conditional model", count - 1)
+            raise _fault(
+                self.name,
+                "labels",
+                f"0 to {MAX_CLASSES - 1} for a conditional model",
+                f"{count - 1}; number the classes from 0",
+            )
         return count
 
     @cached_property
@@ -686,15 +691,20 @@ def _load_image_folder(folder: Path, progress: bool) -> Dataset:
         if any(_candidates(folder, file) for file in SIZES):
             raise _fault(folder, "content", "images", "IDX files (give the folder as data_dir, with the set's name)")
         raise _fault(folder, "content", f"at least 2 images ({' '.join(IMAGE_SUFFIXES)})", f"{len(paths)}")
-    size, grey = (0, 0), True
+    size, grey, transparent = (0, 0), True, False
     for path in paths:
         with _open_image(path) as image:
             size = size if size != (0, 0) else image.size
             if image.size != size:
-                raise _fault(path, "width and height", f"{size} like {paths[0].name}", image.size)
+                raise _fault(
+                    path, "width and height", f"{size} like {paths[0].name}", f"{image.size}; resize or crop them"
+                )
+            if getattr(image, "is_animated", False):
+                raise _fault(path, "frames", "one", f"{image.n_frames}; save each as an image of its own")
             if image.mode.startswith(("I", "F")):
                 raise _fault(path, "pixels", "8 bits for each channel", f"Pillow's mode {image.mode}")
             grey = grey and image.mode in ("1", "L", "LA")
+            transparent = transparent or image.has_transparency_data
             image.verify()  # checksums, which decoding does not look at
     mode, channels = ("L", 1) if grey else ("RGB", 3)
     with _as_data_error(f"{folder}: {len(paths)} images of {size[0]} x {size[1]}"):
@@ -702,7 +712,10 @@ def _load_image_folder(folder: Path, progress: bool) -> Dataset:
     for row, path in zip(images, tqdm(paths, desc="reading images", disable=not progress), strict=True):
         with _open_image(path) as image:
             row[...] = np.asarray(image.convert(mode)).reshape(row.shape)
-    return _split(str(folder), images, labels, class_names, f"{len(paths)} images from the folder {folder}")
+    source = f"{len(paths)} images from the folder {folder}" + (
+        "; their transparency is dropped" if transparent else ""
+    )
+    return _split(str(folder), images, labels, class_names, source)
 
 
 def _list_images(folder: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...]]:
@@ -808,7 +821,11 @@ def _read_npy(stream: IO[bytes], size: int, where: str) -> np.ndarray:
 
 def _images(where: str, array: np.ndarray) -> np.ndarray:
     if array.ndim not in (3, 4):
-        raise _fault(where, "shape", "(N, H, W) or (N, H, W, C)", array.shape)
+        one = "; one image is no data set" if array.ndim == 2 else ""
+        raise _fault(where, "shape", "(N, H, W) or (N, H, W, C)", f"{array.shape}{one}")
+    if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[3] > 4:
+        mend = "; are the channels first? array.transpose(0, 2, 3, 1) brings them last"
+        raise _fault(where, "shape", "(N, H, W, C)", f"{array.shape}{mend}")
     if 0 in array.shape:
         raise _fault(where, "shape", "no empty dimension", array.shape)
     if array.dtype.kind == "f":
@@ -816,7 +833,8 @@ def _images(where: str, array: np.ndarray) -> np.ndarray:
         if np.isnan(low):
             raise _fault(where, "values", "numbers in [0, 1]", "NaN")
         if low < 0 or high > 1:
-            raise _fault(where, "values", "floats in [0, 1]", f"{low:g} to {high:g}")
+            mend = "; divide by 255" if low >= 0 and 1 < high <= 255 else ""
+            raise _fault(where, "values", "floats in [0, 1]", f"{low:g} to {high:g}{mend}")
         array = array.astype(np.float32)
     elif array.dtype != np.uint8:
         raise _fault(where, "dtype", "uint8, or floats in [0, 1]", array.dtype)

@@ -35,6 +35,8 @@ from autoencoders.runs import (
 from autoencoders.training import check_writable, environment
 from minigrad.serialize import DataError
 
+MOST_IW_SAMPLES = 1_000_000  # an image: a day of work, and the bound has long stopped moving
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model")
@@ -55,9 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     args = parser.parse_args(argv)
-    for name in ("seed", "iw_samples"):
-        if getattr(args, name) < 0:
-            parser.error(f"--{name.replace('_', '-')} must not be negative")
+    if args.seed < 0:
+        parser.error("--seed must not be negative")
+    if not 0 <= args.iw_samples <= MOST_IW_SAMPLES:
+        parser.error(f"--iw-samples must be 0 to {MOST_IW_SAMPLES}")
 
     def body() -> None:
         backend = minigrad.use(args.device or "cpu")
@@ -69,7 +72,10 @@ def main(argv: list[str] | None = None) -> int:
         mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(folder)
         dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
+        made = not out.exists()
         check_writable(out)
+        if made:
+            out.rmdir()  # until there is something to lie in it
         trained = trained_on(folder, dataset)
         figures, notes = measure(
             model, dataset, seed=args.seed, iw_samples=args.iw_samples, trained=trained, mixture=mixture

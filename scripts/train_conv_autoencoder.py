@@ -11,6 +11,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 import argparse
 import math
 import os
+import re
 import shlex
 import tomllib
 from pathlib import Path
@@ -19,11 +20,11 @@ from typing import Any
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
 from autoencoders.cli import RECIPES, Parser, UsageError, add_common_options, recipes, run_program, run_script, text
-from autoencoders.data import NAMES, Dataset, load_dataset
+from autoencoders.data import COLLECTIONS, NAMES, Dataset, load_dataset
 from autoencoders.metrics import table
 from autoencoders.runs import Run, check_folder, replaced_runs, resume_run, start_run
 from autoencoders.training import DivergedError
-from minigrad.backend import PRECISIONS
+from minigrad.backend import KERNELS, PRECISIONS
 from minigrad.serialize import DataError, require_file
 
 FOLDERS = {"ae": "model", "vae": "variational/model"}
@@ -71,6 +72,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine"),
     "likelihood": ("bernoulli", "gaussian", "gaussian-learned"),
     "precision": PRECISIONS,
+    "backend": ("auto", *KERNELS["cpu"]),
+}
+# arguments of the library that are options of another name
+RENAMED = {
+    "latent_space_dim": "latent-dim",
+    "conv_filters": "filters",
+    "conv_kernels": "kernels",
+    "conv_strides": "strides",
+    "learning_rate": "lr",
 }
 VAE_ONLY = {"beta", "kl_warmup", "likelihood", "conditional", "binarise", "iw_samples"}
 WITH_RESUME = {"device", "backend", "threads", "precision", "epochs", "data_dir"}
@@ -153,11 +163,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     typed = {name.replace("-", "_") for name in OPTIONS} & set(vars(args))
+    if args.resume and (args.overwrite or args.smoke or args.config):
+        parser.error("--resume cannot be combined with --overwrite, --smoke or --config")
     if args.resume and (refused := (typed - WITH_RESUME) - {"model"}):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(refused))
         parser.error(f"--resume takes {names} from the checkpoint; leave it out")
-    if args.resume and (args.overwrite or args.smoke or args.config):
-        parser.error("--resume cannot be combined with --overwrite, --smoke or --config")
     program = shlex.join([as_typed(sys.executable or "python"), as_typed(__file__)])
     command = f"{program} {shlex.join(argv)}".strip()
     started: list[Run] = []
@@ -181,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(args.out or FOLDERS[settings["model"]] + ("-smoke" if args.smoke else ""))
         check_counts(settings)
         if args.memory_limit is not None and not 0 < args.memory_limit < 2**33:
-            raise UsageError(f"memory limit is {args.memory_limit:g} but must be a number of GiB above 0, below 2^33")
+            raise UsageError(f"--memory-limit is {args.memory_limit:g} but must be a number of GiB above 0, below 2^33")
         if args.resume:
             try:
                 run = resume_run(
@@ -200,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
             except DataError:
                 raise
             except ValueError as error:
-                raise UsageError(str(error)) from error
+                raise UsageError(in_options(str(error))) from error
             if "model" in typed and run.trainer.model.kind != settings["model"]:
                 raise UsageError(f"{folder} holds a run of --model {run.trainer.model.kind}, not {settings['model']}")
         else:
@@ -209,6 +219,8 @@ def main(argv: list[str] | None = None) -> int:
             run = new_run(settings, args, folder, command, tell)
         run.trainer.capture = not args.no_capture
         if args.memory_limit is not None:
+            if run.trainer.k.on_host:
+                raise UsageError("--memory-limit is of a GPU's memory; leave it out with --device cpu")
             run.trainer.k.limit_memory(int(args.memory_limit * 2**30))
         started.append(run)
         run.execute(tell)
@@ -242,6 +254,15 @@ def as_typed(path: str) -> str:
         return path
 
 
+def in_options(message: str) -> str:
+    """A message of the library with its arguments named as the options that are typed here."""
+    message = message.removeprefix("optimizer: ").removeprefix("generator: ")
+    for name, option in RENAMED.items():
+        message = re.sub(rf"\b{name}\b", f"--{option}", message)
+    names = "|".join(name.replace("-", " ") for name in OPTIONS)
+    return re.sub(rf"^({names})\b", lambda found: "--" + found[0].replace(" ", "-"), message)
+
+
 def training_options(settings: dict[str, Any]) -> TrainingOptions:
     names = [name for name in TrainingOptions.__dataclass_fields__ if settings.get(name) is not None]
     return TrainingOptions(**{name: settings[name] for name in names})
@@ -252,7 +273,7 @@ def check_counts(settings: dict[str, Any]) -> None:
     for name, most in (("limit_train", math.inf), ("threads", 1024)):
         if settings[name] is not None and not 1 <= settings[name] <= most:
             limits = ">= 1" if most == math.inf else f"from 1 to {most}"
-            raise UsageError(f"{name.replace('_', ' ')} is {settings[name]} but must be a whole number {limits}")
+            raise UsageError(f"--{name.replace('_', '-')} is {settings[name]} but must be a whole number {limits}")
 
 
 def check_settings(settings: dict[str, Any]) -> None:
@@ -263,13 +284,15 @@ def check_settings(settings: dict[str, Any]) -> None:
     """
     if settings["conditional"] and settings["model"] != "vae":
         raise UsageError("--conditional belongs to --model vae")
+    if settings["data_dir"] is not None and settings["dataset"] not in ("auto", *COLLECTIONS):
+        raise UsageError(f"--data-dir is of no use with --dataset {settings['dataset']}; leave it out")
     try:
         minigrad.use(kernels="numpy")  # nothing is to be compiled for what may be refused
         model = new_model(settings, (8, 8, 1), 0.9)
         training_options(settings).check_model(model)
         model.compile(settings["lr"])
     except (ValueError, OverflowError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(in_options(str(error))) from error
 
 
 def new_model(
@@ -307,6 +330,10 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     if settings["warmup_steps"] is None:
         settings["warmup_steps"] = min(200, steps // 10)
     options = training_options(settings)
+    if options.warmup_steps > steps:
+        tell(f"--warmup-steps {options.warmup_steps} is more than all {steps} steps: --lr is not reached")
+    if options.kl_warmup > options.epochs:
+        tell(f"--kl-warmup {options.kl_warmup:g} is more than all {options.epochs} epochs: --beta is not reached")
     # BatchNorm's moving statistics shall forget where they started, also in a short training.
     model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / steps)), dataset)
     tell(model.summary())

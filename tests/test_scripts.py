@@ -344,7 +344,7 @@ def test_debug_shows_the_traceback_before_the_line(call):
     done = call(TRAIN, *TINY, "--epochs", 0, "--debug")
     assert done.code == 2
     assert done.err.startswith("Traceback")
-    assert done.err.splitlines()[-1].startswith("error: epochs is 0")
+    assert done.err.splitlines()[-1].startswith("error: --epochs is 0")
 
 
 # ---- bad input: the code, one clear line, and nothing written ----
@@ -356,53 +356,55 @@ BAD_OPTIONS = [
     (2, ["--epochs", "x"], "--epochs", "'x'"),
     (2, ["--filters"], "--filters"),
     (2, ["--kernels", "3", "x"], "--kernels"),
-    (2, ["--epochs", "-1"], "epochs is -1", ">= 1"),
-    (2, ["--epochs", "0"], "epochs is 0"),
-    (2, ["--batch-size", "0"], "batch size is 0"),
-    (2, ["--batch-size", "0", "--smoke"], "batch size is 0"),
-    (2, ["--limit-train", "0"], "limit train is 0", ">= 1"),
-    (2, ["--threads", "1000000"], "threads is 1000000", "from 1 to 1024"),
+    (2, ["--epochs", "-1"], "--epochs is -1", ">= 1"),
+    (2, ["--epochs", "0"], "--epochs is 0"),
+    (2, ["--batch-size", "0"], "--batch-size is 0"),
+    (2, ["--batch-size", "0", "--smoke"], "--batch-size is 0"),
+    (2, ["--limit-train", "0"], "--limit-train is 0", ">= 1"),
+    (2, ["--threads", "1000000"], "--threads is 1000000", "from 1 to 1024"),
     (2, ["--out", ""], "--out: is empty"),
     (2, ["--device", ""], "--device: is empty"),
-    (2, ["--clip-norm", "inf"], "clip norm is inf", "finite"),
+    (2, ["--clip-norm", "inf"], "--clip-norm is inf", "finite"),
     (2, ["--strides", "9" * 30, "2"], ""),  # the text is NumPy's
-    (2, ["--limit-train", "-5"], "limit train is -5"),
-    (2, ["--warmup-steps", "-1"], "warmup steps is -1"),
-    (2, ["--save-every", "-1"], "save every is -1"),
-    (2, ["--seed", "-1"], "seed is -1"),
-    (2, ["--kl-warmup", "nan"], "kl warmup is nan"),
+    (2, ["--limit-train", "-5"], "--limit-train is -5"),
+    (2, ["--warmup-steps", "-1"], "--warmup-steps is -1"),
+    (2, ["--save-every", "-1"], "--save-every is -1"),
+    (2, ["--seed", "-1"], "--seed is -1"),
+    (2, ["--kl-warmup", "nan"], "--kl-warmup is nan"),
     (2, ["--patience", "2"], "validation"),
     (2, ["--model", "ae", "--conditional"], "--conditional belongs to --model vae"),
     (2, ["--model", "ae", "--binarise"], "--binarise belongs to --model vae"),
     (2, ["--likelihood", "gaussian", "--binarise"], "binarise needs", "bernoulli"),
-    (2, ["--binarise", "--denoise", "0.1"], "denoise is 0.1", "binarise"),
+    (2, ["--binarise", "--denoise", "0.1"], "--denoise is 0.1", "binarise"),
     (2, ["--model", "ae", "--iw-samples", "2"], "--iw-samples belongs to --model vae"),
-    (2, ["--iw-samples", "2", "--beta", "2"], "iw samples", "beta 1"),
-    (2, ["--iw-samples", "0"], "iw samples is 0"),
-    (2, ["--denoise", "-0.1"], "denoise is -0.1"),
-    (2, ["--denoise", "nan"], "denoise is nan"),
-    (2, ["--clip-norm", "0"], "clip norm is 0"),
-    (2, ["--validation", "-0.5"], "validation is -0.5"),
+    (2, ["--iw-samples", "2", "--beta", "2"], "--iw-samples above 1", "beta 1"),
+    (2, ["--iw-samples", "0"], "--iw-samples is 0"),
+    (2, ["--denoise", "-0.1"], "--denoise is -0.1"),
+    (2, ["--denoise", "nan"], "--denoise is nan"),
+    (2, ["--clip-norm", "0"], "--clip-norm is 0"),
+    (2, ["--validation", "-0.5"], "--validation is -0.5"),
     (3, ["--validation", "64"], "validation", "64 of 64"),
     (2, ["--beta", "nan"], "beta", "nan"),
     (2, ["--beta", "-1"], "beta", "-1"),
-    (2, ["--lr", "nan"], "learning_rate is nan"),
-    (2, ["--lr", "-1"], "learning_rate is -1"),
+    (2, ["--lr", "nan"], "--lr is nan"),
+    (2, ["--lr", "-1"], "--lr is -1"),
     (2, ["--strides", "0", "2"], "strides", "found 0"),
     (2, ["--strides", "-1", "2"], "strides", "found -1"),
     (2, ["--strides", "2"], "strides", "2, 2 and 1"),
     (2, ["--filters", "4"], "filters", "1, 2 and 2"),
     (2, ["--kernels", "3", "3", "3"], "kernels", "2, 3 and 2"),
     (2, ["--filters", "4", "0"], "filters", "(4, 0)"),
-    (2, ["--latent-dim", "0"], "latent_space_dim", "0"),
-    (4, ["--backend", "fast"], "'fast'", "numpy", "plain"),
+    (2, ["--latent-dim", "0"], "--latent-dim", "0"),
+    (2, ["--backend", "fast"], "'fast'", "numpy", "plain"),
     (4, ["--precision", "tf32"], "device cpu", "has fp32 only"),
     (2, ["--precision", "bf16"], "--precision", "'bf16'", "fp32", "tf32"),
-    (2, ["--threads", "0"], "threads is 0"),
-    (2, ["--memory-limit", "nan"], "memory limit is nan but must be a number of GiB above 0"),
-    (2, ["--memory-limit", "-1"], "memory limit is -1"),
-    (2, ["--memory-limit", "1e300"], "memory limit is 1e+300"),
-    (4, ["--device", "tpu"], "'tpu'", "cuda"),
+    (2, ["--threads", "0"], "--threads is 0"),
+    (2, ["--memory-limit", "nan"], "--memory-limit is nan but must be a number of GiB above 0"),
+    (2, ["--memory-limit", "-1"], "--memory-limit is -1"),
+    (2, ["--memory-limit", "1e300"], "--memory-limit is 1e+300"),
+    (2, ["--device", "tpu"], "'tpu'", "cuda"),
+    (2, ["--memory-limit", "1"], "--memory-limit is of a GPU's memory"),
+    (2, ["--data-dir", "."], "--data-dir is of no use with --dataset fashion-mnist-sample"),
     (3, ["--dataset", "cifar"], "cifar", "fashion-mnist"),
     (3, ["--dataset", "gone.npz"], "gone.npz", "nothing of that name"),
     (3, ["--config", "gone.toml"], "gone.toml"),
@@ -468,6 +470,20 @@ def test_cuda_without_cupy_names_what_to_install(program, call, trained, monkeyp
     monkeypatch.setitem(sys.modules, "cupy", None)
     call(program, *words, "--device", "cuda").failed(4, "CuPy", "[cuda12]", "[cuda13]")
     assert os.listdir() == []
+
+
+def test_an_evaluation_that_fails_leaves_no_empty_folder(call, trained):
+    np.savez("rgb.npz", train_images=np.zeros((20, 5, 4, 3), np.uint8))
+    words = ("--model-dir", trained(), "--dataset", "rgb.npz", "--out", "out")
+    call(EVALUATE, *words).failed(3, "(N, 28, 28, 1)", "(2, 5, 4, 3)")
+    assert os.listdir() == ["rgb.npz"]
+
+
+def test_a_warm_up_longer_than_the_training_is_told(call, undrawn):
+    done = call(TRAIN, *TINY, "--epochs", 1, "--warmup-steps", 9, "--kl-warmup", 3, "--out", "run")
+    assert done.code == 0
+    assert "--warmup-steps 9 is more than all 2 steps: --lr is not reached" in done.out
+    assert "--kl-warmup 3 is more than all 1 epochs: --beta is not reached" in done.out
 
 
 @PROGRAMS
@@ -972,7 +988,7 @@ def test_options_that_are_refused_compile_nothing(call, monkeypatch, restored_ba
     monkeypatch.setattr(minigrad.backend, "_cpu_backend", cpu_backend)
     monkeypatch.setattr(minigrad.backend, "_default", None)
     monkeypatch.setattr(minigrad.backend, "_backends", {})
-    call(TRAIN, *TINY, "--batch-size", 0, "--out", "run").failed(2, "batch size is 0")
+    call(TRAIN, *TINY, "--batch-size", 0, "--out", "run").failed(2, "--batch-size is 0")
     assert set(made) <= {"numpy"}
 
 
@@ -1433,7 +1449,8 @@ def test_evaluate_takes_every_name_of_a_folder(call, trained):
 
 
 def test_evaluate_refuses_what_it_cannot_use(call, trained):
-    call(EVALUATE, "--model-dir", trained(), "--iw-samples", -1).failed(2, "--iw-samples", "negative")
+    call(EVALUATE, "--model-dir", trained(), "--iw-samples", -1).failed(2, "--iw-samples must be 0 to")
+    call(EVALUATE, "--model-dir", trained(), "--iw-samples", 10**11).failed(2, "--iw-samples must be 0 to 1000000")
     shutil.copytree(trained(), "run")
     Path("run/run.json").write_text(json.dumps({"data": {"limit_train": "all"}}))
     call(EVALUATE, "--model-dir", "run").failed(3, "run.json", "limit_train", "'all'")
