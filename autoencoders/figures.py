@@ -71,10 +71,15 @@ CLASS_COLOURS = (
 CLASS_MARKERS = tuple("os^DvPX<p>*")  # eleven, so that colour and marker together repeat only after 110 classes
 
 TRAIN_COLOUR, VALIDATION_COLOUR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
+CURVES: dict[str, tuple[str, str, Any]] = {  # colour, marker and dashes of the losses
+    "training": (TRAIN_COLOUR, "o", "-"),
+    "validation": (VALIDATION_COLOUR, "s", (0, (5, 1.5))),
+}
 START_COLOUR, END_COLOUR = TRAIN_COLOUR, VALIDATION_COLOUR
 INK, FAINT = "#222222", "#666666"
 
 FIRST_EPOCH = 2.0  # times the range of the other losses: a first one farther above them is cut off
+FEWEST_CUT = 10  # epochs; of fewer the first is much of the story
 DPI = 150
 MAX_SIDE = 32_000  # pixels; Agg's own limit is 65,535
 MARGIN = 40  # pixels, as every size in the sheets below
@@ -710,8 +715,9 @@ def loss_curves(
     """The losses over the epochs, the total, the reconstruction and the KL divergence each in a panel of its own.
 
     A panel is left out when no epoch has its numbers, and the reconstruction also when it is the whole loss (a plain
-    autoencoder). The learning rate gets a panel when it changes. A first epoch so far above the others that they would
-    look alike is cut off, and its loss written there.
+    autoencoder). The learning rate gets a panel when it changes. Of FEWEST_CUT epochs or more, a first one so far above
+    the others that they would look alike is cut off, and its losses written there. A single epoch has its values beside
+    the points.
 
     Args:
         history: one dict an epoch, with any of ``epoch loss reconstruction kl val_loss val_reconstruction val_kl
@@ -749,30 +755,28 @@ def loss_curves(
 
     count = len(panels) + with_rate
     rows, columns = (2, 2) if count == 4 else (1, count)
-    width = (8.5, 11.5, 13.0, 11.5)[count - 1]
+    width = (8.5, 12.5, 13.0, 11.5)[count - 1]
     figure = _chart((width, 4.6 * rows + 0.4), "loss_curves")
     marked = len(epochs) <= 20
     both = False
     for position, (name, train, validation) in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, position)
-        style: dict[str, Any] = {"linewidth": 1.8, "markersize": 4.5}
-        if np.isfinite(train).any():
-            axes.plot(epochs, train, color=TRAIN_COLOUR, marker="o" if marked else "", label="training", **style)
-        if np.isfinite(validation).any():
-            dashes = (0, (5, 1.5))
+        curves = {"training": train, "validation": validation}
+        curves = {curve: losses for curve, losses in curves.items() if np.isfinite(losses).any()}
+        for curve, losses in curves.items():
+            colour, marker, dashes = CURVES[curve]
             axes.plot(
-                epochs, validation, color=VALIDATION_COLOUR, marker="s" if marked else "", linestyle=dashes,
-                label="validation", **style,
+                epochs, losses, color=colour, linestyle=dashes, linewidth=1.8, label=curve,
+                marker=marker if marked else "", markersize=4.5 if len(epochs) > 1 else 9,
             )  # fmt: skip
-            both = True
+        both |= "validation" in curves
         _epoch_axes(axes, epochs, name, unit)
-        _cut_first(axes, epochs, np.stack([train, validation]))
-        judged = validation if np.isfinite(validation).any() else train
-        if name.startswith("Total") and len(epochs) > 1:  # the lowest value means something for the whole only
-            best = int(np.nanargmin(judged))
-            axes.plot(epochs[best], judged[best], marker="o", markersize=10, fillstyle="none", color=INK)
-            text = f"lowest {_number(float(judged[best]))} at epoch {epochs[best]:g}"
-            axes.set_title(text, loc="right", fontsize=SMALL_SIZE, color=FAINT)
+        if len(epochs) == 1:
+            _write_values(axes, epochs[0], curves)
+        else:
+            _cut_first(axes, epochs, curves)
+            if name.startswith("Total"):  # the lowest value means something for the whole only
+                _mark_lowest(axes, epochs, curves)
     if with_rate:
         axes = figure.add_subplot(rows, columns, count)
         axes.plot(epochs, rate, color=INK, linewidth=1.8, marker="o" if marked else "", markersize=4.5)
@@ -795,17 +799,41 @@ def loss_curves(
     return figure
 
 
-def _cut_first(axes: Axes, epochs: FloatArray, losses: FloatArray) -> None:
-    # losses (lines, epochs)
+# Curves below: the losses (epochs,) by "training" and "validation".
+
+
+def _write_values(axes: Axes, epoch: float, curves: Mapping[str, FloatArray]) -> None:
+    axes.margins(y=0.4)
+    for curve, losses in curves.items():
+        side, x = ("right", -10) if curve == "training" else ("left", 10)  # never one on the other
+        axes.annotate(
+            _number(float(losses[0])), (epoch, losses[0]), (x, 0), textcoords="offset points", ha=side, va="center",
+            fontsize=TEXT_SIZE, color=CURVES[curve][0],
+        )  # fmt: skip
+
+
+def _mark_lowest(axes: Axes, epochs: FloatArray, curves: Mapping[str, FloatArray]) -> None:
+    lines = []
+    for curve, losses in curves.items():
+        best = int(np.nanargmin(losses))
+        axes.plot(epochs[best], losses[best], marker="o", markersize=10, fillstyle="none", color=INK)
+        lines.append(f"lowest {curve} {_number(float(losses[best]))} at epoch {epochs[best]:g}")
+    axes.set_title("\n".join(lines), loc="right", fontsize=SMALL_SIZE, color=FAINT)
+
+
+def _cut_first(axes: Axes, epochs: FloatArray, curves: Mapping[str, FloatArray]) -> None:
+    losses = np.stack([*curves.values()])  # (curves, epochs)
     first, later = losses[:, 0], losses[:, 1:]
-    if len(epochs) < 4 or not (np.isfinite(first).any() and np.isfinite(later).any()):
+    if len(epochs) < FEWEST_CUT or not (np.isfinite(first).any() and np.isfinite(later).any()):
         return
     low, high, highest = np.nanmin(later), np.nanmax(later), np.nanmax(first)
     if high > low and highest - high > FIRST_EPOCH * (high - low):
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
-        axes.annotate(
-            f"\N{UPWARDS ARROW} {_number(float(highest))}", (epochs[0], 1), (4, -2), xycoords=("data", "axes fraction"),
-            textcoords="offset points", fontsize=SMALL_SIZE, color=FAINT, va="top",
+        top = high + 0.15 * (high - low)
+        axes.set_ylim(low - 0.05 * (high - low), top)
+        values = [f"{curve} {_number(float(losses[0]))}" for curve, losses in curves.items() if losses[0] > top]
+        axes.annotate(  # right of the second epoch, where the curves are lower
+            f"\N{UPWARDS ARROW} epoch {epochs[0]:g}: " + ",\n".join(values), (epochs[1], 1), (6, -2),
+            xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=SMALL_SIZE, color=FAINT, va="top",
         )  # fmt: skip
 
 

@@ -94,6 +94,12 @@ GALLERY = {
     "scatter, 45 classes": lambda: figures.latent_scatter(latents[:90, :2], np.arange(90) % 45),
     "losses, 1 epoch": lambda: figures.loss_curves(history(1)),
     "losses, 100 epochs": lambda: figures.loss_curves(history(100)),
+    "losses, a cut first epoch": lambda: figures.loss_curves(
+        [{"loss": 1 / i**4, "val_loss": 1 / i**3} for i in range(1, 12)]
+    ),
+    "losses, autoencoder with schedule and validation": lambda: figures.loss_curves(
+        [row | {"learning_rate": 1 / row["epoch"]} for row in history(100, kl=False)]
+    ),
     "losses, autoencoder": lambda: figures.loss_curves(history(7, kl=False), unit="squared error per image"),
     "losses, schedule": lambda: figures.loss_curves(
         [row | {"learning_rate": 0.001 * 0.9 ** row["epoch"]} for row in history(40)]
@@ -471,13 +477,27 @@ def test_total_reconstruction_and_kl_have_panels_of_their_own():
     assert figures.loss_curves(rows).axes[0].get_ylabel() == "nats per image"
 
 
-def test_the_lowest_validation_loss_is_named():
+def test_the_lowest_loss_of_each_curve_is_marked_and_named():
     rows = history(6)
     rows[3]["val_loss"] = 201.23
     axes = figures.loss_curves(rows).axes[0]
-    assert axes.get_title(loc="right") == "lowest 201.2 at epoch 4"
-    assert (list(axes.lines[-1].get_xdata()), list(axes.lines[-1].get_ydata())) == ([4], [201.23])
-    assert figures.loss_curves(history(1)).axes[0].get_title(loc="right") == ""
+    assert axes.get_title(loc="right") == "lowest training 296.3 at epoch 6\nlowest validation 201.2 at epoch 4"
+    rings = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines[2:]]
+    assert rings == [([6], [pytest.approx(296 + 1 / 3)]), ([4], [201.23])]
+    alone = figures.loss_curves(history(6, validation=False)).axes[0]
+    assert alone.get_title(loc="right") == "lowest training 296.3 at epoch 6"
+
+
+def test_a_single_epoch_has_large_markers_with_their_values():
+    for axes, key in zip(figures.loss_curves(history(1)).axes, ("loss", "reconstruction", "kl"), strict=True):
+        assert axes.get_title(loc="right") == "", "there is nothing to be lower than"
+        assert [t.get_text() for t in axes.texts] == [f"{history(1)[0][name]:g}" for name in (key, "val_" + key)]
+        assert [t.get_ha() for t in axes.texts] == ["right", "left"], "on either side, so that they never overlap"
+        for line, text in zip(axes.lines, axes.texts, strict=True):
+            assert line.get_markersize() >= 8
+            assert text.get_color() == line.get_color()
+            low, high = axes.get_ylim()
+            assert low + 0.1 * (high - low) < line.get_ydata()[0] < high - 0.1 * (high - low)
 
 
 def test_an_autoencoder_has_one_panel_and_without_validation_one_line():
@@ -491,18 +511,31 @@ def test_an_autoencoder_has_one_panel_and_without_validation_one_line():
 
 
 def test_a_first_epoch_far_above_the_others_is_cut_off():
-    rows = [{"loss": loss} for loss in (570.0, 275.0, 268.0, 262.0, 258.0)]
-    axes = figures.loss_curves(rows).axes[0]
+    rows = [{"loss": loss, "val_loss": loss - 60} for loss in (570.0, 275.0, 268.0, 262.0, 258.0, *range(257, 252, -1))]
+    figure = figures.loss_curves(rows)
+    axes = figure.axes[0]
     low, high = axes.get_ylim()
-    assert low < 258
+    assert low < 193
     assert 275 < high < 300
-    assert any("570" in t.get_text() for t in axes.texts)
+    (text,) = axes.texts
+    assert text.get_text() == "\N{UPWARDS ARROW} epoch 1: training 570,\nvalidation 510"
+    figure.canvas.draw()
+    box = text.get_window_extent()
+    for line in axes.lines:
+        assert not line.get_path().transformed(line.get_transform()).intersects_bbox(box, filled=False)
+    rows[0]["val_loss"] = 250.0
+    assert figures.loss_curves(rows).axes[0].texts[0].get_text().endswith("epoch 1: training 570"), "the other is seen"
     rows[0]["loss"] = 300.0
     axes = figures.loss_curves(rows).axes[0]
     assert axes.get_ylim()[1] >= 300
     assert not axes.texts
-    few = figures.loss_curves([{"loss": 570.0}, {"loss": 258.0}, {"loss": 257.0}]).axes[0]
-    assert few.get_ylim()[1] >= 570
+
+
+def test_of_few_epochs_none_is_cut_off():
+    rows = [{"loss": loss} for loss in (570.0, 275.0, 268.0, 262.0, 258.0, 257.0, 256.0, 255.0, 254.0)]
+    axes = figures.loss_curves(rows).axes[0]
+    assert axes.get_ylim()[1] >= 570
+    assert not axes.texts
 
 
 def test_missing_and_non_finite_numbers_leave_gaps():
