@@ -356,38 +356,47 @@ def interpolations(rows: ArrayLike | Sequence[ArrayLike], *, title: str = "Inter
 
 
 def traversals(
-    rows: ArrayLike, names: Sequence[str], values: ArrayLike, *, title: str = "Along single latent dimensions"
+    start: ArrayLike,
+    rows: ArrayLike,
+    names: Sequence[str],
+    values: ArrayLike,
+    *,
+    title: str = "Along single latent dimensions",
 ) -> Figure:
-    """What changes in an image with one latent at a time: one row a dimension, one column a value.
+    """What changes in an image with one latent at a time: one row a dimension, that image on its left, one column a
+    value.
 
-    Shapes: rows (R, S, H, W, C); values (S,), written above the columns
+    Shapes: start (H, W, C); rows (R, S, H, W, C); values (S,), written above the columns
 
     Args:
         names: of the rows, one each.
 
     Raises:
-        ValueError: empty or non-finite images, another number of names or values.
+        ValueError: empty or non-finite images, images of different shapes, another number of names or values.
     """
     who = "traversals"
     pictures = _pictures(rows, f"{who}: rows", leading=2)
+    image = _pictures(np.asarray(start)[None], f"{who}: start")[0]
+    if image.shape != pictures.shape[2:]:
+        raise ValueError(f"{who}: the images of rows are {pictures.shape[2:]} but start is {image.shape}")
     R, S, H, W = pictures.shape[:4]
     if len(names) != R or np.shape(values) != (S,):
         raise ValueError(f"{who}: {R} rows of {S} images, got {len(names)} names and values of {np.shape(values)}")
-    gap, gutter, top = 6, 230, MARGIN + 96  # between images; left of them, for the names
-    tile_height, tile_width = _tile(H, W, min(1340 / S - gap, 220), 220)
-    width = max(1200, 2 * MARGIN + gutter + S * (tile_width + gap) - gap)
+    gap, apart, gutter, top = 6, 22, 230, MARGIN + 96  # apart: the start from the others; gutter: for the names
+    tile_height, tile_width = _tile(H, W, min(1340 / (S + 1) - gap, 220), 220)
+    pitch, left = tile_width + gap, MARGIN + gutter
+    width = max(1200, left + tile_width + apart + S * pitch - gap + MARGIN)
     figure, axes = _sheet(width, top + R * (tile_height + gap) - gap + MARGIN, title, who)
-    left = MARGIN + gutter
-    _write(axes, left - 18, top - 16, "value", width=gutter - 24, size=SMALL_SIZE, color=FAINT, ha="right")
-    for s, value in enumerate(np.asarray(values, float)):
-        text = f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
-        x = left + s * (tile_width + gap) + tile_width / 2
-        _write(axes, x, top - 16, text, width=tile_width, size=SMALL_SIZE, color=FAINT, va="baseline")
+    heads = ["start", *(f"z = {value:.3g}".replace("-", "\N{MINUS SIGN}") for value in np.asarray(values, float))]
+    places = [left, *(left + tile_width + apart + s * pitch for s in range(S))]
+    for x, head in zip(places, heads, strict=True):
+        style: dict[str, Any] = {"size": SMALL_SIZE, "color": FAINT, "va": "baseline"}
+        _write(axes, x + tile_width / 2, top - 16, head, width=tile_width, **style)
     for r, name in enumerate(names):
         y = top + r * (tile_height + gap)
         _write(axes, left - 18, y + tile_height / 2, name, width=gutter - 24, ha="right", va="center")
-        for s in range(S):
-            _place(axes, pictures[r, s], left + s * (tile_width + gap), y, tile_height, tile_width)
+        for x, shown in zip(places, [image, *pictures[r]], strict=True):
+            _place(axes, shown, x, y, tile_height, tile_width)
     return figure
 
 

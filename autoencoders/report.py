@@ -88,10 +88,11 @@ def close_ups(
     shown = None if labels is None else np.repeat(labels[chosen], points[..., 0].size)
     decoded = model.decode(points.reshape(-1, points.shape[-1]), labels=shown)
     pictures["traversals"] = figures.traversals(
+        images[chosen[0]],
         decoded.reshape(*points.shape[:2], *decoded.shape[1:]),
         [f"z{i + 1}, {kl[i]:.2f} nats" for i in dimensions],
         STEPS,
-        title="One test image, with one latent dimension changed at a time",
+        title="A test image (start), with one latent dimension changed at a time",
     )
     return pictures
 

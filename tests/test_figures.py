@@ -84,6 +84,15 @@ GALLERY = {
     "interpolations": lambda: figures.interpolations(images(30).reshape(3, 10, 8, 8, 1)),
     "interpolations, two steps": lambda: figures.interpolations(images(4).reshape(2, 2, 8, 8, 1)),
     "interpolations, long": lambda: figures.interpolations(images(80).reshape(2, 40, 8, 8, 1)),
+    "traversals": lambda: figures.traversals(
+        images(1)[0],
+        images(27).reshape(3, 9, 8, 8, 1),
+        ["z1, 10.25 nats", "z12, 0.12 nats", "n" * 99],
+        np.arange(-4, 5) / 3,
+    ),
+    "traversals, large rgb": lambda: figures.traversals(
+        images(1, 64, 48, 3)[0], images(2, 64, 48, 3)[None], ["z1"], [-1, 1]
+    ),
     "manifold": lambda: figures.manifold_grid(images(400, 28, 28)),
     "manifold, wide images": lambda: figures.manifold_grid(images(225, 12, 40)),
     "manifold, many": lambda: figures.manifold_grid(np.linspace(0, 1, 2500).repeat(900).reshape(2500, 30, 30, 1)),
@@ -247,6 +256,29 @@ def test_interpolations_mark_both_ends_of_every_row():
     assert sorted(inside) == [0, 5, 6, 11]
     assert len({p.get_edgecolor() for p in figure.axes[0].patches}) == 2
     assert {"first reconstruction", "second reconstruction"} <= {t.get_text() for t in texts(figure)}
+
+
+def test_traversals_stand_in_order_with_the_image_that_they_start_from_on_the_left():
+    start, rows = images(1, seed=3)[0], images(10).reshape(2, 5, 8, 8, 1)
+    figure = figures.traversals(start, rows, ["z4", "z1"], [-3, -1.5, 0, 1.5, 3])
+    placed = shown(figure)
+    assert len(placed) == 12
+    heads = {t.get_text(): t.get_window_extent() for t in texts(figure)}
+    for r in range(2):
+        row = placed[6 * r : 6 * r + 6]
+        np.testing.assert_array_equal(row[0][2], start[..., 0])
+        for (_, _, values), image in zip(row[1:], rows[r], strict=True):
+            np.testing.assert_array_equal(values, image[..., 0])
+        lefts = np.array([left for left, _, _ in row])
+        assert len({round(top) for _, top, _ in row}) == 1
+        gaps = np.diff(lefts)
+        np.testing.assert_allclose(gaps[1:], gaps[1])
+        assert gaps[0] > gaps[1], "the start is set apart"
+        minus = "\N{MINUS SIGN}"
+        for i, head in enumerate(["start", f"z = {minus}3", f"z = {minus}1.5", "z = 0", "z = 1.5", "z = 3"]):
+            assert lefts[i] < (heads[head].x0 + heads[head].x1) / 2 < lefts[i] + gaps[1]
+        assert heads[("z4", "z1")[r]].x1 < lefts[0]
+    assert placed[6][1] > placed[0][1]
 
 
 def _middle(artist):
@@ -592,6 +624,9 @@ latents_with_nan[3, 1] = np.nan
         (lambda: figures.reconstructions(images(2), images(2), errors=[1.0]), "one error for each of 2 images"),
         (lambda: figures.interpolations([images(3), images(4)]), "every row must have the same shape"),
         (lambda: figures.interpolations([images(1)]), "at least 2 steps"),
+        (lambda: figures.traversals(images(1), images(6)[None], ["a"], range(6)), "start must have the shape"),
+        (lambda: figures.traversals(images(1, 7)[0], images(6)[None], ["a"], range(6)), r"start is \(7, 8, 1\)"),
+        (lambda: figures.traversals(images(1)[0], images(6)[None], ["a", "b"], range(6)), "1 rows of 6 images, got 2"),
         (lambda: figures.manifold_grid(images(5)), "5 images do not fill a square"),
         (lambda: figures.manifold_grid(images(3)[0]), "manifold_grid: images must be"),
         (lambda: figures.manifold_grid(images(4), quantiles=(0.0, 0.9)), "0 < low < high < 1, got low 0 and high 0.9"),

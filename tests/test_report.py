@@ -234,6 +234,10 @@ def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> N
         np.testing.assert_allclose(points[row, :, dimension], np.linspace(-3, 3, 9), atol=1e-6)
         others = np.delete(points[row], dimension, axis=1)
         assert (others == others[0]).all()
+    drawn = np.asarray(pictures["traversals"].axes[0].images[0].get_array())
+    (start,) = (image for image in dataset().test_images if np.allclose(image[..., 0] / 255, drawn))
+    np.testing.assert_allclose(others[0], np.delete(made.encode(start[None])[0], dimension), atol=1e-5)
+    assert any("(start)" in t.get_text() for t in pictures["traversals"].findobj(Text))
 
 
 def pixel_distances(images: np.ndarray, others: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
