@@ -268,7 +268,11 @@ def reconstructions(
 
 
 def samples(
-    images: ArrayLike, columns: int = 10, title: str = "Samples from the prior", row_names: Sequence[str] = ()
+    images: ArrayLike,
+    columns: int = 10,
+    title: str = "Samples from the prior",
+    row_names: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> Figure:
     """Images in a grid, row by row.
 
@@ -277,35 +281,41 @@ def samples(
     Args:
         columns: images in a row, at least 1.
         row_names: written left of the rows; one for each, or none.
+        names: written above the images; one for each, or none.
 
     Raises:
-        ValueError: empty, non-finite or misshapen images; so many that the picture cannot be drawn; a row without name.
+        ValueError: empty, non-finite or misshapen images; so many that the picture cannot be drawn; a row or an image
+            without name.
     """
     pictures = _pictures(images, "samples: images")
     N, H, W = pictures.shape[:3]
     _at_least(columns, 1, "samples: columns")
     columns = min(columns, N)
     rows = -(-N // columns)
-    if len(row_names) not in (0, rows):
-        raise ValueError(f"samples: expected one name for each of {rows} rows, got {len(row_names)}")
+    for given, count, what in ((row_names, rows, "rows"), (names, N, "images")):
+        if len(given) not in (0, count):
+            raise ValueError(f"samples: expected one name for each of {count} {what}, got {len(given)}")
     gap = 8
-    gutter = 200 if len(row_names) else 0  # left of the images, for the names
+    gutter, name_height = 200 if len(row_names) else 0, 34 if len(names) else 0  # left of the images and above them
     top = MARGIN + 60
     highest = 340.0
     if gutter:  # a row for each class, often few columns: no higher than wide, but not too small to be seen
         least = min(48, (MAX_SIDE - top - MARGIN) / rows - gap)
         highest = max(least, min(highest, 1600 / rows - gap))
     tile_height, tile_width = _tile(H, W, min((1600 - gutter) / columns - gap, 340), highest)
+    pitch = name_height + tile_height + gap
     content = gutter + columns * (tile_width + gap) - gap
-    width = max(1200, 2 * MARGIN + content)
-    figure, axes = _sheet(width, top + rows * (tile_height + gap) - gap + MARGIN, title, "samples")
+    width = max(900 if gutter else 1200, 2 * MARGIN + content)
+    figure, axes = _sheet(width, top + rows * pitch - gap + MARGIN, title, "samples")
     for i in range(N):
         row, column = divmod(i, columns)
-        x, y = MARGIN + gutter + column * (tile_width + gap), top + row * (tile_height + gap)
+        x, y = MARGIN + gutter + column * (tile_width + gap), top + row * pitch + name_height
         _place(axes, pictures[i], x, y, tile_height, tile_width)
         if gutter and column == 0:
             style: dict[str, Any] = {"ha": "right", "va": "center", "color": FAINT}
             _write(axes, x - 16, y + tile_height / 2, row_names[row], width=gutter - 16, **style)
+        if name_height:
+            _write(axes, x + tile_width / 2, y - 10, names[i], width=tile_width, va="baseline")
     return figure
 
 

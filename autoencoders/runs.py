@@ -595,9 +595,11 @@ def _draw_samples(model: VAE, seed: int, count: int, label: int | None) -> Any:
         new = model.sample(count, seed, labels=np.full(count, label))
         return figures.samples(new, title=f"Samples of the class {names[label]}")
     shown = names[:MOST_CLASSES]
-    each = -(-count // len(shown))
+    each = -(-count // len(shown))  # at least one of every class
     new = np.concatenate([model.sample(each, seed, labels=np.full(each, i)) for i in range(len(shown))])
     which = "every class" if len(shown) == len(names) else f"the first {len(shown)} of {len(names)} classes"
+    if each == 1:  # rows of one image would leave most of the picture white
+        return figures.samples(new, title=f"Samples of {which}; all from one latent", names=shown)
     title = f"Samples of {which}; in a column from one latent"
     return figures.samples(new, columns=each, title=title, row_names=shown)
 

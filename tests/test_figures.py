@@ -80,6 +80,7 @@ GALLERY = {
         images(12, 64, 48, 3).round(), np.zeros((12, 64, 48, 3)), None, (), np.full(12, 123456.7), error_name="e" * 300
     ),
     "samples": lambda: figures.samples(images(25, 28, 28), title="A title that is far too long for one line " * 5),
+    "samples, named": lambda: figures.samples(images(12, 28, 28), names=[*NAMES, *LONG[:2]]),
     "samples, one": lambda: figures.samples(images(1, 64, 48, 3)),
     "interpolations": lambda: figures.interpolations(images(30).reshape(3, 10, 8, 8, 1)),
     "interpolations, two steps": lambda: figures.interpolations(images(4).reshape(2, 2, 8, 8, 1)),
@@ -761,3 +762,23 @@ def test_rows_of_samples_have_names() -> None:
     assert [text.get_text() for text in picture.axes[0].texts[1:]] == ["Bag", "Coat"]
     with pytest.raises(ValueError, match="one name for each of 2 rows, got 3"):
         figures.samples(np.zeros((6, 5, 4, 1)), columns=3, row_names=["a", "b", "c"])
+
+
+def test_samples_have_names_above_them() -> None:
+    picture = figures.samples(images(12), names=[*NAMES, "Hat", "Scarf"])
+    placed = shown(picture)
+    at = {text.get_text(): text.get_window_extent() for text in picture.axes[0].texts[1:]}
+    assert list(at) == [*NAMES, "Hat", "Scarf"]
+    height = picture.get_size_inches()[1] * picture.dpi
+    for (left, top, _), box in zip(placed, at.values(), strict=True):
+        assert left < (box.x0 + box.x1) / 2 < left + 152
+        assert 0 <= top - (height - box.y0) < 20
+    assert placed[10][1] > placed[0][1], "the eleventh starts a new row"
+    with pytest.raises(ValueError, match="one name for each of 6 images, got 3"):
+        figures.samples(np.zeros((6, 5, 4, 1)), names=["a", "b", "c"])
+
+
+def test_rows_of_few_named_samples_are_no_wide_white_sheet() -> None:
+    picture = figures.samples(np.zeros((20, 28, 28, 1)), columns=2, row_names=NAMES)
+    right = max(artist.get_extent()[1] for artist in picture.axes[0].images)
+    assert right > 0.5 * picture.get_size_inches()[0] * picture.dpi

@@ -19,7 +19,7 @@ from autoencoders import VAE, Autoencoder, TrainingOptions, figures, film, repor
 from autoencoders.data import Dataset
 from autoencoders.metrics import FIGURES, nearest
 from autoencoders.mixture import Mixture
-from autoencoders.runs import own_files, resume_run, save_pictures, start_run
+from autoencoders.runs import draw, own_files, resume_run, save_pictures, start_run
 from minigrad.serialize import DataError, load_state, save_state
 
 NAMES = ("<b>bags</b>", "A & B", "$x_1$")
@@ -221,6 +221,23 @@ def test_a_plain_autoencoder_with_a_mixture_has_samples_and_their_neighbours() -
 def test_the_neighbours_of_a_conditional_model_bear_the_names_of_its_classes() -> None:
     names = {t.get_text() for t in report.close_ups(model(classes=3), dataset(), None)["neighbours"].findobj(Text)}
     assert {"0", "1", "2"} <= names
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_samples_of_a_conditional_model_are_one_of_each_class_side_by_side(count: int) -> None:
+    made = model(classes=3)
+    axes = draw(made, dataset(), count=count)["samples"].axes[0]
+    assert [t.get_text() for t in axes.texts] == ["Samples of every class; all from one latent", "0", "1", "2"]
+    extents = np.array([image.get_extent() for image in axes.images])  # (images, left right bottom top)
+    assert len(set(extents[:, 3])) == 1, "a single row"
+    for i, image in enumerate(axes.images):
+        np.testing.assert_array_equal(image.get_array(), made.sample(1, 0, labels=[i])[0, ..., 0])
+
+
+def test_more_samples_of_a_conditional_model_have_a_row_for_each_class() -> None:
+    axes = draw(model(classes=3), dataset(), count=4)["samples"].axes[0]
+    assert axes.texts[0].get_text() == "Samples of every class; in a column from one latent"
+    assert len(axes.images) == 6
 
 
 def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
