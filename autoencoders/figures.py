@@ -42,7 +42,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from minigrad.serialize import write_atomically
@@ -83,6 +83,8 @@ FEWEST_CUT = 10  # epochs; of fewer the first is much of the story
 DPI = 150
 MAX_SIDE = 32_000  # pixels; Agg's own limit is 65,535
 MARGIN = 40  # pixels, as every size in the sheets below
+UNUSED = 0.05  # nats that a latent dimension tells of an image: to the eye such a bar is one of zero
+LONGEST_TICK = 10  # characters of a number at an axis
 TITLE_SIZE, TEXT_SIZE, SMALL_SIZE, SMALLEST_SIZE = 13.0, 10.0, 9.0, 7.0  # points
 
 FloatArray = NDArray[np.float64]
@@ -515,6 +517,7 @@ def principal_components(latents: ArrayLike, count: int = 2) -> tuple[FloatArray
     """
     x = np.asarray(latents, dtype=np.float64)
     centred = x - x.mean(axis=0)
+    centred[:, np.ptp(x, axis=0) == 0] = 0.0  # the rounding of the mean is no variance
     _, scales, directions = np.linalg.svd(centred, full_matrices=False)  # (K,), (K, D), K = min(N, D)
     total = float((scales**2).sum())
     K = min(count, len(scales))
@@ -685,8 +688,8 @@ def film_frame(
     left.set_axis_off()
     left.set_title("images, and below them their reconstructions", loc="left", fontsize=TEXT_SIZE, color=FAINT)
     _scatter(right, places, index, len(names), 9)
-    _plain_axes(right)
     right.set(xlim=limits[0], ylim=limits[1])
+    _plain_axes(right)
     right.set_title("latent space", loc="left", fontsize=TEXT_SIZE, color=FAINT)
     figure.suptitle(title, x=0.012, ha="left", fontsize=TITLE_SIZE, fontweight="bold", color=INK, parse_math=False)
     if labels is not None:
@@ -715,8 +718,9 @@ def kl_bars(kl_per_dim: ArrayLike, *, title: str = "KL divergence of each latent
     order = np.argsort(-kl, kind="stable")
     figure = _chart((max(6.0, min(16.0, 2.0 + 0.32 * len(kl))), 4.2), "kl_bars")
     axes = figure.add_subplot()
-    _plain_axes(axes)
     axes.bar(range(len(kl)), kl[order], color=TRAIN_COLOUR, width=0.8)
+    axes.set_ylim(0, 1.05 * max(UNUSED, kl.max()))
+    _plain_axes(axes)
     step = max(1, -(-len(kl) // 40))  # labels that fit
     axes.set_xticks(range(0, len(kl), step), [f"z{order[i] + 1}" for i in range(0, len(kl), step)])
     axes.set_xlabel("latent dimension", fontsize=TEXT_SIZE, color=INK)
@@ -789,13 +793,13 @@ def loss_curves(
                 marker=marker if marked else "", markersize=4.5 if len(epochs) > 1 else 9,
             )  # fmt: skip
         both |= "validation" in curves
-        _epoch_axes(axes, epochs, name, unit)
         if len(epochs) == 1:
             _write_values(axes, epochs[0], curves)
         else:
             _cut_first(axes, epochs, curves)
             if name.startswith("Total"):  # the lowest value means something for the whole only
                 _mark_lowest(axes, epochs, curves)
+        _epoch_axes(axes, epochs, name, unit)
     if with_rate:
         axes = figure.add_subplot(rows, columns, count)
         axes.plot(epochs, rate, color=INK, linewidth=1.8, marker="o" if marked else "", markersize=4.5)
@@ -880,14 +884,32 @@ def _chart(inches: tuple[float, float], who: str) -> Figure:
     return figure
 
 
+class _Ticks(ScalarFormatter):
+    """Plain numbers, and never an offset or "1e-4" in the corner, where the title stands; with an exponent of their own
+    where they would be all zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(useOffset=False)
+        self.set_scientific(False)
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        text = super().__call__(x, pos)
+        return text if len(text) <= LONGEST_TICK else f"{x:.6g}".replace("-", "\N{MINUS SIGN}")
+
+
 def _plain_axes(axes: Axes) -> None:
+    """The looks of all axes; after what is drawn on them, whose range it widens where that is nothing but rounding."""
     axes.grid(visible=True, color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=SMALL_SIZE, colors=INK, length=3)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(FAINT)
-    axes.ticklabel_format(useOffset=False, style="plain")  # no "1e-4" in the corner, where the title stands
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        room = 1e-5 * max(abs(low), abs(high))  # below, float32 knows no differences and ticks have too many digits
+        if high - low < room:
+            axis.set_view_interval((low + high) / 2 - room, (low + high) / 2 + room, ignore=True)
+        axis.set_major_formatter(_Ticks())
 
 
 def _headline(axes: Axes, heading: str, subtitle: str) -> None:

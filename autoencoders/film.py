@@ -130,5 +130,5 @@ def _plane(latents: list[np.ndarray]) -> tuple[np.ndarray, Any]:
         axes = np.linalg.svd(centred.astype(np.float64), full_matrices=False)[2][:2].T
     points = np.concatenate([z @ axes for z in latents[1:] or latents])
     low, high = np.quantile(points, 0.005, axis=0), np.quantile(points, 0.995, axis=0)
-    room = np.maximum(0.08 * (high - low), 1e-3)
+    room = np.maximum(0.08 * (high - low), 0.05)  # of latents that are all alike, numbers short enough to stand apart
     return axes, tuple(zip((low - room).tolist(), (high + room).tolist(), strict=True))

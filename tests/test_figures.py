@@ -486,6 +486,62 @@ def test_degenerate_latents_are_drawn(D, tmp_path):
         (tmp_path / "z.png").unlink()
 
 
+def ticks(figure: Figure) -> list[list[str]]:
+    """The numbers that stand at each axis of a figure."""
+    figure.canvas.draw()
+    found = []
+    for axes in (axes for axes in figure.axes if axes.axison):
+        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            assert axis.get_offset_text().get_text() == ""
+            found.append([tick.label1.get_text() for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high])
+    return found
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.latent_scatter(np.full((60, 2), 0.1), None),
+        lambda: figures.latent_scatter(0.5 + 1e-8 * latents[:, :2], None),
+        lambda: figures.latent_scatter(latents[:, :2] * 1e-17, None),
+        lambda: figures.latent_scatter(np.full((60, 5), 0.1), None),
+        lambda: figures.latent_scatter(np.full((60, 1), 0.1), None),
+        lambda: figures.latent_scatter(0.5 + 1e-8 * latents[:, :1], None),
+        lambda: figures.film_frame(
+            images(4), images(4), np.full((60, 2), 1e6), None, (), ((1e6 - 1e-3, 1e6 + 1e-3),) * 2, "after epoch 1"
+        ),
+        lambda: figures.loss_curves([{"loss": 0.5 + 1e-10 * i, "val_loss": 0.5} for i in range(4)]),
+        lambda: figures.loss_curves([{"loss": 1e-9 * (1 + i), "kl": 0.0} for i in range(4)]),
+        lambda: figures.loss_curves([{"loss": 0.5, "val_loss": 0.5 + 1e-10}]),
+        lambda: figures.kl_bars(np.zeros(5)),
+        lambda: figures.kl_bars(np.full(5, 1e-17)),
+    ],
+)
+def test_the_numbers_at_an_axis_can_be_read_where_all_data_are_alike(draw):
+    for labels in ticks(draw()):
+        assert labels
+        assert len(set(labels)) == len(labels), "two of them say the same"
+        assert max(map(len, labels)) <= 12
+
+
+def test_a_tiny_range_is_told_from_zero():
+    small = figures.loss_curves([{"loss": 1e-9 * i} for i in range(1, 5)])
+    assert "2e\N{MINUS SIGN}09" in ticks(small)[1]
+    assert "0.0002" in ticks(figures.loss_curves([{"loss": 0.00025 * i} for i in range(5)]))[1]
+
+
+def test_equal_latents_have_no_variance():
+    projected, shares = figures.principal_components(np.full((60, 5), 0.1))
+    assert not projected.any()
+    assert not shares.any()
+
+
+@pytest.mark.parametrize(("kl", "top"), [(0.0, 0.05), (1e-17, 0.05), (0.01, 0.05), (3.0, 3.0)])
+def test_no_divergence_is_neither_a_negative_one_nor_a_high_bar(kl, top):
+    low, high = figures.kl_bars(np.full(3, kl)).axes[0].get_ylim()
+    assert low == 0
+    assert high == pytest.approx(1.05 * top)
+
+
 # ---- losses --------------------------------------------------------------------------------------------------------
 
 

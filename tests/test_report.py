@@ -124,6 +124,19 @@ def test_a_long_film_is_cut_down_to_its_most_frames(tmp_path: Path, monkeypatch:
     assert report.draw_film(tmp_path / "run", data, tmp_path / "film.gif") == 3
 
 
+@pytest.mark.parametrize("Z", [1, 2, 5])
+def test_the_numbers_of_a_film_of_equal_latents_stand_apart(Z: int) -> None:
+    latents = np.full((30, Z), 0.1, np.float32)
+    axes, limits = film._plane([latents, latents])
+    shown = np.zeros((10, 8, 8, 1), np.uint8)
+    figure = figures.film_frame(shown, shown, latents @ axes, None, (), limits, "after epoch 1")
+    figure.canvas.draw()
+    (low, high), axis = figure.axes[1].get_xlim(), figure.axes[1].xaxis
+    seen = [tick.label1.get_window_extent() for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    assert len(seen) > 2
+    assert all(a.x1 < b.x0 for a, b in pairwise(seen))
+
+
 def test_without_frames_there_is_no_film(tmp_path: Path) -> None:
     assert report.draw_film(tmp_path, dataset(), tmp_path / "film.gif") == 0
     assert not list(tmp_path.iterdir())
