@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
 from statistics import NormalDist
@@ -37,7 +37,7 @@ if "MPLBACKEND" in os.environ and "matplotlib" not in sys.modules:
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -150,11 +150,32 @@ def _write(axes: Axes, x: float, y: float, text: str, *, width: float, size: flo
     """Text at most ``width`` pixels wide: smaller where it must be, then cut with an ellipsis."""
     text, size = _fitted(text, width, size, style.get("weight", "normal"))
     style = {"ha": "center", "color": INK} | style
-    axes.text(x, y, text, fontsize=size, parse_math=False, **style)
+    axes.text(x, y, text, fontsize=size, fontfamily=_fonts(text), parse_math=False, **style)
+
+
+def _fonts(text: str) -> list[str]:
+    """The usual fonts, and after them those that have letters of the text which these lack, if any is installed."""
+    usual = FontProperties()
+    font = get_font(findfont(usual))
+    lacking = [ord(letter) for letter in text if not font.get_char_index(ord(letter))]
+    found = {_other_fonts()[code] for code in lacking if code in _other_fonts()}
+    return [*usual.get_family(), *sorted(found)]
+
+
+@cache
+def _other_fonts() -> dict[int, str]:
+    """A font of each code point that an installed one has; opens them all, so only where a letter is lacking."""
+    found: dict[int, str] = {}
+    for entry in sorted(fontManager.ttflist, key=lambda entry: (entry.style != "normal", entry.weight != 400)):
+        if not entry.name.startswith("Last Resort"):  # which has a box for everything
+            with suppress(OSError, RuntimeError):  # not there any more, or damaged
+                for code in get_font(entry.fname).get_charmap():
+                    found.setdefault(code, entry.name)
+    return found
 
 
 def _text_width(text: str, size: float, weight: str = "normal") -> float:
-    font = FontProperties(size=size, weight=weight)
+    font = FontProperties(family=_fonts(text), size=size, weight=weight)
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) * DPI / 72
 
 
@@ -626,6 +647,8 @@ def _latent_histograms(z: FloatArray, index: IntArray, names: list[str], heading
     axes.set_ylim(-0.1, len(names))
     _plain_axes(axes)
     axes.set_yticks(bases, names, parse_math=False)
+    for text, name in zip(axes.get_yticklabels(), names, strict=True):
+        text.set_fontfamily(_fonts(name))
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0, labelsize=TEXT_SIZE)
@@ -651,6 +674,7 @@ def _class_legend(figure: Figure, names: list[str], columns: int) -> None:
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(name)
+        text.set_fontfamily(_fonts(name))
         text.set_color(INK)
 
 

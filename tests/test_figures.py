@@ -144,6 +144,43 @@ def test_every_picture_is_drawn_at_a_readable_size_without_touching_texts(name, 
             assert c.x1 <= b.x0 or b.x1 <= c.x0 or c.y1 <= b.y0 or b.y1 <= c.y0, f"{text!r} lies on an image"
 
 
+# ---- letters ---------------------------------------------------------------------------------------------------------
+
+# DejaVu Sans lacks the first letter; STIX, which comes with matplotlib, too, has it.
+FOREIGN = "\N{LATIN SMALL LETTER D WITH PALATAL HOOK}ove"
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: figures.reconstructions(images(1), images(1), [0], [FOREIGN]),
+        lambda: figures.samples(images(2), columns=1, row_names=[FOREIGN, "other"]),
+        lambda: figures.latent_scatter(latents[:, :2], np.arange(500) % 2, [FOREIGN, "other"]),
+        lambda: figures.latent_scatter(latents[:, :1], np.arange(500) % 2, [FOREIGN, "other"]),
+    ],
+)
+def test_a_letter_that_the_font_lacks_is_taken_from_another(draw, tmp_path):
+    figure = draw()
+    figures.save(figure, tmp_path / "figure.png")  # a box in place of a letter would be a warning
+    families = {t.get_text(): t.get_fontfamily() for t in texts(figure)}
+    assert len(families.pop(FOREIGN)) == 2
+    assert {tuple(family) for family in families.values()} == {("sans-serif",)}
+
+
+def test_fonts_are_looked_through_once_and_only_for_letters_that_are_lacking(monkeypatch):
+    looked = []
+    figures._other_fonts.cache_clear()
+    real = figures.fontManager.ttflist
+    monkeypatch.setattr(
+        figures, "fontManager", type("Fonts", (), {"ttflist": property(lambda _: looked.append(1) or real)})()
+    )
+    assert figures._fonts("Ünïcöde, Ελληνικά, кириллица, ✓") == ["sans-serif"]
+    assert not looked
+    assert figures._fonts("\N{CJK UNIFIED IDEOGRAPH-65E5}\ue000")[0] == "sans-serif"
+    figures._fonts(FOREIGN)
+    assert looked == [1]
+
+
 # ---- images --------------------------------------------------------------------------------------------------------
 
 
