@@ -714,6 +714,8 @@ def film_frame(
     _scatter(right, places, index, len(names), 9)
     right.set(xlim=limits[0], ylim=limits[1])
     _plain_axes(right)
+    if not places[:, 1].any():  # one latent dimension: the height says nothing
+        right.set_yticks([])
     right.set_title("latent space", loc="left", fontsize=TEXT_SIZE, color=FAINT)
     figure.suptitle(title, x=0.012, ha="left", fontsize=TITLE_SIZE, fontweight="bold", color=INK, parse_math=False)
     if labels is not None:

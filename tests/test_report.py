@@ -125,7 +125,7 @@ def test_a_long_film_is_cut_down_to_its_most_frames(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("Z", [1, 2, 5])
-def test_the_numbers_of_a_film_of_equal_latents_stand_apart(Z: int) -> None:
+def test_the_numbers_of_a_film_of_equal_latents_stand_apart_and_one_dimension_has_one_axis(Z: int) -> None:
     latents = np.full((30, Z), 0.1, np.float32)
     axes, limits = film._plane([latents, latents])
     shown = np.zeros((10, 8, 8, 1), np.uint8)
@@ -135,6 +135,7 @@ def test_the_numbers_of_a_film_of_equal_latents_stand_apart(Z: int) -> None:
     seen = [tick.label1.get_window_extent() for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
     assert len(seen) > 2
     assert all(a.x1 < b.x0 for a, b in pairwise(seen))
+    assert (len(figure.axes[1].get_yticks()) > 0) == (Z > 1), "one dimension has no second axis"
 
 
 def test_without_frames_there_is_no_film(tmp_path: Path) -> None:
