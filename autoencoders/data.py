@@ -712,9 +712,8 @@ def _load_image_folder(folder: Path, progress: bool) -> Dataset:
     for row, path in zip(images, tqdm(paths, desc="reading images", disable=not progress), strict=True):
         with _open_image(path) as image:
             row[...] = np.asarray(image.convert(mode)).reshape(row.shape)
-    source = f"{len(paths)} images from the folder {folder}" + (
-        "; their transparency is dropped" if transparent else ""
-    )
+    dropped = ", whose transparency is dropped" if transparent else ""
+    source = f"{len(paths)} images from the folder {folder}{dropped}"
     return _split(str(folder), images, labels, class_names, source)
 
 

@@ -33,7 +33,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", type=text, help="folder for the pictures (default: figures in --model-dir)"
     )
     parser.add_argument(
-        "--samples", metavar="N", type=int, default=48, help="new images to draw (default: %(default)s)"
+        "--samples",
+        metavar="N",
+        type=int,
+        default=48,
+        help="new images to draw, rounded up to as many of every class (default: %(default)s)",
     )
     parser.add_argument(
         "--class",

@@ -1016,7 +1016,7 @@ def test_an_image_of_several_frames_is_refused_and_dropped_transparency_told(tmp
     frames = [Image.new("L", (4, 5), grey) for grey in (0, 9, 200)]
     for name in "ab":
         Image.new("RGBA", (4, 5), (1, 2, 3, 4)).save(tmp_path / f"{name}.png")
-    assert load_dataset(tmp_path).source.endswith("; transparency is dropped")
+    assert f"{tmp_path}, whose transparency is dropped" in load_dataset(tmp_path).source
     frames[0].save(tmp_path / "c.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match=r"c\.gif: frames: expected one, found 3; save each as an image of its own"):
         load_dataset(tmp_path)
@@ -1120,7 +1120,7 @@ NPY_FAULTS = {
     "negative": (ZEROS - np.float32(0.5), r"array: values: expected floats in \[0, 1\], found -0.5 to -0.5"),
     "range": (ZEROS + np.float32(255), r"array: values: expected floats in \[0, 1\], found 255 to 255; divide by 255$"),
     "one image": (ZEROS[0], r"array: shape: expected \(N, H, W\) or .*; one image is no data set$"),
-    "channels first": (np.zeros((9, 3, 8, 8), np.uint8), r"array: shape: expected .* found \(9, 3, 8, 8\); are the channels first"),
+    "channels first": (np.zeros((9, 3, 8, 8), np.uint8), r"array: shape: .* found \(9, 3, 8, 8\); are the channels f"),
     "infinite": (ZEROS + np.float32(np.inf), r"array: values: expected floats in \[0, 1\], found inf to inf"),
 }
 
