@@ -1,6 +1,6 @@
-"""Saves and trains while one call of the system after another fails; under fault_layer.cpp (LD_PRELOAD).
+"""Saves, trains and evaluates while one call of the system after another fails; under fault_layer.cpp (LD_PRELOAD).
 
-    python tests/fault_worker.py save|run|replace EVERY SEED FOLDER
+    python tests/fault_worker.py save|run|replace|evaluate|generator EVERY SEED FOLDER
 
 Every EVERY-th call is made to fail, in a try of its own, with each of ENOSPC, EIO, a short write and kill -9. Prints
 JSON: how many faults were injected, in how many tries the documented error or the kill came, and what was lost.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import itertools
 import json
 import os
@@ -18,22 +19,39 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from functools import partial
+from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from faults import ROOT, halves
+from matplotlib.figure import Figure
 
 import minigrad
-from autoencoders import VAE, TrainingOptions, runs
+from autoencoders import VAE, Autoencoder, TrainingOptions, figures, runs
 from autoencoders.data import Dataset
-from autoencoders.training import latest_checkpoint, load_checkpoint
+from autoencoders.mixture import Mixture
+from autoencoders.training import LEFTOVERS, latest_checkpoint, load_checkpoint
 from minigrad.serialize import DataError, load_state, save_state
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import evaluate
+import generator
 
 LAYER = ctypes.CDLL(None)
 LAYER.fault_stop.restype = ctypes.c_long
 KILL = -1
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "short write": 0, "kill -9": KILL}
 KILLED = "killed"
+PICTURE = Figure((0.5, 0.5))  # stands for all of them; how fine it is tells the seed
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+DATA = Dataset("toy", IMAGES[:8], np.arange(8) % 2, IMAGES[8:], np.arange(4) % 2, ("a", "b"), "made up")
+PROGRAMS: dict[str, tuple[Any, list[str]]] = {
+    "evaluate": (evaluate, []),
+    "generator": (generator, ["--mixture-components", "2"]),
+}
 Outcome = tuple[int, str, list[str]]  # calls that were counted, the documented error or KILLED, what was lost
 Inject = Callable[[Callable[[], object]], tuple[int, str]]  # does it while a call fails; (calls, error or KILLED)
 
@@ -81,20 +99,18 @@ def save(folder: Path, inject: Inject) -> Outcome:
     return calls, told, lost + [f"left behind: {name}" for name in others]
 
 
-def start(folder: Path, seed: int = 0, *, overwrite: bool = False) -> runs.Run:
+def start(folder: Path, seed: int = 0, *, overwrite: bool = False, kind: type[Autoencoder] = VAE) -> runs.Run:
     """The run of a folder goes on, or a new one is ready to start."""
-    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
-    data = Dataset("toy", images[:8], np.arange(8) % 2, images[8:], np.arange(4) % 2, ("a", "b"), "made up")
-    runs.load_dataset = lambda *_, **__: data
+    PICTURE.set_dpi(30 + seed)
     if latest_checkpoint(folder) and not overwrite:
         return runs.resume_run(folder, progress=False, tell=lambda _: None)
-    model = VAE((8, 8, 1), (2, 3), (3, 3), (2, 1), 2, seed=seed)
+    model = kind((8, 8, 1), (2, 3), (3, 3), (2, 1), 2, seed=seed)
     options = TrainingOptions(4, epochs=2, save_every=1, seed=seed)
-    return runs.start_run(model, data, options, folder, learning_rate=1e-2, progress=False, overwrite=overwrite)
+    return runs.start_run(model, DATA, options, folder, learning_rate=1e-2, progress=False, overwrite=overwrite)
 
 
-def execute(folder: Path, seed: int = 0, *, overwrite: bool = False) -> None:
-    start(folder, seed, overwrite=overwrite).execute(lambda _: None)
+def execute(folder: Path, seed: int = 0, **options: Any) -> None:
+    start(folder, seed, **options).execute(lambda _: None)
 
 
 def other_weights(folder: Path, whole: str) -> list[str]:
@@ -103,14 +119,21 @@ def other_weights(folder: Path, whole: str) -> list[str]:
     lost = [] if found == expected else ["other weights at the end"]
     if runs.read_record(folder)["status"] != "finished":
         lost.append("not finished")
+    missing = set(contents(folder.parent / whole)) - set(contents(folder))
     hidden = [path.name for path in folder.rglob(".*") if path.name != ".lock"]
-    return lost + [f"left behind: {name}" for name in hidden]
+    return lost + halves(folder) + [f"missing: {name}" for name in missing] + [f"left behind: {x}" for x in hidden]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder but the lock, by where it lies there."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def train(folder: Path, inject: Inject) -> Outcome:
     """A whole run, and where it failed the same run again."""
     calls, told = inject(lambda: execute(folder))
-    lost = unnamed(told, folder)
+    lost = unnamed(told, folder) + halves(folder)
     if latest_checkpoint(folder):
         load_checkpoint(folder, lost.append)  # says which ones it had to skip
     if told:
@@ -124,7 +147,7 @@ def replace(folder: Path, inject: Inject) -> Outcome:
     shutil.copytree(folder.parent / "whole", folder, dirs_exist_ok=True)
     before = {path: path.read_bytes() for path in runs.own_files(folder)}
     calls, told = inject(lambda: execute(folder, seed=1, overwrite=True))
-    lost = unnamed(told, folder)
+    lost = unnamed(told, folder) + halves(folder)
     try:
         runs.recover(folder)
         runs.check_folder(folder, overwrite=False)
@@ -144,12 +167,86 @@ def replace(folder: Path, inject: Inject) -> Outcome:
     return calls, told, [text for text in lost if text != rest]
 
 
+def call(what: str, folder: Path, seed: int) -> None:
+    """A program on the run of a folder."""
+    program, words = PROGRAMS[what]
+    PICTURE.set_dpi(30 + seed)
+    said = io.StringIO()
+    with redirect_stdout(io.StringIO()), redirect_stderr(said):
+        code = program.main(["--model-dir", str(folder), "--seed", str(seed), *words])
+    if code == 3:
+        raise DataError(said.getvalue())
+    if code or said.getvalue():
+        raise RuntimeError(f"exit code {code}: {said.getvalue()}")
+
+
+@cache
+def undisturbed(what: str, folder: Path) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """What lies in the folder of a finished run after a program has written there, and after it has again, with another
+    seed: every file of its own is then another one, and no other file is."""
+    shutil.copytree(folder.parent / "whole", folder, dirs_exist_ok=True)
+    states = []
+    for seed in (0, 1):
+        call(what, folder, seed)
+        states.append(contents(folder))
+    before, after = states
+    own = {"evaluation.json", "report.html", "mixture.safetensors", *(x for x in before if x.startswith("figures"))}
+    assert set(before) == set(after)
+    changed = {name for name in before if before[name] != after[name]}
+    assert len(changed) >= 2
+    assert changed <= own
+    return before, after
+
+
+def look(what: str, folder: Path, inject: Inject) -> Outcome:
+    """A program writes anew what it has written before."""
+    before, after = undisturbed(what, folder)
+    for name, content in before.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    calls, told = inject(lambda: call(what, folder, 1))
+    lost = unnamed(told, folder) + halves(folder)
+    found = contents(folder)
+    lost += [
+        f"neither old nor new: {name}" for name in before if found.pop(name, None) not in (before[name], after[name])
+    ]
+    if not told and contents(folder) != after:
+        lost.append("not all is new, without an error")
+    # who was killed cannot tidy up; the next training does
+    known = [str(path.relative_to(folder)) for pattern in LEFTOVERS for path in folder.glob(pattern) if told == KILLED]
+    lost += [f"left behind: {name}" for name in found if name not in known]
+    call(what, folder, 1)
+    if {name: content for name, content in contents(folder).items() if name not in found} != after:
+        lost.append("other files after all")
+    return calls, told, lost
+
+
+def first_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One that gives the same again whenever it is called."""
+    given: list[Any] = []
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if not given:
+            given.append(function(*arguments, **named))
+        return deepcopy(given[0])
+
+    return call
+
+
 def main() -> None:
     what, every, seed, place = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    minigrad.use(kernels="plain")
-    runs.draw, runs.save_pictures = lambda *_, **__: {}, lambda *_: []  # type: ignore[assignment]
-    attempt, folder = {"save": save, "run": train, "replace": replace}[what], place / "try"
-    execute(place / "whole")
+    plain = minigrad.use(kernels="plain")
+    minigrad.use = lambda *_: plain
+    # what takes long is not the writing
+    runs.load_dataset = evaluate.load_dataset = generator.load_dataset = lambda *_, **__: DATA
+    figures.loss_curves = figures.film_frame = lambda *_, **__: PICTURE
+    runs.draw = generator.draw = lambda *_, **__: {"samples": PICTURE}
+    evaluate.all_pictures = lambda *_: {"samples": PICTURE, "loss_curves": PICTURE}
+    evaluate.measure = first_of(evaluate.measure)
+    generator.fit_mixture = lambda *_: Mixture(np.ones(2) / 2, np.full((2, 2), PICTURE.dpi), np.array([np.eye(2)] * 2))
+    attempts = {"save": save, "run": train, "replace": replace, **{name: partial(look, name) for name in PROGRAMS}}
+    attempt, folder = attempts[what], place / "try"
+    execute(place / "whole", kind=Autoencoder if what == "generator" else VAE)
     execute(place / "other", seed=1)
     faults, ended, lost = 0, 0, []
     for name, code in ERRORS.items():

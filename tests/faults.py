@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 import minigrad
 from minigrad.backend.machine import release
@@ -81,6 +82,33 @@ def started(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str
             yield process
         finally:
             process.kill()
+
+
+def halves(folder: Path) -> list[str]:
+    """The JSON files, tables, pages and pictures in a folder, or deeper, that are not whole."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            _read_whole(path)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow knows all three
+            found.append(f"half: {path.relative_to(folder)}: {error}")
+    return found
+
+
+def _read_whole(path: Path) -> None:
+    """Raise ValueError, or what Pillow does, unless this is the whole of a file of its kind."""
+    if path.suffix in (".png", ".gif"):
+        with Image.open(path) as picture:
+            for frame in ImageSequence.Iterator(picture):
+                frame.load()
+    elif path.suffix in (".json", ".jsonl"):
+        text = path.read_text(encoding="utf-8")
+        for part in [text] if path.suffix == ".json" else text.splitlines():
+            json.loads(part)
+    elif path.suffix == ".html" and not path.read_text(encoding="utf-8").endswith("</html>"):
+        raise ValueError("no end")
+    elif path.suffix == ".csv" and len({row.count(",") for row in path.read_text(encoding="utf-8").splitlines()}) > 1:
+        raise ValueError("uneven rows")
 
 
 # ---- hooks, for conftest.py ----

@@ -351,7 +351,9 @@ def test_a_memory_limit_ends_the_run_with_advice_and_without_harm(server: Server
 
 @NEEDS_COMPILER
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs LD_PRELOAD")
-@pytest.mark.parametrize(("what", "every"), [("save", 1), ("run", 23), ("replace", 29)])
+@pytest.mark.parametrize(
+    ("what", "every"), [("save", 1), ("run", 23), ("replace", 29), ("evaluate", 13), ("generator", 5)]
+)
 def test_every_call_of_the_system_fails_once(campaign: Campaign, tmp_path: Path, what: str, every: int) -> None:
     """ENOSPC, EIO, short writes and kill -9 in the making, writing, flushing, renaming and removing of files, by
     fault_layer.cpp."""
@@ -368,9 +370,10 @@ def test_every_call_of_the_system_fails_once(campaign: Campaign, tmp_path: Path,
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
-    assert found["faults"] >= campaign.count(10, 20 if what == "save" else 200)
+    assert found["faults"] >= campaign.count(10, {"save": 20, "generator": 50, "evaluate": 120}.get(what, 200))
     assert found["ended"] >= found["faults"] / 3  # a short write ends nothing, and a folder that is there is enough
     names = {"save": "a save", "run": "a training", "replace": "a training that replaces another one"}
+    names |= {"evaluate": "evaluate.py", "generator": "generator.py"}
     row = f"ENOSPC, EIO, short write, kill -9 at a call of {names[what]}"
     assert not found["lost"], "\n".join(found["lost"])
     campaign.survived(row, found["faults"])
