@@ -1,8 +1,8 @@
 """The fault campaign, part 1: trainings that are killed, interrupted and started again lose nothing.
 
-What "nothing" means: after every fault the folder holds a valid checkpoint, at most one step older than the last one
-that was done (checkpoints are written after every step here), and the run that goes on ends in the same bits as one
-that nobody disturbed.
+What "nothing" means: after every fault the folder holds a valid checkpoint, at most as many steps older than the last
+one that was done as there are between two checkpoints, and the run that goes on ends in the same bits as one that
+nobody disturbed.
 
 A run is named by its model, its kernels and how these work: with so many threads; or on a GPU with the step captured as
 a CUDA graph, eager, or each in turn.
@@ -27,13 +27,14 @@ from typing import Any
 import cuda_on_cpu
 import pytest
 from conftest import NEEDS_COMPILER, NEEDS_NUMBA, require_gpu
-from faults import Campaign
+from faults import ROOT, Campaign, halves, started
 
 from autoencoders.training import load_checkpoint
 
 SERVER = Path(__file__).with_name("train_server.py")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = 80
+STOPS = (signal.SIGINT, signal.SIGTERM)  # after which the programs tell what remains
 CPU_RUNS = ("vae-numpy-1", "ae-plain-1", "vae-numba-2", "ae-numpy-2", "vae-plain-1", "ae-numba-1")
 on_gpu = partial(pytest.param, marks=pytest.mark.gpu)
 
@@ -158,6 +159,7 @@ def test_kill_9_while_saving(campaign: Campaign, server: Server, tmp_path: Path,
     while kills < wanted:
         folder = tmp_path / f"run{number}"
         number += 1
+        options["save_every"] = every = int(rng.choice([1, 3]))
         code = 1
         while code:
             process = server.start(folder=str(folder), **options)
@@ -172,10 +174,10 @@ def test_kill_9_while_saving(campaign: Campaign, server: Server, tmp_path: Path,
             kills += code != 0
             halves += bool(leftovers(folder))
             step, skipped = newest(folder)
-            lost += step < done - 1 or bool(skipped) or bool(said)
+            lost += step < done - every or bool(skipped) or bool(said)
         lost += digest(folder) != expected
         assert not leftovers(folder)
-    campaign.survived(f"kill -9 while saving after every step ({run})", kills, lost)
+    campaign.survived(f"kill -9 while saving after every or every third step ({run})", kills, lost)
     assert halves or not campaign.full  # some hit the middle of a save
 
 
@@ -217,6 +219,111 @@ def test_signals(campaign: Campaign, server: Server, tmp_path: Path, which: str,
         lost += digest(folder) != expected
     campaign.survived(f"{which} at any moment ({run})", sent, lost)
     assert bool(at_once) == twice or not campaign.full
+
+
+def listens(process: int) -> bool:
+    """Whether a program has said what shall become of every signal that stops it. (SIGINT is always heard.)"""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    heard = int(status["SigCgt"], 16) | int(status["SigIgn"], 16)
+    return all(heard >> number - 1 & 1 for number in STOPS)
+
+
+def run_in(folder: Path, script: str, *words: str, stop: tuple[float, int] | None = None) -> tuple[int, bool, str]:
+    """Run a program in a folder, and after so many seconds, if it still runs then, send it a signal; (exit code,
+    whether it was sent, stderr)."""
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with started(command, cwd=folder, env=environment, **output) as process:
+        if stop:
+            time.sleep(stop[0])
+            while process.poll() is None and not listens(process.pid):
+                time.sleep(0.001)
+        alive = process.poll() is None
+        if stop and alive:
+            process.send_signal(stop[1])
+        err = process.communicate()[1]
+    return process.returncode, alive, err
+
+
+def seconds_of(folder: Path, script: str, *words: str) -> float:
+    """What an undisturbed program takes; not the first on a machine, which compiles, and says so."""
+    err = "not yet"
+    while err:
+        start = time.perf_counter()
+        code, _, err = run_in(folder, script, *words)
+        assert code == 0, err
+    return time.perf_counter() - start
+
+
+TRAINING = ["--filters", "4", "8", "--kernels", "3", "3", "--strides", "2", "2", "--batch-size", "32", "--epochs", "2"]
+TRAINING += ["--dataset", "fashion-mnist-sample", "--limit-train", "64", "--save-every", "1", "--backend", "numpy"]
+TRAINING += ["--threads", "1", "--out", "run"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """(where the folder of a run lies that nobody has disturbed, what it has taken)."""
+    place = tmp_path_factory.mktemp("finished")
+    return place, seconds_of(place, "train_conv_autoencoder", *TRAINING)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("script", "few", "many"),
+    [
+        ("train_conv_autoencoder", 2, 24),
+        ("generator", 1, 20),
+        pytest.param("evaluate", 1, 6, marks=pytest.mark.campaign),
+    ],
+)
+def test_programs_are_stopped_at_any_moment(
+    campaign: Campaign, finished: tuple[Path, float], tmp_path: Path, script: str, few: int, many: int
+) -> None:
+    """From the first import to the end: one line, and what is written is whole, and the same when it is done again."""
+    whole, seconds = finished
+    before: dict[str, bytes] = {}
+    words = TRAINING
+    if script != "train_conv_autoencoder":
+        before = contents(whole / "run")
+        words = ["--model-dir", "run", "--seed", "1"]
+        whole = tmp_path / "whole"
+        shutil.copytree(finished[0], whole)
+        seconds = seconds_of(whole, script, *words)
+    after = contents(whole / "run")
+    assert after != before
+    rng = campaign.rng(script)
+    sent = ended = lost = 0
+    while sent < campaign.count(few, many):
+        folder = tmp_path / f"{sent}"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(finished[0], folder) if before else folder.mkdir()
+        number = STOPS[int(rng.integers(len(STOPS)))]
+        code, alive, err = run_in(folder, script, *words, stop=(rng.uniform(0, seconds), number))
+        sent, ended = sent + alive, ended + (code != 0)
+        told = err.splitlines()
+        wrong = [f"exit code {code} after {number}"] * (code not in (0, 128 + number) or (code != 0 and not alive))
+        wrong += told[code != 0 and bool(told) and told[0].startswith("interrupted") :]
+        wrong += halves(folder) + [str(path) for path in leftovers(folder)]
+        found = contents(folder / "run")
+        if before:
+            wrong += [name for name in {*before, *found} if found.get(name) not in (before.get(name), after.get(name))]
+        if code:
+            resumed = any(name.startswith("checkpoints") for name in found) and not before
+            again = run_in(folder, script, *(["--out", "run", "--resume"] if resumed else words))
+            wrong += [f"the second time: {again}"] * (again != (0, again[1], ""))
+        found = contents(folder / "run")
+        wrong += sorted(set(found) ^ set(after)) + halves(folder)
+        wrong += [name for name in after if (before or name == "model.safetensors") and found.get(name) != after[name]]
+        if wrong:
+            print(f"{sent}: {wrong}")
+        lost += bool(wrong)
+    campaign.survived(f"{script}.py is told to stop at any moment", sent, lost)
+    assert ended >= sent / 2 or not campaign.full
 
 
 @pytest.mark.parametrize("run", [*on_cpu(1), on_gpu("vae-cuda-captured"), on_gpu("vae-cuda-eager")])
