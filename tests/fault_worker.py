@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faults import ROOT, halves
+from faults import ROOT, halves, toy
 from matplotlib.figure import Figure
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions, figures, runs
-from autoencoders.data import Dataset
 from autoencoders.mixture import Mixture
 from autoencoders.training import LEFTOVERS, latest_checkpoint, load_checkpoint
 from minigrad.serialize import DataError, load_state, save_state
@@ -46,8 +45,7 @@ KILL = -1
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "short write": 0, "kill -9": KILL}
 KILLED = "killed"
 PICTURE = Figure((0.5, 0.5))  # stands for all of them; how fine it is tells the seed
-IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
-DATA = Dataset("toy", IMAGES[:8], np.arange(8) % 2, IMAGES[8:], np.arange(4) % 2, ("a", "b"), "made up")
+DATA = toy()
 PROGRAMS: dict[str, tuple[Any, list[str]]] = {
     "evaluate": (evaluate, []),
     "generator": (generator, ["--mixture-components", "2"]),

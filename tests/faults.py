@@ -24,6 +24,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 import minigrad
+from autoencoders.data import Dataset
 from minigrad.backend.machine import release
 from minigrad.backend.pool import usable_cores
 from minigrad.random import generator
@@ -82,6 +83,12 @@ def started(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str
             yield process
         finally:
             process.kill()
+
+
+def toy() -> Dataset:
+    """Eight images to train on and four to test on."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+    return Dataset("toy", images[:8], np.arange(8) % 2, images[8:], np.arange(4) % 2, ("a", "b"), "made up")
 
 
 def halves(folder: Path) -> list[str]:
