@@ -471,8 +471,14 @@ def test_memory_limits_of_any_size(campaign: Campaign, server: Server, tmp_path:
         code, _, said = server.finish()
         told = [text for text in said if re.match("error: (a training step on 4 images needs|out of memory)", text)]
         early += code == 4
-        # before its line tqdm may warn that its thread cannot be started
-        lost += code not in (0, 4) or told != (said[-1:] if code else [])
+        # before its line tqdm may warn that its thread cannot be started; and OpenBLAS ends a process by itself
+        by_blas = code == 1 and said[-1:] == [
+            "OpenBLAS error: Memory allocation still failed after 10 retries, giving up."
+        ]
+        right = by_blas or (code in (0, 4) and told == (said[-1:] if code else []))
+        if not right:
+            print(f"{number}: exit code {code}: {said}")
+        lost += not right
         lost += bool(leftovers(folder)) or undisturbed(server, folder, **options) != expected
         shutil.rmtree(folder)
     campaign.survived(f"memory limits of any size ({run})", count, lost)
