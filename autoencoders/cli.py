@@ -46,11 +46,12 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, interrupt)
+    sys.unraisablehook = _stop_again
     try:
         code = main()
     except KeyboardInterrupt as stop:  # outside run_program: of the options, or the second in a moment
         code = 128 + stop.args[0]
-    for number in STOPS:
+    for number in (*STOPS, getattr(signal, "SIGALRM", signal.SIGTERM)):
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
@@ -94,6 +95,16 @@ def run_program(
             text = f"the standard output: {error.strerror}"
         _tell(f"error: {text}{what_remains(error)}")
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+def _stop_again(lost: sys.UnraisableHookArgs) -> None:
+    """What a signal raises while something is finalised, Python drops: it comes again a little later."""
+    if not isinstance(lost.exc_value, KeyboardInterrupt) or not hasattr(signal, "setitimer"):
+        sys.__unraisablehook__(lost)
+        return
+    number = lost.exc_value.args[0]
+    signal.signal(signal.SIGALRM, lambda *_: interrupt(number, None))
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
 
 
 def _mend_outputs() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 WORKSPACE = 16 << 20  # partial sums of the kernels, in bytes, whatever the batch
 MARGIN = 1.05  # for what is small and not counted
 A_WEIGHT = 6  # numbers: itself, its gradient, two moments; and the first two again while they move into the optimiser
-COPIES = 6  # of weights and moments on the host at the worst moment of a save: two states, one laid out, and its bytes
+COPIES = 4  # of weights and moments on the host at the worst moment of a save: two states, one laid out, and its bytes
 SMALLER = "take fewer latent dimensions or filters, or smaller kernels"
 
 
@@ -33,6 +33,8 @@ def least_size(
     weights = columns = 0
     for filters, kernel, stride in zip(conv_filters, conv_kernels, conv_strides, strict=True):
         kernel, stride = ((x, x) if isinstance(x, int) else x for x in (kernel, stride))
+        if not all(isinstance(number, int) for number in (*kernel, *stride, channels, filters)):
+            raise TypeError("a size is not a whole number")  # texts would be multiplied to long ones
         sides = [-(-side // s) for side, s in zip(sides, stride, strict=True)]
         taps = math.prod(kernel) * channels
         weights += 2 * taps * filters  # those of the decoder are as many

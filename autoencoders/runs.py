@@ -61,6 +61,7 @@ OWN_FILES = (
     "figures/film.gif",
     *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS),
 )
+MOST_THREADS = 1024  # each takes memory
 MOST_CLASSES = 50  # of a conditional model, that one picture shows
 REPLACED = ".replaced-"  # and a number: where --overwrite keeps the old run until the new one is finished
 MOVING = ".moving"  # an old run on its way there or back; what lies here belongs back
@@ -358,7 +359,7 @@ def resume_run(
         if not (isinstance(name, str) and isinstance(data.get("data_dir"), str | None)):
             raise ValueError(f"data is {data!r}")
         texts = all(isinstance(was[key], str) for key in ("device", "kernels", "precision"))
-        if not (texts and isinstance(was["threads"], int) and was["threads"] > 0):
+        if not (texts and isinstance(was["threads"], int) and 0 < was["threads"] <= MOST_THREADS):
             raise ValueError(f"environment is {was!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: cannot be resumed{made_by(record)} ({error})") from error
@@ -385,11 +386,11 @@ def resume_run(
             f"(SHA-256 {dataset.content_hash}, recorded {data.get('content_hash')})"
         )
     try:
-        model = from_config(record["model"], arrays)
-    except DataError as error:
+        model = from_config(record.get("model", {}), arrays)
+        model.compile(learning_rate)
+        trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
+    except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    model.compile(learning_rate)
-    trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
     trainer.restore(arrays, record, path)
     at = trainer.progress
     where = f"in epoch {at.epoch + 1} of {options.epochs}" if at.epoch < options.epochs else "all epochs are trained"

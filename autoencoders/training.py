@@ -53,11 +53,14 @@ FETCH_EVERY = 10  # steps between readings of the losses from the device
 KEPT_CHECKPOINTS = 3
 CHECKPOINT = "checkpoints/step-{:08d}.safetensors"
 LOCK_FILE = ".lock"
-# what a training that was killed leaves behind; nothing that others write into the folder, or that lies deeper
+# what a program that was killed leaves behind; nothing that others write into the folder, or that lies deeper
 LEFTOVERS = (
     ".history.*.part",
     ".run.json.*.part",
     ".model.safetensors.*.part",
+    ".mixture.safetensors.*.part",
+    ".evaluation.json.*.part",
+    ".report.html.*.part",
     "checkpoints/.*.part",
     "film/.*.part",
     "figures/.*.part",
@@ -129,7 +132,7 @@ class TrainingOptions:
             ("iw_samples", 1),
         ):
             value = getattr(self, name)
-            check(name, isinstance(value, int) and least <= value < 2**63, f"a whole number >= {least}, below 2^63")
+            check(name, type(value) is int and least <= value < 2**63, f"a whole number >= {least}, below 2^63")
         check("schedule", self.schedule in ("constant", "cosine"), "constant or cosine")
         check("kl_warmup", 0 <= self.kl_warmup < math.inf, "a number of epochs >= 0")
         whole = self.validation < math.inf and float(self.validation).is_integer()
@@ -238,8 +241,11 @@ class Progress:
             (
                 isinstance(self.rows, list)
                 and len(self.rows) == self.epoch
-                and all(isinstance(row, dict) and _numbers([row.get(name) for name in columns]) for row in self.rows),
-                f"rows are not {self.epoch} with {', '.join(columns)}",
+                and all(
+                    isinstance(row, dict) and set(columns) <= set(row) and _numbers(list(row.values()))
+                    for row in self.rows
+                ),
+                f"rows are not {self.epoch} of numbers with {', '.join(columns)}",
             ),
             (
                 self.best is None

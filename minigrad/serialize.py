@@ -67,20 +67,26 @@ def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str
     """Write arrays and record to path, atomically; returns the SHA-256 that identifies the content.
 
     Raises:
-        DataError: the file cannot be written. ValueError: the record is not JSON (NaN included).
+        DataError: the file cannot be written. ValueError: the record is not JSON (NaN included), or an
+            array does not hold real numbers.
     """
-    from safetensors.numpy import save
-
     text = json.dumps({"format": FORMAT, **record}, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    # safetensors writes arrays as they lie in memory, so they must be contiguous and little-endian; 0-d stays 0-d
+    # the file holds arrays as they lie in memory, so they must be contiguous and little-endian; 0-d stays 0-d
     arrays = {name: np.array(x, np.asarray(x).dtype.newbyteorder("<"), order="C") for name, x in arrays.items()}
     digest = _digest(text, arrays)
-    content = save(arrays, metadata={"record": text, "sha256": digest})
-    # safetensors orders the metadata anew each time; sorted, the same state is the same bytes
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    write_atomically(Path(path), len(header).to_bytes(8, "little") + header + content[end:])
+    # Written here: where memory is short, the library would end the process. Sorted, the same state is the same bytes.
+    header: dict[str, Any] = {"__metadata__": {"record": text, "sha256": digest}}
+    names, end = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)), 0
+    for name in names:
+        x = arrays[name]
+        if x.dtype.kind not in "fiub":
+            raise ValueError(f"save_state: {name} is {x.dtype} but expected are real numbers")
+        kind = "BOOL" if x.dtype == bool else f"{x.dtype.kind.upper()}{8 * x.itemsize}"
+        header[name] = {"dtype": kind, "shape": x.shape, "data_offsets": (end, end + x.nbytes)}
+        end += x.nbytes
+    start = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    start += b" " * (-len(start) % 8)
+    write_atomically(Path(path), b"".join([len(start).to_bytes(8, "little"), start, *(arrays[n].data for n in names)]))
     return digest
 
 
@@ -111,6 +117,7 @@ def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any],
         text, stored = metadata["record"], metadata["sha256"]
         arrays = load(content)
         record = json.loads(text)
+        json.dumps(record, allow_nan=False)  # which `save_state` would refuse
         if not isinstance(record, dict):
             raise TypeError(f"its record is a {type(record).__name__}, not an object")
         found = _digest(text, arrays)

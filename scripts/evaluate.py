@@ -118,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
                 film = gif
                 print(f"drew {film}")
         except DataError as error:
+            if str(gif) in str(error):  # it can be drawn, but not written
+                raise
             print(f"no film: {error}")
         check_unchanged(folder, known)
         try:

@@ -22,7 +22,7 @@ from autoencoders import VAE, Autoencoder, TrainingOptions
 from autoencoders.cli import RECIPES, Parser, UsageError, add_common_options, recipes, run_program, run_script, text
 from autoencoders.data import COLLECTIONS, NAMES, Dataset, load_dataset
 from autoencoders.metrics import table
-from autoencoders.runs import Run, check_folder, replaced_runs, resume_run, start_run
+from autoencoders.runs import MOST_THREADS, Run, check_folder, replaced_runs, resume_run, start_run
 from autoencoders.training import DivergedError
 from minigrad.backend import KERNELS, PRECISIONS
 from minigrad.serialize import DataError, require_file
@@ -270,7 +270,7 @@ def training_options(settings: dict[str, Any]) -> TrainingOptions:
 
 def check_counts(settings: dict[str, Any]) -> None:
     """Raise UsageError unless what the library takes as None or a count is one."""
-    for name, most in (("limit_train", math.inf), ("threads", 1024)):
+    for name, most in (("limit_train", math.inf), ("threads", MOST_THREADS)):
         if settings[name] is not None and not 1 <= settings[name] <= most:
             limits = ">= 1" if most == math.inf else f"from 1 to {most}"
             raise UsageError(f"--{name.replace('_', '-')} is {settings[name]} but must be a whole number {limits}")

@@ -461,7 +461,7 @@ def test_a_memory_limit_ends_the_run_with_advice_and_without_harm(server: Server
 @pytest.mark.parametrize("run", on_cpu(2))
 def test_memory_limits_of_any_size(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:
     """Where memory runs out, in the first step or a save, the run ends as it says it does, and can go on."""
-    options = {**options_of(run), "steps": 10, "side": 32, "latent": 8}
+    options = {**options_of(run), "steps": 10, "side": 32}
     expected = undisturbed(server, tmp_path / "whole", **options)
     rng = campaign.rng(run)
     count, lost, early = campaign.count(4, 30), 0, 0

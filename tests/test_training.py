@@ -1158,13 +1158,14 @@ def test_early_stopping_goes_on_after_an_interruption(tmp_path):
 def test_what_a_killed_process_left_behind_is_removed(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     left = [tmp_path / ".history.csv.a1b2.part", tmp_path / "checkpoints" / ".step-00000001.safetensors.x_y.part"]
-    mine = [tmp_path / "notes.part", tmp_path / ".hidden", tmp_path / ".evaluation.json.c3d4.part"]
+    left += [tmp_path / ".evaluation.json.c3d4.part"]
+    mine = [tmp_path / "notes.part", tmp_path / ".hidden"]
     mine += [tmp_path / "data" / ".images.gz.e5f6.part"]
     (tmp_path / "data").mkdir()
     for path in left + mine:
         path.write_text("x")
     trainer_of("ae", tmp_path).run()
-    assert [path.exists() for path in left + mine] == [False, False, True, True, True, True]
+    assert [path.exists() for path in left + mine] == [False, False, False, True, True, True]
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path):

@@ -122,7 +122,10 @@ class _Worker:
 
     def __init__(self) -> None:
         self.jobs: SimpleQueue[tuple[Callable[[], None], SimpleQueue[BaseException | None]] | None] = SimpleQueue()
-        threading.Thread(target=_work, args=(self.jobs,), name="minigrad", daemon=True).start()
+        try:
+            threading.Thread(target=_work, args=(self.jobs,), name="minigrad", daemon=True).start()
+        except RuntimeError as error:  # that the system has no memory for one, or no more of them
+            raise MemoryError(str(error)) from error
 
     def submit(self, job: Callable[[], None]) -> Callable[[], BaseException | None]:
         """Start a job; what is returned waits for its end and gives its exception or None."""
