@@ -34,7 +34,7 @@ from autoencoders.training import load_checkpoint
 SERVER = Path(__file__).with_name("train_server.py")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STEPS = 80
-STOPS = (signal.SIGINT, signal.SIGTERM)  # after which the programs tell what remains
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # after which the programs tell what remains
 CPU_RUNS = ("vae-numpy-1", "ae-plain-1", "vae-numba-2", "ae-numpy-2", "vae-plain-1", "ae-numba-1")
 on_gpu = partial(pytest.param, marks=pytest.mark.gpu)
 
