@@ -627,7 +627,11 @@ def load(folder: str | Path) -> Autoencoder:
     """
     path = Path(folder) / MODEL_FILE
     if path.exists():
-        arrays, record, _ = load_state(path)
+        try:
+            arrays, record, _ = load_state(path)
+        except DataError as error:
+            hint = "; --resume saves it again" if latest_checkpoint(path.parent) else ""
+            raise DataError(f"{error}{hint}") from error
         config = record.get("model", {})
     elif (path.parent / PARAMETERS_FILE).exists():
         path = path.parent / WEIGHTS_FILE

@@ -86,7 +86,8 @@ def step_memory(model: Autoencoder, iw_samples: int = 1) -> tuple[int, int]:
         results.append(size)  # what the last layer with a BatchNorm hands on; or else the logits, with their gradient
     images = 4 * math.prod(model.input_shape)  # as bytes and floats, and temporaries of the loss
     itemsize = model.dtype.itemsize
-    fixed = WORKSPACE + (k.threads * itemsize * a_thread if k.on_host else 0)
+    state = 3 * sum(p.data.nbytes for p in model.network.parameters())  # the last good one: weights and moments
+    fixed = WORKSPACE + (state + k.threads * itemsize * a_thread if k.on_host else 0)
     return fixed, math.ceil(MARGIN * itemsize * (sum(results) + passing + images))
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,16 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         DataError: the file cannot be written; what was there is unharmed and no temporary file is left.
     """
-    temporary = None
+    # a name that is known before the file is made: a signal can come right after
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private; give it what open() would
         os.replace(temporary, path)
-        temporary = None
         if os.name == "posix":
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -59,8 +57,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()  # where it has not become the file
 
 
 def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> str:

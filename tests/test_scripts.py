@@ -513,6 +513,15 @@ def test_a_model_file_that_is_missing_or_damaged_is_named(program, call, trained
     assert content(Path()) == {str(path): damaged}
 
 
+def test_a_damaged_model_is_saved_again_by_resume(call, trained, undrawn):
+    shutil.copytree(trained(), "run")
+    whole = Path("run/model.safetensors").read_bytes()
+    Path("run/model.safetensors").write_bytes(whole[:-9])
+    call(GENERATE, "--model-dir", "run").failed(3, "run/model.safetensors", "; --resume saves it again")
+    assert call(TRAIN, "--out", "run", "--resume").code == 0
+    assert Path("run/model.safetensors").read_bytes() == whole
+
+
 @READERS
 @pytest.mark.parametrize(
     "text",

@@ -391,7 +391,7 @@ class FullDisk:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "chmod", "fdopen"])
+@pytest.mark.parametrize("call", ["fsync", "replace", "open", "fdopen"])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_a_failing_system_call_leaves_the_old_file(tmp_path, monkeypatch, call, code):
     old = save_state(tmp_path / "x", {"a": np.arange(4)}, {})
@@ -403,6 +403,19 @@ def test_a_failing_system_call_leaves_the_old_file(tmp_path, monkeypatch, call, 
     assert load_state(tmp_path / "x")[2] == old
     new = save_state(tmp_path / "x", {"a": np.arange(5)}, {})  # and then it works again
     assert load_state(tmp_path / "x")[2] == new
+
+
+def test_a_signal_right_after_the_file_was_made_leaves_none(tmp_path, monkeypatch):
+    real = os.open
+
+    def interrupted(*arguments):
+        os.close(real(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serialize.os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(tmp_path / "x", {"a": np.arange(5)}, {})
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("room", [0, 1, 100])
@@ -501,7 +514,7 @@ def test_readers_see_the_old_or_the_new_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "x"
     write_atomically(path, b"old")
     views = []
-    for name in ("fsync", "chmod", "replace"):
+    for name in ("fsync", "replace"):
         real = getattr(os, name)
 
         def look(*args, real=real):
