@@ -474,6 +474,19 @@ def data_of_run(folder: Path, dataset: str | None, data_dir: str | None) -> tupl
     return dataset or name or "auto", data_dir or (None if dataset else place)
 
 
+def check_fit(model: Autoencoder, dataset: Dataset) -> None:
+    """Raise DataError, which names the data set, unless the model can take its images and labels."""
+    try:
+        for images, labels in (
+            (dataset.train_images, dataset.train_labels),
+            (dataset.test_images, dataset.test_labels),
+        ):
+            model.check_images(images)
+            model.one_hot(labels, len(images))
+    except DataError as error:
+        raise DataError(f"{dataset.name}: does not fit the model: {error}") from error
+
+
 def training_of_run(folder: Path) -> tuple[int | None, TrainingOptions]:
     """(how many of the training images a run used, None for all; how it was trained, the defaults if nothing says so).
 

@@ -22,6 +22,7 @@ from autoencoders.metrics import library_versions, measure, table
 from autoencoders.mixture import load_mixture
 from autoencoders.report import all_pictures, draw_film, title_of, write_report
 from autoencoders.runs import (
+    check_fit,
     check_unchanged,
     data_of_run,
     model_hash,
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(folder)
         dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
+        check_fit(model, dataset)
         made = not out.exists()
         check_writable(out)
         if made:

@@ -18,7 +18,7 @@ from autoencoders.bounds import latents_of
 from autoencoders.cli import Parser, UsageError, add_common_options, add_model_options, run_program, run_script, text
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
-from autoencoders.runs import check_unchanged, data_of_run, draw, model_hash, recover, save_pictures
+from autoencoders.runs import check_fit, check_unchanged, data_of_run, draw, model_hash, recover, save_pictures
 
 MOST_SAMPLES = 1000  # that a picture can hold
 
@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         label = None if args.class_name is None else class_number(model, args.class_name)
         dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
         print(dataset.source)
+        check_fit(model, dataset)
         mixture = None if generates else mixture_of(model, folder, known, dataset, args.mixture_components, args.seed)
         pictures = draw(model, dataset, seed=args.seed, count=args.samples, label=label, mixture=mixture)
         check_unchanged(folder, known)

@@ -475,7 +475,7 @@ def test_cuda_without_cupy_names_what_to_install(program, call, trained, monkeyp
 def test_an_evaluation_that_fails_leaves_no_empty_folder(call, trained):
     np.savez("rgb.npz", train_images=np.zeros((20, 5, 4, 3), np.uint8))
     words = ("--model-dir", trained(), "--dataset", "rgb.npz", "--out", "out")
-    call(EVALUATE, *words).failed(3, "(N, 28, 28, 1)", "(2, 5, 4, 3)")
+    call(EVALUATE, *words).failed(3, "(N, 28, 28, 1)", "(18, 5, 4, 3)")
     assert os.listdir() == ["rgb.npz"]
 
 
@@ -566,7 +566,7 @@ def test_a_mixture_of_latents_that_are_not_finite(call, trained):
 @READERS
 def test_data_of_another_shape_or_of_no_name(program, call, trained):
     np.savez("rgb.npz", train_images=np.zeros((20, 5, 4, 3), np.uint8))
-    call(program, "--model-dir", trained(), "--dataset", "rgb.npz").failed(3, "(N, 28, 28, 1)", "(2, 5, 4, 3)")
+    call(program, "--model-dir", trained(), "--dataset", "rgb.npz").failed(3, "rgb.npz: does not fit", "(18, 5, 4, 3)")
     call(program, "--model-dir", trained(), "--dataset", "nope").failed(3, "nope", "fashion-mnist")
     call(program, "--model-dir", trained(), "--seed", -1).failed(2, "--seed")
     assert os.listdir() == ["rgb.npz"]
