@@ -557,7 +557,11 @@ class Trainer:
         self.save_checkpoint()
         if self.show:
             self.bar.clear()
-            print(epoch_line(row, self.options.epochs), flush=True)
+            try:
+                print(epoch_line(row, self.options.epochs), flush=True)
+            except OSError:
+                if not self.received:  # a terminal that is closed takes no line, but has sent a signal
+                    raise
 
     def _with_total(self, parts: list[float], beta: float) -> dict[str, float]:
         """The losses by name, and before them what is minimised: reconstruction + beta * KL, or the bound behind."""

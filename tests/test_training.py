@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -2087,6 +2088,27 @@ def test_a_finished_run_can_be_resumed(tmp_path, array_file):
     assert not run.resumable
     execute(run)
     assert run.resumable
+
+
+def _closed_terminal(*_, **__):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+class Hangup(Callback):
+    """The signal of a closed terminal comes at the end of an epoch."""
+
+    def on_epoch_end(self, trainer):
+        trainer.received.append(1)
+
+
+@pytest.mark.parametrize(("callbacks", "ends"), [([Hangup()], KeyboardInterrupt), ([], OSError)])
+def test_a_terminal_that_takes_no_line_any_more_hides_no_signal(callbacks, ends, tmp_path, monkeypatch):
+    trainer = trainer_of("ae", tmp_path, callbacks)
+    trainer.show = True
+    monkeypatch.setattr("autoencoders.training.print", _closed_terminal, raising=False)
+    with pytest.raises(ends):
+        trainer.run()
+    assert steps_of(tmp_path)
 
 
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
