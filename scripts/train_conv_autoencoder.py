@@ -72,7 +72,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine"),
     "likelihood": ("bernoulli", "gaussian", "gaussian-learned"),
     "precision": PRECISIONS,
-    "backend": ("auto", *KERNELS["cpu"]),
+    "backend": ("auto", *KERNELS["cpu"], "cuda"),
 }
 # arguments of the library that are options of another name
 RENAMED = {
