@@ -1,13 +1,12 @@
 """How a model learns, as a moving picture: reconstructions and latent space after each epoch.
 
-A run keeps a small frame an epoch; `write_gif` draws them.
+A run keeps a small frame an epoch; `gif` draws them.
 
 Read next: report.py.
 """
 
 from __future__ import annotations
 
-import os
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor
 
-from minigrad.serialize import DataError, load_state, save_state, write_atomically
+from minigrad.serialize import DataError, load_state, save_state
 
 from . import figures
 from .training import Callback, Trainer
@@ -60,25 +59,21 @@ class Film(Callback):
         save_state(trainer.folder / FRAMES.replace("*", f"{epoch:05d}"), arrays, {"kind": "frame", "epoch": epoch})
 
 
-def write_gif(
-    folder: str | Path,
-    path: str | os.PathLike[str],
-    originals: np.ndarray,
-    labels: np.ndarray | None = None,
-    class_names: tuple[str, ...] = (),
-) -> int:
-    """Draw the frames of a run as a GIF and return how many there are; none: no file.
+def gif(
+    folder: str | Path, originals: np.ndarray, labels: np.ndarray | None = None, class_names: tuple[str, ...] = ()
+) -> bytes:
+    """The frames of a run drawn as a GIF; no bytes where it kept none.
 
     Shapes: originals, the images that were reconstructed, (N, H, W, C); labels of the encoded ones (M,)
 
     Raises:
-        DataError: a frame cannot be read or does not fit, or the file cannot be written.
+        DataError: a frame cannot be read or does not fit.
     """
     paths = sorted(Path(folder).glob(FRAMES))
     if len(paths) > MOST_FRAMES:
         paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MOST_FRAMES).round().astype(int))]
     if not paths:
-        return 0
+        return b""
     frames = [load_state(frame)[:2] for frame in paths]
     Z = (*frames[-1][0].get("latents", np.zeros(0)).shape, 0, 0)[1]  # dimensions of the newest latents; 0: none
     for frame, (arrays, record) in zip(paths, frames, strict=True):
@@ -101,8 +96,7 @@ def write_gif(
     times = [int(1000 * SECONDS)] * (len(drawn) - 1) + [int(1000 * LAST_SECONDS)]
     buffer = BytesIO()
     drawn[0].save(buffer, "GIF", save_all=True, append_images=drawn[1:], duration=times, loop=0, optimize=True)
-    write_atomically(Path(path), buffer.getvalue())
-    return len(drawn)
+    return buffer.getvalue()
 
 
 def _palette(picture: Image.Image) -> Image.Image:

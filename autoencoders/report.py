@@ -21,7 +21,7 @@ from . import figures
 from .bounds import to_unit_range
 from .conv_autoencoder import VAE, Autoencoder
 from .data import Dataset
-from .film import write_gif
+from .film import gif
 from .metrics import lines_of, nearest
 from .mixture import Mixture
 from .runs import draw, film_images, has_used, pick_images, training_of_run
@@ -160,13 +160,17 @@ def title_of(model: Autoencoder) -> str:
     return f"{kind} with {model.latent_space_dim} latent dimension{'s' if model.latent_space_dim > 1 else ''}"
 
 
-def draw_film(folder: Path, dataset: Dataset, path: Path) -> int:
-    """The film of the run in a folder as a GIF; returns its frames, 0 where the run kept none or used other data."""
+def draw_film(folder: Path, dataset: Dataset) -> bytes:
+    """The film of the run in a folder as a GIF; no bytes where the run kept no frames or used other data.
+
+    Raises:
+        DataError: a frame cannot be read or does not fit.
+    """
     if not has_used(folder, dataset):
-        return 0
+        return b""
     shown, scattered = film_images(dataset, training_of_run(folder)[0])
     labels = None if dataset.train_labels is None else dataset.train_labels[scattered]
-    return write_gif(folder, path, dataset.train_images[shown], labels, dataset.class_names)
+    return gif(folder, dataset.train_images[shown], labels, dataset.class_names)
 
 
 def write_report(

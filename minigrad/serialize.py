@@ -98,7 +98,7 @@ def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any],
     """(arrays, record, SHA-256) from a file of `save_state`.
 
     Raises:
-        DataError: the file is missing, truncated, altered, or not of this kind.
+        DataError: the file is missing, truncated, altered, or not of this kind. MemoryError: it takes twice its size.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -107,8 +107,11 @@ def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any],
     try:
         require_file(path)
         content = path.read_bytes()
-    except (OSError, MemoryError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        bytearray(len(content) + 2**24)  # what the library takes next; without it, it would panic
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise MemoryError(f"{path} takes twice its {path.stat().st_size:,} bytes while it is read") from error
     try:
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + size].decode())["__metadata__"]

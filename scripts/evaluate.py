@@ -34,7 +34,7 @@ from autoencoders.runs import (
     write_json,
 )
 from autoencoders.training import check_writable, environment
-from minigrad.serialize import DataError
+from minigrad.serialize import DataError, write_atomically
 
 MOST_IW_SAMPLES = 1_000_000  # an image: a day of work, and the bound has long stopped moving
 
@@ -113,16 +113,16 @@ def main(argv: list[str] | None = None) -> int:
         pictures = save_pictures(drawn, out / "figures")
         for path in pictures:
             print(f"drew {path}")
-        gif = out / "figures" / "film.gif"
         film = None  # and not what lay there before
         try:
-            if draw_film(folder, dataset, gif):
-                film = gif
-                print(f"drew {film}")
+            drawing = draw_film(folder, dataset)
         except DataError as error:
-            if str(gif) in str(error):  # it can be drawn, but not written
-                raise
+            drawing = b""
             print(f"no film: {error}")
+        if drawing:
+            film = out / "figures" / "film.gif"
+            write_atomically(film, drawing)
+            print(f"drew {film}")
         check_unchanged(folder, known)
         try:
             write_report(

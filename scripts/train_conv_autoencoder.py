@@ -171,6 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     program = shlex.join([as_typed(sys.executable or "python"), as_typed(__file__)])
     command = f"{program} {shlex.join(argv)}".strip()
     started: list[Run] = []
+    config: dict[str, Any] = {}
 
     def tell(text: str) -> None:
         if not args.quiet:
@@ -180,10 +181,19 @@ def main(argv: list[str] | None = None) -> int:
         print(text, file=sys.stderr if args.quiet else sys.stdout, flush=True)
 
     def body() -> None:
+        try:
+            train()
+        except UsageError as error:
+            option = re.match(r"--([a-z-]+)", str(error))
+            if option and option[1].replace("-", "_") in set(config) - typed:
+                raise UsageError(f"{args.config}: {error}") from error
+            raise
+
+    def train() -> None:
         settings = {name.replace("-", "_"): default for name, (default, _, _) in OPTIONS.items()}
         given = set(typed)
         if args.config:
-            config = read_config(args.config)
+            config.update(read_config(args.config))
             if "model" not in typed:
                 given |= {name for name, value in config.items() if value != (settings[name] or False)}
             settings |= config

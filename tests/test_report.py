@@ -99,9 +99,8 @@ def test_a_resumed_run_goes_on_with_its_film(tmp_path: Path, monkeypatch: pytest
 def test_the_film_has_a_picture_a_frame(kind: type, Z: int, labelled: bool, tmp_path: Path) -> None:
     data = dataset(labelled=labelled)
     trained(tmp_path / "run", data, kind=kind, Z=Z)
-    assert report.draw_film(tmp_path / "run", data, tmp_path / "film.gif") == 3
     pictures, times = [], []
-    with Image.open(tmp_path / "film.gif") as gif:
+    with Image.open(io.BytesIO(report.draw_film(tmp_path / "run", data))) as gif:
         assert (gif.format, gif.n_frames) == ("GIF", 3)
         for i in range(3):
             gif.seek(i)
@@ -121,7 +120,8 @@ def test_a_long_film_is_cut_down_to_its_most_frames(tmp_path: Path, monkeypatch:
     data = dataset()
     monkeypatch.setattr(film, "MOST_FRAMES", 3)
     trained(tmp_path / "run", data, epochs=6)
-    assert report.draw_film(tmp_path / "run", data, tmp_path / "film.gif") == 3
+    with Image.open(io.BytesIO(report.draw_film(tmp_path / "run", data))) as gif:
+        assert gif.n_frames == 3
 
 
 @pytest.mark.parametrize("Z", [1, 2, 5])
@@ -139,19 +139,17 @@ def test_the_numbers_of_a_film_of_equal_latents_stand_apart_and_one_dimension_ha
 
 
 def test_without_frames_there_is_no_film(tmp_path: Path) -> None:
-    assert report.draw_film(tmp_path, dataset(), tmp_path / "film.gif") == 0
-    assert not list(tmp_path.iterdir())
+    assert report.draw_film(tmp_path, dataset()) == b""
 
 
 def test_a_frame_of_other_images_is_refused(tmp_path: Path) -> None:
     trained(tmp_path / "run", dataset())
     with pytest.raises(DataError, match=r"epoch-00000.*expected reconstructed \(10, 8, 8, 1\) and 5 latents"):
-        film.write_gif(tmp_path / "run", tmp_path / "film.gif", dataset().train_images[:10], np.zeros(5, int), NAMES)
+        film.gif(tmp_path / "run", dataset().train_images[:10], np.zeros(5, int), NAMES)
     damaged = next(iter((tmp_path / "run").glob(film.FRAMES)))
     damaged.write_bytes(damaged.read_bytes()[:-5])
     with pytest.raises(DataError, match="epoch-0000"):
-        report.draw_film(tmp_path / "run", dataset(), tmp_path / "film.gif")
-    assert not (tmp_path / "film.gif").exists()
+        report.draw_film(tmp_path / "run", dataset())
 
 
 @pytest.mark.parametrize(
@@ -171,8 +169,7 @@ def test_a_frame_that_cannot_be_drawn_is_named(record: dict, changed: dict, tmp_
     path = tmp_path / "run/film/epoch-00001.safetensors"
     save_state(path, load_state(path)[0] | changed, {"kind": "frame", **record})
     with pytest.raises(DataError, match="epoch-00001"):
-        report.draw_film(tmp_path / "run", dataset(), tmp_path / "film.gif")
-    assert not (tmp_path / "film.gif").exists()
+        report.draw_film(tmp_path / "run", dataset())
 
 
 # ---- close-ups ----

@@ -69,10 +69,12 @@ class Done:
 
     def failed(self, code: int, *fragments: str) -> None:
         """It ended with the code and one line on stderr that holds the fragments."""
-        assert (self.code, self.err.count("\n")) == (code, 1), self.err
-        assert self.err.startswith("error: ")
+        compiling = "minigrad: compiling the numba kernels"  # the first program on a machine says so
+        lines = [line for line in self.err.splitlines() if not line.startswith(compiling)]
+        assert (self.code, len(lines)) == (code, 1), self.err
+        assert lines[0].startswith("error: ")
         for fragment in fragments:
-            assert fragment in self.err, self.err
+            assert fragment in lines[0], self.err
 
 
 @pytest.fixture(autouse=True)
@@ -447,9 +449,10 @@ def test_a_bad_config_file(text, fragments, call):
 
 def test_a_config_file_that_asks_for_what_does_not_go_together(call):
     Path("my.toml").write_text('model = "ae"\nconditional = true\n')
-    call(TRAIN, *TINY, "--config", "my.toml").failed(2, "--conditional belongs to --model vae")
+    call(TRAIN, *TINY, "--config", "my.toml").failed(2, "error: my.toml: --conditional belongs to --model vae")
     Path("my.toml").write_text('model = "ae"\nbeta = 2.0\nconditional = false\niw-samples = 1\n')
-    call(TRAIN, *TINY, "--config", "my.toml").failed(2, "--beta belongs to --model vae")
+    call(TRAIN, *TINY, "--config", "my.toml").failed(2, "error: my.toml: --beta belongs to --model vae")
+    call(TRAIN, *TINY, "--config", "my.toml", "--beta", 3).failed(2, "error: --beta belongs to --model vae")
     Path("my.toml").write_text('model = "ae"\nbeta = 1.0\nconditional = false\nlr = 1' + 400 * "0")
     call(TRAIN, *TINY, "--config", "my.toml").failed(3, "my.toml: lr is not a finite number")
     Path("my.toml").write_text("filters = " + 5000 * "[" + 5000 * "]")

@@ -9,6 +9,8 @@ import os
 import pickle
 import resource
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -570,3 +572,34 @@ def test_the_mode_is_that_of_any_new_file(tmp_path, umask):
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o666 & ~umask
     assert (tmp_path / "x").stat().st_mode == (tmp_path / "y").stat().st_mode
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and RLIMIT_AS")
+def test_a_file_that_does_not_fit_into_memory_is_told_whatever_is_free(tmp_path):
+    """The library that reads the arrays would panic, which no `except Exception` catches."""
+    save_state(tmp_path / "x", {str(i): np.ones(500_000) for i in range(20)}, {})  # 80 MB, of which two are needed
+    code = """
+import resource, sys
+from minigrad.serialize import load_state
+load_state(sys.argv[2])
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+for free in range(10_000_000, 220_000_000, 5_000_000):
+    resource.setrlimit(resource.RLIMIT_AS, (size + free, -1))
+    try:
+        load_state(sys.argv[1])
+        print("read")
+    except MemoryError as error:
+        print(error)
+"""
+    save_state(tmp_path / "small", {}, {})
+    words = [sys.executable, "-c", code, tmp_path / "x", tmp_path / "small"]
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # a thread takes memory when it likes
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    told = f"{tmp_path / 'x'} takes twice its {(tmp_path / 'x').stat().st_size:,} bytes while it is read"
+    assert len(lines) == 42, done.stdout
+    assert set(lines) == {told, "read"}
+    assert lines == sorted(lines, key=lambda line: line == "read"), "where it fits, it fits in more, too"
+    assert 20 < lines.count(told) < 40
