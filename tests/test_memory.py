@@ -86,15 +86,15 @@ def test_a_model_that_cannot_fit_is_refused_before_memory_is_taken() -> None:
 def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(40)
     fixed, an_image = step_memory(made.model)
-    monkeypatch.setattr(made.k, "free_memory", lambda: fixed + 10 * an_image)
+    monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: fixed + 10 * an_image)
     with pytest.raises(minigrad.DeviceError, match=r"40 images needs .* on cpu, .* that fits is 10 \(--batch-size 10"):
         made.run()
-    monkeypatch.setattr(made.k, "free_memory", lambda: fixed)
+    monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: fixed)
     with pytest.raises(minigrad.DeviceError, match="not even one image fits"):
         made.run()
     assert made.progress.step == 0
     for enough in (fixed + 40 * an_image, None):
-        monkeypatch.setattr(made.k, "free_memory", lambda enough=enough: enough)
+        monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _, enough=enough: enough)
         trainer(40).run()
 
 

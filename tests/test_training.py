@@ -1976,6 +1976,21 @@ def test_a_pipe_in_the_place_of_a_checkpoint_is_skipped(tmp_path):
     assert told == [f"skipped a checkpoint: {newest}: kind: expected a file, found a special file"]
 
 
+def test_a_checkpoint_is_not_skipped_because_memory_is_short(tmp_path, monkeypatch):
+    """An older one would take as much; and there is nothing wrong with this one."""
+    trainer_of("vae", tmp_path).run()
+    newest = max((tmp_path / "checkpoints").glob("step-*"))
+
+    def read_bytes(path):
+        raise MemoryError
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    told: list[str] = []
+    with pytest.raises(MemoryError, match=rf"^{newest} takes twice its {newest.stat().st_size:,} bytes"):
+        load_checkpoint(tmp_path, told.append)
+    assert told == []
+
+
 def test_the_clock_decides_nothing(tmp_path, monkeypatch):
     """It jumps back an hour at every look: the newest checkpoint is that of the highest step, and the bits are those of
     other times."""
