@@ -72,7 +72,8 @@ def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str
     # the file holds arrays as they lie in memory, so they must be contiguous and little-endian; 0-d stays 0-d
     arrays = {name: np.array(x, np.asarray(x).dtype.newbyteorder("<"), order="C") for name, x in arrays.items()}
     digest = _digest(text, arrays)
-    # Written here: where memory is short, the library would end the process. Sorted, the same state is the same bytes.
+    # Written here: where memory is short, the library would end the process. Sorted, the same state is the same bytes,
+    # and the widest numbers first, each begins at a multiple of its size.
     header: dict[str, Any] = {"__metadata__": {"record": text, "sha256": digest}}
     names, end = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)), 0
     for name in names:
@@ -82,7 +83,7 @@ def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str
         kind = "BOOL" if x.dtype == bool else f"{x.dtype.kind.upper()}{8 * x.itemsize}"
         header[name] = {"dtype": kind, "shape": x.shape, "data_offsets": (end, end + x.nbytes)}
         end += x.nbytes
-    start = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    start = json.dumps(header).encode()
     start += b" " * (-len(start) % 8)
     write_atomically(Path(path), b"".join([len(start).to_bytes(8, "little"), start, *(arrays[n].data for n in names)]))
     return digest

@@ -328,6 +328,20 @@ def test_a_record_that_is_no_object_is_refused(tmp_path, text):
         load_state(tmp_path / "x")
 
 
+def test_every_array_begins_at_a_multiple_of_the_size_of_its_numbers(tmp_path):
+    """So that readers which map the file into memory need no copy."""
+    kinds = {"a": (1, "b1"), "b": (3, "f8"), "c": (3, "f2"), "d": (3, "f4"), "e": (3, "i8"), "f": (3, "u1")}
+    state = {name: np.zeros(count, kind) for name, (count, kind) in kinds.items()}
+    save_state(tmp_path / "x", state, {"text": "any length"})
+    content = (tmp_path / "x").read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    del header["__metadata__"]
+    begins = {name: start + entry["data_offsets"][0] for name, entry in header.items()}
+    assert begins.keys() == state.keys()
+    assert [name for name, begin in begins.items() if begin % state[name].itemsize] == []
+
+
 @pytest.mark.parametrize("text", ['{"format":2}', '{"format":"1"}', '{"format":null}', "{}"])
 def test_another_format_is_refused_with_both_numbers(tmp_path, text):
     write_raw(tmp_path / "x", text)
