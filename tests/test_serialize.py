@@ -320,11 +320,25 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
         load_state(tmp_path / "x")
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "null", '"text"', "", "{", '{"format":1', "[" * 100_000])
-def test_a_record_that_is_no_object_is_refused(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[]", "TypeError: its record is a list, not an object"),
+        ("3", "TypeError: its record is a int, not an object"),
+        ("null", "TypeError: its record is a NoneType, not an object"),
+        ('"text"', "TypeError: its record is a str, not an object"),
+        ("", "JSONDecodeError: "),
+        ("{", "JSONDecodeError: "),
+        ('{"format":1', "JSONDecodeError: "),
+        ("[" * 100_000, "RecursionError: "),
+        ('{"format":1,"loss":NaN}', "ValueError: Out of range float values are not JSON compliant"),
+        ('{"format":1,"loss":[-Infinity]}', "ValueError: Out of range float values are not JSON compliant"),
+    ],
+)
+def test_a_record_that_could_not_have_been_saved_is_refused(tmp_path, text, why):
     """Even with a digest that fits."""
     write_raw(tmp_path / "x", text)
-    with pytest.raises(DataError, match="x: not a minigrad state file, or damaged"):
+    with pytest.raises(DataError, match=rf"x: not a minigrad state file, or damaged \({why}"):
         load_state(tmp_path / "x")
 
 
