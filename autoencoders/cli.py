@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -21,6 +22,8 @@ from minigrad import DeviceError
 from minigrad.backend.pool import keep_freed_memory
 from minigrad.serialize import DataError
 
+from .data import COLLECTIONS, Dataset, load_dataset
+from .runs import data_of_run
 from .training import STOPS, DivergedError, interrupt, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
@@ -88,6 +91,8 @@ def run_program(
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, MemoryError):
             text = f"out of memory: {text}; a smaller model, batch or data set needs less"
+        elif isinstance(error, FileNotFoundError) and error.filename is None:
+            text = "the working folder has been removed; go to another one"
         elif isinstance(error, OSError) and error.filename is not None:
             text = f"{error.filename}: {error.strerror}"
         elif isinstance(error, OSError) and error.errno and _stdout_fails():  # one of our own has no number
@@ -194,6 +199,21 @@ def add_model_options(parser: argparse.ArgumentParser, *, images: str, seed: str
     parser.add_argument(
         "--data-dir", metavar="DIR", type=text, help="folder that holds its files (default: that of the run)"
     )
+
+
+def check_data_dir(dataset: str, data_dir: str | None) -> None:
+    """Raise UsageError where a folder is given for a data set that takes none."""
+    if data_dir is not None and dataset not in ("auto", *COLLECTIONS):
+        raise UsageError(f"--data-dir is of no use with --dataset {dataset}; leave it out")
+
+
+def data_of_model(folder: Path, args: argparse.Namespace) -> Dataset:
+    """The data set that the options name, or else that of the run in a folder; says which it is."""
+    name, place = data_of_run(folder, args.dataset, args.data_dir, print)
+    check_data_dir(name, args.data_dir)
+    dataset = load_dataset(name, place)
+    print(dataset.source)
+    return dataset
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -73,12 +73,12 @@ class Autoencoder:
                 "conv_filters, conv_kernels and conv_strides need one entry for each convolution, found "
                 f"{len(conv_filters)}, {len(conv_kernels)} and {len(conv_strides)}"
             )
-        sizes = [*input_shape, *conv_filters, latent_space_dim]
-        if len(input_shape) != 3 or not all(map(_is_size, sizes)):
-            raise ValueError(
-                "latent_space_dim, conv_filters and input_shape (H, W, C) must be whole numbers >= 1, found "
-                f"{latent_space_dim}, {tuple(conv_filters)} and {tuple(input_shape)}"
-            )
+        if len(input_shape) != 3 or not all(map(_is_size, input_shape)):
+            raise ValueError(f"input_shape must be (H, W, C), whole numbers >= 1, found {tuple(input_shape)}")
+        if not all(map(_is_size, conv_filters)):
+            raise ValueError(f"conv_filters must be whole numbers >= 1, found {tuple(conv_filters)}")
+        if not _is_size(latent_space_dim):
+            raise ValueError(f"latent_space_dim must be a whole number >= 1, found {latent_space_dim}")
         for value in (*conv_kernels, *conv_strides):
             pair = (value, value) if _is_size(value) else value
             if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_size, pair)):
@@ -460,8 +460,10 @@ class VAE(Autoencoder):
     ) -> None:
         if likelihood not in ("bernoulli", "gaussian", "gaussian-learned"):
             raise ValueError(f"likelihood is {likelihood!r} but must be bernoulli, gaussian or gaussian-learned")
-        if not (0 <= beta < math.inf and 0 < variance < math.inf):
-            raise ValueError(f"beta must be >= 0 and variance > 0, both finite, found {beta} and {variance}")
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"beta must be >= 0 and finite, found {beta}")
+        if not 0 < variance < math.inf:
+            raise ValueError(f"variance must be > 0 and finite, found {variance}")
         if not (classes == 0 or _is_size(classes)) or len(class_names) not in (0, classes):
             raise ValueError(
                 "classes must be a whole number >= 0, and class_names none or one for each class, found "
@@ -630,8 +632,10 @@ def load(folder: str | Path) -> Autoencoder:
         try:
             arrays, record, _ = load_state(path)
         except DataError as error:
-            hint = "; --resume saves it again" if latest_checkpoint(path.parent) else ""
+            hint = "; --resume saves it again" if path.is_file() and latest_checkpoint(path.parent) else ""
             raise DataError(f"{error}{hint}") from error
+        if "kind" in record:
+            raise DataError(f"{path}: expected a model, found a {record['kind']}")
         config = record.get("model", {})
     elif (path.parent / PARAMETERS_FILE).exists():
         path = path.parent / WEIGHTS_FILE

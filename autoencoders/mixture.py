@@ -81,7 +81,10 @@ def load_mixture(folder: Path) -> Mixture | None:
     path = folder / MIXTURE_FILE
     if not path.exists():
         return None
-    arrays, record, _ = load_state(path)
-    if record.get("kind") != "mixture" or set(arrays) != set(Mixture.__dataclass_fields__):
-        raise DataError(f"{path}: not a mixture")
+    try:
+        arrays, record, _ = load_state(path)
+        if record.get("kind") != "mixture" or set(arrays) != set(Mixture.__dataclass_fields__):
+            raise DataError(f"{path}: not a mixture")
+    except DataError as error:
+        raise DataError(f"{error}; remove it, and fit another one if you need it") from error
     return Mixture(**arrays) if record.get("fitted_to") == load_state(folder / MODEL_FILE)[2] else None

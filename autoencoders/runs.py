@@ -8,8 +8,10 @@ run replaces an old one, .replaced-N with the old one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -125,7 +127,7 @@ class Run:
                     check_writable(self.folder / name)
             for name in (MODEL_FILE, "history.csv", "history.jsonl", *(f"figures/{name}.png" for name in PICTURES)):
                 if (self.folder / name).is_dir():
-                    raise FileExistsError(f"{self.folder / name}: is a folder where a file is to be; move it away")
+                    raise DataError(f"{self.folder / name}: kind: expected a file, found a folder; move it away")
             if not self.resumed:
                 check_folder(self.folder, self.overwrite)
                 with raise_signals():
@@ -141,7 +143,7 @@ class Run:
         except BaseException as error:
             self.record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
             self.resumable = latest_checkpoint(self.folder) is not None
-            if self.resumable or not replaced_runs(self.folder):
+            if self.folder.is_dir() and (self.resumable or not replaced_runs(self.folder)):
                 with contextlib.suppress(DataError):
                     self._write_record()
             bring_back(self.folder)
@@ -274,8 +276,10 @@ def recover(folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
     """Bring an old run back where a kill has hit the one that should replace it; tell hears of that.
 
     Raises:
-        FileExistsError: another training is running there.
+        FileExistsError: another training is running there. DataError: nobody may look into the folder.
     """
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"{folder}: cannot be read: {os.strerror(errno.EACCES)}")
     if (folder / MOVING).exists() or replaced_runs(folder):
         with claim(folder):
             if bring_back(folder):
@@ -383,7 +387,7 @@ def resume_run(
     if dataset.content_hash != data.get("content_hash"):
         raise DataError(
             f"{dataset.name}: not the data of this run "
-            f"(SHA-256 {dataset.content_hash}, recorded {data.get('content_hash')})"
+            f"(SHA-256 {dataset.content_hash}, recorded {data.get('content_hash')}); put those back where they were"
         )
     try:
         model = from_config(record.get("model", {}), arrays)
@@ -451,7 +455,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); remove that file, and the defaults hold") from error
     if not isinstance(record, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(record).__name__}")
+        raise DataError(
+            f"{path}: expected a JSON object, found {type(record).__name__}; remove that file, and the defaults hold"
+        )
     for name, kind, what in (("commands", str, "texts"), ("earlier_environments", dict, "objects")):
         found = record.get(name, [])
         if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
@@ -461,8 +467,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def data_of_run(folder: Path, dataset: str | None, data_dir: str | None) -> tuple[str, str | None]:
-    """Name and folder of the data to use with the model of a run: what is given, otherwise what the run used.
+def data_of_run(
+    folder: Path, dataset: str | None, data_dir: str | None, tell: Callable[[str], None] = lambda _: None
+) -> tuple[str, str | None]:
+    """Name and folder of the data to use with the model of a run: what is given, otherwise what the run used. tell
+    hears where nothing says what that was.
 
     Raises:
         DataError: run.json holds something else there.
@@ -471,6 +480,8 @@ def data_of_run(folder: Path, dataset: str | None, data_dir: str | None) -> tupl
     name, place = (used.get("name"), used.get("data_dir")) if isinstance(used, dict) else (used, None)
     if not isinstance(name, str | None) or not isinstance(place, str | None):
         raise DataError(f"{folder / RECORD_FILE}: data: expected a name and a folder, found {used!r}")
+    if not (dataset or name):
+        tell(f"{folder / RECORD_FILE} does not say what the model was trained on; --dataset takes other images than")
     return dataset or name or "auto", data_dir or (None if dataset else place)
 
 
@@ -499,6 +510,8 @@ def training_of_run(folder: Path) -> tuple[int | None, TrainingOptions]:
     if limit is not None and not (isinstance(limit, int) and limit >= 1):
         raise DataError(f"{folder / RECORD_FILE}: limit_train: expected a number of images, found {limit!r}")
     try:
+        if not isinstance(options, dict):
+            raise TypeError(f"expected an object, found {options!r}")
         return limit, TrainingOptions(**options)
     except (TypeError, ValueError) as error:
         raise DataError(f"{folder / RECORD_FILE}: options: {error}") from error

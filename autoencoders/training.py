@@ -534,6 +534,7 @@ class Trainer:
         return ("loss", *self.model.loss_names)
 
     def _end_epoch(self) -> None:
+        self._require_folder()
         p = self.progress
         seconds = p.seconds + time.perf_counter() - self.clock
         beta = self.beta(p.step)
@@ -632,6 +633,7 @@ class Trainer:
         self.good = state, deepcopy(p)
         if self.folder is None:
             return
+        self._require_folder()
         record = {
             "kind": "checkpoint",
             "model": self.model.config,
@@ -650,6 +652,11 @@ class Trainer:
                 old.unlink()
         if p.rows:
             self.history.write(self.folder)
+
+    def _require_folder(self) -> None:
+        """A folder that was moved is not made again: the run would lie in two places."""
+        if self.folder and self.progress.step and not self.folder.is_dir():
+            raise DataError(f"{self.folder}: was moved or removed during the training; resume it where it is now")
 
     def _state(self) -> dict[str, np.ndarray]:
         """Copies on the host of all that a step changes: weights, statistics and moments."""
@@ -882,7 +889,10 @@ def load_checkpoint(
     Raises:
         DataError: there is no valid one.
     """
-    paths = sorted((Path(folder) / "checkpoints").glob("step-*.safetensors"), reverse=True)
+    place = Path(folder) / "checkpoints"
+    if (place.is_symlink() or place.exists()) and not place.is_dir():
+        raise DataError(f"{place}: expected a folder, found something else; put the run's checkpoints back there")
+    paths = sorted(place.glob("step-*.safetensors"), reverse=True)
     for path in paths:
         try:
             arrays, record, _ = load_state(path)

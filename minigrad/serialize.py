@@ -55,7 +55,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             finally:
                 os.close(folder)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+        why = f"{path.parent} is no folder" if isinstance(error, FileExistsError) else error.strerror or error
+        raise DataError(f"{path}: cannot be written: {why}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()  # where it has not become the file

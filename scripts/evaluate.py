@@ -15,8 +15,15 @@ from pathlib import Path
 
 import autoencoders
 import minigrad
-from autoencoders.cli import Parser, add_common_options, add_model_options, run_program, run_script, text
-from autoencoders.data import load_dataset
+from autoencoders.cli import (
+    Parser,
+    add_common_options,
+    add_model_options,
+    data_of_model,
+    run_program,
+    run_script,
+    text,
+)
 from autoencoders.diagnosis import diagnose, verdict
 from autoencoders.metrics import library_versions, measure, table
 from autoencoders.mixture import load_mixture
@@ -24,7 +31,6 @@ from autoencoders.report import all_pictures, draw_film, title_of, write_report
 from autoencoders.runs import (
     check_fit,
     check_unchanged,
-    data_of_run,
     model_hash,
     read_record,
     recover,
@@ -59,9 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.seed < 0:
-        parser.error("--seed must not be negative")
+        parser.error(f"--seed must not be negative, found {args.seed}")
     if not 0 <= args.iw_samples <= MOST_IW_SAMPLES:
-        parser.error(f"--iw-samples must be 0 to {MOST_IW_SAMPLES}")
+        parser.error(f"--iw-samples must be 0 to {MOST_IW_SAMPLES}, found {args.iw_samples}")
 
     def body() -> None:
         backend = minigrad.use(args.device or "cpu")
@@ -71,8 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         known = model_hash(folder)
         model = autoencoders.load(folder)
         mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(folder)
-        dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
-        print(dataset.source)
+        dataset = data_of_model(folder, args)
         check_fit(model, dataset)
         made = not out.exists()
         check_writable(out)

@@ -15,10 +15,19 @@ import autoencoders
 import minigrad
 from autoencoders import figures
 from autoencoders.bounds import latents_of
-from autoencoders.cli import Parser, UsageError, add_common_options, add_model_options, run_program, run_script, text
-from autoencoders.data import Dataset, load_dataset
+from autoencoders.cli import (
+    Parser,
+    UsageError,
+    add_common_options,
+    add_model_options,
+    data_of_model,
+    run_program,
+    run_script,
+    text,
+)
+from autoencoders.data import Dataset
 from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
-from autoencoders.runs import check_fit, check_unchanged, data_of_run, draw, model_hash, recover, save_pictures
+from autoencoders.runs import check_fit, check_unchanged, draw, model_hash, recover, save_pictures
 
 MOST_SAMPLES = 1000  # that a picture can hold
 
@@ -98,10 +107,12 @@ def mixture_of(
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    if not 1 <= args.samples <= MOST_SAMPLES or args.seed < 0:
-        parser.error(f"--samples must be 1 to {MOST_SAMPLES} and --seed not negative")
+    if not 1 <= args.samples <= MOST_SAMPLES:
+        parser.error(f"--samples must be 1 to {MOST_SAMPLES}, found {args.samples}")
+    if args.seed < 0:
+        parser.error(f"--seed must not be negative, found {args.seed}")
     if args.mixture_components is not None and args.mixture_components < 1:
-        parser.error("--mixture-components must be at least 1")
+        parser.error(f"--mixture-components must be at least 1, found {args.mixture_components}")
 
     def body() -> None:
         minigrad.use(args.device or "cpu")
@@ -113,8 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         if generates and args.mixture_components is not None:
             raise UsageError("--mixture-components belongs to a plain autoencoder; a vae draws from its prior")
         label = None if args.class_name is None else class_number(model, args.class_name)
-        dataset = load_dataset(*data_of_run(folder, args.dataset, args.data_dir))
-        print(dataset.source)
+        dataset = data_of_model(folder, args)
         check_fit(model, dataset)
         mixture = None if generates else mixture_of(model, folder, known, dataset, args.mixture_components, args.seed)
         pictures = draw(model, dataset, seed=args.seed, count=args.samples, label=label, mixture=mixture)

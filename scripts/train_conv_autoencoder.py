@@ -19,8 +19,18 @@ from typing import Any
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
-from autoencoders.cli import RECIPES, Parser, UsageError, add_common_options, recipes, run_program, run_script, text
-from autoencoders.data import COLLECTIONS, NAMES, Dataset, load_dataset
+from autoencoders.cli import (
+    RECIPES,
+    Parser,
+    UsageError,
+    add_common_options,
+    check_data_dir,
+    recipes,
+    run_program,
+    run_script,
+    text,
+)
+from autoencoders.data import NAMES, Dataset, load_dataset
 from autoencoders.metrics import table
 from autoencoders.runs import MOST_THREADS, Run, check_folder, replaced_runs, resume_run, start_run
 from autoencoders.training import DivergedError
@@ -239,6 +249,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def what_remains(error: BaseException) -> str:
         stopped = isinstance(error, KeyboardInterrupt)
+        if stopped and args.resume and not started:
+            return f" before the training went on. Go on with: {command}"
         if not started or not started[0].resumable or isinstance(error, FileExistsError):
             return " before the first checkpoint" if stopped else ""
         folder = started[0].folder
@@ -251,7 +263,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         if isinstance(error, DivergedError):  # it would again
             return kept
-        return f"; saved{kept}. Go on with: {program} --out {shlex.quote(str(folder))} --resume"
+        done = f"saved{kept}. Go on" if stopped else f"what was saved is kept{kept}. When that is mended, go on"
+        return f"; {done} with: {program} --out {shlex.quote(str(folder))} --resume"
 
     return run_program(body, debug=args.debug, what_remains=what_remains)
 
@@ -294,8 +307,7 @@ def check_settings(settings: dict[str, Any]) -> None:
     """
     if settings["conditional"] and settings["model"] != "vae":
         raise UsageError("--conditional belongs to --model vae")
-    if settings["data_dir"] is not None and settings["dataset"] not in ("auto", *COLLECTIONS):
-        raise UsageError(f"--data-dir is of no use with --dataset {settings['dataset']}; leave it out")
+    check_data_dir(settings["dataset"], settings["data_dir"])
     try:
         minigrad.use(kernels="numpy")  # nothing is to be compiled for what may be refused
         model = new_model(settings, (8, 8, 1), 0.9)

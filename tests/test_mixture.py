@@ -80,7 +80,7 @@ def test_a_mixture_stays_with_the_weights_it_was_fitted_to(tmp_path):
     assert load_mixture(tmp_path) is None
     path = tmp_path / MIXTURE_FILE
     save_state(path, {"weights": WEIGHTS}, {"kind": "mixture"})
-    with pytest.raises(DataError, match=f"{MIXTURE_FILE}: not a mixture"):
+    with pytest.raises(DataError, match=f"{MIXTURE_FILE}: not a mixture; remove it, and fit another one"):
         load_mixture(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=MIXTURE_FILE):

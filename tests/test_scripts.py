@@ -571,12 +571,14 @@ def test_data_of_another_shape_or_of_no_name(program, call, trained):
     np.savez("rgb.npz", train_images=np.zeros((20, 5, 4, 3), np.uint8))
     call(program, "--model-dir", trained(), "--dataset", "rgb.npz").failed(3, "rgb.npz: does not fit", "(18, 5, 4, 3)")
     call(program, "--model-dir", trained(), "--dataset", "nope").failed(3, "nope", "fashion-mnist")
-    call(program, "--model-dir", trained(), "--seed", -1).failed(2, "--seed")
+    call(program, "--model-dir", trained(), "--seed", -1).failed(2, "--seed must not be negative, found -1")
+    told = "--data-dir is of no use with --dataset fashion-mnist-sample; leave it out"
+    call(program, "--model-dir", trained(), "--data-dir", "nope").failed(2, told)
     assert os.listdir() == ["rgb.npz"]
 
 
 def test_too_few_and_too_many_samples(call, trained):
-    call(GENERATE, "--model-dir", trained(), "--samples", 0).failed(2, "--samples")
+    call(GENERATE, "--model-dir", trained(), "--samples", 0).failed(2, "--samples must be 1 to 1000, found 0")
     call(GENERATE, "--model-dir", trained(), "--samples", 1001, "--out", "out").failed(2, "--samples must be 1 to 1000")
     assert os.listdir() == []
 
@@ -685,7 +687,8 @@ def test_a_reader_that_goes_away_is_told_of(tmp_path):
         process.stdout.close()
         err = process.stderr.read()
         assert process.wait(60) == 1
-    assert re.fullmatch(r"error: the reader of the output has gone; saved. Go on with: .* --out run --resume\n", err)
+    told = r"error: the reader of the output has gone; what was saved is kept\. When .*, go on with: .* --resume\n"
+    assert re.fullmatch(told, err)
     assert latest_checkpoint(Path("run"))
 
 
@@ -709,7 +712,7 @@ def test_what_is_left_after_an_error(call, monkeypatch, undrawn):
     monkeypatch.setattr(runs.Run, "_finish", full)
     done = call(TRAIN, *TINY, "--epochs", 1, "--seed", 1, "--overwrite", "--out", "run")
     where = str(Path("run/.replaced-1"))
-    done.failed(3, "no space; saved; the run that was to be replaced lies in", where, "--out run --resume")
+    done.failed(3, "no space; what was saved is kept; the run that was to be replaced lies", where, "--out run --resume")
     assert (Path(where) / "model.safetensors").read_bytes() == old
     call(GENERATE, "--model-dir", "run").failed(3, "the training there is not finished; go on with --resume")
     monkeypatch.setattr(runs.Run, "_finish", real)
@@ -942,6 +945,94 @@ def test_ctrl_c_before_the_first_checkpoint_of_a_replacement(half, call, monkeyp
     done = call(TRAIN, *TINY, "--out", half, "--overwrite", "--epochs", "1")
     assert (done.code, done.err) == (130, "interrupted before the first checkpoint\n")
     assert content(half) == before
+
+
+def test_ctrl_c_while_a_run_is_read_says_that_nothing_is_lost(half, call, monkeypatch):
+    before = content(half)
+
+    def load_dataset(*_args, **_options):
+        raise KeyboardInterrupt(2)
+
+    monkeypatch.setattr(runs, "load_dataset", load_dataset)
+    done = call(TRAIN, "--out", half, "--resume")
+    told = r"interrupted before the training went on\. Go on with: .*train_conv_autoencoder.py --out run --resume\n"
+    assert done.code == 130
+    assert re.fullmatch(told, done.err), done.err
+    assert content(half) == before
+
+
+def test_a_folder_that_is_moved_during_the_training_is_not_made_again(call, monkeypatch, undrawn):
+    real = Trainer.step
+
+    def step(trainer, *arguments):
+        if trainer.progress.step == 2:  # one epoch is saved
+            Path("run").rename("moved")
+        return real(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    call(TRAIN, *TINY, "--epochs", 3, "--out", "run").failed(3, "run: was moved or removed during the training; resume")
+    assert os.listdir() == ["moved"]
+    monkeypatch.setattr(Trainer, "step", real)
+    assert call(TRAIN, "--out", "moved", "--resume").code == 0
+
+
+def test_a_working_folder_that_is_removed_is_told(call, tmp_path):
+    (tmp_path / "gone").mkdir()
+    os.chdir(tmp_path / "gone")
+    os.rmdir(tmp_path / "gone")
+    call(TRAIN, *TINY, "--out", "run").failed(3, "the working folder has been removed; go to another one")
+
+
+@pytest.mark.parametrize("how", ["file", "link to itself"])
+def test_what_lies_in_the_place_of_the_checkpoints_is_named(half, call, how):
+    (half / "checkpoints").rename("elsewhere")
+    if how == "file":
+        (half / "checkpoints").write_text("mine")
+    else:
+        (half / "checkpoints").symlink_to("checkpoints")
+    call(TRAIN, "--out", half, "--resume").failed(3, "checkpoints: expected a folder, found something else")
+    (half / "checkpoints").unlink()
+    Path("elsewhere").rename(half / "checkpoints")
+    assert call(TRAIN, "--out", half, "--resume").code == 0
+
+
+@PROGRAMS
+def test_a_folder_that_nobody_may_look_into_is_named(half, program, call, monkeypatch):
+    words = ("--out", half, "--resume") if program is TRAIN else ("--model-dir", half)
+    monkeypatch.setattr(runs.os, "access", lambda path, mode: False)
+    call(program, *words).failed(3, "error: run: cannot be read: Permission denied")
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(half, call):
+    (half / "model.safetensors").unlink()
+    (half / "model.safetensors").mkdir()
+    done = call(EVALUATE, "--model-dir", half)
+    done.failed(3, "model.safetensors: kind: expected a file, found a folder")
+    assert "--resume" not in done.err, "which would not help"
+    done = call(TRAIN, "--out", half, "--resume")
+    done.failed(3, "model.safetensors: kind: expected a file, found a folder; move it away; what was saved is kept.")
+
+
+@READERS
+def test_another_file_in_the_place_of_the_model_is_named(half, program, call):
+    newest = max((half / "checkpoints").iterdir())
+    (half / "model.safetensors").write_bytes(newest.read_bytes())
+    call(program, "--model-dir", half).failed(3, "model.safetensors: expected a model, found a checkpoint")
+
+
+@READERS
+def test_without_a_record_the_default_data_are_named(half, program, call):
+    (half / "run.json").unlink()
+    words = ("--iw-samples", 0) if program is EVALUATE else ()
+    done = call(program, "--model-dir", half, *words)
+    assert "run.json does not say what the model was trained on; --dataset takes other images than\n" in done.out
+    done = call(program, "--model-dir", half, *SAMPLE, *words)
+    assert "does not say" not in done.out
+
+
+def test_a_file_where_the_folder_of_pictures_is_to_be(call, trained):
+    Path("mine").write_text("mine")
+    call(GENERATE, "--model-dir", trained(), "--out", "mine").failed(3, "cannot be written: mine is no folder")
 
 
 def test_resume_of_a_finished_run_changes_no_weight(half, call):

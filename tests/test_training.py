@@ -1632,7 +1632,7 @@ def test_the_record_of_a_run(tmp_path, array_file):
     assert record["training_seconds"] == pytest.approx(sum(run.trainer.history["seconds"]))
     assert record["test"] == quick_figures(run.trainer.model, run.dataset.test_images, seed=4)
     assert read_record(tmp_path / "nowhere") == {}
-    for text, message in (("{", "cannot be read as JSON"), ("[]", "expected a JSON object, found list")):
+    for text, message in (("{", "cannot be read as JSON"), ("[]", "expected a JSON object, found list; remove")):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(DataError, match=message):
             read_record(tmp_path)
