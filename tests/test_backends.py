@@ -908,4 +908,31 @@ def test_a_damaged_cache_of_numba_is_told_of_and_not_used(tmp_path, monkeypatch,
         told = capsys.readouterr().err
         assert told.startswith("minigrad: compiling without Numba's cache, which fails (")
         assert f"delete {tmp_path / '__pycache__'}\n" in told
+        assert told.count("\n") == 1
         assert twice(3.0) == 6.0
+
+
+@NEEDS_NUMBA
+def test_a_missing_folder_for_numbas_cache_is_told_of(tmp_path, monkeypatch, capsys):
+    loops = importlib.import_module("minigrad.backend.loops")
+    for cached in (True, False):
+        if not cached:
+            njit = loops.numba.njit
+
+            def without(loop, *, cache=False, njit=njit, **options):
+                if cache:
+                    raise RuntimeError("cannot cache function: no locator available")
+                return njit(loop, **options)
+
+            monkeypatch.setattr(loops.numba, "njit", without)
+        (tmp_path / f"thrice_{cached}.py").write_text(
+            "from minigrad.backend.loops import compiled\n@compiled\ndef thrice(x):\n    return 3 * x\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        thrice = importlib.import_module(f"thrice_{cached}").thrice
+        monkeypatch.setattr(loops, "_examples", lambda *_, thrice=thrice: [(thrice, (1.0,))])
+        loops.prepare(None, "float64")
+        often = "once on this machine" if cached else "every time, because Numba has no folder to keep them; set NUMBA"
+        told = capsys.readouterr().err
+        assert told.startswith(f"minigrad: compiling the numba kernels for float64 (some 15 s), {often}")
+        assert told.count("\n") == 1

@@ -712,7 +712,7 @@ def test_what_is_left_after_an_error(call, monkeypatch, undrawn):
     monkeypatch.setattr(runs.Run, "_finish", full)
     done = call(TRAIN, *TINY, "--epochs", 1, "--seed", 1, "--overwrite", "--out", "run")
     where = str(Path("run/.replaced-1"))
-    done.failed(3, "no space; what was saved is kept; the run that was to be replaced lies", where, "--out run --resume")
+    done.failed(3, "no space; what was saved is kept; the run that was to be replaced", where, "--out run --resume")
     assert (Path(where) / "model.safetensors").read_bytes() == old
     call(GENERATE, "--model-dir", "run").failed(3, "the training there is not finished; go on with --resume")
     monkeypatch.setattr(runs.Run, "_finish", real)

@@ -65,10 +65,12 @@ def prepare(gemm: Any, dtype: Any) -> None:
             for each in cached:
                 each._cache = NullCache()
             loop(*arguments)
+            told = True
         if loop.stats.cache_misses and not told:
-            print(
-                f"minigrad: compiling the numba kernels for {dtype}, once on this machine (some 15 s)", file=sys.stderr
-            )
+            often = "once on this machine"
+            if isinstance(loop._cache, NullCache):
+                often = "every time, because Numba has no folder to keep them; set NUMBA_CACHE_DIR to one"
+            print(f"minigrad: compiling the numba kernels for {dtype} (some 15 s), {often}", file=sys.stderr)
             told = True
 
 
