@@ -76,6 +76,17 @@ BACKENDS: dict[str, Callable[[], minigrad.Backend]] = {
 
 
 @pytest.fixture
+def hangup() -> Iterator[None]:
+    """SIGHUP does what it does by default, also to children, where these tests are started by nohup."""
+    if not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
 def restored_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Afterwards the default backend and the registered ones are those of before."""
     monkeypatch.setattr(minigrad.backend, "_default", minigrad.backend._default)

@@ -273,6 +273,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize(
     ("script", "few", "many"),
     [

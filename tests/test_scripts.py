@@ -78,7 +78,7 @@ class Done:
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path, monkeypatch, restored_backends):
+def _place(tmp_path, monkeypatch, restored_backends, hangup):
     """A working folder of its own, no data but the sample, no display."""
     monkeypatch.chdir(tmp_path)
     for name in ("MINIGRAD_DATA", "DISPLAY", "WAYLAND_DISPLAY"):
