@@ -22,8 +22,9 @@ from minigrad import DeviceError
 from minigrad.backend.pool import keep_freed_memory
 from minigrad.serialize import DataError
 
+from .conv_autoencoder import Autoencoder
 from .data import COLLECTIONS, Dataset, load_dataset
-from .runs import data_of_run
+from .runs import check_fit, data_of_run
 from .training import STOPS, DivergedError, interrupt, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
@@ -91,7 +92,7 @@ def run_program(
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, MemoryError):
             text = f"out of memory: {text}; a smaller model, batch or data set needs less"
-        elif isinstance(error, FileNotFoundError) and error.filename is None:
+        elif isinstance(error, FileNotFoundError) and error.filename is None and _nowhere():
             text = "the working folder has been removed; go to another one"
         elif isinstance(error, OSError) and error.filename is not None:
             text = f"{error.filename}: {error.strerror}"
@@ -120,6 +121,15 @@ def _mend_outputs() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _nowhere() -> bool:
+    """Whether the working folder has been removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _stdout_fails() -> bool:
@@ -207,12 +217,17 @@ def check_data_dir(dataset: str, data_dir: str | None) -> None:
         raise UsageError(f"--data-dir is of no use with --dataset {dataset}; leave it out")
 
 
-def data_of_model(folder: Path, args: argparse.Namespace) -> Dataset:
-    """The data set that the options name, or else that of the run in a folder; says which it is."""
+def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace) -> Dataset:
+    """The data set that the options name, or else that of the run in a folder; says which it is.
+
+    Raises:
+        UsageError: --data-dir is of no use. DataError: it cannot be had, or does not fit the model.
+    """
     name, place = data_of_run(folder, args.dataset, args.data_dir, print)
     check_data_dir(name, args.data_dir)
     dataset = load_dataset(name, place)
     print(dataset.source)
+    check_fit(model, dataset)
     return dataset
 
 

@@ -29,7 +29,6 @@ from autoencoders.metrics import library_versions, measure, table
 from autoencoders.mixture import load_mixture
 from autoencoders.report import all_pictures, draw_film, title_of, write_report
 from autoencoders.runs import (
-    check_fit,
     check_unchanged,
     model_hash,
     read_record,
@@ -77,8 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         known = model_hash(folder)
         model = autoencoders.load(folder)
         mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(folder)
-        dataset = data_of_model(folder, args)
-        check_fit(model, dataset)
+        dataset = data_of_model(model, folder, args)
         made = not out.exists()
         check_writable(out)
         if made:

@@ -27,7 +27,7 @@ from autoencoders.cli import (
 )
 from autoencoders.data import Dataset
 from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
-from autoencoders.runs import check_fit, check_unchanged, draw, model_hash, recover, save_pictures
+from autoencoders.runs import check_unchanged, draw, model_hash, recover, save_pictures
 
 MOST_SAMPLES = 1000  # that a picture can hold
 
@@ -124,8 +124,7 @@ def main(argv: list[str] | None = None) -> int:
         if generates and args.mixture_components is not None:
             raise UsageError("--mixture-components belongs to a plain autoencoder; a vae draws from its prior")
         label = None if args.class_name is None else class_number(model, args.class_name)
-        dataset = data_of_model(folder, args)
-        check_fit(model, dataset)
+        dataset = data_of_model(model, folder, args)
         mixture = None if generates else mixture_of(model, folder, known, dataset, args.mixture_components, args.seed)
         pictures = draw(model, dataset, seed=args.seed, count=args.samples, label=label, mixture=mixture)
         check_unchanged(folder, known)

@@ -983,6 +983,14 @@ def test_a_working_folder_that_is_removed_is_told(call, tmp_path):
     call(TRAIN, *TINY, "--out", "run").failed(3, "the working folder has been removed; go to another one")
 
 
+def test_a_missing_file_of_a_library_keeps_its_words_where_the_working_folder_is_there(capsys):
+    def body():
+        raise FileNotFoundError("weights.h5: unable to open")
+
+    assert run_program(body, debug=False) == 3
+    assert capsys.readouterr().err == "error: weights.h5: unable to open\n"
+
+
 @pytest.mark.parametrize("how", ["file", "link to itself"])
 def test_what_lies_in_the_place_of_the_checkpoints_is_named(half, call, how):
     (half / "checkpoints").rename("elsewhere")
