@@ -405,11 +405,11 @@ class Trainer:
         self._call("on_fit_begin")
         take_step = self.k.capture(self.step) if self.capture else self.step
         try:
-            with catch_signals(self.signals) as self.received, self._bar() as self.bar:
-                while self.progress.epoch < self.options.epochs and not self._waited_enough():
+            with catch_signals(self.signals) as self.received, self._bar():
+                while self.progress.epoch < self.options.epochs and not (self.received or self._waited_enough()):
                     self._run_epoch(take_step)
-                    if self.received:  # after the last step of the epoch; its checkpoint is written
-                        raise KeyboardInterrupt(self.received[0])
+            if self.received:  # after the last step of an epoch; its checkpoint is written
+                raise KeyboardInterrupt(self.received[0])
         finally:
             self.optimizer.learning_rate = self.peak
             self.model.network.eval()
@@ -778,13 +778,14 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, event)(self)
 
-    def _bar(self) -> Any:
+    @contextmanager
+    def _bar(self) -> Iterator[None]:
         from tqdm import tqdm
 
         per_epoch = len(self.train_images)
         p = self.progress
         done = p.epoch * per_epoch + min(p.batch * self.options.batch_size, per_epoch)
-        return tqdm(
+        self.bar = tqdm(
             total=self.options.epochs * per_epoch,
             initial=done,
             unit=" images",
@@ -792,6 +793,11 @@ class Trainer:
             dynamic_ncols=True,
             smoothing=0.05,
         )
+        try:
+            yield
+        finally:
+            self.bar.close()
+            del self.bar  # while signals are collected: one that raises in its __del__ is lost
 
 
 def mean_losses(

@@ -85,10 +85,11 @@ class Server:
         return int(pid)
 
     def line(self) -> str:
+        """The next one that is not empty."""
         assert self.process.stdout
-        line = self.process.stdout.readline().strip()
-        assert line, self.process.stderr.read() if self.process.stderr else ""
-        return line
+        while not (line := self.process.stdout.readline()).strip():
+            assert line, self.process.stderr.read() if self.process.stderr else ""
+        return line.strip()
 
     def finish(self, line: str | None = None) -> tuple[int, int, list[str]]:
         """(exit code, the last step that was done, what else was said), from this line on."""

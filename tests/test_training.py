@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tqdm
 from conftest import CPU_KERNELS
 
 import minigrad
@@ -909,6 +910,16 @@ def test_a_run_in_a_thread_touches_no_handler():
     thread.join()
     assert not failed
     assert during == [signal.default_int_handler]
+
+
+def test_a_signal_after_the_last_step_is_not_lost(monkeypatch):
+    """What is raised in a `__del__` goes nowhere: the bar's must run while signals are collected."""
+    monkeypatch.setattr(tqdm.tqdm, "__del__", lambda _: signal.raise_signal(signal.SIGINT))
+    trainer = trainer_of("plain", None, epochs=1)
+    with pytest.raises(KeyboardInterrupt) as error:
+        trainer.run()
+    assert error.value.args == (signal.SIGINT,)
+    assert trainer.progress.epoch == 1  # it had ended
 
 
 def test_catch_signals_collects_the_first():
@@ -1836,11 +1847,12 @@ def test_the_bar_of_a_run_that_goes_on_begins_where_it_stands(tmp_path, monkeypa
     trainer = trainer_of("plain", tmp_path, [At(9, interrupt)])
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
-    asked = {}
-    monkeypatch.setattr("tqdm.tqdm", lambda **options: asked.update(options))
+    asked, hidden = {}, tqdm.tqdm(disable=True)
+    monkeypatch.setattr("tqdm.tqdm", lambda **options: asked.update(options) or hidden)
     again = resumed(tmp_path)
     for again.show, disable in ((True, None), (False, True)):
-        again._bar()
+        with again._bar():
+            pass
         assert (asked["total"], asked["initial"], asked["unit"]) == (3 * COUNT, COUNT + 2 * BATCH, " images")
         assert asked["disable"] is disable
 

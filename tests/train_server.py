@@ -2,7 +2,7 @@
 
 Reads a line of JSON for each training (folder, kind, kernels, steps ...) and prints, a line each: "pid N", "step N M"
 after every step, with the bytes that CuPy's memory pool holds, what the child says on stderr, and "exit N" when it has
-gone: its exit code, or minus the signal that ended it.
+gone: its exit code, or minus the signal that ended it. (An empty line before it ends one that a kill cut short.)
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def main() -> None:
             os.dup2(1, 2)
             os._exit(run_program(partial(train, **options), debug=False))
         say(f"pid {child}")
-        say(f"exit {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
+        say(f"\nexit {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}")
 
 
 if __name__ == "__main__":
