@@ -523,13 +523,14 @@ def campaign(record: dict[str, Any]) -> str:
     lines.append(["**all**", "", "", *(f"**{number(value)}**" for value in total)])
     changed = ", with changes" if record["dirty"] else ""
     commit = (record["commit"] or "unknown")[:12]
-    gpu, found = record.get("gpu"), record["versions"]
-    device = f"{gpu['name']}, driver {gpu['driver']}, CuPy {found['CuPy']}, " if gpu else ""
+    gpu = record.get("gpu")
+    device = f"{gpu['name']}, driver {gpu['driver']}, " if gpu else ""
+    libraries = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if name != "minigrad")
     columns = ["fault", "of what", "injected", "lost", "seconds"]
     return (
         f"{table(columns, lines)}\n`{record['command']}`, seed {record['seed']}, "
         f"{record['date']}, commit {commit}{changed}, {record['seconds'] / 60:.0f} min on {device}"
-        f"{record['machine']}, Python {record['python']}, NumPy {found['NumPy']}.\n"
+        f"{record['machine']}, Python {record['python']}, {libraries}.\n"
     )
 
 

@@ -15,7 +15,8 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ class Result:
             "dirty": bool(git("status", "--porcelain")),
             "python": platform.python_version(),
             "machine": f"{usable_cores()} cores, {platform.system()} {platform.machine()}",
-            "versions": {"minigrad": minigrad.__version__, "NumPy": np.__version__},
+            "versions": {"minigrad": minigrad.__version__, "NumPy": np.__version__, **installed()},
             "rows": rows,
         }
         if "gpu" in self.asked:
@@ -191,6 +192,15 @@ class Result:
             record["gpu"] = {"name": name, "driver": release()}
             record["versions"]["CuPy"] = cupy.__version__
         return record
+
+
+def installed() -> dict[str, str]:
+    """The versions of those libraries that a campaign can do without, or whose readers it feeds."""
+    found = {}
+    for name, package in (("Numba", "numba"), ("safetensors", "safetensors"), ("PyTorch", "torch")):
+        with suppress(PackageNotFoundError):
+            found[name] = version(package)
+    return found
 
 
 def git(*arguments: str) -> str:

@@ -223,7 +223,7 @@ def test_the_campaign_on_a_gpu_stands_below_the_other_one(load, tmp_path):
     text = (tmp_path / "campaign.md").read_text()
     assert text.count("| kills |  | 1,200 | 0 | 3 |") == 2
     below = text.splitlines()[-1]
-    assert "commit unknown, 2 min on NVIDIA X, driver 580.1, CuPy 14.2, 2 cores, Python 3.11, NumPy 2.4." in below
+    assert "commit unknown, 2 min on NVIDIA X, driver 580.1, 2 cores, Python 3.11, NumPy 2.4, CuPy 14.2." in below
 
 
 def test_the_seed_stands_beside_the_same_architecture(load):
