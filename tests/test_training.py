@@ -22,7 +22,7 @@ import tqdm
 from conftest import CPU_KERNELS
 
 import minigrad
-from autoencoders import VAE, Autoencoder, Callback, DivergedError, History, TrainingOptions
+from autoencoders import VAE, Autoencoder, Callback, DivergedError, History, TrainingOptions, load
 from autoencoders.bounds import quick_figures
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import load_dataset
@@ -1001,9 +1001,11 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_told(tmp_path, restored_back
     assert_same(outcome(trainer), expected)
     for path in (newest, middle, oldest):
         damage(path)
-    with pytest.raises(DataError, match="no valid checkpoint to resume from"):
+    none = "no valid checkpoint to resume from; "
+    usable = "a model there can still be used, or the run be replaced with --overwrite"
+    with pytest.raises(DataError, match=f"^{tmp_path / 'run'}: {none}{usable}$"):
         load_checkpoint(tmp_path / "run", told.append)
-    with pytest.raises(DataError, match="no valid checkpoint"):
+    with pytest.raises(DataError, match=f"^{tmp_path / 'nowhere'}: {none}there is none; .* without --resume$"):
         load_checkpoint(tmp_path / "nowhere")
 
 
@@ -1425,10 +1427,12 @@ def test_a_checkpoint_that_claims_a_larger_model_than_it_holds_is_refused_before
 def test_other_data_on_resume_are_refused(tmp_path, array_file):
     execute(run_of(array_file, tmp_path / "run"))
     before = sorted(p.name for p in (tmp_path / "run").rglob("*"))
+    used = load_dataset(array_file).content_hash
     changed = pictures(30)
     changed[7, 3, 3, 0] ^= 1
     np.save(array_file, changed)
-    with pytest.raises(DataError, match="not the data of this run"):
+    found = load_dataset(array_file).content_hash
+    with pytest.raises(DataError, match=rf"not the data of this run \(SHA-256 {found}, recorded {used}\)"):
         resume_run(tmp_path / "run", progress=False, tell=lambda _: None)
     array_file.unlink()
     with pytest.raises(DataError):
@@ -1575,6 +1579,22 @@ def test_a_signal_while_the_results_are_drawn_leaves_a_run_that_can_go_on(number
     record = read_record(folder)
     assert record["status"] == "finished"
     assert len(record["commands"]) == 2
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_model_is_saved_also_where_memory_is_too_short_to_measure_it(tmp_path, array_file, monkeypatch):
+    def short(*_, **__):
+        raise MemoryError("no memory")
+
+    run = run_of(array_file, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("autoencoders.runs.quick_figures", short)
+        with pytest.raises(MemoryError, match="no memory"):
+            execute(run)
+    images = run.dataset.test_images
+    np.testing.assert_array_equal(load(tmp_path).reconstruct(images)[0], run.trainer.model.reconstruct(images)[0])
+    execute(resume_run(tmp_path, progress=False, tell=lambda _: None))
+    assert read_record(tmp_path)["status"] == "finished"
 
 
 @pytest.mark.parametrize("damage", ["gone", "of a lost epoch"])
@@ -1953,9 +1973,11 @@ def test_a_place_where_no_run_can_be_is_refused(name, value, tmp_path):
         ("learning_rate", "x"),
         ("learning_rate", None),
         ("learning_rate", -1),
+        ("learning_rate", 0),
         ("data.name", 3),
         ("data.limit_train", 1.5),
         ("data.limit_train", -3),
+        ("data.limit_train", 0),
         ("data.data_dir", 3),
         ("environment.device", 3),
         ("environment.kernels", None),
