@@ -1563,6 +1563,35 @@ def test_an_old_run_is_kept_until_its_replacement_is_finished(tmp_path, array_fi
     assert [path.name for path in folder.glob(".*")] == [".lock"]
 
 
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_replaced_run_that_cannot_be_removed_spoils_nothing(tmp_path, array_file, monkeypatch):
+    remove = os.rmdir
+
+    def rmdir(path, **where):
+        if ".replaced-" in str(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        remove(path, **where)
+
+    execute(run_of(array_file, tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", rmdir)
+        execute(run_of(array_file, tmp_path, overwrite=True, epochs=1))
+    assert len([*tmp_path.glob(".replaced-*")]) == 1
+    record = read_record(tmp_path)
+    assert (record["status"], record["options"]["epochs"]) == ("finished", 1)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "history.jsonl", "figures/loss_curves.png"])
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_a_folder_in_the_place_of_a_result_is_told_before_the_training(name, tmp_path, array_file):
+    run = run_of(array_file, tmp_path / "run")
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match=rf"{name}: kind: expected a file, found a folder; move it away"):
+        execute(run)
+    assert run.trainer.progress.step == 0
+    assert files_in(tmp_path / "run").keys() <= {".lock"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_a_signal_while_the_results_are_drawn_leaves_a_run_that_can_go_on(number, tmp_path, array_file, monkeypatch):
