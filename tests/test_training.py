@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import threading
 import time
@@ -1795,6 +1796,38 @@ def test_the_users_files_under_a_runs_names_are_left_alone(name, overwrite, tmp_
     with pytest.raises(FileExistsError, match=rf"run holds {name}, but no run that made them; move .* another --out"):
         run_of(array_file, folder, overwrite=overwrite)
     assert files_in(folder) == {name: b'{"mine": 1}'}
+
+
+def test_of_many_files_of_the_user_three_are_named(tmp_path, array_file):
+    names = ["evaluation.json", "history.csv", "history.jsonl", "report.html"]
+    for count, name in enumerate(names, 1):
+        (tmp_path / name).touch()
+        with pytest.raises(FileExistsError) as error:
+            run_of(array_file, tmp_path)
+        told, more, _ = re.fullmatch(r".* holds (.*?)( and 1 more)?, (but no run that .*)", str(error.value)).groups()
+        found = told.split(", ")
+        assert len(found) == len({*found} & {*names}) == min(count, 3)
+        assert bool(more) == (count > 3)
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_no_run_is_replaced_unless_that_is_asked_for(tmp_path, array_file):
+    execute(run_of(array_file, tmp_path))
+    with pytest.raises(FileExistsError, match="already holds a finished run; use --overwrite to replace it"):
+        start_run(model_of("vae"), load_dataset(array_file), TrainingOptions(), tmp_path, learning_rate=1e-2)
+
+
+@pytest.mark.usefixtures("no_pictures", "restored_backends")
+def test_nobody_is_told_to_go_on_with_a_run_that_has_diverged(tmp_path, array_file):
+    """It would again."""
+    run = run_of(array_file, tmp_path, epochs=3)
+    second = run.trainer.batches + 1
+    run.trainer.callbacks = [At(second, lambda trainer: trainer.model.network.parameters()[0].data.fill(np.nan))]
+    with pytest.raises(DivergedError):
+        execute(run)
+    assert steps_of(tmp_path)
+    with pytest.raises(FileExistsError, match="already holds an unfinished run; use --overwrite to replace it"):
+        run_of(array_file, tmp_path)
 
 
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
