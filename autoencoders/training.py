@@ -408,7 +408,7 @@ class Trainer:
             with catch_signals(self.signals) as self.received, self._bar():
                 while self.progress.epoch < self.options.epochs and not (self.received or self._waited_enough()):
                     self._run_epoch(take_step)
-            if self.received:  # after the last step of an epoch; its checkpoint is written
+            if self.received:  # between two epochs, with the checkpoint of the first; or before any step
                 raise KeyboardInterrupt(self.received[0])
         finally:
             self.optimizer.learning_rate = self.peak
