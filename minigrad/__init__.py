@@ -8,7 +8,7 @@ from . import init, nn, ops, optim, random
 from .anomaly import AnomalyError, detect_anomaly
 from .backend import Backend, DeviceError, available, backend_of, get_num_threads, set_num_threads, to_device, use
 from .profiler import profile
-from .tensor import Function, Tensor, no_grad
+from .tensor import Function, Tensor, evaluation, no_grad
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ __all__ = [
     "available",
     "backend_of",
     "detect_anomaly",
+    "evaluation",
     "get_num_threads",
     "init",
     "nn",

@@ -10,12 +10,12 @@ Every result is looked at, and on a GPU waited for, so it is for the search of a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from . import optim
 from .backend import Array, backend_of
+from .context import Context
 from .tensor import Function, Operand, Tensor
 from .watch import Scope, Watcher, layer_name, names_alive
 
@@ -24,19 +24,27 @@ class AnomalyError(ArithmeticError):
     """An operation gave a number that is not finite; the message names the layer, the operation and the direction."""
 
 
-@contextmanager
-def detect_anomaly() -> Iterator[None]:
+class detect_anomaly(Context):
     """Inside this context the first operation, gradient or update with a result that is not finite raises.
 
-    What an operation is given is not looked at: infinite data go unseen until an operation has read them.
+    What an operation is given is not looked at: infinite data go unseen until an operation has read them. Also a
+    decorator of functions, but not of generators and coroutines.
 
     Raises:
         AnomalyError: for example "encoder_conv_layer_1, ConvChain, forward: 3 of 50176 numbers of the result are not
             finite"; in a ConvChain a layer includes the ReLU and BatchNorm behind it.
         RuntimeError: on entering, while a profile or another detect_anomaly is active.
     """
-    with _Checker().watching("detect_anomaly"):
-        yield
+
+    name = "detect_anomaly"
+
+    def __enter__(self) -> None:
+        watching = _Checker().watching(self.name)
+        watching.__enter__()
+        self._watching = watching
+
+    def __exit__(self, *error: Any) -> None:
+        self._watching.__exit__(*error)
 
 
 class _Checker(Watcher):

@@ -22,6 +22,7 @@ from typing import Any
 
 from . import backend, optim
 from .backend import Array
+from .context import Context
 from .ops.conv import Conv2D, Conv2DTranspose
 from .ops.dense import Dense, MatMul
 from .ops.fused import ConvChain, ConvChainInference
@@ -64,7 +65,7 @@ class Row:
     bytes: int
 
 
-class Profile:
+class Profile(Context):
     """What `profile` gives. Entering it again measures anew.
 
     Attributes:
@@ -73,6 +74,8 @@ class Profile:
         seconds: wall time of the whole `with`; the rows' seconds sum to it.
     """
 
+    name = "profile"
+
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.seconds = 0.0
@@ -80,7 +83,7 @@ class Profile:
     def __enter__(self) -> Profile:
         with ExitStack() as stack:
             recorder = _Recorder()
-            stack.enter_context(recorder.watching("profile"))
+            stack.enter_context(recorder.watching(self.name))
             self.rows, self.seconds, self._recorder = [], 0.0, recorder
             self._start = _now()
             self._undo = stack.pop_all()

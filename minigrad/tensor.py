@@ -1,4 +1,4 @@
-"""Tensor, Function and no_grad: the whole autodiff engine.
+"""Tensor, Function, no_grad and evaluation: the whole autodiff engine.
 
 A `Tensor` is an array that remembers the `Function` that made it. Functions remember their input
 tensors, so the tensors and functions of one computation form a graph. `Tensor.backward` walks that
@@ -13,36 +13,50 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from numbers import Real
 from typing import Any, ClassVar
 
 from .backend import Array, Backend, as_array, backend_of, default_backend
+from .context import Setting
 
 Operand = Any  # what an operation takes as an input: a Tensor, an array, a (nested) list or a Python number
 
-_recording: ContextVar[bool] = ContextVar("minigrad_recording", default=True)  # one value per thread
+# The contexts entered here: each thread and each async task has its own.
+_unrecorded: ContextVar[tuple[Setting, ...]] = ContextVar("minigrad_no_grad", default=())
+_evaluating: ContextVar[tuple[Setting, ...]] = ContextVar("minigrad_evaluation", default=())
 _running_order = itertools.count()
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
+def no_grad(function: Any = None) -> Any:
     """Operations inside this context record no graph, so their results need no gradient and hold no memory.
 
-    Also usable as a decorator: `@no_grad()`.
+    It holds for the thread or async task that enters it. Also a decorator of functions, generators and coroutines:
+    `@no_grad()` or `@no_grad`.
     """
-    token = _recording.set(False)
-    try:
-        yield
-    finally:
-        _recording.reset(token)
+    context = Setting("no_grad", _unrecorded)
+    return context if function is None else context(function)
 
 
 def is_recording() -> bool:
     """Whether operations record a graph here: not inside `no_grad`."""
-    return _recording.get()
+    return not _unrecorded.get()
+
+
+def evaluation(function: Any = None) -> Any:
+    """Inside this context every module evaluates, whatever its own flag says: BatchNorm uses its moving statistics and
+    changes nothing.
+
+    Like `no_grad`, it holds for the thread or async task that enters it, and is a decorator, too.
+    """
+    context = Setting("evaluation", _evaluating)
+    return context if function is None else context(function)
+
+
+def is_evaluating() -> bool:
+    """Whether modules evaluate here whatever their flag says: inside `evaluation`."""
+    return bool(_evaluating.get())
 
 
 class Tensor:
@@ -253,7 +267,8 @@ class Function:
         if self.used or self.inputs is not None:  # what it saved for that graph would be overwritten, or is gone
             raise RuntimeError(f"{self.name}: a Function object serves one call; make a new one")
         inputs = self._as_tensors(operands)
-        self.needs = tuple(x is not None and x.requires_grad and _recording.get() for x in inputs)
+        recording = is_recording()
+        self.needs = tuple(x is not None and x.requires_grad and recording for x in inputs)
         y = Tensor(self.forward(*(None if x is None else x.data for x in inputs)))
         if any(self.needs):
             self.inputs = inputs

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import gc
 import itertools
 import threading
 import tracemalloc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import naive
 import numpy as np
@@ -15,6 +18,7 @@ from op_cases import CASES, Case
 
 import minigrad.backend
 from minigrad import Backend, Function, Tensor, nn, no_grad, ops, optim
+from minigrad.tensor import is_evaluating, is_recording
 
 
 def leaf(values, dtype="float64") -> Tensor:
@@ -412,15 +416,172 @@ def test_no_grad_nests_and_survives_exceptions():
     assert (x * 2.0).requires_grad
 
 
-def test_no_grad_as_decorator():
-    @no_grad()
-    def predict(x):
-        return x * 2.0
+# ---- no_grad, evaluation and the like as decorators ----
 
-    x = leaf([1.0])
-    for _ in range(2):  # a decorator made from a generator must work more than once
-        assert not predict(x).requires_grad
-        assert (x * 2.0).requires_grad
+CONTEXTS = {"no_grad": (no_grad, lambda: not is_recording()), "evaluation": (minigrad.evaluation, is_evaluating)}
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["with brackets", "bare"])
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_a_context_decorates_whatever_runs(name, bare):
+    """Inside while it runs, not for whoever reads from it; what is sent, thrown and returned comes through."""
+    context, inside = CONTEXTS[name]
+    decorate = context if bare else context()
+    events = []
+
+    class Owner:
+        @decorate
+        def method(self, number, *, more):
+            """Adds."""
+            return inside() and number + more
+
+    assert (Owner().method(1, more=2), inside(), Owner.method.__doc__) == (3, False, "Adds.")
+
+    @decorate
+    def generator(first):
+        try:
+            while True:
+                try:
+                    first = yield inside(), first
+                except KeyError as error:
+                    first = f"caught {error.args[0]}"
+                if first == "end":
+                    return inside()
+        finally:
+            events.append(inside())
+
+    steps = generator("first")
+    assert (next(steps), inside()) == ((True, "first"), False)
+    assert (steps.send("sent"), inside()) == ((True, "sent"), False)
+    assert (steps.throw(KeyError("thrown")), inside()) == ((True, "caught thrown"), False)
+    with pytest.raises(StopIteration) as stop:
+        steps.send("end")
+    assert (stop.value.value, inside()) == (True, False)
+    steps = generator("first")
+    next(steps)
+    with context():  # the consumer's own context is its own
+        next(steps)
+        assert inside()
+    steps.close()
+    assert (events, inside()) == ([True, True], False)
+    steps = generator("first")
+    next(steps)
+    with pytest.raises(OSError, match="planted"):
+        steps.throw(OSError("planted"))
+    assert (list(steps), inside()) == ([], False)
+
+    @decorate
+    async def coroutine(number):
+        await asyncio.sleep(0)
+        return inside() and number
+
+    @decorate
+    async def async_generator():
+        try:
+            sent = yield inside()
+            await asyncio.sleep(0)
+            try:
+                yield inside() and sent
+            except KeyError:
+                yield inside()
+        finally:
+            events.append(inside())
+
+    async def others_stay_outside():
+        for _ in range(4):
+            assert not inside()
+            await asyncio.sleep(0)
+
+    async def program():
+        numbers = await asyncio.gather(coroutine(5), others_stay_outside(), coroutine(6))
+        assert (numbers, await coroutine(7), inside()) == ([5, None, 6], 7, False)
+        steps = async_generator()
+        assert (await anext(steps), inside()) == (True, False)
+        assert (await steps.asend("sent"), inside()) == ("sent", False)
+        assert (await steps.athrow(KeyError), inside()) == (True, False)
+        await steps.aclose()
+        assert ([x async for x in async_generator()], inside()) == ([True, None], False)
+
+    asyncio.run(program())
+    assert (events, inside()) == (5 * [True], False)
+
+
+def test_a_context_is_entered_again_inside_and_afterwards_and_from_many_threads():
+    context = no_grad()
+    for _ in range(2):
+        with context:
+            with context:
+                assert not is_recording()
+            assert not is_recording()
+        assert is_recording()
+    both = threading.Barrier(2, timeout=60)
+
+    def work(delay: bool) -> bool:
+        with context:
+            both.wait()  # the first leaves while the second is inside
+        if delay:
+            both.wait()
+            return is_recording()
+        with context:
+            both.wait()
+            return not is_recording()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(work, [True, False]))
+    assert is_recording()
+
+
+def test_a_generator_closed_by_another_thread_leaves_that_thread_as_it_was():
+    def steps():
+        with no_grad():
+            yield
+
+    started = steps()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(next, started).result()
+    started.close()
+    assert is_recording()
+
+
+@pytest.mark.parametrize(
+    "decorate", [no_grad, no_grad(), minigrad.evaluation, minigrad.detect_anomaly(), minigrad.profile()]
+)
+def test_what_would_silently_do_nothing_is_refused(decorate):
+    for wrong in (int, property(lambda self: 1), staticmethod(len), classmethod(len), 3):
+        with pytest.raises(TypeError, match="cannot be decorated; decorate the function"):
+            decorate(wrong)
+    with pytest.raises(TypeError, match="returned a generator, whose steps would run outside"):
+        decorate(lambda: (x for x in "ab"))()
+
+
+@pytest.mark.parametrize("make", [minigrad.detect_anomaly, minigrad.profile])
+def test_watching_contexts_decorate_functions_only(make):
+    def generator():
+        yield
+
+    async def coroutine():
+        pass
+
+    async def async_generator():
+        yield
+
+    class Steps:
+        def __call__(self):
+            yield
+
+    for wrong in (generator, coroutine, async_generator, Steps(), functools.partial(generator)):
+        with pytest.raises(TypeError, match=f"^{make.__name__}: a .* cannot be decorated; write `with {make.__name__}"):
+            make()(wrong)
+
+    @make()
+    def log_of(x):
+        return ops.log(x).item()
+
+    assert [log_of(Tensor(1.0)) for _ in range(2)] == [0, 0]
+    if make is minigrad.detect_anomaly:
+        with np.errstate(all="ignore"), pytest.raises(minigrad.AnomalyError):
+            log_of(Tensor(0.0))
+        assert log_of(Tensor(1.0)) == 0
 
 
 def test_no_grad_holds_for_its_own_thread_only():

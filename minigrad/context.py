@@ -1,0 +1,128 @@
+"""Contexts that are decorators, too: of functions and, step by step, of generators and coroutines."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextvars import ContextVar
+from typing import Any
+
+KINDS: dict[str, Callable[[Any], bool]] = {
+    "generator": inspect.isgeneratorfunction,
+    "coroutine": inspect.iscoroutinefunction,
+    "async generator": inspect.isasyncgenfunction,
+}
+
+
+class Context:
+    """Base of a context that decorates functions. It refuses a generator or coroutine, which it would leave before the
+    first step.
+
+    Attributes:
+        name: for messages.
+    """
+
+    name: str
+
+    def __enter__(self) -> Any:
+        raise NotImplementedError
+
+    def __exit__(self, *error: object) -> None:
+        raise NotImplementedError
+
+    def __call__(self, function: Any) -> Any:
+        """The function, running inside this context.
+
+        Raises:
+            TypeError: this cannot be decorated, or what the function returns would run outside the context.
+        """
+        if isinstance(function, type | staticmethod) or not callable(function):
+            what = "a class" if isinstance(function, type) else f"a {type(function).__name__}"
+            raise TypeError(f"{self.name}: {what} cannot be decorated; decorate the function or method inside it")
+        kind = next((kind for kind, test in KINDS.items() if test(function) or test(function.__call__)), "")
+        return functools.wraps(function)(self._wrapper(function, kind))
+
+    def _wrapper(self, function: Any, kind: str) -> Callable[..., Any]:
+        if kind:
+            raise TypeError(f"{self.name}: a {kind} cannot be decorated; write `with {self.name}():` inside it")
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                result = function(*args, **kwargs)
+            if inspect.isgenerator(result) or inspect.iscoroutine(result) or inspect.isasyncgen(result):
+                raise TypeError(
+                    f"{self.name}: {function} returned a {type(result).__name__}, whose steps would run outside; "
+                    "decorate the function that has the yield or await"
+                )
+            return result
+
+        return wrapper
+
+
+class Setting(Context):
+    """A context that counts itself in a ContextVar, so each thread and each async task has its own. It may be entered
+    again, inside or afterwards. A generator or coroutine that it decorates is inside while it runs; whoever reads from
+    it is not.
+
+    Args:
+        active: the Settings of this kind that are entered now; none of them: ().
+    """
+
+    def __init__(self, name: str, active: ContextVar[tuple[Setting, ...]]) -> None:
+        self.name, self.active = name, active
+
+    def __enter__(self) -> None:
+        self.active.set((self, *self.active.get()))
+
+    def __exit__(self, *error: object) -> None:
+        active = list(self.active.get())
+        if self in active:  # else a generator is closed by another thread than the one that entered
+            active.remove(self)
+        self.active.set(tuple(active))
+
+    def _wrapper(self, function: Any, kind: str) -> Callable[..., Any]:
+        def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            steps = function(*args, **kwargs)
+            resume, value = steps.send, None
+            try:
+                while True:
+                    with self:
+                        item = resume(value)
+                    try:
+                        resume, value = steps.send, (yield item)
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:  # of throw()
+                        resume, value = steps.throw, error
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                with self:
+                    steps.close()
+
+        async def coroutine(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return await function(*args, **kwargs)
+
+        async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            steps = function(*args, **kwargs)
+            resume, value = steps.asend, None
+            try:
+                while True:
+                    with self:
+                        item = await resume(value)
+                    try:
+                        resume, value = steps.asend, (yield item)
+                    except GeneratorExit:
+                        raise
+                    except BaseException as error:
+                        resume, value = steps.athrow, error
+            except StopAsyncIteration:
+                return
+            finally:
+                with self:
+                    await steps.aclose()
+
+        wrappers = {"generator": generator, "coroutine": coroutine, "async generator": async_generator}
+        return wrappers[kind] if kind else super()._wrapper(function, kind)
