@@ -3,17 +3,23 @@
 An optimiser moves its parameters into one flat array, and their gradients into another; each parameter becomes
 a view. One step is then one kernel over flat arrays, whatever the number of layers, at addresses that never change.
 
+A parameter with `requires_grad = False` is frozen, whenever that is set: its values and moments stay as they are, and
+its gradient is not looked at, until it is True again.
+
 Read next: backend/reference.py, where the steps' formulas are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import groupby
 from typing import Any
 
-from .backend import Array, backend_of, to_device
+from .backend import Array, Backend, backend_of, to_device
 from .nn import Parameter
+from .tensor import Tensor
 
 Schedule = Callable[[int], float]  # learning rate of step 1, 2, 3, ...
 
@@ -21,38 +27,58 @@ Schedule = Callable[[int], float]  # learning rate of step 1, 2, 3, ...
 class Flat:
     """The values and the gradients of some parameters as two flat arrays, in the parameters' order."""
 
-    def __init__(self, parameters: list[Parameter]) -> None:
-        if not parameters:
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = list(parameters) if isinstance(parameters, Iterable) else [parameters]
+        for p in self.parameters:
+            if not isinstance(p, Parameter) and not (isinstance(p, Tensor) and p.requires_grad and p.creator is None):
+                raise TypeError(
+                    "optimizer: expected parameters, such as model.parameters(), or Tensors that require a gradient "
+                    f"and are no operation's result; found a {type(p).__name__}"
+                )
+        if not self.parameters:
             raise ValueError("optimizer: there are no parameters")
-        if len({id(p) for p in parameters}) < len(parameters):
+        if len({id(p) for p in self.parameters}) < len(self.parameters):
             raise ValueError("optimizer: a parameter is given twice")
-        k = backend_of(*(p.data for p in parameters), what="optimizer")
-        self.parameters = parameters
-        self.values = k.xp.concatenate([p.data.ravel() for p in parameters])
-        self.gradients = k.xp.concatenate([p.grad.ravel() for p in parameters])
+        if len({p.dtype for p in self.parameters}) > 1:
+            raise TypeError("optimizer: some parameters are float32 and some float64; convert with model.to(dtype=...)")
+        k = backend_of(*(p.data for p in self.parameters), what="optimizer")
+        self.values = k.xp.concatenate([p.data.ravel() for p in self.parameters])
+        self.gradients = k.xp.zeros_like(self.values)
+        self.views: list[tuple[Array, Array]] = []
         start = 0
-        for p in parameters:
-            end = start + p.size
-            p.data = self.values[start:end].reshape(p.shape)
-            p.grad = self.gradients[start:end].reshape(p.shape)
-            start = end
-        self.views = [(p.data, p.grad) for p in parameters]
+        for p in self.parameters:
+            data, grad = (x[start : start + p.size].reshape(p.shape) for x in (self.values, self.gradients))
+            if p.grad is not None:
+                grad[...] = p.grad
+            p.data, p.grad = data, grad
+            self.views.append((data, grad))
+            start += p.size
+
+    @property
+    def intact(self) -> bool:
+        """Whether the parameters still live here."""
+        pairs = zip(self.parameters, self.views, strict=True)
+        return all(p.data is data and p.grad is grad for p, (data, grad) in pairs)
 
     def check(self) -> None:
         """Raise RuntimeError unless the parameters still live here."""
-        ours = (p.data is data and p.grad is grad for p, (data, grad) in zip(self.parameters, self.views, strict=True))
-        if not all(ours):
+        if not self.intact:
             raise RuntimeError(
                 "optimizer: the parameters have moved (model.to, or a newer optimizer took them) or data or grad was "
                 "assigned; make a new optimizer, and write into the arrays instead of assigning them"
             )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copies and pickles: the copy moves its parameters into arrays of its own, unless they have moved here."""
+        return (Flat, (self.parameters,)) if self.intact else super().__reduce_ex__(protocol)
 
 
 class Optimizer:
     """Base of the optimisers.
 
     Args:
-        parameters: e.g. `model.parameters()`. A newer optimiser of the same parameters makes this one unusable.
+        parameters: e.g. `model.parameters()`; also Tensors that require a gradient. A newer optimiser of the same
+            parameters makes this one unusable.
         learning_rate: a number, or a function of the step, which counts from 1.
 
     Attributes:
@@ -60,32 +86,44 @@ class Optimizer:
         moments: names and flat arrays of what the optimiser remembers between steps.
     """
 
-    def __init__(
-        self, parameters: Iterable[Parameter], learning_rate: float | Schedule, moments: tuple[str, ...]
-    ) -> None:
+    def __init__(self, parameters: Iterable[Tensor], learning_rate: float | Schedule, moments: tuple[str, ...]) -> None:
         if not callable(learning_rate) and not 0 <= learning_rate < math.inf:
             raise ValueError(f"optimizer: learning_rate is {learning_rate} but must be a number >= 0")
-        self.flat = Flat(list(parameters))
-        self.k = backend_of(self.flat.values)
+        self.flat = Flat(parameters)
         self.learning_rate = learning_rate
         self.steps = 0
         self.moments: dict[str, Array] = {name: self.k.xp.zeros_like(self.flat.values) for name in moments}
 
+    @property
+    def k(self) -> Backend:
+        """The kernels of the parameters' device."""
+        return backend_of(self.flat.values)
+
     def rate(self, step: int) -> float:
         """The learning rate of a step, which counts from 1."""
-        return self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
+        return float(self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate)
 
     def scalars(self, step: int) -> tuple[float, ...]:
         """The numbers that `update` needs for this step, computed on the host in float64."""
         return (self.rate(step),)
 
     def update(self, scalars: Array) -> None:
-        """Change the parameters by their gradients; `step`, or who else calls this, counts `steps`.
+        """Change what `trained` gives by its gradients; `step`, or who else calls this, counts `steps`.
 
         scalars: what `self.scalars(step)` gave, as an array on the device: a CUDA graph, which replays a recorded step,
         reads it anew each time, while a Python number would be frozen in it.
         """
         raise NotImplementedError
+
+    def trained(self) -> Iterator[Any]:
+        """[values, the moments, gradients] of the parameters that are not frozen, those of neighbours as one part.
+        A CUDA graph replays the parts that it was recorded with."""
+        start = 0
+        for trained, group in groupby(self.flat.parameters, lambda p: p.requires_grad):
+            part = slice(start, start + sum(p.size for p in group))
+            if trained:
+                yield [x[part] for x in (self.flat.values, *self.moments.values(), self.flat.gradients)]
+            start = part.stop
 
     def step(self) -> None:
         """Take the next step."""
@@ -124,7 +162,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Iterable[Tensor],
         learning_rate: float | Schedule,
         *,
         momentum: float = 0.0,
@@ -133,12 +171,11 @@ class SGD(Optimizer):
         if not 0 <= momentum < 1:
             raise ValueError(f"SGD: momentum is {momentum} but must lie in [0, 1)")
         super().__init__(parameters, learning_rate, ("velocity",))
-        self.momentum, self.nesterov = momentum, nesterov
+        self.momentum, self.nesterov = float(momentum), nesterov
 
     def update(self, scalars: Array) -> None:
-        self.k.sgd_step_(
-            self.flat.values, self.moments["velocity"], self.flat.gradients, scalars, self.momentum, self.nesterov
-        )
+        for values, velocity, gradients in self.trained():
+            self.k.sgd_step_(values, velocity, gradients, scalars, self.momentum, self.nesterov)
 
 
 class Adam(Optimizer):
@@ -146,14 +183,14 @@ class Adam(Optimizer):
     parameter -= rate * mean / (1 - beta_1^t) / (sqrt(variance / (1 - beta_2^t)) + epsilon).
 
     Source: Kingma and Ba, Adam, 2015, Algorithm 1 (epsilon after the bias correction, as in
-    PyTorch; Keras puts it before).
+    PyTorch; Keras puts it before). t counts the optimiser's steps, also those in which the parameter was frozen.
     """
 
     weight_decay = 0.0
 
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Iterable[Tensor],
         learning_rate: float | Schedule = 1e-3,
         *,
         beta_1: float = 0.9,
@@ -163,24 +200,15 @@ class Adam(Optimizer):
         if not (0 <= beta_1 < 1 and 0 <= beta_2 < 1 and epsilon > 0):
             raise ValueError(f"Adam: betas must lie in [0, 1) and epsilon above 0, found {beta_1}, {beta_2}, {epsilon}")
         super().__init__(parameters, learning_rate, ("mean", "variance"))
-        self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
+        self.beta_1, self.beta_2, self.epsilon = float(beta_1), float(beta_2), float(epsilon)
 
     def scalars(self, step: int) -> tuple[float, ...]:
         return self.rate(step), 1 / (1 - self.beta_1**step), 1 / (1 - self.beta_2**step)
 
     def update(self, scalars: Array) -> None:
-        mean, variance = self.moments["mean"], self.moments["variance"]
-        self.k.adam_step_(
-            self.flat.values,
-            mean,
-            variance,
-            self.flat.gradients,
-            scalars,
-            self.beta_1,
-            self.beta_2,
-            self.epsilon,
-            self.weight_decay,
-        )
+        options = self.beta_1, self.beta_2, self.epsilon, self.weight_decay
+        for values, mean, variance, gradients in self.trained():
+            self.k.adam_step_(values, mean, variance, gradients, scalars, *options)
 
 
 class AdamW(Adam):
@@ -191,7 +219,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        parameters: Iterable[Parameter],
+        parameters: Iterable[Tensor],
         learning_rate: float | Schedule = 1e-3,
         *,
         beta_1: float = 0.9,
@@ -200,11 +228,12 @@ class AdamW(Adam):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(parameters, learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
-        self.weight_decay = weight_decay
+        self.weight_decay = float(weight_decay)
 
 
 def clip_grad_norm(optimizer: Optimizer, limit: float) -> Array:
-    """Scale all gradients by min(1, limit / norm), where norm is the Euclidean length of all of them together.
+    """Scale all gradients by min(1, limit / norm), where norm is the Euclidean length of all of them together, without
+    those of frozen parameters.
 
     There is no branch and nothing is read back. A NaN makes all gradients NaN; an infinite one becomes NaN and those
     beside it 0.
@@ -214,12 +243,14 @@ def clip_grad_norm(optimizer: Optimizer, limit: float) -> Array:
     Raises:
         ValueError: limit is not positive.
     """
-    if not limit > 0:
+    if not (limit := float(limit)) > 0:
         raise ValueError(f"clip_grad_norm: limit is {limit} but must be positive")
-    xp, gradients = optimizer.k.xp, optimizer.flat.gradients
-    squares = xp.square(gradients, dtype="float64")  # in float32 they would overflow from 2e19 on
-    norm = xp.sqrt(squares.sum()).reshape(1)
-    gradients *= (limit / xp.maximum(norm, limit)).astype(gradients.dtype)
+    xp = optimizer.k.xp
+    parts = [gradients for *_, gradients in optimizer.trained()]
+    # in float32 the squares would overflow from 2e19 on
+    norm = xp.sqrt(sum((xp.square(g, dtype="float64").sum() for g in parts), start=xp.zeros(1, dtype="float64")))
+    for g in parts:
+        g *= (limit / xp.maximum(norm, limit)).astype(g.dtype)
     return norm
 
 
@@ -229,20 +260,20 @@ def cosine_schedule(peak: float, steps: int, *, warmup: int = 0, final: float = 
 
     Source: Loshchilov and Hutter, SGDR, 2017, eq. 5.
     """
+    return partial(_cosine, float(peak), int(steps), int(warmup), float(final))  # which can be pickled
 
-    def rate(step: int) -> float:
-        if step <= warmup:
-            return peak * step / warmup
-        progress = min((step - 1 - warmup) / max(steps - warmup, 1), 1.0)
-        return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    return rate
+def _cosine(peak: float, steps: int, warmup: int, final: float, step: int) -> float:
+    if step <= warmup:
+        return peak * step / warmup
+    progress = min((step - 1 - warmup) / max(steps - warmup, 1), 1.0)
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def step_schedule(peak: float, every: int, *, factor: float = 0.1, warmup: int = 0) -> Schedule:
     """Linear from 0 to peak over `warmup` steps, then multiplied by factor after each `every` steps."""
+    return partial(_stairs, float(peak), int(every), float(factor), int(warmup))
 
-    def rate(step: int) -> float:
-        return peak * step / warmup if step <= warmup else peak * factor ** ((step - 1 - warmup) // every)
 
-    return rate
+def _stairs(peak: float, every: int, factor: float, warmup: int, step: int) -> float:
+    return peak * step / warmup if step <= warmup else peak * factor ** ((step - 1 - warmup) // every)

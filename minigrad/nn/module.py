@@ -4,11 +4,15 @@ A Module is an object whose attributes are parameters (trained), buffers (other 
 and further modules. Names follow the attributes: `encoder.conv1.weight`. Order is that of assignment. Every tensor
 that is an attribute is a buffer, so what `forward` computes must not be kept as one.
 
+A tensor or module may have several names: a layer that is used twice, or one weight in two layers. It counts once,
+under its first name; only `state_dict` holds it under every name.
+
 Read next: layers.py.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +20,18 @@ from typing import Any
 from .. import init
 from ..backend import Array, as_array, backend_of, default_backend, to_device
 from ..random import generator
-from ..tensor import Tensor, no_grad
+from ..tensor import Tensor, evaluation, no_grad
+
+_parameters_made = itertools.count()
 
 
 class Parameter(Tensor):
     """A trained tensor. Its `grad` is never None: zeros at first. An optimiser puts data and grad into flat arrays.
+
+    With `requires_grad = False` it is frozen: no optimiser moves it, until it is True again.
+
+    The first values depend on how many parameters this process has made before, so that no two layers start alike.
+    `Module.initialize` draws them from a seed.
 
     Args:
         shape: of the array. initializer: a function of init.py, called as initializer(rng, shape, *fans).
@@ -32,11 +43,16 @@ class Parameter(Tensor):
     def __init__(
         self, shape: tuple[int, ...], initializer: init.Initializer = init.zeros, fans: tuple[int, int] = (1, 1)
     ) -> None:
+        if getattr(shape, "ndim", 0):
+            raise TypeError(
+                f"Parameter: shape must be a tuple of whole numbers, found a {type(shape).__name__} of shape "
+                f"{shape.shape}; for its values, make p = Parameter(x.shape) and set p.data[...] = x"  # type: ignore[attr-defined]
+            )
         k = default_backend()
         super().__init__(k.xp.zeros(shape, dtype="float32"), requires_grad=True)
         self.grad = k.xp.zeros(shape, dtype="float32")
         self.initializer, self.fans = initializer, fans
-        self.initialize(generator(0, "init"))
+        self.initialize(generator(0, "init", next(_parameters_made)))
 
     def initialize(self, rng: Any) -> None:
         """Draw new values, in place."""
@@ -67,17 +83,26 @@ class Module:
         yield from ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(full name, module) for this module (the prefix) and all below it, parents first."""
-        yield prefix, self
-        for name, child in self.children():
-            yield from child.modules(f"{prefix}.{name}" if prefix else name)
+        """(full name, module) for this module (the prefix) and all below it, parents first, each once."""
+        yield from _first(self._places(prefix, ()))
 
-    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(full name, tensor) for all parameters and buffers."""
-        for prefix, module in self.modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor):
-                    yield f"{prefix}.{name}" if prefix else name, value
+    def _places(self, prefix: str, above: tuple[Module, ...]) -> Iterator[tuple[str, Module]]:
+        """Like `modules`, but under every name. A module inside itself is left out there."""
+        yield prefix, self
+        above = (*above, self)
+        for name, child in self.children():
+            if not any(child is module for module in above):
+                yield from child._places(f"{prefix}.{name}" if prefix else name, above)
+
+    def named_tensors(self, *, every_name: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """(full name, tensor) for all parameters and buffers, each once, or under every name that it has."""
+        found = (
+            (f"{prefix}.{name}" if prefix else name, value)
+            for prefix, module in self._places("", ())
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
+        )
+        yield from found if every_name else _first(found)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(full name, parameter) for all parameters, without the buffers."""
@@ -93,10 +118,7 @@ class Module:
             parameter.zero_grad()
 
     def initialize(self, seed: int = 0) -> None:
-        """Draw all parameters anew, each from generator(seed, "init", its full name). Buffers stay as they are.
-
-        A layer made by itself starts from one fixed draw, so call this once on the whole model.
-        """
+        """Draw all parameters anew, each from generator(seed, "init", its full name). Buffers stay as they are."""
         for name, parameter in self.named_parameters():
             parameter.initialize(generator(seed, "init", name))
 
@@ -121,22 +143,28 @@ class Module:
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters and buffers as NumPy arrays, by full name."""
-        return {name: x.numpy().copy() for name, x in self.named_tensors()}
+        return {name: x.numpy().copy() for name, x in self.named_tensors(every_name=True)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set all parameters and buffers, in place. Nothing changes unless everything fits.
 
         Raises:
             ValueError: names are missing or unexpected, shapes differ, or a value is no number; all of them are listed.
+                Or two names of one tensor have different values.
         """
-        own = dict(self.named_tensors())
+        own = dict(self.named_tensors(every_name=True))
+        first: dict[int, str] = {}  # the first name of each tensor
         faults = [f"missing {name}" for name in own if name not in state]
         faults += [f"unexpected {name}" for name in state if name not in own]
         for name, x in own.items():
+            twin = first.setdefault(id(x), name)
             if name in state and tuple(state[name].shape) != x.shape:
                 faults.append(f"{name} is {tuple(state[name].shape)} but must be {x.shape}")
             elif name in state and state[name].dtype.kind not in "biuf":
                 faults.append(f"{name} is {state[name].dtype} but must hold real numbers")
+            elif twin != name and not faults:
+                ours, theirs = (as_array(state[n]).astype(x.dtype).tobytes() for n in (name, twin))
+                faults += [f"{name} and {twin} are one tensor here but have different values"] * (ours != theirs)
         if faults:
             raise ValueError("load_state_dict: " + "; ".join(faults))
         for name, x in own.items():
@@ -175,29 +203,36 @@ class Sequential(Module):
     def summary_rows(self, input_shape: tuple[int, ...]) -> list[tuple[str, Module, tuple[int, ...], int]]:
         """(name, layer, output shape, multiply-adds) of each layer, found by running one zero image through."""
         rows: list[tuple[str, Module, tuple[int, ...], int]] = []
-        modes = [(module, module.training) for _, module in self.modules()]
         parameters = self.parameters()
         k = backend_of(parameters[0].data) if parameters else default_backend()
-        self.eval()
-        try:
-            with no_grad():
-                x = Tensor(k.xp.zeros((1, *input_shape), dtype=parameters[0].dtype if parameters else "float32"))
-                for name, layer in self.layers.items():
-                    y = layer(x)
-                    rows.append((name, layer, y.shape[1:], layer.multiply_adds(x.shape, y.shape)))
-                    x = y
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with evaluation(), no_grad():
+            x = Tensor(k.xp.zeros((1, *input_shape), dtype=parameters[0].dtype if parameters else "float32"))
+            for name, layer in self.layers.items():
+                y = layer(x)
+                rows.append((name, layer, y.shape[1:], layer.multiply_adds(x.shape, y.shape)))
+                x = y
         return rows
 
 
+def _first(pairs: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """The first pair (name, object) of each object."""
+    seen: set[int] = set()
+    for name, x in pairs:
+        if id(x) not in seen:
+            seen.add(id(x))
+            yield name, x
+
+
 def format_summary(rows: list[tuple[str, Module, tuple[int, ...], int]]) -> str:
-    """Rows of `Sequential.summary_rows` as a table with totals. Sizes are for one input, activations in float32."""
+    """Rows of `Sequential.summary_rows` as a table with totals. Sizes are for one input, activations in float32.
+    A parameter that is used twice counts where it comes first."""
+    counted: set[int] = set()
     table = [("layer", "type", "output shape", "parameters", "multiply-adds", "activation bytes")]
     totals = [0, 0, 0]
     for name, layer, shape, multiply_adds in rows:
-        numbers = [sum(p.size for p in layer.parameters()), multiply_adds, 4 * math.prod(shape)]
+        new = [p for p in layer.parameters() if id(p) not in counted]
+        counted.update(map(id, new))
+        numbers = [sum(p.size for p in new), multiply_adds, 4 * math.prod(shape)]
         totals = [total + n for total, n in zip(totals, numbers, strict=True)]
         table.append((name, type(layer).__name__, str(shape), *(f"{n:,}" for n in numbers)))  # type: ignore[arg-type]
     table.append(("total", "", "", *(f"{n:,}" for n in totals)))  # type: ignore[arg-type]
