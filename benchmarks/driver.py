@@ -66,6 +66,7 @@ class Worker:
     ) -> None:
         self.name, self.threads = name, threads
         variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | dict(environment or {})
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         with _cores(threads):
             self.process = subprocess.Popen(
@@ -73,7 +74,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors,
-                env=os.environ | variables,
+                env=inherited | variables,
                 text=True,
                 start_new_session=True,  # Ctrl-C goes to the driver, which ends its workers
             )

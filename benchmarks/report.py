@@ -21,11 +21,12 @@ import numpy as np
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
-OURS = ("plain", "numpy", "numba")
+OURS = ("plain", "numpy-returned", "numba-returned", "numpy", "numba")  # the first is the last in a table
 # Okabe and Ito's palette, which all kinds of colour vision tell apart
 COLOURS = {"plain": "#E69F00", "numpy": "#0072B2", "numba": "#D55E00", "torch": "#009E73"}
 GREY, LIGHT = "#8C8C8C", "#C8C8C8"
 MODELS = {"vae": "VAE", "ae": "autoencoder"}
+SHORT = {"numba": "Numba", "numpy": "NumPy alone"}
 Rows = list[dict[str, Any]]
 
 
@@ -66,12 +67,17 @@ def heading(title: str, record: dict[str, Any]) -> str:
     )
 
 
-def versions(record: dict[str, Any]) -> str:
+def libraries(record: dict[str, Any]) -> dict[str, str]:
     """The libraries with their versions, each once."""
     found: dict[str, str] = {}
     for value in record["versions"].values():
         found |= {name: v for name, v in value.items() if name[:1].isupper() or name == "minigrad"}
-    lines = "Versions: " + ", ".join(f"{name} {v}" for name, v in sorted(found.items())) + ".\n"
+    return dict(sorted(found.items()))
+
+
+def versions(record: dict[str, Any]) -> str:
+    """The libraries, what was not measured, and what went wrong."""
+    lines = "Versions: " + ", ".join(f"{name} {v}" for name, v in libraries(record).items()) + ".\n"
     lines += "".join(f"\nNot measured: {name} ({why}).\n" for name, why in record.get("missing", {}).items())
     lines += "".join(f"\n**Failed:** {fault.splitlines()[0]}\n" for fault in record.get("faults", []))
     return lines
@@ -87,12 +93,10 @@ def training(record: dict[str, Any], results: Path) -> str:
     text += (
         "A step is a whole training step on one batch; predict is encode, decode and sigmoid in evaluation mode. Every "
         "program first had to give the losses and images of minigrad's plain kernels in float64. Medians; quartiles in "
-        "brackets; `ratio` is the speed relative to the best of PyTorch's default, channels_last and compiled rows of "
-        "the same batch; `of sgemm` is the share of what the same cores reached in a 2048 x 2048 matrix product in the "
-        "same minutes, where a convolution counts with all its multiplications, also where fewer are made; `peak` is "
-        "the most memory of the process, `model` of that what its steps added.\n\n"
+        f"brackets. {RATIO} `of sgemm` is the share of what the same cores reached in a 2048 x 2048 matrix product in "
+        "the same minutes, where a convolution counts with all its multiplications, also where fewer are made.\n\n"
     )
-    for model, batch in dict.fromkeys((row["model"], row["batch"]) for row in rows):
+    for model, batch in problems(rows):
         chosen = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]
         roofline = chosen[0]["roofline_gflops"]
         text += f"## {MODELS[model]}, batch {batch}\n\nsgemm: {roofline:.0f} GFLOP/s.\n\n" + batch_table(chosen) + "\n"
@@ -103,29 +107,21 @@ def training(record: dict[str, Any], results: Path) -> str:
     ):
         bars(rows, what, lambda row: row["images_per_second"], title, "images / s", results / name)
         text += f"\n![{title}]({name})\n"
-    title = "Peak memory of the process"
-
-    def memory(row: dict[str, Any]) -> dict[str, float]:
-        return {"median": row["memory_peak"] / 2**20}
-
-    bars(rows, "step", memory, title, "MiB", results / "memory.png")
-    return text + f"\n![{title}](memory.png)\n"
+    return text
 
 
 def batch_table(rows: Rows) -> str:
     heads = ["program", "ms / step", "images / s", "ratio", "GFLOP/s", "of sgemm"]
-    heads += ["predict images / s", "ratio", "peak MiB", "model MiB"]
+    heads += ["predict images / s", "ratio"]
     lines = []
     for peer in ordered(rows):
         step, predict = (
             next(row for row in rows if (row["peer"], row["what"]) == (peer, what)) for what in ("step", "predict")
         )
-        ours = peer in OURS
-        peak, added = step["memory_peak"], step["memory_peak"] - step["memory_before"]
         cells = [step["label"], number(1e3 * step["seconds"]["median"], 1), quartiles(step["images_per_second"])]
         cells += [number(step["ratio"], 2), number(step["gflops"]), number(100 * step["roofline_share"], 0, " %")]
         cells += [quartiles(predict["images_per_second"]), number(predict["ratio"], 2)]
-        lines.append([bold(cell, ours) for cell in [*cells, number(peak / 2**20), number(added / 2**20)]])
+        lines.append([bold(cell, peer in OURS) for cell in cells])
     return table(heads, lines)
 
 
@@ -160,7 +156,7 @@ def bars(
             found = {row["peer"]: row for row in rows if (row["model"], row["batch"]) == (model, batch)}
             for y, peer in enumerate(peers):
                 if peer in found:
-                    bar(ax, y, value(found[peer]), COLOURS[peer] if peer in OURS else LIGHT)
+                    bar(ax, y, value(found[peer]), COLOURS[peer.partition("-")[0]] if peer in OURS else LIGHT)
             ax.set_title(f"{MODELS[model]}, batch {batch}", fontsize=10)
             ax.set_xlabel(unit)
             ax.margins(x=0.18)
@@ -179,6 +175,105 @@ def bar(ax: Any, y: int, values: dict[str, float], colour: str) -> None:
     spread = [[median - values["low"]], [values["high"] - median]] if "low" in values else None
     ax.barh(y, median, 0.72, color=colour, xerr=spread, error_kw={"ecolor": "#333333", "elinewidth": 1})
     ax.text(values.get("high", median), y, f" {median:,.0f}", va="center", fontsize=8)
+
+
+# ---- memory ----
+
+
+def memory(record: dict[str, Any], results: Path) -> str:
+    """Text and plot of memory.json."""
+    rows: Rows = record["rows"]
+    text = heading("Memory of a training step", record)
+    text += "`before` is what a new process holds with everything imported and the model made, `steps` what its "
+    text += "training steps add at most, both in MiB of resident memory.\n\n"
+    for model, batch in problems(rows):
+        chosen = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]
+        lines = []
+        for peer in ordered(chosen):
+            row = next(row for row in chosen if row["peer"] == peer)
+            cells = [row["label"], number(row["memory_before"] / 2**20), number(added(row))]
+            lines.append([bold(cell, peer in OURS) for cell in [*cells, number(row["memory_peak"] / 2**20)]])
+        text += f"## {MODELS[model]}, batch {batch}\n\n{table(['program', 'before', 'steps', 'at most'], lines)}\n"
+    title = "Memory that training steps add"
+    bars(rows, "memory", lambda row: {"median": added(row)}, title, "MiB", results / "memory.png")
+    return text + versions(record) + f"\n![{title}](memory.png)\n"
+
+
+def added(row: dict[str, Any]) -> float:
+    """MiB that the steps of a row have added."""
+    return (row["memory_peak"] - row["memory_before"]) / 2**20
+
+
+# ---- speed and memory in the README ----
+
+
+def speed(records: dict[str, dict[str, Any]]) -> str:
+    """The ratios of train.json with both settings of the C library, and what reconstruct.json and startup.json say."""
+    train = records["train"]
+    columns = [(model, kernels) for model in MODELS for kernels in SHORT]
+    ratios = {tuple(row[name] for name in ("model", "batch", "what", "peer")): row["ratio"] for row in train["rows"]}
+    lines = [
+        [
+            number(batch),
+            setting,
+            *(number(ratios.get((model, batch, "step", p + suffix)), 2) for model, p in columns),
+        ]
+        for batch in dict.fromkeys(row["batch"] for row in train["rows"])
+        for setting, suffix in (("kept", ""), ("returned", "-returned"))
+    ]
+    text = table(["batch", "freed memory", *(f"{MODELS[model]}, {SHORT[peer]}" for model, peer in columns)], lines)
+    text += f"\nTraining: {where(train)}; [all rows](benchmarks/results/train.md).\n"
+    for peer, name in SHORT.items():
+        of = [ratio for key, ratio in ratios.items() if key[2:] == ("predict", peer) and ratio]
+        if of:
+            text += f"Prediction of one batch, memory kept: {min(of):.2f} to {max(of):.2f} ({name}).\n"
+    lacking = {"numba-returned": "our rows with memory returned", "torch-kept": "PyTorch's other rows with memory kept"}
+    if told := [label for peer, label in lacking.items() if peer in train["missing"]]:
+        text += f"**Not measured yet**: {' and '.join(told)}.\n"
+    if record := records.get("reconstruct"):
+        told = [
+            f"{row['ratio']:.2f} ({MODELS[row['model']]}, {SHORT[row['peer']]})"
+            for row in record["rows"]
+            if row["peer"] in SHORT and row["ratio"]
+        ]
+        if told:
+            text += f"[10,000 reconstructions](benchmarks/results/reconstruct.md), memory kept: {', '.join(told)}.\n"
+    if record := records.get("startup"):
+        found = {row["peer"]: row["seconds"]["median"] for row in record["rows"]}
+        told = [f"{found[peer]:.2f} s ({name})" for peer, name in SHORT.items() if peer in found]
+        torch = min((seconds for peer, seconds in found.items() if peer.startswith("torch")), default=None)
+        text += f"From starting Python to the end of [the first step](benchmarks/results/startup.md): {', '.join(told)}"
+        text += f", {torch:.2f} s (PyTorch's fastest row).\n" if torch else ".\n"
+    return text
+
+
+def memory_in_short(record: dict[str, Any]) -> str:
+    """For each problem of memory.json what a process holds before the first step, and what the steps add."""
+    rows: Rows = record["rows"]
+    lines = []
+    for model, batch in problems(rows):
+        chosen = {row["peer"]: row for row in rows if (row["model"], row["batch"]) == (model, batch)}
+        torch = sorted((row for peer, row in chosen.items() if peer.startswith("torch")), key=added)
+        shown = [chosen.get("numba"), chosen.get("numpy"), chosen.get("torch"), torch[0] if torch else None]
+        cells = [f"{row['memory_before'] / 2**20:.0f} + {added(row):.0f}" if row else "" for row in shown]
+        lines.append([f"{MODELS[model]}, {batch}", *cells, torch[0]["label"].removeprefix("torch ") if torch else ""])
+    heads = ["MiB before the first step + added by the steps", "Numba", "NumPy alone", "PyTorch as it comes"]
+    text = table([*heads, "PyTorch's least addition", "which"], lines)
+    return f"{text}\nMemory: {where(record)}; [all rows](benchmarks/results/memory.md).\n"
+
+
+def problems(rows: Rows) -> list[tuple[str, int]]:
+    """Model and batch of each problem."""
+    return list(dict.fromkeys((row["model"], row["batch"]) for row in rows))
+
+
+def where(record: dict[str, Any]) -> str:
+    """When and on what a record was made."""
+    commit = (record["commit"] or "unknown")[:7] + (", with changes" if record["dirty"] else "")
+    machine = f"{record['machine']['cores']} cores of {record['machine']['processor']}"
+    found = libraries(record)
+    told = ", ".join(f"{name} {found[name]}" for name in ("NumPy", "Numba", "PyTorch") if name in found)
+    return f"{record['date']}, commit {commit}, {machine}, Python {record['python']}, {told}"
 
 
 # ---- start and reconstruction ----
@@ -553,10 +648,14 @@ def save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-RATIO = "`ratio` is the speed relative to the best of PyTorch's default, channels_last and compiled rows."
-TITLES = {"quality": "Recipes", "campaign": "The fault campaign"}
+RATIO = (
+    "`ratio` is the speed relative to PyTorch's fastest row with the same setting of the C library: `memory kept`, as "
+    "in our rows without a remark, tells glibc to keep freed memory (M_MMAP_THRESHOLD 1 GiB, M_TRIM_THRESHOLD 2 GiB)."
+)
+TITLES = {"speed": "Speed and memory in short", "quality": "Recipes", "campaign": "The fault campaign"}
 PARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
     "train": training,
+    "memory": memory,
     "startup": plain_list(
         "From starting Python to the end of the first training step", f"A new process each time. {RATIO}"
     ),
@@ -565,6 +664,24 @@ PARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
     "scaling": scaling,
     "gpu": gpu,
 }
+
+
+def readme_tables(results: Path) -> dict[str, str]:
+    """What stands in the README, too, by the name in its marks."""
+
+    def read(*names: str) -> Rows:
+        files = [file for name in names for file in sorted(results.glob(f"{name}.json"))]
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+    tables = {}
+    times = {name: records[0] for name in ("train", "reconstruct", "startup") if (records := read(name))}
+    if "train" in times:
+        tables["speed"] = "\n".join([speed(times), *map(memory_in_short, read("memory"))])
+    if records := read("quality/*"):
+        tables["quality"] = quality(records)
+    if records := read("campaign", "campaign_gpu"):
+        tables["campaign"] = "\n".join(map(campaign, records))
+    return tables
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -581,11 +698,7 @@ def main(argv: list[str] | None = None) -> int:
             (results / f"{name}.md").write_text(part(record, results), encoding="utf-8")
             print(f"{source.name} -> {name}.md")
             made += 1
-    tables = {}  # those that stand in the README, too
-    if files := sorted((results / "quality").glob("*.json")):
-        tables["quality"] = quality([json.loads(file.read_text(encoding="utf-8")) for file in files])
-    if files := [file for name in ("campaign", "campaign_gpu") if (file := results / f"{name}.json").exists()]:
-        tables["campaign"] = "\n".join(campaign(json.loads(file.read_text(encoding="utf-8"))) for file in files)
+    tables = readme_tables(results)
     for name, text in tables.items():
         (results / f"{name}.md").write_text(f"# {TITLES[name]}\n\n{text}", encoding="utf-8")
         print(f"{name} -> {name}.md")

@@ -6,10 +6,16 @@ take turns, because a machine's speed drifts: in each round each of them does tr
 at least `--steps` of them, and as many reconstructions of one batch. Medians and quartiles over the rounds are written
 to benchmarks/results/train.json, and `python benchmarks/report.py` makes the tables and plots.
 
+The C library (glibc) returns large freed blocks to the system, and the next step pays for fresh pages. Our programs
+tell it to keep them (minigrad.backend.pool.keep_freed_memory). So minigrad and PyTorch are measured both ways, and a
+row's `ratio` compares it with the fastest PyTorch row that has the same setting.
+
     python benchmarks/train.py [--models vae,ae] [--batches 32,128,256] [--rounds 7] [--threads N]
     python benchmarks/train.py --peers numpy,torch,jax --python jax=PATH
     python benchmarks/train.py --startup        from starting Python to the end of the first step (startup.json)
     python benchmarks/train.py --reconstruct    10,000 images through model.reconstruct (reconstruct.json)
+    python benchmarks/train.py --memory         the memory before the first step, and what the steps add (memory.json)
+    python benchmarks/train.py --all            the times in the README, in at most 20 minutes (train, reconstruct)
 """
 
 from __future__ import annotations
@@ -49,7 +55,8 @@ from tqdm import tqdm
 
 import minigrad
 
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
+# How PyTorch's processes are told what keep_freed_memory tells ours, with the same numbers.
+KEEP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
 CHECK_STEPS = 3
 # How far a program may be from the plain kernels in float64. The statistics of BatchNorm are sums of 100,352 numbers at
 # batch 128: who adds them up in float32 is 1e-5 off (Chainer 1.7e-5). Adam makes whole steps of the rounding errors of
@@ -66,7 +73,8 @@ STARTUP_BATCH = 32
 
 @dataclass(frozen=True)
 class Peer:
-    """A program to measure. library: what `--python` is asked for; module: what has to be importable there."""
+    """A program to measure. library: what `--python` is asked for; module: what has to be importable there; kept:
+    whether the C library keeps freed memory."""
 
     label: str
     library: str
@@ -74,35 +82,50 @@ class Peer:
     install: str
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    kept: bool = False
 
     @property
     def file(self) -> str:
         return f"{self.library}_worker.py"
 
 
-def _minigrad(kernels: str, install: str = "-e .") -> Peer:
-    return Peer(f"minigrad {kernels}", "minigrad", "minigrad", install, {"kernels": kernels})
+def _minigrad(kernels: str, install: str = "-e .", *, kept: bool = True) -> Peer:
+    label = f"minigrad {kernels}" + ("" if kept else ", memory returned")
+    environment = {"MINIGRAD_KEEP_MEMORY": str(int(kept))}
+    return Peer(label, "minigrad", "minigrad", install, {"kernels": kernels}, environment, kept)
 
 
-def _torch(label: str, environment: dict[str, str] | None = None, **options: bool) -> Peer:
-    return Peer(f"torch {label}".strip(), "torch", "torch", "torch", options, environment or {})
+LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {  # of PyTorch: name of the peer: label, options
+    "torch": ("torch", {}),
+    "torch-channels-last": ("torch channels_last", {"channels_last": True}),
+    "torch-compiled": ("torch compiled", {"compile": True}),
+    "torch-compiled-channels-last": ("torch compiled channels_last", {"compile": True, "channels_last": True}),
+    "torch-fused": ("torch channels_last + fused Adam", {"channels_last": True, "fused": True}),
+}
+
+
+def _torch(label: str, options: dict[str, Any], *, kept: bool) -> Peer:
+    label += ", memory kept" if kept else ""
+    return Peer(label, "torch", "torch", "torch", options, KEEP if kept else {}, kept)
 
 
 PEERS = {
     "plain": _minigrad("plain"),
     "numpy": _minigrad("numpy"),
     "numba": _minigrad("numba", "numba"),
-    "torch": _torch(""),
-    "torch-channels-last": _torch("channels_last", channels_last=True),
-    "torch-compiled": _torch("compiled", compile=True),
-    "torch-compiled-channels-last": _torch("compiled channels_last", compile=True, channels_last=True),
-    "torch-fused": _torch("channels_last + fused Adam", channels_last=True, fused=True),
-    "torch-malloc": _torch("channels_last + fused Adam + malloc", MALLOC, channels_last=True, fused=True),
+    "numpy-returned": _minigrad("numpy", kept=False),
+    "numba-returned": _minigrad("numba", "numba", kept=False),
+    **{f"{name}-kept": _torch(*layout, kept=True) for name, layout in LAYOUTS.items()},
+    **{name: _torch(*layout, kept=False) for name, layout in LAYOUTS.items()},
     "keras": Peer("keras", "keras", "tensorflow", "keras tensorflow-cpu"),
     "jax": Peer("jax", "jax", "jax", "jax"),
     "chainer": Peer("chainer", "chainer", "chainer", "chainer 'numpy<1.24'"),
 }
-BASELINE = ("torch", "torch-channels-last", "torch-compiled", "torch-compiled-channels-last")  # the best one counts
+ALL = (  # the options of `--all`, a measurement each
+    ("--rounds", "3", "--seconds", "0.3", "--peers", ",".join(name for name in PEERS if name != "plain")),
+    ("--reconstruct", "--rounds", "2")
+    + ("--peers", "numpy,numba,torch-channels-last-kept,torch-compiled-channels-last-kept"),
+)
 SGEMM = {"minigrad": "numpy", "torch": "torch"}  # library whose interpreter runs it: who multiplies
 
 
@@ -264,19 +287,13 @@ def measure_training(args: argparse.Namespace, kind: str, batch: int, bar: Any) 
                 continue
             flop_rate = flops * (3 if what == "step" else 1) * batch / float(np.median(found))
             rows.append(
-                {
-                    "model": kind,
-                    "batch": batch,
-                    "what": what,
-                    "peer": name,
-                    "label": PEERS[name].label,
+                row_of(what, kind, batch, name)
+                | {
                     "seconds": spread(found),
                     "images_per_second": spread([batch / seconds for seconds in found]),
                     "gflops": flop_rate / 1e9,
                     "roofline_gflops": roofline / 1e9,
                     "roofline_share": flop_rate / roofline,
-                    "memory_before": programs.about[name]["memory"],
-                    "memory_peak": programs.workers[name].ask("memory")["memory"],
                     "errors": programs.errors[name],
                     "idle_cpu": programs.idle.get(name, 0.0),
                     "rounds": found,
@@ -287,13 +304,19 @@ def measure_training(args: argparse.Namespace, kind: str, batch: int, bar: Any) 
     return rows, faults, versions
 
 
+def row_of(what: str, kind: str, batch: int, name: str) -> dict[str, Any]:
+    """What each row of a result says of itself."""
+    peer = PEERS[name]
+    return {"what": what, "model": kind, "batch": batch, "peer": name, "label": peer.label, "kept": peer.kept}
+
+
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-    """Give each row the ratio of its speed to that of the best PyTorch row; None where there is none."""
-    for what in {row["what"] for row in rows}:
-        same = [row for row in rows if row["what"] == what]
-        baseline = [row["seconds"]["median"] for row in same if row["peer"] in BASELINE]
-        for row in same:
-            row["ratio"] = min(baseline) / row["seconds"]["median"] if baseline else None
+    """Give each row of a problem the ratio of its speed to that of the fastest PyTorch row of the same work with the
+    same setting of the C library; None if there is none."""
+    for row in rows:
+        same = [other for other in rows if (other["what"], other["kept"]) == (row["what"], row["kept"])]
+        torch = [other["seconds"]["median"] for other in same if other["peer"].startswith("torch")]
+        row["ratio"] = min(torch) / row["seconds"]["median"] if torch else None
 
 
 def measure_startup(args: argparse.Namespace, bar: Any) -> tuple[list[dict], list[str], dict]:
@@ -316,8 +339,7 @@ def measure_startup(args: argparse.Namespace, bar: Any) -> tuple[list[dict], lis
                 bar.update()
         batch = programs.batch
     rows = [
-        {"what": "startup", "model": "vae", "batch": batch, "peer": name, "label": PEERS[name].label}
-        | {"seconds": spread(seconds), "rounds": seconds}
+        row_of("startup", "vae", batch, name) | {"seconds": spread(seconds), "rounds": seconds}
         for name, seconds in times.items()
     ]
     add_ratios(rows)
@@ -340,7 +362,7 @@ def measure_reconstruct(args: argparse.Namespace, bar: Any) -> tuple[list[dict],
                     bar.update()
             versions |= {name: about["versions"] for name, about in programs.about.items()}
         of_kind = [
-            {"what": "reconstruct", "model": kind, "batch": batch, "peer": name, "label": PEERS[name].label}
+            row_of("reconstruct", kind, batch, name)
             | {"seconds": spread(seconds), "images_per_second": spread([images / s for s in seconds])}
             | {"images": images, "rounds": seconds}
             for name, seconds in times.items()
@@ -348,6 +370,27 @@ def measure_reconstruct(args: argparse.Namespace, bar: Any) -> tuple[list[dict],
         add_ratios(of_kind)
         rows += of_kind
     return rows, faults, versions
+
+
+def measure_memory(args: argparse.Namespace, kind: str, batch: int, bar: Any) -> tuple[list[dict], list[str], dict]:
+    """What a new process holds before its first training step, with everything imported and the model made, and the
+    most that it holds during the steps; medians of bytes."""
+    held: dict[str, list[tuple[int, int]]] = {name: [] for name in args.peers}
+    versions = {}
+    with Programs(args, kind, batch) as programs:
+        for _ in range(args.rounds):
+            for name in args.peers:
+                worker, about = programs.built(name, PEERS[name])
+                worker.ask("step", count=args.steps)
+                held[name].append((about["memory"], worker.ask("memory")["memory"]))
+                versions[name] = about["versions"]
+                worker.close()
+                bar.update()
+    rows = []
+    for name, found in held.items():
+        before, peak = np.median(found, axis=0).tolist()
+        rows.append(row_of("memory", kind, batch, name) | {"memory_before": before, "memory_peak": peak})
+    return rows, [], versions
 
 
 # ---- the program ----
@@ -366,6 +409,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--startup", action="store_true", help="measure the start instead")
     parser.add_argument("--reconstruct", action="store_true", help="measure 10,000 reconstructions instead")
+    parser.add_argument("--memory", action="store_true", help="measure the memory of training steps instead")
+    parser.add_argument("--all", action="store_true", help="measure all times in the README, in at most 20 minutes")
     args = parser.parse_args(argv)
     pairs = [text.partition("=") for text in args.python]
     args.python = {library: path for library, _, path in pairs}
@@ -378,8 +423,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--python: {', '.join(unknown)} is none of LIBRARY=PATH; LIBRARY is {names}")
     if unknown := [path for path in args.python.values() if shutil.which(path) is None]:
         parser.error(f"--python: {', '.join(unknown)} is no program")
-    if args.startup and args.reconstruct:
-        parser.error("--startup and --reconstruct are two measurements; ask for one")
+    if args.startup + args.reconstruct + args.memory + args.all > 1:
+        parser.error("--startup, --reconstruct, --memory and --all are different measurements; ask for one")
+    if args.all:
+        rest = [word for word in argv if word != "--all"]
+        return max(main([*part, *rest]) for part in ALL)
     if args.quick:
         args.batches, args.rounds, args.steps, args.seconds = [min(args.batches)], 1, 1, 0.0
     return run_main(lambda: run(args, argv))
@@ -389,7 +437,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     args.peers, missing = installed(args.peers, args.python)
     for name, why in missing.items():
         print(f"{PEERS[name].label}: {why}")
-    what = "startup" if args.startup else "reconstruct" if args.reconstruct else "train"
+    what = next((name for name in ("startup", "reconstruct", "memory") if getattr(args, name)), "train")
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
     versions: dict[str, Any] = {}
@@ -399,7 +447,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         elif args.reconstruct:
             parts = iter([measure_reconstruct(args, bar)])
         else:
-            parts = (measure_training(args, kind, batch, bar) for kind in args.models for batch in args.batches)
+            measure = measure_memory if args.memory else measure_training
+            parts = (measure(args, kind, batch, bar) for kind in args.models for batch in args.batches)
         for found, wrong, theirs in parts:
             bar.clear()
             print_rows(found)
@@ -418,10 +467,14 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
+        where = f"{row['model']:<4} {row['batch']:>4} {row['what']:<12}{row['label']:<46}"
+        if row["what"] == "memory":
+            held = [row[name] / 2**20 for name in ("memory_before", "memory_peak")]
+            print(f"{where}{held[0]:>8.0f} MiB before, {held[1] - held[0]:>6.0f} added", flush=True)
+            continue
         speed = f"{row['images_per_second']['median']:>10.0f} images/s" if "images_per_second" in row else ""
         ratio = "" if row["ratio"] is None else f"{row['ratio']:>8.2f} x"
-        where = f"{row['model']:<4} {row['batch']:>4} {row['what']:<12}"
-        print(f"{where}{row['label']:<38}{1e3 * row['seconds']['median']:>10.1f} ms{speed}{ratio}", flush=True)
+        print(f"{where}{1e3 * row['seconds']['median']:>10.1f} ms{speed}{ratio}", flush=True)
 
 
 if __name__ == "__main__":
