@@ -498,6 +498,33 @@ def gpu(record: dict[str, Any], results: Path) -> str:
     return text + "\n![Training step](gpu.png)\n" + versions(record)
 
 
+def gpu_in_short(record: dict[str, Any]) -> str:
+    """minigrad's step in gpu.json beside the two PyTorch programs that matter: as it comes, and the fastest."""
+    steps = [row for row in record["rows"] if row["what"] == "step"]
+    lines = []
+    for batch, precision in dict.fromkeys((row["batch"], row["precision"]) for row in steps):
+        chosen = {row["program"]: row for row in steps if (row["batch"], row["precision"]) == (batch, precision)}
+        times = {program: 1e6 * row["seconds"]["median"] for program, row in chosen.items()}
+        best = min((name for name in times if name.startswith("torch")), key=times.__getitem__)
+        ours = times["minigrad"] < times[best]
+        cells = [number(batch), precision, bold(number(times["minigrad"]), ours)]
+        cells += [number(chosen["minigrad"]["images_per_second"]), number(times["torch"])]
+        lines.append([*cells, f"{bold(number(times[best]), not ours)}, {best.removeprefix('torch ')}"])
+    programs = len({row["program"] for row in steps if row["program"].startswith("torch")})
+    heads = ["batch", "precision", "minigrad", "images / s", "PyTorch as it comes", f"PyTorch's best of {programs}"]
+    device = record["device"]
+    text = f"Measured on {record['date']} at **commit {record['commit'][:7]}** on an {device['name']} (driver "
+    text += f"{device['driver']}, Python {record['python']}, "
+    text += ", ".join(f"{name} {v}" for name, v in libraries(record).items() if name != "minigrad")
+    text += f"; `{record['command']}`; [all rows](benchmarks/results/gpu.md)). Microseconds of a training step of the "
+    text += f"default VAE:\n\n{table(heads, lines)}"
+    if small := [row for row in record["rows"] if row["what"] == "crossover"][:1]:
+        cpu, device = (1e3 * small[0][f"{name}_seconds"] for name in ("cpu", "gpu"))
+        text += f"\nA step on a batch of {small[0]['batch']} took {device:.2f} ms there, and {cpu:.2f} ms on that "
+        text += f"machine's {record['machine']['cores']} cores.\n"
+    return text
+
+
 def gpu_plot(steps: Rows, path: Path) -> None:
     """Bars of the step's time for each batch."""
     sizes = sorted({row["batch"] for row in steps})
@@ -518,15 +545,9 @@ def gpu_plot(steps: Rows, path: Path) -> None:
 
 # ---- quality ----
 
-# The seed's shipped checkpoints, measured on the 10,000 test images: 100 epochs of its own Keras program, latent 2.
-SEED = {
-    "ae": {"mse": 0.02893, "bce": 260.36, "kl": None, "sample_std": None},
-    "vae": {"mse": 0.02525, "bce": 251.98, "kl": 1485.6, "sample_std": 0.010},
-}
-
 
 def quality(records: Rows) -> str:
-    """The table of all recipes, and the one beside the seed."""
+    """The table of all recipes."""
     recipes = dict.fromkeys(record["recipe"] for record in records)
     lines = []
     for recipe in sorted(recipes, key=natural):
@@ -551,30 +572,28 @@ def quality(records: Rows) -> str:
     nll = f"The NLL's standard error over images is {max(errors):.1f}. " if errors else ""
     return (
         f"{table(heads, lines)}\nNats per image, MSE per pixel, on the test images of {', '.join(data)}; mean and "
-        f"standard deviation over seeds. {nll}{'; '.join(machines)}.\n\n" + beside_the_seed(records)
+        f"standard deviation over seeds. {nll}{'; '.join(machines)}.\n"
     )
 
 
-def beside_the_seed(records: Rows) -> str:
-    """The seed's figures and ours for the same architecture and latent size."""
-    ours = {kind: [r for r in records if r["recipe"] == f"{kind}2"] for kind in ("ae", "vae")}
-    if not all(ours.values()):
-        return ""
-    heads, epochs = ["the same architecture, latent 2"], ["epochs"]
-    for kind, found in ours.items():
-        heads += [f"the seed's {MODELS[kind]}", f"`--config {kind}2`"]
-        epochs += ["100", str(found[0]["training"]["options"]["epochs"])]
-    lines = [epochs]
-    for name, label, digits in (
-        ("mse", "MSE per pixel", 5),
-        ("bce", "cross-entropy, nats", 1),
-        ("kl", "KL to N(0, I), nats", 1),
-        ("sample_std", "standard deviation of a pixel over samples of the prior", 3),
-    ):
-        lines.append([label])
-        for kind, found in ours.items():
-            lines[-1] += [number(SEED[kind][name], digits), over_seeds(found, name, digits)]
-    return table(heads, lines)
+def default_training(record: dict[str, Any]) -> str:
+    """The test results of the default training, from the run.json that it left."""
+    test, options, environment = record["test"], record["options"], record["environment"]
+    lines = [
+        ["-ELBO", f"**{test['neg_elbo']:.1f} nats per image**"],
+        ["of which reconstruction", f"{test['reconstruction']:.1f}"],
+        ["of which KL", f"{test['kl']:.1f}"],
+        ["mean squared error at the mean", f"{test['mse']:.4f} per pixel"],
+    ]
+    what = f"latent {record['model']['latent_space_dim']}, {options['epochs']} epochs, seed {options['seed']}"
+    minutes, seconds = divmod(round(record["training_seconds"]), 60)
+    return (
+        table([f"test images of {record['data']['name']}", what], lines)
+        + f"\n`python {record['commands'][0].partition('python ')[2]}` "
+        "([run.json](benchmarks/results/default_vae/run.json)): the training took "
+        f"{minutes} min {seconds} s with the {environment['kernels']} kernels on {environment['threads']} threads, "
+        f"Python {environment['python']}, NumPy {environment['numpy']}, {record['finished'][:10]}.\n"
+    )
 
 
 def over_seeds(found: Rows, name: str, digits: int, scale: float = 1.0) -> str:
@@ -652,7 +671,7 @@ RATIO = (
     "`ratio` is the speed relative to PyTorch's fastest row with the same setting of the C library: `memory kept`, as "
     "in our rows without a remark, tells glibc to keep freed memory (M_MMAP_THRESHOLD 1 GiB, M_TRIM_THRESHOLD 2 GiB)."
 )
-TITLES = {"speed": "Speed and memory in short", "quality": "Recipes", "campaign": "The fault campaign"}
+TITLES = {"quality": "Recipes", "campaign": "The fault campaign"}  # of the README's tables that have their own file
 PARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
     "train": training,
     "memory": memory,
@@ -674,9 +693,13 @@ def readme_tables(results: Path) -> dict[str, str]:
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
     tables = {}
+    if records := read("default_vae/run"):
+        tables["default"] = default_training(records[0])
     times = {name: records[0] for name in ("train", "reconstruct", "startup") if (records := read(name))}
     if "train" in times:
         tables["speed"] = "\n".join([speed(times), *map(memory_in_short, read("memory"))])
+    if records := read("gpu"):
+        tables["gpu"] = gpu_in_short(records[0])
     if records := read("quality/*"):
         tables["quality"] = quality(records)
     if records := read("campaign", "campaign_gpu"):
@@ -698,11 +721,11 @@ def main(argv: list[str] | None = None) -> int:
             (results / f"{name}.md").write_text(part(record, results), encoding="utf-8")
             print(f"{source.name} -> {name}.md")
             made += 1
-    tables = readme_tables(results)
-    for name, text in tables.items():
-        (results / f"{name}.md").write_text(f"# {TITLES[name]}\n\n{text}", encoding="utf-8")
-        print(f"{name} -> {name}.md")
-        made += 1
+    for name, text in readme_tables(results).items():
+        if name in TITLES:
+            (results / f"{name}.md").write_text(f"# {TITLES[name]}\n\n{text}", encoding="utf-8")
+            print(f"{name} -> {name}.md")
+            made += 1
         if args.readme:
             renew(args.readme, name, text)
     if not made:

@@ -378,11 +378,12 @@ def measure_memory(args: argparse.Namespace, kind: str, batch: int, bar: Any) ->
     held: dict[str, list[tuple[int, int]]] = {name: [] for name in args.peers}
     versions = {}
     with Programs(args, kind, batch) as programs:
-        for _ in range(args.rounds):
+        for round_ in range(args.rounds + 1):  # the first one fills the caches of compiled code
             for name in args.peers:
                 worker, about = programs.built(name, PEERS[name])
                 worker.ask("step", count=args.steps)
-                held[name].append((about["memory"], worker.ask("memory")["memory"]))
+                if round_:
+                    held[name].append((about["memory"], worker.ask("memory")["memory"]))
                 versions[name] = about["versions"]
                 worker.close()
                 bar.update()
