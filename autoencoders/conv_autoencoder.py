@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minigrad import Function, Tensor, backend_of, nn, no_grad, ops, optim
+from minigrad import Function, Tensor, backend_of, evaluation, nn, no_grad, ops, optim
 from minigrad.nn.module import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
@@ -28,6 +30,7 @@ from .training import Callback, DivergedError, History, Trainer, TrainingOptions
 
 Array = Any
 MODEL_FILE = "model.safetensors"
+_trained: ContextVar[nn.Module | None] = ContextVar("autoencoders_trained", default=None)  # one value per thread
 BATCH = 256  # images at a time outside training,
 BATCH_VALUES = 1 << 22  # of which large ones are fewer: so many numbers at a time
 
@@ -100,9 +103,9 @@ class Autoencoder:
         decoder = self._build_decoder()
         # All layers by name, for saving, moving and training them as a whole; never called. Those that are run:
         self.network = nn.Sequential({**encoder, **self.heads, **decoder})
-        # fuse makes each convolution with its ReLU and BatchNorm one operation, with the same arithmetic: nn/fused.py
-        self.encoder = nn.fuse(encoder)  # images -> features
-        self.decoder = nn.fuse(decoder)  # latents -> logits of the image
+        self.encoder = _Part(encoder, self.network)  # images -> features
+        self.decoder = _Part(decoder, self.network)  # latents -> logits of the image
+        self.network.training = False  # see _Part
         self.network.initialize(seed)
         self.layer_rows = self._layer_rows()  # now, because it runs an image, which a profile of a training would show
         self.learning_rate = 0.0
@@ -305,12 +308,12 @@ class Autoencoder:
 
     @classmethod
     def load(cls, folder: str | Path) -> Autoencoder:
-        """The model that `save` wrote.
+        """The model that `save` wrote, as an object of this class, if it is of the same `kind`.
 
         Raises:
             DataError: there is none, it is damaged, or it is of the other class.
         """
-        model = load(folder)
+        model = _load(folder, cls)
         if not isinstance(model, cls):
             raise DataError(f"{folder}: holds a {type(model).__name__}, not a {cls.__name__}")
         return model
@@ -402,14 +405,18 @@ class Autoencoder:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """A context in evaluation mode that records no graph; afterwards the mode is what it was."""
-        was_training = self.network.training
-        self.network.eval()
+        """A context in evaluation mode that records no graph. It changes nothing, so any thread may use the model."""
+        with evaluation(), no_grad():
+            yield
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """A context in training mode, for this thread alone: that of a Trainer's step."""
+        token = _trained.set(self.network)
         try:
-            with no_grad():
-                yield
+            yield
         finally:
-            self.network.train(was_training)
+            _trained.reset(token)
 
 
 class VAE(Autoencoder):
@@ -570,6 +577,24 @@ class VAE(Autoencoder):
         return self.decode(generator(seed, "sample").standard_normal((count, self.latent_space_dim)), labels=labels)
 
 
+class _Part(nn.Sequential):
+    """The encoder or the decoder. It evaluates except in a Trainer's step, and after `network.train()`, which is for a
+    training loop of your own.
+
+    `fuse` makes each convolution with its ReLU and BatchNorm one operation, with the same arithmetic: nn/fused.py.
+    """
+
+    def __init__(self, layers: dict[str, nn.Module], network: nn.Module) -> None:
+        super().__init__(nn.fuse(layers).layers)
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.network.training or _trained.get() is self.network:
+            return super().forward(x)  # type: ignore[no-any-return]
+        with evaluation():
+            return super().forward(x)  # type: ignore[no-any-return]
+
+
 class _Append(Function):
     """(N, D) and label rows (N, K), which have no gradient, side by side: (N, D + K)."""
 
@@ -589,19 +614,26 @@ class _LogVariance(nn.Module):
     """Holds the trained logarithm of the pixels' variance."""
 
     def __init__(self, value: float) -> None:
-        self.log_variance = nn.Parameter((1,), lambda rng, shape, fan_in, fan_out: np.full(shape, value))
+        self.log_variance = nn.Parameter((1,), partial(_constant, value))
+
+
+def _constant(value: float, rng: Any, shape: tuple[int, ...], fan_in: int, fan_out: int) -> np.ndarray:
+    return np.full(shape, value)
 
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
-def from_config(config: dict[str, Any], arrays: dict[str, np.ndarray] | None = None) -> Autoencoder:
+def from_config(
+    config: dict[str, Any], arrays: dict[str, np.ndarray] | None = None, cls: type[Autoencoder] | None = None
+) -> Autoencoder:
     """A new model of the class and options that `config` records.
 
     Args:
         arrays: of the file that the record comes from. One that describes a larger model is refused before memory is
             taken for it.
+        cls: the class to make for a record of its kind.
     Raises:
         DataError: the record does not describe a model.
     """
@@ -611,9 +643,11 @@ def from_config(config: dict[str, Any], arrays: dict[str, np.ndarray] | None = N
 
     try:
         arguments = {name: tuples(value) for name, value in config.items()}
-        cls = {"ae": Autoencoder, "vae": VAE}[arguments.pop("kind")]
+        kind = arguments.pop("kind")
+        if cls is None or cls.kind != kind:
+            cls = {"ae": Autoencoder, "vae": VAE}[kind]
         if arrays is not None:
-            held, (least, _) = sum(x.size for x in arrays.values()), least_size(**arguments)
+            held, (least, *_) = sum(x.size for x in arrays.values()), least_size(**arguments)
             if least > held:
                 raise ValueError(f"it has at least {least} weights, but the file holds {held} numbers")
         return cls(**arguments)
@@ -622,31 +656,44 @@ def from_config(config: dict[str, Any], arrays: dict[str, np.ndarray] | None = N
 
 
 def load(folder: str | Path) -> Autoencoder:
-    """The Autoencoder or VAE in folder/model.safetensors, or else in the seed's parameters.pkl and weights.h5.
+    """The Autoencoder or VAE in folder/model.safetensors, or else in the seed's parameters.pkl and weights.h5. The path
+    of the file itself will do, too.
 
     Raises:
         DataError: the file is missing, damaged, or does not fit its own configuration.
     """
-    path = Path(folder) / MODEL_FILE
+    return _load(folder, None)
+
+
+def folder_of(path: str | Path) -> Path:
+    """The folder of a model, from its path or that of a file in it."""
+    path = Path(path)
+    return path.parent if path.name in (MODEL_FILE, PARAMETERS_FILE, WEIGHTS_FILE) and path.is_file() else path
+
+
+def _load(given: str | Path, cls: type[Autoencoder] | None) -> Autoencoder:
+    folder = folder_of(given)
+    path, root = (folder, None) if folder.is_file() else (folder / MODEL_FILE, folder)
     if path.exists():
         try:
-            arrays, record, _ = load_state(path)
+            arrays, record, _ = load_state(path, root)
         except DataError as error:
             hint = "; --resume saves it again" if path.is_file() and latest_checkpoint(path.parent) else ""
             raise DataError(f"{error}{hint}") from error
         if "kind" in record:
             raise DataError(f"{path}: expected a model, found a {record['kind']}")
         config = record.get("model", {})
-    elif (path.parent / PARAMETERS_FILE).exists():
-        path = path.parent / WEIGHTS_FILE
-        arrays = read_weights(path)
-        config = {"kind": "vae" if "mu.weight" in arrays else "ae", **read_parameters(path.parent / PARAMETERS_FILE)}
+    elif (folder / PARAMETERS_FILE).exists():
+        path = folder / WEIGHTS_FILE
+        arrays = read_weights(path, folder)
+        parameters = read_parameters(folder / PARAMETERS_FILE, folder)
+        config = {"kind": "vae" if "mu.weight" in arrays else "ae", **parameters}
     else:
-        begun = latest_checkpoint(path.parent)
+        begun = latest_checkpoint(folder)
         hint = "the training there is not finished; go on with --resume" if begun else "train one first"
         raise DataError(f"{path}: there is no such model; {hint}")
     try:
-        model = from_config(config, arrays)
+        model = from_config(config, arrays, cls)
         if {x.dtype.str for x in arrays.values()} == {"<f8"}:
             model.to(dtype="float64")
         model.network.load_state_dict(arrays)

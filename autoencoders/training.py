@@ -6,9 +6,12 @@ they are for:
     "init", parameter           its first values
     "split"                     which images are held out
     "shuffle", epoch            the order of the images
-    "noise", epoch              of the latents; of several samples an image: "noise", epoch, batch
+    "noise", epoch              of the latents; of several samples per image: "noise", epoch, batch
     "pixels", epoch, batch      of denoising and binarisation
     "validation", "validation pixels"
+
+A further run of the same optimiser adds the steps before it to the names of shuffle, noise and pixels: "shuffle",
+epoch, "after", steps. So `train` called twice never repeats its random numbers.
 
 So a checkpoint needs no state of a generator, and a run that goes on from one does the same steps on the same numbers
 as one that was never interrupted, to the bit.
@@ -33,6 +36,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +44,9 @@ import numpy as np
 
 import minigrad
 from minigrad import Backend, DeviceError, Tensor, backend_of, optim
+from minigrad.backend import pinned
 from minigrad.random import generator
-from minigrad.serialize import DataError, load_state, save_state, write_atomically
+from minigrad.serialize import DataError, load_state, numbered, save_state, write_atomically
 
 from .memory import check_memory
 
@@ -52,7 +57,9 @@ Array = Any
 FETCH_EVERY = 10  # steps between readings of the losses from the device
 KEPT_CHECKPOINTS = 3
 CHECKPOINT = "checkpoints/step-{:08d}.safetensors"
+CHECKPOINTS = "checkpoints/step-*.safetensors"  # with digits; other names are copies that somebody keeps
 LOCK_FILE = ".lock"
+FOLDERS = ("checkpoints", "film", "figures")  # in that of a run
 # what a program that was killed leaves behind; nothing that others write into the folder, or that lies deeper
 LEFTOVERS = (
     ".history.*.part",
@@ -119,9 +126,16 @@ class TrainingOptions:
     iw_samples: int = 1
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():  # Python's own numbers, because NumPy's cannot be saved as JSON
+            if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+                object.__setattr__(self, name, value.item())
+
         def check(name: str, good: bool, expected: str) -> None:
             if not good:
-                raise ValueError(f"{name.replace('_', ' ')} is {getattr(self, name)!r} but must be {expected}")
+                value = getattr(self, name)
+                found = f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)
+                hint = "; train takes no targets" if name == "batch_size" and found.startswith("an array") else ""
+                raise ValueError(f"{name.replace('_', ' ')} is {found} but must be {expected}{hint}")
 
         for name, least in (
             ("batch_size", 1),
@@ -133,6 +147,15 @@ class TrainingOptions:
         ):
             value = getattr(self, name)
             check(name, type(value) is int and least <= value < 2**63, f"a whole number >= {least}, below 2^63")
+        for name, optional in (
+            ("kl_warmup", False),
+            ("validation", False),
+            ("denoise", False),
+            ("patience", True),
+            ("clip_norm", True),
+        ):
+            value = getattr(self, name)
+            check(name, isinstance(value, int | float) or (optional and value is None), "a number")
         check("schedule", self.schedule in ("constant", "cosine"), "constant or cosine")
         check("kl_warmup", 0 <= self.kl_warmup < math.inf, "a number of epochs >= 0")
         whole = self.validation < math.inf and float(self.validation).is_integer()
@@ -193,7 +216,12 @@ class History:
 
 
 class Callback:
-    """Override what you need; each method gets the running `Trainer`."""
+    """Override what you need; each method gets the running `Trainer`.
+
+    To change the learning rate, set `trainer.optimizer.learning_rate` to a number, which replaces the schedule; to
+    change the weight of the KL term, set `trainer.model.beta`. Both act from the next step on; the history names what
+    the steps used, and a resumed run goes on with them.
+    """
 
     def on_fit_begin(self, trainer: Trainer) -> None: ...
 
@@ -223,11 +251,14 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)  # the history
     best: dict[str, Any] | None = None  # epoch, val_loss and SHA-256 of the best checkpoint
     waited: int = 0  # epochs since
+    draws_after: int = 0  # first_step, as a part of the names of random numbers; 0 in runs of older versions
+    rate: float | None = None  # the learning rate that a callback has set
+    beta: float | None = None  # the weight of the KL term that a callback has set
 
     def check(self, options: TrainingOptions, images: int, columns: Sequence[str]) -> None:
         """Raise ValueError unless a run with these options, on so many images, can have come to this place."""
         batches = -(-images // options.batch_size)
-        for name in ("epoch", "batch", "step", "first_step", "images", "waited"):
+        for name in ("epoch", "batch", "step", "first_step", "images", "waited", "draws_after"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise ValueError(f"{name} is {value!r} but must be a whole number >= 0")
@@ -238,6 +269,10 @@ class Progress:
             (self.images == covered, f"images is {self.images} but the steps have seen {covered}"),
             (_numbers(self.sums) and len(self.sums) == (len(columns) if covered else 0), f"sums is {self.sums!r}"),
             (_numbers([self.seconds]), f"seconds is {self.seconds!r}"),
+            *(
+                (x is None or (_numbers([x]) and x >= 0), f"{name} is {x!r}")
+                for name, x in (("rate", self.rate), ("beta", self.beta))
+            ),
             (
                 isinstance(self.rows, list)
                 and len(self.rows) == self.epoch
@@ -264,6 +299,20 @@ class Progress:
 def _numbers(values: Any) -> bool:
     """Whether this is a list of finite numbers."""
     return isinstance(values, list) and all(type(x) in (int, float) and math.isfinite(x) for x in values)
+
+
+_running: set[Any] = set()  # networks, by their ids, and folders of the trainings of this process
+
+
+def _by_hand(name: str, value: Any) -> float:
+    """The number that a callback has set."""
+    if not isinstance(value, Real) or not 0 <= value < math.inf:
+        found = "a function" if callable(value) else repr(value)
+        raise ValueError(
+            f"{name}: a callback has set it to {found}, but it must be a finite number >= 0; for a schedule set the "
+            "number before each step (on_batch_begin)"
+        )
+    return float(value)
 
 
 class Trainer:
@@ -305,28 +354,31 @@ class Trainer:
         self.folder = None if folder is None else Path(folder)
         images = model.check_images(images)
         one_hot = model.one_hot(labels, len(images))
-        kept, out = options.split(len(images))
+        self.trained, out = options.split(len(images))
         self.k: Backend = backend_of(self.optimizer.flat.values)
-        self.train_images = self.k.from_host(images[kept] if len(out) else images)
-        self.train_labels = None if one_hot is None else self.k.from_host(one_hot[kept])
+        # all of them: a copy of those that are trained on would take their memory again
+        self.images = self.k.from_host(images)
+        self.labels = None if one_hot is None else self.k.from_host(one_hot)
         self.validation_images = images[out]
         self.validation_targets: np.ndarray | None = None
         if len(out) and (options.denoise or options.binarise):
             clean = self.k.unit_range(self.k.from_host(images[out]), self.dtype)
-            seen, targets = self._disturb(clean, "validation pixels")
+            seen, targets = self._disturb(clean, generator(options.seed, "validation pixels"))
             self.validation_images = self.k.to_host(seen)
             self.validation_targets = None if targets is None else self.k.to_host(targets)
         self.validation_labels = None if one_hot is None else one_hot[out]
-        self.batches = -(-len(self.train_images) // options.batch_size)
-        self.progress = Progress(first_step=self.optimizer.steps)
+        self.batches = -(-len(self.trained) // options.batch_size)
+        self.progress = Progress(first_step=self.optimizer.steps, draws_after=self.optimizer.steps)
         self.best_state: dict[str, np.ndarray] | None = None  # kept here where there is no folder
-        self.pending: list[tuple[int, int, Array]] = []  # (step, images, losses) not yet read from the device
+        # (step, images, beta, losses) not yet read from the device
+        self.pending: list[tuple[int, int, float, Array]] = []
         self.clock = time.perf_counter()
         self.restored = False
         self.good: tuple[dict[str, np.ndarray], Progress] | None = None  # the last state that was seen to be finite
         self.received: list[int] = []  # signals
         self.capture = True
-        self.peak = model.learning_rate
+        self.peak, self.config = model.learning_rate, model.config
+        self.model_beta = model.beta
 
     # ---- the step: a function of arrays only ----
 
@@ -344,7 +396,7 @@ class Trainer:
         scalars: (beta, the optimiser's scalars), everything that changes from step to step.
         labels: rows of `one_hot`, for a conditional model. targets: clean images, where the others are noisy.
         """
-        with self.k.session():
+        with self.k.session(), self.model.training():
             self.optimizer.zero_grad()
             clean = None if targets is None else Tensor(targets)
             loss, parts = self.model.losses(Tensor(images), noise, scalars[0:1].reshape(()), labels, clean)
@@ -362,10 +414,12 @@ class Trainer:
     @property
     def batch_size(self) -> int:
         """Images of a whole batch."""
-        return min(self.options.batch_size, len(self.train_images))
+        return min(self.options.batch_size, len(self.trained))
 
     def rate(self, optimizer_step: int) -> float:
         """The learning rate of a step of the optimiser."""
+        if self.progress.rate is not None:
+            return self.progress.rate
         step = optimizer_step - self.progress.first_step
         if self.options.schedule == "cosine":
             steps = self.options.epochs * self.batches
@@ -375,7 +429,8 @@ class Trainer:
     def beta(self, step: int) -> float:
         """The weight of the KL term at a step of the run, which counts from 1."""
         warmup_steps = self.options.kl_warmup * self.batches
-        return self.model.beta * min(1.0, step / warmup_steps if warmup_steps else 1.0)
+        full = self.model_beta if self.progress.beta is None else self.progress.beta
+        return full * min(1.0, step / warmup_steps if warmup_steps else 1.0)
 
     # ---- the loop ----
 
@@ -387,9 +442,25 @@ class Trainer:
             KeyboardInterrupt: a signal arrived; the step was finished and saved. The argument is the signal's number.
             FileExistsError: the folder holds checkpoints of another run, which would count as newer than this one's, or
                 another training is running there.
+            RuntimeError: another training of this model is running, of which a callback or another thread calls this.
         """
-        with claim(self.folder):
+        with claim(self.folder), self._alone():
             return self._run()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse a training inside another one of the same model or, in one process, in the same folder."""
+        mine = {id(self.model.network), *([self.folder.resolve()] if self.folder else [])}
+        taken = mine & _running
+        if id(self.model.network) in taken:
+            raise RuntimeError("train: a training of this model is running; wait for its end, or copy the model")
+        if taken:
+            raise FileExistsError(f"{self.folder}: another training is running in this folder; choose another folder")
+        _running.update(mine)
+        try:
+            yield
+        finally:
+            _running.difference_update(mine)
 
     def _run(self) -> History:
         if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
@@ -400,19 +471,22 @@ class Trainer:
         if name := self._not_finite():
             raise DivergedError(f"the training cannot begin: {name} is not finite")
         self.good = self._state(), deepcopy(self.progress)
-        self.optimizer.learning_rate = self.rate
-        self.model.network.train()
-        self._call("on_fit_begin")
-        take_step = self.k.capture(self.step) if self.capture else self.step
+        network = self.model.network
+        if not any(module.training for name, module in network.modules() if name):
+            network.train()  # somebody has called network.eval(), and not that of single layers
+        network.training = False  # that of the model outside of this training
         try:
-            with catch_signals(self.signals) as self.received, self._bar():
-                while self.progress.epoch < self.options.epochs and not (self.received or self._waited_enough()):
-                    self._run_epoch(take_step)
+            self._set_by_hand()
+            with pinned(self.k):
+                self._call("on_fit_begin")
+                take_step = self.k.capture(self.step) if self.capture else self.step
+                with catch_signals(self.signals) as self.received, self._bar():
+                    while self.progress.epoch < self.options.epochs and not (self.received or self._waited_enough()):
+                        self._run_epoch(take_step)
             if self.received:  # between two epochs, with the checkpoint of the first; or before any step
                 raise KeyboardInterrupt(self.received[0])
         finally:
             self.optimizer.learning_rate = self.peak
-            self.model.network.eval()
         if self.folder and len(self.history):
             self.history.write(self.folder)  # again, in case that a kill hit the last time
         if self.options.patience is not None:
@@ -432,11 +506,17 @@ class Trainer:
     def _run_epoch(self, take_step: Callable[..., Array]) -> None:
         p, options = self.progress, self.options
         self._call("on_epoch_begin")
+        self._take_changes()
         order, noise, scalars = self._draw_epoch()
         p.sums = p.sums or [0.0] * len(self.columns)
+        if p.batch:  # for the history, in case that no step is left of a resumed epoch
+            self.used = self.rate(self.optimizer.steps), self.beta(p.step)
         self.clock = time.perf_counter()
         while p.batch < self.batches:
             self._call("on_batch_begin")
+            if self._take_changes():
+                scalars = self._scalars()
+            self.used = self.rate(self.optimizer.steps + 1), self.beta(p.step + 1)
             arguments = self._arguments(order, noise, scalars)
             count = len(arguments[0])
             try:
@@ -446,7 +526,7 @@ class Trainer:
                 raise DeviceError(f"out of memory in a step on {count} images: {error}; {mend}") from error
             p.batch, p.step = p.batch + 1, p.step + 1
             self.optimizer.steps += 1
-            self.pending.append((p.step, count, losses))
+            self.pending.append((p.step, count, self.used[1], losses))
             if len(self.pending) >= FETCH_EVERY or p.batch == self.batches:
                 self._fetch()
             self.bar.update(count)
@@ -460,27 +540,59 @@ class Trainer:
 
     def _draw_epoch(self) -> tuple[Array, Array | None, Array]:
         """Shuffle, noise and scalars of the epoch on the device; row i of each belongs to position or step i."""
-        p, k, seed = self.progress, self.k, self.options.seed
-        count = len(self.train_images)
-        order = k.from_host(generator(seed, "shuffle", p.epoch).permutation(count))
+        p, k = self.progress, self.k
+        count = len(self.trained)
+        order = k.from_host(self.trained[self._generator("shuffle", p.epoch).permutation(count)])
         noise = None
         if self.model.noise_dim and self.options.iw_samples == 1:
-            draws = generator(seed, "noise", p.epoch).standard_normal((count, self.model.noise_dim), dtype=np.float32)
+            rng = self._generator("noise", p.epoch)
+            draws = rng.standard_normal((count, self.model.noise_dim), dtype=np.float32)
             noise = k.from_host(draws.astype(self.dtype))
+        return order, noise, self._scalars()
+
+    def _generator(self, *name: str | int) -> np.random.Generator:
+        """Random numbers of this run, named as the module's docstring says."""
+        after = self.progress.draws_after
+        return generator(self.options.seed, *name, *(("after", after) if after else ()))
+
+    def _scalars(self) -> Array:
+        """What changes from step to step, a row for each step of the epoch."""
+        p = self.progress
         first = p.epoch * self.batches  # steps of the run before this epoch
         table = [
             (self.beta(step), *self.optimizer.scalars(p.first_step + step))
             for step in range(first + 1, first + self.batches + 1)
         ]
-        return order, noise, k.from_host(np.array(table, dtype=self.dtype))
+        return self.k.from_host(np.array(table, dtype=self.dtype))
+
+    def _take_changes(self) -> bool:
+        """Take over a learning rate or beta that a callback has set; whether there was one.
+
+        Raises:
+            ValueError: it is no number that can be used.
+        """
+        p, rate, beta = self.progress, self.optimizer.learning_rate, self.model.beta
+        before = p.rate, p.beta
+        if rate != self.rate:
+            p.rate = _by_hand("optimizer.learning_rate", rate)
+        if beta != (self.model_beta if p.beta is None else p.beta):
+            p.beta = _by_hand("model.beta", beta)
+            self.options.check_model(self.model)
+        return before != (p.rate, p.beta)
+
+    def _set_by_hand(self) -> None:
+        """Set what a callback had set before this place of the run."""
+        p = self.progress
+        self.optimizer.learning_rate = self.rate if p.rate is None else p.rate
+        self.model.beta = self.model_beta if p.beta is None else p.beta
 
     def _arguments(self, order: Array, noise: Array | None, scalars: Array) -> tuple[Array, ...]:
         """Those of the next step, from what was drawn for its epoch."""
         p = self.progress
         rows = slice(p.batch * self.options.batch_size, (p.batch + 1) * self.options.batch_size)
-        batch = self.k.unit_range(self.train_images, self.dtype, order[rows])
-        batch, targets = self._disturb(batch, "pixels", p.epoch, p.batch)
-        labels = None if self.train_labels is None else self.train_labels[order[rows]]
+        batch = self.k.unit_range(self.images, self.dtype, order[rows])
+        batch, targets = self._disturb(batch, self._generator("pixels", p.epoch, p.batch))
+        labels = None if self.labels is None else self.labels[order[rows]]
         return batch, self._noise(noise, rows, len(batch)), scalars[p.batch], labels, targets
 
     def _noise(self, of_epoch: Array | None, rows: slice, count: int) -> Array | None:
@@ -489,33 +601,33 @@ class Trainer:
         if options.iw_samples == 1:
             return None if of_epoch is None else of_epoch[rows]
         shape = (count, options.iw_samples, self.model.noise_dim)
-        draws = generator(options.seed, "noise", p.epoch, p.batch).standard_normal(shape, dtype=np.float32)
+        draws = self._generator("noise", p.epoch, p.batch).standard_normal(shape, dtype=np.float32)
         return self.k.from_host(draws.astype(self.dtype))
 
-    def _disturb(self, images: Array, *key: str | int) -> tuple[Array, Array | None]:
-        """(what the encoder sees of images in [0, 1], the targets where they are something else).
+    def _disturb(self, images: Array, rng: np.random.Generator) -> tuple[Array, Array | None]:
+        """(what the encoder sees of images in [0, 1], the targets if they are something else).
 
-        The random numbers, named by the key, are drawn a step at a time: those of an epoch would take as much memory
-        as all images in floats.
+        The random numbers are drawn step by step: those of an epoch would take as much memory as all images in floats.
         """
         options = self.options
         if options.binarise:
-            draws = self.k.from_host(generator(options.seed, *key).random(images.shape, dtype=np.float32))
+            draws = self.k.from_host(rng.random(images.shape, dtype=np.float32))
             return (draws < images).astype(self.dtype), None
         if options.denoise:
-            draws = options.denoise * generator(options.seed, *key).standard_normal(images.shape, dtype=np.float32)
+            draws = options.denoise * rng.standard_normal(images.shape, dtype=np.float32)
             return (images + self.k.from_host(draws.astype(self.dtype))).clip(0, 1), images
         return images, None
 
     def _fetch(self) -> None:
         """Read the losses of the last steps from the device and add them to the epoch's sums."""
         p = self.progress
+        self.optimizer.flat.check()  # a callback may have called compile
         rows = self.k.to_host(self.k.xp.stack([losses for *_, losses in self.pending])).astype(np.float64)
-        for (step, count, _), values in zip(self.pending, rows, strict=True):
+        for (step, count, beta, _), values in zip(self.pending, rows, strict=True):
             if not np.isfinite(values).all():
                 found = ", ".join(f"{n} {v:g}" for n, v in zip(self.model.loss_names, values, strict=False))
                 self._diverged(f"the loss of step {step} is not finite ({found})")
-            parts = self._with_total(values.tolist(), self.beta(step)).values()
+            parts = self._with_total(values.tolist(), beta).values()
             p.sums = [total + count * value for total, value in zip(p.sums, parts, strict=True)]
             p.images += count
         self.pending.clear()
@@ -537,7 +649,6 @@ class Trainer:
         self._require_folder()
         p = self.progress
         seconds = p.seconds + time.perf_counter() - self.clock
-        beta = self.beta(p.step)
         row: dict[str, Any] = {"epoch": p.epoch + 1, **self.running}
         try:
             validation = self._with_total(list(self.validate().values()), self.model.beta)
@@ -549,7 +660,7 @@ class Trainer:
             self._diverged(f"the loss in evaluation mode after step {p.step} is not finite ({validation['loss']:g})")
         if len(self.validation_images):
             row.update({f"val_{name}": value for name, value in validation.items()})
-        row.update(learning_rate=self.rate(self.optimizer.steps), beta=beta)
+        row.update(zip(("learning_rate", "beta"), self.used, strict=True))
         row.update(images_per_second=p.images / max(seconds, 1e-9), seconds=seconds)
         p.rows.append(row)
         p.epoch, p.batch, p.sums, p.images, p.seconds = p.epoch + 1, 0, [], 0, 0.0
@@ -578,8 +689,9 @@ class Trainer:
         batch = min(256, self.batch_size)  # what fits into a step fits into this
         images, labels, targets = self.validation_images, self.validation_labels, self.validation_targets
         if not len(images):
-            images = self.k.to_host(self.train_images[:batch])
-            labels = None if self.train_labels is None else self.k.to_host(self.train_labels[:batch])
+            rows = self.trained[:batch]
+            images = self.k.to_host(self.images[rows])
+            labels = None if self.labels is None else self.k.to_host(self.labels[rows])
         rng, samples = generator(self.options.seed, "validation"), self.options.iw_samples
         return mean_losses(self.model, images, rng, batch, one_hot=labels, targets=targets, iw_samples=samples)
 
@@ -597,7 +709,7 @@ class Trainer:
             if self.folder is None:
                 self.best_state = state
             else:
-                record = {"model": self.model.config, "best": dict(p.best)}
+                record = {"model": self.config, "best": dict(p.best)}
                 p.best["sha256"] = save_state(self.folder / "checkpoints" / "best.safetensors", state, record)
 
     def _waited_enough(self) -> bool:
@@ -627,6 +739,7 @@ class Trainer:
         if self.pending:
             self._fetch()
         self._check_finite()
+        self._take_changes()
         p, now = self.progress, time.perf_counter()
         p.seconds, self.clock = (p.seconds + now - self.clock) if p.batch else 0.0, now
         state = self._state()
@@ -636,7 +749,7 @@ class Trainer:
         self._require_folder()
         record = {
             "kind": "checkpoint",
-            "model": self.model.config,
+            "model": self.config,
             "options": asdict(self.options),
             "learning_rate": self.peak,
             "progress": asdict(p),
@@ -676,7 +789,7 @@ class Trainer:
         Raises:
             DataError: the checkpoint does not belong to this model, these options or this learning rate.
         """
-        config = json.loads(json.dumps(self.model.config))  # lists for tuples, as in a record
+        config = json.loads(json.dumps(self.config))  # lists for tuples, as in a record
         try:
             theirs = asdict(TrainingOptions(**record["options"]))
             theirs |= {name: record[name] for name in ("learning_rate", "model")}
@@ -687,7 +800,7 @@ class Trainer:
             if other:
                 raise ValueError(f"made with another {', '.join(other)}")
             progress = Progress(**record["progress"])
-            progress.check(self.options, len(self.train_images), self.columns)
+            progress.check(self.options, len(self.trained), self.columns)
             self._take(arrays, progress)
             # a record's names are sorted; history.csv has this order
             order = ["epoch", *self.columns, *(f"val_{name}" for name in self.columns), "learning_rate", "beta"]
@@ -739,6 +852,7 @@ class Trainer:
         steps = self.progress.step - progress.step
         self.pending.clear()
         self._take(state, deepcopy(progress))
+        self._set_by_hand()
         if self.show:
             self.bar.clear()
             print(f"not finite: doing the last {steps} steps again to find the cause", flush=True)
@@ -782,7 +896,7 @@ class Trainer:
     def _bar(self) -> Iterator[None]:
         from tqdm import tqdm
 
-        per_epoch = len(self.train_images)
+        per_epoch = len(self.trained)
         p = self.progress
         done = p.epoch * per_epoch + min(p.batch * self.options.batch_size, per_epoch)
         self.bar = tqdm(
@@ -877,7 +991,7 @@ def libraries(k: Backend) -> list[str]:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint's path, unread; None if there is none."""
-    return max((folder / "checkpoints").glob("step-*.safetensors"), default=None)
+    return next(reversed(numbered(folder, CHECKPOINTS)), None)
 
 
 def made_by(record: dict[str, Any]) -> str:
@@ -896,12 +1010,12 @@ def load_checkpoint(
         DataError: there is no valid one.
     """
     place = Path(folder) / "checkpoints"
-    if (place.is_symlink() or place.exists()) and not place.is_dir():
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
         raise DataError(f"{place}: expected a folder, found something else; put the run's checkpoints back there")
-    paths = sorted(place.glob("step-*.safetensors"), reverse=True)
-    for path in paths:
+    paths = numbered(Path(folder), CHECKPOINTS)
+    for path in reversed(paths):
         try:
-            arrays, record, _ = load_state(path)
+            arrays, record, _ = load_state(path, Path(folder))
             if record.get("kind") != "checkpoint":
                 raise DataError(f"{path}: not a checkpoint")
             return arrays, record, path
@@ -916,8 +1030,10 @@ def check_writable(folder: Path) -> None:
     """Make the folder and see that a file can be written there, before the work whose result shall lie there.
 
     Raises:
-        DataError: it cannot.
+        DataError: it cannot, or a link in it would lead the results of a run elsewhere.
     """
+    if link := next((folder / name for name in FOLDERS if (folder / name).is_symlink()), None):
+        raise DataError(f"{link}: expected a folder, found a link; move the folder itself there, or remove the link")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -943,6 +1059,9 @@ def claim(folder: Path | None) -> Iterator[None]:
     # A singleton: who holds the folder already may claim it once more in the same thread.
     lock = FileLock(folder / LOCK_FILE, is_singleton=True)
     check_writable(folder)  # a lock that cannot be made would look like one that is held
+    place = folder / LOCK_FILE
+    if place.is_symlink() or (place.exists() and not place.is_file()):
+        raise DataError(f"{place}: cannot be written: it is a link, or no file; remove it")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

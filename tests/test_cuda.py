@@ -656,7 +656,7 @@ def trained_launches(trainer: Trainer) -> Any:
 
     def step(i: int) -> None:
         rows = slice(5 * i, 5 * i + 5)
-        images = trainer.k.unit_range(trainer.train_images, trainer.dtype, order[rows])
+        images = trainer.k.unit_range(trainer.images, trainer.dtype, order[rows])
         take_step(images, noise[rows], scalars[i])
 
     for i in range(4):

@@ -198,10 +198,6 @@ def test_callbacks_come_in_order():
             order.append("first")
             assert not trainer.model.network.training
 
-        def on_batch_begin(self, trainer):
-            super().on_batch_begin(trainer)
-            assert trainer.model.network.training
-
     first = First()
     options = TrainingOptions(batch_size=8, epochs=2)
     Trainer(compiled(), pictures(10), options, callbacks=[first, Callback(), Second()], progress=False).run()
@@ -285,7 +281,7 @@ def test_the_labels_stay_with_their_images_in_a_split():
     options = TrainingOptions(batch_size=4, epochs=1, validation=6)
     trainer = Trainer(compiled("vae", classes=3), x, options, labels=labels, progress=False)
     for images, rows in (
-        (trainer.train_images, trainer.train_labels),
+        (trainer.images[trainer.trained], trainer.labels[trainer.trained]),
         (trainer.validation_images, trainer.validation_labels),
     ):
         np.testing.assert_array_equal(rows, np.eye(3)[images[:, 0, 0, 0] % 3])
@@ -410,7 +406,7 @@ def test_the_importance_weighted_bound_needs_a_vae_with_beta_1(model):
 def test_a_step_changes_the_threads_of_blas_only_once(monkeypatch, restored_backends):
     minigrad.use(kernels="numpy", threads=2)
     trainer = Trainer(compiled("vae"), pictures(5), TrainingOptions(batch_size=5, epochs=1), progress=False)
-    images = trainer.k.unit_range(trainer.train_images, "float32")
+    images = trainer.k.unit_range(trainer.images, "float32")
     noise = np.zeros((5, trainer.model.noise_dim), np.float32)
     changes = []
     monkeypatch.setattr(type(Pool.single_threaded_blas), "_set", lambda self, counts: changes.append(counts))
@@ -565,7 +561,7 @@ def test_the_validation_images_are_taken_from_the_training_images(validation):
     def split(seed):
         options = TrainingOptions(batch_size=BATCH, epochs=1, validation=validation, seed=seed)
         trainer = Trainer(compiled(), images, options, progress=False)
-        parts = trainer.train_images, trainer.validation_images
+        parts = trainer.images[trainer.trained], trainer.validation_images
         return [[x.tobytes() for x in as_floats(part)] for part in parts]
 
     train, held_out = split(0)

@@ -10,6 +10,10 @@ Read next: ../tensor.py; reference.py, every kernel in plain code, comes after o
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,11 +24,14 @@ from .reference import Backend
 Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
 KERNELS = {"cpu": ("numba", "numpy", "plain"), "cuda": ("cuda", "plain")}  # per device, in the order of `auto`
 PRECISIONS = "fp32", "tf32"
+# A decorator: what overflows is infinite, what underflows 0 and what is undefined NaN, whatever np.seterr says.
+quietly = np.errstate(all="ignore")
 
 
 _backends: dict[type, Backend] = {}  # array type -> the kernels that work on it
 _default: Backend | None = None  # where new parameters and lists go; None before the first use
 _threads: int | None = None  # what set_num_threads asked for
+_pinned: ContextVar[Backend | None] = ContextVar("minigrad_pinned", default=None)  # that of the running training
 
 
 def backend_of(*arrays: Array, what: str = "operation") -> Backend:
@@ -42,6 +49,9 @@ def backend_of(*arrays: Array, what: str = "operation") -> Backend:
 
 
 def _lookup(array: Array) -> Backend:
+    pinned_here = _pinned.get()
+    if pinned_here is not None and type(array) is pinned_here.xp.ndarray:
+        return pinned_here
     backend = _backends.get(type(array))
     if backend is None:
         if type(array) is np.ndarray:
@@ -54,17 +64,51 @@ def _lookup(array: Array) -> Backend:
 
 
 def as_array(data: Any) -> Array:
-    """data as an array: arrays stay as they are; numbers and lists become float32 on the default device."""
+    """data as an array: arrays stay as they are; numbers and lists become float32 on the default device.
+
+    Raises:
+        TypeError: data holds something else than real numbers, or is masked.
+    """
     if type(data) in _backends or type(data).__module__.split(".")[0] == "cupy":
         return data
-    if isinstance(data, np.ndarray | np.generic):
-        return np.asarray(data)
-    return default_backend().from_host(np.asarray(data, dtype=np.float32))
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("a masked array is no array of numbers: choose what stands for the masked ones, x.filled(0)")
+    array = np.asarray(data)
+    if isinstance(data, np.ndarray | np.floating) and array.dtype.kind in "biuf":
+        return array
+    wrong = "" if array.dtype.kind in "biuf" else array.dtype.name
+    if array.dtype == object:  # numbers that no dtype holds, such as 2**70; or anything
+        wrong = ", ".join(sorted({type(x).__name__ for x in array.flat if not isinstance(x, Real)}))
+    if wrong:
+        raise TypeError(f"expected an array or real numbers, found {wrong}; convert it, or choose a number for it")
+    with np.errstate(all="ignore"):
+        return default_backend().from_host(array.astype(np.float32))
+
+
+def in_memory(x: Any) -> Any:
+    """x; or a copy, if it is a read-only array in a file, as joblib gives them to its worker processes."""
+    return np.array(x) if isinstance(x, np.memmap) else x
 
 
 def default_backend() -> Backend:
     """The kernels of the device chosen by `use`; without it, the best for the CPU."""
-    return _default or _lookup(np.empty(0))
+    return _pinned.get() or _default or _lookup(np.empty(0))
+
+
+@contextmanager
+def pinned(backend: Backend) -> Iterator[None]:
+    """Inside this context the backend stays in use, whatever other threads choose with `use` or `set_num_threads`: a
+    training keeps the device, kernels, threads and precision that it began with."""
+    token = _pinned.set(backend)
+    try:
+        yield
+    finally:
+        _pinned.reset(token)
+
+
+def _check_not_pinned(what: str) -> None:
+    if _pinned.get() is not None:
+        raise RuntimeError(f"{what}: a training is running here and keeps its kernels and threads; call it before")
 
 
 def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, precision: str = "fp32") -> Backend:
@@ -83,8 +127,10 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, 
 
     Raises:
         DeviceError: there is no such device, kernel set or precision here; the message says how to get it.
+        RuntimeError: a training calls this, for example from a callback.
     """
     global _default
+    _check_not_pinned("use")
     kind, index = _parse(device)
     if kernels != "auto" and kernels not in KERNELS[kind]:
         raise DeviceError(
@@ -112,18 +158,27 @@ def set_num_threads(threads: int | None) -> None:
     the BLAS library, which other code may use, is changed only while a kernel or a training step runs.
 
     Raises:
-        DeviceError: threads is below 1.
+        DeviceError: threads is below 1. RuntimeError: a training calls this, for example from a callback.
     """
-    global _threads
+    global _default, _threads
+    _check_not_pinned("set_num_threads")
     if threads is not None and threads < 1:
         raise DeviceError(f"threads is {threads} but must be at least 1")
     _threads = threads
-    _lookup(np.empty(0)).set_num_threads(threads)
+    before = _lookup(np.empty(0))
+    after = _backends[np.ndarray] = _cpu_backend(before.kernels, threads)  # a new one: a training may use the old one
+    after.reason = before.reason
+    _default = after if _default is before else _default
 
 
 def get_num_threads() -> int:
     """The threads of the CPU kernels."""
     return _lookup(np.empty(0)).threads
+
+
+def again(kind: str, kernels: str, threads: int, precision: str) -> Backend:
+    """The backend that a pickle holds; it is not chosen for what else this process computes."""
+    return _cpu_backend(kernels, threads) if kind == "cpu" else _cuda_backend(kernels, working_cupy(0), precision)
 
 
 def _cpu_backend(kernels: str, threads: int | None) -> Backend:

@@ -39,9 +39,6 @@ class CpuBackend(Backend):
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(np)
-        self.set_num_threads(threads)
-
-    def set_num_threads(self, threads: int | None) -> None:
         self.pool = Pool(threads or usable_cores())
         self.threads = self.pool.threads
 

@@ -31,10 +31,10 @@ class ConvChain(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         links = list(self.links.values())
-        training = {layers[2].training for layers in links if len(layers) == 3}
-        if training == {True}:
+        uses_batch = {layers[2].uses_batch for layers in links if len(layers) == 3}
+        if uses_batch == {True}:
             return self.run(x, links)
-        if training == {False} and not is_recording():
+        if uses_batch == {False} and not is_recording():
             return self._infer(x, links)
         for layers in links:
             x = self.run_link(x, layers)
@@ -42,7 +42,7 @@ class ConvChain(Module):
 
     def run_link(self, x: Tensor, layers: tuple[Any, ...]) -> Tensor:
         """x through one link."""
-        if len(layers) == 3 and layers[2].training:
+        if len(layers) == 3 and layers[2].uses_batch:
             return self.run(x, [layers])
         if not is_recording():
             return self._infer(x, [layers])

@@ -1,7 +1,6 @@
 """The layers: parameters plus an operation of ops/.
 
-Weights start as Glorot uniform and biases at zero, as in Keras. Layers of one shape start alike until
-`model.initialize(seed)` draws each by its name.
+Weights start as Glorot uniform and biases at zero, as in Keras. `model.initialize(seed)` draws each by its name.
 
 Read next: ../optim.py.
 """
@@ -14,7 +13,7 @@ from .. import init, ops
 from ..backend import Array, backend_of, default_backend
 from ..ops.conv import Pair, Size
 from ..ops.norm import BatchNorm as BatchNormFunction
-from ..tensor import Tensor
+from ..tensor import Tensor, is_evaluating
 from .module import Module, Parameter
 
 
@@ -107,7 +106,8 @@ class BatchNorm(Module):
     In training mode the batch's statistics are used and the moving ones follow them:
     moving = momentum * moving + (1 - momentum) * batch, with the biased variance, as in Keras
     (PyTorch's momentum is 1 minus this one, and its moving variance is the unbiased one).
-    In evaluation mode the moving statistics are used.
+    The moving statistics are used, and stay as they are, in evaluation mode (`eval()`, or inside
+    `minigrad.evaluation`) and where gamma and beta are both frozen (`requires_grad = False`).
     """
 
     def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-3) -> None:
@@ -118,8 +118,13 @@ class BatchNorm(Module):
         self.moving_variance = Tensor(k.xp.ones(channels, dtype="float32"))
         self.momentum, self.epsilon = momentum, epsilon
 
+    @property
+    def uses_batch(self) -> bool:
+        """Whether the statistics of the batch are used here and now, and followed."""
+        return self.training and not is_evaluating() and (self.gamma.requires_grad or self.beta.requires_grad)
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.uses_batch:
             mean, variance = self.moving_mean.data, self.moving_variance.data
             return ops.batch_norm_inference(x, self.gamma, self.beta, mean, variance, epsilon=self.epsilon)
         function = BatchNormFunction(self.epsilon)

@@ -1,0 +1,399 @@
+"""One model in many hands: threads, callbacks, repeated training, and what each of them must leave alone."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import minigrad
+from autoencoders import VAE, Autoencoder, Callback, TrainingOptions, load
+from autoencoders.bounds import quick_figures
+from autoencoders.training import Trainer, load_checkpoint, mean_losses
+from minigrad import Tensor, nn
+from minigrad.random import generator
+from minigrad.tensor import is_evaluating
+
+SHAPE = (8, 8, 1)
+HOOKS = ("on_fit_begin", "on_epoch_begin", "on_batch_begin", "on_batch_end", "on_epoch_end", "on_fit_end")
+
+
+def pictures(count: int = 24) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+
+
+def compiled(cls: type = VAE, **options) -> Autoencoder:
+    model = cls(SHAPE, (3, 4), (3, 3), (2, 1), 2, momentum=0.5, **options)
+    model.compile(1e-2)
+    return model
+
+
+def trainer_of(model: Autoencoder, *callbacks: Callback, folder=None, count: int = 24, **options) -> Trainer:
+    chosen = TrainingOptions(**{"batch_size": 4, "epochs": 2, **options})
+    return Trainer(model, pictures(count), chosen, callbacks=callbacks, folder=folder, progress=False)
+
+
+def bits(model: Autoencoder) -> dict[str, bytes]:
+    return {name: x.tobytes() for name, x in model.network.state_dict().items()}
+
+
+def flags(model: Autoencoder) -> list[bool]:
+    parts = (model.network, model.encoder, model.decoder)
+    return [module.training for part in parts for _, module in part.modules()]
+
+
+class On(Callback):
+    """Calls an action with the trainer at one of the HOOKS."""
+
+    def __init__(self, hook: str, action) -> None:
+        setattr(self, hook, action)
+
+
+# ---- reading changes nothing, in any thread ----
+
+READS = {
+    "reconstruct": lambda model, x: model.reconstruct(x)[0],
+    "encode": lambda model, x: model.encode(x),
+    "decode": lambda model, x: model.decode(np.linspace(-1, 1, 48).reshape(24, 2)),
+    "interpolate": lambda model, x: model.interpolate(x[:2], x[2:4], 3),
+    "mean losses": lambda model, x: list(mean_losses(model, x, generator(0, "test")).values()),
+    "figures": lambda model, x: [v for v in quick_figures(model, x, 0).values() if isinstance(v, float)],
+    "summary": lambda model, x: [len(model.summary())],
+    "encoder": lambda model, x: model.encoder(Tensor(x / np.float32(255))).numpy(),
+    "sample": lambda model, x: model.sample(5),
+    "distribution": lambda model, x: model.encode_distribution(x)[1],
+}
+
+
+@pytest.mark.parametrize("cls", [Autoencoder, VAE])
+def test_reading_in_threads_gives_what_it_gives_alone(cls):
+    model, x = compiled(cls), pictures()
+    trainer_of(model, epochs=1).run()
+    reads = [read for name, read in READS.items() if hasattr(model, "sample") or name not in ("sample", "distribution")]
+    alone, before, mode = [np.asarray(read(model, x)) for read in reads], bits(model), flags(model)
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for found, wanted in zip(pool.map(lambda read: np.asarray(read(model, x)), reads), alone, strict=True):
+                np.testing.assert_array_equal(found, wanted)
+    assert (bits(model), flags(model)) == (before, mode)
+
+
+def test_reading_and_choosing_kernels_in_other_threads_does_not_change_a_training(restored_backends):
+    minigrad.use(kernels="numpy", threads=2)
+    alone = compiled()
+    trainer_of(alone).run()
+    model, x, stop = compiled(), pictures(), threading.Event()
+    trainer = trainer_of(model)
+
+    def read():
+        while not stop.is_set():
+            for name in ("reconstruct", "encoder", "sample"):
+                READS[name](model, x)
+
+    def choose():
+        while not stop.is_set():
+            minigrad.use(kernels="plain")
+            minigrad.use(kernels="numpy")
+            minigrad.set_num_threads(3)
+
+    threads = [threading.Thread(target=read), threading.Thread(target=choose)]
+    for thread in threads:
+        thread.start()
+    try:
+        trainer.run()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        minigrad.set_num_threads(None)
+    assert bits(model) == bits(alone)
+
+
+@pytest.mark.parametrize("choose", [lambda: minigrad.use(kernels="plain"), lambda: minigrad.set_num_threads(1)])
+def test_a_callback_cannot_choose_other_kernels(choose, restored_backends):
+    trainer = trainer_of(compiled(), On("on_epoch_begin", lambda trainer: choose()))
+    with pytest.raises(RuntimeError, match="a training is running here"):
+        trainer.run()
+    choose()
+
+
+def test_the_threads_of_a_model_that_is_used_elsewhere_stay(restored_backends):
+    before = minigrad.use(kernels="numpy", threads=2)
+    minigrad.set_num_threads(3)
+    assert (before.threads, before.pool.threads, minigrad.get_num_threads()) == (2, 2, 3)
+    minigrad.set_num_threads(None)
+
+
+# ---- modes ----
+
+
+def test_a_model_evaluates_outside_of_a_training(tmp_path):
+    for model in (compiled(), compiled()):
+        assert not model.network.training
+        before = bits(model)
+        READS["encoder"](model, pictures())
+        assert bits(model) == before
+        trainer_of(model).run()
+        assert not model.network.training
+    model.save(tmp_path)
+    again = load(tmp_path)
+    assert not again.network.training
+    np.testing.assert_array_equal(READS["encoder"](again, pictures()), READS["encoder"](model, pictures()))
+
+
+def test_a_loop_of_ones_own_can_train():
+    model, x = compiled(), Tensor(pictures() / np.float32(255))
+    before = bits(model)
+    model.network.train()
+    model.losses(x, np.zeros((24, 2), np.float32), np.float32(1))[0].backward()
+    changed = {name for name, now in bits(model).items() if now != before[name]}
+    assert changed == {name for name in before if "moving" in name}
+    model.network.eval()
+    before = bits(model)
+    model.losses(x, np.zeros((24, 2), np.float32), np.float32(1))[0].backward()
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize("part", ["encoder_bn_1", "decoder_bn_1"])
+def test_a_layer_in_evaluation_mode_stays_there(part):
+    model = compiled()
+    layer = model.network.layers[part]
+    layer.eval()
+    model.reconstruct(pictures())
+    before = layer.state_dict()
+    trainer_of(model).run()
+    model.sample(2)
+    assert not layer.training
+    assert [x.training for name, x in model.network.layers.items() if name != part] == [True] * (
+        len(model.network.layers) - 1
+    )
+    after = layer.state_dict()
+    assert all((after[name] == before[name]).all() == ("moving" in name) for name in before)
+
+
+def test_the_mode_of_the_whole_network_does_not_keep_it_from_training():
+    model, other = compiled(), compiled()
+    other.network.eval()
+    for one in (model, other):
+        trainer_of(one).run()
+    assert bits(model) == bits(other)
+
+
+def test_evaluation_holds_for_layers_of_all_kinds_in_this_thread_only():
+    norm, x = nn.BatchNorm(2), np.arange(12, dtype=np.float32).reshape(6, 2)
+    with minigrad.evaluation():
+        inside = norm(Tensor(x)).numpy()
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(lambda: nn.BatchNorm(2)(Tensor(x)).numpy()).result()
+    assert not norm.moving_mean.numpy().any()
+    np.testing.assert_allclose(inside, x / np.sqrt(1.001), rtol=1e-6)
+    np.testing.assert_allclose(other.mean(axis=0), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("gamma", "beta"), [(False, False), (True, False), (False, True)])
+def test_a_frozen_batch_norm_uses_its_moving_statistics(gamma, beta):
+    model = compiled()
+    norm = model.network.layers["encoder_bn_1"]
+    norm.gamma.requires_grad, norm.beta.requires_grad = gamma, beta
+    before = norm.state_dict()
+    trainer_of(model).run()
+    after = norm.state_dict()
+    moved = {name for name in before if (before[name] != after[name]).any()}
+    statistics = {"moving_mean", "moving_variance"} if gamma or beta else set()
+    assert moved == statistics | ({"gamma"} if gamma else set()) | ({"beta"} if beta else set())
+
+
+# ---- training again ----
+
+
+class Spy(VAE):
+    def losses(self, images, noise, *more):
+        if not is_evaluating():
+            self.seen.append((np.array(images.data), np.array(noise)))
+        return super().losses(images, noise, *more)
+
+
+@pytest.mark.parametrize("options", [{}, {"binarise": True}, {"denoise": 0.2}, {"iw_samples": 2}], ids=str)
+def test_every_call_of_train_draws_new_numbers_and_the_same_in_every_process(options):
+    def run(calls: int) -> list:
+        model = compiled(Spy)
+        model.seen = []
+        for _ in range(calls):
+            trainer_of(model, epochs=1, **options).run()
+            model.network.load_state_dict(start)
+        return model.seen
+
+    start = compiled().network.state_dict()
+    three = run(3)
+    steps = [image.tobytes() + noise.tobytes() for image, noise in three]
+    assert len(set(steps)) == len(steps)
+    assert [noise.tobytes() for _, noise in run(2)] == [noise.tobytes() for _, noise in three[: 2 * len(three) // 3]]
+
+
+def test_the_images_held_out_stay_the_same_in_every_call():
+    model = compiled()
+    first, second = (trainer_of(model, validation=5), trainer_of(model, validation=5))
+    np.testing.assert_array_equal(first.validation_images, second.validation_images)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_second_run_resumes_to_the_same_bits(named, tmp_path):
+    """Also one of a version that did not yet name its random numbers by the steps before it."""
+
+    def second(*callbacks, folder=None):
+        model = compiled()
+        trainer_of(model, epochs=1).run()
+        trainer = trainer_of(model, *callbacks, folder=folder, save_every=2)
+        if not named:
+            trainer.progress.draws_after = 0
+        return trainer
+
+    whole = second()
+    whole.run()
+
+    def fail(trainer):
+        if trainer.progress.step == 7:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        second(On("on_batch_end", fail), folder=tmp_path).run()
+    arrays, record, path = load_checkpoint(tmp_path)
+    assert record["progress"]["step"] == 6
+    if not named:
+        for name in ("draws_after", "rate", "beta"):
+            del record["progress"][name]
+    trainer = trainer_of(compiled(), save_every=2)
+    trainer.restore(arrays, record, path)
+    trainer.run()
+    assert bits(trainer.model) == bits(whole.model)
+
+
+# ---- what callbacks change ----
+
+
+class Scalars(Callback):
+    """What each step was given: beta and learning rate."""
+
+    def on_fit_begin(self, trainer):
+        real, self.seen = trainer.step, []
+        trainer.step = lambda *arrays: (self.seen.append(tuple(map(float, arrays[2][:2]))), real(*arrays))[1]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("hook", HOOKS[:-1])
+def test_learning_rate_and_beta_act_at_the_next_step_and_are_written_down(hook, schedule, tmp_path):
+    def change(trainer):
+        if trainer.progress.step >= 3:
+            trainer.optimizer.learning_rate = np.float64(0.25)
+            trainer.model.beta = 0.5
+
+    scalars = Scalars()
+    folder = tmp_path / "run"
+    trainer = trainer_of(compiled(), scalars, On(hook, change), folder=folder, schedule=schedule, epochs=3)
+    history = trainer.run()
+    first = {"on_fit_begin": 18, "on_epoch_begin": 6, "on_batch_begin": 3, "on_batch_end": 3, "on_epoch_end": 6}[hook]
+    assert [step == (0.5, 0.25) for step in scalars.seen] == [i >= first for i in range(18)]
+    rates = [scalars.seen[i][1] for i in (5, 11, 17)]
+    np.testing.assert_allclose(history["learning_rate"], rates, rtol=1e-6)
+    assert history["beta"] == [scalars.seen[i][0] for i in (5, 11, 17)]
+    arrays, record, path = load_checkpoint(folder)
+    assert record["model"]["beta"] == 1
+    resumed = Scalars()
+    trainer = trainer_of(compiled(), resumed, schedule=schedule, epochs=4 if schedule == "constant" else 3)
+    trainer.restore(arrays, record, path)
+    trainer.run()
+    if schedule == "constant":
+        assert resumed.seen == 6 * [(0.5, 0.25) if first < 18 else (1.0, float(np.float32(1e-2)))]
+
+
+def test_the_parts_of_an_epoch_are_weighted_with_the_beta_of_their_steps():
+    betas = [0.0, 0.0, 2.0, 2.0, 1.0, 0.5]
+    losses = []
+
+    class Anneal(Callback):
+        def on_fit_begin(self, trainer):
+            real = trainer.step
+            trainer.step = lambda *arrays: (losses.append(real(*arrays)), losses[-1])[1]
+
+        def on_batch_begin(self, trainer):
+            trainer.model.beta = betas[trainer.progress.step]
+
+    history = trainer_of(compiled(), Anneal(), epochs=1).run()
+    totals = [float(x[0]) + beta * float(x[1]) for x, beta in zip(losses, betas, strict=True)]
+    np.testing.assert_allclose(history["loss"], [np.mean(totals)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rate", lambda step: 0.1), ("rate", -1), ("rate", np.nan), ("rate", "0.1"), ("beta", -1.0), ("beta", None)],
+)
+def test_what_cannot_be_used_is_refused_where_it_is_set(name, value):
+    def change(trainer):
+        if name == "rate":
+            trainer.optimizer.learning_rate = value
+        else:
+            trainer.model.beta = value
+
+    with pytest.raises(ValueError, match=r"a callback has set it to .* must be a finite number >= 0"):
+        trainer_of(compiled(), On("on_batch_end", change)).run()
+
+
+def test_beta_cannot_change_where_it_must_be_one():
+    callback = On("on_batch_end", lambda trainer: setattr(trainer.model, "beta", 0.5))
+    with pytest.raises(ValueError, match="iw samples above 1 need a vae with beta 1"):
+        trainer_of(compiled(), callback, iw_samples=2).run()
+
+
+def test_a_new_optimiser_in_a_callback_is_noticed():
+    with pytest.raises(RuntimeError, match="the parameters have moved"):
+        trainer_of(compiled(), On("on_epoch_begin", lambda trainer: trainer.model.compile())).run()
+
+
+# ---- callbacks that fail, and trainings inside trainings ----
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_callback_that_fails_leaves_all_in_order(hook, error, tmp_path):
+    whole = compiled()
+    trainer_of(whole).run()
+
+    def fail(trainer):
+        if hook == "on_fit_begin" or trainer.progress.step >= (6 if hook == "on_epoch_begin" else 7):
+            raise error
+
+    model = compiled()
+    with pytest.raises(error):
+        trainer_of(model, On(hook, fail), folder=tmp_path, save_every=1).run()
+    assert (model.network.training, model.optimizer.learning_rate) == (False, 1e-2)
+    if hook == "on_fit_begin":
+        trainer_of(model).run()
+    else:
+        trainer = trainer_of(compiled(), folder=tmp_path, save_every=1)
+        trainer.restore(*load_checkpoint(tmp_path))
+        trainer.run()
+        model = trainer.model
+    assert bits(model) == bits(whole)
+
+
+@pytest.mark.parametrize("hook", HOOKS[:-1])
+def test_trainings_inside_a_training(hook, tmp_path):
+    done = []
+
+    def inner(trainer):
+        if done:
+            return
+        done.append(trainer.progress.step)
+        with pytest.raises(RuntimeError, match="a training of this model is running"):
+            trainer_of(trainer.model).run()
+        with pytest.raises(FileExistsError, match=r"running in this folder|already holds checkpoints"):
+            trainer_of(compiled(), folder=tmp_path / "." / "run").run()
+        trainer_of(compiled(Autoencoder), folder=tmp_path / "other").run()
+
+    model, whole = compiled(), compiled()
+    trainer_of(model, On(hook, inner), folder=tmp_path / "run").run()
+    trainer_of(whole).run()
+    assert done
+    assert bits(model) == bits(whole)
