@@ -1,10 +1,13 @@
-"""The tables of winograd.py against the definition of a convolution; test_backends.py has the kernels that use them."""
+"""The tables of winograd.py against the definition of a convolution, and how far its rounding errors may reach;
+test_backends.py has more of the kernels that use them."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import BACKENDS, NEEDS_NUMBA
 
+from minigrad.backend import Backend
 from minigrad.backend.winograd import ALGORITHMS, LEAST_CHANNELS, winograd
 from minigrad.ops.conv import conv_geometry
 
@@ -83,3 +86,98 @@ def test_where_it_does_not_pay_there_is_none(
 ) -> None:
     geometry = conv_geometry(size, kernel, stride, "valid" if size == (7, 7) else "same")
     assert winograd(geometry, *channels) is None
+
+
+# ---- rounding ----
+
+PLAIN = Backend(np)
+
+
+def growth(strides: tuple[int, int]) -> tuple[float, float]:
+    """By how much the magnitudes of the algorithm's terms may exceed those of the convolution's: in an output or the
+    weight's gradient, relative to the largest input; and in an input's gradient, relative to the largest output's.
+
+    With y = A ((G w) * (B x)) a term of output k that has tap t is at most |A_kp| |G_pt| sum_s |B_ps| max |x|, summed
+    over the products p. The gradients have the same three factors: one that is summed over the other two.
+    """
+    of_output = of_input = 1.0
+    for stride in strides:
+        outputs, pixels = np.zeros((2, 3)), np.zeros((2 * stride, 3))
+        for group in ALGORITHMS[stride]:
+            for inputs, taps in group.products:
+                for k in group.outputs:
+                    outputs[k] += np.abs(taps) * len(inputs)
+                for place in inputs:
+                    pixels[place % (2 * stride)] += np.abs(taps) * len(group.outputs)
+        of_output, of_input = of_output * outputs.max(), of_input * pixels.max()
+    return of_output, of_input
+
+
+def gamma(roundings: int) -> float:
+    """So many roundings in float32, one after another, change a number by at most this (Higham, Accuracy and Stability
+    of Numerical Algorithms, 3.1)."""
+    return roundings * 2.0**-24 / (1 - roundings * 2.0**-24)
+
+
+def test_the_growth_is_a_small_factor() -> None:
+    assert [growth(strides)[0] for strides in ((1, 1), (1, 2), (2, 2))] == [16, 12, 9]
+
+
+def of_all_magnitudes(r: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers from 1e-4 to 1e4, of either sign, side by side."""
+    return (10 ** r.uniform(-4, 4, shape) * r.choice([-1, 1], shape)).astype(np.float32)
+
+
+@NEEDS_NUMBA
+@pytest.mark.usefixtures("restored_backends")
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (1, 2)])
+def test_rounding_errors_are_bounded_normwise(strides: tuple[int, int]) -> None:
+    """By the largest input and the sum of the weights' magnitudes; over drawn sizes and channels, on numbers of very
+    different magnitudes. Roundings: sums of 4 inputs or outputs (3), of 9 taps (9), of all products, and of the planes
+    that one number is summed from, of which there are at most 16."""
+    r, done = np.random.default_rng(sum(strides)), 0
+    of_output, of_input = growth(strides)
+    numba = BACKENDS["numba-1"]()
+    while done < 8:
+        size, (C, F) = tuple(map(int, r.integers(4, 13, 2))), map(int, r.integers(32, 49, 2))
+        g, N = conv_geometry(size, (3, 3), strides, "same"), int(r.integers(1, 4))
+        if winograd(g, C, F) is None:
+            continue
+        done += 1
+        x, gy = of_all_magnitudes(r, (N, *size, C)), of_all_magnitudes(r, (N, *g.output_size, F))
+        w = of_all_magnitudes(r, (3, 3, C, F))
+        exact = [a.astype(np.float64) for a in (x, w, gy)]
+        errors = [
+            np.abs(numba.conv2d(x, w, None, g) - PLAIN.conv2d(exact[0], exact[1], None, g)),
+            np.abs(numba.conv2d_grad_input(gy, w, g) - PLAIN.conv2d_grad_input(exact[2], exact[1], g)),
+            np.abs(numba.conv2d_grad_weight(x, gy, g) - PLAIN.conv2d_grad_weight(exact[0], exact[2], g)),
+        ]
+        weights, positions = np.abs(exact[1]), N * np.prod(g.output_size)
+        bounds = [
+            gamma(3 + 9 + 4 * C + 16) * of_output * np.abs(x).max() * weights.sum(axis=(0, 1, 2)),
+            gamma(3 + 9 + 4 * F + 16) * of_input * np.abs(gy).max() * weights.sum(axis=(0, 1, 3)),
+            gamma(3 + 9 + positions + 25)
+            * of_output
+            * np.outer(np.abs(x).max(axis=(0, 1, 2)), np.abs(exact[2]).sum(axis=(0, 1, 2))),
+        ]
+        for error, bound in zip(errors, bounds, strict=True):
+            assert (error <= bound).all()
+
+
+@NEEDS_NUMBA
+@pytest.mark.usefixtures("restored_backends")
+def test_rounding_errors_are_not_bounded_elementwise() -> None:
+    """An output that only the middle tap reaches has none of the large pixel beside it, but its error has. The other
+    kernels keep the bound by an output's own terms."""
+    g = conv_geometry((8, 8), (3, 3), 1, "same")
+    r = np.random.default_rng(0)
+    x, w = r.normal(size=(1, 8, 8, 32)).astype(np.float32), np.zeros((3, 3, 32, 32), np.float32)
+    x[0, 2, 2], w[1, 1] = 1e6, r.normal(size=(32, 32))
+    assert winograd(g, 32, 32) is not None
+    exact = PLAIN.conv2d(x.astype(np.float64), w.astype(np.float64), None, g)
+    terms = PLAIN.conv2d(np.abs(x).astype(np.float64), np.abs(w).astype(np.float64), None, g)
+    beside = np.ones((8, 8), bool)
+    beside[2, 2] = False
+    for name, holds in (("numba-1", False), ("numpy-1", True)):
+        error = np.abs(BACKENDS[name]().conv2d(x, w, None, g) - exact)[0][beside]
+        assert (error <= gamma(9 * 32) * terms[0][beside]).all() == holds, name

@@ -11,8 +11,10 @@ B^T ((G w) * (A^T gy)), and the gradient of w is G^T ((B x) * (A^T gy)): the sam
 cut into tiles of 2x2 outputs; its rows and its columns each have an algorithm, so the plane that rows sum as `a` and
 columns as `b` takes part in product (a, b).
 
-Only 1, -1 and 1/2 are coefficients and an output has only terms of its own inputs: rounding grows by a small factor,
-and NaN reaches the same outputs. An infinite input makes them NaN, as its terms cancel.
+Only 1, -1 and 1/2 are coefficients and an output has only terms of its own inputs, so NaN reaches the same outputs. An
+infinite input makes them NaN, as its terms cancel. Rounding errors are bounded normwise: by the largest input times the
+sum of the weights' magnitudes, with a factor of 9 to 16. They are not bounded elementwise, by the terms of each output:
+a large pixel beside small ones disturbs outputs in which its weight is zero.
 
 Sources: Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, Fast Algorithms for Convolutional Neural
 Networks, 2016.
