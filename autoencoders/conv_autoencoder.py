@@ -24,6 +24,7 @@ from minigrad.nn.module import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
+from .dataset import class_labels, value_fault
 from .memory import check_size, least_size
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
 from .training import Callback, DivergedError, History, Trainer, TrainingOptions, latest_checkpoint
@@ -242,12 +243,14 @@ class Autoencoder:
         Raises:
             DataError: latents have another shape or are not finite; a conditional model has no fitting labels.
         """
-        latents = np.asarray(latents)
+        latents = np.asanyarray(latents)
+        if np.ma.isMaskedArray(latents):
+            raise DataError("latents: expected a plain array, found a masked one; latents.filled(0) makes it so")
         if latents.ndim != 2 or latents.shape[1] != self.latent_space_dim or not len(latents):
             raise DataError(f"latents: expected (N, {self.latent_space_dim}) with N >= 1, found {latents.shape}")
         if latents.dtype.kind not in "iuf":
             raise DataError(f"latents: expected real numbers, found {latents.dtype}")
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             latents = latents.astype(self.dtype)  # _map would divide uint8 by 255
         if not np.isfinite(latents).all():
             raise DataError("latents: expected finite numbers, found NaN or infinity")
@@ -326,22 +329,29 @@ class Autoencoder:
         Raises:
             DataError: wrong shape, dtype or range, not finite, or none at all.
         """
-        images = np.asarray(images)
+        images = np.asanyarray(images)  # a masked array stays one, to be refused
+        H, W, C = self.input_shape
         if images.ndim != 4 or images.shape[1:] != self.input_shape:
-            hint = "; add the channel axis with images[..., None]" if images.shape[1:] == self.input_shape[:2] else ""
-            raise DataError(
-                f"images: expected (N, {', '.join(map(str, self.input_shape))}), found {images.shape}{hint}"
-            )
+            mends = {
+                (H, W): "; add the channel axis with images[..., None]",
+                (C, H, W): "; images.transpose(0, 2, 3, 1) brings the channels last",
+                (H * W * C,): f"; images.reshape(-1, {H}, {W}, {C}) makes images of the rows",
+            }
+            mend = "; images[None] makes one image a batch" if images.shape == self.input_shape else ""
+            mend = mend or mends.get(images.shape[1:], "")
+            raise DataError(f"images: expected (N, {H}, {W}, {C}), found {images.shape}{mend}")
         if not len(images):
             raise DataError("images: there are none")
-        if images.dtype == np.uint8:
-            return images
-        if images.dtype.kind != "f":
-            raise DataError(f"images: expected uint8 or floats, found {images.dtype}")
-        low, high = float(images.min()), float(images.max())
-        if not (low >= 0 and high <= 1):
-            raise DataError(f"images: expected values from 0 to 1, found {low:g} to {high:g}; divide by 255 or scale")
-        return images.astype(self.dtype, copy=False)
+        if fault := value_fault(images):
+            raise DataError(f"images: {fault}")
+        if images.dtype != np.uint8:
+            return images.astype(self.dtype, copy=False)
+        if images.max() == 1:
+            raise DataError(
+                "images: found only 0 and 1 as uint8, which stands for 0 to 255; images.astype('float32') keeps black "
+                "and white"
+            )
+        return images
 
     def one_hot(self, labels: Any, count: int) -> np.ndarray | None:
         """What a conditional model is told of `count` images: a 1 in the column of the class (count, classes).
@@ -355,10 +365,8 @@ class Autoencoder:
             return None
         if labels is None:
             raise DataError(f"labels: a conditional model needs the class of each image, 0 to {self.classes - 1}")
-        labels = np.asarray(labels)
-        if labels.shape != (count,) or labels.dtype.kind not in "iu":
-            raise DataError(f"labels: expected whole numbers ({count},), found {labels.dtype} {labels.shape}")
-        wrong = labels[(labels < 0) | (labels >= self.classes)]
+        labels = class_labels(labels, count)
+        wrong = labels[labels >= self.classes]
         if len(wrong):
             raise DataError(f"labels: expected 0 to {self.classes - 1}, found {wrong[0]}")
         return np.eye(self.classes, dtype=self.dtype)[labels]
@@ -567,7 +575,8 @@ class VAE(Autoencoder):
         mu, log_variance = self.encode_distribution(images, labels=labels)
         if sample:
             noise = generator(seed, "reconstruct").standard_normal(mu.shape)
-            mu = (mu + np.exp(log_variance / 2) * noise).astype(mu.dtype)
+            with np.errstate(all="ignore"):  # what is not finite is refused by decode
+                mu = (mu + np.exp(log_variance / 2) * noise).astype(mu.dtype)
         return self.decode(mu, labels=labels), mu
 
     def sample(self, count: int, seed: int = 0, *, labels: np.ndarray | None = None) -> np.ndarray:

@@ -339,25 +339,29 @@ def test_use_leaves_the_mode_as_it_was(training):
 
 BAD_IMAGES = [
     (np.zeros((2, 8, 8), "float32"), r"expected \(N, 8, 8, 1\), found \(2, 8, 8\); add the channel axis"),
-    (np.zeros((8, 8, 1), "float32"), r"expected \(N, 8, 8, 1\), found \(8, 8, 1\)"),
-    (np.zeros((2, 8, 8, 3), "float32"), r"expected \(N, 8, 8, 1\), found \(2, 8, 8, 3\)"),
-    (np.zeros((2, 1, 8, 8), "float32"), r"found \(2, 1, 8, 8\)"),
-    (np.zeros((2, 9, 8, 1), "float32"), r"found \(2, 9, 8, 1\)"),
+    (np.zeros((8, 8, 1), "float32"), r"found \(8, 8, 1\); images\[None\] makes one image a batch"),
+    (np.zeros((2, 8, 8, 3), "float32"), r"expected \(N, 8, 8, 1\), found \(2, 8, 8, 3\)$"),
+    (np.zeros((2, 1, 8, 8), "float32"), r"found \(2, 1, 8, 8\); images\.transpose\(0, 2, 3, 1\)"),
+    (np.zeros((2, 64), "float32"), r"found \(2, 64\); images\.reshape\(-1, 8, 8, 1\)"),
+    (np.zeros((2, 9, 8, 1), "float32"), r"found \(2, 9, 8, 1\)$"),
     (np.zeros((0, 8, 8, 1), "float32"), "there are none"),
     (np.float32(3), r"expected \(N, 8, 8, 1\), found \(\)"),
     (None, r"expected \(N, 8, 8, 1\), found \(\)"),
-    (np.zeros((2, 8, 8, 1), int), "expected uint8 or floats, found int64"),
-    (np.zeros((2, 8, 8, 1), bool), "expected uint8 or floats, found bool"),
-    (np.zeros((2, 8, 8, 1), complex), "expected uint8 or floats, found complex128"),
-    (np.full((2, 8, 8, 1), "x"), "expected uint8 or floats, found <U1"),
-    (np.full((2, 8, 8, 1), None), "expected uint8 or floats, found object"),
-    (np.full((2, 8, 8, 1), 255.0), "expected values from 0 to 1, found 255 to 255; divide by 255"),
-    (np.full((2, 8, 8, 1), -0.5), r"expected values from 0 to 1, found -0\.5 to -0\.5"),
-    (np.full((2, 8, 8, 1), 1.001), r"expected values from 0 to 1, found 1\.001"),
-    (np.full((2, 8, 8, 1), np.nan), "expected values from 0 to 1, found nan"),
-    (np.full((2, 8, 8, 1), np.inf), "expected values from 0 to 1, found inf"),
-    (np.where(np.arange(128).reshape(2, 8, 8, 1) == 77, np.nan, 0.5), "found nan"),
-    (np.where(np.arange(128).reshape(2, 8, 8, 1) == 77, -np.inf, 0.5), "found -inf"),
+    (np.full((2, 8, 8, 1), 255), r"found int64; images\.astype\(np\.uint8\)"),
+    (np.full((2, 8, 8, 1), 256), "found int64 from 256 to 256; scale them"),
+    (np.zeros((2, 8, 8, 1), bool), r"found bool; images\.astype\(np\.float32\)"),
+    (np.ones((2, 8, 8, 1), "uint8"), r"found only 0 and 1 as uint8.*images\.astype\('float32'\)"),
+    (np.zeros((2, 8, 8, 1), complex), "expected uint8, or floats in .*, found complex128"),
+    (np.full((2, 8, 8, 1), "x"), "found <U1"),
+    (np.full((2, 8, 8, 1), None), "found object"),
+    (np.ma.zeros((2, 8, 8, 1)), "expected plain arrays, found a masked one"),
+    (np.full((2, 8, 8, 1), 255.0), "found 255 to 255; divide by 255"),
+    (np.full((2, 8, 8, 1), -0.5), r"found -0\.5 to -0\.5; add 0\.5"),
+    (np.full((2, 8, 8, 1), 1.001), r"found 1\.001 to 1\.001; images\.clip"),
+    (np.full((2, 8, 8, 1), np.nan), "found NaN; leave out"),
+    (np.full((2, 8, 8, 1), np.inf), "found infinity; leave out"),
+    (np.where(np.arange(128).reshape(2, 8, 8, 1) == 77, np.nan, 0.5), "found NaN"),
+    (np.where(np.arange(128).reshape(2, 8, 8, 1) == 77, -np.inf, 0.5), "found infinity"),
 ]
 
 
@@ -469,15 +473,26 @@ def test_interpolation_goes_from_label_to_label():
     assert np.abs(rows[:, 2] - rows[:, 0]).max() > 1e-3
 
 
+def test_labels_of_every_kind_of_whole_numbers_mean_the_same():
+    model, x = new(VAE, classes=3), images()
+    expected = model.encode(x, labels=[0, 1, 2, 0, 1])
+    for labels in (np.float64([0, 1, 2, 0, 1]), np.uint8([[0], [1], [2], [0], [1]]), (0, 1, np.int16(2), 0, 1)):
+        np.testing.assert_array_equal(model.encode(x, labels=labels), expected)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
         (None, "a conditional model needs the class of each image, 0 to 2"),
         ([0, 1, 3, 0, 0], "expected 0 to 2, found 3"),
-        ([0, 1, -1, 0, 0], "expected 0 to 2, found -1"),
-        ([0, 1], r"expected whole numbers \(5,\), found int64 \(2,\)"),
-        ([0.0] * 5, r"found float64 \(5,\)"),
-        (np.zeros((5, 3), int), r"found int64 \(5, 3\)"),
+        ([0, 1, -1, 0, 0], r"expected whole numbers .*\(5,\), found -1"),
+        ([0, 1], r"found shape \(2,\)"),
+        ([0, 1.5, 0, 0, 0], r"found 1\.5"),
+        ([0, np.nan, 0, 0, 0], "found nan"),
+        ([0, None, 0, 0, 0], "found object"),
+        (list("abcde"), "found <U1; np.unique"),
+        (np.ma.zeros(5, int), "found a masked array"),
+        (np.zeros((5, 3), int), r"found shape \(5, 3\); labels\.argmax\(axis=1\)"),
     ],
     ids=str,
 )

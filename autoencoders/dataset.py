@@ -1,0 +1,211 @@
+"""What a data set is, and the words for arrays that are no images or no labels.
+
+Read next: data.py, which finds and loads the published sets, and own_images.py, which reads a user's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from minigrad.random import generator
+from minigrad.serialize import DataError
+
+MAX_BYTES = 1 << 30  # what a compressed file may expand to
+MAX_CLASSES = 10_000  # a conditional model has weights for each class; a label beyond is no class
+CHUNK = 1 << 20  # bytes that are read at a time
+ROUNDING = 1e-5  # by which floats may miss [0, 1]; whoever takes them clips them
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images, their labels if there are any, and where they came from.
+
+    Shapes: images (N, H, W, C), uint8, or float32 in [0, 1] where the file held floats; labels (N,), integers.
+    """
+
+    name: str
+    train_images: np.ndarray = field(repr=False)
+    train_labels: np.ndarray | None = field(repr=False)
+    test_images: np.ndarray = field(repr=False)
+    test_labels: np.ndarray | None = field(repr=False)
+    class_names: tuple[str, ...]
+    source: str  # what was read, and all that was assumed about it
+    label_fault: str = ""  # why labels that were found are not used
+    ordered: bool = False  # whether the training images may come class by class
+
+    @property
+    def classes(self) -> int:
+        """How many classes the labels tell apart: one for each name, or up to the largest label.
+
+        Raises:
+            DataError: training or test images have no labels, or there are more than MAX_CLASSES classes.
+        """
+        if self.train_labels is None or self.test_labels is None:
+            why = self.label_fault or "some have none"
+            raise DataError(f"{self.name}: a conditional model needs labels of training and test images; {why}")
+        count = len(self.class_names) or 1 + int(max(self.train_labels.max(), self.test_labels.max()))
+        if count > MAX_CLASSES:
+            raise fault(
+                self.name,
+                "labels",
+                f"0 to {MAX_CLASSES - 1} for a conditional model",
+                f"{count - 1}; number the classes from 0",
+            )
+        return count
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) over the name, dtype, shape and bytes of each of the four arrays, in the order above."""
+        digest = hashlib.sha256()
+        for name in ("train_images", "train_labels", "test_images", "test_labels"):
+            array = getattr(self, name)
+            if array is None:
+                digest.update(f"{name} none\n".encode())
+            else:
+                digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+                digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+    def limited(self, limit: int | None, seed: int | None) -> slice | np.ndarray:
+        """Which training images a run of at most `limit` images uses: the first ones, or where those may be of one
+        class, a random sample in ascending order. Without a seed the first ones: earlier versions took those."""
+        if limit is None or seed is None or limit >= len(self.train_images) or not self.ordered:
+            return slice(limit)
+        return np.sort(generator(seed, "limit").permutation(len(self.train_images))[:limit])
+
+    def as_recorded(self, content_hash: Any) -> Dataset:
+        """This set in the order that a run has recorded. Earlier versions left images without labels in the order of
+        their files; the split is the same."""
+        train, test = split_order(len(self.train_images) + len(self.test_images))
+        unlabelled = self.train_labels is None and self.test_labels is None
+        if unlabelled and len(test) == len(self.test_images) and content_hash != self.content_hash:
+            earlier = replace(
+                self,
+                train_images=self.train_images[np.argsort(train)],
+                test_images=self.test_images[np.argsort(test)],
+                ordered=True,
+            )
+            if earlier.content_hash == content_hash:
+                return earlier
+        return self
+
+
+def split_order(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training images, test images) of `count` images. Every 10th, beginning with the first, is a test image, so two
+    images are enough for a split. Both parts are shuffled: images come class by class, and the first thousand must
+    not be of one class."""
+    order = generator(0, "shuffle").permutation(count)
+    return order[order % 10 != 0], order[order % 10 == 0]
+
+
+# ------------------------------------------------------------------------------------------------ what is wrong
+
+
+def fault(where: object, what: str, expected: object, found: object) -> DataError:
+    return DataError(f"{where}: {what}: expected {expected}, found {found}")
+
+
+@contextlib.contextmanager
+def as_data_error(where: object) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a DataError that names `where`: decoders raise many types."""
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{where}: {error.strerror or error}") from error
+    except Exception as error:
+        raise DataError(f"{where}: cannot be read: {error or type(error).__name__}") from error
+
+
+def printable(name: str) -> str:
+    """A name from outside without what a terminal obeys or a report cannot be written with."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first three of many names."""
+    shown = [printable(name[:40]) for name in names]
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def value_fault(images: Any) -> str | None:
+    """Why these are not pixels, which are uint8 or floats in [0, 1], and what to do; None if they are."""
+    if np.ma.isMaskedArray(images):
+        return "expected plain arrays, found a masked one; images.filled(0) says what stands for the rest"
+    if images.dtype == np.uint8:
+        return None
+    if images.dtype.kind == "f":
+        return range_fault(float(images.min()), float(images.max()))
+    what = f"expected uint8, or floats in [0, 1], found {images.dtype}"
+    if images.dtype.kind not in "iub":
+        return what
+    low, high = int(images.min()), int(images.max())
+    if low < 0 or high > 255:
+        return f"{what} from {low} to {high}; scale them to that"
+    return f"{what}; images.astype(np.{'float32' if high <= 1 else 'uint8'}) makes them so"
+
+
+def range_fault(low: float, high: float) -> str | None:
+    """The same for floats from low to high, NaN if there is one."""
+    if math.isfinite(low) and math.isfinite(high):
+        if low >= -ROUNDING and high <= 1 + ROUNDING:
+            return None
+        found = f"{low:g} to {high:g}"
+        if -0.5 <= low < 0 and high <= 0.5:
+            mend = "add 0.5"
+        elif low > -0.5 and high < 1.5:
+            mend = "images.clip(0, 1) cuts off what exceeds"
+        elif low >= 0:
+            mend = "divide by 255" if 100 < high <= 255 else "divide by the value that stands for white"
+        else:
+            mend = "take (images + 1) / 2" if low >= -1 and high <= 1 else "undo the standardising"
+    else:
+        found = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
+        mend = "leave out the images that hold it, or repair them"
+    return f"expected floats in [0, 1], found {found}; {mend}"
+
+
+def class_labels(labels: Any, count: int) -> np.ndarray:
+    """The labels of `count` images as whole numbers (count,), int64.
+
+    (count, 1) is taken, and so are bool and floats without a fraction.
+
+    Raises:
+        DataError: they are something else; the message says what to do.
+    """
+    masked, labels = np.ma.isMaskedArray(labels), np.asarray(labels)
+    kind = labels.dtype.kind
+    found = None
+    if masked:
+        found = "a masked array"
+    elif kind not in "uifb":
+        text = "; np.unique(labels, return_inverse=True)[1] numbers them" if kind in "US" else ""
+        found = f"{labels.dtype}{text}"
+    elif not labels.size == count == max(labels.shape, default=1):
+        several = "; labels.argmax(axis=1) makes one of each one-hot row" if labels.ndim == 2 else ""
+        found = f"shape {labels.shape}{several}"
+    else:
+        labels = labels.reshape(count).astype({"f": np.float64, "b": np.uint8}.get(kind, labels.dtype), copy=False)
+        with np.errstate(invalid="ignore"):
+            wrong = labels[~((labels >= 0) & (labels < 2**63) & (labels % 1 == 0))]
+        found = str(wrong[0]) if len(wrong) else None
+    if found is not None:
+        raise DataError(f"labels: expected whole numbers from 0 on ({count},), found {found}")
+    return labels.astype(np.int64)
+
+
+def labels_or_why(read: Callable[[], Any], count: int) -> tuple[np.ndarray | None, str]:
+    """(labels, "") or (None, what is wrong with them): what a training may not need must not stop it."""
+    try:
+        return class_labels(read(), count), ""
+    except DataError as error:
+        return None, str(error)
