@@ -219,8 +219,9 @@ class Callback:
     """Override what you need; each method gets the running `Trainer`.
 
     To change the learning rate, set `trainer.optimizer.learning_rate` to a number, which replaces the schedule; to
-    change the weight of the KL term, set `trainer.model.beta`. Both act from the next step on; the history names what
-    the steps used, and a resumed run goes on with them.
+    change the weight of the KL term, set `trainer.model.beta`; to freeze a parameter, its `requires_grad`; to keep a
+    BatchNorm as it is, call its `eval()`. All act from the next step on; the history names the rate and beta that the
+    steps used, and a resumed run goes on with all of them.
     """
 
     def on_fit_begin(self, trainer: Trainer) -> None: ...
@@ -377,8 +378,16 @@ class Trainer:
         self.good: tuple[dict[str, np.ndarray], Progress] | None = None  # the last state that was seen to be finite
         self.received: list[int] = []  # signals
         self.capture = True
+        named = model.network.named_parameters(), model.network.modules()
+        self.switches: dict[str, tuple[Any, str]] = {
+            name: (x, switch)
+            for switch, things in zip(("requires_grad", "training"), named, strict=True)
+            for name, x in things
+            if name
+        }
         self.peak, self.config = model.learning_rate, model.config
         self.model_beta = model.beta
+        self.off: list[str] | None = None  # what was switched off when the step was captured
 
     # ---- the step: a function of arrays only ----
 
@@ -479,10 +488,9 @@ class Trainer:
             self._set_by_hand()
             with pinned(self.k):
                 self._call("on_fit_begin")
-                take_step = self.k.capture(self.step) if self.capture else self.step
                 with catch_signals(self.signals) as self.received, self._bar():
                     while self.progress.epoch < self.options.epochs and not (self.received or self._waited_enough()):
-                        self._run_epoch(take_step)
+                        self._run_epoch()
             if self.received:  # between two epochs, with the checkpoint of the first; or before any step
                 raise KeyboardInterrupt(self.received[0])
         finally:
@@ -503,7 +511,7 @@ class Trainer:
     def history(self) -> History:
         return History(self.progress.rows)
 
-    def _run_epoch(self, take_step: Callable[..., Array]) -> None:
+    def _run_epoch(self) -> None:
         p, options = self.progress, self.options
         self._call("on_epoch_begin")
         self._take_changes()
@@ -517,10 +525,12 @@ class Trainer:
             if self._take_changes():
                 scalars = self._scalars()
             self.used = self.rate(self.optimizer.steps + 1), self.beta(p.step + 1)
+            if (off := self._switched_off()) != self.off:
+                self.off, self.take_step = off, self.k.capture(self.step) if self.capture else self.step
             arguments = self._arguments(order, noise, scalars)
             count = len(arguments[0])
             try:
-                losses = take_step(*arguments)
+                losses = self.take_step(*arguments)
             except MemoryError as error:
                 mend = f"try --batch-size {max(1, self.batch_size // 2)}"
                 raise DeviceError(f"out of memory in a step on {count} images: {error}; {mend}") from error
@@ -573,12 +583,18 @@ class Trainer:
         """
         p, rate, beta = self.progress, self.optimizer.learning_rate, self.model.beta
         before = p.rate, p.beta
+        if self.model.learning_rate != self.peak:
+            raise ValueError("model.learning_rate: a callback has set it; set trainer.optimizer.learning_rate instead")
         if rate != self.rate:
             p.rate = _by_hand("optimizer.learning_rate", rate)
         if beta != (self.model_beta if p.beta is None else p.beta):
             p.beta = _by_hand("model.beta", beta)
             self.options.check_model(self.model)
         return before != (p.rate, p.beta)
+
+    def _switched_off(self) -> list[str]:
+        """The parameters that are frozen and the layers in evaluation mode."""
+        return [name for name, (x, switch) in self.switches.items() if not getattr(x, switch)]
 
     def _set_by_hand(self) -> None:
         """Set what a callback had set before this place of the run."""
@@ -753,6 +769,7 @@ class Trainer:
             "options": asdict(self.options),
             "learning_rate": self.peak,
             "progress": asdict(p),
+            "off": self._switched_off(),
             "data": self.data,
             "environment": environment(self.k),
         }
@@ -802,6 +819,8 @@ class Trainer:
             progress = Progress(**record["progress"])
             progress.check(self.options, len(self.trained), self.columns)
             self._take(arrays, progress)
+            for name, (x, switch) in self.switches.items() if "off" in record else ():
+                setattr(x, switch, name not in record["off"])
             # a record's names are sorted; history.csv has this order
             order = ["epoch", *self.columns, *(f"val_{name}" for name in self.columns), "learning_rate", "beta"]
             rows = self.progress.rows

@@ -308,6 +308,43 @@ def test_learning_rate_and_beta_act_at_the_next_step_and_are_written_down(hook, 
         assert resumed.seen == 6 * [(0.5, 0.25) if first < 18 else (1.0, float(np.float32(1e-2)))]
 
 
+def test_what_is_frozen_in_a_run_is_frozen_from_the_next_step_on_and_after_a_resume(tmp_path):
+    def change(trainer):
+        network = trainer.model.network
+        if trainer.progress.step == 3:
+            network.layers["encoder_conv_layer_1"].weight.requires_grad = False
+            network.layers["encoder_bn_2"].eval()
+            self.before = network.state_dict()
+        elif trainer.progress.step == 7:
+            network.layers["encoder_conv_layer_1"].weight.requires_grad = True
+            network.layers["encoder_bn_2"].train()
+
+    self, captured = On("on_batch_begin", change), []
+
+    def stop(trainer):
+        if trainer.progress.step == 5:
+            raise KeyboardInterrupt
+
+    whole, half = (trainer_of(compiled(), self, folder=tmp_path / name, save_every=1) for name in ("whole", "half"))
+    whole.k.capture = lambda step: captured.append(whole.progress.step) or step
+    try:
+        whole.run()
+    finally:
+        del whole.k.capture
+    assert captured == [0, 3, 7]
+    half.callbacks = [self, On("on_batch_end", stop)]
+    with pytest.raises(KeyboardInterrupt):
+        half.run()
+    moved = {name for name, x in half.model.network.state_dict().items() if (x != self.before[name]).any()}
+    assert "encoder_conv_layer_2.weight" in moved
+    assert not moved & {"encoder_conv_layer_1.weight", "encoder_bn_2.moving_mean", "encoder_bn_2.moving_variance"}
+    trainer = trainer_of(compiled(), self, save_every=1)
+    trainer.restore(*load_checkpoint(tmp_path / "half"))
+    assert trainer.progress.step == 4
+    trainer.run()
+    assert bits(trainer.model) == bits(whole.model)
+
+
 def test_the_parts_of_an_epoch_are_weighted_with_the_beta_of_their_steps():
     betas = [0.0, 0.0, 2.0, 2.0, 1.0, 0.5]
     losses = []
