@@ -6,10 +6,13 @@ every argument must have the type that the kernel declares, because a GPU would 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
+import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -40,6 +43,7 @@ class Parameter:
     kind: str
     dtype: Any
     pointer: bool
+    constant: bool
 
 
 @dataclass
@@ -99,8 +103,7 @@ def compile_kernels(source: str, macros: tuple[str, ...] = ()) -> dict[str, Kern
     """
     if compiler() is None:
         pytest.skip("there is no g++, which the CUDA kernels need to run on the CPU")
-    folder = Path(tempfile.gettempdir()) / "minigrad-cuda-on-cpu"
-    folder.mkdir(exist_ok=True)
+    folder = _private_folder()
     options = ["-std=c++17", "-O1", "-fPIC", "-w", *macros]
     parts = Path(__file__).read_text(), HEADER.read_text(), source, *options
     key = hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
@@ -123,6 +126,21 @@ def compile_kernels(source: str, macros: tuple[str, ...] = ()) -> dict[str, Kern
     return {name: Kernel(name, parameters, loaded[f"call_{name}"], sizes) for name, parameters in kernels.items()}
 
 
+def _private_folder() -> Path:
+    """Where the libraries are kept. What is loaded runs: so nobody else may be able to put it there."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigrad-cuda-on-cpu"
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+            return folder
+    except OSError:
+        pass
+    folder = Path(tempfile.mkdtemp(prefix="minigrad-cuda-on-cpu-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _run(command: list[Any], text: str) -> str:
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -134,11 +152,11 @@ def _parameters(text: str, kinds: dict[str, str]) -> list[Parameter]:
     parameters = []
     for declaration in text.split(","):
         declaration = declaration.replace("__restrict__", "")
-        match = re.fullmatch(r"\s*(?:const )?\s*([\w ]+?)\s*(\*?)\s*(\w+)\s*", declaration)
+        match = re.fullmatch(r"\s*(const )?\s*([\w ]+?)\s*(\*?)\s*(\w+)\s*", declaration)
         assert match, f"parameter {declaration!r}"
-        kind, star, name = match.groups()
+        constant, kind, star, name = match.groups()
         kind = kinds.get(kind, kind)
-        parameters.append(Parameter(name, kind, DTYPES.get(kind), bool(star)))
+        parameters.append(Parameter(name, kind, DTYPES.get(kind), bool(star), bool(constant)))
     return parameters
 
 

@@ -12,16 +12,22 @@ negative and mean the array's end, and a loop that has to ask is not vectorised.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
+from numba.misc.appdirs import AppDirs
 
+from . import plan, winograd
 from .plan import THIN
 from .winograd import AXIS
 
@@ -41,13 +47,48 @@ LAYER = np.dtype(
 """One layer of a chain: its size, how many images it takes at a time, and from where to where its parts are."""
 
 
+STAMP = hashlib.sha256(
+    b"".join(Path(str(file)).read_bytes() for file in (__file__, plan.__file__, winograd.__file__))
+    + f"{version('llvmlite')} {np.__version__}".encode()
+).hexdigest()
+"""Of all that is compiled in. Numba looks at the file of a function only, but freezes constants of others, too."""
+
+
 def compiled(loop: Callable[..., Any], fastmath: Any = frozenset({"contract"})) -> Any:
-    """The loop compiled for the arrays of its first call, without the interpreter lock and kept on disk."""
+    """The loop compiled for the arrays of its first call, without the interpreter lock and kept on disk.
+
+    Numba's cache is a pickle, which can run code. So it is kept where nobody else can write: in NUMBA_CACHE_DIR, or
+    else beside the source or in the user's cache; or not at all.
+    """
     options: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
-    try:
-        return numba.njit(loop, cache=True, **options)
-    except RuntimeError:  # there is no folder that the cache could be written to
-        return numba.njit(loop, **options)
+    asked = numba.config.CACHE_DIR
+    for folder in (asked,) if asked else ("", AppDirs("minigrad", False).user_cache_dir):
+        try:
+            if folder:
+                os.makedirs(folder, 0o700, exist_ok=True)
+            numba.config.CACHE_DIR = folder
+            kept = numba.njit(loop, cache=True, **options)
+            kept._cache._cache_file._source_stamp = kept._cache._cache_file._source_stamp, STAMP
+            if _private(Path(kept.stats.cache_path)):
+                return kept
+        except (RuntimeError, OSError, AttributeError):  # it cannot be written, or is that of an unknown version
+            continue
+        finally:
+            numba.config.CACHE_DIR = asked
+    return numba.njit(loop, **options)
+
+
+def _private(folder: Path) -> bool:
+    """Whether only this user, or the system's, can have put files there."""
+    for place in (folder.parent, folder) if hasattr(os, "getuid") else ():
+        found = place.stat()
+        if found.st_uid not in (0, os.getuid()):
+            return False
+        if not found.st_mode & 0o077:
+            return True  # nobody else comes in
+        if found.st_mode & 0o022:
+            return False
+    return True
 
 
 def prepare(gemm: Any, dtype: Any) -> None:
@@ -69,7 +110,7 @@ def prepare(gemm: Any, dtype: Any) -> None:
         if loop.stats.cache_misses and not told:
             often = "once on this machine"
             if isinstance(loop._cache, NullCache):
-                often = "every time, because Numba has no folder to keep them; set NUMBA_CACHE_DIR to one"
+                often = "every time, because Numba has no folder to keep them; set NUMBA_CACHE_DIR to one of yours alone"
             print(f"minigrad: compiling the numba kernels for {dtype} (some 15 s), {often}", file=sys.stderr)
             told = True
 
