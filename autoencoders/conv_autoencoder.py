@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from .training import Callback, DivergedError, History, Trainer, TrainingOptions
 
 Array = Any
 MODEL_FILE = "model.safetensors"
-_trained: ContextVar[nn.Module | None] = ContextVar("autoencoders_trained", default=None)  # one value per thread
 BATCH = 256  # images at a time outside training,
 BATCH_VALUES = 1 << 22  # of which large ones are fewer: so many numbers at a time
 
@@ -104,9 +102,11 @@ class Autoencoder:
         decoder = self._build_decoder()
         # All layers by name, for saving, moving and training them as a whole; never called. Those that are run:
         self.network = nn.Sequential({**encoder, **self.heads, **decoder})
-        self.encoder = _Part(encoder, self.network)  # images -> features
-        self.decoder = _Part(decoder, self.network)  # latents -> logits of the image
-        self.network.training = False  # see _Part
+        # fuse makes each convolution with its ReLU and BatchNorm one operation, with the same arithmetic: nn/fused.py
+        self.encoder = nn.fuse(encoder)  # images -> features
+        self.decoder = nn.fuse(decoder)  # latents -> logits of the image
+        for part in (self.network, self.encoder, self.decoder):
+            part.train(None)  # only in a Trainer's step
         self.network.initialize(seed)
         self.layer_rows = self._layer_rows()  # now, because it runs an image, which a profile of a training would show
         self.learning_rate = 0.0
@@ -417,15 +417,6 @@ class Autoencoder:
         with evaluation(), no_grad():
             yield
 
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """A context in training mode, for this thread alone: that of a Trainer's step."""
-        token = _trained.set(self.network)
-        try:
-            yield
-        finally:
-            _trained.reset(token)
-
 
 class VAE(Autoencoder):
     """A variational autoencoder: q(z | x) = N(mu, exp(log_variance)), prior N(0, I), trained on -ELBO.
@@ -584,24 +575,6 @@ class VAE(Autoencoder):
         if count < 1:
             raise DataError(f"sample: count is {count} but must be at least 1")
         return self.decode(generator(seed, "sample").standard_normal((count, self.latent_space_dim)), labels=labels)
-
-
-class _Part(nn.Sequential):
-    """The encoder or the decoder. It evaluates except in a Trainer's step, and after `network.train()`, which is for a
-    training loop of your own.
-
-    `fuse` makes each convolution with its ReLU and BatchNorm one operation, with the same arithmetic: nn/fused.py.
-    """
-
-    def __init__(self, layers: dict[str, nn.Module], network: nn.Module) -> None:
-        super().__init__(nn.fuse(layers).layers)
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.network.training or _trained.get() is self.network:
-            return super().forward(x)  # type: ignore[no-any-return]
-        with evaluation():
-            return super().forward(x)  # type: ignore[no-any-return]
 
 
 class _Append(Function):

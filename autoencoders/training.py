@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import minigrad
-from minigrad import Backend, DeviceError, Tensor, backend_of, optim
+from minigrad import Backend, DeviceError, Tensor, backend_of, nn, optim
 from minigrad.backend import pinned
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, numbered, save_state, write_atomically
@@ -307,7 +307,7 @@ _running: set[Any] = set()  # networks, by their ids, and folders of the trainin
 
 def _by_hand(name: str, value: Any) -> float:
     """The number that a callback has set."""
-    if not isinstance(value, Real) or not 0 <= value < math.inf:
+    if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         found = "a function" if callable(value) else repr(value)
         raise ValueError(
             f"{name}: a callback has set it to {found}, but it must be a finite number >= 0; for a schedule set the "
@@ -405,7 +405,7 @@ class Trainer:
         scalars: (beta, the optimiser's scalars), everything that changes from step to step.
         labels: rows of `one_hot`, for a conditional model. targets: clean images, where the others are noisy.
         """
-        with self.k.session(), self.model.training():
+        with self.k.session(), nn.training():
             self.optimizer.zero_grad()
             clean = None if targets is None else Tensor(targets)
             loss, parts = self.model.losses(Tensor(images), noise, scalars[0:1].reshape(()), labels, clean)
@@ -413,6 +413,7 @@ class Trainer:
             if self.options.clip_norm is not None:
                 optim.clip_grad_norm(self.optimizer, self.options.clip_norm)
             self.optimizer.update(scalars[1:])
+            self.optimizer.flat.mark_written()
             parts = parts if self.options.iw_samples == 1 else [*parts, loss]
             return self.k.xp.concatenate([part.data.reshape(1) for part in parts])
 
@@ -481,9 +482,8 @@ class Trainer:
             raise DivergedError(f"the training cannot begin: {name} is not finite")
         self.good = self._state(), deepcopy(self.progress)
         network = self.model.network
-        if not any(module.training for name, module in network.modules() if name):
-            network.train()  # somebody has called network.eval(), and not that of single layers
-        network.training = False  # that of the model outside of this training
+        if not any(module.training is not False for name, module in network.modules() if name):
+            network.train(None)  # somebody has called network.eval(), which means the model as it is now
         try:
             self._set_by_hand()
             with pinned(self.k):
@@ -594,7 +594,7 @@ class Trainer:
 
     def _switched_off(self) -> list[str]:
         """The parameters that are frozen and the layers in evaluation mode."""
-        return [name for name, (x, switch) in self.switches.items() if not getattr(x, switch)]
+        return [name for name, (x, switch) in self.switches.items() if getattr(x, switch) is False]
 
     def _set_by_hand(self) -> None:
         """Set what a callback had set before this place of the run."""
@@ -820,7 +820,8 @@ class Trainer:
             progress.check(self.options, len(self.trained), self.columns)
             self._take(arrays, progress)
             for name, (x, switch) in self.switches.items() if "off" in record else ():
-                setattr(x, switch, name not in record["off"])
+                on = True if switch == "requires_grad" else x.training or None
+                setattr(x, switch, False if name in record["off"] else on)
             # a record's names are sorted; history.csv has this order
             order = ["epoch", *self.columns, *(f"val_{name}" for name in self.columns), "learning_rate", "beta"]
             rows = self.progress.rows

@@ -14,7 +14,7 @@ from .layers import (
     Softplus,
     Tanh,
 )
-from .module import Module, Parameter, Sequential
+from .module import Module, Parameter, Sequential, training
 
 __all__ = [
     "BatchNorm",
@@ -33,4 +33,5 @@ __all__ = [
     "Softplus",
     "Tanh",
     "fuse",
+    "training",
 ]

@@ -13,7 +13,7 @@ from .. import init, ops
 from ..backend import Array, backend_of, default_backend
 from ..ops.conv import Pair, Size
 from ..ops.norm import BatchNorm as BatchNormFunction
-from ..tensor import Tensor, is_evaluating
+from ..tensor import Tensor
 from .module import Module, Parameter
 
 
@@ -121,7 +121,7 @@ class BatchNorm(Module):
     @property
     def uses_batch(self) -> bool:
         """Whether the statistics of the batch are used here and now, and followed."""
-        return self.training and not is_evaluating() and (self.gamma.requires_grad or self.beta.requires_grad)
+        return self.trains and (self.gamma.requires_grad or self.beta.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.uses_batch:
@@ -137,6 +137,8 @@ class BatchNorm(Module):
         work in the models."""
         k = backend_of(mean)
         k.batch_norm_update_(self.moving_mean.data, self.moving_variance.data, mean, variance, self.momentum)
+        self.moving_mean.mark_written()
+        self.moving_variance.mark_written()
 
 
 class Flatten(Module):

@@ -12,16 +12,20 @@ Read next: layers.py.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from .. import init
-from ..backend import Array, as_array, backend_of, default_backend, to_device
+from ..backend import Array, as_array, backend_of, default_backend, quietly, to_device
 from ..random import generator
-from ..tensor import Tensor, evaluation, no_grad
+from ..tensor import Tensor, evaluation, is_evaluating, no_grad
 
+_training: ContextVar[bool] = ContextVar("minigrad_training", default=False)  # one value per thread
 _parameters_made = itertools.count()
 
 
@@ -58,6 +62,13 @@ class Parameter(Tensor):
         """Draw new values, in place."""
         values = self.initializer(rng, self.shape, *self.fans).astype(self.dtype)
         self.data[...] = backend_of(self.data).from_host(values)
+        self.mark_written()
+
+    @property
+    def label(self) -> str:
+        """Its longest name in the models that there are, for messages."""
+        names = [name for m in modules_alive() for name, x in m.named_parameters() if x is self]
+        return max(names, key=len, default=super().label)
 
     def zero_grad(self) -> None:
         """Set the gradient to zero, in place."""
@@ -68,9 +79,13 @@ class Module:
     """Base of layers and models: define attributes in `__init__` and the computation in `forward`.
 
     Modules inside lists or dicts are not found; put them into a Sequential.
+
+    Attributes:
+        training: the mode: True, False, or None, which is training mode inside `nn.training` and evaluation mode
+            elsewhere.
     """
 
-    training = True
+    training: bool | None = True
 
     def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError
@@ -122,7 +137,12 @@ class Module:
         for name, parameter in self.named_parameters():
             parameter.initialize(generator(seed, "init", name))
 
-    def train(self, mode: bool = True) -> None:
+    @property
+    def trains(self) -> bool:
+        """Whether this module is in training mode here and now."""
+        return (_training.get() if self.training is None else self.training) and not is_evaluating()
+
+    def train(self, mode: bool | None = True) -> None:
         """Training mode: BatchNorm uses, and learns from, the statistics of the batch."""
         for _, module in self.modules():
             module.training = mode
@@ -131,13 +151,14 @@ class Module:
         """Evaluation mode: BatchNorm uses the moving statistics."""
         self.train(False)
 
+    @quietly
     def to(self, device: str | None = None, dtype: str | None = None) -> None:
         """Move the whole model to a device ("cpu", "cuda:0") or dtype ("float32", "float64").
 
         All parameters get new arrays and zero gradients, so make optimisers afterwards.
         """
         for _, x in self.named_tensors():
-            x.data = to_device(x.data, device or x.device).astype(dtype or x.dtype)
+            x.data, x.version = to_device(x.data, device or x.device).astype(dtype or x.dtype), [0]
             if isinstance(x, Parameter):
                 x.grad = backend_of(x.data).xp.zeros_like(x.data)
 
@@ -145,6 +166,7 @@ class Module:
         """Copies of all parameters and buffers as NumPy arrays, by full name."""
         return {name: x.numpy().copy() for name, x in self.named_tensors(every_name=True)}
 
+    @quietly
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set all parameters and buffers, in place. Nothing changes unless everything fits.
 
@@ -169,10 +191,17 @@ class Module:
             raise ValueError("load_state_dict: " + "; ".join(faults))
         for name, x in own.items():
             x.data[...] = to_device(as_array(state[name]), x.device)
+            x.mark_written()
 
     def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
         """Multiplications with a weight for inputs and outputs of these shapes; layers with weights override it."""
         return 0
+
+
+def modules_alive() -> list[Module]:
+    """All modules that there are, without those half built."""
+    found = [x for x in gc.get_objects() if issubclass(type(x), Module)]
+    return [x for x in found if not isinstance(x, Sequential) or "layers" in vars(x)]
 
 
 class Sequential(Module):
@@ -212,6 +241,16 @@ class Sequential(Module):
                 rows.append((name, layer, y.shape[1:], layer.multiply_adds(x.shape, y.shape)))
                 x = y
         return rows
+
+
+@contextmanager
+def training() -> Iterator[None]:
+    """Inside this context modules whose mode is None are in training mode, in this thread only."""
+    token = _training.set(True)
+    try:
+        yield
+    finally:
+        _training.reset(token)
 
 
 def _first(pairs: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
