@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
+import time
+import weakref
+from contextvars import ContextVar
 from pathlib import Path
 
+import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minigrad.backend.pool import Pool, usable_cores
+from minigrad.backend.pool import Pool, free_memory, usable_cores
 
 FAULTS = """
 import resource, sys
@@ -72,17 +77,125 @@ def test_a_shard_is_every_item_once_in_order():
         assert len(seen) <= min(threads, -(-count // least))
 
 
-def test_an_error_in_any_shard_is_raised_after_all_ended():
+@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("failing", [(0,), (1,), (2,), (3,), (1, 3), (0, 2)])
+def test_an_error_in_any_shard_is_raised_after_all_ended(failing, fault):
     done = []
 
     def task(shard, rows):
-        if shard == 1:
-            raise ValueError("shard 1")
+        if shard in failing:
+            raise fault(f"shard {shard}")
+        time.sleep(0.03)  # the fault comes first
         done.append(shard)
 
-    with pytest.raises(ValueError, match="shard 1"):
-        Pool(3).run(task, 3, 1)
-    assert sorted(done) == [0, 2]
+    pool = Pool(4)
+    with pytest.raises(fault, match=f"shard {failing[0]}"):
+        pool.run(task, 4, 1)
+    assert sorted([*done, *failing]) == [0, 1, 2, 3]
+    done.clear()
+    failing = ()
+    pool.run(task, 4, 1)
+    assert sorted(done) == [0, 1, 2, 3], "it works on"
+
+
+def test_every_shard_runs_in_the_context_of_the_caller():
+    name, seen = ContextVar("name", default="outside"), {}
+
+    def task(shard, rows):
+        seen[shard] = name.get(), np.geterr()["over"]
+        if shard:
+            name.set(f"of shard {shard}")
+
+    pool = Pool(4)
+    for over in ("raise", "ignore"):
+        token = name.set(over)
+        with np.errstate(over=over):
+            pool.run(task, 4, 1)
+        assert seen == dict.fromkeys(range(4), (over, over))
+        assert name.get() == over, "what a shard sets is its own"
+        name.reset(token)
+
+
+def test_who_is_free_takes_the_next_block_if_shards_need_not_be_apart():
+    """The thread that waits inside its block gets no other; the two others do all the rest."""
+    waiting, rest, seen = threading.Event(), threading.Event(), []
+
+    def task(index, rows):
+        if rows.start == 0:
+            waiting.set()
+            assert rest.wait(20), "the others do not take its blocks"
+        else:
+            waiting.wait(20)
+        seen.append((rows.start, index))
+        if len(seen) == 11:
+            rest.set()
+
+    Pool(3).run(task, 12, 1, shards_apart=False)
+    assert sorted(start for start, _ in seen) == list(range(12))
+    assert len({index for _, index in seen}) <= 3
+
+
+def test_a_pool_keeps_nothing_alive_and_its_threads_end_with_it():
+    class Thing:
+        pass
+
+    def ends(still) -> bool:
+        for _ in range(500):
+            gc.collect()
+            if not still():
+                return True
+            time.sleep(0.01)
+        return False
+
+    before = set(threading.enumerate())
+    pool, thing = Pool(3), Thing()
+    alive = weakref.ref(thing)
+    pool.run(lambda *_, thing=thing: None, 3, 1)
+    workers = set(threading.enumerate()) - before
+    assert len(workers) == 2
+    del thing
+    assert ends(lambda: alive() is not None), "a worker that waits holds its last job"
+    pool.run(lambda *_: None, 3, 1)
+    assert set(threading.enumerate()) - before == workers, "they are used again"
+    del pool
+    assert ends(lambda: any(worker.is_alive() for worker in workers))
+
+
+def test_no_more_threads_is_a_lack_of_memory(monkeypatch):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(MemoryError, match="can't start new thread"):
+        Pool(2).run(lambda *_: None, 2, 1)
+    Pool(2).run(lambda *_: None, 2, 1, least=2)  # needs none
+
+
+def test_scratch_is_reused_by_its_name_shape_and_dtype_only():
+    pool = Pool(1)
+    first = pool.scratch("a", (4, 3), np.float32)
+    assert first.shape == (4, 3)
+    assert not first.any()
+    first[...] = 7
+    for rows in (4, 2):
+        again = pool.scratch("a", (rows, 3), np.float32)
+        assert again.shape == (rows, 3)
+        assert np.shares_memory(again, first)
+    elsewhere = []
+    thread = threading.Thread(target=lambda: elsewhere.append(pool.scratch("a", (4, 3), np.float32)))
+    thread.start()
+    thread.join()
+    others = ("b", (4, 3), "f4"), ("a", (4, 5), "f4"), ("a", (4, 3, 1), "f4"), ("a", (4, 3), "f8"), ("a", (5, 3), "f4")
+    for x in [*elsewhere, *(pool.scratch(*other) for other in others)]:
+        assert not np.shares_memory(x, first)
+        assert not x.any(), "zero when first made"
+    assert pool.scratch("a", (4, 3), "f8").dtype == "f8"
+
+
+def test_scratch_of_many_shapes_is_not_kept_for_ever():
+    pool = Pool(1)
+    alive = [weakref.ref(pool.scratch(f"name {i}", (1, 2), np.float32).base) for i in range(300)]
+    assert 1 <= sum(x() is not None for x in alive) <= 64
 
 
 def test_blocks_are_even():
@@ -118,6 +231,16 @@ def test_blas_has_one_thread_inside_and_its_own_setting_outside():
             caller.join()
         assert inside == [{1}, {1}]
         assert blas_threads() == before
+        # Contexts in each other, and errors on the way out.
+        pool = Pool(2)
+        with pool.single_threaded_blas:
+            with pytest.raises(ZeroDivisionError):
+                pool.run(lambda shard, _: 1 // (1 - shard), 2, 1)
+            assert blas_threads() == {1}, "an inner one restores nothing"
+        assert blas_threads() == before
+        with pytest.raises(ZeroDivisionError):
+            pool.run(lambda shard, _: 1 // shard, 2, 1)
+        assert blas_threads() == before
 
 
 def test_a_fork_after_use_does_not_hang():
@@ -147,3 +270,45 @@ def test_usable_cores_respects_affinity_and_quota(monkeypatch):
     ):
         monkeypatch.setattr(Path, "read_text", lambda _, text=text: text)
         assert usable_cores() == expected
+
+
+SYSTEM = "MemTotal: 9000 kB\nMemFree: 7 kB\nMemAvailable:    3000 kB\nSwapFree:   500 kB\n"
+FREE = 1024 * 3500
+CGROUP = {"memory.max": "2000000\n", "memory.current": "1500000\n", "memory.stat": "anon 1200000\nfile 300000\n"}
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "cgroup", "limit", "wanted"),
+    [
+        pytest.param(SYSTEM, {}, -1, FREE, id="what is available, and swap"),
+        pytest.param(SYSTEM, CGROUP, -1, 800_000, id="the cgroup's limit, where pages of files can go"),
+        pytest.param(SYSTEM, CGROUP | {"memory.max": "max\n"}, -1, FREE, id="a cgroup without a limit"),
+        pytest.param(SYSTEM, CGROUP | {"memory.max": "900000000\n"}, -1, FREE, id="a cgroup that leaves more"),
+        pytest.param(SYSTEM, CGROUP | {"memory.current": "2500000\n"}, -1, 0, id="a cgroup that is full"),
+        pytest.param(SYSTEM, CGROUP | {"memory.stat": "anon 5\n"}, -1, FREE, id="a cgroup that does not say it"),
+        pytest.param(SYSTEM, CGROUP | {"memory.max": "odd\n"}, -1, FREE, id="a cgroup that says something else"),
+        pytest.param(SYSTEM, {"memory.max": "1\n", "memory.current": "1\n"}, -1, FREE, id="half a cgroup"),
+        pytest.param(SYSTEM, CGROUP, 705_000, 5_000, id="the limit of the process, less what it has"),
+        pytest.param(SYSTEM, CGROUP, 10_700_000, 800_000, id="a limit that leaves more"),
+        pytest.param(SYSTEM, {}, 600_000, 0, id="a process beyond its limit"),
+        pytest.param(None, CGROUP, 705_000, None, id="no /proc"),
+        pytest.param("MemAvailable: 3000 kB\n", CGROUP, -1, None, id="a /proc that says half of it"),
+        pytest.param("MemAvailable\n", {}, -1, None, id="a /proc that says something else"),
+    ],
+)
+def test_free_memory_is_the_least_that_anything_leaves(meminfo, cgroup, limit, wanted, monkeypatch):
+    resource = pytest.importorskip("resource")
+    files = {"/proc/meminfo": meminfo, "/proc/self/statm": "700 300 200 1 0 400 0\n"}
+    files |= {f"/sys/fs/cgroup/{name}": text for name, text in cgroup.items()}
+
+    def read_text(path, *_):
+        if files.get(str(path)) is None:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(resource, "getpagesize", lambda: 1000)
+    unlimited = resource.RLIM_INFINITY
+    kinds = {resource.RLIMIT_AS: unlimited if limit < 0 else limit}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (kinds[kind], unlimited))
+    assert free_memory() == wanted
