@@ -19,6 +19,10 @@ finds it. What CuPy 14 refuses raises here too; so do things that CuPy allows bu
 While a stream captures, what waits, copies from or to the host, or calls cuBLAS raises; what is launched is written
 down and undone again at the end, and the graph's `launch` does it. So whatever a step takes from anywhere but its
 arrays stays as it was, as on a GPU.
+
+Streams run beside each other. Each launch happens at once here, but it is an error if it reads what another stream
+wrote, or writes what another stream wrote or read, and nothing puts the one after the other: an event that was recorded
+after the first and waited for before the second, or a wait of the host in between.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
+import itertools
 import operator
 import sys
 import time
@@ -68,6 +73,7 @@ def reset(devices: int | None = None) -> Counters:
     counters.__init__()  # type: ignore[misc]  # in place: tests hold this object
     _launched = None
     _before.clear()
+    _captured.clear()
     MemoryPool.limit = 0
     if devices is not None:
         _devices, _current = devices, 0
@@ -104,15 +110,71 @@ def _refuse_in_a_capture(what: str) -> None:
 class Graph:
     """What a stream captured."""
 
-    def __init__(self, launches: list[Callable[[], object]]) -> None:
-        self._launches = launches
+    def __init__(self, launches: list[Callable[[], object]], work: list[tuple[list, list]]) -> None:
+        self._launches, self._work = launches, work
 
     def launch(self, stream: Stream | None = None) -> None:
         _refuse_in_a_capture("a graph in a graph")
         with np.errstate(all="ignore"):
             for again in self._launches:
                 again()
+        for reads, writes in self._work:
+            _order(reads, writes, stream)
         counters.launches["graph"] += 1
+
+
+# ---- what happens before what ----
+
+# A moment of a stream is how many launches it has had. What a stream, an event or the host has seen are the moments,
+# by the number of the stream, that lie before whatever it does next.
+Moments = dict[int, int]
+_latest: Moments = {}
+_seen_by_host: Moments = {}
+_captured: list[tuple[list[np.ndarray], list[np.ndarray]]] = []  # what the launches of a capture read and write
+
+
+@dataclass
+class _Work:
+    """The last write of an array's memory, and since then the last read of each stream."""
+
+    write: Moments = field(default_factory=dict)
+    reads: Moments = field(default_factory=dict)
+
+
+_work: dict[int, _Work] = {}  # of the arrays that are alive, by the id of what owns their memory
+
+
+def _merge(seen: Moments, others: Moments) -> None:
+    seen.update({stream: builtins.max(moment, seen.get(stream, 0)) for stream, moment in others.items()})
+
+
+def _order(reads: list, writes: list, stream: Stream | None = None) -> None:
+    """One launch on the stream, the current one by default. What is no array is left out.
+
+    Raises:
+        RuntimeError: nothing orders it after what another stream does with the same memory.
+    """
+    reads, writes = ([_owner(x) for x in arrays if isinstance(x, np.ndarray)] for arrays in (reads, writes))
+    if _launched is not None:
+        _captured.append((reads, writes))
+        return
+    stream = stream or _stream
+    _merge(stream._seen, _seen_by_host)
+    for what, arrays in (("read", reads), ("write", writes)):
+        for work in (_work[id(x)] for x in arrays if id(x) in _work):
+            for other, moment in [*work.write.items(), *(work.reads.items() if what == "write" else ())]:
+                if stream._seen.get(other, 0) < moment:
+                    raise RuntimeError(
+                        f"the double: {_place()} {what}s what another stream uses: nothing orders the two"
+                    )
+    _latest[stream._number] = now = _latest.get(stream._number, 0) + 1
+    stream._seen[stream._number] = now
+    for x in reads:
+        if id(x) in _work:  # else it is no array of this device, but an argument on the way there
+            _work[id(x)].reads[stream._number] = now
+    for x in writes:
+        _hold(x)
+        _work[id(x)] = _Work({stream._number: now})
 
 
 # ---- how arguments come in and results go out ----
@@ -133,10 +195,16 @@ class OutOfMemoryError(MemoryError):
 _held: dict[int, int] = {}  # bytes of the arrays that are alive, by the id of what owns their memory
 
 
-def _hold(host: np.ndarray) -> None:
-    """Count the array's memory until nothing uses it any more."""
+def _owner(host: np.ndarray) -> np.ndarray:
+    """The array that owns the memory."""
     while isinstance(host.base, np.ndarray):
         host = host.base
+    return host
+
+
+def _hold(host: np.ndarray) -> None:
+    """Count the array's memory until nothing uses it any more."""
+    host = _owner(host)
     if id(host) not in _held:
         used = builtins.sum(_held.values())
         if MemoryPool.limit and used + host.nbytes > MemoryPool.limit:
@@ -145,7 +213,8 @@ def _hold(host: np.ndarray) -> None:
                 f"{MemoryPool.limit:,} bytes)."
             )
         _held[id(host)] = host.nbytes
-        weakref.finalize(host, _held.pop, id(host), None).atexit = False
+        for table in (_held, _work):
+            weakref.finalize(host, table.pop, id(host), None).atexit = False
         counters.peak_memory = builtins.max(counters.peak_memory, builtins.sum(_held.values()))
 
 
@@ -192,10 +261,13 @@ def _count(name: str, inputs: list, outputs: list[np.ndarray], *, computes_in: o
     pure = floats and builtins.all(x.dtype == "float64" for x in floats)
     if not pure and (computes_in == "float64" or builtins.any(y.dtype == "float64" for y in outputs)):
         counters.float64[_place(), name] += 1
+    _order(inputs, outputs)
 
 
-def _synchronise(to_host: int = 0) -> None:
+def _synchronise(to_host: int = 0, seen: Moments | None = None) -> None:
+    """The host waits for what is seen there, or else for the current stream."""
     _refuse_in_a_capture("the host waits for the device")
+    _merge(_seen_by_host, _stream._seen if seen is None else seen)
     counters.synchronisations += 1
     if to_host:
         counters.to_host += 1
@@ -356,7 +428,8 @@ class ndarray:
     # -- to the host: allowed, counted --
 
     def get(self, stream=None, order="C", out=None, blocking=True):
-        _synchronise(to_host=self.nbytes)
+        _order([self._host], [], stream)
+        _synchronise(self.nbytes, stream and stream._seen)
         host = self._host.copy(order=order)
         if out is None:
             return host
@@ -364,6 +437,7 @@ class ndarray:
         return out
 
     def item(self):
+        _order([self._host], [])
         _synchronise(to_host=self.itemsize)
         return self._host.item()
 
@@ -436,6 +510,7 @@ class ndarray:
             host = host if builtins.any(part is Ellipsis for part in host) else (*host, Ellipsis)  # 0-d stays a view
             return _wrap(self._host[host], self._device)
         result = np.asarray(self._host[host])
+        _order([self._host, *host], [])
         _count("getitem", [result], [result])
         _record("getitem", lambda: np.copyto(result, self._host[host]))
         return _wrap(result, self._device)
@@ -462,6 +537,7 @@ class ndarray:
             if integers and written.max(initial=0) > 1:
                 raise IndexError("setitem: an index occurs twice; which value stays is undefined on a GPU")
         _write(self._host)
+        _order([values, *host], [self._host])
         with np.errstate(all="ignore"):
             self._host[host] = values
         _record("setitem", lambda: self._host.__setitem__(host, values))
@@ -565,6 +641,9 @@ class ndarray:
     def __deepcopy__(self, memo):
         return self.copy()
 
+    def __reduce__(self):
+        return _Functions.array, (self.get(),)
+
     def __matmul__(self, other):
         if getattr(other, "__array_ufunc__", self) is None:
             return NotImplemented
@@ -628,6 +707,7 @@ def _upload(name: str, data: object, dtype: object, order: str) -> ndarray:
     counters.transferred_bytes += host.nbytes
     if host.dtype == "float64":
         counters.float64[_place(), name] += 1
+    _order([], [host])
     return _wrap(host)
 
 
@@ -776,6 +856,10 @@ class _Functions:
     def stack(tup: Arrays, axis=0, out: Optional = None, *, dtype=None, casting="same_kind"):  # noqa: F821
         return np.stack(tup, axis, out, dtype=dtype, casting=casting)
 
+    @staticmethod
+    def may_share_memory(a, b, max_work=None):  # of bounds: it starts nothing on the device
+        return np.may_share_memory(a._host, b._host)
+
     # products
 
     @_device_function
@@ -923,7 +1007,7 @@ class Device:
         _current = self.id
 
     def synchronize(self) -> None:
-        _synchronise()
+        _synchronise(seen=_latest)
 
     def __enter__(self) -> Device:
         self._before.append(_current)
@@ -949,12 +1033,14 @@ class Event:
 
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
         self._time: float | None = None
+        self._seen: Moments = {}
 
     def record(self, stream: Stream | None = None) -> None:
         self._time = time.perf_counter()
+        self._seen = dict((stream or _stream)._seen)
 
     def synchronize(self) -> None:
-        _synchronise()
+        _synchronise(seen=self._seen)
 
 
 def get_elapsed_time(start_event: Event, end_event: Event) -> float:
@@ -965,11 +1051,16 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
 
 
 class Stream:
-    """A queue of launches; here each is done at once. Only one that is not the default stream can capture."""
+    """A queue of launches; here each is done at once. Only one that is not the default stream can capture. One that
+    blocks, which the default stream waits for and which waits for it, counts as that."""
+
+    _numbers = itertools.count(1)
 
     def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: int | None = None):
         self._default = null or not non_blocking
         self._outside: list[Stream] = []
+        self._number = 0 if self._default else next(self._numbers)
+        self._seen: Moments = _null_seen if self._default else {}
 
     def __enter__(self) -> Stream:
         global _stream
@@ -982,7 +1073,7 @@ class Stream:
         _stream = self._outside.pop()
 
     def synchronize(self) -> None:
-        _synchronise()
+        _synchronise(seen=self._seen)
 
     def record(self, event: Event | None = None) -> Event:
         event = event or Event()
@@ -990,7 +1081,7 @@ class Stream:
         return event
 
     def wait_event(self, event: Event) -> None:
-        assert isinstance(event, Event)
+        _merge(self._seen, event._seen)
 
     def begin_capture(self, mode: int | None = None) -> None:
         global _launched
@@ -1004,23 +1095,26 @@ class Stream:
         global _launched
         if _launched is None or _stream is not self:
             raise RuntimeError("cudaErrorIllegalState: this stream is not capturing")
-        graph, _launched = Graph(_launched), None
+        graph, _launched = Graph(_launched, list(_captured)), None
+        _captured.clear()
         for x, values in reversed(_before):
             np.copyto(x, values)
         _before.clear()
         return graph
 
 
+_null_seen: Moments = {}
 _stream = _null_stream = Stream(null=True)
 
 
 class MemoryPool:
-    """Memory for `using_allocator`. Only the default pool's limit is kept, for all memory."""
+    """Memory for `using_allocator`. Only the default pool's limit is enforced, for all memory."""
 
-    limit = 0
+    limit = 0  # of the default pool
 
     def __init__(self, allocator: object = None) -> None:
         self.malloc = object()
+        self._limit = 0
 
     def used_bytes(self) -> int:
         return builtins.sum(_held.values())
@@ -1029,11 +1123,12 @@ class MemoryPool:
         return 0
 
     def get_limit(self) -> int:
-        return MemoryPool.limit
+        return MemoryPool.limit if self is _default_pool else self._limit
 
     def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
         if self is _default_pool:
             MemoryPool.limit = size or 0
+        self._limit = size or 0
 
 
 _default_pool = MemoryPool()
@@ -1089,6 +1184,9 @@ class _RawKernel:
         host = tuple(x._host if isinstance(x, ndarray) else x for x in args)
         _write(*host)
         self._kernel(grid, block, host)
+        pairs = zip(self._kernel.parameters, args, strict=True)
+        given = [(parameter.constant, x._host) for parameter, x in pairs if isinstance(x, ndarray)]
+        _order([x for constant, x in given if constant], [x for constant, x in given if not constant])
         _record(self._kernel.name, lambda: self._kernel(grid, block, host))
         counters.launches[self._kernel.name] += 1
         counters.bytes += builtins.sum(x.nbytes for x in arrays)

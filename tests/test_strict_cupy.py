@@ -404,3 +404,100 @@ def test_pure_float64_work_is_not_a_leak() -> None:
     x = device(HOST.astype("float64"))
     (x * 2 + x.sum()) @ x.T
     assert not counters.float64
+
+
+# ---- streams ----
+
+KERNEL = 'extern "C" __global__ void twice(const float *x, float *y) { y[threadIdx.x] = 2 * x[threadIdx.x]; }'
+
+
+def other() -> Any:
+    return xp.cuda.Stream(non_blocking=True)
+
+
+def on(stream: Any, function: Callable, *arguments: Any) -> None:
+    with stream:
+        function(*arguments)
+
+
+def write(x: Any) -> None:
+    x[...] = 1.0
+
+
+def twice(x: Any, y: Any) -> None:
+    xp.RawModule(code=KERNEL).get_function("twice")((1,), (12,), (x, y))
+
+
+def copy_into(y: Any, x: Any) -> None:
+    y[...] = x
+
+
+def replay(x: Any) -> None:
+    stream = xp.cuda.get_current_stream()
+    with xp.cuda.using_allocator(xp.cuda.MemoryPool().malloc):
+        stream.begin_capture()
+        x += 1.0
+        stream.end_capture().launch(stream)
+
+
+# what stream a does with x, what comes in between, what stream b does then; whether it may
+ORDERS: dict[str, tuple[Callable, Callable | None, Callable, bool]] = {
+    "reads what was written": (write, None, lambda x: x.sum(), False),
+    "reads another view of it": (lambda x: write(x[:1]), None, lambda x: x.T[0].copy(), False),
+    "reads by an index": (write, None, lambda x: x[xp.arange(2)], False),
+    "copies it": (write, None, lambda x: copy_into(xp.zeros((3, 4), dtype="float32"), x), False),
+    "hands it to the host": (write, None, lambda x: x.get(), False),
+    "reads it in a kernel": (write, None, lambda x: twice(x, x + 0), False),
+    "reads what a kernel wrote": (
+        lambda x: twice(xp.zeros((3, 4), dtype="float32"), x),
+        None,
+        lambda x: x.sum(),
+        False,
+    ),
+    "reads what a graph wrote": (replay, None, lambda x: x.sum(), False),
+    "writes what was written": (write, None, write, False),
+    "writes what is read": (lambda x: x.sum(), None, write, False),
+    "writes what a kernel reads": (lambda x: twice(x, xp.zeros((3, 4), dtype="float32")), None, write, False),
+    "waited for what came before": (write, lambda a, b, before: b.wait_event(before), lambda x: x.sum(), False),
+    "was waited for": (write, lambda a, b, before: a.wait_event(b.record()), lambda x: x.sum(), False),
+    "was waited for by the host": (write, lambda a, b, before: b.synchronize(), lambda x: x.sum(), False),
+    "reads what is read": (lambda x: x.sum(), None, lambda x: x.sum(), True),
+    "works on other memory": (write, None, lambda x: xp.zeros(3).sum(), True),
+    "waited and reads": (write, lambda a, b, before: b.wait_event(a.record()), lambda x: x.sum(), True),
+    "waited and writes": (write, lambda a, b, before: b.wait_event(a.record()), write, True),
+    "follows a wait of the host": (write, lambda a, b, before: a.synchronize(), lambda x: x.sum(), True),
+    "follows one for the device": (write, lambda a, b, before: xp.cuda.Device().synchronize(), write, True),
+    "follows one for an event": (write, lambda a, b, before: a.record().synchronize(), lambda x: x.sum(), True),
+    "follows a copy to the host": (lambda x: (write(x), x.get()), None, lambda x: x.sum(), True),
+}
+
+
+@pytest.mark.parametrize("what", ORDERS)
+@pytest.mark.parametrize("default", ["a", "b"])
+def test_work_on_two_streams_needs_an_order(what: str, default: str) -> None:
+    first, between, then, allowed = ORDERS[what]
+    a, b = (other(), xp.cuda.get_current_stream())[:: 1 if default == "b" else -1]
+    if first is replay and default == "a":
+        a, b = other(), other()  # the default stream cannot capture
+    x = xp.asarray(HOST)
+    xp.cuda.Device().synchronize()
+    before = a.record()
+    on(a, first, x)
+    if between:
+        between(a, b, before)
+    if allowed:
+        on(b, then, x)
+    else:
+        with pytest.raises(RuntimeError, match="nothing orders the two"):
+            on(b, then, x)
+
+
+def test_an_order_is_handed_on() -> None:
+    a, b, c, x = other(), other(), other(), xp.asarray(HOST)
+    xp.cuda.Device().synchronize()
+    on(a, write, x)
+    b.wait_event(a.record())
+    c.wait_event(b.record())
+    on(c, write, x)
+    with pytest.raises(RuntimeError, match="nothing orders the two"):
+        on(b, write, x)
