@@ -701,6 +701,53 @@ def test_a_frozen_number_would_be_seen(cuda_device: str) -> None:
     assert found == [0, 1, 2, 3, 3, 3]
 
 
+@pytest.mark.parametrize("missing", ["before the step", "after the step"])
+def test_a_wait_that_is_missing_is_seen(missing: str, cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the first the step reads what is not there yet, without the second whoever takes its result does."""
+    wait, default = strict_cupy.Stream.wait_event, strict_cupy.cupy.cuda.get_current_stream()
+
+    def wait_event(stream: Any, event: Any) -> None:
+        if (stream is default) != (missing == "after the step"):
+            wait(stream, event)
+
+    monkeypatch.setattr(strict_cupy.Stream, "wait_event", wait_event)
+    with pytest.raises(RuntimeError, match="nothing orders the two"):
+        run_of(2, capture=True)
+
+
+def test_a_captured_step_keeps_what_it_was_given_and_gave(cuda_device: str) -> None:
+    """Whoever calls it may hold the arguments and results of all calls and write on them: nothing is shared, before the
+    recording and after it, with the recorded memory. None stays None, and other shapes or dtypes run as they are."""
+    k = minigrad.use(device="cuda")
+    take_step = k.capture(lambda x, none, y: x * 2.0 + y if none is None else x)
+    counters = strict_cupy.reset()
+    given: list[Any] = []
+    results, wanted = [], []
+    for i in range(9):
+        shape, dtype = (2 if i == 4 else 3), ("float64" if i == 6 else "float32")
+        x, y = (np.full(shape, number, dtype) for number in (i, 0.5))
+        given += [(k.from_host(x), x), (k.from_host(y), y)]
+        results.append(take_step(given[-2][0], None, given[-1][0]))
+        wanted.append(2 * x + y)
+        if i % 2:
+            results[-1] += 1.0
+            wanted[-1] += 1
+    for found, host in [*given, *zip(results, wanted, strict=True)]:
+        assert found.dtype == host.dtype
+        np.testing.assert_array_equal(k.to_host(found), host)
+    assert cuda_device == "gpu" or counters.launches["graph"] == 9 - 3 - 2
+
+
+def test_a_graph_gets_the_memory_that_others_leave(cupy_double: object) -> None:
+    k = minigrad.use(device="cuda")
+    held = k.from_host(np.zeros(1000, np.float32))
+    assert k.capture(lambda x: x).pool.get_limit() == 0, "no limit"
+    used = strict_cupy.cupy.get_default_memory_pool().used_bytes()
+    for limit, left in ((used + 5000, 5000), (used - held.nbytes, 1)):
+        k.limit_memory(limit)
+        assert k.capture(lambda x: x).pool.get_limit() == left
+
+
 def test_on_the_cpu_a_step_is_called_as_it_is() -> None:
     step = lambda x: x  # noqa: E731
     assert minigrad.use(kernels="numpy").capture(step) is step

@@ -63,6 +63,7 @@ def test_a_shard_is_every_item_once_in_order():
         (4, 9, 1, 4),
         (2, 0, 1, 1),
         (1, 16, 7, 1),
+        (1, 19, 10, 1),
     ):
         seen: dict[int, list[int]] = {}
         sizes = []
