@@ -628,24 +628,43 @@ def campaign(record: dict[str, Any]) -> str:
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(TO_WHAT.sub("", row["what"]), []).append(row)
+    names = {
+        "runs": "runs",
+        "injected": "injected",
+        "effective": "took effect",
+        "in_save": "hit a save",
+        "lost": "lost",
+    }
+    names["seconds"] = "seconds"
     lines = []
     for what, group in groups.items():
         victims = ", ".join(found[1] for row in group if (found := TO_WHAT.search(row["what"])))
-        sums = [sum(row[name] for row in group) for name in ("faults", "lost", "seconds")]
-        lines.append([what, victims, *map(number, sums)])
-    total = [sum(row[name] for row in rows) for name in ("lost", "seconds")]  # not of faults, which differ in kind
-    lines.append(["**all**", "", "", *(f"**{number(value)}**" for value in total)])
+        lines.append([what, victims, *(number(sum_of(group, name)) for name in names)])
+    # no sum of what was injected, which differs in kind
+    total = {name: number(sum_of(rows, name)) for name in names if name not in ("injected", "effective")}
+    lines.append(["**all**", "", *(bold(total.get(name, ""), True) for name in names)])
+    remark = "`runs` are trainings and programs that were started. An empty cell was not counted.\n\n"
+    if not any("effective" in row for row in rows):
+        remark = (
+            "How many runs were made, how many faults took effect and how many hit a save was not recorded then.\n\n"
+        )
     changed = ", with changes" if record["dirty"] else ""
     commit = (record["commit"] or "unknown")[:12]
     gpu = record.get("gpu")
     device = f"{gpu['name']}, driver {gpu['driver']}, " if gpu else ""
     libraries = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if name != "minigrad")
-    columns = ["fault", "of what", "injected", "lost", "seconds"]
+    failed = "".join(f"\n**Failed**: `{test}`\n" for test in record.get("failed", []))
     return (
-        f"{table(columns, lines)}\n`{record['command']}`, seed {record['seed']}, "
+        f"{table(['fault', 'of what', *names.values()], lines)}\n{remark}`{record['command']}`, seed {record['seed']}, "
         f"{record['date']}, commit {commit}{changed}, {record['seconds'] / 60:.0f} min on {device}"
-        f"{record['machine']}, Python {record['python']}, {libraries}.\n"
+        f"{record['machine']}, Python {record['python']}, {libraries}.\n{failed}"
     )
+
+
+def sum_of(rows: Rows, name: str) -> int | float | None:
+    """Of a counter; None if no row has it."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return sum(values) if values else None
 
 
 def renew(readme: Path, name: str, text: str) -> None:

@@ -1,9 +1,10 @@
 """Saves, trains and evaluates while one call of the system after another fails; under fault_layer.cpp (LD_PRELOAD).
 
-    python tests/fault_worker.py save|run|replace|evaluate|generator EVERY SEED FOLDER
+    python tests/fault_worker.py save|run|replace|evaluate|generator EVERY SEED FOLDER [PLANT]
 
 Every EVERY-th call is made to fail, in a try of its own, with each of ENOSPC, EIO, a short write and kill -9. Prints
-JSON: how many faults were injected, in how many tries the documented error or the kill came, and what was lost.
+JSON: how many faults were injected, in how many tries the documented error or the kill came, and what was lost. With
+any PLANT files are written in place, so that something is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -39,6 +41,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import evaluate
 import generator
 
+whole_save = save_state
 LAYER = ctypes.CDLL(None)
 LAYER.fault_stop.restype = ctypes.c_long
 KILL = -1
@@ -231,8 +234,27 @@ def first_of(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def save_in_place(path: Path, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+    """What `save_state` writes, but over the old file, and in parts."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        whole = Path(elsewhere) / path.name
+        whole_save(whole, arrays, record)
+        content = whole.read_bytes()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        for part in (content[:1000], content[1000:]):
+            os.write(file, part)
+    except OSError as error:
+        raise DataError(f"{path}: {error}") from error
+    finally:
+        os.close(file)
+
+
 def main() -> None:
+    global save_state
     what, every, seed, place = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    if sys.argv[5:]:
+        save_state = save_in_place
     plain = minigrad.use(kernels="plain")
     minigrad.use = lambda *_: plain
     # what takes long is not the writing

@@ -1,7 +1,8 @@
 """The fault campaign: tests that inject faults by the hundred and count what was lost.
 
 Every such test takes the fixture `campaign` and runs twice: with the few faults that fit into the usual tests, and only
-with `python -m pytest -m campaign` with the many that `benchmarks/results/campaign.json` then counts. The part of it
+with `python -m pytest -m campaign` with the many that `benchmarks/results/campaign.json` then counts, also when
+something was lost: the record holds the losses and the tests that failed. The part of it
 that needs a GPU is `python -m pytest -m "campaign and gpu"` and leaves `campaign_gpu.json`; the workers of pytest-xdist
 can share it. The faults are drawn from `--campaign-seed` (0 unless given), which the head of the output names: the same
 seed, the same faults.
@@ -33,6 +34,10 @@ from minigrad.random import generator
 ROOT = Path(__file__).parent.parent
 RESULTS = {"campaign": "campaign.json", "campaign and gpu": "campaign_gpu.json"}  # by the option -m
 ROW = "campaign"  # the name of a test's property that is a row of the result
+COUNTERS = ("runs", "injected", "effective", "in_save", "lost")
+"""Of a row: trainings or programs that were started; faults or drawn cases; those that ended a run, were refused, or
+changed what was computed; those that came while a save was in progress; and those after which something was lost or
+wrong. None: the test does not count it."""
 
 
 class Campaign:
@@ -41,14 +46,14 @@ class Campaign:
     Attributes:
         full: whether this is the whole campaign. seed: of all faults. gpu: whether the test needs a GPU.
         backends: for the name of a row, those that tests with the fixture `backend` add up in it.
-        faults, lost: counted by the test.
+        row: what the test has counted, by the names of COUNTERS.
     """
 
     def __init__(self, name: str, full: bool, seed: int, gpu: bool) -> None:
         self.name, self.full, self.seed, self.gpu = name, full, seed, gpu
         self.backends = "cuda" if gpu else "all backends"
-        self.faults = self.lost = 0
         self.what = ""
+        self.row: dict[str, int | None] = {}
 
     def count(self, few: int, many: int, gpu: tuple[int, int] | None = None) -> int:
         """How many faults this run injects; on a GPU, where a process takes a second to start, others."""
@@ -58,10 +63,14 @@ class Campaign:
         """Random numbers of this seed and key."""
         return generator(self.seed, "campaign", self.name, *key)
 
-    def survived(self, what: str, faults: int, lost: int = 0) -> None:
-        """Record the outcome under the name that the table shows. Whatever was lost fails the test."""
-        self.what, self.faults, self.lost = what, faults, lost
-        assert not lost, f"{what}: {lost} of {faults} lost; seed {self.seed}"
+    def survived(self, what: str, injected: int, lost: int = 0, **more: int | None) -> None:
+        """Record the outcome under the name that the table shows. Whatever was lost fails the test. more: the other
+        COUNTERS, if the test has them."""
+        self.what = what
+        self.row = {name: None if value is None else int(value) for name, value in more.items()}
+        self.row |= {"injected": int(injected), "lost": int(lost)}
+        assert set(self.row) <= set(COUNTERS)
+        assert not lost, f"{what}: {lost} of {injected} lost; seed {self.seed}"
 
 
 @pytest.fixture(params=["few", pytest.param("full", marks=pytest.mark.campaign)])
@@ -72,8 +81,8 @@ def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
     start = time.perf_counter()
     yield made
     if made.full and made.what:  # it was not skipped
-        row = {"faults": int(made.faults), "lost": int(made.lost), "seconds": time.perf_counter() - start}
-        test.user_properties.append((ROW, {"what": made.what, **row}))  # its report brings it out of a worker, too
+        row = {"what": made.what, **made.row, "seconds": time.perf_counter() - start}
+        test.user_properties.append((ROW, row))  # its report brings it out of a worker, too
 
 
 @contextmanager
@@ -151,19 +160,22 @@ class Result:
         self.config, self.started = config, time.perf_counter()
         self.asked = config.getoption("-m")
         self.rows: dict[str, dict[str, Any]] = {}  # by what was done
+        self.failed: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and self.asked in RESULTS:  # now: a machine may be taken away before the end
+            self.failed.append(report.nodeid)
             terminal = self.config.pluginmanager.get_plugin("terminalreporter")
             terminal.write_line(f"\n{report.nodeid}\n{report.longreprtext[-3000:]}")
         for found in [value for name, value in report.user_properties if name == ROW and report.when == "teardown"]:
-            row = self.rows.setdefault(found["what"], {"faults": 0, "lost": 0, "seconds": 0.0})
+            row = self.rows.setdefault(found["what"], dict.fromkeys((*COUNTERS, "seconds")))
             for key in row:
-                row[key] += found[key]
+                if found.get(key) is not None:
+                    row[key] = (row[key] or 0) + found[key]
 
     def pytest_sessionfinish(self, exitstatus: int) -> None:
         whole = self.asked in RESULTS and not self.config.getoption("-k") and not self.config.option.file_or_dir
-        if whole and exitstatus == 0 and self.rows:
+        if whole and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and self.rows:
             text = json.dumps(self.record(), indent=1)
             (ROOT / "benchmarks" / "results" / RESULTS[self.asked]).write_text(text + "\n", encoding="utf-8")
 
@@ -183,6 +195,7 @@ class Result:
             "python": platform.python_version(),
             "machine": f"{usable_cores()} cores, {platform.system()} {platform.machine()}",
             "versions": {"minigrad": minigrad.__version__, "NumPy": np.__version__, **installed()},
+            "failed": sorted(set(self.failed)),
             "rows": rows,
         }
         if "gpu" in self.asked:

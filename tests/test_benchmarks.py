@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import signal
@@ -12,6 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
+import faults
 import numpy as np
 import pytest
 from faults import started
@@ -237,29 +239,75 @@ def test_the_table_of_recipes_has_mean_and_deviation_over_seeds(recipes, tmp_pat
     assert readme.read_text() == "no marks\n"
 
 
+CAMPAIGN = {"command": "pytest", "seed": 7, "date": "today", "commit": "0123456789abcdef", "dirty": True}
+CAMPAIGN |= {"seconds": 90.0, "machine": "2 cores", "python": "3.11", "versions": {"NumPy": "2.4"}}
+
+
 def test_the_table_of_the_campaign_adds_up(load):
-    lost = {"kills": 0, "cuts (ae-plain-1), in all": 2, "cuts (vae-numpy-2), in all": 1}
-    rows = [{"what": what, "faults": 1200, "lost": lost[what], "seconds": 3.4} for what in lost]
-    record = {"command": "pytest", "seed": 7, "date": "today", "commit": "0123456789abcdef", "dirty": True}
-    record |= {"seconds": 90.0, "machine": "2 cores", "python": "3.11", "versions": {"NumPy": "2.4"}, "rows": rows}
-    text = load("report").campaign(record)
-    assert "| kills |  | 1,200 | 0 | 3 |" in text
-    assert "| cuts, in all | ae-plain-1, vae-numpy-2 | 2,400 | 3 | 7 |" in text
-    assert "| **all** |  |  | **3** | **10** |" in text
+    counted = {"runs": 5, "injected": 1200, "effective": 1100, "in_save": 7, "lost": 2, "seconds": 3.4}
+    rows = [
+        {"what": "kills", **counted, "runs": None, "effective": None, "in_save": None, "lost": 0},
+        {"what": "cuts (ae-plain-1), in all", **counted},
+        {"what": "cuts (vae-numpy-2), in all", **counted, "in_save": None, "lost": 1},
+    ]
+    text = load("report").campaign(CAMPAIGN | {"rows": rows, "failed": ["tests/test_x.py::test_y"]})
+    assert "| fault | of what | runs | injected | took effect | hit a save | lost | seconds |" in text
+    assert "| kills |  |  | 1,200 |  |  | 0 | 3 |" in text
+    assert "| cuts, in all | ae-plain-1, vae-numpy-2 | 10 | 2,400 | 2,200 | 7 | 3 | 7 |" in text
+    assert "| **all** |  | **10** |  |  | **7** | **3** | **10** |" in text
     assert "`pytest`, seed 7, today, commit 0123456789ab, with changes, 2 min on 2 cores" in text
+    assert "**Failed**: `tests/test_x.py::test_y`" in text
+    assert "not recorded" not in text
+
+
+def test_a_record_without_the_later_counters_says_so(load):
+    rows = [{"what": "kills", "injected": 1200, "lost": 0, "seconds": 3.4}]
+    text = load("report").campaign(CAMPAIGN | {"rows": rows})
+    assert "| kills |  |  | 1,200 |  |  | 0 | 3 |" in text
+    assert "how many faults took effect and how many hit a save was not recorded then" in text
+    assert "Failed" not in text
 
 
 def test_the_campaign_on_a_gpu_stands_below_the_other_one(load, tmp_path):
-    rows = [{"what": "kills", "faults": 1200, "lost": 0, "seconds": 3.4}]
-    record = {"command": "pytest", "seed": 7, "date": "today", "commit": None, "dirty": False, "seconds": 90.0}
-    record |= {"machine": "2 cores", "python": "3.11", "versions": {"NumPy": "2.4", "CuPy": "14.2"}, "rows": rows}
+    record = CAMPAIGN | {"rows": [{"what": "kills", "injected": 1200, "lost": 0, "seconds": 3.4}], "commit": None}
     for name, more in (("campaign", {}), ("campaign_gpu", {"gpu": {"name": "NVIDIA X", "driver": "580.1"}})):
         (tmp_path / f"{name}.json").write_text(json.dumps({**record, **more}))
     assert load("report").main(["--results", str(tmp_path)]) == 0
     text = (tmp_path / "campaign.md").read_text()
-    assert text.count("| kills |  | 1,200 | 0 | 3 |") == 2
+    assert text.count("| kills |  |  | 1,200 |") == 2
     below = text.splitlines()[-1]
-    assert "commit unknown, 2 min on NVIDIA X, driver 580.1, 2 cores, Python 3.11, NumPy 2.4, CuPy 14.2." in below
+    assert "commit unknown, with changes, 2 min on NVIDIA X, driver 580.1, 2 cores, Python 3.11, NumPy 2.4." in below
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_campaign_that_lost_something_is_recorded_with_its_losses(monkeypatch, tmp_path, whole):
+    """Rows of several tests and workers add up, a failed test is named, and a part of the campaign is no record."""
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    monkeypatch.setattr(faults, "ROOT", tmp_path)
+    options = Namespace(file_or_dir=[] if whole else ["tests/test_x.py"], numprocesses=2)
+    asked = {"-m": "campaign", "-k": "", "--campaign-seed": 3}
+    terminal = Namespace(write_line=lambda _: None)
+    config = Namespace(option=options, getoption=asked.get, pluginmanager=Namespace(get_plugin=lambda _: terminal))
+    result = faults.Result(config)
+    for number, lost in enumerate((0, 2)):
+        campaign = faults.Campaign("test_y", True, 3, False)
+        with pytest.raises(AssertionError, match="2 of 10 lost; seed 3") if lost else contextlib.nullcontext():
+            campaign.survived("kills", 10, lost, runs=4, in_save=number)
+        row = [(faults.ROW, {"what": "kills", **campaign.row, "seconds": 1.0})]
+        for when, failed in (("call", bool(lost)), ("teardown", False)):
+            report = {"nodeid": f"test_y[{number}]", "when": when, "failed": failed, "longreprtext": ""}
+            result.pytest_runtest_logreport(Namespace(**report, user_properties=row))
+    result.pytest_sessionfinish(pytest.ExitCode.TESTS_FAILED)
+    file = tmp_path / "benchmarks/results/campaign.json"
+    assert file.exists() == whole
+    if whole:
+        record = json.loads(file.read_text())
+        counted = {"runs": 8, "injected": 20, "effective": None, "in_save": 1, "lost": 2, "seconds": 2.0}
+        assert record["rows"] == [{"what": "kills", **counted}]
+        assert record["failed"] == ["test_y[1]"]
+        file.unlink()
+        result.pytest_sessionfinish(pytest.ExitCode.INTERRUPTED)
+        assert not file.exists()
 
 
 def test_the_gpu_table_names_the_commit_and_the_fastest_row(load):

@@ -7,6 +7,7 @@ the whole float32 range; what comes of NaN and infinity, against PyTorch.
 from __future__ import annotations
 
 import math
+import traceback
 import zlib
 from collections.abc import Callable
 
@@ -52,17 +53,22 @@ def terms(case: Case) -> int:
     return x[-1]
 
 
-def drawn(campaign: Campaign, op: str, count: int, check: Callable[[Case, np.dtype, str], None]) -> int:
+def drawn(campaign: Campaign, op: str, count: int, check: Callable[[Case, np.dtype, str], None]) -> tuple[int, int]:
     """Run a check on so many drawn calls of an operation in either precision; Hypothesis shrinks one that fails.
-    Returns the number of both."""
+    Returns (the number of both, in how many of the precisions one has failed)."""
 
     def run(data: st.DataObject, dtype: np.dtype) -> None:
         check(DRAWN[op](data.draw), dtype, data.draw(st.sampled_from(sorted(LAYOUTS))))
 
     quiet = settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    failed = 0
     for dtype in (np.dtype("f4"), np.dtype("f8")):
-        seed(campaign.seed)(quiet(given(data=st.data(), dtype=st.just(dtype))(run)))()
-    return 2 * count
+        try:
+            seed(campaign.seed)(quiet(given(data=st.data(), dtype=st.just(dtype))(run)))()
+        except Exception:
+            traceback.print_exc()
+            failed += 1
+    return 2 * count, failed
 
 
 @pytest.fixture(params=[*CPU_KERNELS, pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -90,8 +96,8 @@ def test_values_of_drawn_calls(campaign: Campaign, op: str, backend: Backend) ->
         for x, tensor in zip(before, tensors, strict=True):
             np.testing.assert_array_equal(x, tensor.numpy())
 
-    count = drawn(campaign, op, campaign.count(3, 100), check)
-    campaign.survived(f"drawn calls of operations, values ({backend.kernels})", count)
+    counts = drawn(campaign, op, campaign.count(3, 100), check)
+    campaign.survived(f"values of drawn calls of operations, against loops ({backend.kernels})", *counts)
 
 
 @pytest.mark.torch
@@ -121,8 +127,8 @@ def test_gradients_of_drawn_calls(campaign: Campaign, op: str, backend: Backend)
         for i, a in enumerate(mine):  # none shares memory with another one
             assert (backend.to_host(a.grad) == i).all()
 
-    count = drawn(campaign, op, campaign.count(3, 100), check)
-    campaign.survived(f"drawn calls of operations, gradients ({backend.kernels})", count)
+    counts = drawn(campaign, op, campaign.count(3, 100), check)
+    campaign.survived(f"gradients of drawn calls of operations, against PyTorch ({backend.kernels})", *counts)
 
 
 # ---- the whole float32 range ----
@@ -141,7 +147,13 @@ EXACT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def test_accuracy_over_the_whole_float32_range(campaign: Campaign, op: str, backend: Backend) -> None:
     """Every n-th of the 2^32 bit patterns, of all signs and exponents, against float64: 8 roundings, or 2 of the
     smallest normal numbers where the result is smaller than those."""
-    stride = campaign.count(65_537, 17)  # odd, so that all low bits come
+    count, wrong = inaccurate(op, EXACT[op], campaign.count(65_537, 17), backend)
+    what = "float32 numbers, every 17th, through exp, log, sqrt, tanh, sigmoid, softplus: off by more than 8 roundings"
+    campaign.survived(f"{what} ({backend.kernels})", count, wrong)
+
+
+def inaccurate(op: str, exact: Callable[[np.ndarray], np.ndarray], stride: int, backend: Backend) -> tuple[int, int]:
+    """(how many numbers were tried, for how many the operation was wrong). stride: odd, so that all low bits come."""
     tiny, eps = float(np.finfo("f4").tiny), float(np.finfo("f4").eps)
     wrong = count = 0
     for block in range(0, 2**32, 2**26):
@@ -150,15 +162,14 @@ def test_accuracy_over_the_whole_float32_range(campaign: Campaign, op: str, back
         x = x[np.isfinite(x)]
         if op in ("log", "sqrt"):  # a GPU takes subnormal numbers for zeros
             x = x[x > 0] if backend.on_host else x[x >= tiny]
-        expected = EXACT[op](x.astype(np.float64))
+        expected = exact(x.astype(np.float64))
         y = getattr(ops, op)(Tensor(backend.from_host(x))).numpy().astype(np.float64)
         top = float(np.finfo("f4").max)
         error = np.abs(y - expected)
         fine = error <= 8 * eps * np.abs(expected) + 2 * tiny
         wrong += int((~np.where(expected > top * (1 - eps), y >= top * (1 - 8 * eps), fine)).sum())
         count += len(x)
-    what = f"float32 numbers through exp, log, sqrt, tanh, sigmoid, softplus ({backend.kernels})"
-    campaign.survived(what, count, wrong)
+    return count, wrong
 
 
 def _bernoulli(x: float, t: float) -> tuple[float, float]:
@@ -234,7 +245,8 @@ def test_accuracy_of_losses_over_the_whole_float32_range(campaign: Campaign, op:
             wrong += not abs(y - expected) <= 8 * eps * magnitude + 2 * tiny
         checked += 1
     assert checked >= count / 8
-    campaign.survived(f"losses of drawn float32 numbers ({backend.kernels})", checked, wrong)
+    what = "losses of drawn float32 numbers: off by more than 8 roundings of the largest term"
+    campaign.survived(f"{what} ({backend.kernels})", checked, wrong)
 
 
 # ---- NaN and infinity ----
@@ -251,12 +263,15 @@ def test_what_is_not_finite_goes_where_it_goes_in_torch(campaign: Campaign, op: 
     torch = pytest.importorskip("torch")
     from test_torch import Torch
 
+    planted = []
+
     def check(case: Case, dtype: np.dtype, _: str) -> None:
         rng = np.random.default_rng(zlib.crc32(f"{case} {campaign.seed}".encode()))
         arrays = [x.astype(dtype) for x in case.inputs()]
         for x in arrays:
             if x.size:
                 x.flat[rng.integers(x.size)] = rng.choice([np.nan, np.inf, -np.inf])
+        planted.append(any(x.size for x in arrays))
         further = [torch.tensor(x) for x in case.further(str(dtype))]
         with np.errstate(all="ignore"):
             y = case.run(*(Tensor(backend.from_host(x)) for x in arrays)).numpy()
@@ -266,5 +281,23 @@ def test_what_is_not_finite_goes_where_it_goes_in_torch(campaign: Campaign, op: 
             kinds = [kind != 0 for kind in kinds]
         np.testing.assert_array_equal(*kinds)
 
-    count = drawn(campaign, op, campaign.count(6, 100), check)
-    campaign.survived(f"NaN and infinity in drawn calls ({backend.kernels})", count)
+    counts = drawn(campaign, op, campaign.count(6, 100), check)
+    what = "drawn calls with a NaN or an infinity in each input: not finite at other places than in PyTorch"
+    campaign.survived(f"{what} ({backend.kernels})", *counts, effective=sum(planted))
+
+
+# ---- what is wrong is counted ----
+
+
+def test_a_wrong_result_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the counters of drawn calls and of the float32 range."""
+    campaign = Campaign("test", full=False, seed=0, gpu=False)
+
+    def check(case: Case, dtype: np.dtype, _: str) -> None:
+        assert dtype == np.float64
+
+    assert drawn(campaign, "exp", 3, check) == (6, 1)
+    assert "Falsifying" in capsys.readouterr().err
+    plain = Backend(np)
+    assert inaccurate("tanh", EXACT["tanh"], 9_999_991, plain)[1] == 0
+    assert inaccurate("tanh", lambda x: np.tanh(x) * (1 + 2e-6), 9_999_991, plain)[1] > 100

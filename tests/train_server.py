@@ -1,8 +1,9 @@
 """Trains in children of one process that has everything imported: hundreds of processes can be killed in a minute.
 
 Reads a line of JSON for each training (folder, kind, kernels, steps ...) and prints, a line each: "pid N", "step N M"
-after every step, with the bytes that CuPy's memory pool holds, what the child says on stderr, and "exit N" when it has
-gone: its exit code, or minus the signal that ended it. (An empty line before it ends one that a kill cut short.)
+after every step, with the bytes that CuPy's memory pool holds, "save" before and "saved N" after a save, with the
+signals that came during it, what the child says on stderr, and "exit N" when it has gone: its exit code, or minus the
+signal that ended it. (An empty line before it ends one that a kill cut short.)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from contextlib import suppress
 from functools import partial
@@ -36,6 +38,33 @@ def say(text: str) -> None:
     os.write(1, f"{text}\n".encode())  # one whole line, whatever else happens
 
 
+class Watched(Trainer):
+    """Tells when it saves. `plant` is a fault of its own, to see that the campaign counts what it loses: a save that is
+    not "atomic", none after a "signal", other "bits" in every process, or a "leak" of files."""
+
+    plant: str | None = None
+
+    def save_checkpoint(self) -> None:
+        if self.plant == "signal" and self.received:
+            return
+        before = len(self.received)
+        say("save")
+        super().save_checkpoint()
+        if self.plant == "atomic" and (path := latest_checkpoint(self.folder)):
+            content = path.read_bytes()
+            with path.open("wb", buffering=0) as file:
+                for start in range(0, len(content), 1 << 16):
+                    file.write(content[start : start + (1 << 16)])
+                    time.sleep(0.005)
+        say(f"saved {len(self.received) - before}")
+
+    def planted(self) -> None:
+        if self.plant == "bits":
+            self.optimizer.flat.values[0] += 1e-6 * os.getpid()
+        if self.plant == "leak":
+            self.files.append(open(os.devnull))  # noqa: SIM115
+
+
 class Tell(Callback):
     def __init__(self, stop_at: int | None) -> None:
         self.stop_at = stop_at
@@ -49,6 +78,7 @@ class Tell(Callback):
         if not trainer.k.on_host:
             pool = trainer.k.xp.get_default_memory_pool()
             held = pool.used_bytes() + pool.free_bytes()
+        trainer.planted()
         say(f"step {trainer.progress.step} {held}")
 
 
@@ -66,9 +96,10 @@ def train(
     keep: int = training.KEPT_CHECKPOINTS,
     stop_at: int | None = None,
     capture: bool = True,
+    plant: str | None = None,
 ) -> None:
     """Start the run of a folder, or go on with it; as another user, with so many more bytes of memory, with so many
-    checkpoints kept, interrupted in a step, or on a GPU without capturing the step."""
+    checkpoints kept, interrupted in a step, on a GPU without capturing the step, or with a planted fault."""
     minigrad.use("cuda" if kernels == "cuda" else "cpu", kernels, threads)
     training.KEPT_CHECKPOINTS = keep
     images = np.random.default_rng(0).integers(0, 256, (STEPS_PER_EPOCH * BATCH, side, side, 1), dtype=np.uint8)
@@ -84,7 +115,7 @@ def train(
         # with its moments 2 MB: a kill can hit the middle of a write
         model = (VAE if kind == "vae" else Autoencoder)((side, side, 1), (8, 64), (3, 3), (2, 1), latent)
     model.compile(1e-2)
-    trainer = Trainer(
+    trainer = Watched(
         model,
         images,
         options,
@@ -93,7 +124,7 @@ def train(
         progress=False,
         signals=(signal.SIGINT, signal.SIGTERM),
     )
-    trainer.capture = capture
+    trainer.capture, trainer.plant, trainer.files = capture, plant, []
     if found:
         trainer.restore(*found)
     if headroom is not None:
