@@ -10,6 +10,7 @@ any PLANT files are written in place, so that something is.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import errno
 import io
 import itertools
@@ -48,7 +49,7 @@ KILL = -1
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "short write": 0, "kill -9": KILL}
 KILLED = "killed"
 PICTURE = Figure((0.5, 0.5))  # stands for all of them; how fine it is tells the seed
-DATA = toy()
+DATA = dataclasses.replace(toy(), name="fashion-mnist-sample")  # others would need --dataset
 PROGRAMS: dict[str, tuple[Any, list[str]]] = {
     "evaluate": (evaluate, []),
     "generator": (generator, ["--mixture-components", "2"]),
