@@ -1,11 +1,11 @@
-"""Data sets: find, fetch, verify and decode Fashion-MNIST and MNIST; read a user's own images and arrays.
+"""Data sets: find, fetch, verify and decode Fashion-MNIST and MNIST.
 
-`load_dataset` is the entrance and `Dataset` what it gives. Below it, in reading order: the two collections with the
-hashes of their files, the search and the downloads, the IDX reader, folders of images, NumPy files.
+`load_dataset` is the entrance. Below it, in reading order: the two collections with the hashes of their files, the
+search and the downloads, the IDX reader. A user's own pictures and arrays are read in own_images.py.
 
 Every fault of a file is a `DataError` whose message names the file, the field, what was expected and what was found.
-A file is accepted for its content, never for its name or its place: the SHA-256 of the decompressed bytes must be the
-published one.
+A file of a published set is accepted for its content, never for its name or its place: the SHA-256 of the decompressed
+bytes must be the published one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import contextlib
 import errno
 import hashlib
 import http.client
-import io
 import math
 import os
 import re
@@ -28,30 +27,26 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import warnings
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
 
-from minigrad.random import generator
 from minigrad.serialize import DataError, require_file
+
+from .dataset import CHUNK, MAX_BYTES, Dataset, as_data_error, fault
+from .own_images import Array, Numbers, load_array_file, load_arrays, load_folder
 
 SAMPLE_FOLDER = Path(__file__).with_name("sample_data")
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 CACHE_NAME = "minigrad-autoencoders"
 
-MAX_BYTES = 1 << 30  # what a compressed file may expand to
-MAX_CLASSES = 10_000  # a conditional model has weights for each class; a label beyond is no class
-NPY_HEADER = 10_000  # bytes; NumPy refuses longer ones, but reads them first, up to 4 GB
-CHUNK = 1 << 20
 MIRROR_SECONDS = 6.0  # within which a mirror must answer; all are asked at once
 READ_SECONDS = 20.0  # of silence during a download
 # A server that sends a byte now and then is never silent: a file gets this long, and its size at this rate besides.
@@ -111,56 +106,6 @@ COLLECTIONS = {
 NAMES = ("auto", "fashion-mnist", "fashion-mnist-sample", "mnist")
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Images, their labels if there are any, and where they came from.
-
-    Shapes: images (N, H, W, C), uint8, or float32 in [0, 1] where the file held floats; labels (N,), integers.
-    """
-
-    name: str
-    train_images: np.ndarray = field(repr=False)
-    train_labels: np.ndarray | None = field(repr=False)
-    test_images: np.ndarray = field(repr=False)
-    test_labels: np.ndarray | None = field(repr=False)
-    class_names: tuple[str, ...]
-    source: str
-
-    @property
-    def classes(self) -> int:
-        """How many classes the labels tell apart: one for each name, or up to the largest label.
-
-        Raises:
-            DataError: training or test images have no labels, or there are more than MAX_CLASSES classes.
-        """
-        if self.train_labels is None or self.test_labels is None:
-            raise DataError(
-                f"{self.name}: a conditional model needs labels of training and test images; some have none"
-            )
-        count = len(self.class_names) or 1 + int(max(self.train_labels.max(), self.test_labels.max()))
-        if count > MAX_CLASSES:
-            raise _fault(
-                self.name,
-                "labels",
-                f"0 to {MAX_CLASSES - 1} for a conditional model",
-                f"{count - 1}; number the classes from 0",
-            )
-        return count
-
-    @cached_property
-    def content_hash(self) -> str:
-        """SHA-256 (hex) over the name, dtype, shape and bytes of each of the four arrays, in the order above."""
-        digest = hashlib.sha256()
-        for name in ("train_images", "train_labels", "test_images", "test_labels"):
-            array = getattr(self, name)
-            if array is None:
-                digest.update(f"{name} none\n".encode())
-            else:
-                digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-                digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()
-
-
 class _NotFetchedError(DataError):
     """The set is not here and no source gave it: the one fault for which `auto` takes the sample instead."""
 
@@ -177,7 +122,7 @@ def load_dataset(
     Args:
         name: `fashion-mnist`, `mnist`, `fashion-mnist-sample` (5,000 images that come with this package), `auto`
             (Fashion-MNIST, or the sample where the full set is neither here nor to be had; `source` says which and
-            why), or the path of a folder of images, of an `.npy` or of an `.npz` file.
+            why), or the path of a folder of images or of IDX files, of an `.npy` or of an `.npz` file.
         data_dir: folder of the IDX files, or of a sub-folder with the set's name. What it lacks is downloaded into it;
             what it holds must be right. Without it these are searched: the environment variable MINIGRAD_DATA, the
             user's cache (or the environment variable MINIGRAD_CACHE), and Debian's folder.
@@ -201,30 +146,14 @@ def load_dataset(
                 raise
             return _load_sample(f", because the full set could not be had: {error}")
     path = Path(name)
-    with _as_data_error(path):
+    with as_data_error(path):
         if path.is_dir():
-            return _load_image_folder(path, progress)
-        if path.suffix in (".npy", ".npz") and path.exists():
-            return _load_array_file(path)
-        expected = f"{', '.join(NAMES)}, or an existing folder of images, .npy or .npz file"
-        raise _fault(path, "data set", expected, "another kind of file" if path.exists() else "nothing of that name")
-
-
-def _fault(where: object, what: str, expected: object, found: object) -> DataError:
-    return DataError(f"{where}: {what}: expected {expected}, found {found}")
-
-
-@contextlib.contextmanager
-def _as_data_error(where: object) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a DataError that names `where`: decoders raise many types."""
-    try:
-        yield
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"{where}: {error.strerror or error}") from error
-    except Exception as error:
-        raise DataError(f"{where}: cannot be read: {error or type(error).__name__}") from error
+            idx = _own_idx(path)
+            return load_arrays(path, idx, "own IDX files") if idx else load_folder(path, progress)
+        if path.suffix.lower() in (".npy", ".npz") and path.exists():
+            return load_array_file(path)
+        expected = f"{', '.join(NAMES)}, or an existing folder of images or IDX files, .npy or .npz file"
+        raise fault(path, "data set", expected, "another kind of file" if path.exists() else "nothing of that name")
 
 
 # ---------------------------------------------------------------------------------------- finding the published sets
@@ -253,7 +182,7 @@ def _load_collection(name: str, data_dir: str | os.PathLike[str] | None, downloa
         if wrong:
             raise DataError(wrong[0])
     else:
-        with _as_data_error("user cache"):
+        with as_data_error("user cache"):
             folder = _cache_folder() / name
         places = [folder]
         if asked := os.environ.get("MINIGRAD_DATA"):
@@ -348,7 +277,7 @@ def _read_verified(name: str, file: str, path: Path) -> np.ndarray:
         for other in COLLECTIONS.values():
             if digest in other.sha256.values():
                 hint = f": this is a file of {other.title}, not {COLLECTIONS[name].title}'s {file}"
-        raise _fault(path, "SHA-256 of the decompressed content", expected, digest + hint)
+        raise fault(path, "SHA-256 of the decompressed content", expected, digest + hint)
     return array
 
 
@@ -358,7 +287,7 @@ def _read_verified(name: str, file: str, path: Path) -> np.ndarray:
 @contextlib.contextmanager
 def _new_file(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that becomes `target` when the block ends well, and vanishes otherwise."""
-    with _as_data_error(target.parent):
+    with as_data_error(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         for stale in target.parent.glob(f".{target.name}.*.part"):
             with contextlib.suppress(OSError):  # another process was faster, or the file is another user's
@@ -369,7 +298,7 @@ def _new_file(target: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with _as_data_error(target):
+        with as_data_error(target):
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)  # mkstemp lets only the owner read; others may share the folder
@@ -385,10 +314,10 @@ def _fetch(name: str, folder: Path, files: list[str], progress: bool) -> tuple[d
         _NotFetchedError: no source had them all; the message says what each answered.
         DataError: the folder cannot be written.
     """
-    with _as_data_error(folder):
+    with as_data_error(folder):
         parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
         if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-            raise _fault(folder, "download folder", "a folder that can be written", f"that {parent} cannot")
+            raise fault(folder, "download folder", "a folder that can be written", f"that {parent} cannot")
     arrays: dict[str, np.ndarray] = {}
     origins: list[str] = []
     reasons: list[str] = []
@@ -517,7 +446,7 @@ def _fetch_debian(folder: Path, files: list[str], progress: bool) -> dict[str, n
     if progress:
         print(f"fetching Debian's package {DEBIAN_PACKAGE} (31 MB)", file=sys.stderr)
     with (
-        _as_data_error("temporary folder"),
+        as_data_error("temporary folder"),
         tempfile.TemporaryDirectory(prefix="minigrad-", ignore_cleanup_errors=True) as name,
     ):
         work = Path(name)
@@ -545,7 +474,7 @@ def _fetch_debian(folder: Path, files: list[str], progress: bool) -> dict[str, n
                 raise _NotFetchedError(f"Debian's package {packages[0].name}: lacks {file}")
             target = folder / f"{file}.gz"
             with _new_file(target) as temporary:
-                with _as_data_error(target):
+                with as_data_error(target):
                     shutil.copyfile(sources[0], temporary)
                 try:
                     arrays[file] = _read_verified("fashion-mnist", file, temporary)
@@ -600,36 +529,43 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     return _read_idx(Path(path), MAX_BYTES)[0]
 
 
-def _read_idx(path: Path, limit: int) -> tuple[np.ndarray, str]:
-    """The array of an IDX file of at most `limit` decompressed bytes, and the SHA-256 of those bytes."""
-    with _as_data_error(path):
+@contextlib.contextmanager
+def _open_idx(path: Path, limit: int) -> Iterator[tuple[tuple[int, ...], bytes, _Stream]]:
+    """(shape, header, the data) of an IDX file of at most `limit` decompressed bytes; all data are to be read."""
+    with as_data_error(path):
         require_file(path)
         with path.open("rb") as file:
             stream = _Stream(file, path)
             magic = stream.read(4)
             if len(magic) < 4:
-                raise _fault(path, "magic number", "4 bytes", f"{len(magic)} bytes")
+                raise fault(path, "magic number", "4 bytes", f"{len(magic)} bytes")
             if magic[:2] != b"\0\0":
-                raise _fault(path, "magic number", "two zero bytes first", f"0x{magic.hex()}")
+                raise fault(path, "magic number", "two zero bytes first", f"0x{magic.hex()}")
             if magic[2] != 0x08:
-                raise _fault(path, "type code", "0x08 (unsigned byte)", f"0x{magic[2]:02x}")
+                raise fault(path, "type code", "0x08 (unsigned byte)", f"0x{magic[2]:02x}")
             dimensions = magic[3]
             if not 1 <= dimensions <= 4:
-                raise _fault(path, "number of dimensions", "1 to 4", dimensions)
+                raise fault(path, "number of dimensions", "1 to 4", dimensions)
             header = stream.read(4 * dimensions)
             if len(header) < 4 * dimensions:
-                raise _fault(path, "dimension sizes", f"{4 * dimensions} bytes", f"{len(header)} bytes")
+                raise fault(path, "dimension sizes", f"{4 * dimensions} bytes", f"{len(header)} bytes")
             shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
             if 0 in shape:
-                raise _fault(path, "dimension sizes", "each at least 1", shape)
+                raise fault(path, "dimension sizes", "each at least 1", shape)
             total = 4 + len(header) + math.prod(shape)
             if total > limit:
-                raise _fault(path, f"size announced by dimensions {shape}", f"at most {limit} bytes", f"{total} bytes")
-            data = stream.read(math.prod(shape))
-            if len(data) < math.prod(shape):
-                raise _fault(path, "data", f"{math.prod(shape)} bytes for {shape}", f"{len(data)} bytes")
+                raise fault(path, f"size announced by dimensions {shape}", f"at most {limit} bytes", f"{total} bytes")
+            yield shape, bytes(magic + header), stream
             stream.expect_end()
-    digest = hashlib.sha256(magic + header)
+
+
+def _read_idx(path: Path, limit: int) -> tuple[np.ndarray, str]:
+    """The array of an IDX file of at most `limit` decompressed bytes, and the SHA-256 of those bytes."""
+    with _open_idx(path, limit) as (shape, header, stream):
+        data = stream.read(math.prod(shape))
+        if len(data) < math.prod(shape):
+            raise fault(path, "data", f"{math.prod(shape)} bytes for {shape}", f"{len(data)} bytes")
+    digest = hashlib.sha256(header)
     digest.update(data)
     return np.frombuffer(data, np.uint8).reshape(shape), digest.hexdigest()
 
@@ -662,213 +598,33 @@ class _Stream:
                 try:
                     piece = self.inflate.decompress(source, want)
                 except zlib.error as error:
-                    raise _fault(self.path, "gzip stream", "valid data", f"corrupt data ({error})") from error
+                    raise fault(self.path, "gzip stream", "valid data", f"corrupt data ({error})") from error
                 if not source and not piece and not self.inflate.eof:
-                    raise _fault(self.path, "gzip stream", "its end mark", "the end of the file (truncated)")
+                    raise fault(self.path, "gzip stream", "its end mark", "the end of the file (truncated)")
             out += piece
         return out
 
     def expect_end(self) -> None:
         if self.read(1):
-            raise _fault(self.path, "after the data", "the end", "further bytes")
+            raise fault(self.path, "after the data", "the end", "further bytes")
         if self.inflate is not None and (self.inflate.unused_data or self.file.read(1)):
-            raise _fault(self.path, "after the gzip stream", "the end of the file", "further bytes")
+            raise fault(self.path, "after the gzip stream", "the end of the file", "further bytes")
 
 
-# ------------------------------------------------------------------------------------- a user's own images and arrays
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # no format whose decoder starts a program
-
-
-def _load_image_folder(folder: Path, progress: bool) -> Dataset:
-    """The images of a folder in sorted order, or of its sub-folders, which are then the classes; no deeper.
-
-    Shapes: (N, H, W, 1) if every image is grey, else (N, H, W, 3); transparency is dropped.
-    """
-    paths, labels, class_names = _list_images(folder)
-    if len(paths) < 2:
-        if any(_candidates(folder, file) for file in SIZES):
-            raise _fault(folder, "content", "images", "IDX files (give the folder as data_dir, with the set's name)")
-        raise _fault(folder, "content", f"at least 2 images ({' '.join(IMAGE_SUFFIXES)})", f"{len(paths)}")
-    size, grey, transparent = (0, 0), True, False
-    for path in paths:
-        with _open_image(path) as image:
-            size = size if size != (0, 0) else image.size
-            if image.size != size:
-                raise _fault(
-                    path, "width and height", f"{size} like {paths[0].name}", f"{image.size}; resize or crop them"
-                )
-            if getattr(image, "is_animated", False):
-                raise _fault(path, "frames", "one", f"{image.n_frames}; save each as an image of its own")
-            if image.mode.startswith(("I", "F")):
-                raise _fault(path, "pixels", "8 bits for each channel", f"Pillow's mode {image.mode}")
-            grey = grey and image.mode in ("1", "L", "LA")
-            transparent = transparent or image.has_transparency_data
-            image.verify()  # checksums, which decoding does not look at
-    mode, channels = ("L", 1) if grey else ("RGB", 3)
-    with _as_data_error(f"{folder}: {len(paths)} images of {size[0]} x {size[1]}"):
-        images = np.empty((len(paths), size[1], size[0], channels), np.uint8)
-    for row, path in zip(images, tqdm(paths, desc="reading images", disable=not progress), strict=True):
-        with _open_image(path) as image:
-            row[...] = np.asarray(image.convert(mode)).reshape(row.shape)
-    dropped = ", whose transparency is dropped" if transparent else ""
-    source = f"{len(paths)} images from the folder {folder}{dropped}"
-    return _split(str(folder), images, labels, class_names, source)
-
-
-def _list_images(folder: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...]]:
-    def images_in(place: Path) -> list[Path]:
-        return sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-
-    flat = images_in(folder)
-    classes = {path: images_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    classes = {path: found for path, found in classes.items() if found}
-    if flat and classes:
-        raise _fault(folder, "content", "images, or sub-folders of images", f"both ({flat[0].name}, {min(classes)})")
-    if not classes:
-        return flat, None, ()
-    paths = [path for found in classes.values() for path in found]
-    labels = np.repeat(np.arange(len(classes)), [len(found) for found in classes.values()])
-    # A name that is not valid UTF-8 could be written to no report.
-    return paths, labels, tuple(path.name.encode("utf-8", "backslashreplace").decode() for path in classes)
+def _own_idx(folder: Path) -> dict[str, Array]:
+    """The IDX files in a folder by the last two words of their names, train-images for example."""
+    found: dict[str, Array] = {}
+    for path in sorted(folder.iterdir()):
+        name = re.fullmatch(r"(?:[^.].*)?(train|t10k|test)-(images|labels)[-.]idx\d-ubyte(?:\.gz)?", path.name)
+        if name:
+            key = f"{name[1].replace('t10k', 'test')}-{name[2]}"
+            if key in found and path != Path(f"{found[key].where}.gz"):
+                raise fault(folder, "IDX files", f"one {key}", f"{found[key].where} and {path.name}")
+            found.setdefault(key, Array(str(path), partial(_idx_numbers, path)))
+    return found
 
 
 @contextlib.contextmanager
-def _open_image(path: Path) -> Iterator[Any]:
-    from PIL import Image
-
-    with _as_data_error(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            yield image
-
-
-def _load_array_file(path: Path) -> Dataset:
-    """Images (N, H, W) or (N, H, W, C), uint8 or floats in [0, 1], from `.npy`, or from `.npz` by name.
-
-    Names in an `.npz`: train_images or x_train; optional test_images or x_test, train_labels or y_train, test_labels
-    or y_test. Without test images every 10th training image becomes one.
-    """
-    require_file(path)
-    with path.open("rb") as file:
-        if path.suffix == ".npy":
-            images = _images(f"{path}: array", _read_npy(file, os.fstat(file.fileno()).st_size, f"{path}: array"))
-            return _split(str(path), images, None, (), f"{len(images)} images from {path}")
-        arrays = _read_npz(file, path)
-    if "train_images" not in arrays:
-        raise _fault(path, "arrays", "train_images or x_train", ", ".join(arrays) or "none of the known names")
-    train_images = _images(f"{path}: train_images", arrays["train_images"])
-    train_labels = _labels(path, arrays, "train_labels", len(train_images))
-    if "test_images" not in arrays:
-        return _split(str(path), train_images, train_labels, (), f"{len(train_images)} images from {path}")
-    test_images = _images(f"{path}: test_images", arrays["test_images"])
-    for what, one, other in (
-        ("image shape", train_images.shape[1:], test_images.shape[1:]),
-        ("dtype", train_images.dtype, test_images.dtype),
-    ):
-        if one != other:
-            raise _fault(f"{path}: test_images", what, f"{one} like train_images", other)
-    return Dataset(
-        name=str(path),
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=_labels(path, arrays, "test_labels", len(test_images)),
-        class_names=(),
-        source=f"{len(train_images)} training and {len(test_images)} test images from {path}",
-    )
-
-
-def _read_npz(file: IO[bytes], path: Path) -> dict[str, np.ndarray]:
-    names = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}
-    limit = max(MAX_BYTES, os.fstat(file.fileno()).st_size)
-    arrays = {}
-    with zipfile.ZipFile(file) as archive:
-        for name, other in names.items():
-            members = [member for member in (f"{name}.npy", f"{other}.npy") if member in archive.namelist()]
-            if len(members) > 1:
-                raise _fault(path, "arrays", f"{name} or {other}", "both")
-            for member in members:
-                size = archive.getinfo(member).file_size
-                if size > limit:
-                    raise _fault(f"{path}: {member}", "decompressed size", f"at most {limit} bytes", f"{size} bytes")
-                with archive.open(member) as stream:
-                    arrays[name] = _read_npy(stream, size, f"{path}: {member}")
-    return arrays
-
-
-def _read_npy(stream: IO[bytes], size: int, where: str) -> np.ndarray:
-    """An array of numbers from an `.npy` stream of `size` bytes; its header is checked before memory is taken."""
-    with _as_data_error(where):
-        head = io.BytesIO(stream.read(NPY_HEADER))
-        version = np.lib.format.read_magic(head)
-        if version not in ((1, 0), (2, 0)):
-            raise _fault(where, "npy version", "1.0 or 2.0", ".".join(map(str, version)))
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(head)
-        if dtype.kind not in "uif":
-            raise _fault(where, "dtype", "numbers", dtype)
-        total = head.tell() + math.prod(shape) * dtype.itemsize
-        if total != size:
-            raise _fault(where, f"size for shape {shape} and dtype {dtype}", f"{total} bytes", f"{size} bytes")
-        stream.seek(0)
-        array: np.ndarray = np.load(stream, allow_pickle=False)
-        return array
-
-
-def _images(where: str, array: np.ndarray) -> np.ndarray:
-    if array.ndim not in (3, 4):
-        one = "; one image is no data set" if array.ndim == 2 else ""
-        raise _fault(where, "shape", "(N, H, W) or (N, H, W, C)", f"{array.shape}{one}")
-    if array.ndim == 4 and array.shape[1] in (1, 3) and array.shape[3] > 4:
-        mend = "; are the channels first? array.transpose(0, 2, 3, 1) brings them last"
-        raise _fault(where, "shape", "(N, H, W, C)", f"{array.shape}{mend}")
-    if 0 in array.shape:
-        raise _fault(where, "shape", "no empty dimension", array.shape)
-    if array.dtype.kind == "f":
-        low, high = array.min(), array.max()
-        if np.isnan(low):
-            raise _fault(where, "values", "numbers in [0, 1]", "NaN")
-        if low < 0 or high > 1:
-            mend = "; divide by 255" if low >= 0 and 1 < high <= 255 else ""
-            raise _fault(where, "values", "floats in [0, 1]", f"{low:g} to {high:g}{mend}")
-        array = array.astype(np.float32)
-    elif array.dtype != np.uint8:
-        raise _fault(where, "dtype", "uint8, or floats in [0, 1]", array.dtype)
-    return np.ascontiguousarray(array.reshape(*array.shape[:3], -1))
-
-
-def _labels(path: Path, arrays: dict[str, np.ndarray], name: str, count: int) -> np.ndarray | None:
-    if name not in arrays:
-        return None
-    labels = arrays[name]
-    if labels.dtype.kind not in "ui":
-        raise _fault(f"{path}: {name}", "dtype", "integers", labels.dtype)
-    if labels.shape != (count,):
-        raise _fault(f"{path}: {name}", "shape", (count,), labels.shape)
-    labels = labels.astype(np.int64)
-    if labels.min() < 0:
-        raise _fault(f"{path}: {name}", "values", "at least 0", labels.min())
-    return labels
-
-
-def _split(
-    name: str, images: np.ndarray, labels: np.ndarray | None, class_names: tuple[str, ...], source: str
-) -> Dataset:
-    """Every 10th image, beginning with the first, is a test image, so two images are enough for a split. Both parts are
-    shuffled where there are labels: images come class by class, and the first thousand must not be of one class."""
-    if len(images) < 2:
-        raise _fault(name, "images", "at least 2", len(images))
-    order = np.arange(len(images)) if labels is None else generator(0, "shuffle").permutation(len(images))
-    train, test = order[order % 10 != 0], order[order % 10 == 0]
-    return Dataset(
-        name=name,
-        train_images=images[train],
-        train_labels=None if labels is None else labels[train],
-        test_images=images[test],
-        test_labels=None if labels is None else labels[test],
-        class_names=class_names,
-        source=f"{source}, every 10th for testing",
-    )
+def _idx_numbers(path: Path) -> Iterator[Numbers]:
+    with _open_idx(path, MAX_BYTES) as (shape, _, stream):
+        yield shape, False, np.dtype(np.uint8), stream

@@ -1,0 +1,506 @@
+"""A user's own images: a folder of picture files, an `.npy` or an `.npz` file.
+
+Nothing is taken for something else without a word: what is assumed is said in `Dataset.source`, and what can be read in
+two ways is refused. Each file is read once, each image straight into its place in the data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from minigrad.serialize import DataError, require_file
+
+from .dataset import (
+    CHUNK,
+    MAX_BYTES,
+    Dataset,
+    as_data_error,
+    fault,
+    labels_or_why,
+    listed,
+    printable,
+    range_fault,
+    split_order,
+)
+
+Part = tuple[np.ndarray, np.ndarray | None]  # images and labels
+
+NPY_HEADER = 10_000  # bytes; NumPy refuses longer ones, but reads them first, up to 4 GB
+DARK = 0.25  # of white: if no pixel is brighter, the source says so
+SUFFIXES = "png jpg jpeg jfif jpe bmp gif tif tiff webp avif pgm ppm"  # of files that must be pictures; others may
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")  # no decoder of these starts a program
+MOST_LEVELS = 8  # of folders; a link may lead in a circle
+HIDDEN = r"\..*|.*~|(eh)?thumbs\.db|desktop\.ini|__macosx|__pycache__|@eadir|\$recycle\.bin|#recycle|lost\+found"
+# Names without case, digits and signs: train, x_train, TrainImages, val_labels, test set.
+_PART = "(train|test|val|dev|eval)(?:ing|id|idation)?"
+_KINDS = {"images": "x|images?|imgs?|pictures?|data|set|dataset|", "labels": "y|labels?|targets?|classes"}
+_PICTURES = "images?|imgs?|pictures?|photos?|inputs?|originals?|jpegimages"
+_PARTNERS = "masks?|labels?|annotations?|segment.*|ground.?truths?|gts?|targets?|outputs?|depths?|edges?"
+
+
+def role(name: str) -> tuple[str, str]:
+    """What a folder or array is by its name: ("train", "test", "val" or "", "images", "labels" or "")."""
+    key = re.sub("[^a-z]", "", re.sub(r"(?<=[a-z])[AB]$", "", name).casefold())
+    for kind, words in _KINDS.items():
+        if key and (found := re.fullmatch(f"(?:{words})(?:{_PART})?|{_PART}(?:{words})", key)):
+            part = found[1] or found[2] or ""
+            return "val" if part in ("dev", "eval") else part, kind
+    return "", ""
+
+
+def split_dataset(name: str, source: list[str], train: Part, test: Part, **more: Any) -> Dataset:
+    """The data set of two parts. Bytes of 0 and 1 become black and white.
+
+    Raises:
+        DataError: the parts do not fit together.
+    """
+    images, others = train[0], test[0]
+    if (images.shape[1:], images.dtype) != (others.shape[1:], others.dtype):
+        one, other = (f"{x.dtype} of shape {x.shape[1:]}" for x in (images, others))
+        raise fault(f"{name}: test images", "kind", f"{one} like the training images", other)
+    highs, white = [float(part.max()) for part in (images, others)], 255 if images.dtype == np.uint8 else 1
+    if white == 255 and max(highs) == 1:
+        for part in (images, others):
+            part *= np.uint8(255)
+        source = [*source, "their 0 and 1 are taken as black and white, 0 and 255"]
+    elif white == 255 and 1 in highs:
+        found = f"1 in one and {max(highs):g} in the other"
+        raise fault(name, "brightest value", "the same scale in training and test images", found)
+    elif 0 < max(highs) < DARK * white:
+        source = [*source, f"all are dark: the brightest value is {max(highs):g}, white is {white}"]
+    return Dataset(name, *train, *test, source="; ".join(source), **more)
+
+
+# ---------------------------------------------------------------------------------------------- folders of pictures
+
+
+class _Tree(NamedTuple):
+    """A folder, its pictures and its sub-folders that hold any, both in sorted order."""
+
+    place: Path
+    pictures: list[Path]
+    folders: list[_Tree]
+
+    @property
+    def all(self) -> list[Path]:
+        return [*self.pictures, *(path for folder in self.folders for path in folder.all)]
+
+
+def load_folder(folder: Path, progress: bool) -> Dataset:
+    """The pictures of a folder. Its sub-folders are classes, or `train` and `test` (or `val`) with classes or without.
+
+    Shapes: (N, H, W, 1) if every picture is grey, else (N, H, W, 3).
+    """
+    passed: list[str] = []
+    trees, notes = _parts(_tree(folder, passed))
+    parts = [_classes(tree) for tree in trees]
+    names, others = (sorted({name for _, name in part if name}) for part in (parts[0], parts[-1]))
+    why = ""
+    if names and others and names != others:
+        differ = listed(set(names) ^ set(others))
+        raise fault(folder, "class folders", "the same ones for training and testing", f"a difference: {differ}")
+    if bool(names) != bool(others):
+        names, why = [], "only one of the two parts has class folders"
+        notes.append(f"no labels: {why}")
+    elif names:
+        notes.insert(0, f"classes: {listed(names)}")
+    if passed:
+        notes.append(f"other files passed over: {len(passed)} ({listed(passed)})")
+    pictures, first = [picture for part in parts for picture in part], len(parts[0])
+    count = len(pictures)
+    if count < 2:
+        raise fault(folder, "content", "at least 2 images", "; ".join([str(count), *notes]))
+    order = split_order(count)
+    if len(parts) == 2:
+        shuffled = np.concatenate(order)
+        order = shuffled[shuffled < first], shuffled[shuffled >= first]
+    images, clear = _read_pictures([path for path, _ in pictures], np.concatenate(order), progress)
+    if clear:
+        notes.append(f"transparency in {clear} of them laid on white")
+    number = {name: label for label, name in enumerate(names)}
+    labels = np.array([number[name] for _, name in pictures]) if names else None
+    split = f"{count - first} of them for testing" if len(parts) == 2 else "every 10th for testing"
+    source = [f"{count} images from the folder {folder if len(parts) == 2 else trees[0].place}, {split}", *notes]
+    known = tuple(map(printable, names))
+    return split_dataset(str(folder), source, *_parts_of(images, labels, order), class_names=known, label_fault=why)
+
+
+def _tree(folder: Path, passed: list[str], level: int = 1) -> _Tree:
+    """Appends to `passed` the names of files that are no pictures.
+
+    Raises:
+        DataError: the sub-folders hold pairs, such as images and their masks, which are no classes.
+    """
+    if level > MOST_LEVELS:
+        raise fault(folder, "folders", f"at most {MOST_LEVELS} levels", "more; does a link lead in a circle?")
+    tree = _Tree(folder, [], [])
+    for path in sorted(folder.iterdir()):
+        if re.fullmatch(HIDDEN, path.name, re.IGNORECASE | re.DOTALL):
+            continue
+        if path.is_dir():
+            inner = _tree(path, passed, level + 1)
+            tree.folders.extend([inner] if inner.all else [])
+        elif path.is_file() and (path.suffix[1:].lower() in SUFFIXES.split() or _is_picture(path)):
+            tree.pictures.append(path)
+        else:
+            passed.append(path.name)
+    stems = {x.place.name: {path.stem for path in x.all} for x in tree.folders if not role(x.place.name)[0]}
+    # Numbered names (1.png, 2.png) may be alike by chance.
+    told = {name: names for name, names in stems.items() if len({re.sub(r"\d+", "", stem) for stem in names}) > 1}
+    pairs = [name for name, names in told.items() if list(told.values()).count(names) > 1]
+    kinds = [[name for name in stems if re.fullmatch(words, name, re.I)] for words in (_PICTURES, _PARTNERS)]
+    if pairs or all(kinds):
+        found = f"pairs ({listed(pairs or kinds[0] + kinds[1])}): their files belong together; give one, or rename them"
+        raise fault(folder, "sub-folders", "classes", found)
+    return tree
+
+
+def _parts(tree: _Tree) -> tuple[list[_Tree], list[str]]:
+    """The whole folder, or those for training and for testing; and what was assumed."""
+    named: dict[str, list[_Tree]] = {}
+    for folder in tree.folders:
+        part, kind = role(folder.place.name)
+        named.setdefault(part if kind == "images" else "", []).append(folder)
+    classes = named.pop("", [])
+    if not named:
+        # A folder around the whole is no class.
+        alone = len(classes) == 1 and not (tree.pictures or classes[0].pictures)
+        return _parts(classes[0]) if alone else ([tree], [])
+    if len(classes) > 1 and [len(folders) for folders in named.values()] == [1]:
+        return [tree], [f"{next(iter(named.values()))[0].place.name} is taken for a class like the others"]
+    if tree.pictures or classes or max(map(len, named.values())) > 1 or "train" not in named:
+        found = listed(path.name for path in (*tree.pictures, *(folder.place for folder in tree.folders)))
+        raise fault(tree.place, "content", "a folder train, at most one test and one val, and nothing beside", found)
+    notes = []
+    if "val" in named:
+        val = named.pop("val")
+        use = "not used" if "test" in named else "for testing"
+        notes = [f"the {len(val[0].all)} images in {val[0].place.name} are {use}"]
+        named.setdefault("test", val)
+    return [named[part][0] for part in ("train", "test") if part in named], notes
+
+
+def _classes(tree: _Tree) -> list[tuple[Path, str]]:
+    """The pictures of a folder, each with the name of its class, its sub-folder, or with "" if there are none."""
+    if tree.pictures and tree.folders:
+        found = f"both ({printable(tree.pictures[0].name)}, {printable(tree.folders[0].place.name)})"
+        raise fault(tree.place, "content", "images, or sub-folders of images", found)
+    pictures = [(path, folder.place.name) for folder in tree.folders for path in folder.all]
+    for path, name in pictures:
+        for inner in path.relative_to(tree.place / name).parts[:-1]:
+            if role(inner)[0]:
+                raise fault(tree.place / name, "content", "images of one class", f"{inner}; put that above the classes")
+    return pictures or [(path, "") for path in tree.pictures]
+
+
+@contextlib.contextmanager
+def _opened(source: IO[bytes]) -> Iterator[Any]:
+    from PIL import Image
+
+    Image.init()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN]) as image:  # AVIF is new
+            yield image
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        with path.open("rb") as file, _opened(file):
+            return True
+    except Exception:  # decoders raise many types
+        return False
+
+
+def _read_pictures(paths: list[Path], order: np.ndarray, progress: bool) -> tuple[np.ndarray, int]:
+    """(the pictures in this order, how many of them have transparent pixels).
+
+    Raises:
+        DataError: some are at fault; the message says what is wrong with the first, and names three.
+    """
+    images, clear = np.empty((0, 0, 0, 0), np.uint8), 0
+    faults: dict[str, str] = {}
+    for place, path in zip(np.argsort(order), tqdm(paths, desc="reading images", disable=not progress), strict=True):
+        try:
+            with as_data_error(path):
+                pixels, transparent = _read_picture(path, images.shape[1:3] if len(images) else None, paths[0].name)
+                if pixels.shape[2] > images.shape[3]:  # the first, or the first in colour
+                    grey, images = images, np.empty((len(paths), *pixels.shape), np.uint8)
+                    if len(grey):
+                        images[...] = grey
+        except DataError as error:
+            faults[path.name] = str(error)
+            continue
+        images[place] = pixels
+        clear += transparent
+    if faults:
+        more = f"; {len(faults)} files are at fault: {listed(faults)}" if len(faults) > 1 else ""
+        raise DataError(next(iter(faults.values())) + more)
+    return images, clear
+
+
+def _read_picture(path: Path, size: tuple[int, ...] | None, first: str) -> tuple[np.ndarray, bool]:
+    """(a picture (H, W, 1 or 3) as it is to be seen, whether pixels of it were transparent).
+
+    It is turned as its EXIF data say, and transparent pixels are laid on white.
+
+    Raises:
+        DataError: it has several frames, more than 8 bits, or another (H, W) than size, that of the first picture.
+    """
+    from PIL import Image
+
+    if path.stat().st_size > MAX_BYTES:
+        raise fault(path, "size", f"at most {MAX_BYTES} bytes", path.stat().st_size)
+    content = io.BytesIO(path.read_bytes())
+    with _opened(content) as image:
+        image.verify()  # checksums, which decoding does not look at
+    content.seek(0)
+    with _opened(content) as image:
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's picture and its preview
+            raise fault(path, "frames", "one", f"{image.n_frames}; save each as an image of its own")
+        if image.mode.startswith(("I", "F")):
+            raise fault(path, "pixels", "8 bits for each channel", f"Pillow's mode {image.mode}; save it with 8 bits")
+        found = image.size
+        if not size or sorted(found) == sorted(size):
+            image.load()
+            turned = 1
+            with contextlib.suppress(Exception):  # a picture with damaged EXIF data is shown as it is
+                turned = image.getexif().get(0x0112)
+            mode, transparent = "L" if image.mode in ("1", "L", "LA") else "RGB", False
+            if image.has_transparency_data:
+                both = image.convert(mode + "A")
+                alpha = both.getchannel("A")
+                transparent = alpha.getextrema()[0] < 255
+                image = Image.new(mode, both.size, "white")
+                image.paste(both.convert(mode), mask=alpha)
+            pixels = np.asarray(image.convert(mode)).reshape(image.height, image.width, -1)
+            # the eight values of EXIF's orientation: mirrored, turned, or both
+            pixels = pixels.swapaxes(0, 1) if turned in (5, 6, 7, 8) else pixels
+            pixels = pixels[::-1] if turned in (3, 4, 7, 8) else pixels
+            pixels = pixels[:, ::-1] if turned in (2, 3, 6, 7) else pixels
+            if not size or pixels.shape[:2] == size:
+                return pixels, transparent
+            found = pixels.shape[1::-1]
+    raise fault(path, "width and height", f"{size[::-1]} like {printable(first)}", f"{found}; resize or crop them")
+
+
+# ------------------------------------------------------------------------------------------------- .npy and .npz
+
+
+Numbers = tuple[tuple[int, ...], bool, np.dtype[Any], Any]  # shape, whether in Fortran's order, dtype, stream
+
+
+class Array(NamedTuple):
+    """An array in a file, and what opens it."""
+
+    where: str
+    opened: Callable[[], contextlib.AbstractContextManager[Numbers]]
+
+    def labels(self) -> np.ndarray:
+        with self.opened() as (shape, fortran, dtype, stream):
+            data = stream.read(math.prod(shape) * dtype.itemsize)
+            return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+    def may_be_images(self) -> bool:
+        try:
+            with self.opened() as (shape, *_):
+                return len(shape) > 2 or shape[1:] == (784,)
+        except DataError:
+            return False
+
+
+def load_array_file(path: Path) -> Dataset:
+    """The images of an `.npy`, or of an `.npz` by name."""
+    require_file(path)
+    size = path.stat().st_size
+    if path.suffix.lower() == ".npy":
+        return load_arrays(path, {"array": _npy_array(f"{path}: array", partial(path.open, "rb"), size, size)})
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name, limit = member.filename.removesuffix(".npy"), max(MAX_BYTES, size)
+            if name != member.filename:
+                opened = partial(archive.open, member)
+                arrays[name] = _npy_array(f"{path}: {printable(name)}", opened, member.file_size, limit)
+        return load_arrays(path, arrays)
+
+
+def _npy_array(where: str, opened: Callable[[], Any], size: int, limit: int) -> Array:
+    """An array in an `.npy` stream of `size` bytes; its header is checked before memory is taken."""
+
+    @contextlib.contextmanager
+    def numbers() -> Iterator[Numbers]:
+        with as_data_error(where), opened() as stream:
+            if size > limit:
+                raise fault(where, "decompressed size", f"at most {limit} bytes", f"{size} bytes")
+            head = io.BytesIO(stream.read(NPY_HEADER))
+            version = np.lib.format.read_magic(head)
+            if version not in ((1, 0), (2, 0)):
+                raise fault(where, "npy version", "1.0 or 2.0", ".".join(map(str, version)))
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(head)
+            if dtype.hasobject:
+                raise fault(where, "dtype", "numbers", "objects")
+            total = head.tell() + math.prod(shape) * dtype.itemsize
+            if total != size:
+                raise fault(where, f"size for shape {shape} and dtype {dtype}", f"{total} bytes", f"{size} bytes")
+            stream.seek(head.tell())
+            yield shape, fortran, dtype, stream
+            stream.read(1)  # the end, where an archive compares its checksum
+
+    return Array(where, numbers)
+
+
+def load_arrays(path: Path, arrays: dict[str, Array], *assumed: str) -> Dataset:
+    """The data set of named arrays. `_axes` says how images may lie: (N, H, W), (N, H, W, C) and others.
+
+    Values: whole numbers from 0 to 255, or floats in [0, 1]. Names: train_images or x_train and the like, and optional
+    test_images (or else val_images), train_labels and test_labels; a single array of images may have any name. Without
+    test images every 10th training image becomes one.
+    """
+    used, notes = _choose(path, arrays)
+    notes, why = [*assumed, *notes], ""
+    whole = ("test", "images") not in used
+    parts: list[Part] = []
+    for part in ("train",) if whole else ("train", "test"):
+        images, order, note = _read_images(used[part, "images"], whole)
+        notes += [note] if note else []
+        labels = None
+        if array := used.get((part, "labels")):
+            labels, wrong = labels_or_why(array.labels, len(images))
+            why = why or (wrong and f"{part} {wrong}")
+        parts.append((images, labels))
+    counts = " and ".join(f"{len(part)} {kind}" for (part, _), kind in zip(parts, ("training", "test"), strict=False))
+    if whole:
+        counts, parts = str(len(images)), _parts_of(images, labels, order)
+    source = [f"{counts} images from {path}" + ", every 10th for testing" * whole, *notes]
+    source += [f"no labels: {why}"] if why else []
+    return split_dataset(str(path), source, *parts, class_names=(), label_fault=why, ordered=not whole)
+
+
+def _parts_of(images: np.ndarray, labels: np.ndarray | None, order: tuple[np.ndarray, np.ndarray]) -> list[Part]:
+    """The training and the test part of images in this order, and of labels in that of the files."""
+    parts = images[: len(order[0])], images[len(order[0]) :]
+    return [(part, None if labels is None else labels[rows]) for part, rows in zip(parts, order, strict=True)]
+
+
+def _choose(path: Path, arrays: dict[str, Array]) -> tuple[dict[tuple[str, str], Array], list[str]]:
+    """The arrays that are used, by what they are: ("train" or "test", "images" or "labels"); and what was assumed."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in arrays:
+        found.setdefault(role(name), []).append(name)
+    notes = []
+    if not any(part and kind == "images" for part, kind in found):
+        one = found.get(("", "images")) or [name for name in found.get(("", ""), []) if arrays[name].may_be_images()]
+        one = list(arrays) if len(arrays) == 1 else one
+        found |= {("train", "images"): one, ("train", "labels"): found.get(("", "labels"), [])}
+        notes += [f"the images are {listed(one)}"] if len(arrays) > 1 else []
+    elif ("test", "images") not in found and ("val", "images") in found:
+        notes.append(f"{listed(found['val', 'images'])} are for testing")
+        found |= {("test", kind): found.get(("val", kind), []) for kind in ("images", "labels")}
+    kinds = [(part, kind) for part in ("train", "test") if found.get((part, "images")) for kind in ("images", "labels")]
+    kinds = [kind for kind in kinds if found.get(kind)]
+    if ("train", "images") not in kinds or any(len(found[kind]) > 1 for kind in kinds):
+        expected = "train_images or x_train, once, or a single array of images"
+        raise fault(path, "arrays", expected, listed(arrays) or "none")
+    used = {kind: found[kind][0] for kind in kinds}
+    if unused := [name for name in arrays if name not in used.values()]:
+        notes.append(f"not used: {listed(unused)}")
+    return {kind: arrays[name] for kind, name in used.items()}, notes
+
+
+def _axes(where: str, shape: tuple[int, ...]) -> tuple[tuple[str, ...], dict[str, int], str]:
+    """(what each axis is, the size of each of N, H, W and C, what was assumed).
+
+    Taken are (N, H, W), (N, H, W, C), rows (N, 784), and (N, C, H, W) and (H, W, C, N) where C alone is at most 4.
+    What can be read in two ways is refused.
+    """
+    grey, last, note, mend = "images[..., None]", "np.moveaxis(images, -1, 0)", "", ""
+    axes = tuple("NHWC"[: len(shape)])
+    if len(shape) not in (2, 3, 4) or min(shape) < 1:
+        mend = "no axis may be empty" if 0 in shape else "reshape it"
+    elif len(shape) == 2:
+        axes, note = ("N", "HW"), "rows of 784 numbers taken as images of 28 x 28"
+        if shape[1] != 784 or shape[0] == 784:
+            side = math.isqrt(shape[1])
+            size = f"{side}, {side}" if side * side == shape[1] else "H, W"
+            mend = f"images.reshape(-1, {size}) if each row is an image; one image is no data set"
+    elif len(shape) == 3:
+        first, height, width = shape
+        if width <= 4 < height or (first == 3 and min(height, width) > 4):
+            mend = f"if that is one image, more are needed; if these are {first} grey images, use {grey}"
+        elif first == height != width or max(height, width) > 16 * min(height, width):
+            mend = f"{last} if the images come last, {grey} if they are {height} x {width}"
+    elif shape[1] <= 4 < shape[3]:
+        axes, note = tuple("NCHW"), "axes taken as (N, C, H, W)"
+    elif shape[2] <= 4 < min(shape[1], shape[3]):
+        axes, note = tuple("HWCN"), "axes taken as (H, W, C, N)"
+    elif shape[1] == shape[3] == 3:
+        note = "axes taken as (N, H, W, C)"
+    elif shape[1] in (1, 3) and shape[3] > 1:
+        mend = "images.transpose(0, 2, 3, 1) if the channels come first"
+    elif (shape[2] in (1, 3) and shape[1] > 4 and shape[3] > 1) or (shape[0] in (1, 3) and shape[3] > 4):
+        mend = f"{last} if the images come last"
+    if mend:
+        raise fault(where, "shape", "(N, H, W) or (N, H, W, C) without doubt", f"{shape}; {mend}")
+    sizes = {"C": 1, "H": 28, "W": 28} | dict(zip(axes, shape, strict=True))
+    return axes, sizes, note
+
+
+def _read_images(array: Array, whole: bool) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], str]:
+    """(the images, their order in the file, what was assumed): of a whole set in `split_order`, else as they come."""
+    with array.opened() as (shape, fortran, dtype, stream):
+        if dtype.kind not in "uifb":
+            raise fault(array.where, "dtype", "numbers", dtype.name)
+        axes, sizes, note = _axes(array.where, shape)
+        if whole and sizes["N"] < 2:
+            raise fault(array.where, "images", "at least 2", sizes["N"])
+        order = split_order(sizes["N"])
+        place = np.argsort(np.concatenate(order)) if whole else np.arange(sizes["N"])
+        images = np.empty([sizes[axis] for axis in "NHWC"], np.float32 if dtype.kind == "f" else np.uint8)
+        names = "".join(axes[::-1] if fortran else axes)
+        limits: list[Any] = []
+
+        def fill(view: np.ndarray, axis: int) -> None:
+            """Read into a view in the order of the file; its axis of that number counts the images."""
+            row = dtype.itemsize * math.prod(view.shape[1:])
+            if axis and row > CHUNK:
+                for part in view:
+                    fill(part, axis - 1)
+                return
+            step = max(1, CHUNK // row)
+            for start in range(0, len(view), step):
+                index: list[Any] = [slice(start, start + step), *[slice(None)] * axis]
+                size = view[index[0]].shape
+                block = np.frombuffer(stream.read(math.prod(size) * dtype.itemsize), dtype).reshape(size)
+                limits.extend((block.min(), block.max()))
+                index[axis] = place[index[axis]]
+                view[tuple(index)] = block
+
+        with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+            view = images if "C" in names else images[..., 0]
+            fill(view.transpose(["NHWC".index(axis) for axis in names]), names.index("N"))
+    low, high = float(np.min(limits)), float(np.max(limits))
+    if dtype.kind == "f":
+        if wrong := range_fault(low, high):
+            raise DataError(f"{array.where}: values: {wrong}")
+        if low < 0 or high > 1:
+            np.clip(images, 0, 1, out=images)
+    elif low < 0 or high > 255:
+        mend = "shift and scale them to that" if low < 0 else "divide by the value of white, 65535 if of 16 bits"
+        found = f"{dtype} from {low:g} to {high:g}; {mend}"
+        raise fault(array.where, "values", "whole numbers from 0 to 255", found)
+    return images, order, note
