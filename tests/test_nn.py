@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import naive
@@ -11,6 +12,9 @@ import pytest
 from minigrad import Tensor, init, nn, no_grad, ops, optim
 from minigrad.nn import Module, Parameter
 from minigrad.nn.module import format_summary
+from minigrad.random import generator
+from minigrad.serialize import load_state, save_state
+from minigrad.testing import gradcheck
 
 
 class Tiny(Module):
@@ -482,3 +486,182 @@ def test_summary_of_nothing():
 def test_module_without_forward():
     with pytest.raises(NotImplementedError):
         Module()(ops.exp(0.0))
+
+
+@pytest.mark.parametrize("shape", [np.zeros((2, 3), "float32"), np.array([2, 3]), Tensor(np.zeros((2, 3)))])
+def test_a_parameter_is_not_made_of_an_array(shape):
+    with pytest.raises(
+        TypeError, match=r"^Parameter: shape must be a tuple of whole numbers, found a (ndarray|Tensor) of"
+    ):
+        Parameter(shape)
+
+
+def test_layers_made_alone_start_differently(monkeypatch):
+    """In the same way in each process: it depends on how many parameters were made before."""
+    runs = []
+    for _ in range(2):
+        monkeypatch.setattr(nn.module, "_parameters_made", itertools.count())
+        runs.append([nn.Dense(3, 3), nn.Dense(3, 3), nn.Conv2D(1, 1, 3), nn.Conv2D(1, 1, 3)])
+    weights = [layer.weight.numpy() for layer in runs[0]]
+    assert not np.array_equal(weights[0], weights[1])
+    assert not np.array_equal(weights[2], weights[3])
+    assert all(np.array_equal(a, layer.weight.numpy()) for a, layer in zip(weights, runs[1], strict=True))
+
+
+def test_two_branches_do_not_stay_equal():
+    left, right = nn.Dense(2, 3), nn.Dense(2, 3)
+    optimizer = optim.SGD(left.parameters() + right.parameters(), 0.1)
+    x = batch(0, (4, 2))
+    (ops.tanh(left(x)) + ops.tanh(right(x))).sum().backward()
+    optimizer.step()
+    assert not np.array_equal(left.weight.data, right.weight.data)
+
+
+# ---- one tensor under several names ----
+
+
+class TwoWays(Module):
+    """One layer as two attributes."""
+
+    def __init__(self):
+        self.first = nn.Dense(3, 3)
+        self.norm = nn.BatchNorm(3)
+        self.second, self.other_norm = self.first, self.norm
+
+    def forward(self, x):
+        return self.other_norm(self.second(ops.tanh(self.norm(self.first(x)))))
+
+
+class OneWeight(Module):
+    """Two layers with one weight, and a buffer under two names."""
+
+    def __init__(self):
+        self.first, self.second = nn.Dense(3, 3), nn.Dense(3, 3)
+        self.second.weight = self.first.weight
+        self.count = self.total = Tensor(np.zeros(1, "float32"))
+
+    def forward(self, x):
+        return self.second(ops.tanh(self.first(x)))
+
+
+class Transposed(Module):
+    """A decoder with the encoder's weight, transposed."""
+
+    def __init__(self):
+        self.encoder = nn.Dense(3, 2)
+        self.code = self.encoder.weight
+        self.bias = Parameter((3,))
+
+    def forward(self, x):
+        return ops.tanh(self.encoder(x)) @ self.code.transpose() + self.bias
+
+
+TIED = {  # name: (model, parameters, further names of tensors)
+    "twice in a Sequential": (lambda: (lambda layer: nn.Sequential(layer, nn.Tanh(), layer))(nn.Dense(3, 3)), 2, 2),
+    "two attributes": (TwoWays, 4, 6),
+    "one weight": (OneWeight, 3, 2),
+    "transposed": (Transposed, 3, 1),
+    "in two Sequentials": (
+        lambda: (lambda layer: nn.Sequential(nn.Sequential(layer), nn.Tanh(), nn.Sequential(layer)))(nn.Dense(3, 3)),
+        2,
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_a_tensor_with_two_names_counts_once(name, tmp_path):
+    make, parameters, more = TIED[name]
+    model = make()
+    assert len(model.parameters()) == len({id(p) for p in model.parameters()}) == parameters
+    tensors, every = list(model.named_tensors()), list(model.named_tensors(every_name=True))
+    assert len(every) == len(tensors) + more == len(model.state_dict())
+    assert [n for n, _ in tensors] == [n for i, (n, x) in enumerate(every) if not any(x is y for _, y in every[:i])]
+    assert list(model.state_dict()) == [n for n, _ in every]
+
+    model.initialize(3)
+    for full_name, p in model.named_parameters():
+        expected = p.initializer(generator(3, "init", full_name), p.shape, *p.fans).astype("float32")
+        assert np.array_equal(p.data, expected)
+    model.to(dtype="float64")
+    assert {str(x.dtype) for _, x in every} == {"float64"}
+    gradcheck(model, Tensor(np.random.default_rng(0).normal(size=(4, 3))), parameters=model.parameters())
+
+    optimizer = optim.Adam(model.parameters(), 0.1)
+    x = Tensor(np.random.default_rng(0).normal(size=(4, 3)))
+    losses = []
+    for _ in range(10):
+        model.zero_grad()
+        loss = ops.mse(model(x), np.tile([[0.1, -0.2, 0.3]], (4, 1)) * np.arange(4)[:, None])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert [id(y) for _, y in model.named_tensors(every_name=True)] == [id(y) for _, y in every]
+
+    save_state(tmp_path / "state", model.state_dict(), {})
+    state, other = load_state(tmp_path / "state")[0], make()
+    other.to(dtype="float64")
+    other.load_state_dict(state)
+    assert all(np.array_equal(value, state[n]) for n, value in other.state_dict().items())
+    assert np.array_equal(other(x).numpy(), model(x).numpy())
+
+    second = next(n for n, y in every if n not in dict(tensors))
+    first = next(n for n, y in tensors if y is dict(every)[second])
+    before = other.state_dict()
+    for spoil in (lambda a: a + 1, lambda a: np.full_like(a, np.nan)):
+        with pytest.raises(
+            ValueError, match=rf"^load_state_dict: {second} and {first} are one tensor here but have diff"
+        ):
+            other.load_state_dict(state | {second: spoil(state[second])})
+    assert all(np.array_equal(value, before[n]) for n, value in other.state_dict().items())
+    with pytest.raises(ValueError, match=f"missing {second}"):
+        other.load_state_dict(without(state, second))
+    nothing = np.full_like(state[second], np.nan)
+    other.load_state_dict(state | {first: nothing, second: nothing.astype("float32")})  # equal, and no contradiction
+
+
+def test_a_fused_chain_that_uses_a_layer_twice():
+    conv, norm = nn.Conv2D(2, 2, 3), nn.BatchNorm(2)
+    layers = {"a": conv, "a_relu": nn.ReLU(), "a_norm": norm, "b": conv, "b_relu": nn.ReLU(), "b_norm": norm, "c": conv}
+    found = []
+    for model in (nn.fuse(layers), nn.Sequential(layers)):
+        norm.load_state_dict(nn.BatchNorm(2).state_dict())
+        assert len(model.parameters()) == 4
+        model.zero_grad()
+        y = model(batch(0, (3, 4, 4, 2)))
+        (y * y).sum().backward()
+        found.append([y.numpy(), *(p.grad.copy() for p in model.parameters()), norm.moving_mean.numpy().copy()])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
+
+
+def test_a_module_inside_itself_is_found_once():
+    class Node(Module):
+        def __init__(self, parent=None):
+            self.weight = Parameter((2,))
+            self.me, self.parent = self, parent
+
+    root = Node()
+    root.child = Node(root)
+    assert [name for name, _ in root.modules()] == ["", "child"]
+    assert [name for name, _ in root.named_parameters()] == list(root.state_dict()) == ["weight", "child.weight"]
+    root.train(False)
+    root.to(dtype="float64")
+    root.load_state_dict(root.state_dict())
+    assert (root.child.training, root.child.weight.dtype) == (False, "float64")
+
+
+def test_a_summary_counts_a_parameter_once():
+    layer, tied = nn.Dense(3, 3), nn.Dense(3, 3)
+    tied.weight = layer.weight
+    model = nn.Sequential(layer, layer, tied)
+    lines = [line.split() for line in model.summary((3,)).splitlines()[2:]]
+    assert [line[3] for line in lines if line[1:2] == ["Dense"]] == ["12", "0", "3"]
+    assert lines[-1][1:3] == ["15", "27"]  # its multiplications are done as often as it is used
+
+
+def test_a_parameter_given_twice_is_still_refused():
+    layer = nn.Dense(2, 2)
+    with pytest.raises(ValueError, match=r"^optimizer: a parameter is given twice$"):
+        optim.SGD(layer.parameters() + layer.parameters(), 0.1)

@@ -436,3 +436,196 @@ def test_clipping_large_gradients_does_not_overflow():
     norm = optim.clip_grad_norm(optimizer, 1.0)
     assert float(norm[0]) == pytest.approx(2e20, rel=1e-6)
     np.testing.assert_allclose(optimizer.flat.gradients, 0.5, rtol=1e-6)
+
+
+# ---- frozen parameters ----
+
+
+def moments_of(optimizer, tensors) -> list[list[np.ndarray]]:
+    """The moments of each parameter."""
+    ends = np.cumsum([p.size for p in tensors])[:-1]
+    state = [x for name, x in optimizer.state_dict().items() if name != "steps"]
+    return [list(parts) for parts in zip(*(np.split(x, ends) for x in state), strict=True)]
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (0, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("when", ["before", "after", "during"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_frozen_parameter_stays(name, when, frozen, backend):
+    """While others move as an optimiser of them alone would move them. Its gradient, here NaN, is not looked at."""
+    make = OPTIMIZERS[name][0]
+    tensors = parameters("float64", k=backend)
+    rest = [i for i in range(len(SHAPES)) if i not in frozen]
+
+    def freeze(trains: bool) -> None:
+        for i in frozen:
+            tensors[i].requires_grad = trains
+
+    if when == "before":
+        freeze(False)
+    optimizer = make(tensors)
+    freeze(False)
+    first = 1
+    if when == "during":
+        freeze(True)
+        run(optimizer, tensors, range(1, 4), k=backend)
+        freeze(False)
+        first = 4
+    values, moments = [p.numpy().copy() for p in tensors], moments_of(optimizer, tensors)
+    for step in range(first, 7):
+        optimizer.zero_grad()
+        for i, g in enumerate(gradients(step, "float64")):
+            tensors[i].grad[...] = backend.from_host(np.full_like(g, np.nan) if i in frozen else g)
+        norm = backend.to_host(optim.clip_grad_norm(optimizer, 1e9))
+        expected = math.sqrt(math.fsum(float(v) ** 2 for i in rest for v in gradients(step, "float64")[i].ravel()))
+        assert norm[0] == pytest.approx(expected, rel=1e-14)
+        optimizer.step()
+    assert optimizer.steps == 6
+    for i in frozen:
+        assert np.array_equal(tensors[i].numpy(), values[i])
+        assert all(map(np.array_equal, moments_of(optimizer, tensors)[i], moments[i]))
+        assert np.isnan(backend.to_host(tensors[i].grad)).all()
+    if rest:
+        others = [p for i, p in enumerate(parameters("float64", k=backend)) if i in rest]
+        alone = make(others)
+        for step in range(1, 7):
+            for p, i in zip(others, rest, strict=True):
+                p.grad[...] = backend.from_host(gradients(step, "float64")[i])
+            alone.step()
+        for p, i in zip(others, rest, strict=True):
+            np.testing.assert_allclose(tensors[i].numpy(), p.numpy(), rtol=1e-12)
+
+    freeze(True)
+    optimizer.zero_grad()
+    run(optimizer, tensors, range(7, 8), k=backend)
+    for i in frozen:
+        assert not np.array_equal(tensors[i].numpy(), values[i])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_frozen_and_thawed_against_pytorch(nesterov):
+    torch = pytest.importorskip("torch")
+    mine = parameters("float64")
+    other = [torch.tensor(p.data, requires_grad=True) for p in mine]
+    ours = optim.SGD(mine, 0.05, momentum=0.9, nesterov=nesterov)
+    theirs = torch.optim.SGD(other, lr=0.05, momentum=0.9, nesterov=nesterov)
+    for step in range(1, STEPS + 1):
+        mine[1].requires_grad = not 3 < step < 8
+        run(ours, mine, [step])
+        for p, q, g in zip(mine, other, gradients(step, "float64"), strict=True):
+            q.grad = torch.tensor(g) if p.requires_grad else None
+        theirs.step()
+        for p, q in zip(mine, other, strict=True):
+            np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda p: optim.SGD(p, 0.1, momentum=0.9), lambda p: optim.AdamW(p, 0.1)])
+def test_a_layer_frozen_in_the_middle_of_a_training(make):
+    """Its weights stay, also where it was frozen after `backward` has left a gradient; those below it still learn."""
+    net = nn.Sequential(nn.Dense(2, 3), nn.Tanh(), nn.Dense(3, 3), nn.Tanh(), nn.Dense(3, 1))
+    optimizer = make(net.parameters())
+
+    def step(freeze=()):
+        optimizer.zero_grad()
+        ops.mse(net(Tensor(np.ones((4, 2), "float32"))), np.zeros((4, 1), "float32")).backward()
+        for p in freeze:
+            p.requires_grad = False
+        before = net.state_dict()
+        optimizer.step()
+        return {name for name, x in net.state_dict().items() if not np.array_equal(x, before[name])}
+
+    everything = set(net.state_dict())
+    middle = {"2.weight", "2.bias"}
+    assert step() == everything
+    assert step(freeze=net.layers["2"].parameters()) == everything - middle
+    assert step() == everything - middle
+    for p in net.layers["2"].parameters():
+        p.requires_grad = True
+    assert step() == everything
+
+
+# ---- what is given ----
+
+
+class Two(nn.Module):
+    def __init__(self):
+        self.a, self.b = Parameter((2,)), Parameter((3,))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (lambda: Two(), "Two"),
+        (lambda: Two().named_parameters(), "tuple"),
+        (lambda: Two().state_dict(), "str"),
+        (lambda: [{"params": Two().parameters()}], "dict"),
+        (lambda: [Two().parameters()], "list"),
+        (lambda: np.zeros((2, 2), "float32"), "ndarray"),
+        (lambda: None, "NoneType"),
+        (lambda: [None], "NoneType"),
+        (lambda: 3.0, "float"),
+        (lambda: "parameters", "str"),
+        (lambda: Tensor(np.zeros(2)), "Tensor"),
+        (lambda: [*Two().parameters(), Tensor(np.zeros(2, "float32"))], "Tensor"),
+        (lambda: [Two().a * 2.0], "Tensor"),
+    ],
+)
+def test_what_is_no_parameter_is_refused(given, found):
+    with pytest.raises(TypeError, match=rf"^optimizer: expected parameters, such as model.parameters\(\).*a {found}$"):
+        optim.SGD(given(), 0.1)
+
+
+def test_parameters_of_two_dtypes_are_refused():
+    model = Two()
+    model.b = nn.Parameter((3,))
+    model.b.data, model.b.grad = np.zeros(3), np.zeros(3)
+    with pytest.raises(TypeError, match=r"^optimizer: some parameters are float32 and some float64; .*model.to"):
+        optim.Adam(model.parameters())
+    assert model.a.dtype == "float32"
+
+
+@pytest.mark.parametrize("given", [lambda w: [w], lambda w: w, lambda w: (x for x in [w])], ids=["list", "one", "lazy"])
+@pytest.mark.parametrize("make", [OPTIMIZERS[name][0] for name in ("momentum", "adam")])
+def test_plain_tensors_are_optimised(make, given):
+    w = Tensor(np.full((2, 2), 5.0), requires_grad=True)
+    optimizer = make(given(w))
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = (w * w).sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == 5
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.float16, np.array], ids=lambda n: n.__name__)
+def test_numpy_numbers_are_numbers(number):
+    """All of them are exact in float16, so what is computed is the same to the bit."""
+
+    def ends(kind, whole) -> list[np.ndarray]:
+        found = []
+        for make in (
+            lambda p: optim.SGD(p, kind(0.25), momentum=kind(0.5)),
+            lambda p: optim.AdamW(
+                p, kind(0.125), beta_1=kind(0.5), beta_2=kind(0.75), epsilon=kind(0.25), weight_decay=kind(0.5)
+            ),
+            lambda p: optim.Adam(p, optim.cosine_schedule(kind(0.5), whole(9), warmup=whole(3), final=kind(0.25))),
+            lambda p: optim.SGD(p, optim.step_schedule(kind(0.5), whole(2), factor=kind(0.5), warmup=whole(3))),
+            lambda p: optim.SGD(p, lambda step: kind(0.5) * step),
+        ):
+            tensors = parameters("float32")
+            optimizer = make(tensors)
+            for p, g in zip(tensors, gradients(1, "float32"), strict=True):
+                p.grad += g
+            for _ in range(4):
+                optim.clip_grad_norm(optimizer, kind(8.0))
+                optimizer.step()
+            found.append(np.concatenate([p.data.ravel() for p in tensors]))
+        return found
+
+    for a, b in zip(ends(float, int), ends(number, np.uint8), strict=True):
+        assert a.dtype == b.dtype == "float32"
+        assert np.array_equal(a, b)
