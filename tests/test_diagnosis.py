@@ -88,6 +88,17 @@ def test_the_seed_is_not_a_working_vae():
         ("blurred", {"mse": 0.05, "train_mse": 0.05}, HEALTHY),
         ("blurred", {"mse": 0.05, "train_mse": 0.05}, AE),
         ("blurred", {"mse": 0.05, "train_mse": 0.05, "pca_mse": 0.03, "pca_mse_active": 0.0461}, HEALTHY),
+        ("posterior_collapse", {"reconstruction_std": 0.0273}, HEALTHY),  # just beyond each limit
+        ("no_better_than_the_mean", {"mse": 0.0867, "train_mse": 0.0867}, HEALTHY),
+        ("dead_prior", {"sample_std": 0.0329}, HEALTHY),
+        ("diverged_variance", {"log_variance_per_dim": [-20.1, 0]}, HEALTHY),
+        ("diverged_variance", {"log_variance_per_dim": [0, 5.1]}, HEALTHY),
+        ("prior_mismatch", {"sample_std": 0.0331}, HEALTHY),
+        ("prior_mismatch", {"sample_std": 0.1099}, HEALTHY),
+        ("prior_mismatch", {"aggregate_mean": [0, -0.51]}, HEALTHY),
+        ("prior_mismatch", {"aggregate_std": [1, 1.51]}, HEALTHY),
+        ("prior_mismatch", {"aggregate_std": [0.66, 1]}, HEALTHY),
+        ("prior_mismatch", {"prior_holes": 0.34}, HEALTHY),
         ("over_fitting", {"train_mse": 0.0219}, HEALTHY),
         ("over_fitting", {"train_mse": 0.0219}, AE),
     ],
@@ -104,9 +115,9 @@ def test_a_rule_fires_alone(rule, change, base):
     ("change", "base"),
     [
         ({"active_units": 1}, HEALTHY),
-        ({"reconstruction_std": 0.028, "sample_std": 0.028}, HEALTHY),
+        ({"reconstruction_std": 0.0275, "sample_std": 0.0275}, HEALTHY),
         ({"reconstruction_std": 0.028}, AE),
-        ({"sample_std": 0.111}, HEALTHY),
+        ({"sample_std": 0.1101}, HEALTHY),
         ({"log_variance_per_dim": [-19.9, 4.9]}, HEALTHY),
         ({"aggregate_mean": [0.49, -0.49], "aggregate_std": [0.68, 1.49], "prior_holes": 0.32}, HEALTHY),
         ({"prior_holes": None}, HEALTHY),
@@ -114,7 +125,9 @@ def test_a_rule_fires_alone(rule, change, base):
         ({"mse": 0.05, "train_mse": 0.05, "pca_mse": None, "pca_mse_active": None}, HEALTHY),
         # 64 dimensions of which 15 are used: worse than PCA with 64 components, better than with 15
         ({"mse": 0.0114, "train_mse": 0.0112, "pca_mse": 0.0104, "pca_mse_active": 0.0208}, HEALTHY),
-        ({"train_mse": 0.022}, HEALTHY),
+        ({"train_mse": 0.02193}, HEALTHY),
+        ({"mse": 0.0866, "train_mse": 0.0866, "pca_mse": None, "pca_mse_active": None}, HEALTHY),
+        ({"image_std": 2e-6, "reconstruction_std": 2e-6, "sample_std": 2e-6}, HEALTHY),
         ({"train_mse": 0.0}, AE),
     ],
 )
@@ -124,7 +137,7 @@ def test_no_rule_fires(change, base):
 
 
 @pytest.mark.parametrize("base", [HEALTHY, AE], ids=["vae", "ae"])
-@pytest.mark.parametrize("std", [0.0, 1e-17])
+@pytest.mark.parametrize("std", [0.0, 1e-17, 9e-7])
 def test_test_images_that_are_all_alike_tell_nothing(std, base):
     """One image, or many of which all are the same: a good model, too, gives them one latent."""
     alike = {"image_std": std, "reconstruction_std": 0.0}
@@ -149,6 +162,20 @@ def test_a_mismatch_says_where_images_and_samples_are(change, wide, narrow):
     (found,) = diagnose(HEALTHY | change)
     assert ("many images are encoded where samples are seldom drawn" in found["finding"]) == wide
     assert ("samples are drawn where few images are encoded" in found["finding"]) == narrow
+
+
+def test_several_faults_are_told_worst_first_with_their_figures():
+    figures = HEALTHY | {"prior_holes": 0.4, "mse": 0.05, "train_mse": 0.03, "model": model(beta=4.0)}
+    found = diagnose(figures)
+    assert [finding["finding"].split(":")[0] for finding in found] == [
+        "prior mismatch", "over-regularised", "over-fitting",
+    ]  # fmt: skip
+    assert "40% of the prior's samples lie where no image does" in found[0]["why"]
+    assert found[1]["why"] == "mse 0.0500 is above 0.0461 of PCA with as many dimensions; beta 4"
+    assert found[2]["why"] == "mse 0.0500, on training images 0.0300; -ELBO 261.1, on training images 257.7"
+    (found,) = diagnose(HEALTHY | {"mse": 0.09, "train_mse": 0.09})
+    assert found["why"] == "mse 0.0900, of the mean of the training images 0.0867"
+    assert "1.01 times that on training images" in verdict(HEALTHY)
 
 
 def test_one_component_is_one():

@@ -214,7 +214,9 @@ def test_pixels_of_a_saved_reconstruction(tmp_path):
 
 def test_names_and_errors_stand_in_their_column():
     labels = [9, 0, 3]
-    figure = figures.reconstructions(images(3), images(3), labels, NAMES, [0.01234567, 241.32, 12345.6])
+    figure = figures.reconstructions(
+        images(3), images(3), labels, NAMES, [0.01234567, 241.32, 12345.6], error_name="nats", rows_are=("one", "other")
+    )
     placed = shown(figure)
     at = {t.get_text(): t.get_window_extent() for t in texts(figure)}
     width = placed[2][0] - placed[0][0]
@@ -223,6 +225,10 @@ def test_names_and_errors_stand_in_their_column():
             middle = (at[text].x0 + at[text].x1) / 2
             assert placed[2 * i][0] < middle < placed[2 * i][0] + width
         assert at[name].y0 > at[error].y1, "the name is above, the error below"
+    assert "Below each pair: nats" in at
+    height = figure.get_size_inches()[1] * figure.dpi
+    for row, (_, top, _) in zip(("one", "other"), placed[:2], strict=True):
+        assert 0 < height - (at[row].y0 + at[row].y1) / 2 - top < placed[1][1] - placed[0][1], "beside its row"
 
 
 def test_labels_without_names_are_written_as_numbers():
@@ -292,6 +298,10 @@ def test_interpolations_mark_both_ends_of_every_row():
     framed = [p.get_window_extent() for p in figure.axes[0].patches]
     inside = [i for i, artist in enumerate(figure.axes[0].images) for f in framed if f.contains(*_middle(artist))]
     assert sorted(inside) == [0, 5, 6, 11]
+    heads = {t.get_text(): t.get_color() for t in texts(figure)}
+    for patch in figure.axes[0].patches:
+        left = patch.get_x() < figure.get_size_inches()[0] * figure.dpi / 2
+        assert patch.get_edgecolor()[:3] == to_rgb(heads["first reconstruction" if left else "second reconstruction"])
     assert len({p.get_edgecolor() for p in figure.axes[0].patches}) == 2
     assert {"first reconstruction", "second reconstruction"} <= {t.get_text() for t in texts(figure)}
 
@@ -570,6 +580,39 @@ def test_equal_latents_have_no_variance():
     projected, shares = figures.principal_components(np.full((60, 5), 0.1))
     assert not projected.any()
     assert not shares.any()
+
+
+def test_bars_stand_in_the_order_of_their_divergences_with_the_number_of_their_dimension():
+    axes = figures.kl_bars([0.5, 3.0, 0.0, 1.25]).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [3.0, 1.25, 0.5, 0.0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["z2", "z4", "z1", "z3"]
+    assert axes.texts[0].get_text() == "in all 4.75 nats per image"
+
+
+def test_a_frame_of_a_film_shows_each_image_above_its_reconstruction_and_each_class_in_its_colour():
+    above, below, points = images(5, 4, 3, seed=1), images(5, 4, 3, seed=2), latents[:60, :2]
+    labels = np.arange(60) % 3
+    figure = figures.film_frame(above, below, points, labels, NAMES[:3], ((-4, 5), (-6, 7)), "after epoch 3")
+    (picture,) = figure.axes[0].images
+    mosaic = np.asarray(picture.get_array())
+    assert picture.get_clim() == (0, 1)
+    for i, (row, column) in enumerate(itertools.product(range(2), range(3))):
+        x = column * 4  # images of 3 pixels with one between them
+        pair = mosaic[row * 11 :, x : x + 3]  # two images of 4 with one between them, and two more to the next row
+        if i < 5:
+            np.testing.assert_array_equal(pair[:4], above[i, ..., 0])
+            np.testing.assert_array_equal(pair[5:9], below[i, ..., 0])
+        else:
+            assert (pair == 1).all()
+    assert figure.get_suptitle() == "after epoch 3"
+    assert (figure.axes[1].get_xlim(), figure.axes[1].get_ylim()) == ((-4, 5), (-6, 7))
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == NAMES[:3]
+    found = {}
+    for drawn in figure.axes[1].collections:
+        found.setdefault(tuple(drawn.get_facecolor()[0][:3]), []).extend(map(tuple, np.asarray(drawn.get_offsets())))
+    for c in range(3):
+        assert set(found[to_rgb(figures.CLASS_COLOURS[c])]) == set(map(tuple, points[labels == c]))
+    assert not figures.film_frame(above, below, points, None, (), ((-4, 5), (-6, 7)), "").legends
 
 
 @pytest.mark.parametrize(("kl", "top"), [(0.0, 0.05), (1e-17, 0.05), (0.01, 0.05), (3.0, 3.0)])
