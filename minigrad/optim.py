@@ -17,7 +17,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from .backend import Array, Backend, backend_of, to_device
+from .backend import Array, Backend, backend_of, in_memory, quietly, to_device
 from .nn import Parameter
 from .tensor import Tensor
 
@@ -27,8 +27,9 @@ Schedule = Callable[[int], float]  # learning rate of step 1, 2, 3, ...
 class Flat:
     """The values and the gradients of some parameters as two flat arrays, in the parameters' order."""
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self.parameters = list(parameters) if isinstance(parameters, Iterable) else [parameters]
+    def __init__(self, parameters: Any) -> None:
+        one = isinstance(parameters, Tensor) or not isinstance(parameters, Iterable)
+        self.parameters: list[Tensor] = [parameters] if one else list(parameters)
         for p in self.parameters:
             if not isinstance(p, Parameter) and not (isinstance(p, Tensor) and p.requires_grad and p.creator is None):
                 raise TypeError(
@@ -50,7 +51,7 @@ class Flat:
             data, grad = (x[start : start + p.size].reshape(p.shape) for x in (self.values, self.gradients))
             if p.grad is not None:
                 grad[...] = p.grad
-            p.data, p.grad = data, grad
+            p.data, p.grad, p.version = data, grad, [0]
             self.views.append((data, grad))
             start += p.size
 
@@ -67,6 +68,12 @@ class Flat:
                 "optimizer: the parameters have moved (model.to, or a newer optimizer took them) or data or grad was "
                 "assigned; make a new optimizer, and write into the arrays instead of assigning them"
             )
+
+    def mark_written(self) -> None:
+        """Say that all parameters but the frozen ones were changed: see `Tensor.mark_written`."""
+        for p in self.parameters:
+            if p.requires_grad:
+                p.mark_written()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles: the copy moves its parameters into arrays of its own, unless they have moved here."""
@@ -99,6 +106,10 @@ class Optimizer:
         """The kernels of the parameters' device."""
         return backend_of(self.flat.values)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.moments = {name: in_memory(x) for name, x in self.moments.items()}
+
     def rate(self, step: int) -> float:
         """The learning rate of a step, which counts from 1."""
         return float(self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate)
@@ -125,11 +136,13 @@ class Optimizer:
                 yield [x[part] for x in (self.flat.values, *self.moments.values(), self.flat.gradients)]
             start = part.stop
 
+    @quietly
     def step(self) -> None:
         """Take the next step."""
         self.flat.check()
         self.steps += 1
         self.update(self.k.xp.asarray(self.scalars(self.steps), dtype=self.flat.values.dtype))
+        self.flat.mark_written()
 
     def zero_grad(self) -> None:
         """Set all gradients to zero. `backward` adds to them, so call this before every one."""
@@ -231,6 +244,7 @@ class AdamW(Adam):
         self.weight_decay = float(weight_decay)
 
 
+@quietly
 def clip_grad_norm(optimizer: Optimizer, limit: float) -> Array:
     """Scale all gradients by min(1, limit / norm), where norm is the Euclidean length of all of them together, without
     those of frozen parameters.

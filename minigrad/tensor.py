@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from numbers import Real
 from typing import Any, ClassVar
 
-from .backend import Array, Backend, as_array, backend_of, default_backend
+from .backend import Array, Backend, as_array, backend_of, default_backend, in_memory, quietly
 from .context import Setting
 
 Operand = Any  # what an operation takes as an input: a Tensor, an array, a (nested) list or a Python number
@@ -62,18 +62,22 @@ def is_evaluating() -> bool:
 class Tensor:
     """An array with a gradient.
 
+    A Tensor of one element converts with `bool`, `float` and `int`. Comparing, indexing and iterating are for its
+    array, `x.data`.
+
     Args:
         data: a float32 or float64 array of any device, which is kept and not copied; or a number or
-            nested list, which becomes a float32 array on the device chosen by `minigrad.use`.
+            nested list, which becomes a float32 array on the device chosen by `minigrad.use` (True is 1).
         requires_grad: whether `backward` shall leave a gradient in `grad`.
 
     Attributes:
         data: the array. grad: its gradient, an array of the same shape, or None.
         creator: the Function that computed this tensor; None for a leaf: made by hand, inside `no_grad`, or from
             inputs of which none requires a gradient.
+        version: how often `mark_written` was called, in a list that views of one array share.
 
     Raises:
-        TypeError: data is neither float32 nor float64.
+        TypeError: data is no array of float32 or float64, nor numbers: None, text, complex, masked, ...
     """
 
     __array_ufunc__ = None  # makes `ndarray + Tensor` call Tensor.__radd__ instead of NumPy's own addition
@@ -81,10 +85,12 @@ class Tensor:
     def __init__(self, data: Operand, requires_grad: bool = False) -> None:
         self.data: Array = as_array(data)
         if self.data.dtype not in ("float32", "float64"):
-            raise TypeError(f"Tensor: data is {self.data.dtype} but must be float32 or float64; convert with .astype")
+            how = "convert it, x.astype('float32')" if self.data.dtype.kind in "biuf" else "choose numbers for it"
+            raise TypeError(f"Tensor: data is {self.data.dtype} but must be float32 or float64; {how}")
         self.requires_grad = requires_grad
         self.grad: Array | None = None
         self.creator: Function | None = None
+        self.version = [0]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -112,7 +118,7 @@ class Tensor:
         return backend_of(self.data).device_of(self.data)
 
     def __repr__(self) -> str:
-        made_by = f", made by {self.creator.name}" if self.creator else ""
+        made_by = "" if self.creator is None else f", made by {self.creator.name}"
         return f"Tensor({self.numpy()}, shape={self.shape}, {self.dtype}, {self.device}{made_by})"
 
     def numpy(self) -> Array:
@@ -129,9 +135,53 @@ class Tensor:
             raise ValueError(f"item: the tensor has {self.size} elements (shape {self.shape}), not 1")
         return self.numpy().item()
 
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def _for_arrays_only(self, *_: Any) -> Any:
+        raise TypeError("Tensor: compare, index, iterate and measure its array: x.data == y, x.data[0], len(x.data)")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _for_arrays_only
+    __len__ = __iter__ = __contains__ = __getitem__ = _for_arrays_only
+    __hash__ = object.__hash__  # tensors are keys of dicts, each its own
+
     def detach(self) -> Tensor:
         """A leaf that shares this tensor's data and stops gradients."""
-        return Tensor(self.data)
+        y = Tensor(self.data)
+        y.version = self.version
+        return y
+
+    @property
+    def label(self) -> str:
+        """What messages call this tensor."""
+        return f"a {self.dtype} tensor of shape {self.shape}"
+
+    def mark_written(self) -> None:
+        """Say that values in `data` were changed in place: `backward` raises where it needs the old ones.
+
+        `optimizer.step`, `load_state_dict` and `initialize` do this. What is written by hand, `x.data[...] = 0`, cannot
+        be seen and gives wrong gradients.
+        """
+        self.version[0] += 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold."""
+        if self.creator is not None:
+            raise RuntimeError(
+                f"copy: a tensor made by {self.creator.name} is part of a graph, which cannot be copied or pickled; "
+                "take its detach()"
+            )
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.data, self.grad = in_memory(self.data), in_memory(self.grad)
 
     # Operators. `ops/__init__.py` assigns the functions of the same meaning, because imports go one way.
     __add__: ClassVar[Callable[[Tensor, Operand], Tensor]]
@@ -152,6 +202,7 @@ class Tensor:
     sum: ClassVar[Callable[..., Tensor]]
     mean: ClassVar[Callable[..., Tensor]]
 
+    @quietly
     def backward(self, gy: Operand = None) -> None:
         """Add the gradient of (this tensor * gy).sum() to `grad` of every leaf that requires one.
 
@@ -163,7 +214,8 @@ class Tensor:
                 may be omitted for a single number, where it is 1.
 
         Raises:
-            RuntimeError: nothing here requires a gradient, or part of the graph was used before.
+            RuntimeError: nothing here requires a gradient; part of the graph was used before; or values that are
+                needed were changed since by an optimiser, `load_state_dict` or `initialize`.
             ValueError: gy is missing or has the wrong shape; a Function returned a gradient of wrong shape.
         """
         if not self.requires_grad:
@@ -172,14 +224,14 @@ class Tensor:
         if self.creator is None:
             _add_to_grad({self: gy})
             return
-        # Gradients of outputs whose functions have not yet run backward (a Function has one output, so it is the key),
-        # and of leaves, which wait to the end.
-        waiting: dict[Function | Tensor, Array] = {self.creator: gy}
+        # Gradients of outputs whose functions have not yet run backward (a Function has one output, so its order is the
+        # key), and of leaves, which wait to the end.
+        waiting: dict[int | Tensor, Array] = {self.creator.order: gy}
         queue = [(-self.creator.order, self.creator)]  # a heap: the function that ran last comes first
         while queue:
             _, function = heapq.heappop(queue)
-            for x, gx in function.run_backward(waiting.pop(function)):
-                receiver = x.creator or x
+            for x, gx in function.run_backward(waiting.pop(function.order)):
+                receiver = x if x.creator is None else x.creator.order
                 if receiver in waiting:
                     # not in place: gx may be shared; as_array, because of two 0-d arrays NumPy makes a scalar
                     waiting[receiver] = as_array(waiting[receiver] + gx)
@@ -235,11 +287,14 @@ class Function:
     Attributes:
         k: the kernels of the device that the inputs live on; `k.xp` is the array library.
         needs: for each input, whether its gradient is asked for; `backward` may return None for the others.
+        bilinear: whether each of the first two inputs is needed for the gradient of the other alone.
     """
 
     k: Backend
     needs: tuple[bool, ...]
+    bilinear = False
     inputs: tuple[Tensor | None, ...] | None = None  # set by a call that is recorded
+    read: list[tuple[Array, list[int], int] | None]  # for each input its array, and its version as it was
     order: int
     used = False  # whether its backward pass is over
 
@@ -257,6 +312,7 @@ class Function:
         even twice: nobody writes into what is returned."""
         raise NotImplementedError
 
+    @quietly
     def __call__(self, *operands: Operand) -> Tensor:
         """Run forward, and record this function in the graph if a gradient may be asked for.
 
@@ -268,11 +324,14 @@ class Function:
             raise RuntimeError(f"{self.name}: a Function object serves one call; make a new one")
         inputs = self._as_tensors(operands)
         recording = is_recording()
-        self.needs = tuple(x is not None and x.requires_grad and recording for x in inputs)
+        vars(self)["needs"] = tuple(x is not None and x.requires_grad and recording for x in inputs)
         y = Tensor(self.forward(*(None if x is None else x.data for x in inputs)))
+        for x in inputs:
+            if x is not None and self.k.xp.may_share_memory(x.data, y.data):
+                y.version = x.version  # a view
         if any(self.needs):
-            self.inputs = inputs
-            self.order = next(_running_order)
+            read = [None if x is None else (x.data, x.version, x.version[0]) for x in inputs]
+            vars(self).update(inputs=inputs, read=read, order=next(_running_order))
             y.requires_grad = True
             y.creator = self
         return y
@@ -281,15 +340,15 @@ class Function:
         """Operands as tensors of one device and dtype. Python numbers take those of the first tensor."""
         given = [x if x is None or isinstance(x, Tensor | Real) else Tensor(x) for x in operands]
         tensors = [x for x in given if isinstance(x, Tensor)]
-        self.k = backend_of(*(x.data for x in tensors), what=self.name) if tensors else default_backend()
+        k = backend_of(*(x.data for x in tensors), what=self.name) if tensors else default_backend()
+        vars(self)["k"] = k  # and not self.k, which a frozen dataclass refuses
         dtype = tensors[0].dtype if tensors else "float32"
         if any(x.dtype != dtype for x in tensors):
             raise TypeError(
-                f"{self.name}: inputs have different dtypes: " + ", ".join(f"{x.dtype} {x.shape}" for x in tensors)
+                f"{self.name}: inputs have different dtypes: {', '.join(f'{x.dtype} {x.shape}' for x in tensors)}; "
+                "convert the array, x.astype('float32'), or the model, model.to(dtype='float64')"
             )
-        return tuple(
-            x if x is None or isinstance(x, Tensor) else Tensor(self.k.xp.full((), x, dtype=dtype)) for x in given
-        )
+        return tuple(x if x is None or isinstance(x, Tensor) else Tensor(k.xp.full((), x, dtype=dtype)) for x in given)
 
     def run_backward(self, gy: Array) -> list[tuple[Tensor, Array]]:
         """Pairs (input, its gradient) for the inputs that need one. Afterwards this function is used up."""
@@ -297,6 +356,7 @@ class Function:
             raise RuntimeError(
                 f"backward: the graph through this {self.name} was used before and released; compute the result again"
             )
+        self._check_unwritten()
         gxs = self.backward(gy)
         if len(gxs) != len(self.inputs):
             raise ValueError(f"{self.name}.backward: {len(gxs)} gradients for {len(self.inputs)} inputs")
@@ -310,5 +370,27 @@ class Function:
             pairs.append((x, as_array(gx)))
         order = self.order
         vars(self).clear()  # releases the saved arrays and the way to earlier functions
-        self.order, self.used = order, True  # so that a second walk comes here and is told that the graph was used
+        vars(self).update(order=order, used=True)  # so that a second walk comes here and is told that it was used
         return pairs
+
+    def _check_unwritten(self) -> None:
+        """Raise RuntimeError if an input has changed of which the values, saved by forward, are needed."""
+        for i, (x, read) in enumerate(zip(self.inputs or (), self.read, strict=True)):
+            if x is None or read is None or read[1][0] == read[2]:
+                continue
+            saved = _arrays_in([value for name, value in vars(self).items() if name != "read"], self.k)
+            unneeded = self.bilinear and i < 2 and not self.needs[1 - i]
+            if not unneeded and any(self.k.xp.may_share_memory(read[0], array) for array in saved):
+                raise RuntimeError(
+                    f"{self.name}.backward: {x.label} was changed in place after it was used (optimizer.step, "
+                    "load_state_dict or the like), so its gradient is lost; call backward before, or compute again"
+                )
+
+
+def _arrays_in(value: Any, k: Backend) -> Iterator[Array]:
+    """All arrays in nested lists, tuples and dicts."""
+    if isinstance(value, k.xp.ndarray):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _arrays_in(part, k)

@@ -12,17 +12,16 @@ one.
 from __future__ import annotations
 
 import functools
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from . import nn, optim
 from .backend import Array
 from .backend.capture import Captured
+from .nn.module import modules_alive
 from .tensor import Function, Operand, Tensor
 
 _one_at_a_time = threading.Lock()
@@ -42,7 +41,7 @@ class Watcher:
 
     Attributes:
         scope: of the module that runs now; None outside of modules.
-        made_in: the scope in which each Function of the graph ran.
+        made_in: the scope in which each Function of the graph ran, by its order.
     """
 
     scope: Scope | None
@@ -61,7 +60,7 @@ class Watcher:
             self.thread = threading.get_ident()
             self.scope = None
             self.scopes: dict[tuple[Scope | None, int], Scope] = {}
-            self.made_in: WeakKeyDictionary[Function, Scope | None] = WeakKeyDictionary()
+            self.made_in: dict[int, Scope | None] = {}
             self.updating: optim.Optimizer | None = None
             self.undo = undo
             self._replace(Function, "__call__", self._forward)
@@ -110,7 +109,7 @@ class Watcher:
     def _forward(self, original: Callable[..., Tensor], function: Function, *operands: Operand) -> Tensor:
         y = self.forward(original, function, *operands)
         if y.creator is function:
-            self.made_in[function] = self.scope
+            self.made_in[function.order] = self.scope
         return y
 
     def _module(self, original: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
@@ -167,8 +166,7 @@ def names_alive() -> dict[int, str]:
 
     A layer does not know its name, and a model may call a layer by itself, as the autoencoders do with their heads.
     """
-    modules = [x for x in gc.get_objects() if issubclass(type(x), nn.Module)]
-    modules = [x for x in modules if not isinstance(x, nn.Sequential) or "layers" in vars(x)]  # built to the end
+    modules = modules_alive()
     parts = {id(part) for module in modules for _, part in module.children()}
     names: dict[int, str] = {}
     for model in modules:

@@ -156,7 +156,7 @@ def test_the_model_is_left_as_it_was_saved_last(tmp_path: Path, monkeypatch, cap
     model = compiled("vae")
 
     def mark(trainer: Trainer) -> None:
-        trainer.train_images[MARK] = 255
+        trainer.images[MARK] = 255
 
     callbacks = [At(8, mark)]  # in the second epoch
     trainer = Trainer(model, images, TrainingOptions(BATCH, epochs=4), folder=tmp_path, callbacks=callbacks)

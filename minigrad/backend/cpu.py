@@ -6,8 +6,8 @@ Measured against the plain kernels by benchmarks/ops.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +42,11 @@ class CpuBackend(Backend):
         self.pool = Pool(threads or usable_cores())
         self.threads = self.pool.threads
 
-    def session(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def session(self) -> Iterator[None]:
         """BLAS stays on one thread: each of the hundred changes in a training step took some 10 us."""
-        return self.pool.single_threaded_blas
+        with np.errstate(all="ignore"), self.pool.single_threaded_blas:
+            yield
 
     # ---- products ----
 

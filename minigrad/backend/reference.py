@@ -11,6 +11,7 @@ Read next: ../random.py and ../serialize.py, then ../../autoencoders/conv_autoen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,12 @@ class Backend:
         self.xp = xp
         self.on_host = xp.__name__ == "numpy"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold what was chosen, not the library and the threads."""
+        from . import again
+
+        return again, ("cpu" if self.on_host else "cuda", self.kernels, self.threads, self.precision)
+
     # ---- devices ----
 
     def device_of(self, array: Array) -> str:
@@ -60,9 +67,6 @@ class Backend:
         device = "cpu" if self.on_host else f"cuda:{self.xp.cuda.Device().id}"
         return f"device {device}, kernels {self.kernels} ({self.reason}), threads {self.threads}"
 
-    def set_num_threads(self, threads: int | None) -> None:
-        """Work with so many threads from now on; these kernels have none of their own."""
-
     def prepare(self, dtype: Any) -> None:
         """Do now what the kernels for a dtype need once, such as being compiled: these need nothing."""
 
@@ -81,9 +85,9 @@ class Backend:
             self.xp.get_default_memory_pool().set_limit(size=size)
 
     def session(self) -> AbstractContextManager[None]:
-        """A context for many kernel calls in a row: the CPU's fast kernels set BLAS to one thread once for all of them
-        and not in each. The results are the same without it."""
-        return nullcontext()
+        """A context for many kernel calls in a row: NumPy does not tell of overflow and NaN, and the CPU's fast kernels
+        set BLAS to one thread once for all of them. The results are the same without it."""
+        return self.xp.errstate(all="ignore") if self.on_host else nullcontext()
 
     def capture(self, step: Callable[..., Array]) -> Callable[..., Array]:
         """The step, a function of arrays only, as something to be called again and again: here the step itself."""
@@ -156,6 +160,18 @@ class Backend:
         return padded[:, top : top + H, left : left + W].copy()
 
     # ---- elementwise and sums ----
+
+    def sum(self, x: Array, axes: tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
+        """Sum over axes; None: over all.
+
+        Numbers that follow each other in memory are added in pairs of pairs, and a few in any way. All others are added
+        one after another, which in float32 loses digits with their count (up to half of the sum), so float64 adds them.
+        """
+        axes = tuple(range(x.ndim)) if axes is None else axes
+        one_run = x.flags.c_contiguous and sorted(axes) == list(range(x.ndim - len(axes), x.ndim))
+        few = math.prod(x.shape[axis] for axis in axes) <= 8
+        total = x.sum(axis=axes, dtype=x.dtype if one_run or few else "float64", keepdims=keepdims)
+        return total.astype(x.dtype, copy=False)
 
     def relu(self, x: Array) -> Array:
         """max(x, 0)."""

@@ -120,6 +120,8 @@ def _pair(value: Pair | str, name: str, least: int) -> Size:
 
 
 class Conv2D(Function):
+    bilinear = True
+
     def __init__(self, stride: Pair, padding: Pair | str) -> None:
         self.stride, self.padding = stride, padding
 
@@ -137,6 +139,8 @@ class Conv2D(Function):
 
 
 class Conv2DTranspose(Function):
+    bilinear = True
+
     def __init__(self, stride: Pair, padding: Pair | str, output_size: Size | None) -> None:
         self.stride, self.padding, self.output_size = stride, padding, output_size
 

@@ -11,6 +11,8 @@ from .elementwise import unbroadcast
 
 
 class MatMul(Function):
+    bilinear = True
+
     def forward(self, a: Array, b: Array) -> Array:
         if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
             raise ValueError(f"matmul: needs (..., I, J) @ (..., J, K), found {a.shape} @ {b.shape}")
@@ -18,12 +20,15 @@ class MatMul(Function):
         return self.k.matmul(a, b)
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        ga = unbroadcast(self.k.matmul(gy, self.b.swapaxes(-1, -2)), self.a.shape) if self.needs[0] else None
-        gb = unbroadcast(self.k.matmul(self.a.swapaxes(-1, -2), gy), self.b.shape) if self.needs[1] else None
+        k = self.k
+        ga = unbroadcast(k, k.matmul(gy, self.b.swapaxes(-1, -2)), self.a.shape) if self.needs[0] else None
+        gb = unbroadcast(k, k.matmul(self.a.swapaxes(-1, -2), gy), self.b.shape) if self.needs[1] else None
         return ga, gb
 
 
 class Dense(Function):
+    bilinear = True
+
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         if x.ndim != 2 or weight.ndim != 2:
             raise ValueError(f"dense: x and weight must have 2 axes (x {x.shape}, weight {weight.shape})")

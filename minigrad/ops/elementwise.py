@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from numbers import Real
 
-from ..backend import Array
+from ..backend import Array, Backend
 from ..tensor import Function, Operand, Tensor
 
 
-def unbroadcast(gy: Array, shape: tuple[int, ...]) -> Array:
+def unbroadcast(k: Backend, gy: Array, shape: tuple[int, ...]) -> Array:
     """Sum gy over the axes that broadcasting added or stretched, so that it has `shape` again.
 
     Broadcasting copies one input element to many output elements, so its gradient is the sum of theirs.
@@ -23,7 +23,7 @@ def unbroadcast(gy: Array, shape: tuple[int, ...]) -> Array:
     added = gy.ndim - len(shape)
     stretched = tuple(added + i for i, size in enumerate(shape) if size == 1 and gy.shape[added + i] != 1)
     axes = tuple(range(added)) + stretched
-    return gy.sum(axis=axes).reshape(shape) if axes else gy
+    return k.sum(gy, axes).reshape(shape) if axes else gy
 
 
 class Add(Function):
@@ -32,7 +32,7 @@ class Add(Function):
         return a + b
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
-        return unbroadcast(gy, self.shapes[0]), unbroadcast(gy, self.shapes[1])
+        return unbroadcast(self.k, gy, self.shapes[0]), unbroadcast(self.k, gy, self.shapes[1])
 
 
 class Sub(Function):
@@ -41,17 +41,19 @@ class Sub(Function):
         return a - b
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
-        return unbroadcast(gy, self.shapes[0]), unbroadcast(-gy, self.shapes[1])
+        return unbroadcast(self.k, gy, self.shapes[0]), unbroadcast(self.k, -gy, self.shapes[1])
 
 
 class Mul(Function):
+    bilinear = True
+
     def forward(self, a: Array, b: Array) -> Array:
         self.a, self.b = a, b
         return a * b
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        ga = unbroadcast(gy * self.b, self.a.shape) if self.needs[0] else None
-        gb = unbroadcast(gy * self.a, self.b.shape) if self.needs[1] else None
+        ga = unbroadcast(self.k, gy * self.b, self.a.shape) if self.needs[0] else None
+        gb = unbroadcast(self.k, gy * self.a, self.b.shape) if self.needs[1] else None
         return ga, gb
 
 
@@ -61,8 +63,8 @@ class Div(Function):
         return a / b
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        ga = unbroadcast(gy / self.b, self.a.shape) if self.needs[0] else None
-        gb = unbroadcast(-gy * self.a / (self.b * self.b), self.b.shape) if self.needs[1] else None
+        ga = unbroadcast(self.k, gy / self.b, self.a.shape) if self.needs[0] else None
+        gb = unbroadcast(self.k, -gy * self.a / (self.b * self.b), self.b.shape) if self.needs[1] else None
         return ga, gb
 
 
@@ -249,7 +251,7 @@ def clip(x: Operand, low: float = -math.inf, high: float = math.inf) -> Tensor:
     """
     if low > high:
         raise ValueError(f"clip: low {low} is above high {high}")
-    return Clip(low, high)(x)
+    return Clip(float(low), float(high))(x)
 
 
 def relu(x: Operand) -> Tensor:
@@ -259,7 +261,7 @@ def relu(x: Operand) -> Tensor:
 
 def leaky_relu(x: Operand, slope: float = 0.01) -> Tensor:
     """x above 0, slope * x elsewhere."""
-    return LeakyReLU(slope)(x)
+    return LeakyReLU(float(slope))(x)
 
 
 def sigmoid(x: Operand) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from ..backend import Array, backend_of
+from ..backend import Array, as_array, backend_of
 from ..tensor import Function, Operand, Tensor
 from .elementwise import unbroadcast
 
@@ -21,7 +21,7 @@ class MSE(Function):
     def forward(self, x: Array, targets: Array) -> Array:
         _check_shapes("mse", "x", x, targets)
         self.difference = x - targets
-        return (self.difference * self.difference).mean()
+        return self.k.sum(self.difference * self.difference) / self.difference.size
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
         gx = self.difference * (gy * (2 / self.difference.size))
@@ -49,14 +49,14 @@ class GaussianNLL(Function):
         self.precision = self.k.xp.exp(-log_variance)
         self.difference = mean - targets
         squares = self.difference * self.difference * self.precision
-        return 0.5 * (squares + log_variance + LOG_2_PI).sum() / self.count
+        return 0.5 * self.k.sum(squares + log_variance + LOG_2_PI) / self.count
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
         scale = gy / self.count
         gmean = self.difference * self.precision * scale
         glog_variance = (0.5 - 0.5 * self.difference * self.difference * self.precision) * scale
         gtargets = -gmean if self.needs[1] else None
-        return gmean, gtargets, unbroadcast(glog_variance, self.log_variance_shape)
+        return gmean, gtargets, unbroadcast(self.k, glog_variance, self.log_variance_shape)
 
 
 class SoftmaxCrossEntropy(Function):
@@ -64,18 +64,27 @@ class SoftmaxCrossEntropy(Function):
         self.labels = labels
 
     def forward(self, logits: Array) -> Array:
-        xp = backend_of(logits, self.labels, what=self.name).xp
-        if logits.ndim != 2 or not logits.size or self.labels.shape != logits.shape[:1]:
+        labels, xp = as_array(self.labels), self.k.xp
+        backend_of(logits, labels, what=self.name)
+        if logits.ndim != 2 or not logits.size or labels.shape not in (logits.shape[:1], (len(logits), 1)):
             raise ValueError(
                 "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), "
-                f"found {logits.shape} and {self.labels.shape}"
+                f"found {logits.shape} and {labels.shape}"
             )
-        if self.k.on_host and (self.labels.min() < 0 or self.labels.max() >= logits.shape[1]):
-            raise ValueError(f"softmax_cross_entropy: labels must lie in 0 ... {logits.shape[1] - 1}")
-        self.one_hot = (self.labels[:, None] == xp.arange(logits.shape[1])).astype(logits.dtype)  # (N, K)
+        labels, kind = labels.reshape(-1), labels.dtype.kind
+        broken = labels[labels != xp.floor(labels)] if kind == "f" else labels[:0]  # NaN differs from itself
+        if kind not in "biuf" or broken.size:
+            found = f"{float(broken[0])} among them" if broken.size else labels.dtype
+            raise ValueError(f"softmax_cross_entropy: labels must be whole numbers, the classes; found {found}")
+        if self.k.on_host and (labels.min() < 0 or labels.max() >= logits.shape[1]):
+            raise ValueError(
+                f"softmax_cross_entropy: labels must lie in 0 ... {logits.shape[1] - 1}, "
+                f"found {labels.min()} ... {labels.max()}"
+            )
+        self.one_hot = (labels[:, None] == xp.arange(logits.shape[1])).astype(logits.dtype)  # (N, K)
         shifted = logits - logits.max(axis=1, keepdims=True)
-        self.log_softmax = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
-        return -xp.where(self.one_hot > 0, self.log_softmax, 0).sum() / len(logits)  # 0 * -inf would be NaN
+        self.log_softmax = shifted - xp.log(self.k.sum(xp.exp(shifted), (1,), keepdims=True))
+        return -self.k.sum(xp.where(self.one_hot > 0, self.log_softmax, 0)) / len(logits)  # 0 * -inf would be NaN
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
         return ((self.k.xp.exp(self.log_softmax) - self.one_hot) * (gy / len(self.one_hot)),)
@@ -85,7 +94,7 @@ class KLToStandardNormal(Function):
     def forward(self, mean: Array, log_variance: Array) -> Array:
         _check_shapes("kl_to_standard_normal", "mean", mean, log_variance, second="log_variance")
         self.mean, self.variance_minus_1 = mean, self.k.xp.expm1(log_variance)
-        return 0.5 * (mean * mean + (self.variance_minus_1 - log_variance)).sum() / len(mean)
+        return 0.5 * self.k.sum(mean * mean + (self.variance_minus_1 - log_variance)) / len(mean)
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
         scale = gy / len(self.mean)
@@ -135,12 +144,14 @@ def gaussian_nll(mean: Operand, targets: Operand, log_variance: Operand = 0.0) -
 def softmax_cross_entropy(logits: Operand, labels: Array) -> Tensor:
     """-log softmax(logits)[label], averaged over N.
 
-    Shapes: logits (N, K); labels (N,), an integer array with values 0 ... K - 1 (not a Tensor) -> a single number.
+    Shapes: logits (N, K); labels (N,) or (N, 1), whole numbers 0 ... K - 1 of any dtype (not a Tensor) -> a single
+        number.
     Unit: nats per example.
     Gradients: glogits = (softmax(logits) - one_hot(labels)) / N.
     Raises:
-        ValueError: shapes do not fit, or a label lies outside 0 ... K - 1 (looked for on the CPU only, because
-            on a GPU that would wait for the device; there such a label counts as no class).
+        TypeError: labels is a Tensor, None, text, masked, ...
+        ValueError: shapes do not fit, or a label is 1.5 or NaN, or lies outside 0 ... K - 1 (this is looked for on the
+            CPU only, because on a GPU it would wait for the device; there such a label counts as no class).
     """
     return SoftmaxCrossEntropy(labels)(logits)
 

@@ -41,12 +41,14 @@ class BatchNormInference(Function):
             raise ValueError(f"batch_norm: mean and variance must be {x.dtype} {gamma.shape}, found {found}")
         backend_of(x, self.mean, self.variance, what=self.name)
         self.x, self.gamma = x, gamma
-        return self.k.batch_norm_apply(x, gamma, beta, self.mean, self.variance, self.epsilon)
+        y = self.k.batch_norm_apply(x, gamma, beta, self.mean, self.variance, self.epsilon)
+        self.inverse_deviation = 1 / self.k.xp.sqrt(self.variance + self.epsilon)
+        self.mean = self.mean.copy()  # moving statistics may change until backward
+        return y
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        inverse_deviation = 1 / self.k.xp.sqrt(self.variance + self.epsilon)
-        gx = gy * (self.gamma * inverse_deviation)
-        ggamma = self.k.channel_sum(gy * ((self.x - self.mean) * inverse_deviation))
+        gx = gy * (self.gamma * self.inverse_deviation)
+        ggamma = self.k.channel_sum(gy * ((self.x - self.mean) * self.inverse_deviation))
         return gx, ggamma, self.k.channel_sum(gy)
 
 
@@ -70,7 +72,7 @@ def batch_norm(x: Operand, gamma: Operand, beta: Operand, *, epsilon: float = 1e
         ValueError: shapes do not fit, or x is empty.
     Source: Ioffe and Szegedy, Batch Normalization, 2015, Algorithm 1 and section 3.
     """
-    return BatchNorm(epsilon)(x, gamma, beta)
+    return BatchNorm(float(epsilon))(x, gamma, beta)
 
 
 def batch_norm_inference(
@@ -84,4 +86,4 @@ def batch_norm_inference(
     Raises:
         ValueError: shapes do not fit.
     """
-    return BatchNormInference(mean, variance, epsilon)(x, gamma, beta)
+    return BatchNormInference(mean, variance, float(epsilon))(x, gamma, beta)

@@ -61,7 +61,7 @@ class Sum(Function):
 
     def forward(self, x: Array) -> Array:
         self.x_shape, self.axes = x.shape, _axes(self.axis, x.ndim)
-        return x.sum(axis=self.axes, keepdims=self.keepdims)
+        return self.k.sum(x, self.axes, self.keepdims)
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
         gy = gy.reshape(_kept(self.x_shape, self.axes))
@@ -75,9 +75,12 @@ class LogSumExp(Function):
     def forward(self, x: Array) -> Array:
         xp = self.k.xp
         self.x, self.axes = x, _axes(self.axis, x.ndim)
-        top = x.max(axis=self.axes, keepdims=True)
-        top = xp.where(xp.isfinite(top), top, 0)  # all -inf: the result is -inf and not NaN
-        total = xp.exp(x - top).sum(axis=self.axes, keepdims=True)  # at least 1; 0 where all are -inf; or NaN
+        if x.size:
+            top = x.max(axis=self.axes, keepdims=True)
+            top = xp.where(xp.isfinite(top), top, 0)  # all -inf: the result is -inf and not NaN
+        else:
+            top = xp.zeros(_kept(x.shape, self.axes), x.dtype)  # the sum of nothing is 0, its logarithm -inf
+        total = self.k.sum(xp.exp(x - top), self.axes, keepdims=True)  # at least 1; 0 where all are -inf; or NaN
         self.y = xp.where(total == 0, -math.inf, xp.log(xp.where(total == 0, 1, total)) + top)
         return self.y if self.keepdims else self.y.squeeze(axis=self.axes)
 
