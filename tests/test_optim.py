@@ -608,7 +608,7 @@ def test_numpy_numbers_are_numbers(number):
     def ends(kind, whole) -> list[np.ndarray]:
         found = []
         for make in (
-            lambda p: optim.SGD(p, kind(0.25), momentum=kind(0.5)),
+            lambda p: optim.SGD(p, kind(0.25), momentum=kind(0.5 + 2**-10)),
             lambda p: optim.AdamW(
                 p, kind(0.125), beta_1=kind(0.5), beta_2=kind(0.75), epsilon=kind(0.25), weight_decay=kind(0.5)
             ),
