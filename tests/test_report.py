@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 from html.parser import HTMLParser
@@ -75,6 +76,110 @@ def test_a_run_keeps_a_frame_before_the_first_epoch_and_after_each(tmp_path: Pat
     assert set((tmp_path / "run").glob(film.FRAMES)) <= set(own_files(tmp_path / "run")), "--overwrite takes them along"
 
 
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[tuple, dict]]]:
+    """The arguments of every call of the functions that draw, by their names."""
+    seen: dict[str, list[tuple[tuple, dict]]] = {"film_frame": [], "reconstructions": []}
+    for name, calls in seen.items():
+        real = getattr(figures, name)
+        spy = lambda *a, real=real, calls=calls, **k: calls.append((a, k)) or real(*a, **k)  # noqa: E731
+        monkeypatch.setattr(figures, name, spy)
+    return seen
+
+
+def others_of(data: Dataset) -> Dataset:
+    """Data of the same shapes and labels, but other images."""
+    changed = {name: 255 - getattr(data, name) for name in ("train_images", "test_images")}
+    return dataclasses.replace(data, **changed)
+
+
+def rows_in(some: np.ndarray, everything: np.ndarray) -> list[int]:
+    """Where each row is among others."""
+    return [int(np.flatnonzero((everything == row).reshape(len(everything), -1).all(axis=1))[0]) for row in some]
+
+
+@pytest.mark.parametrize(("limit", "classes"), [(None, 0), (12, 3)])
+def test_a_film_shows_images_that_the_run_was_trained_on_each_with_its_own_label(
+    limit: int | None, classes: int, tmp_path: Path, spied: dict
+) -> None:
+    data, folder, made = dataset(), tmp_path / "run", model(Z=2, classes=classes)
+    options = TrainingOptions(batch_size=8, epochs=2)
+    started = start_run(made, data, options, folder, learning_rate=1e-3, limit_train=limit, progress=False)
+    started.execute(lambda _: None)
+    assert report.draw_film(folder, data)
+    every = made.encode(data.train_images, labels=data.train_labels)
+    assert [a[6] for a, _ in spied["film_frame"]] == ["before training", "after epoch 1", "after epoch 2"]
+    first, *_, (originals, reconstructed, points, labels, names, limits, _) = (a for a, _ in spied["film_frame"])
+    for given, _ in spied["film_frame"]:
+        np.testing.assert_array_equal(given[0], originals)
+        assert given[5] == limits
+    assert not np.array_equal(points, first[2]), "every frame has its own"
+    shown = rows_in(originals, data.train_images)
+    assert len(set(shown)) == 10
+    assert set(shown) <= set(range(limit or 24))
+    assert names == NAMES
+    np.testing.assert_array_equal(
+        reconstructed, np.round(255 * made.reconstruct(originals, labels=data.train_labels[shown])[0])
+    )
+    scattered = [int(np.abs(every - point).sum(axis=1).argmin()) for point in points]
+    np.testing.assert_allclose(points, every[scattered], atol=1e-6)
+    assert len(set(scattered)) == len(points) == (limit or 24)
+    assert set(scattered) <= set(range(limit or 24))
+    np.testing.assert_array_equal(labels, data.train_labels[scattered])
+    assert report.draw_film(folder, others_of(data)) == b"", "the run knows no others"
+    relabelled = dataclasses.replace(data, train_labels=data.train_labels[::-1].copy())
+    assert report.draw_film(folder, relabelled) == b""
+
+
+def test_ten_images_are_shown_and_a_thousand_scattered() -> None:
+    shown, scattered = report.film_images(dataset(4000), None)
+    assert (len(set(shown.tolist())), len(set(scattered.tolist()))) == (10, 1000)
+    assert not set(shown.tolist()) <= set(scattered.tolist()), "drawn for themselves"
+
+
+def test_the_plane_of_a_film_is_that_of_its_end_without_what_lies_far_out() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.uniform(0, 1, (1000, 2)).astype(np.float32)
+    far = z.copy()
+    far[:4] = 1000
+    axes, limits = film._plane([500 * z, far, far])
+    np.testing.assert_array_equal(axes, np.eye(2))
+    for low, high in limits:  # with 8 % of room
+        assert -0.12 < low < -0.05
+        assert 1.05 < high < 1.12
+    first, last = (rng.standard_normal((400, 4)) * scale for scale in ([9, 8, 1, 1], [1, 2, 6, 4]))
+    axes, limits = film._plane([first, last + 5])
+    vectors = np.linalg.eigh(np.cov(last.T))[1]
+    np.testing.assert_allclose(np.abs(axes.T @ vectors[:, :-3:-1]), np.eye(2), atol=1e-9)
+    assert np.ptp(limits[0]) > np.ptp(limits[1]) > 10
+
+
+def test_a_film_has_at_most_sixty_frames_from_the_first_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "film").mkdir()
+    arrays = {"reconstructed": np.zeros((2, 4, 4, 1), np.uint8), "latents": np.ones((3, 2), np.float32)}
+    for epoch in range(150):
+        path = tmp_path / film.FRAMES.replace("*", f"{epoch:05d}")
+        save_state(path, arrays | {"latents": arrays["latents"] * epoch}, {"kind": "frame", "epoch": epoch})
+    seen = []
+
+    def drawn(originals, reconstructed, points, labels, names, limits, title):
+        seen.append((title, int(points[0, 0])))
+        return figures.samples(np.full((1, 4, 4, 1), len(seen) / 60))
+
+    monkeypatch.setattr(figures, "film_frame", drawn)
+    monkeypatch.setattr(figures, "pixels", lambda _: np.full((8, 8, 3), 4 * len(seen), np.uint8))
+    content = film.gif(tmp_path, np.zeros((2, 4, 4, 1), np.uint8))
+    epochs = [epoch for _, epoch in seen]
+    assert len(epochs) == 60
+    assert epochs == sorted(set(epochs))
+    assert (epochs[0], epochs[-1], max(np.diff(epochs))) == (0, 149, 3)
+    assert [title for title, _ in seen] == ["before training", *(f"after epoch {epoch}" for epoch in epochs[1:])]
+    with Image.open(io.BytesIO(content)) as gif:
+        assert (gif.n_frames, gif.info["loop"]) == (60, 0)
+
+
 def test_filming_changes_no_bit_of_the_training(tmp_path: Path) -> None:
     data = dataset()
     filmed = trained(tmp_path / "run", data)
@@ -114,14 +219,6 @@ def test_the_film_has_a_picture_a_frame(kind: type, Z: int, labelled: bool, tmp_
     for colour in figures.CLASS_COLOURS[: 3 if labelled else 0]:
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert abs(pictures[-1] - wanted).max(axis=2).min() <= 4, f"{colour} is among them"
-
-
-def test_a_long_film_is_cut_down_to_its_most_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = dataset()
-    monkeypatch.setattr(film, "MOST_FRAMES", 3)
-    trained(tmp_path / "run", data, epochs=6)
-    with Image.open(io.BytesIO(report.draw_film(tmp_path / "run", data))) as gif:
-        assert gif.n_frames == 3
 
 
 @pytest.mark.parametrize("Z", [1, 2, 5])
@@ -175,21 +272,64 @@ def test_a_frame_that_cannot_be_drawn_is_named(record: dict, changed: dict, tmp_
 # ---- close-ups ----
 
 
-def test_worst_and_best_are_those(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, made, shown = dataset(), model(), {}
-    real = report.figures.reconstructions
-
-    def recorded(originals, reconstructed, labels, names, errors, **options):
-        shown[options["title"].split()[-1]] = originals, errors
-        return real(originals, reconstructed, labels, names, errors, **options)
-
-    monkeypatch.setattr(report.figures, "reconstructions", recorded)
+def test_worst_and_best_are_those(spied: dict) -> None:
+    data, made = dataset(), model()
     assert set(report.close_ups(made, data, None)) == {"worst", "best", "neighbours"}
+    shown = {options["title"].split()[-1]: (a, options) for a, options in spied["reconstructions"]}
     errors = [float(np.mean((made.reconstruct(x[None])[0] - x / 255) ** 2)) for x in data.test_images]
     order = sorted(range(30), key=errors.__getitem__)
-    np.testing.assert_array_equal(shown["worst"][0], data.test_images[order[::-1][:20]])
-    np.testing.assert_array_equal(shown["best"][0], data.test_images[order[:20]])
-    np.testing.assert_allclose(shown["worst"][1], sorted(errors)[::-1][:20], rtol=1e-5)
+    for name, chosen in (("worst", order[::-1][:20]), ("best", order[:20])):
+        (originals, reconstructed, labels, names, written), options = shown[name]
+        np.testing.assert_array_equal(originals, data.test_images[chosen])
+        np.testing.assert_allclose(reconstructed, made.reconstruct(data.test_images[chosen])[0], atol=1e-6)
+        np.testing.assert_array_equal(labels, data.test_labels[chosen])
+        assert names == NAMES
+        np.testing.assert_allclose(written, [errors[i] for i in chosen], rtol=1e-5)
+        assert options["title"] == f"The 20 test images that are reconstructed {name}"
+        assert options["error_name"] == "mean squared error per pixel"
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "source"), [(VAE, 0, "prior"), (VAE, 3, "prior"), (Autoencoder, 0, "mixture")]
+)
+def test_the_neighbours_of_samples_are_training_images(kind: type, classes: int, source: str, spied: dict) -> None:
+    mixture = Mixture(np.ones(1), np.zeros((1, 3)), np.eye(3)[None])
+    made, data = model(kind, classes=classes) if classes else model(kind), dataset()
+    report.close_ups(made, data, None, 5, mixture)
+    (new, found, labels, _, written), options = next(x for x in spied["reconstructions"] if "rows_are" in x[1])
+    numbers = [i % 3 for i in range(10)] if classes else None
+    expected = made.sample(10, 5, labels=numbers) if kind is VAE else made.decode(mixture.sample(10, 5))
+    np.testing.assert_array_equal(new, expected)
+    assert (labels is None) if numbers is None else list(labels) == numbers
+    for image, neighbour, distance in zip(new, found, written, strict=True):
+        away = [float(np.mean((image.astype(float) - x / 255) ** 2)) for x in data.train_images]
+        np.testing.assert_allclose(neighbour, data.train_images[int(np.argmin(away))] / 255)
+        assert distance == pytest.approx(min(away), rel=1e-5)
+    assert options == {
+        "title": f"Samples from the {source}, and the training images nearest to them",
+        "error_name": "mean squared difference per pixel",
+        "rows_are": ("sample", "nearest image"),
+    }
+
+
+def test_all_pictures_stand_in_order_and_are_of_one_seed(tmp_path: Path, spied: dict) -> None:
+    data = dataset()
+    made = trained(tmp_path / "run", data, Z=2, denoise=0.2)
+    found = report.all_pictures(made, data, tmp_path / "run", [1.0, 2.0], seed=7)
+    assert list(found) == [name for name in report.TITLES if name in found] == list(report.TITLES)
+    for image, new in zip(found["samples"].axes[0].images, made.sample(48, 7), strict=True):
+        np.testing.assert_array_equal(image.get_array(), new[..., 0])
+    for image, new in zip(found["neighbours"].axes[0].images[::2], made.sample(10, 7), strict=True):
+        np.testing.assert_array_equal(image.get_array(), new[..., 0])
+    clean, given = {}, {}
+    for seed in (7, 8):
+        spied["reconstructions"].clear()
+        report.denoised(made, data, 0.2, seed)
+        ((noisy, _, labels, *_), _), *_ = spied["reconstructions"]
+        clean[seed] = [int(np.abs(data.test_images / 255 - x).mean(axis=(1, 2, 3)).argmin()) for x in noisy]
+        given[seed] = labels.tolist()
+        assert given[seed] == data.test_labels[clean[seed]].tolist()
+    assert set(clean[7]) != set(clean[8])
 
 
 def test_a_denoising_run_shows_noise_and_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -265,7 +405,21 @@ def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> N
     drawn = np.asarray(pictures["traversals"].axes[0].images[0].get_array())
     (start,) = (image for image in dataset().test_images if np.allclose(image[..., 0] / 255, drawn))
     np.testing.assert_allclose(others[0], np.delete(made.encode(start[None])[0], dimension), atol=1e-5)
-    assert any("(start)" in t.get_text() for t in pictures["traversals"].findobj(Text))
+    told = [t.get_text() for t in pictures["traversals"].findobj(Text)]
+    assert any("(start)" in text for text in told)
+    assert [text for text in told if "nats" in text] == ["z2, 3.00 nats", "z3, 2.00 nats", "z1, 0.10 nats"]
+
+
+def test_eight_dimensions_are_traversed_with_the_class_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, data, seen = model(Z=10, classes=3), dataset(), []
+    real = made.decode
+    monkeypatch.setattr(made, "decode", lambda z, *, labels=None: seen.append((z, labels)) or real(z, labels=labels))
+    pictures = report.close_ups(made, data, list(range(10)), seed=2)
+    assert sum("nats" in t.get_text() for t in pictures["traversals"].findobj(Text)) == 8
+    drawn = np.asarray(pictures["traversals"].axes[0].images[0].get_array())
+    (start,) = (i for i, image in enumerate(data.test_images) if np.allclose(image[..., 0] / 255, drawn))
+    labels = next(labels for z, labels in seen if len(z) == 8 * 9)
+    assert set(labels.tolist()) == {data.test_labels[start]}
 
 
 def pixel_distances(images: np.ndarray, others: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -342,6 +496,11 @@ def test_the_report_is_one_file_that_says_everything(tmp_path: Path) -> None:
     assert set(inside) <= {f"#{name}" for name in page.ids}
     images = [r for r in page.references if not r.startswith("#")]
     assert len(images) == len(pictures) + 1
+    shown = [base64.b64decode(reference.split(",", 1)[1]) for reference in images]
+    assert sorted(shown) == sorted(path.read_bytes() for path in (*pictures, tmp_path / "film.gif"))
+    assert [content for content in shown if content.startswith(b"\x89PNG")] == [path.read_bytes() for path in pictures]
+    places = [page.text.index(report.TITLES[path.stem]) for path in pictures]
+    assert len(set(places)) == len(pictures)
     for reference in images:
         head, content = reference.split(",", 1)
         assert head in ("data:image/png;base64", "data:image/gif;base64")
