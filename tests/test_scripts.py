@@ -33,7 +33,7 @@ import autoencoders
 import minigrad.backend
 from autoencoders import cli, figures, runs
 from autoencoders.cli import run_program
-from autoencoders.data import load_dataset
+from autoencoders.data import Dataset, load_dataset
 from autoencoders.training import DivergedError, Trainer, latest_checkpoint
 from minigrad import DeviceError
 from minigrad.serialize import DataError, load_state, save_state
@@ -299,11 +299,41 @@ def test_flags_reach_the_run_from_the_command_line_and_the_file(call):
         assert (ran["options"]["binarise"], ran["model"]["classes"]) == (True, classes)
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_the_default_schedule_follows_the_number_of_images(call):
-    assert call(TRAIN, *TINY, "--out", "run").code == 0
-    options = record(Path("run"))["options"]
-    assert (options["epochs"], options["warmup_steps"]) == (40, 8)  # 80 steps
+@pytest.mark.parametrize(
+    ("images", "words", "epochs", "warmup", "steps", "momentum"),
+    [
+        (60_000, "", 8, 200, 3752, 0.99),
+        (100_000, "", 8, 200, 6256, 0.99),
+        (20_000, "", 24, 200, 3768, 0.99),
+        (4_000, "", 40, 128, 1280, 0.99),
+        (60_000, "--limit-train 600", 40, 20, 200, 0.95),
+        (641, "--epochs 2", 2, 1, 12, 1 / 6),
+        (640, "--epochs 1 --batch-size 32", 1, 2, 20, 0.5),
+        (100, "--epochs 1 --batch-size 25", 1, 0, 4, 0.0),
+        (60_000, "--smoke --batch-size 100", 1, 0, 2, 0.0),
+    ],
+)
+def test_the_default_schedule_follows_the_number_of_images(
+    images, words, epochs, warmup, steps, momentum, call, monkeypatch
+):
+    """BatchNorm's moving statistics forget where they started: 1 - 10 / steps to the power of the steps is 5e-5."""
+    seen = []
+
+    def enough(model, dataset, options, folder, **named):
+        seen.append((model, options, dataset.train_images[: named["limit_train"]]))
+        raise cli.UsageError("enough")
+
+    zeros = np.zeros((images, 8, 8, 1), np.uint8)
+    monkeypatch.setattr(
+        TRAIN, "load_dataset", lambda *_, **__: Dataset("many", zeros, None, zeros[:5], None, (), "made")
+    )
+    monkeypatch.setattr(TRAIN, "start_run", enough)
+    call(TRAIN, *NETWORK[:-2], "--backend", "numpy", *words.split(), "--out", "run").failed(2, "enough")
+    ((model, options, used),) = seen
+    assert (options.epochs, options.warmup_steps) == (epochs, warmup)
+    assert options.epochs * -(-len(used) // options.batch_size) == steps
+    assert model.momentum == pytest.approx(momentum, abs=1e-12)
+    assert model.momentum**steps < 5e-5
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -1375,22 +1405,28 @@ def test_own_arrays_of_odd_size_in_colour_are_found_from_another_folder(call, mo
     assert record(Path("run"))["model"]["input_shape"] == [11, 7, 3]
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    assert call(GENERATE, "--model-dir", "../run").code == 0
+    assert call(GENERATE, "--model-dir", "../run", "--dataset", "../own.npz").code == 0
     assert pictures(Path("../run/figures")) == VAE_PICTURES | {"manifold"}
-    assert call(EVALUATE, "--model-dir", "../run", "--iw-samples", 2).code == 0
+    assert call(EVALUATE, "--model-dir", "../run", "--dataset", "../own.npz", "--iw-samples", 2).code == 0
     with no_pictures():
         assert call(TRAIN, "--out", "../run", "--resume").code == 0
 
 
 def test_an_own_folder_of_pictures_by_class(call):
     rng = np.random.default_rng(0)
-    for name in ("cats", "dogs"):
+    for label, name in enumerate(("cats", "dogs")):  # dark cats, bright dogs
         (Path("zoo") / name).mkdir(parents=True)
-        for i in range(12):
-            Image.fromarray(rng.integers(0, 256, (14, 9, 3), dtype=np.uint8)).save(Path("zoo") / name / f"{i}.png")
+        for i in range(50):
+            pixels = rng.integers(0, 128, (14, 9, 3), dtype=np.uint8) + np.uint8(128 * label)
+            Image.fromarray(pixels).save(Path("zoo") / name / f"{i}.png")
+    data = load_dataset("zoo")
+    for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
+        assert labels.tolist() == (images.mean(axis=(1, 2, 3)) > 127.5).astype(int).tolist()
+        assert set(labels.tolist()) == {0, 1}
+    assert data.class_names == ("cats", "dogs")
     assert call(TRAIN, *NETWORK, "--model", "ae", "--dataset", "zoo", "--epochs", 1, "--out", "run").code == 0
     assert record(Path("run"))["model"]["input_shape"] == [14, 9, 3]
-    done = call(GENERATE, "--model-dir", "run", "--out", "drawn")
+    done = call(GENERATE, "--model-dir", "run", "--dataset", "zoo", "--out", "drawn")
     assert (done.code, done.err) == (0, "")
     assert pictures(Path("drawn")) == AE_PICTURES
 
