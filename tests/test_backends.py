@@ -31,7 +31,7 @@ from conftest import NEEDS_NUMBA
 from faults import Campaign
 
 import minigrad.backend
-from minigrad.backend import Backend, cuda
+from minigrad.backend import Backend, cpu, cuda
 from minigrad.backend.winograd import winograd
 from minigrad.ops.conv import ConvGeometry, conv_geometry
 
@@ -639,12 +639,18 @@ def test_kernel_takes_any_layout(backend: Backend, name: str, layout: str) -> No
 
 
 def small_blocks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the CPU kernels take one image at a time, and two blocks of CUDA threads everything, in large tiles."""
+    """Let the CPU kernels take one image at a time, and little work for each thread, and two blocks of CUDA threads
+    everything, in large tiles."""
     if isinstance(backend, cuda.CudaBackend):
         monkeypatch.setattr(cuda, "MOST_BLOCKS", 2)
         monkeypatch.setattr(cuda, "FILL", 1)
-    else:
-        monkeypatch.setattr(backend, "block_bytes", 1)
+        return
+    monkeypatch.setattr(backend, "block_bytes", 1)
+    monkeypatch.setattr(cpu, "PASS_BYTES", 1)
+    monkeypatch.setattr(cpu, "FUNCTION_NUMBERS", 4)
+    monkeypatch.setattr(cpu, "MATMUL_PRODUCTS", 1)
+    if "minigrad.backend.jit" in sys.modules:
+        monkeypatch.setattr("minigrad.backend.jit.FUNCTION_NUMBERS", 4)
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -694,10 +700,11 @@ class Schedule:
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_results_do_not_depend_on_timing(backend: Backend, name: str) -> None:
+def test_results_do_not_depend_on_timing(backend: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever thread ends first, the bits are the same: in float64 another order of a sum would show."""
     if not hasattr(backend, "pool") or backend.threads == 1:
         pytest.skip("one thread")
+    small_blocks(backend, monkeypatch)
     for case in INPUTS[name](rng(name, "timing"), 7):
         bits = set()
         real = backend.pool._workers
@@ -860,6 +867,83 @@ def test_scratch_of_one_geometry_does_not_reach_another(backend: Backend) -> Non
             compare(backend, Case("conv2d_grad_weight", (x, y, g), 1, linear=True), "float64")
 
 
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_is_not_finite_shows_in_all_that_depends_on_it(
+    backend: Backend, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that diverges is noticed because NaN and infinity stay. One number of an input is not finite: where
+    the specification gives NaN for NaN, there is NaN; where it gives anything that is not finite, nothing finite; and
+    for NaN in the first input, finite numbers where it gives those, but in gradients of weights.
+
+    Winograd's sums of inputs reach more of these, and make NaN of infinity. A kernel that skips the zeros around an
+    image reaches less: so a result depends on a number only if it changes with it.
+    """
+    if type(backend) is Backend or (backend.on_host and backend.threads == 1):
+        pytest.skip("the specification, or compared with three threads")
+    small_blocks(backend, monkeypatch)
+    seen = 0
+    for i, case in enumerate(INPUTS[name](rng(name, "not finite"), 3)):
+        r, arguments = rng(name, "not finite", i), flat(case.arguments)
+        places = [k for k, x in enumerate(arguments) if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.size]
+        for place in {*places[:1], *r.permutation(places)[:3]}:
+            index = tuple(int(r.integers(n)) for n in arguments[place].shape)
+            bad = float(r.choice([np.nan, np.nan, np.inf, -np.inf]))
+            with np.errstate(all="ignore"):
+                wanted = _with_number(PLAIN, case, place, index, bad)
+                few, many = (_with_number(PLAIN, case, place, index, number) for number in (1e3, -2e3))
+                found = _with_number(backend, case, place, index, bad)
+            for j, (y, right, a, b) in enumerate(zip(found, wanted, few, many, strict=True)):
+                what = f"{name}, case {i}: result {j} for {bad} at {index} of argument {place}"
+                depends = (a != b) & ~np.isfinite(right)
+                assert not np.isfinite(y[depends]).any(), what
+                assert not np.isnan(bad) or np.isnan(y[depends & np.isnan(right)]).all(), what
+                seen += int(depends.sum())
+                if (
+                    place == 0
+                    and np.isnan(bad)
+                    and not (name == "conv2d_grad_weight" or (name == "conv_layer_grad" and j))
+                ):
+                    np.testing.assert_array_equal(np.isfinite(y), np.isfinite(right), what)
+    assert seen > 0 or name == "unit_range", "no result depends on an input"
+
+
+def _with_number(backend: Backend, case: Case, place: int, index: tuple[int, ...], number: float) -> list[np.ndarray]:
+    """The results in float32 on the host, with the number put into the argument at this place."""
+    arguments = [_copied(value) for value in case.arguments]
+    flat(arguments)[place][index] = number
+    if case.name == "conv_layer_grad" and arguments[5]:
+        arguments[5][1][...] = arguments[4][0]  # the same mean, given twice
+    changed = replace(case, arguments=tuple(arguments))
+    results = results_of(backend, changed, inputs_of(backend, changed, "float32"))
+    return [np.array(backend.to_host(y) if getattr(y, "shape", ()) else y.item()) for y in results]
+
+
+@NEEDS_NUMBA
+def test_no_loop_is_compiled_for_finite_numbers_only() -> None:
+    """LLVM's flags `nnan`, `ninf` and `fast` let a compiler drop what is not finite, on some machines."""
+    importlib.import_module("minigrad.backend.jit")
+    modules = [module for name, module in sys.modules.items() if name.startswith("minigrad.")]
+    loops = {x for module in modules for x in vars(module).values() if hasattr(x, "targetoptions")}
+    assert len(loops) > 10
+    for loop in loops:
+        flags = loop.targetoptions.get("fastmath", set())
+        assert isinstance(flags, set | frozenset), loop
+        assert flags <= {"contract", "reassoc"}, loop
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_clipping_passes_on_what_is_not_finite(backend: Backend, bad: float) -> None:
+    """A NaN makes all gradients NaN; an infinite one becomes NaN and those beside it 0."""
+    tensor = minigrad.Tensor(backend.from_host(np.zeros(4, np.float32)), requires_grad=True)
+    optimizer = minigrad.optim.SGD([tensor], 0.1)
+    tensor.grad += backend.from_host(np.array([1, bad, 2, 3], np.float32))
+    with np.errstate(invalid="ignore"):
+        norm = minigrad.optim.clip_grad_norm(optimizer, 1.0)
+    np.testing.assert_array_equal(backend.to_host(norm), [abs(bad)])
+    clipped = [np.nan] * 4 if np.isnan(bad) else [0, np.nan, 0, 0]
+    np.testing.assert_array_equal(backend.to_host(tensor.grad), clipped)
+
+
 @pytest.mark.parametrize("name", ["relu", "relu_grad", "sigmoid", "softplus", "add_bias", "channel_sum"])
 def test_numbers_that_are_not_finite_pass_as_in_the_specification(
     backend: Backend, name: str, request: pytest.FixtureRequest
@@ -879,6 +963,7 @@ def test_numbers_that_are_not_finite_pass_as_in_the_specification(
 @NEEDS_NUMBA
 def test_a_damaged_cache_of_numba_is_told_of_and_not_used(tmp_path, monkeypatch, capsys):
     loops = importlib.import_module("minigrad.backend.loops")
+    monkeypatch.setattr(loops.numba.config, "CACHE_DIR", "")  # whatever NUMBA_CACHE_DIR says
     text = "from minigrad.backend.loops import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
     (tmp_path / "twice_of.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
