@@ -826,7 +826,6 @@ def run(code: str, tmp_path: Path, **environment: str) -> str:
         env=kept | {"PYTHONPATH": search} | environment,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -165,33 +165,6 @@ def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(monkeypatch:
         trainer(40).run()
 
 
-@pytest.mark.parametrize(
-    ("most", "kept", "expected"),
-    [
-        ("max", 0, 7 << 20),
-        ("5242880", 0, 3 << 20),
-        ("5242880", 1 << 20, 4 << 20),
-        ("1048576", 0, 0),
-        ("99999999", 0, 7 << 20),
-    ],
-)
-def test_a_cgroup_leaves_its_limit_less_what_is_used_but_for_files(
-    most: str, kept: int, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = {
-        "/proc/meminfo": "MemTotal: 99999 kB\nMemFree: 1 kB\nMemAvailable: 5120 kB\nSwapFree: 2048 kB\n",
-        "/sys/fs/cgroup/memory.max": f"{most}\n",
-        "/sys/fs/cgroup/memory.current": f"{2 << 20}\n",
-        "/sys/fs/cgroup/memory.stat": f"anon {1 << 20}\nfile {kept}\nkernel 5\n",
-    }
-    resource = pytest.importorskip("resource")
-    monkeypatch.setattr(Path, "read_text", lambda path, *_, **__: files[path.as_posix()])
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
-    assert free_memory() == expected
-    files["/proc/meminfo"] = "MemTotal: 9999999 kB\n"
-    assert free_memory() is None
-
-
 @LINUX
 def test_what_is_free_is_less_than_there_is_and_what_a_limit_leaves() -> None:
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
