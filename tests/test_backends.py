@@ -898,11 +898,8 @@ def test_what_is_not_finite_shows_in_all_that_depends_on_it(
                 assert not np.isfinite(y[depends]).any(), what
                 assert not np.isnan(bad) or np.isnan(y[depends & np.isnan(right)]).all(), what
                 seen += int(depends.sum())
-                if (
-                    place == 0
-                    and np.isnan(bad)
-                    and not (name == "conv2d_grad_weight" or (name == "conv_layer_grad" and j))
-                ):
+                spreads = name == "conv2d_grad_weight" or (name == "conv_layer_grad" and j)
+                if place == 0 and np.isnan(bad) and not spreads:
                     np.testing.assert_array_equal(np.isfinite(y), np.isfinite(right), what)
     assert seen > 0 or name == "unit_range", "no result depends on an input"
 
