@@ -1235,7 +1235,7 @@ cupy = _Module(
             "cupy.cuda.runtime",
             getDeviceCount=lambda: _devices,
             getDeviceProperties=_properties,
-            memGetInfo=lambda: (1 << 30, 2 << 30),
+            memGetInfo=lambda: ((1 << 30) >> _current, 2 << 30),  # (free, total)
         ),
     ),
     lib=_Module(

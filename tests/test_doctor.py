@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ def test_a_machine_without_a_gpu_has_no_fault(a_machine: Any, capsys: pytest.Cap
     [
         ((), ["cupy-cuda13x"], "Install NVIDIA's driver"),
         ((11, 4), [], "Install a newer driver: 525 for the extra cuda12, 580 for cuda13"),
-        ((12, 2), [], 'pip install ".[cuda12]"'),
+        ((12, 0), [], 'pip install ".[cuda12]"'),
+        ((12, 9), [], 'pip install ".[cuda12]"'),
         ((13, 0), [], 'pip install ".[cuda13]"'),
         ((12, 2), ["cupy-cuda13x"], 'pip uninstall -y cupy-cuda13x; pip install ".[cuda12]"'),
         (
@@ -85,7 +87,8 @@ def test_devices_are_listed_with_their_memory(a_machine: Any, cupy_double: Any) 
     a_machine((13, 0), ["cupy-cuda13x"])
     strict_cupy.reset(devices=2)
     assert [f.what for f in machine.gpu()] == ["driver", "CuPy", "cuda:0", "cuda:1"]
-    assert machine.gpu()[2].found == "double 0, 1.0 of 2.0 GiB free"
+    assert [f.found for f in machine.gpu()[2:]] == ["double 0, 1.0 of 2.0 GiB free", "double 1, 0.5 of 2.0 GiB free"]
+    assert cupy_double.cuda.Device().id == 0, "the current device stays"
     assert not machine.advice()
 
 
@@ -94,9 +97,9 @@ def test_two_wheels_of_cupy_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, name: str | None) -> None:
             self.metadata = {"Name": name}
 
-    found = [Distribution(n) for n in ("numpy", "cupy-cuda13x", "CuPy-CUDA12x", None, "cupy-backends")]
+    found = [Distribution(n) for n in ("numpy", "cupy-cuda13x", "CuPy-CUDA12x", None, "cupy-backends", "cupy")]
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(found))
-    assert machine.cupy_wheels() == ["cupy-cuda12x", "cupy-cuda13x"]
+    assert machine.cupy_wheels() == ["cupy", "cupy-cuda12x", "cupy-cuda13x"]
 
 
 def test_wrong_results_and_failing_kernels_are_faults(a_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,3 +123,60 @@ def test_the_driver_is_asked_without_cupy() -> None:
     """Whatever this machine has, the answer has a version or a reason."""
     version, fault = machine.driver_version()
     assert bool(version) != bool(fault)
+
+
+class Driver:
+    """libcuda.so.1 as ctypes loads it."""
+
+    def __init__(self, started: int, status: int, version: int) -> None:
+        self.started, self.status, self.version = started, status, version
+
+    def cuInit(self, flags: int) -> int:
+        return self.started
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = self.version
+        return self.status
+
+
+@pytest.mark.parametrize(
+    ("driver", "found"),
+    [
+        (Driver(0, 0, 13000), ((13, 0), "")),
+        (Driver(0, 0, 12080), ((12, 8), "")),
+        (Driver(100, 0, 12080), ((), "the driver finds no GPU")),
+        (Driver(803, 0, 12080), ((), "the driver's parts have different versions: restart the machine")),
+        (Driver(0, 999, 12080), ((), "the driver fails with CUDA error 999")),
+        (None, ((), "no NVIDIA driver")),
+    ],
+)
+def test_what_the_driver_says(driver: Driver | None, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> Driver:
+        if driver is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return driver
+
+    monkeypatch.setattr(machine.ctypes, "CDLL", load)
+    assert machine.driver_version() == found
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul\nGCC version: gcc 13.3",
+            "580.65.06",
+        ),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64 6 570.86.15  Release Build", "570.86.15"),
+        ("NVRM version: unknown", "release unknown,"),
+        (None, "release unknown,"),
+    ],
+)
+def test_the_release_of_the_driver(text: str | None, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_text(path: Path) -> str:
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert machine.release() == found

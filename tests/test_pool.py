@@ -257,7 +257,7 @@ def test_a_fork_after_use_does_not_hang():
         "if child: os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
         "os._exit(0)\n"
     )
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=600, check=False).returncode == 0
 
 
 def test_usable_cores_respects_affinity_and_quota(monkeypatch):
