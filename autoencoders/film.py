@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor
 
-from minigrad.serialize import DataError, load_state, save_state
+from minigrad.serialize import DataError, load_state, numbered, save_state
 
 from . import figures
 from .training import Callback, Trainer
@@ -69,12 +69,12 @@ def gif(
     Raises:
         DataError: a frame cannot be read or does not fit.
     """
-    paths = sorted(Path(folder).glob(FRAMES))
+    paths = numbered(Path(folder), FRAMES)
     if len(paths) > MOST_FRAMES:
         paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MOST_FRAMES).round().astype(int))]
     if not paths:
         return b""
-    frames = [load_state(frame)[:2] for frame in paths]
+    frames = [load_state(frame, Path(folder))[:2] for frame in paths]
     Z = (*frames[-1][0].get("latents", np.zeros(0)).shape, 0, 0)[1]  # dimensions of the newest latents; 0: none
     for frame, (arrays, record) in zip(paths, frames, strict=True):
         found = {name: x.shape for name, x in arrays.items()}
@@ -120,8 +120,8 @@ def _plane(latents: list[np.ndarray]) -> tuple[np.ndarray, Any]:
     if Z <= 2:
         axes = np.eye(Z, 2)
     else:
-        centred = latents[-1] - latents[-1].mean(axis=0)
-        axes = np.linalg.svd(centred.astype(np.float64), full_matrices=False)[2][:2].T
+        last = latents[-1].astype(np.float64)
+        axes = np.linalg.svd(last - last.mean(axis=0), full_matrices=False)[2][:2].T
     points = np.concatenate([z @ axes for z in latents[1:] or latents])
     low, high = np.quantile(points, 0.005, axis=0), np.quantile(points, 0.995, axis=0)
     room = np.maximum(0.08 * (high - low), 0.05)  # of latents that are all alike, numbers short enough to stand apart

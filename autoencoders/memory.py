@@ -26,32 +26,38 @@ def least_size(
     latent_space_dim: int,
     classes: int = 0,
     **_: Any,
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """(how many weights the convolutions and two dense layers of such a model have, the numbers in the largest matrix
-    of im2col of one image), from its configuration: nothing is made."""
+    of im2col of one image, and those that the largest layer takes and gives, padded), from its configuration: nothing
+    is made."""
     *sides, channels = input_shape
-    weights = columns = 0
+    weights = columns = passing = 0
     for filters, kernel, stride in zip(conv_filters, conv_kernels, conv_strides, strict=True):
         kernel, stride = ((x, x) if isinstance(x, int) else x for x in (kernel, stride))
         if not all(isinstance(number, int) for number in (*kernel, *stride, channels, filters)):
             raise TypeError("a size is not a whole number")  # texts would be multiplied to long ones
-        sides = [-(-side // s) for side, s in zip(sides, stride, strict=True)]
+        given, sides = sides, [-(-side // s) for side, s in zip(sides, stride, strict=True)]
+        padded = [max(x, (y - 1) * s + k) for x, y, s, k in zip(given, sides, stride, kernel, strict=True)]
         taps = math.prod(kernel) * channels
         weights += 2 * taps * filters  # those of the decoder are as many
-        columns, channels = max(columns, math.prod(sides) * taps), filters
-    return weights + math.prod(sides) * channels * (2 * latent_space_dim + classes), columns
+        columns = max(columns, math.prod(sides) * taps)
+        passing = max(passing, (math.prod(given) + math.prod(padded)) * channels + math.prod(sides) * filters)
+        channels = filters
+    return weights + math.prod(sides) * channels * (2 * latent_space_dim + classes), columns, passing
 
 
-def check_size(config: dict[str, Any]) -> None:
-    """Raise DeviceError unless a model of this configuration, with an optimiser, fits into the free memory."""
+def check_size(config: dict[str, Any], images: int = 1) -> None:
+    """Raise DeviceError unless a model of this configuration, with an optimiser, fits into the free memory, with what
+    so many images take in its largest layer."""
     k = default_backend()
     free = k.free_memory()
-    weights, columns = least_size(**config)
-    needed = 4 * (A_WEIGHT * weights + (2 * columns if k.on_host else 0))
+    weights, columns, passing = least_size(**config)
+    needed = 4 * (A_WEIGHT * weights + images * passing + (2 * columns if k.on_host else 0))
     if free is not None and needed > free:
         raise DeviceError(
-            f"a model with at least {weights:,} weights and {columns:,} numbers in the im2col matrix of an image needs "
-            f"about {gibibytes(needed)}, but {gibibytes(free)} are free; {SMALLER}"
+            f"a model with at least {weights:,} weights and {columns:,} numbers in the im2col matrix of an image, and "
+            f"{images} x {passing:,} in a layer, needs about {gibibytes(needed)}, but {gibibytes(free)} are free; "
+            f"{SMALLER}"
         )
 
 

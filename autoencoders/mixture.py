@@ -18,6 +18,7 @@ from minigrad.serialize import DataError, load_state, save_state
 from .conv_autoencoder import MODEL_FILE
 
 MIXTURE_FILE = "mixture.safetensors"
+FARTHEST = 1e9  # from zero: no latent is
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ def save_mixture(folder: Path, mixture: Mixture) -> None:
     Raises:
         DataError: there is no model, or the file cannot be written.
     """
-    model = load_state(folder / MODEL_FILE)[2]
+    model = load_state(folder / MODEL_FILE, folder)[2]
     save_state(folder / MIXTURE_FILE, vars(mixture), {"kind": "mixture", "fitted_to": model})
 
 
@@ -76,15 +77,37 @@ def load_mixture(folder: Path) -> Mixture | None:
     """The mixture in a model's folder; None if there is none, or one that was fitted to other weights.
 
     Raises:
-        DataError: it is damaged.
+        DataError: it is damaged, or no mixture of latents of the model.
     """
     path = folder / MIXTURE_FILE
     if not path.exists():
         return None
+    _, model, fitted_to = load_state(folder / MODEL_FILE, folder)
     try:
-        arrays, record, _ = load_state(path)
+        arrays, record, _ = load_state(path, folder)
         if record.get("kind") != "mixture" or set(arrays) != set(Mixture.__dataclass_fields__):
             raise DataError(f"{path}: not a mixture")
+        K, Z = arrays["weights"].size, model["model"]["latent_space_dim"]
+        wanted = {"weights": (K,), "means": (K, Z), "covariances": (K, Z, Z)}
+        if wrong := [x for x in wanted if arrays[x].shape != wanted[x] or arrays[x].dtype.kind != "f"]:
+            raise DataError(f"{path}: expected floats of shapes {wanted}, found other {', '.join(wrong)}")
+        _check_numbers(path, **arrays)
     except DataError as error:
         raise DataError(f"{error}; remove it, and fit another one if you need it") from error
-    return Mixture(**arrays) if record.get("fitted_to") == load_state(folder / MODEL_FILE)[2] else None
+    return Mixture(**arrays) if record.get("fitted_to") == fitted_to else None
+
+
+def _check_numbers(path: Path, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> None:
+    """Raise DataError unless these are numbers of a mixture."""
+    try:
+        np.linalg.cholesky(covariances)
+        definite = True
+    except np.linalg.LinAlgError:
+        definite = False
+    for good, what in (
+        (bool((weights >= 0).all()) and abs(weights.sum() - 1) < 1e-6, "weights >= 0 whose sum is 1"),
+        (bool((abs(means) < FARTHEST).all()), "means that latents can have"),
+        (definite and bool((abs(covariances) < FARTHEST**2).all()), "covariances that are positive definite"),
+    ):
+        if not good:
+            raise DataError(f"{path}: expected {what}, found others")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.random import generator
-from minigrad.serialize import DataError, write_atomically
+from minigrad.serialize import DataError, parse_json, read_file, write_atomically
 
 from . import figures
 from .bounds import to_unit_range
@@ -148,9 +148,9 @@ def loss_curves(path: Path, unit: str) -> Any:
         DataError: the file cannot be read, or holds something else.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return figures.loss_curves(rows, unit=unit)
-    except (OSError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        lines = read_file(path, path.parent).splitlines()
+        return figures.loss_curves(parse_json(b"[" + b",".join(lines) + b"]"), unit=unit)
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{path}: no losses that can be drawn ({error})") from error
 
 

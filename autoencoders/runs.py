@@ -12,7 +12,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +22,7 @@ import numpy as np
 
 import minigrad
 from minigrad.random import generator
-from minigrad.serialize import DataError, require_file, write_atomically
+from minigrad.serialize import DataError, numbered, open_file, parse_json, read_file, write_atomically
 
 from . import figures
 from .bounds import latents_of, quick_figures, reconstructions_of, to_unit_range
@@ -33,6 +32,8 @@ from .film import FRAMES, SCATTERED, SHOWN, Film
 from .mixture import MIXTURE_FILE, Mixture
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE
 from .training import (
+    CHECKPOINTS,
+    FOLDERS,
     STOPS,
     History,
     Trainer,
@@ -47,6 +48,8 @@ from .training import (
 )
 
 RECORD_FILE = "run.json"
+RESULT_FILE = "evaluation.json"  # of evaluate.py
+RESULTS = (RESULT_FILE, "report.html", "figures/film.gif")
 PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
 CLOSE_UPS = ("denoised", "worst", "best", "kl_per_dimension", "traversals", "neighbours")  # of evaluate.py
 OWN_FILES = (
@@ -55,12 +58,10 @@ OWN_FILES = (
     RECORD_FILE,
     "history.csv",
     "history.jsonl",
-    "evaluation.json",
-    "checkpoints/step-*.safetensors",
+    CHECKPOINTS,
     "checkpoints/best.safetensors",
     FRAMES,
-    "report.html",
-    "figures/film.gif",
+    *RESULTS,
     *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS),
 )
 MOST_THREADS = 1024  # each takes memory
@@ -122,7 +123,7 @@ class Run:
         with claim(self.folder):
             if latest_checkpoint(self.folder) != self.found:
                 raise FileExistsError(f"{self.folder}: another training has changed this folder meanwhile; start again")
-            for name in ("checkpoints", "film", "figures"):
+            for name in FOLDERS:
                 if (self.folder / name).exists():
                     check_writable(self.folder / name)
             for name in (MODEL_FILE, "history.csv", "history.jsonl", *(f"figures/{name}.png" for name in PICTURES)):
@@ -150,7 +151,7 @@ class Run:
             raise
         self.resumable = True
         for replaced in replaced_runs(self.folder).values():
-            shutil.rmtree(replaced, ignore_errors=True)
+            _remove(replaced)
 
     def _finish(self, history: History, tell: Callable[[str], None]) -> None:
         model, seed = self.trainer.model, self.trainer.options.seed
@@ -180,8 +181,11 @@ def own_files(folder: Path) -> list[Path]:
 
 
 def _own_names(folder: Path) -> list[Path]:
-    """The files that have the name of a run's file."""
-    return [path for pattern in OWN_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    """The files that have the name of a run's file; none that a link leads to."""
+    places = [folder / name for name in OWN_FILES if not (folder / name).parent.is_symlink()]
+    names = [path.relative_to(folder).as_posix() for path in places]
+    found = [numbered(folder, name) if "*" in name else [folder / name] for name in names]
+    return [path for paths in found for path in paths if path.is_file()]
 
 
 def _holds_model(folder: Path) -> bool:
@@ -197,14 +201,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         FileExistsError: it does. DataError: run.json, which says what lies there, cannot be read.
     """
     if latest_checkpoint(folder) is None:
-        status = read_record(folder).get("status")
-        names = [str(path.relative_to(folder)) for path in _own_names(folder)]
-        if names and status is None:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise FileExistsError(
-                f"{folder} holds {', '.join(names[:3])}{more}, but no run that made them; move them away, or use "
-                "another --out"
-            )
+        check_foreign(folder, _own_names(folder), "use another --out")
     if overwrite or not _holds_model(folder):
         return
     status = str(read_record(folder).get("status"))
@@ -217,10 +214,44 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     )
 
 
+def check_foreign(folder: Path, paths: list[Path], advice: str) -> None:
+    """Refuse to overwrite those of the paths that exist in a folder, unless a run has made it.
+
+    Raises:
+        FileExistsError: one does. DataError: run.json cannot be read.
+    """
+    names = [path.relative_to(folder).as_posix() for path in paths if os.path.lexists(path)]
+    if names and read_record(folder).get("status") is None:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise FileExistsError(
+            f"{folder} holds {', '.join(names[:3])}{more}, but no run that made them; move them away, or {advice}"
+        )
+
+
+def check_results(folder: Path, names: tuple[str, ...]) -> None:
+    """Refuse to overwrite files of these names that neither a run nor evaluate.py has made.
+
+    Raises:
+        FileExistsError: there are some. DataError: run.json cannot be read.
+    """
+    with contextlib.suppress(DataError):
+        if "model_sha256" in read_record(folder, RESULT_FILE):
+            return
+    check_foreign(folder, [folder / name for name in names], "use another --out or --overwrite")
+
+
 def replaced_runs(folder: Path) -> dict[int, Path]:
-    """Where old runs lie, by their numbers, of which the last one has the highest: clocks jump."""
-    found = {path.name.removeprefix(REPLACED): path for path in folder.glob(f"{REPLACED}*")}
-    return {int(number): path for number, path in found.items() if number.isdecimal()}
+    """Where old runs lie, by their numbers, of which the last one has the highest: clocks jump.
+
+    Raises:
+        DataError: something there, or on its way, is none: what a link leads to is not ours to move or remove.
+    """
+    found = numbered(folder, f"{REPLACED}*")
+    for place in (*found, folder / MOVING):
+        links = [path for path in (place, *(place / name for name in FOLDERS)) if path.is_symlink()]
+        if links or (place.exists() and not place.is_dir()):
+            raise DataError(f"{(*links, place)[0]}: expected a folder of an old run, found something else; remove it")
+    return {int(path.name.removeprefix(REPLACED)): path for path in found}
 
 
 def set_aside(folder: Path) -> None:
@@ -258,11 +289,21 @@ def bring_back(folder: Path) -> bool:
             for path in own_files(folder):
                 path.unlink()
             replaced[max(replaced)].rename(folder / MOVING)
-        files = [path for path in (folder / MOVING).rglob("*") if path.is_file()]
+        files = _own_names(folder / MOVING)
         for path in files:
             _move(path, folder / MOVING, folder)
-        shutil.rmtree(folder / MOVING)
+        _remove(folder / MOVING)
     return bool(files)
+
+
+def _remove(folder: Path) -> None:
+    """Remove an old run, as far as that can be done, and nothing else that somebody has put there."""
+    for path in _own_names(folder):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    for name in (*FOLDERS, "."):
+        with contextlib.suppress(OSError):
+            (folder / name).rmdir()
 
 
 def _move(path: Path, folder: Path, other: Path) -> None:
@@ -280,7 +321,7 @@ def recover(folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
     """
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
         raise DataError(f"{folder}: cannot be read: {os.strerror(errno.EACCES)}")
-    if (folder / MOVING).exists() or replaced_runs(folder):
+    if replaced_runs(folder) or (folder / MOVING).exists():
         with claim(folder):
             if bring_back(folder):
                 tell("the run that was to replace this one ended before its first checkpoint; the old one is back")
@@ -340,6 +381,7 @@ def resume_run(
     Args:
         device, kernels, threads, precision: others than those recorded; the result is then not bitwise that of an
             unbroken run.
+        data_dir: another one than that recorded, into which nothing is downloaded.
         epochs: a larger number than recorded.
         tell: hears what is done. warn: hears of checkpoints that were skipped, and why the result will not be that of
             an unbroken run; None: tell does.
@@ -382,7 +424,8 @@ def resume_run(
         if options.schedule != "constant":
             raise ValueError(f"epochs cannot change in a resumed run: its {options.schedule} schedule depends on them")
         options = replace(options, epochs=epochs)
-    dataset = load_dataset(name, data_dir or data.get("data_dir"), progress=progress)
+    place = data_dir or data.get("data_dir")
+    dataset = load_dataset(name, place, download=place == data_dir, progress=progress)
     tell(dataset.source)
     if dataset.content_hash != data.get("content_hash"):
         raise DataError(
@@ -440,30 +483,27 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """run.json of a folder; empty where there is none.
+def read_record(folder: Path, name: str = RECORD_FILE) -> dict[str, Any]:
+    """run.json of a folder, or another such file; empty where there is none.
 
     Raises:
         DataError: it is not JSON, or not the record of a run.
     """
-    path = folder / RECORD_FILE
-    require_file(path)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    path = folder / name
+    if not os.path.lexists(path):
         return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); remove that file, and the defaults hold") from error
+    hint = "; remove that file, and the defaults hold"
+    content = read_file(path, folder)
+    try:
+        record = parse_json(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}){hint}") from error
     if not isinstance(record, dict):
-        raise DataError(
-            f"{path}: expected a JSON object, found {type(record).__name__}; remove that file, and the defaults hold"
-        )
-    for name, kind, what in (("commands", str, "texts"), ("earlier_environments", dict, "objects")):
-        found = record.get(name, [])
+        raise DataError(f"{path}: expected a JSON object, found {type(record).__name__}{hint}")
+    for field, kind, what in (("commands", str, "texts"), ("earlier_environments", dict, "objects")):
+        found = record.get(field, [])
         if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
-            raise DataError(
-                f"{path}: {name}: expected a list of {what}, found {found!r}; remove that file, and the defaults hold"
-            )
+            raise DataError(f"{path}: {field}: expected a list of {what}, found {found!r}{hint}")
     return record
 
 
@@ -521,7 +561,12 @@ def model_hash(folder: Path) -> str:
     """SHA-256 of the file that `autoencoders.load` reads, or of the seed's two files one after the other."""
     own = (folder / MODEL_FILE).is_file()
     paths = [folder / name for name in ((MODEL_FILE,) if own else (PARAMETERS_FILE, WEIGHTS_FILE))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
+    digest = hashlib.sha256()
+    for path in [path for path in paths if path.is_file()]:
+        with open_file(path, folder) as (file, size):
+            for _ in range(0, size, 1 << 20):
+                digest.update(file.read(1 << 20))
+    return digest.hexdigest()
 
 
 def check_unchanged(folder: Path, known: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.serialize import DataError, require_file
+from minigrad.serialize import DataError, read_file, require_file
 
 PARAMETERS_FILE, WEIGHTS_FILE = "parameters.pkl", "weights.h5"
 LARGEST = 10_000  # bytes of a parameters.pkl; the seed's have 62
@@ -22,16 +22,14 @@ TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _MARK = object()
 
 
-def read_parameters(path: Path) -> dict[str, Any]:
-    """The seed's constructor arguments, by name.
+def read_parameters(path: Path, root: Path | None = None) -> dict[str, Any]:
+    """The seed's constructor arguments, by name. root: as for `require_file`.
 
     Raises:
         DataError: the file is missing or no regular one, or holds anything but whole numbers in tuples and lists.
     """
-    require_file(path)
+    content = read_file(path, root)
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise ValueError(f"expected at most {LARGEST} bytes, found more")
         stack: list[Any] = []
@@ -66,8 +64,6 @@ def read_parameters(path: Path) -> dict[str, Any]:
         if not _whole(values):
             raise ValueError("something else than whole numbers in short tuples")
         shape, filters, kernels, strides, latent = values
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # pickletools raises many types on damaged files
         raise DataError(f"{path}: not the seed's parameters ({type(error).__name__}: {error})") from error
     names = ("input_shape", "conv_filters", "conv_kernels", "conv_strides", "latent_space_dim")
@@ -80,8 +76,8 @@ def _whole(x: Any, depth: int = DEEPEST) -> bool:
     return isinstance(x, int)
 
 
-def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """The weights by our names, e.g. `encoder_conv_layer_1.weight`.
+def read_weights(path: Path, root: Path | None = None) -> dict[str, np.ndarray]:
+    """The weights by our names, e.g. `encoder_conv_layer_1.weight`. root: as for `require_file`.
 
     Raises:
         DataError: the file is missing, damaged or no regular one. ImportError: h5py is not installed.
@@ -101,9 +97,9 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{name} is not an array of floats in the file itself")
         found[f"{layer.rpartition('/')[2]}.{NAMES[weight]}"] = node[...].astype(np.float32)
 
-    require_file(path)
+    real = require_file(path, root)
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(real, "r") as file:
             file.visititems(take)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the seed's weights ({error})") from error

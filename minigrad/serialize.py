@@ -10,13 +10,17 @@ import hashlib
 import json
 import os
 import secrets
-from contextlib import suppress
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 FORMAT = 1
+MOST_TEXT = 1 << 25  # bytes of JSON in a file: the history of 70,000 epochs
+MOST_LISTS = 1 << 18  # lists and objects in it: two bytes of text become a hundred bytes of memory
 
 
 class DataError(ValueError):
@@ -90,14 +94,81 @@ def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str
     return digest
 
 
-def require_file(path: Path) -> None:
-    """Raise DataError where something else lies than a file: a pipe can be waited for in vain, a device has no end."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: kind: expected a file, found a {'folder' if path.is_dir() else 'special file'}")
+def require_file(path: Path, root: Path | None = None, most: int | None = None) -> str:
+    """The real path of a regular file. All else is refused before it is opened: a pipe can be waited for in vain, a
+    device has no end.
+
+    Args:
+        root: a folder that may come from a stranger: no link in it may lead out of it.
+        most: bytes that the file may have.
+    Raises:
+        DataError: the file is missing, of another kind, elsewhere, or larger.
+    """
+    try:
+        real = os.path.realpath(path)
+        if root is not None and not Path(real).is_relative_to(os.path.realpath(root)):
+            raise DataError(f"{path}: is a link that leads out of {root}; put the file itself there")
+        found = os.lstat(real)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "folder" if stat.S_ISDIR(found.st_mode) else "special file"
+        raise DataError(f"{path}: kind: expected a file, found a {kind}")
+    if most is not None and found.st_size > most:
+        raise DataError(f"{path}: size: expected at most {most:,} bytes, found {found.st_size:,}")
+    return real
 
 
-def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+@contextmanager
+def open_file(path: Path, root: Path | None = None, most: int | None = None) -> Iterator[tuple[IO[bytes], int]]:
+    """(an open regular file, its bytes); the arguments are those of `require_file`.
+
+    Raises:
+        DataError: as `require_file`, or reading fails.
+    """
+    real = require_file(path, root, most)
+    safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # whatever has taken its place since
+    try:
+        with open(real, "rb", opener=lambda name, flags: os.open(name, flags | safe)) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise DataError(f"{path}: kind: expected a file, found a special file")
+            yield file, min(found.st_size, found.st_size if most is None else most)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_file(path: Path, root: Path | None = None, most: int | None = MOST_TEXT) -> bytes:
+    """The content of a regular file; arguments and errors are those of `open_file`."""
+    with open_file(path, root, most) as (file, size):
+        return file.read(size)
+
+
+def parse_json(text: bytes | str) -> Any:
+    """What a JSON text holds. One that would take much time or memory is refused.
+
+    Raises:
+        ValueError: it is no JSON, or has too many or too deep lists. RecursionError: too deep ones, in some versions.
+    """
+    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    if len(text) > MOST_TEXT or sum(map(text.count, brackets)) > MOST_LISTS:  # type: ignore[arg-type]
+        raise ValueError(f"expected at most {MOST_TEXT:,} bytes and {MOST_LISTS:,} lists or objects, found more")
+    return json.loads(text)
+
+
+def numbered(folder: Path, pattern: str) -> list[Path]:
+    """The paths in a folder that have digits for the pattern's only `*`, and nothing else, ordered by their number."""
+    name = Path(pattern).name
+    prefix, suffix = name.split("*")
+    found = {path: path.name[len(prefix) : len(path.name) - len(suffix)] for path in folder.glob(pattern)}
+    numbers = {path: int(text) for path, text in found.items() if text.isascii() and text.isdigit()}
+    return sorted(numbers, key=lambda path: (numbers[path], path))
+
+
+def load_state(path: str | Path, root: Path | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
     """(arrays, record, SHA-256) from a file of `save_state`.
+
+    root: a folder that may come from a stranger: no link in it may lead out of it.
 
     Raises:
         DataError: the file is missing, truncated, altered, or not of this kind. MemoryError: it takes twice its size.
@@ -106,24 +177,30 @@ def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any],
     from safetensors.numpy import load
 
     path = Path(path)
+    size = 0
     try:
-        require_file(path)
-        content = path.read_bytes()
+        with open_file(path, root) as (file, size):
+            length = int.from_bytes(file.read(8), "little")
+            header = parse_json(file.read(min(length, MOST_TEXT + 1)))
+            metadata = header["__metadata__"]
+            text, stored = metadata["record"], metadata["sha256"]
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            end = 8 + length + max(ends, default=0)
+            if end != size:  # told before memory is taken for it
+                raise ValueError(f"its arrays end at byte {end}, the file at {size}")
+            file.seek(0)
+            content = file.read(size)
         bytearray(len(content) + 2**24)  # what the library takes next; without it, it would panic
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except MemoryError as error:
-        raise MemoryError(f"{path} takes twice its {path.stat().st_size:,} bytes while it is read") from error
-    try:
-        size = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + size].decode())["__metadata__"]
-        text, stored = metadata["record"], metadata["sha256"]
         arrays = load(content)
-        record = json.loads(text)
+        record = parse_json(text)
         json.dumps(record, allow_nan=False)  # which `save_state` would refuse
         if not isinstance(record, dict):
             raise TypeError(f"its record is a {type(record).__name__}, not an object")
         found = _digest(text, arrays)
+    except DataError:
+        raise
+    except MemoryError as error:
+        raise MemoryError(f"{path} takes twice its {size:,} bytes while it is read") from error
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise DataError(f"{path}: not a minigrad state file, or damaged ({type(error).__name__}: {error})") from error
     if found != stored:
