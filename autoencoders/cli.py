@@ -11,23 +11,25 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
-from minigrad import DeviceError
+from minigrad import DeviceError, backend
 from minigrad.backend.pool import keep_freed_memory
 from minigrad.serialize import DataError
 
-from .conv_autoencoder import Autoencoder
-from .data import COLLECTIONS, Dataset, load_dataset
-from .runs import check_fit, data_of_run
+from .conv_autoencoder import BATCH, Autoencoder
+from .data import COLLECTIONS, NAMES, Dataset, load_dataset
+from .memory import check_size
+from .runs import RECORD_FILE, check_fit, data_of_run
 from .training import STOPS, DivergedError, interrupt, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
+LONGEST, MOST_LETTERS = 1000, 10_000  # of an error and of a line: what it quotes can be a whole file
 
 
 class UsageError(ValueError):
@@ -46,7 +48,13 @@ EXIT_CODES: dict[type[Exception], int] = {
 
 
 def run_script(main: Callable[[], int]) -> NoReturn:
-    """Run a script's main as this process, which ends with its exit code, however often it is told to stop."""
+    """Run a script's main, and end the process with its exit code, however often it is told to stop.
+
+    Within another program (a notebook, a debugger, runpy, a thread) nothing of that is changed.
+    """
+    if sys._getframe(1).f_back is not None or sys.flags.inspect:  # somebody has called the script
+        sys.exit(main())
+    keep_freed_memory()
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, interrupt)
@@ -55,8 +63,10 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         code = main()
     except KeyboardInterrupt as stop:  # outside run_program: of the options, or the second in a moment
         code = 128 + stop.args[0]
-    for number in (*STOPS, getattr(signal, "SIGALRM", signal.SIGTERM)):
-        signal.signal(number, signal.SIG_IGN)
+    finally:
+        for number in (*STOPS, getattr(signal, "SIGALRM", signal.SIGTERM)):
+            signal.signal(number, signal.SIG_IGN)
+        _drop_stdout()
     sys.exit(code)
 
 
@@ -65,10 +75,16 @@ def run_program(
 ) -> int:
     """Run a program's body and return its exit code: 0; 3 data, 4 device or memory, 5 diverged, 1 other; 128 + signal.
 
-    An error is one line on stderr, whose end is what_remains(error); with debug a traceback comes first.
+    An error is one line on stderr, whose end is what_remains(error); with debug a traceback comes first. Afterwards the
+    process is what it was before, in its outputs, signals, warnings and kernels.
     """
-    keep_freed_memory()
-    _mend_outputs()
+    out: Any = _Shown(sys.stdout)
+    err: Any = _Shown(sys.stderr, "\r")  # which progress bars need
+    with redirect_stdout(out), redirect_stderr(err), _same_kernels():
+        return _run(body, debug, what_remains)
+
+
+def _run(body: Callable[[], None], debug: bool, what_remains: Callable[[BaseException], str]) -> int:
     try:
         # numbers that are not finite are looked for, and told
         with raise_signals(), warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -83,13 +99,12 @@ def run_program(
             _tell(f"interrupted{what_remains(stop)}")
             return 128 + int(number)
     except BrokenPipeError as error:
-        _drop_stdout()
         _tell(f"error: the reader of the output has gone{what_remains(error)}")
         return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(error).split())[:LONGEST] or type(error).__name__
         if isinstance(error, MemoryError):
             text = f"out of memory: {text}; a smaller model, batch or data set needs less"
         elif isinstance(error, FileNotFoundError) and error.filename is None and _nowhere():
@@ -97,7 +112,6 @@ def run_program(
         elif isinstance(error, OSError) and error.filename is not None:
             text = f"{error.filename}: {error.strerror}"
         elif isinstance(error, OSError) and error.errno and _stdout_fails():  # one of our own has no number
-            _drop_stdout()
             text = f"the standard output: {error.strerror}"
         _tell(f"error: {text}{what_remains(error)}")
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
@@ -113,14 +127,42 @@ def _stop_again(lost: sys.UnraisableHookArgs) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.001)
 
 
-def _mend_outputs() -> None:
-    """Let no output fail because it was closed at the start, or cannot show a letter."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+class _Shown:
+    """An output that shows what comes from outside and obeys none of it: names of files and classes can hold control
+    characters. It fails neither where it was closed at the start nor at a letter that it does not know.
+
+    keep: control characters that are obeyed, besides new lines and tabs.
+    """
+
+    def __init__(self, output: Any, keep: str = "") -> None:
+        self.output, self.keep = output or io.StringIO(), f"\n\t{keep}"
+
+    def write(self, text: str) -> int:
+        code = getattr(self.output, "encoding", None) or "utf-8"
+        self.output.write(printable(text, self.keep).encode(code, "backslashreplace").decode(code))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.output, name)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with escapes for its control characters, and for all else that prints nothing by itself."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def _same_kernels() -> Iterator[None]:
+    """Afterwards the default device, its kernels and threads are those of before."""
+    before, kernels = (backend._default, backend._threads), dict(backend._backends)
+    try:
+        yield
+    finally:
+        backend._default, backend._threads = before
+        backend._backends.clear()
+        backend._backends.update(kernels)
 
 
 def _nowhere() -> bool:
@@ -142,8 +184,12 @@ def _stdout_fails() -> bool:
 
 
 def _drop_stdout() -> None:
-    """What is still to be written fails no more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """What cannot be written fails no more."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -160,13 +206,9 @@ def _deaf() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\r", r"\r").replace("\n", r"\n")
-
-
 def _tell(text: str) -> None:
     with suppress(OSError):  # nobody can be told where stderr, too, has gone
-        print(_one_line(text), file=sys.stderr, flush=True)
+        show(text, sys.stderr)
 
 
 def text(value: str) -> str:
@@ -187,7 +229,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors, too, are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {_one_line(message)}; {self.prog} --help shows all options\n")
+        self.exit(2, f"error: {printable(message)}; {self.prog} --help shows all options\n")
 
 
 def recipes() -> list[str]:
@@ -218,17 +260,34 @@ def check_data_dir(dataset: str, data_dir: str | None) -> None:
 
 
 def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace) -> Dataset:
-    """The data set that the options name, or else that of the run in a folder; says which it is.
+    """The data set that the options name, or else the published one of the run in a folder; says which it is.
+
+    A folder may come from a stranger: what only its run.json names is not read as own images, and gets no downloads.
 
     Raises:
-        UsageError: --data-dir is of no use. DataError: it cannot be had, or does not fit the model.
+        UsageError: --data-dir is of no use. DataError: it cannot be had, or does not fit the model. DeviceError: the
+            model takes more memory than there is.
     """
-    name, place = data_of_run(folder, args.dataset, args.data_dir, print)
+    name, place = data_of_run(folder, args.dataset, args.data_dir, show)
+    record = folder / RECORD_FILE
+    if not args.dataset and name not in NAMES:
+        raise DataError(f"{record}: data: names own images, {name!r}; if you trust it, give them with --dataset")
     check_data_dir(name, args.data_dir)
-    dataset = load_dataset(name, place)
-    print(dataset.source)
+    mine = place == args.data_dir
+    try:
+        dataset = load_dataset(name, place, download=mine)
+    except DataError as error:
+        hint = "" if mine else f"; only {record} names this folder, so --data-dir must before anything is put there"
+        raise DataError(f"{error}{hint}") from error
+    show(dataset.source)
     check_fit(model, dataset)
+    check_size(model.config, next(model.batches(BATCH)).stop)
     return dataset
+
+
+def show(text: str, file: Any = None) -> None:
+    """Print one line, whatever is in the text."""
+    print(printable(text[:MOST_LETTERS]), file=file, flush=True)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

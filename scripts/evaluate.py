@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__" and not sys.flags.safe_path:
+if __name__ == "__main__" and sys._getframe().f_back is None and not sys.flags.safe_path:  # a process of its own
     import early  # noqa: F401  before what takes a second to import
 
 import argparse
@@ -22,13 +22,20 @@ from autoencoders.cli import (
     data_of_model,
     run_program,
     run_script,
+    show,
     text,
 )
+from autoencoders.conv_autoencoder import folder_of
 from autoencoders.diagnosis import diagnose, verdict
 from autoencoders.metrics import library_versions, measure, table
 from autoencoders.mixture import load_mixture
 from autoencoders.report import all_pictures, draw_film, title_of, write_report
 from autoencoders.runs import (
+    CLOSE_UPS,
+    PICTURES,
+    RESULT_FILE,
+    RESULTS,
+    check_results,
     check_unchanged,
     model_hash,
     read_record,
@@ -48,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model")
     add_model_options(parser, images="images to measure on", seed="of the latent noise and the samples")
     parser.add_argument("--out", metavar="DIR", type=text, help="folder for what is written (default: --model-dir)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files in --out that no run has made")
     parser.add_argument(
         "--iw-samples",
         metavar="K",
@@ -70,9 +78,11 @@ def main(argv: list[str] | None = None) -> int:
 
     def body() -> None:
         backend = minigrad.use(args.device or "cpu")
-        folder = Path(args.model_dir)
+        folder = folder_of(args.model_dir)
         out = Path(args.out) if args.out else folder
-        recover(folder, print)
+        if args.out and not args.overwrite:
+            check_results(out, (*RESULTS, *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS)))
+        recover(folder, show)
         known = model_hash(folder)
         model = autoencoders.load(folder)
         mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(folder)
@@ -95,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
         for finding in findings:
             print(f"  {finding['finding']}\n    why: {finding['why']}\n    try: {finding['option']}")
         for note in notes:
-            print(note)
+            show(note)
         record |= {
             "diagnosis": findings,
             "verdict": verdict(record),
@@ -109,9 +119,9 @@ def main(argv: list[str] | None = None) -> int:
             "versions": library_versions(),
         }
         check_unchanged(folder, known)
-        write_json(out / "evaluation.json", record)
-        print(f"wrote {out / 'evaluation.json'}")
-        drawn = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed, mixture)
+        write_json(out / RESULT_FILE, record)
+        print(f"wrote {out / RESULT_FILE}")
+        drawn = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed, mixture, show)
         check_unchanged(folder, known)
         pictures = save_pictures(drawn, out / "figures")
         for path in pictures:
@@ -121,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
             drawing = draw_film(folder, dataset)
         except DataError as error:
             drawing = b""
-            print(f"no film: {error}")
+            show(f"no film: {error}")
         if drawing:
             film = out / "figures" / "film.gif"
             write_atomically(film, drawing)

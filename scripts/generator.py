@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__" and not sys.flags.safe_path:
+if __name__ == "__main__" and sys._getframe().f_back is None and not sys.flags.safe_path:  # a process of its own
     import early  # noqa: F401  before what takes a second to import
 
 import argparse
@@ -23,11 +23,14 @@ from autoencoders.cli import (
     data_of_model,
     run_program,
     run_script,
+    show,
     text,
 )
+from autoencoders.conv_autoencoder import folder_of
 from autoencoders.data import Dataset
 from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
-from autoencoders.runs import check_unchanged, draw, model_hash, recover, save_pictures
+from autoencoders.runs import PICTURES, check_results, check_unchanged, draw, model_hash, recover, save_pictures
+from autoencoders.training import check_writable
 
 MOST_SAMPLES = 1000  # that a picture can hold
 
@@ -41,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", metavar="DIR", type=text, help="folder for the pictures (default: figures in --model-dir)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures in --out that no run has made")
     parser.add_argument(
         "--samples",
         metavar="N",
@@ -116,8 +120,11 @@ def main(argv: list[str] | None = None) -> int:
 
     def body() -> None:
         minigrad.use(args.device or "cpu")
-        folder = Path(args.model_dir)
-        recover(folder, print)
+        folder = folder_of(args.model_dir)
+        out = Path(args.out) if args.out else folder / "figures"
+        if args.out and not args.overwrite and out.resolve() != (folder / "figures").resolve():
+            check_results(out, tuple(f"{name}.png" for name in PICTURES))
+        recover(folder, show)
         known = model_hash(folder)
         model = autoencoders.load(folder)
         generates = isinstance(model, autoencoders.VAE)
@@ -128,7 +135,9 @@ def main(argv: list[str] | None = None) -> int:
         mixture = None if generates else mixture_of(model, folder, known, dataset, args.mixture_components, args.seed)
         pictures = draw(model, dataset, seed=args.seed, count=args.samples, label=label, mixture=mixture)
         check_unchanged(folder, known)
-        for path in save_pictures(pictures, Path(args.out) if args.out else folder / "figures"):
+        if not args.out:
+            check_writable(folder)
+        for path in save_pictures(pictures, out):
             print(f"drew {path}")
         if args.show:
             figures.show(list(pictures.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__" and not sys.flags.safe_path:
+if __name__ == "__main__" and sys._getframe().f_back is None and not sys.flags.safe_path:  # a process of its own
     import early  # noqa: F401  before what takes a second to import
 
 import argparse
@@ -28,6 +28,7 @@ from autoencoders.cli import (
     recipes,
     run_program,
     run_script,
+    show,
     text,
 )
 from autoencoders.data import NAMES, Dataset, load_dataset
@@ -35,8 +36,9 @@ from autoencoders.metrics import table
 from autoencoders.runs import MOST_THREADS, Run, check_folder, replaced_runs, resume_run, start_run
 from autoencoders.training import DivergedError
 from minigrad.backend import KERNELS, PRECISIONS
-from minigrad.serialize import DataError, require_file
+from minigrad.serialize import DataError, read_file
 
+LONGEST_CONFIG = 1 << 20  # bytes
 FOLDERS = {"ae": "model", "vae": "variational/model"}
 # option: default, type (list: of whole numbers; bool: a flag), help. The same names are read from --config.
 OPTIONS: dict[str, tuple[Any, Any, str]] = {
@@ -145,14 +147,13 @@ def read_config(path: str) -> dict[str, Any]:
         DataError: it cannot be read, or holds an unknown option or a value of the wrong type.
     """
     known = path in recipes()
-    if not known:
-        require_file(Path(path))
+    if not known and not os.path.lexists(path):
+        raise DataError(f"{path}: there is no such file; the recipes are {', '.join(recipes())}")
+    content = RECIPES.joinpath(f"{path}.toml").read_bytes() if known else read_file(Path(path), most=LONGEST_CONFIG)
     try:
-        content = RECIPES.joinpath(f"{path}.toml").read_bytes() if known else Path(path).read_bytes()
         found = tomllib.loads(content.decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        hint = f"; the recipes are {', '.join(recipes())}" if isinstance(error, FileNotFoundError) else ""
-        raise DataError(f"{path}: cannot be read as TOML ({error}){hint}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as TOML ({error})") from error
     for name, value in found.items():
         if name not in OPTIONS:
             raise DataError(f"{path}: unknown option {name!r}; known are {', '.join(OPTIONS)}")
@@ -187,8 +188,12 @@ def main(argv: list[str] | None = None) -> int:
         if not args.quiet:
             print(text, flush=True)
 
+    def line(text: str) -> None:
+        if not args.quiet:
+            show(text)
+
     def warn(text: str) -> None:  # --quiet does not silence that
-        print(text, file=sys.stderr if args.quiet else sys.stdout, flush=True)
+        show(text, sys.stderr if args.quiet else sys.stdout)
 
     def body() -> None:
         try:
@@ -224,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
                     data_dir=getattr(args, "data_dir", None),
                     command=command,
                     progress=not args.quiet,
-                    tell=tell,
+                    tell=line,
                     warn=warn,
                 )
             except DataError:
@@ -243,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise UsageError("--memory-limit is of a GPU's memory; leave it out with --device cpu")
             run.trainer.k.limit_memory(int(args.memory_limit * 2**30))
         started.append(run)
-        run.execute(tell)
+        run.execute(line)
         tell(f"test set, {len(run.dataset.test_images)} images:")
         tell(table(run.record["test"]))
 
