@@ -61,20 +61,21 @@ def compiled(loop: Callable[..., Any], fastmath: Any = frozenset({"contract"})) 
     else beside the source or in the user's cache; or not at all.
     """
     options: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
-    asked = numba.config.CACHE_DIR
+    config: Any = numba.config
+    asked = config.CACHE_DIR
     for folder in (asked,) if asked else ("", AppDirs("minigrad", False).user_cache_dir):
         try:
             if folder:
                 os.makedirs(folder, 0o700, exist_ok=True)
-            numba.config.CACHE_DIR = folder
-            kept = numba.njit(loop, cache=True, **options)
+            config.CACHE_DIR = folder
+            kept: Any = numba.njit(loop, cache=True, **options)
             kept._cache._cache_file._source_stamp = kept._cache._cache_file._source_stamp, STAMP
             if _private(Path(kept.stats.cache_path)):
                 return kept
         except (RuntimeError, OSError, AttributeError):  # it cannot be written, or is that of an unknown version
             continue
         finally:
-            numba.config.CACHE_DIR = asked
+            config.CACHE_DIR = asked
     return numba.njit(loop, **options)
 
 
@@ -110,7 +111,7 @@ def prepare(gemm: Any, dtype: Any) -> None:
         if loop.stats.cache_misses and not told:
             often = "once on this machine"
             if isinstance(loop._cache, NullCache):
-                often = "every time, because Numba has no folder to keep them; set NUMBA_CACHE_DIR to one of yours alone"
+                often = "every time, because Numba has no folder to keep them; set NUMBA_CACHE_DIR to a private one"
             print(f"minigrad: compiling the numba kernels for {dtype} (some 15 s), {often}", file=sys.stderr)
             told = True
 

@@ -1,0 +1,722 @@
+"""Folders that a stranger sent: nothing outside of them is touched, nothing hangs, and the error names the file.
+
+And what a program leaves of the process that it runs in.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import NEEDS_NUMBA
+
+import autoencoders
+import minigrad
+from autoencoders import VAE, Autoencoder, cli, memory, runs
+from autoencoders.data import load_dataset
+from autoencoders.mixture import Mixture, load_mixture, save_mixture
+from autoencoders.training import check_writable, latest_checkpoint, load_checkpoint
+from minigrad.serialize import MOST_LISTS, MOST_TEXT, DataError, load_state, numbered, open_file, read_file, save_state
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+import evaluate as EVALUATE  # noqa: E402
+import generator as GENERATE  # noqa: E402
+import train_conv_autoencoder as TRAIN  # noqa: E402
+
+TINY = "--filters 2 --kernels 3 --strides 2 --epochs 2 --batch-size 8 --threads 1".split()  # noqa: SIM905
+TINY += ["--dataset", "own.npz", "--quiet"]
+FIFOS = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+READ, RESUME, REPLACE = "read", "resume", "replace"
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """own.npz, and a finished run of a plain autoencoder on it."""
+    place = tmp_path_factory.mktemp("shelf")
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    np.savez(place / "own.npz", x_train=images[:30], y_train=np.arange(30) % 3, x_test=images[30:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(runs, "draw", lambda *_, **__: {})
+        patch.setattr(runs, "save_pictures", lambda *_: [])
+        assert TRAIN.main([*TINY, "--model", "ae", "--out", "run"]) == 0
+    return place
+
+
+@pytest.fixture
+def run(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored_backends: None) -> Path:
+    """A run to change, in the working folder, beside what belongs to the user: the folder `mine`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINIGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(runs, "draw", lambda *_, **__: {})
+    monkeypatch.setattr("autoencoders.report.draw", lambda *_, **__: {})
+    monkeypatch.setattr("autoencoders.report.close_ups", lambda *_, **__: {})
+    shutil.copytree(shelf / "run", "run")
+    shutil.copy(shelf / "own.npz", "own.npz")
+    for name in (*runs.OWN_FILES, "id_rsa", "sub/diary.txt", ".history.csv.a.part", ".step-1.safetensors.b.part"):
+        path = Path("mine") / name.replace("*", "00000001")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"mine, {name}")
+    for folder in ("checkpoints", "figures", "film"):
+        (Path("mine") / folder / ".x.c.part").write_text("mine")
+    return Path("run")
+
+
+def content(folder: Path | str) -> dict[str, Any]:
+    return {str(p): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+def call(capsys: pytest.CaptureFixture[str], program: Any, *words: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = program.main([*map(str, words)])
+    return code, *capsys.readouterr()
+
+
+def programs(run: Path, kind: str) -> list[tuple[Any, ...]]:
+    """The programs that meet the fault, with their options."""
+    read = ["--model-dir", run, "--dataset", "own.npz"]
+    return {
+        READ: [(GENERATE, *read), (EVALUATE, *read, "--iw-samples", 0)],
+        RESUME: [(TRAIN, "--resume", "--quiet", "--out", run)],
+        REPLACE: [(TRAIN, *TINY, "--overwrite", "--out", run)],
+    }[kind]
+
+
+# ---- what lies in a folder ----
+
+
+def link(name: str, target: str = "../mine") -> Callable[[Path], None]:
+    def make(run: Path) -> None:
+        path = run / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        path.symlink_to(os.path.relpath(run.parent / "mine", path.parent) if target == "../mine" else target)
+
+    return make
+
+
+def link_to_file(name: str, file: str = "id_rsa") -> Callable[[Path], None]:
+    def make(run: Path) -> None:
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(f"../mine/{file}")
+
+    return make
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    def make(run: Path) -> None:
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+
+    return make
+
+
+def sparse(name: str) -> Callable[[Path], None]:
+    def make(run: Path) -> None:
+        with (run / name).open("wb") as file:
+            file.truncate(10 << 30)
+
+    return make
+
+
+def brackets(name: str) -> Callable[[Path], None]:
+    def make(run: Path) -> None:
+        text = b'{"data": [' + b"[]," * MOST_LISTS + b"[]]}"
+        (run / name).write_bytes((len(text).to_bytes(8, "little") if "safetensors" in name else b"") + text)
+
+    return make
+
+
+EVERY = (READ, RESUME, REPLACE)
+FOLDERS = [
+    (link(".moving"), EVERY, 3, ".moving: expected a folder of an old run"),
+    (link(".replaced-1"), EVERY, 3, ".replaced-1: expected a folder of an old run"),
+    (link(".moving/checkpoints"), EVERY, 3, "checkpoints: expected a folder of an old run"),
+    (link(".replaced-3/figures"), EVERY, 3, "figures: expected a folder of an old run"),
+    (link_to_file(".moving"), EVERY, 3, ".moving: expected a folder of an old run"),
+    (link_to_file(".lock"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
+    (link(".lock"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
+    (link_to_file(".lock", "not there yet"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
+    (link("figures"), EVERY, 3, "figures: expected a folder, found a link"),
+    (link("film"), (RESUME, REPLACE), 3, "film: expected a folder, found a link"),
+    (link("checkpoints"), (REPLACE,), 3, "checkpoints: expected a folder, found a link"),
+    (link("checkpoints"), (RESUME,), 3, "checkpoints: expected a folder, found something else"),
+    (link_to_file("run.json"), (REPLACE,), 0, ""),
+    (link_to_file("run.json"), (READ,), 3, "run.json: is a link that leads out of run"),
+    (link("run.json", "/dev/zero"), (READ,), 3, "run.json: is a link that leads out of run"),
+    (link_to_file("model.safetensors"), (READ,), 3, "model.safetensors: is a link that leads out of run"),
+    (link_to_file("mixture.safetensors"), (READ,), 3, "mixture.safetensors: is a link that leads out of run"),
+    (brackets("run.json"), (READ,), 3, "run.json: cannot be read as JSON (expected at most"),
+    (brackets("model.safetensors"), (READ,), 3, "model.safetensors: not a minigrad state file"),
+    (sparse("run.json"), (READ,), 3, "run.json: size: expected at most"),
+    (sparse("mixture.safetensors"), (READ,), 3, "mixture.safetensors: not a minigrad state file"),
+    pytest.param(pipe("run.json"), (READ,), 3, "run.json: kind: expected a file", marks=FIFOS),
+    pytest.param(pipe("mixture.safetensors"), (READ,), 3, "mixture.safetensors: kind: expected a", marks=FIFOS),
+    pytest.param(pipe(".lock"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link, or no", marks=FIFOS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "kinds", "code", "told"), FOLDERS)
+def test_a_folder_of_a_stranger_touches_nothing_of_the_users(make, kinds, code, told, run, capsys):
+    make(run)
+    before = content("mine")
+    for kind in kinds:
+        for program in programs(run, kind):
+            found, _, err = call(capsys, *program)
+            assert found == code, (program, err)
+            lines = [line for line in err.splitlines() if "compiling" not in line]
+            assert len(lines) == (code != 0), err
+            assert told in err, (program, err)
+            assert content("mine") == before
+    assert not list(Path("mine").rglob("not there yet"))
+
+
+@pytest.mark.parametrize("inside", ["history.jsonl", "film/epoch-00001.safetensors"])
+@pytest.mark.parametrize(
+    "make",
+    [link_to_file, sparse, brackets, pytest.param(pipe, marks=FIFOS), lambda name: link(name, "/dev/zero")],
+)
+def test_what_an_evaluation_can_do_without_is_told_and_left_out(make, inside, run, capsys):
+    pytest.importorskip("sklearn")
+    make(inside)(run)
+    before = content("mine")
+    code, out, err = call(capsys, *programs(run, READ)[1])
+    assert (code, err) == (0, "")
+    assert f"{'no losses that can be drawn' if 'no losses' in out else inside}" in out
+    assert "no loss curves: " in out or "no film: " in out
+    assert content("mine") == before
+
+
+def test_links_that_stay_in_the_folder_and_links_to_it_are_fine(run, capsys):
+    (run / "model.safetensors").rename(run / "kept.safetensors")
+    (run / "model.safetensors").symlink_to("kept.safetensors")
+    Path("link").symlink_to("run")
+    assert call(capsys, *programs(Path("link"), READ)[0])[0] == 0
+    assert call(capsys, *programs(Path("link"), RESUME)[0])[0] == 0
+
+
+def test_what_is_not_of_a_run_stays_where_it_is(run, capsys):
+    """In the hidden places of an old run, too."""
+    for place in (".moving", ".replaced-1"):
+        (run / place / "checkpoints").mkdir(parents=True)
+        for name in ("diary.txt", "checkpoints/step-good.safetensors"):
+            (run / place / name).write_text("mine")
+    before = {name: x for name, x in content(run).items() if x == b"mine"}
+    assert len(before) == 4
+    for program in programs(run, READ):
+        assert call(capsys, *program)[0] == 0
+    assert call(capsys, *programs(run, RESUME)[0])[0] == 0
+    assert {name: x for name, x in content(run).items() if x == b"mine"} == before
+
+
+def test_copies_of_checkpoints_neither_count_nor_go(run, capsys):
+    names = ("step-good", "step-00000009_mine", "step-00000009 (copy)", "step-", "step-٣", "step--5", "step-1e9")
+    newest = latest_checkpoint(run)
+    for name in names:
+        shutil.copy(newest, run / "checkpoints" / f"{name}.safetensors")
+    assert latest_checkpoint(run) == newest
+    assert load_checkpoint(run, pytest.fail)[2] == newest
+    assert call(capsys, *programs(run, REPLACE)[0])[0] == 0
+    left = {path.stem for path in (run / "checkpoints").iterdir()}
+    assert set(names) <= left
+    assert len(left - set(names)) == 2, "one for each epoch"
+
+
+def test_numbers_decide_the_order_also_of_many_digits(tmp_path):
+    for number in ("99999999", "100000000", "00000007", "8"):
+        (tmp_path / f"x-{number}.y").write_text("")
+    assert [path.name[2:-2] for path in numbered(tmp_path, "x-*.y")] == ["00000007", "8", "99999999", "100000000"]
+
+
+def test_a_folder_that_holds_a_link_is_refused_before_it_is_written(run):
+    link("film")(run)
+    with pytest.raises(DataError, match="film: expected a folder, found a link"):
+        check_writable(run)
+
+
+# ---- what is read is bounded ----
+
+
+def test_a_file_grows_no_further_than_allowed_and_is_a_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"1234")
+    with open_file(tmp_path / "x", tmp_path, 4) as (file, size):
+        assert (file.read(), size) == (b"1234", 4)
+    with pytest.raises(DataError, match="x: size: expected at most 3 bytes, found 4"):
+        read_file(tmp_path / "x", None, 3)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="loop: "):
+        read_file(tmp_path / "loop")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_what_takes_the_place_of_a_file_meanwhile_is_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr("minigrad.serialize.require_file", lambda path, *_: str(path))
+    with pytest.raises(DataError, match="pipe: kind: expected a file, found a special file"):
+        read_file(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with pytest.raises(DataError, match="link: cannot be read"):
+        read_file(tmp_path / "link")
+
+
+def test_no_honest_header_comes_near_the_bounds(tmp_path):
+    rows = [dict.fromkeys(("epoch", *"abcdefghij"), 1 / 3) for _ in range(20_000)]
+    save_state(tmp_path / "x", {}, {"progress": {"rows": rows}})
+    assert (tmp_path / "x").stat().st_size < MOST_TEXT / 3
+    assert load_state(tmp_path / "x")[1]["progress"]["rows"] == rows
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "filters"),
+    [
+        ((10**6, 10**6, 1), 1, 10**6, 1),  # the input
+        ((1000, 1000, 1), 1, 1, 10**6),  # the result
+        ((1, 1, 1), 10**6, 1, 1),  # the padding, though so many weights would not fit either
+    ],
+)
+def test_a_small_file_that_claims_large_layers_is_refused(shape, kernel, stride, filters):
+    *_, passing = memory.least_size(shape, (filters,), (kernel,), (stride,), 1)
+    assert passing >= 10**12
+    with pytest.raises(minigrad.DeviceError, match=rf"1 x {passing:,} in a layer, needs about .* are free"):
+        Autoencoder(shape, (filters,), (kernel,), (stride,), 1)
+
+
+def test_what_a_layer_takes_counts_for_all_images_of_a_batch(run, capsys, monkeypatch):
+    *_, passing = memory.least_size((8, 8, 1), (2,), (3,), (2,), 2)
+    assert passing == 64 + 9 * 9 + 4 * 4 * 2, "what it is given, padded, and gives"
+    monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: 4 * 256 * passing)
+    for program in programs(run, READ):
+        code, _, err = call(capsys, *program)
+        assert (code, f"256 x {passing} in a layer" in err) == (4, True), err
+
+
+# ---- a mixture ----
+
+EYE = np.eye(2)[None].repeat(2, axis=0)
+GOOD = {"weights": np.array([0.25, 0.75]), "means": np.zeros((2, 2)), "covariances": EYE}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"weights": np.array([0.5, np.nan])}, "weights >= 0 whose sum is 1"),
+        ({"weights": np.array([-1.0, 2.0])}, "weights >= 0 whose sum is 1"),
+        ({"weights": np.array([1.0, 1.0])}, "weights >= 0 whose sum is 1"),
+        ({"weights": np.zeros(0), "means": np.zeros((0, 2)), "covariances": np.zeros((0, 2, 2))}, "weights >= 0"),
+        ({"weights": np.array([[0.25], [0.75]])}, "other weights"),
+        ({"weights": np.array([0, 1])}, "other weights"),
+        ({"means": np.zeros((2, 3))}, "other means"),
+        ({"means": np.zeros((3, 2))}, "other means"),
+        ({"means": np.zeros((2, 3)), "covariances": np.eye(3)[None].repeat(2, axis=0)}, "other means, covariances"),
+        ({"means": np.full((2, 2), np.inf)}, "means that latents can have"),
+        ({"means": np.full((2, 2), 1e300)}, "means that latents can have"),
+        ({"covariances": -EYE}, "covariances that are positive definite"),
+        ({"covariances": EYE * np.nan}, "covariances that are positive definite"),
+        ({"covariances": EYE * 1e300}, "covariances that are positive definite"),
+        ({"covariances": EYE[0]}, "other covariances"),
+        ({"more": np.zeros(2)}, "not a mixture"),
+    ],
+)
+def test_a_mixture_that_is_none_is_named(changes, told, run, capsys):
+    fitted_to = load_state(run / "model.safetensors")[2]
+    for record in ({"fitted_to": fitted_to}, {"fitted_to": "another"}):
+        save_state(run / "mixture.safetensors", GOOD | changes, {"kind": "mixture", **record})
+        with pytest.raises(DataError, match=rf"mixture.safetensors: .*{told}.*; remove it, and fit another one"):
+            load_mixture(run)
+    save_mixture(run, Mixture(**GOOD))
+    assert load_mixture(run)
+
+
+def test_a_mixture_that_is_none_ends_the_programs_with_3(run, capsys):
+    save_state(run / "mixture.safetensors", GOOD | {"covariances": -EYE}, {"kind": "mixture"})
+    for program in programs(run, READ):
+        code, _, err = call(capsys, *program)
+        assert (code, err.count("\n"), "mixture.safetensors: expected cov" in err) == (3, 1, True), err
+
+
+# ---- data ----
+
+
+def test_own_images_that_only_the_folder_names_need_the_option(run, capsys):
+    for program, *words in programs(run, READ):
+        words = [word for word in words if word not in ("--dataset", "own.npz")]
+        code, out, err = call(capsys, program, *words)
+        assert (code, out, err.count("\n")) == (3, "", 1)
+        assert "run.json: data: names own images" in err
+        assert "--dataset" in err
+
+
+@pytest.mark.parametrize("kind", [READ, RESUME])
+def test_nothing_is_downloaded_to_where_only_the_folder_says(kind, run, capsys, monkeypatch):
+    record = json.loads((run / "run.json").read_text())
+    record["data"] |= {"name": "fashion-mnist", "data_dir": str(Path("mine").absolute())}
+    (run / "run.json").write_text(json.dumps(record))
+    path = latest_checkpoint(run)
+    arrays, saved, _ = load_state(path)
+    saved.pop("format")
+    save_state(path, arrays, saved | {"data": record["data"]})
+    monkeypatch.setattr("autoencoders.data._fetch", lambda *_: pytest.fail("downloads"), raising=False)
+    before = content("mine")
+    for program, *words in programs(run, kind):
+        words = [word for word in words if word not in ("--dataset", "own.npz")]
+        code, _, err = call(capsys, program, *words)
+        assert (code, "downloads are off" in err) == (3, True), err
+        assert kind == RESUME or "--data-dir" in err
+    assert content("mine") == before
+
+
+# ---- results beside files of the user's ----
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "names"),
+    [
+        (EVALUATE, ["--iw-samples", 0], ["evaluation.json", "report.html", "figures/worst.png", "figures/film.gif"]),
+        (GENERATE, [], ["samples.png", "reconstructions.png"]),
+    ],
+)
+def test_out_replaces_what_no_run_made_only_on_request(program, words, names, run, capsys, monkeypatch):
+    pytest.importorskip("sklearn")
+    drawn = {"reconstructions": autoencoders.figures.samples(np.zeros((1, 8, 8, 1)))}
+    monkeypatch.setattr(GENERATE, "draw", lambda *_, **__: drawn)
+    words = ["--model-dir", run, "--dataset", "own.npz", *words]
+    for name in names:
+        out = Path("out") / name
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("mine")
+        code, _, err = call(capsys, program, *words, "--out", "out")
+        assert code == 1, err
+        assert f"out holds {name}, but no run that made them; move them away, or use another --out or --overw" in err
+        assert out.read_text() == "mine"
+        out.unlink()
+    Path("out", names[0]).write_text("mine")
+    for last in (["--out", "out", "--overwrite"], [], []):  # and in the run's folder as often as one likes
+        assert call(capsys, program, *words, *last)[0] == 0
+    if program is EVALUATE:
+        assert call(capsys, program, *words, "--out", "out")[0] == 0, "what it has made itself"
+
+
+# ---- the path of a model ----
+
+
+def test_the_path_of_a_model_is_as_good_as_its_folder(run, capsys):
+    shutil.copy(run / "model.safetensors", "copy.safetensors")
+    Path("link").symlink_to("copy.safetensors")
+    expected = autoencoders.load(run).config
+    for path in (run / "model.safetensors", "copy.safetensors", str(Path("link").absolute())):
+        assert autoencoders.load(path).config == Autoencoder.load(path).config == expected
+    with pytest.raises(DataError, match="expected a model, found a checkpoint"):
+        autoencoders.load(latest_checkpoint(run))
+    for program, _, _, *words in programs(run, READ):
+        assert call(capsys, program, "--model-dir", run / "model.safetensors", *words)[0] == 0
+
+
+def test_a_class_of_ones_own_is_loaded_as_that(tmp_path):
+    class Mine(VAE):
+        pass
+
+    class Plain(Autoencoder):
+        pass
+
+    class Named(VAE):
+        kind = "named"
+
+    shape = (8, 8, 1), (2,), (3,), (2,), 2
+    for name, made in (("vae", VAE), ("mine", Mine), ("plain", Plain), ("named", Named)):
+        made(*shape).save(tmp_path / name)
+    for wanted, name, found in (
+        (Mine, "mine", Mine),
+        (Mine, "vae", Mine),
+        (VAE, "mine", VAE),
+        (Autoencoder, "mine", VAE),
+        (Plain, "plain", Plain),
+        (Named, "named", Named),
+    ):
+        assert type(wanted.load(tmp_path / name)) is found
+    assert type(autoencoders.load(tmp_path / "mine")) is VAE
+    for wanted, name in ((Mine, "plain"), (Plain, "vae"), (VAE, "named"), (VAE, "plain")):
+        with pytest.raises(DataError):
+            wanted.load(tmp_path / name)
+
+
+# ---- what is printed ----
+
+NASTY = "a\x1b[2J\x07\r\n\x9b31m\u202eb\u2028c"
+
+
+def test_what_comes_from_outside_is_shown_and_not_obeyed(run, capsys):
+    record = json.loads((run / "run.json").read_text())
+    record["data"] |= {"name": NASTY}
+    (run / "run.json").write_text(json.dumps(record))
+    words = ["--model-dir", run]
+    for program in (GENERATE, EVALUATE):
+        code, out, err = call(capsys, program, *words)
+        assert (code, err.count("\n")) == (3, 1)
+        assert (out + err).replace("\n", "").isprintable()
+        assert "x1b[2J" in err
+
+
+@pytest.mark.parametrize("output", ["stdout", "stderr"])
+def test_every_output_of_a_program_is_escaped(output, capsys):
+    def body() -> None:
+        print(NASTY, file=getattr(sys, output))
+        cli.show(NASTY)
+        warnings.warn(NASTY, stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.run_program(body, debug=False) == 0
+    out, err = capsys.readouterr()
+    assert (out + err).replace("\n", "").replace("\r", "").isprintable()
+    assert "\r" not in out
+    line = r"a\x1b[2J\x07\r\n\x9b31m\u202eb\u2028c"
+    assert line in out.splitlines()
+
+
+def test_class_names_of_a_model_cannot_break_an_error(run, capsys):
+    VAE((8, 8, 1), (2,), (3,), (2,), 2, classes=2, class_names=(NASTY, "b")).save("conditional")
+    code, out, err = call(capsys, GENERATE, "--model-dir", "conditional", "--class", "c", "--dataset", "own.npz")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err[:-1].isprintable()
+
+
+def test_an_error_quotes_no_whole_file(capsys):
+    def body() -> None:
+        raise DataError("x" * 10**6)
+
+    assert cli.run_program(body, debug=False) == 3
+    assert len(capsys.readouterr().err) < 1100
+
+
+def test_the_report_escapes_what_it_is_told(run, capsys):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("sklearn")
+    record = json.loads((run / "run.json").read_text())
+    record["commands"] = ["<script>alert(1)</script>"]
+    (run / "run.json").write_text(json.dumps(record))
+    assert call(capsys, *programs(run, READ)[1])[0] == 0
+    text = (run / "report.html").read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+# ---- the process that a program runs in ----
+
+
+def state() -> dict[str, Any]:
+    """What another program would notice."""
+    numbers = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
+    return {
+        "handlers": {number: signal.getsignal(number) for number in numbers},
+        "hooks": (sys.unraisablehook, sys.excepthook, threading.excepthook),
+        "errstate": np.geterr(),
+        "filters": list(warnings.filters),
+        "environment": dict(os.environ),
+        "outputs": (sys.stdout, sys.stderr, sys.stdout.errors, sys.stderr.errors),
+        "words": (list(sys.argv), os.getcwd(), list(sys.path)),
+        "kernels": (minigrad.backend._default, minigrad.backend._threads, dict(minigrad.backend._backends)),
+        "backend": sys.modules["matplotlib"].rcParams._get_backend_or_none(),
+        "timer": signal.getitimer(signal.ITIMER_REAL),
+    }
+
+
+ENDS = {
+    "well": ["--out", "new"],
+    "usage": ["--epochs", "none"],
+    "help": ["--help"],
+    "data": ["--dataset", "nowhere", "--out", "new"],
+}
+
+
+@pytest.mark.parametrize("end", [*ENDS, "interrupt", "crash"])
+@pytest.mark.parametrize("where", ["main", "runpy", "thread"])
+def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeypatch):
+    minigrad.use(kernels="plain")
+    words = [*TINY, *ENDS.get(end, ["--out", "new"]), "--threads", "2"]
+    if end in ("interrupt", "crash"):
+        error = {"interrupt": KeyboardInterrupt(), "crash": RuntimeError("x")}[end]
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(runs.Run, "execute", fail)
+    monkeypatch.setattr(sys, "argv", ["train", *words])
+    script = str(SCRIPTS / "train_conv_autoencoder.py")
+    codes: list[Any] = []
+
+    def start() -> None:
+        try:
+            if where == "main":
+                codes.append(TRAIN.main(words))
+            else:
+                runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            codes.append(stop.code)
+
+    before = state()
+    if where == "thread":
+        thread = threading.Thread(target=start)
+        thread.start()
+        thread.join()
+    else:
+        start()
+    assert state() == before
+    assert codes == [{"well": 0, "help": 0, "usage": 2, "data": 3, "interrupt": 130, "crash": 1}[end]]
+
+
+def test_a_script_that_is_executed_in_a_console_leaves_it_alone(run):
+    code = f"""if True:
+        import signal, sys
+        sys.path.insert(0, {str(SCRIPTS)!r})
+        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
+        before = [signal.getsignal(getattr(signal, name)) for name in names], sys.unraisablehook
+        sys.argv = ["train", "--help"]
+        try:
+            exec(compile(open({str(SCRIPTS / "train_conv_autoencoder.py")!r}).read(), "<console>", "exec"))
+        except SystemExit as stop:
+            assert stop.code == 0
+        assert before == ([signal.getsignal(getattr(signal, name)) for name in names], sys.unraisablehook)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_output_of_a_notebook_is_enough(monkeypatch):
+    class Output:
+        def __init__(self) -> None:
+            self.text = ""
+
+        def write(self, text: str) -> None:
+            self.text += text
+
+        def flush(self) -> None: ...
+
+    output = Output()
+    monkeypatch.setattr(sys, "stdout", output)
+    assert cli.run_program(lambda: print("Fréchet \x1b"), debug=False) == 0
+    assert (output.text, sys.stdout) == ("Fréchet \\x1b\n", output)
+
+
+def test_a_program_without_outputs_runs(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.run_program(lambda: print("x"), debug=False) == 0
+    assert sys.stdout is None
+
+
+def test_the_host_keeps_an_output_that_fails(monkeypatch, capsys):
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    gone = Gone()
+    monkeypatch.setattr(sys, "stdout", gone)
+    monkeypatch.setattr(cli, "_drop_stdout", lambda: pytest.fail("changes the outputs of the whole process"))
+    assert cli.run_program(lambda: print("x"), debug=False) == 1
+    assert sys.stdout is gone
+
+
+# ---- the cache of Numba ----
+
+CACHED = "from minigrad.backend.loops import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
+
+
+@NEEDS_NUMBA
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize(
+    ("outer", "inner", "kept"),
+    [(0o700, 0o700, True), (0o755, 0o755, True), (0o700, 0o777, True), (0o755, 0o775, False), (0o777, 0o755, False)],
+)
+def test_a_cache_that_others_can_write_is_not_used(outer, inner, kept, asked, tmp_path, monkeypatch):
+    import numba
+
+    from minigrad.backend import loops
+
+    (tmp_path / "source").mkdir()
+    source = tmp_path / "source" / "of_twice.py"
+    source.write_text(CACHED)
+    place = tmp_path / "source" if not asked else tmp_path / "asked"
+    place.mkdir(exist_ok=True)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(place) if asked else "")
+    monkeypatch.setattr(loops.AppDirs, "user_cache_dir", property(lambda _: str(tmp_path / "user")))
+
+    def make() -> Any:
+        return runpy.run_path(str(source))["twice"]
+
+    found = Path(make().stats.cache_path)
+    found.chmod(inner)
+    found.parent.chmod(outer)
+    assert found.parent == place
+    again = make().stats.cache_path
+    if kept:
+        assert Path(again) == found
+    elif asked:
+        assert again is None, "it is not used, and what was asked for is not replaced by another"
+    else:
+        assert Path(again).parent == tmp_path / "user"
+        assert stat.S_IMODE((tmp_path / "user").stat().st_mode) == 0o700
+    assert (str(place) if asked else "") == numba.config.CACHE_DIR
+
+
+@NEEDS_NUMBA
+def test_the_cache_of_another_owner_is_not_used(tmp_path, monkeypatch):
+    from minigrad.backend import loops
+
+    assert loops._private(tmp_path)
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    assert loops._private(tmp_path) == (tmp_path.stat().st_uid == tmp_path.parent.stat().st_uid == 0)
+    monkeypatch.setattr(Path, "stat", lambda _: os.stat_result((0o40755, 0, 0, 0, 4321, 0, 0, 0, 0, 0)))
+    assert not loops._private(tmp_path)
+
+
+@NEEDS_NUMBA
+def test_another_stamp_compiles_anew(tmp_path, monkeypatch):
+    """A constant of another module is frozen in, which Numba does not look at."""
+    from minigrad.backend import loops
+
+    (tmp_path / "of_twice.py").write_text(CACHED)
+    misses = []
+    for stamp in ("one", "one", "two"):
+        monkeypatch.setattr(loops, "STAMP", stamp)
+        twice = runpy.run_path(str(tmp_path / "of_twice.py"))["twice"]
+        assert twice(2.0) == 4.0
+        misses.append(bool(twice.stats.cache_misses))
+    assert misses == [True, False, True]
+
+
+@NEEDS_NUMBA
+def test_the_stamp_covers_every_constant_that_is_frozen_in():
+    from minigrad.backend import loops, plan, winograd
+
+    dispatchers = {name: x for name, x in vars(loops).items() if isinstance(x, loops.Dispatcher)}
+    assert len(dispatchers) > 10
+    assert all(x.py_func.__module__ == loops.__name__ for x in dispatchers.values())
+    names = {name for x in dispatchers.values() for name in x.py_func.__code__.co_names if name in vars(loops)}
+    constants = {name for name in names if isinstance(vars(loops)[name], int | float | tuple | np.dtype)}
+    assert "THIN" in constants
+    for name in constants:
+        source = "".join(Path(module.__file__).read_text() for module in (loops, plan, winograd))
+        assert re.search(rf"^(\w+, )*{name}(, \w+)* = ", source, re.MULTILINE), name
+
+
+def test_the_data_of_a_run_are_found_without_a_stranger(run):
+    """A published set by its name is fine."""
+    assert load_dataset("fashion-mnist-sample").name in cli.NAMES
