@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from minigrad.backend.cpu import CpuBackend
 from minigrad.backend.pool import Pool, free_memory, usable_cores
 
 FAULTS = """
@@ -194,9 +195,11 @@ def test_scratch_is_reused_by_its_name_shape_and_dtype_only():
 
 
 def test_scratch_of_many_shapes_is_not_kept_for_ever():
-    pool = Pool(1)
-    alive = [weakref.ref(pool.scratch(f"name {i}", (1, 2), np.float32).base) for i in range(300)]
-    assert 1 <= sum(x() is not None for x in alive) <= 64
+    pool, alive = Pool(1), []
+    for i in range(300):
+        alive.append(weakref.ref(pool.scratch(f"name {i}", (1, 2), np.float32).base))
+        count = sum(x() is not None for x in alive)
+        assert count == i + 1 if i < 64 else 1 <= count <= 64
 
 
 def test_blocks_are_even():
@@ -232,6 +235,8 @@ def test_blas_has_one_thread_inside_and_its_own_setting_outside():
             caller.join()
         assert inside == [{1}, {1}]
         assert blas_threads() == before
+        with CpuBackend(1).session():
+            assert blas_threads() == {1}, "for many kernels in a row"
         # Contexts in each other, and errors on the way out.
         pool = Pool(2)
         with pool.single_threaded_blas:
