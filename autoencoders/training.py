@@ -44,7 +44,7 @@ import numpy as np
 
 import minigrad
 from minigrad import Backend, DeviceError, Tensor, backend_of, nn, optim
-from minigrad.backend import pinned
+from minigrad.backend import pinned, quietly
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, numbered, save_state, write_atomically
 
@@ -391,6 +391,7 @@ class Trainer:
 
     # ---- the step: a function of arrays only ----
 
+    @quietly
     def step(
         self,
         images: Array,

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from numbers import Real
 from typing import Any, ClassVar
 
 from .backend import Array, Backend, as_array, backend_of, default_backend, in_memory, quietly
+from .checks import check_unwritten
 from .context import Setting
 
 Operand = Any  # what an operation takes as an input: a Tensor, an array, a (nested) list or a Python number
@@ -356,7 +357,7 @@ class Function:
             raise RuntimeError(
                 f"backward: the graph through this {self.name} was used before and released; compute the result again"
             )
-        self._check_unwritten()
+        check_unwritten(self)
         gxs = self.backward(gy)
         if len(gxs) != len(self.inputs):
             raise ValueError(f"{self.name}.backward: {len(gxs)} gradients for {len(self.inputs)} inputs")
@@ -372,25 +373,3 @@ class Function:
         vars(self).clear()  # releases the saved arrays and the way to earlier functions
         vars(self).update(order=order, used=True)  # so that a second walk comes here and is told that it was used
         return pairs
-
-    def _check_unwritten(self) -> None:
-        """Raise RuntimeError if an input has changed of which the values, saved by forward, are needed."""
-        for i, (x, read) in enumerate(zip(self.inputs or (), self.read, strict=True)):
-            if x is None or read is None or read[1][0] == read[2]:
-                continue
-            saved = _arrays_in([value for name, value in vars(self).items() if name != "read"], self.k)
-            unneeded = self.bilinear and i < 2 and not self.needs[1 - i]
-            if not unneeded and any(self.k.xp.may_share_memory(read[0], array) for array in saved):
-                raise RuntimeError(
-                    f"{self.name}.backward: {x.label} was changed in place after it was used (optimizer.step, "
-                    "load_state_dict or the like), so its gradient is lost; call backward before, or compute again"
-                )
-
-
-def _arrays_in(value: Any, k: Backend) -> Iterator[Array]:
-    """All arrays in nested lists, tuples and dicts."""
-    if isinstance(value, k.xp.ndarray):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _arrays_in(part, k)

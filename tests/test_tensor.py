@@ -10,6 +10,8 @@ import threading
 import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
 
 import naive
 import numpy as np
@@ -884,3 +886,334 @@ def test_a_single_number_that_is_used_twice_has_an_array_as_its_gradient() -> No
         (w * w).backward()
         assert isinstance(w.grad, np.ndarray)
         assert w.grad == expected
+
+
+# ---- values that change between forward and backward ----
+
+
+def ones(x, *shape):
+    """An array of x's device and dtype."""
+    return minigrad.backend_of(x.data).xp.ones(shape, dtype=str(x.dtype))
+
+
+IMAGES, FILTERS = (1, 2, 2, 2), (1, 1, 2, 2)
+# (name, result from x and the parameter, shapes of both, whether the parameter's value is needed for x's gradient, and
+# whether for its own)
+READS = [
+    ("add", lambda x, p: x + p, (2, 2), (2, 2), False, False),
+    ("sub", lambda x, p: x - p, (2, 2), (2, 2), False, False),
+    ("sum", lambda x, p: x * 2 + p.sum(axis=0), (2, 2), (2, 2), False, False),
+    ("mul", lambda x, p: x * p, (2, 2), (2, 2), True, False),
+    ("div by", lambda x, p: x / p, (2, 2), (2, 2), True, True),
+    ("div", lambda x, p: p / x, (2, 2), (2, 2), True, False),
+    ("matmul", lambda x, p: x @ p, (2, 2), (2, 2), True, False),
+    ("dense", ops.dense, (2, 2), (2, 2), True, False),
+    ("conv2d", ops.conv2d, IMAGES, FILTERS, True, False),
+    ("conv2d_transpose", ops.conv2d_transpose, IMAGES, FILTERS, True, False),
+    ("bias", lambda x, p: ops.dense(x, ones(x, 2, 2), p), (2, 2), (2,), False, False),
+    ("a view", lambda x, p: x @ p.transpose(), (2, 2), (2, 2), True, False),
+    ("a view of a view", lambda x, p: x @ p.transpose().reshape(4).reshape(2, 2), (2, 2), (2, 2), False, False),
+    ("a detached one", lambda x, p: x * p.detach(), (2, 2), (2, 2), True, False),
+    ("log", lambda x, p: x + ops.log(p), (2, 2), (2, 2), False, True),
+    ("exp", lambda x, p: x + ops.exp(p), (2, 2), (2, 2), False, False),
+    ("pow", lambda x, p: x + p**3, (2, 2), (2, 2), False, True),
+    ("square", lambda x, p: x + p * p, (2, 2), (2, 2), False, True),
+    ("gamma", lambda x, p: ops.batch_norm(x, p, ones(x, 2)), (2, 2), (2,), True, True),
+    ("beta", lambda x, p: ops.batch_norm(x, ones(x, 2), p), (2, 2), (2,), False, False),
+]
+
+
+@pytest.mark.parametrize("needs", ["x", "parameter"])
+@pytest.mark.parametrize("read", READS, ids=[name for name, *_ in READS])
+def test_a_step_between_is_noticed_where_it_spoils_a_gradient_and_only_there(read, needs, backend):
+    """As in PyTorch. Without the error, the gradient is that of the values which were read."""
+    _, operation, x_shape, shape, for_x, for_itself = read
+    values = np.random.default_rng(0).uniform(1, 2, shape)
+    gradients = []
+    for between in (False, True):
+        x = Tensor(backend.from_host(np.random.default_rng(1).uniform(1, 2, x_shape)), requires_grad=needs == "x")
+        p = Tensor(backend.from_host(values.copy()), requires_grad=True)
+        optimizer = optim.SGD([p], 1.0)
+        y = operation(x, p)
+        if not y.requires_grad:  # detached, and only its own gradient was asked for
+            return
+        gy = backend.from_host(np.random.default_rng(2).uniform(1, 2, y.shape))
+        if between:
+            optimizer.flat.gradients[...] = 1
+            optimizer.step()
+            optimizer.zero_grad()
+        spoiled = (for_x and needs == "x") or for_itself
+        if between and spoiled:
+            with pytest.raises(RuntimeError, match=r"backward: a float64 tensor of shape .* was changed after it was"):
+                y.backward(gy)
+            return
+        y.backward(gy)
+        gradients.append(backend.to_host(x.grad if needs == "x" else p.grad).copy())
+    np.testing.assert_array_equal(*gradients)
+
+
+def through(model):
+    """A result through the model, of an input whose gradient is asked for."""
+    x = Tensor(np.random.default_rng(0).normal(size=(3, 4, 4, 2)).astype(np.float32), requires_grad=True)
+    return model(x)
+
+
+WRITES = {
+    "step": lambda model: optim.Adam(model.parameters()).step(),  # which moves the parameters into arrays of its own
+    "load_state_dict": lambda model: model.load_state_dict(model.state_dict()),
+    "initialize": lambda model: model.initialize(3),
+    "initialize one": lambda model: model.layers["conv"].weight.initialize(np.random.default_rng(0)),
+    "to": lambda model: model.to(dtype="float64"),
+    "to and step": lambda model: (model.to(dtype="float32"), optim.SGD(model.parameters(), 0.1).step()),
+    "zero_grad": lambda model: model.zero_grad(),
+}
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["layers", "chain"])
+@pytest.mark.parametrize("write", WRITES)
+def test_whoever_writes_parameters_says_so(write, fused):
+    layers = {"conv": nn.Conv2D(2, 3, 3), "relu": nn.ReLU(), "norm": nn.BatchNorm(3)}
+    model = nn.fuse(layers) if fused else nn.Sequential(layers)
+    owner = model if not fused else nn.Sequential(layers)  # of the layers' own names
+    whole = nn.Sequential({"model": owner})
+    y = through(model)
+    WRITES[write](owner)
+    if write in ("load_state_dict", "initialize", "initialize one", "to"):
+        with pytest.raises(RuntimeError, match=r"backward: model\.(norm\.gamma|conv\.weight|conv\.bias) was changed"):
+            y.backward(np.ones(y.shape, np.float32))
+    else:  # the Functions keep the arrays of before, and nobody has written there
+        y.backward(np.ones(y.shape, np.float32))
+    assert whole is not None  # alive until here, for the names
+
+
+def test_a_step_of_the_same_optimizer_names_the_parameter():
+    model = nn.Sequential({"first": nn.Dense(2, 2), "second": nn.Dense(2, 2)})
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    x = np.ones((1, 2), np.float32)
+    first, second = model(x).sum(), model(x).sum()
+    first.backward()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=r"^Dense\.backward: second\.weight was changed .*optimizer\.step"):
+        second.backward()
+    model(x).sum().backward()  # computed again
+
+
+def test_an_optimizer_of_other_parameters_does_not_disturb():
+    """Two models in turn: the second one is trained on what the first one gives."""
+    first, second = nn.Dense(2, 2), nn.Dense(2, 2)
+    of_second = optim.SGD(second.parameters(), 0.1)
+    y = first(np.ones((1, 2), np.float32))
+    second(y.detach()).sum().backward()
+    of_second.step()
+    (y * y).sum().backward()
+
+
+def test_frozen_parameters_do_not_change_in_a_step():
+    model = nn.Dense(2, 2)
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    model.weight.requires_grad = False
+    x = Tensor(np.ones((1, 2), np.float32), requires_grad=True)
+    y = model(x).sum()
+    optimizer.step()
+    y.backward()
+
+
+def test_statistics_that_moved_are_those_of_the_forward_pass():
+    norm = nn.BatchNorm(2)
+    x = np.random.default_rng(0).normal(3, 2, (8, 2)).astype(np.float32)
+    gradients = []
+    for between in (False, True):
+        norm.eval()
+        leaf = Tensor(x, requires_grad=True)
+        y, moved = norm(leaf), leaf * norm.moving_mean
+        norm.gamma.zero_grad()
+        if between:
+            norm.train()
+            norm(Tensor(x))
+            with pytest.raises(RuntimeError, match=r"Mul\.backward: a float32 tensor of shape"):
+                moved.sum().backward()
+        y.backward(x)
+        gradients += [leaf.grad, norm.gamma.grad.copy()]
+    np.testing.assert_array_equal(gradients[0], gradients[2])
+    np.testing.assert_array_equal(gradients[1], gradients[3])
+
+
+# ---- Functions of any kind ----
+
+
+def test_functions_may_be_dataclasses():
+    """Also equal ones, which hash alike, and frozen ones; and those that are false."""
+    kinds = [{}, {"frozen": True}, {"unsafe_hash": True}, {"order": True}, {"eq": False}, {"slots": True}]
+    for options in kinds:
+
+        @dataclass(**options)
+        class Scale(Function):
+            factor: float
+
+            def forward(self, x):
+                return x * np.float32(self.factor)
+
+            def backward(self, gy):
+                return (gy * np.float32(self.factor),)
+
+            def __len__(self):
+                return 0
+
+        x = Tensor([1.0], requires_grad=True)
+        with minigrad.detect_anomaly():
+            a, b = Scale(2.0)(x), Scale(2.0)(x)
+            (Scale(3.0)(a) + Scale(3.0)(b) + a).sum().backward()
+        assert x.grad.tolist() == [14.0], options
+        with minigrad.profile() as p:
+            Scale(2.0)(x).sum().backward()
+        assert any(row.operation == "Scale" and row.direction == "backward" for row in p.rows)
+
+
+# ---- what is no number ----
+
+NO_NUMBERS = {
+    "NoneType": [None, [1, None], [[1.0, 2.0], [None, 1.0]]],
+    "str": [["1", "2"], "3", ["a"]],
+    "bytes": [b"1"],
+    "object": [np.array([1, None]), np.array([1, "a"], object)],
+    "Tensor": [[Tensor([1.0])], [[Tensor(1.0), Tensor(2.0)]]],
+    "dict": [{"a": 1}],
+    "complex": [1j, [1.0, 1j], np.array([1j]), np.complex64(1)],
+    "datetime64": [np.array(["2020-01-01"], "datetime64[D]"), np.datetime64("2020-01-01")],
+    "masked": [np.ma.masked_array([1.0, 2.0], [True, False]), np.ma.masked_array(np.float32([1, 2]))],
+    r"\[\('a'": [np.zeros(2, [("a", "f4")])],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"), [(kind, wrong) for kind, several in NO_NUMBERS.items() for wrong in several]
+)
+def test_what_is_no_number_is_refused_and_named(kind, wrong):
+    for make in (Tensor, lambda data: ops.add(Tensor([1.0, 1.0]), data) if data is not None else Tensor(data)):
+        with pytest.raises(TypeError, match=f"{kind}|<U1") as error:
+            make(wrong)
+        assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool, np.float16])
+def test_an_array_of_other_numbers_is_refused_with_what_to_do(dtype):
+    with pytest.raises(TypeError, match=rf"data is {np.dtype(dtype)} .*x\.astype\('float32'\)"):
+        Tensor(np.zeros(2, dtype))
+
+
+NUMBERS = [3, 3.0, np.int64(3), np.uint8(3), np.float32(3), True, np.bool_(True), 2**70, Fraction(1, 2)]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=str)
+def test_numbers_of_python_and_numpy_are_taken(number):
+    for data, shape in ((number, ()), ([number, 1], (2,)), ([[number]], (1, 1))):
+        x = Tensor(data)
+        assert (x.shape, x.dtype) == (shape, "float32")
+        assert x.numpy().flat[0] == np.float32(float(number))
+
+
+def test_a_tensor_of_one_element_is_a_number_and_others_are_not():
+    assert (bool(Tensor(0.0)), bool(Tensor([[2.0]])), float(Tensor([1.5])), int(Tensor(-2.5))) == (False, True, 1.5, -2)
+    for convert in (bool, float, int):
+        with pytest.raises(ValueError, match="2 elements"):
+            convert(Tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: x == 1.0,
+        lambda x: x != 1.0,
+        lambda x: np.ones(2) == x,
+        lambda x: np.ones(2) != x,
+        lambda x: x < 1.0,
+        lambda x: x >= x,
+        lambda x: 1.0 in x,
+        lambda x: x in [Tensor([1.0, 2.0])],
+        len,
+        list,
+        lambda x: x[0],
+        lambda x: sum(x),
+        np.array_equal,
+        lambda x: max(x, x),
+    ],
+)
+def test_what_tensors_lack_is_refused_with_what_to_do(use):
+    with pytest.raises(TypeError, match=r"x\.data|argument"):
+        use(Tensor([1.0, 2.0]))
+
+
+def test_tensors_are_keys_by_identity():
+    a, b = Tensor([1.0]), Tensor([1.0])
+    assert {a: 1, b: 2}[a] == 1
+    assert a in {a, b}
+    assert [a, b].index(a) == 0
+
+
+# ---- np.seterr ----
+
+
+def overflowing(k, dtype):
+    big = np.array([[-1e30, -200, -1e-30, 0, 1e-30, 100, 1e30, np.inf, np.nan]]).astype(dtype)
+    return Tensor(k.from_host(big), requires_grad=True)
+
+
+def quiet_cases():
+    for name in ("exp", "log", "sqrt", "abs", "relu", "leaky_relu", "sigmoid", "tanh", "softplus", "neg", "clip"):
+        yield name, getattr(ops, name)
+    for name in ("add", "sub", "mul", "div", "mse", "bce_with_logits", "gaussian_nll", "kl_to_standard_normal"):
+        yield name, lambda x, name=name: getattr(ops, name)(x, x)
+        yield f"{name} with one", lambda x, name=name: getattr(ops, name)(x, ones(x, 1, 9))
+    yield "pow", lambda x: ops.pow(x, 3)
+    yield "pow", lambda x: ops.pow(x, -0.5)
+    yield "a tiny number", lambda x: x * 1e-300
+    yield "a huge number", lambda x: x * 1e300
+    yield "logsumexp", ops.logsumexp
+    yield "sum", lambda x: ops.sum(x, axis=0)
+    yield "mean", ops.mean
+    yield "matmul", lambda x: x @ x.transpose()
+    yield "dense", lambda x: ops.dense(x, x.transpose())
+    yield "softmax_cross_entropy", lambda x: ops.softmax_cross_entropy(x, [0])
+    yield "conv2d", lambda x: ops.conv2d(x.reshape(1, 3, 3, 1), x.reshape(3, 3, 1, 1), padding="same")
+    yield "conv2d_transpose", lambda x: ops.conv2d_transpose(x.reshape(1, 3, 3, 1), x.reshape(3, 3, 1, 1))
+    yield "batch_norm", lambda x: ops.batch_norm(x.reshape(9, 1), ones(x, 1), ones(x, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_operations_neither_warn_nor_raise_of_floats(dtype, backend):
+    """Whatever the program has told NumPy: infinity, NaN and 0 simply appear; and its setting is left alone."""
+    with np.errstate(all="raise"):
+        for name, operation in quiet_cases():
+            x = overflowing(backend, dtype)
+            y = operation(x)
+            y.backward(backend.from_host(np.full(y.shape, 1e30, dtype)))
+            (x * x).backward(backend.from_host(np.full((1, 9), 1e30, dtype)))  # adds to a gradient
+            assert set(np.geterr().values()) == {"raise"}, name
+        assert Tensor([1e300]).numpy().tolist() == [np.inf]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kernels", ["plain", "numpy", "numba"])
+def test_updates_neither_warn_nor_raise_of_floats(kernels, threads, restored_backends):
+    if kernels == "numba":
+        pytest.importorskip("numba")
+    minigrad.use(kernels=kernels, threads=threads)
+    norm = nn.BatchNorm(2)
+    with np.errstate(all="raise"):
+        for make in (
+            lambda p: optim.SGD(p, 1e30, momentum=0.9, nesterov=True),
+            lambda p: optim.Adam(p, 1e30),
+            lambda p: optim.AdamW(p, 1e-30),
+        ):
+            model = nn.Dense(400, 300)  # enough for three threads
+            optimizer = make(model.parameters())
+            for gradient in (1e-30, 1e30, np.nan):
+                optimizer.flat.gradients[...] = gradient
+                optim.clip_grad_norm(optimizer, 1e-30)
+                optimizer.step()
+        for values in (1e-30, 1e30, np.nan):
+            norm(Tensor(np.full((5, 2), values, np.float32)))
+        model.to(dtype="float64")
+        model.weight.data[...] = 1e-300
+        model.to(dtype="float32")
+        model.load_state_dict({name: np.full(x.shape, 1e-300) for name, x in model.named_tensors()})

@@ -59,11 +59,13 @@ class Mul(Function):
 
 class Div(Function):
     def forward(self, a: Array, b: Array) -> Array:
-        self.a, self.b = a, b
+        self.shape, self.b = a.shape, b
+        if self.needs[1]:
+            self.a = a
         return a / b
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        ga = unbroadcast(self.k, gy / self.b, self.a.shape) if self.needs[0] else None
+        ga = unbroadcast(self.k, gy / self.b, self.shape) if self.needs[0] else None
         gb = unbroadcast(self.k, -gy * self.a / (self.b * self.b), self.b.shape) if self.needs[1] else None
         return ga, gb
 

@@ -1,0 +1,36 @@
+"""What `backward` checks before a Function runs: that the values which forward saved are still those of then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .tensor import Function
+
+
+def check_unwritten(function: Function) -> None:
+    """Raise RuntimeError if an input has changed since it was read, and its old values are needed or its gradient would
+    no longer fit."""
+    for i, (x, read) in enumerate(zip(function.inputs or (), function.read, strict=True)):
+        if x is None or read is None:
+            continue
+        array, version, count = read
+        changed = function.needs[i] and (type(x.data) is not type(array) or x.dtype != array.dtype)
+        if version[0] != count and not (function.bilinear and i < 2 and not function.needs[1 - i]):
+            saved = _arrays_in([value for name, value in vars(function).items() if name != "read"], type(array))
+            changed |= any(function.k.xp.may_share_memory(array, other) for other in saved)
+        if changed:
+            raise RuntimeError(
+                f"{function.name}.backward: {x.label} was changed after it was used (optimizer.step, load_state_dict, "
+                "model.to or the like), so the gradient is lost; call backward before, or compute the result again"
+            )
+
+
+def _arrays_in(value: Any, kind: type) -> Iterator[Any]:
+    """All arrays in nested lists, tuples and dicts."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _arrays_in(part, kind)
