@@ -131,7 +131,7 @@ class Optimizer:
         A CUDA graph replays the parts that it was recorded with."""
         start = 0
         for trained, group in groupby(self.flat.parameters, lambda p: p.requires_grad):
-            part = slice(start, start + sum(p.size for p in group))
+            part = slice(start, start + sum(p.data.size for p in group))
             if trained:
                 yield [x[part] for x in (self.flat.values, *self.moments.values(), self.flat.gradients)]
             start = part.stop
