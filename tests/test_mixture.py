@@ -66,6 +66,12 @@ def test_too_many_components_are_told(components):
         fit_mixture(np.zeros((5, 2)), components)
 
 
+def test_fifty_components_are_fitted_unless_told_and_as_many_as_there_are_latents_can_be():
+    pytest.importorskip("sklearn.mixture")
+    assert len(fit_mixture(KNOWN.sample(60)).weights) == 50
+    assert len(fit_mixture(KNOWN.sample(4), 4).weights) == 4
+
+
 def test_a_mixture_stays_with_the_weights_it_was_fitted_to(tmp_path):
     model = Autoencoder((8, 8, 1), (2,), (3,), (2,), 2)
     model.save(tmp_path)
@@ -79,9 +85,10 @@ def test_a_mixture_stays_with_the_weights_it_was_fitted_to(tmp_path):
     Autoencoder((8, 8, 1), (2,), (3,), (2,), 2, seed=1).save(tmp_path)
     assert load_mixture(tmp_path) is None
     path = tmp_path / MIXTURE_FILE
-    save_state(path, {"weights": WEIGHTS}, {"kind": "mixture"})
-    with pytest.raises(DataError, match=f"{MIXTURE_FILE}: not a mixture; remove it, and fit another one"):
-        load_mixture(tmp_path)
+    for arrays, kind in (({"weights": WEIGHTS}, "mixture"), (vars(KNOWN), "frame")):
+        save_state(path, arrays, {"kind": kind})
+        with pytest.raises(DataError, match=f"{MIXTURE_FILE}: not a mixture; remove it, and fit another one"):
+            load_mixture(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=MIXTURE_FILE):
         load_mixture(tmp_path)

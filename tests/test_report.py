@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 from PIL import Image
+from test_random import philox
 
 import minigrad
-from autoencoders import VAE, Autoencoder, TrainingOptions, figures, film, report
+from autoencoders import VAE, Autoencoder, TrainingOptions, figures, film, report, runs
+from autoencoders.bounds import quick_figures
 from autoencoders.data import Dataset
 from autoencoders.metrics import FIGURES, nearest
 from autoencoders.mixture import Mixture
-from autoencoders.runs import draw, own_files, resume_run, save_pictures, start_run
+from autoencoders.runs import draw, own_files, resume_run, save_pictures, start_run, trained_on
 from minigrad.serialize import DataError, load_state, save_state
 
 NAMES = ("<b>bags</b>", "A & B", "$x_1$")
@@ -178,6 +180,39 @@ def test_a_film_has_at_most_sixty_frames_from_the_first_to_the_last(
     assert [title for title, _ in seen] == ["before training", *(f"after epoch {epoch}" for epoch in epochs[1:])]
     with Image.open(io.BytesIO(content)) as gif:
         assert (gif.n_frames, gif.info["loop"]) == (60, 0)
+
+
+def test_a_run_knows_which_images_its_losses_went_down_on(tmp_path: Path) -> None:
+    data = dataset()
+    used = {"content_hash": data.content_hash, "limit_train": 16}
+    (tmp_path / "run.json").write_text(json.dumps({"data": used, "options": {"validation": 0.25, "seed": 3}}))
+    held_out = philox('[3, "split"]').permutation(16)[:4]
+    assert trained_on(tmp_path, data).tolist() == sorted(set(range(16)) - set(held_out.tolist()))
+    assert trained_on(tmp_path, others_of(data)).tolist() == list(range(24)), "of other data it knows nothing"
+
+
+def test_a_finished_run_is_measured_and_drawn_with_its_own_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, made, seen = dataset(), model(), []
+    monkeypatch.setattr(runs, "draw", lambda *a, **k: seen.append((a, k)) or {})
+    options = TrainingOptions(batch_size=8, epochs=1, seed=3)
+    start_run(made, data, options, tmp_path, learning_rate=1e-3, progress=False).execute(lambda _: None)
+    assert json.loads((tmp_path / "run.json").read_text())["test"] == quick_figures(made, data.test_images, 3)
+    assert seen == [((made, data), {"seed": 3, "count": 48})]
+
+
+def test_interpolations_go_from_one_class_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, made, seen = dataset(), model(classes=3), []
+    monkeypatch.setattr(figures, "interpolations", lambda rows: seen.append(rows))
+    draw(made, data, seed=4)
+    every = made.reconstruct(data.test_images, labels=data.test_labels)[0]
+    (rows,) = seen
+    away = np.array([[np.abs(every - end).max(axis=(1, 2, 3)) for end in (row[0], row[-1])] for row in rows])
+    assert away.min(axis=2).max() < 1e-6, "each end is an image with its own class"
+    ends = away.argmin(axis=2)
+    assert len(set(ends.ravel().tolist())) == 16
+    assert (data.test_labels[ends[:, 0]] != data.test_labels[ends[:, 1]]).any()
 
 
 def test_filming_changes_no_bit_of_the_training(tmp_path: Path) -> None:
