@@ -148,8 +148,9 @@ def load_dataset(
     path = Path(name)
     with as_data_error(path):
         if path.is_dir():
-            idx = _own_idx(path)
-            return load_arrays(path, idx, "own IDX files") if idx else load_folder(path, progress)
+            if idx := _own_idx(path):
+                return load_arrays(path, idx, "own IDX files, not compared with a published set")
+            return load_folder(path, progress)
         if path.suffix.lower() in (".npy", ".npz") and path.exists():
             return load_array_file(path)
         expected = f"{', '.join(NAMES)}, or an existing folder of images or IDX files, .npy or .npz file"

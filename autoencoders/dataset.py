@@ -79,7 +79,7 @@ class Dataset:
         class, a random sample in ascending order. Without a seed the first ones: earlier versions took those."""
         if limit is None or seed is None or limit >= len(self.train_images) or not self.ordered:
             return slice(limit)
-        return np.sort(generator(seed, "limit").permutation(len(self.train_images))[:limit])
+        return np.sort(generator(int(seed), "limit").permutation(len(self.train_images))[:limit])
 
     def as_recorded(self, content_hash: Any) -> Dataset:
         """This set in the order that a run has recorded. Earlier versions left images without labels in the order of

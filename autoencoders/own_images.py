@@ -174,10 +174,10 @@ def _parts(tree: _Tree) -> tuple[list[_Tree], list[str]]:
         part, kind = role(folder.place.name)
         named.setdefault(part if kind == "images" else "", []).append(folder)
     classes = named.pop("", [])
+    if not tree.pictures and len(tree.folders) == 1 and (named or not classes[0].pictures):
+        return _parts(tree.folders[0])  # a folder around the whole is no class
     if not named:
-        # A folder around the whole is no class.
-        alone = len(classes) == 1 and not (tree.pictures or classes[0].pictures)
-        return _parts(classes[0]) if alone else ([tree], [])
+        return [tree], []
     if len(classes) > 1 and [len(folders) for folders in named.values()] == [1]:
         return [tree], [f"{next(iter(named.values()))[0].place.name} is taken for a class like the others"]
     if tree.pictures or classes or max(map(len, named.values())) > 1 or "train" not in named:
@@ -189,7 +189,8 @@ def _parts(tree: _Tree) -> tuple[list[_Tree], list[str]]:
         use = "not used" if "test" in named else "for testing"
         notes = [f"the {len(val[0].all)} images in {val[0].place.name} are {use}"]
         named.setdefault("test", val)
-    return [named[part][0] for part in ("train", "test") if part in named], notes
+    parts = [named[part][0] for part in ("train", "test") if part in named]
+    return [_parts(part)[0][0] if len(part.folders) == 1 else part for part in parts], notes  # train/train/1.png
 
 
 def _classes(tree: _Tree) -> list[tuple[Path, str]]:
@@ -359,7 +360,6 @@ def _npy_array(where: str, opened: Callable[[], Any], size: int, limit: int) -> 
                 raise fault(where, f"size for shape {shape} and dtype {dtype}", f"{total} bytes", f"{size} bytes")
             stream.seek(head.tell())
             yield shape, fortran, dtype, stream
-            stream.read(1)  # the end, where an archive compares its checksum
 
     return Array(where, numbers)
 

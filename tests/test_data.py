@@ -1053,7 +1053,7 @@ def test_labels_stay_with_their_images(tmp_path: Path) -> None:
             (dataset.test_images, dataset.test_labels),
         ):
             assert [number % 3 for number in greys(images)] == list(labels)
-        assert greys(dataset.train_images) != sorted(greys(dataset.train_images))
+        assert list(dataset.train_labels) != sorted(dataset.train_labels), "not class by class"
         assert not dataset.ordered
 
 
@@ -1084,6 +1084,20 @@ LAYOUTS = {
     ),
     "a folder around": (("set/images/a/1.png", "set/images/b/1.png"), ("a", "b"), 1, 1, "set/images, every"),
     "around train": (("set/train/1.png", "set/train/2.png", "set/test/1.png"), (), 2, 1, ""),
+    "train in train": (
+        ("train/train/1.png", "train/train/2.png", "test/test/3.png"),
+        (),
+        2,
+        1,
+        "1 of them for testing",
+    ),
+    "train alone in train": (
+        ("train/train/1.png", "train/train/2.png"),
+        (),
+        1,
+        1,
+        "train/train, every 10th for testing",
+    ),
     "a class named train": (("bus/1.png", "car/1.png", "train/1.png"), ("bus", "car", "train"), 2, 1, "train is taken"),
     "one class": (("images/1.png", "images/2.png"), ("images",), 1, 1, "classes: images"),
     "other contents": ((*TWO, "labels/1.txt", "x.csv"), ("a", "b"), 3, 1, "passed over: 2 (1.txt, x.csv)"),
@@ -1125,7 +1139,7 @@ REFUSED = {
         "a difference: .*[bc], .*[bc]",
     ),
     "fewer classes": (("train/a/1.png", "train/b/1.png", "test/a/1.png"), "class folders: .* a difference: b$"),
-    "test alone": (("test/1.png", "test/2.png"), "expected a folder train, .* found test$"),
+    "no train": (("test/1.png", "val/2.png"), "expected a folder train, .* found test, val$"),
     "beside": ((*TRAIN, "test/1.png", "other/1.png"), "nothing beside, found other, test, train"),
     "masks of a part": (
         ("train/1.png", "train/2.png", "train_masks/1.png"),
@@ -1210,7 +1224,7 @@ def test_pictures_are_turned_as_their_exif_data_say(tmp_path: Path, suffix: str,
 
 def test_damaged_exif_data_turn_nothing(tmp_path: Path) -> None:
     for name in "ab":
-        save(tmp_path / f"{name}.jpg", 1, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12damaged")
+        save(tmp_path / f"{name}.jpg", 1, exif=b"Exif\0\0damaged")
     assert len(load_dataset(tmp_path).train_images) == 1
 
 
@@ -1354,7 +1368,7 @@ def test_own_idx_files(tmp_path: Path, suffix: str, prefix: str) -> None:
     assert same(dataset, own)
     assert dataset.class_names == ()
     assert dataset.ordered
-    assert dataset.source.startswith(f"20 training and 10 test images from {folder}; own IDX files")
+    assert dataset.source.startswith(f"20 training and 10 test images from {folder}; own IDX files, not compared")
     assert dataset.name == str(folder)
     for path in folder.glob("*labels*"):
         path.unlink()
@@ -1757,10 +1771,11 @@ def test_npz_faults(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("save", [np.save, np.savez, np.savez_compressed])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float64])
-def test_loading_takes_the_memory_of_the_data_once(tmp_path: Path, save, order: str, dtype) -> None:
+def test_loading_takes_the_memory_of_the_data_once(tmp_path: Path, monkeypatch, save, order: str, dtype) -> None:
     path = tmp_path / ("x.npy" if save is np.save else "x.npz")
-    images = np.zeros((300, 100, 100), dtype, order=order)
+    images = np.zeros((4000, 40, 5), dtype, order=order)
     save(path, images)
+    monkeypatch.setattr(own_images, "CHUNK", 10_000)
     images = images.astype(np.float32 if dtype == np.float64 else dtype)
     tracemalloc.start()
     try:
@@ -1768,21 +1783,22 @@ def test_loading_takes_the_memory_of_the_data_once(tmp_path: Path, save, order: 
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < images.nbytes + 3 * data.CHUNK + 500_000
+    assert peak < images.nbytes + 600_000
 
 
 def test_a_folder_takes_at_most_a_third_more_than_its_pictures(tmp_path: Path) -> None:
     from PIL import Image
 
-    for number in range(30):  # the last one is coloured
-        Image.new("RGB" if number == 29 else "L", (200, 200)).save(tmp_path / f"{number:02}.bmp")
+    for number in range(12):  # the last one is coloured
+        Image.new("RGB" if number == 11 else "L", (300, 300)).save(tmp_path / f"{number:02}.bmp")
+    load_dataset(tmp_path)  # imports
     tracemalloc.start()
     try:
         images = load_dataset(tmp_path).train_images
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 1.34 * images.nbytes * 30 / 27 + 1_000_000
+    assert peak < 1.34 * images.nbytes * 12 / 10 + 1_000_000
 
 
 def test_special_files_are_refused_and_not_waited_for(tmp_path: Path) -> None:
@@ -1843,6 +1859,10 @@ def test_npz_bombs_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:  # a small header before much
         archive.writestr("x_train.npy", buffer.getvalue() + bytes(10_000_000))
     with pytest.raises(DataError, match=r"x_train: size for shape \(3, 2, 2\) and dtype uint8: expected 140 bytes"):
+        load_dataset(path)
+    np.savez(path, x_train=np.full((100, 100, 100), 200, np.uint8))
+    path.write_bytes(flipped(path.read_bytes(), 500_000))  # one pixel
+    with pytest.raises(DataError, match=r"x_train: cannot be read: Bad CRC-32"):
         load_dataset(path)
     draw = np.random.Generator(np.random.PCG64(0))
     seen = 0
