@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
@@ -305,6 +306,15 @@ def _numbers(values: Any) -> bool:
 _running: set[Any] = set()  # networks, by their ids, and folders of the trainings of this process
 
 
+def _scheduled(peak: float, options: TrainingOptions, batches: int, first_step: int, optimizer_step: int) -> float:
+    """The learning rate of a step of the optimiser in a run that began after its first_step. A function by itself, so
+    that a callback can copy the model and its optimiser without the Trainer."""
+    step, warmup = optimizer_step - first_step, options.warmup_steps
+    if options.schedule == "cosine":
+        return optim.cosine_schedule(peak, options.epochs * batches, warmup=warmup)(step)
+    return peak * min(1.0, step / max(warmup, 1))
+
+
 def _by_hand(name: str, value: Any) -> float:
     """The number that a callback has set."""
     if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
@@ -381,12 +391,13 @@ class Trainer:
         named = model.network.named_parameters(), model.network.modules()
         self.switches: dict[str, tuple[Any, str]] = {
             name: (x, switch)
-            for switch, things in zip(("requires_grad", "training"), named, strict=True)
+            for switch, things in zip(("requires_grad", "training_mode"), named, strict=True)
             for name, x in things
             if name
         }
         self.peak, self.config = model.learning_rate, model.config
         self.model_beta = model.beta
+        self.scheduled: optim.Schedule | None = None  # what the optimiser got from here in a run
         self.off: list[str] | None = None  # what was switched off when the step was captured
 
     # ---- the step: a function of arrays only ----
@@ -429,13 +440,12 @@ class Trainer:
 
     def rate(self, optimizer_step: int) -> float:
         """The learning rate of a step of the optimiser."""
-        if self.progress.rate is not None:
-            return self.progress.rate
-        step = optimizer_step - self.progress.first_step
-        if self.options.schedule == "cosine":
-            steps = self.options.epochs * self.batches
-            return optim.cosine_schedule(self.peak, steps, warmup=self.options.warmup_steps)(step)
-        return self.peak * min(1.0, step / max(self.options.warmup_steps, 1))
+        return self.schedule(optimizer_step) if self.progress.rate is None else self.progress.rate
+
+    @property
+    def schedule(self) -> optim.Schedule:
+        """The learning rates that no callback has set."""
+        return partial(_scheduled, self.peak, self.options, self.batches, self.progress.first_step)
 
     def beta(self, step: int) -> float:
         """The weight of the KL term at a step of the run, which counts from 1."""
@@ -483,7 +493,7 @@ class Trainer:
             raise DivergedError(f"the training cannot begin: {name} is not finite")
         self.good = self._state(), deepcopy(self.progress)
         network = self.model.network
-        if not any(module.training is not False for name, module in network.modules() if name):
+        if not any(module.training_mode is not False for name, module in network.modules() if name):
             network.train(None)  # somebody has called network.eval(), which means the model as it is now
         try:
             self._set_by_hand()
@@ -495,7 +505,7 @@ class Trainer:
             if self.received:  # between two epochs, with the checkpoint of the first; or before any step
                 raise KeyboardInterrupt(self.received[0])
         finally:
-            self.optimizer.learning_rate = self.peak
+            self.optimizer.learning_rate, self.scheduled = self.peak, None
         if self.folder and len(self.history):
             self.history.write(self.folder)  # again, in case that a kill hit the last time
         if self.options.patience is not None:
@@ -582,11 +592,13 @@ class Trainer:
         Raises:
             ValueError: it is no number that can be used.
         """
+        if self.scheduled is None:  # not in a run
+            return False
         p, rate, beta = self.progress, self.optimizer.learning_rate, self.model.beta
         before = p.rate, p.beta
         if self.model.learning_rate != self.peak:
             raise ValueError("model.learning_rate: a callback has set it; set trainer.optimizer.learning_rate instead")
-        if rate != self.rate:
+        if rate is not self.scheduled:
             p.rate = _by_hand("optimizer.learning_rate", rate)
         if beta != (self.model_beta if p.beta is None else p.beta):
             p.beta = _by_hand("model.beta", beta)
@@ -600,7 +612,8 @@ class Trainer:
     def _set_by_hand(self) -> None:
         """Set what a callback had set before this place of the run."""
         p = self.progress
-        self.optimizer.learning_rate = self.rate if p.rate is None else p.rate
+        self.scheduled = self.schedule
+        self.optimizer.learning_rate = self.scheduled if p.rate is None else p.rate
         self.model.beta = self.model_beta if p.beta is None else p.beta
 
     def _arguments(self, order: Array, noise: Array | None, scalars: Array) -> tuple[Array, ...]:
@@ -821,7 +834,7 @@ class Trainer:
             progress.check(self.options, len(self.trained), self.columns)
             self._take(arrays, progress)
             for name, (x, switch) in self.switches.items() if "off" in record else ():
-                on = True if switch == "requires_grad" else x.training or None
+                on = True if switch == "requires_grad" else x.training_mode or None
                 setattr(x, switch, False if name in record["off"] else on)
             # a record's names are sorted; history.csv has this order
             order = ["epoch", *self.columns, *(f"val_{name}" for name in self.columns), "learning_rate", "beta"]

@@ -41,7 +41,7 @@ def bits(model: Autoencoder) -> dict[str, bytes]:
 
 def flags(model: Autoencoder) -> list[bool]:
     parts = (model.network, model.encoder, model.decoder)
-    return [module.training for part in parts for _, module in part.modules()]
+    return [module.training_mode for part in parts for _, module in part.modules()]
 
 
 class On(Callback):
@@ -146,6 +146,27 @@ def test_a_model_evaluates_outside_of_a_training(tmp_path):
     np.testing.assert_array_equal(READS["encoder"](again, pictures()), READS["encoder"](model, pictures()))
 
 
+def test_a_layer_of_ones_own_knows_its_mode():
+    seen = []
+
+    class Mine(nn.ReLU):
+        def forward(self, x):
+            seen.append(self.training)
+            return super().forward(x)
+
+    model = compiled()
+    layer = model.heads["mu"] = nn.Sequential(Mine(), model.heads["mu"])
+    layer.train(None)
+    trainer_of(model, epochs=1, count=4).run()
+    assert seen == [True, False]  # a step, and the look at the losses in evaluation mode
+    seen.clear()
+    layer.train()
+    model.sample(1)
+    model.encode(pictures(1))
+    layer(Tensor(np.zeros((1, 64), np.float32)))
+    assert seen == [False, True]
+
+
 def test_a_loop_of_ones_own_can_train():
     model, x = compiled(), Tensor(pictures() / np.float32(255))
     before = bits(model)
@@ -169,7 +190,7 @@ def test_a_layer_in_evaluation_mode_stays_there(part):
     before = layer.state_dict()
     trainer_of(model).run()
     model.sample(2)
-    assert [name for name, x in model.network.layers.items() if x.training is False] == [part]
+    assert [name for name, x in model.network.layers.items() if x.training_mode is False] == [part]
     after = layer.state_dict()
     assert all((after[name] == before[name]).all() == ("moving" in name) for name in before)
 

@@ -168,7 +168,8 @@ class Backend:
         one after another, which in float32 loses digits with their count (up to half of the sum), so float64 adds them.
         """
         axes = tuple(range(x.ndim)) if axes is None else axes
-        one_run = x.flags.c_contiguous and sorted(axes) == list(range(x.ndim - len(axes), x.ndim))
+        kept = [axis for axis, size in enumerate(x.shape) if axis not in axes and size > 1]
+        one_run = x.flags.c_contiguous and max(kept, default=-1) < min(axes, default=0)
         few = math.prod(x.shape[axis] for axis in axes) <= 8
         total = x.sum(axis=axes, dtype=x.dtype if one_run or few else "float64", keepdims=keepdims)
         return total.astype(x.dtype, copy=False)

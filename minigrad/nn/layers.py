@@ -49,7 +49,8 @@ class Conv2D(Module):
         padding: Pair | str = "same",
         initializer: init.Initializer = init.glorot_uniform,
     ) -> None:
-        KH, KW = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        KH, KW = map(int, kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size))
+        channels, filters = int(channels), int(filters)
         fans = KH * KW * channels, KH * KW * filters
         self.weight = Parameter((KH, KW, channels, filters), initializer, fans)
         self.bias = Parameter((filters,))
@@ -84,7 +85,8 @@ class Conv2DTranspose(Module):
         output_size: Size | None = None,
         initializer: init.Initializer = init.glorot_uniform,
     ) -> None:
-        KH, KW = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        KH, KW = map(int, kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size))
+        channels, filters = int(channels), int(filters)
         fans = KH * KW * channels, KH * KW * filters
         self.weight = Parameter((KH, KW, filters, channels), initializer, fans)
         self.bias = Parameter((filters,))
@@ -116,12 +118,12 @@ class BatchNorm(Module):
         self.beta = Parameter((channels,))
         self.moving_mean = Tensor(k.xp.zeros(channels, dtype="float32"))
         self.moving_variance = Tensor(k.xp.ones(channels, dtype="float32"))
-        self.momentum, self.epsilon = momentum, epsilon
+        self.momentum, self.epsilon = float(momentum), float(epsilon)
 
     @property
     def uses_batch(self) -> bool:
         """Whether the statistics of the batch are used here and now, and followed."""
-        return self.trains and (self.gamma.requires_grad or self.beta.requires_grad)
+        return self.training and (self.gamma.requires_grad or self.beta.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.uses_batch:

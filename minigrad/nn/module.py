@@ -81,11 +81,10 @@ class Module:
     Modules inside lists or dicts are not found; put them into a Sequential.
 
     Attributes:
-        training: the mode: True, False, or None, which is training mode inside `nn.training` and evaluation mode
-            elsewhere.
+        training_mode: what `train` and `eval` set. None: training only inside `nn.training`.
     """
 
-    training: bool | None = True
+    training_mode: bool | None = True
 
     def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError
@@ -138,14 +137,18 @@ class Module:
             parameter.initialize(generator(seed, "init", name))
 
     @property
-    def trains(self) -> bool:
-        """Whether this module is in training mode here and now."""
-        return (_training.get() if self.training is None else self.training) and not is_evaluating()
+    def training(self) -> bool:
+        """Whether this module is in training mode here and now: by its mode, and not inside `evaluation`."""
+        return (_training.get() if self.training_mode is None else self.training_mode) and not is_evaluating()
+
+    @training.setter
+    def training(self, mode: bool | None) -> None:
+        self.training_mode = mode
 
     def train(self, mode: bool | None = True) -> None:
         """Training mode: BatchNorm uses, and learns from, the statistics of the batch."""
         for _, module in self.modules():
-            module.training = mode
+            module.training_mode = mode
 
     def eval(self) -> None:
         """Evaluation mode: BatchNorm uses the moving statistics."""
@@ -245,7 +248,7 @@ class Sequential(Module):
 
 @contextmanager
 def training() -> Iterator[None]:
-    """Inside this context modules whose mode is None are in training mode, in this thread only."""
+    """Inside this context modules whose mode is None are in training mode, in this thread only: a Trainer's step."""
     token = _training.set(True)
     try:
         yield
