@@ -13,7 +13,7 @@ def check_unwritten(function: Function) -> None:
     """Raise RuntimeError if an input has changed since it was read, and its old values are needed or its gradient would
     no longer fit."""
     for i, (x, read) in enumerate(zip(function.inputs or (), function.read, strict=True)):
-        if x is None or read is None:
+        if x is None or read is None or (x.version is read[1] and x.version[0] == read[2]):
             continue
         array, version, count = read
         changed = function.needs[i] and (type(x.data) is not type(array) or x.dtype != array.dtype)
