@@ -463,7 +463,7 @@ def test_the_shipped_classifier_knows_the_classes():
     assert classifier.accuracy(data.test_images, data.test_labels) > 0.89
     _, record, _ = load_state(features.WEIGHTS)
     assert record["test_accuracy"] >= 0.9
-    assert (record["seed"], record["epochs"]) == (features.SEED, features.EPOCHS), "the recipe is the one it was made by"
+    assert (record["seed"], record["epochs"]) == (features.SEED, features.EPOCHS), "it was made by this recipe"
     assert features.WEIGHTS.stat().st_size < 300_000
     found = classifier.features(data.test_images[:300])
     assert found.shape == (300, 64)

@@ -401,7 +401,10 @@ def test_a_plain_autoencoder_with_a_mixture_has_samples_and_their_neighbours() -
     mixture = Mixture(np.ones(1), np.zeros((1, 3)), np.eye(3)[None])
     made, data = model(Autoencoder), dataset()
     assert not {"samples", "neighbours"} & set(report.all_pictures(made, data, Path(), None))
-    assert {"samples", "neighbours"} <= set(report.all_pictures(made, data, Path(), None, 0, mixture))
+    found = report.all_pictures(made, data, Path(), None, 7, mixture)
+    assert {"samples", "neighbours"} <= set(found)
+    for image, new in zip(found["samples"].axes[0].images, made.decode(mixture.sample(48, 7)), strict=True):
+        np.testing.assert_array_equal(image.get_array(), new[..., 0])
 
 
 def test_the_neighbours_of_a_conditional_model_bear_the_names_of_its_classes() -> None:
