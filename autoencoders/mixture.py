@@ -18,7 +18,7 @@ from minigrad.serialize import DataError, load_state, save_state
 from .conv_autoencoder import MODEL_FILE
 
 MIXTURE_FILE = "mixture.safetensors"
-FARTHEST = 1e9  # from zero: no latent is
+FARTHEST = 1e9  # from zero: no latent or variance is
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,27 +87,23 @@ def load_mixture(folder: Path) -> Mixture | None:
         arrays, record, _ = load_state(path, folder)
         if record.get("kind") != "mixture" or set(arrays) != set(Mixture.__dataclass_fields__):
             raise DataError(f"{path}: not a mixture")
-        K, Z = arrays["weights"].size, model["model"]["latent_space_dim"]
-        wanted = {"weights": (K,), "means": (K, Z), "covariances": (K, Z, Z)}
-        if wrong := [x for x in wanted if arrays[x].shape != wanted[x] or arrays[x].dtype.kind != "f"]:
-            raise DataError(f"{path}: expected floats of shapes {wanted}, found other {', '.join(wrong)}")
-        _check_numbers(path, **arrays)
+        Z = model["model"]["latent_space_dim"]
+        if not _is_mixture(Z, **arrays):
+            expected = f"weights (K,) whose sum is 1, means (K, {Z}) and positive definite covariances (K, {Z}, {Z})"
+            raise DataError(f"{path}: expected {expected}, found others")
     except DataError as error:
         raise DataError(f"{error}; remove it, and fit another one if you need it") from error
     return Mixture(**arrays) if record.get("fitted_to") == fitted_to else None
 
 
-def _check_numbers(path: Path, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> None:
-    """Raise DataError unless these are numbers of a mixture."""
+def _is_mixture(Z: int, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> bool:
+    K = weights.size
+    if (weights.shape, means.shape, covariances.shape) != ((K,), (K, Z), (K, Z, Z)):
+        return False
+    if not all(x.dtype.kind == "f" and (abs(x) < FARTHEST).all() for x in (weights, means, covariances)):
+        return False
     try:
         np.linalg.cholesky(covariances)
-        definite = True
     except np.linalg.LinAlgError:
-        definite = False
-    for good, what in (
-        (bool((weights >= 0).all()) and abs(weights.sum() - 1) < 1e-6, "weights >= 0 whose sum is 1"),
-        (bool((abs(means) < FARTHEST).all()), "means that latents can have"),
-        (definite and bool((abs(covariances) < FARTHEST**2).all()), "covariances that are positive definite"),
-    ):
-        if not good:
-            raise DataError(f"{path}: expected {what}, found others")
+        return False
+    return bool((weights >= 0).all()) and bool(abs(weights.sum() - 1) < 1e-6)

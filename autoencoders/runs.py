@@ -563,9 +563,8 @@ def model_hash(folder: Path) -> str:
     paths = [folder / name for name in ((MODEL_FILE,) if own else (PARAMETERS_FILE, WEIGHTS_FILE))]
     digest = hashlib.sha256()
     for path in [path for path in paths if path.is_file()]:
-        with open_file(path, folder) as (file, size):
-            for _ in range(0, size, 1 << 20):
-                digest.update(file.read(1 << 20))
+        with open_file(path, folder) as (file, _):
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 

@@ -13,8 +13,9 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def require_file(path: Path, root: Path | None = None, most: int | None = None) 
 
 
 @contextmanager
-def open_file(path: Path, root: Path | None = None, most: int | None = None) -> Iterator[tuple[IO[bytes], int]]:
+def open_file(path: Path, root: Path | None = None, most: int | None = None) -> Iterator[tuple[BufferedReader, int]]:
     """(an open regular file, its bytes); the arguments are those of `require_file`.
 
     Raises:
@@ -133,7 +134,7 @@ def open_file(path: Path, root: Path | None = None, most: int | None = None) -> 
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise DataError(f"{path}: kind: expected a file, found a special file")
-            yield file, min(found.st_size, found.st_size if most is None else most)
+            yield file, found.st_size if most is None else min(found.st_size, most)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 

@@ -1381,7 +1381,7 @@ def test_a_conditional_model_needs_labels_and_takes_numbers_for_names(call):
     assert call(TRAIN, *words).code == 0
     model = autoencoders.load("run")
     assert (model.classes, model.class_names) == (4, ())
-    assert call(EVALUATE, "--model-dir", "run", "--iw-samples", 2).code == 0
+    assert call(EVALUATE, "--model-dir", "run", "--dataset", "own.npz", "--iw-samples", 2).code == 0
     call(GENERATE, "--model-dir", "run", "--class", 4).failed(2, "'4'", "0 to 3")
     call(GENERATE, "--model-dir", "run", *SAMPLE).failed(3, "images: expected")
 
