@@ -1224,7 +1224,7 @@ def test_pictures_are_turned_as_their_exif_data_say(tmp_path: Path, suffix: str,
 
 def test_damaged_exif_data_turn_nothing(tmp_path: Path) -> None:
     for name in "ab":
-        save(tmp_path / f"{name}.jpg", 1, exif=b"Exif\0\0damaged")
+        save(tmp_path / f"{name}.png", 1, exif=b"Exif\0\0damaged")
     assert len(load_dataset(tmp_path).train_images) == 1
 
 
@@ -1370,6 +1370,11 @@ def test_own_idx_files(tmp_path: Path, suffix: str, prefix: str) -> None:
     assert dataset.ordered
     assert dataset.source.startswith(f"20 training and 10 test images from {folder}; own IDX files, not compared")
     assert dataset.name == str(folder)
+    (folder / f"._x-{data.TRAIN_IMAGES}").write_text("hidden")
+    if suffix:  # a copy of each that is unpacked
+        for path in list(folder.glob("[!.]*.gz")):
+            path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        assert same(load_dataset(folder), own)
     for path in folder.glob("*labels*"):
         path.unlink()
     assert load_dataset(folder).train_labels is None
@@ -1676,10 +1681,10 @@ def test_masked_labels_are_refused() -> None:
 @pytest.mark.parametrize("labelled", [False, True])
 def test_a_run_of_an_earlier_version_finds_its_images_as_they_were(tmp_path: Path, labelled: bool) -> None:
     """What was loaded then, written down here: the order of the files where there were no labels."""
-    images = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (25, 4, 4, 1), np.uint8)
-    labels = np.arange(25) % 3 if labelled else None
+    images = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (95, 4, 4, 1), np.uint8)
+    labels = np.arange(95) % 3 if labelled else None
     arrays = {"x_train": images, **({"y_train": labels} if labelled else {})}
-    order = generator(0, "shuffle").permutation(25) if labelled else np.arange(25)
+    order = generator(0, "shuffle").permutation(95) if labelled else np.arange(95)
     train, test = order[order % 10 != 0], order[order % 10 == 0]
     then = Dataset(
         "x",
@@ -1694,6 +1699,7 @@ def test_a_run_of_an_earlier_version_finds_its_images_as_they_were(tmp_path: Pat
     found = now.as_recorded(then.content_hash)
     assert found.content_hash == then.content_hash
     assert np.array_equal(found.train_images, then.train_images)
+    assert labelled or found.ordered
     assert (now.content_hash == then.content_hash) == labelled
     for other in (now.content_hash, "unknown", None):
         assert now.as_recorded(other) is now
