@@ -20,7 +20,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from minigrad.serialize import DataError, require_file
+from minigrad.serialize import DataError, read_file, require_file
 
 from .dataset import (
     CHUNK,
@@ -263,9 +263,7 @@ def _read_picture(path: Path, size: tuple[int, ...] | None, first: str) -> tuple
     """
     from PIL import Image
 
-    if path.stat().st_size > MAX_BYTES:
-        raise fault(path, "size", f"at most {MAX_BYTES} bytes", path.stat().st_size)
-    content = io.BytesIO(path.read_bytes())
+    content = io.BytesIO(read_file(path, most=MAX_BYTES))
     with _opened(content) as image:
         image.verify()  # checksums, which decoding does not look at
     content.seek(0)

@@ -1274,10 +1274,9 @@ def test_a_picture_without_a_transparent_pixel_says_nothing(tmp_path: Path) -> N
 
 def test_each_picture_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, *(f"{number}.png" for number in range(5)))
-    opened, real = [], Path.open
-    monkeypatch.setattr(
-        Path, "open", lambda path, *args, **named: opened.append(path.name) or real(path, *args, **named)
-    )
+    opened, real = [], own_images.read_file
+    monkeypatch.setattr(own_images, "read_file", lambda path, most: opened.append(path.name) or real(path, most=most))
+    monkeypatch.setattr(Path, "open", lambda *_, **__: pytest.fail("opened once more"))
     load_dataset(tmp_path)
     assert sorted(opened) == [f"{number}.png" for number in range(5)]
 
