@@ -38,6 +38,7 @@ from minigrad.ops.conv import ConvGeometry, conv_geometry
 PLAIN = Backend(np)
 DTYPE = object()  # among a case's arguments: the dtype that is tested
 SIZES = (1, 4, 7)  # batches; three threads divide none of them evenly
+EMPTY = ((0, 5, 4, 3),)  # no images
 NOT_KERNELS = {"device_of", "from_host", "to_host", "capture"}  # they take arrays, or what does, but compute nothing
 
 
@@ -136,14 +137,14 @@ def _add_all_(r: np.random.Generator, N: int) -> Iterator[Case]:
 
 def _elementwise(name: str, arrays: int = 1) -> Callable[[np.random.Generator, int], Iterator[Case]]:
     def cases(r: np.random.Generator, N: int) -> Iterator[Case]:
-        for shape in [*_shapes(N), (N,), ()]:  # a single number has no axes
+        for shape in [*_shapes(N), *EMPTY, (N,), ()]:  # a single number has no axes
             yield Case(name, tuple(np.array(3 * r.normal(size=shape)) for _ in range(arrays)))
 
     return cases
 
 
 def _add_bias(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for shape in _shapes(N):
+    for shape in [*_shapes(N), *EMPTY]:
         yield Case("add_bias", (r.normal(size=shape), r.normal(size=shape[-1])))
 
 
@@ -335,9 +336,9 @@ def _moments(r: np.random.Generator, N: int) -> Iterator[Case]:
 
 
 def _normalise(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for shape in _shapes(N):
+    for shape in [*_shapes(N), *EMPTY]:
         x, norm = r.normal(size=shape), r.normal(size=(3, shape[-1]))
-        yield Case("normalise", (x, norm), scales=(_magnitude(x, norm).max(),))
+        yield Case("normalise", (x, norm), scales=(_magnitude(x, norm).max(initial=0),))
 
 
 def _norm_rows(r: np.random.Generator, N: int) -> Iterator[Case]:
@@ -352,10 +353,10 @@ def _through_rows(r: np.random.Generator, N: int) -> Iterator[Case]:
 
 
 def _norm_gradient(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for shape in _shapes(N):
+    for shape in [*_shapes(N), *EMPTY]:
         gy, x, through = r.normal(size=shape), r.normal(size=shape), r.normal(size=(4, shape[-1]))
         mean, scale, offset, slope = np.abs(through)
-        L = (scale * (np.abs(gy) + offset + (np.abs(x) + mean) * slope)).max()
+        L = (scale * (np.abs(gy) + offset + (np.abs(x) + mean) * slope)).max(initial=0)
         yield Case("norm_gradient", (gy, x, through), scales=(L,))
 
 
@@ -959,6 +960,21 @@ def test_no_loop_is_compiled_for_finite_numbers_only() -> None:
         flags = loop.targetoptions.get("fastmath", set())
         assert isinstance(flags, set | frozenset), loop
         assert flags <= {"contract", "reassoc"}, loop
+
+
+@NEEDS_NUMBA
+def test_all_loops_are_compiled_before_the_first_step(restored_backends: None) -> None:
+    """`prepare` names the types of all arguments: with others, a loop would be compiled in the middle of a training."""
+    backend = minigrad.use(kernels="numba", threads=3)
+    loops = importlib.import_module("minigrad.backend.loops")
+    for dtype in ("float32", "float64"):
+        backend.prepare(np.dtype(dtype))
+        for layout in ("C", "F"):
+            for name in INPUTS:
+                for case in list(INPUTS[name](rng(name, "compiled"), 3))[-9:]:
+                    results_of(backend, case, inputs_of(backend, case, dtype, layout))
+    for loop, _ in loops._examples(None, np.ones):
+        assert len(loop.signatures) == 2, loop
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
