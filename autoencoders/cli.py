@@ -25,7 +25,7 @@ from minigrad.serialize import DataError
 from .conv_autoencoder import BATCH, Autoencoder
 from .data import COLLECTIONS, NAMES, Dataset, load_dataset
 from .memory import check_size
-from .runs import RECORD_FILE, check_fit, data_of_run
+from .runs import RECORD_FILE, check_fit, data_of_run, read_record
 from .training import STOPS, DivergedError, interrupt, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
@@ -279,6 +279,8 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace) ->
     except DataError as error:
         hint = "" if mine else f"; only {record} names this folder, so --data-dir must before anything is put there"
         raise DataError(f"{error}{hint}") from error
+    used = read_record(folder).get("data")
+    dataset = dataset.as_recorded(used.get("content_hash") if isinstance(used, dict) else None)
     show(dataset.source)
     check_fit(model, dataset)
     check_size(model.config, next(model.batches(BATCH)).stop)

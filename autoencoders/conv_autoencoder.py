@@ -345,7 +345,8 @@ class Autoencoder:
         if fault := value_fault(images):
             raise DataError(f"images: {fault}")
         if images.dtype != np.uint8:
-            return images.astype(self.dtype, copy=False)
+            images = images.astype(self.dtype, copy=False)
+            return images if images.min() >= 0 and images.max() <= 1 else images.clip(0, 1)  # after rounding
         if images.max() == 1:
             raise DataError(
                 "images: found only 0 and 1 as uint8, which stands for 0 to 255; images.astype('float32') keeps black "

@@ -168,7 +168,7 @@ def draw_film(folder: Path, dataset: Dataset) -> bytes:
     """
     if not has_used(folder, dataset):
         return b""
-    shown, scattered = film_images(dataset, training_of_run(folder)[0])
+    shown, scattered = film_images(dataset, dataset.limited(*training_of_run(folder)[0]))
     labels = None if dataset.train_labels is None else dataset.train_labels[scattered]
     return gif(folder, dataset.train_images[shown], labels, dataset.class_names)
 

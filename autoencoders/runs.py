@@ -355,9 +355,10 @@ def start_run(
         "source": dataset.source,
         "content_hash": dataset.content_hash,
         "limit_train": limit_train,
+        "limit_seed": options.seed,
         "data_dir": data_dir,
     }
-    trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
+    trainer = _trainer(model, dataset, options, folder, data, progress)
     trainer.check_memory()  # before anything is written
     return Run(trainer, dataset, folder, command, found, overwrite=overwrite)
 
@@ -397,11 +398,9 @@ def resume_run(
         was = {"precision": "fp32", **record["environment"]}  # older runs had no other
         data, learning_rate = record["data"], record["learning_rate"]
         options = TrainingOptions(**record["options"])
-        name, limit_train = data["name"], data["limit_train"]
+        name, _ = data["name"], _limit_of(data)
         if not (isinstance(learning_rate, float | int) and learning_rate > 0):
             raise ValueError(f"learning_rate is {learning_rate!r}")
-        if not (limit_train is None or (isinstance(limit_train, int) and limit_train > 0)):
-            raise ValueError(f"data.limit_train is {limit_train!r}")
         if not (isinstance(name, str) and isinstance(data.get("data_dir"), str | None)):
             raise ValueError(f"data is {data!r}")
         texts = all(isinstance(was[key], str) for key in ("device", "kernels", "precision"))
@@ -426,6 +425,7 @@ def resume_run(
         options = replace(options, epochs=epochs)
     place = data_dir or data.get("data_dir")
     dataset = load_dataset(name, place, download=place == data_dir, progress=progress)
+    dataset = dataset.as_recorded(data.get("content_hash"))
     tell(dataset.source)
     if dataset.content_hash != data.get("content_hash"):
         raise DataError(
@@ -435,7 +435,7 @@ def resume_run(
     try:
         model = from_config(record.get("model", {}), arrays)
         model.compile(learning_rate)
-        trainer = _trainer(model, dataset, limit_train, options, folder, data, progress)
+        trainer = _trainer(model, dataset, options, folder, data, progress)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     trainer.restore(arrays, record, path)
@@ -448,34 +448,45 @@ def resume_run(
 def _trainer(
     model: Autoencoder,
     dataset: Dataset,
-    limit_train: int | None,
     options: TrainingOptions,
     folder: Path,
     data: dict[str, Any],
     progress: bool,
 ) -> Trainer:
     """The trainer of a run, filmed, and ended by the signals of STOPS."""
-    images, labels = dataset.train_images[:limit_train], dataset.train_labels
-    labels = None if labels is None else labels[:limit_train]
-    chosen = film_images(dataset, limit_train)
+    rows = dataset.limited(*_limit_of(data))
+    images, labels = dataset.train_images, dataset.train_labels
     return Trainer(
         model,
-        images,
+        images[rows],
         options,
-        labels=labels,
+        labels=None if labels is None else labels[rows],
         folder=folder,
-        callbacks=[Film(*((images[rows], None if labels is None else labels[rows]) for rows in chosen))],
+        callbacks=[Film(*((images[i], None if labels is None else labels[i]) for i in film_images(dataset, rows)))],
         progress=progress,
         data=data,
         signals=STOPS,
     )
 
 
-def film_images(dataset: Dataset, limit_train: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training images that the film of a run shows, and of those that it scatters."""
-    labels = None if dataset.train_labels is None else dataset.train_labels[:limit_train]
-    count = len(dataset.train_images[:limit_train])
-    return pick_images(labels, SHOWN, count, 0), pick_images(labels, SCATTERED, count, 1)
+def film_images(dataset: Dataset, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training images that the film of a run on these rows shows, and of those that it scatters."""
+    labels = None if dataset.train_labels is None else dataset.train_labels[rows]
+    used = np.arange(len(dataset.train_images))[rows]
+    return used[pick_images(labels, SHOWN, len(used), 0)], used[pick_images(labels, SCATTERED, len(used), 1)]
+
+
+def _limit_of(data: Any) -> tuple[int | None, int | None]:
+    """(limit, seed) for `Dataset.limited` from what a run has recorded of its data.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    limit, seed = (data.get("limit_train"), data.get("limit_seed")) if isinstance(data, dict) else (None, None)
+    for name, value, least in (("limit_train", limit, 1), ("limit_seed", seed, 0)):
+        if value is not None and not (type(value) is int and value >= least):
+            raise ValueError(f"data.{name} is {value!r}")
+    return limit, seed
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
@@ -538,23 +549,21 @@ def check_fit(model: Autoencoder, dataset: Dataset) -> None:
         raise DataError(f"{dataset.name}: does not fit the model: {error}") from error
 
 
-def training_of_run(folder: Path) -> tuple[int | None, TrainingOptions]:
-    """(how many of the training images a run used, None for all; how it was trained, the defaults if nothing says so).
+def training_of_run(folder: Path) -> tuple[tuple[int | None, int | None], TrainingOptions]:
+    """(which training images a run used, for `Dataset.limited`; how it was trained, the defaults if nothing says so).
 
     Raises:
         DataError: run.json holds something else there.
     """
     record = read_record(folder)
-    data, options = record.get("data"), record.get("options", {})
-    limit = data.get("limit_train") if isinstance(data, dict) else None
-    if limit is not None and not (isinstance(limit, int) and limit >= 1):
-        raise DataError(f"{folder / RECORD_FILE}: limit_train: expected a number of images, found {limit!r}")
+    options = record.get("options", {})
     try:
+        limit = _limit_of(record.get("data"))
         if not isinstance(options, dict):
             raise TypeError(f"expected an object, found {options!r}")
         return limit, TrainingOptions(**options)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{folder / RECORD_FILE}: options: {error}") from error
+        raise DataError(f"{folder / RECORD_FILE}: options or data: {error}") from error
 
 
 def model_hash(folder: Path) -> str:
@@ -591,8 +600,9 @@ def trained_on(folder: Path, dataset: Dataset) -> np.ndarray:
         DataError: run.json holds something else there.
     """
     limit, options = training_of_run(folder)
-    images = dataset.train_images
-    return options.split(len(images[:limit]))[0] if has_used(folder, dataset) else np.arange(len(images))
+    rows = np.arange(len(dataset.train_images))
+    used = rows[dataset.limited(*limit)]
+    return used[options.split(len(used))[0]] if has_used(folder, dataset) else rows
 
 
 def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) -> np.ndarray:

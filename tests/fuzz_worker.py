@@ -359,7 +359,7 @@ def record(folder: Path) -> tuple[list[bytes], str, Check]:
             return False
         name, place = runs.data_of_run(path.parent, None, None)
         limit, options = runs.training_of_run(path.parent)
-        kinds = isinstance(name, str) and isinstance(place, str | None) and isinstance(limit, int | None)
+        kinds = isinstance(name, str) and isinstance(place, str | None) and isinstance(limit[0], int | None)
         return kinds and isinstance(options, TrainingOptions)
 
     return with_odd_values(good), "run.json", check

@@ -1409,15 +1409,15 @@ def test_the_data_folder_of_a_run_is_kept_unless_another_is_given(tmp_path, arra
     folder = tmp_path / "run"
     execute(start_run(model_of(), dataset, options, folder, learning_rate=1e-2, data_dir="here", progress=False))
 
-    def load(name: str, data_dir: str, progress: bool):
-        asked.append((name, data_dir, progress))
+    def load(name: str, data_dir: str, download: bool, progress: bool):
+        asked.append((name, data_dir, download, progress))
         return dataset
 
     monkeypatch.setattr("autoencoders.runs.load_dataset", load)
     resume_run(folder, progress=False, tell=lambda _: None)
     told: list[str] = []
     assert resume_run(folder, data_dir="there", tell=told.append).trainer.show
-    assert asked == [(dataset.name, "here", False), (dataset.name, "there", True)]
+    assert asked == [(dataset.name, "here", False, False), (dataset.name, "there", True, True)]
     assert "resuming after step 7, all epochs are trained" in told
 
 
@@ -1900,7 +1900,7 @@ def test_what_a_run_says_of_its_data(tmp_path, array_file):
             model_of(), dataset, options, folder, learning_rate=1e-2, limit_train=1, data_dir="here", progress=False
         )
     )
-    assert training_of_run(folder) == (1, options)
+    assert training_of_run(folder) == ((1, options.seed), options)
     assert data_of_run(folder, None, None) == (dataset.name, "here")
     assert data_of_run(folder, None, "there") == (dataset.name, "there")
     assert data_of_run(folder, "other", None) == ("other", None)
@@ -1918,7 +1918,7 @@ def test_what_a_run_says_of_its_data(tmp_path, array_file):
 
 def test_the_film_shows_every_class():
     dataset = load_dataset("fashion-mnist-sample")
-    shown, scattered = film_images(dataset, 500)
+    shown, scattered = film_images(dataset, slice(500))
     labels = dataset.train_labels
     for rows, count in ((shown, SHOWN), (scattered, min(SCATTERED, 500))):
         assert len(rows) == len(set(rows.tolist())) == count
@@ -2084,10 +2084,10 @@ def test_a_checkpoint_is_not_skipped_because_memory_is_short(tmp_path, monkeypat
     trainer_of("vae", tmp_path).run()
     newest = max((tmp_path / "checkpoints").glob("step-*"))
 
-    def read_bytes(path):
+    def no_memory(_):
         raise MemoryError
 
-    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr("minigrad.serialize.bytearray", no_memory, raising=False)
     told: list[str] = []
     with pytest.raises(MemoryError, match=rf"^{newest} takes twice its {newest.stat().st_size:,} bytes"):
         load_checkpoint(tmp_path, told.append)
