@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import Function, Tensor, backend_of, evaluation, nn, no_grad, ops, optim
-from minigrad.nn.module import format_summary
+from minigrad.nn.summary import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 

@@ -1,12 +1,15 @@
-"""What `backward` checks before a Function runs: that the values which forward saved are still those of then."""
+"""What `backward` checks before a Function runs: that the values which forward saved are still those of then; and the
+names of tensors and modules for messages."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .tensor import Function
+    from .nn import Module
+    from .tensor import Function, Tensor
 
 
 def check_unwritten(function: Function) -> None:
@@ -22,9 +25,24 @@ def check_unwritten(function: Function) -> None:
             changed |= any(function.k.xp.may_share_memory(array, other) for other in saved)
         if changed:
             raise RuntimeError(
-                f"{function.name}.backward: {x.label} was changed after it was used (optimizer.step, load_state_dict, "
-                "model.to or the like), so the gradient is lost; call backward before, or compute the result again"
+                f"{function.name}.backward: {_name_of(x)} was changed after it was used (by optimizer.step, "
+                "load_state_dict, model.to or the like), so the gradient is lost; call backward before, or compute the "
+                "result again"
             )
+
+
+def modules_alive() -> list[Module]:
+    """All modules that there are, without those half built."""
+    from .nn import Module, Sequential
+
+    found = [x for x in gc.get_objects() if issubclass(type(x), Module)]
+    return [x for x in found if not isinstance(x, Sequential) or "layers" in vars(x)]
+
+
+def _name_of(tensor: Tensor) -> str:
+    """The longest name of a parameter in the models that there are, or else what is known of any tensor."""
+    names = [name for module in modules_alive() for name, x in module.named_parameters() if x is tensor]
+    return max(names, key=len, default=f"a {tensor.dtype} tensor of shape {tensor.shape}")
 
 
 def _arrays_in(value: Any, kind: type) -> Iterator[Any]:

@@ -158,11 +158,6 @@ class Tensor:
         y.version = self.version
         return y
 
-    @property
-    def label(self) -> str:
-        """What messages call this tensor."""
-        return f"a {self.dtype} tensor of shape {self.shape}"
-
     def mark_written(self) -> None:
         """Say that values in `data` were changed in place: `backward` raises where it needs the old ones.
 

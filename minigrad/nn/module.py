@@ -12,9 +12,7 @@ Read next: layers.py.
 
 from __future__ import annotations
 
-import gc
 import itertools
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +22,7 @@ from .. import init
 from ..backend import Array, as_array, backend_of, default_backend, quietly, to_device
 from ..random import generator
 from ..tensor import Tensor, evaluation, is_evaluating, no_grad
+from .summary import format_summary
 
 _training: ContextVar[bool] = ContextVar("minigrad_training", default=False)  # one value per thread
 _parameters_made = itertools.count()
@@ -63,12 +62,6 @@ class Parameter(Tensor):
         values = self.initializer(rng, self.shape, *self.fans).astype(self.dtype)
         self.data[...] = backend_of(self.data).from_host(values)
         self.mark_written()
-
-    @property
-    def label(self) -> str:
-        """Its longest name in the models that there are, for messages."""
-        names = [name for m in modules_alive() for name, x in m.named_parameters() if x is self]
-        return max(names, key=len, default=super().label)
 
     def zero_grad(self) -> None:
         """Set the gradient to zero, in place."""
@@ -143,6 +136,7 @@ class Module:
 
     @training.setter
     def training(self, mode: bool | None) -> None:
+        """Set the mode of this module, and not of those in it."""
         self.training_mode = mode
 
     def train(self, mode: bool | None = True) -> None:
@@ -201,12 +195,6 @@ class Module:
         return 0
 
 
-def modules_alive() -> list[Module]:
-    """All modules that there are, without those half built."""
-    found = [x for x in gc.get_objects() if issubclass(type(x), Module)]
-    return [x for x in found if not isinstance(x, Sequential) or "layers" in vars(x)]
-
-
 class Sequential(Module):
     """Modules applied one after another.
 
@@ -263,27 +251,3 @@ def _first(pairs: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         if id(x) not in seen:
             seen.add(id(x))
             yield name, x
-
-
-def format_summary(rows: list[tuple[str, Module, tuple[int, ...], int]]) -> str:
-    """Rows of `Sequential.summary_rows` as a table with totals. Sizes are for one input, activations in float32.
-    A parameter that is used twice counts where it comes first."""
-    counted: set[int] = set()
-    table = [("layer", "type", "output shape", "parameters", "multiply-adds", "activation bytes")]
-    totals = [0, 0, 0]
-    for name, layer, shape, multiply_adds in rows:
-        new = [p for p in layer.parameters() if id(p) not in counted]
-        counted.update(map(id, new))
-        numbers = [sum(p.size for p in new), multiply_adds, 4 * math.prod(shape)]
-        totals = [total + n for total, n in zip(totals, numbers, strict=True)]
-        table.append((name, type(layer).__name__, str(shape), *(f"{n:,}" for n in numbers)))  # type: ignore[arg-type]
-    table.append(("total", "", "", *(f"{n:,}" for n in totals)))  # type: ignore[arg-type]
-    widths = [max(len(row[i]) for row in table) for i in range(6)]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    ]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
