@@ -223,10 +223,9 @@ def speed(records: dict[str, dict[str, Any]]) -> str:
     ]
     text = table(["batch", "freed memory", *(f"{MODELS[model]}, {SHORT[peer]}" for model, peer in columns)], lines)
     text += f"\nTraining: {where(train)}; [all rows](benchmarks/results/train.md).\n"
-    for peer, name in SHORT.items():
-        of = [ratio for key, ratio in ratios.items() if key[2:] == ("predict", peer) and ratio]
-        if of:
-            text += f"Prediction of one batch, memory kept: {min(of):.2f} to {max(of):.2f} ({name}).\n"
+    found = {p: [ratio for key, ratio in ratios.items() if key[2:] == ("predict", p) and ratio] for p in SHORT}
+    if told := [f"{min(of):.2f} to {max(of):.2f} ({SHORT[peer]})" for peer, of in found.items() if of]:
+        text += f"Prediction of one batch, memory kept: {', '.join(told)}.\n"
     lacking = {"numba-returned": "our rows with memory returned", "torch-kept": "PyTorch's other rows with memory kept"}
     if told := [label for peer, label in lacking.items() if peer in train["missing"]]:
         text += f"**Not measured yet**: {' and '.join(told)}.\n"

@@ -482,7 +482,7 @@ def test_the_readme_has_both_settings_and_says_what_is_lacking(load):
     text = report.speed({"train": record})
     assert "| 3 | kept | 1.50 | 0.75 |  |  |" in text
     assert "| 3 | returned | 1.50 |  |  |  |" in text
-    assert "Prediction of one batch, memory kept: 12.00 to 12.00 (Numba)." in text
+    assert "Prediction of one batch, memory kept: 12.00 to 12.00 (Numba), 3.00 to 3.00 (NumPy alone)." in text
     assert "today, commit 0123456, 2 cores of X, Python 3.11, PyTorch 2" in text
     assert "Not measured" not in text
     record["missing"] = {"numba-returned": "why"}
