@@ -728,6 +728,18 @@ def test_results_do_not_depend_on_timing(backend: Backend, name: str, monkeypatc
         assert len(bits) == 1, f"{name}: the result depends on the order in which threads work"
 
 
+def test_gradients_are_added_where_they_are(backend: Backend) -> None:
+    """Also to arrays that are parts of others, of two dtypes, and from any layout."""
+    wide = [backend.from_host(np.zeros((4, 6), dtype)) for dtype in ("float32", "float32", "float64")]
+    totals = [wide[0][:, ::2], wide[1][1:3], wide[2].T]
+    values = [np.arange(total.size, dtype=str(total.dtype)).reshape(total.shape) for total in totals]
+    backend.add_all_(totals, [backend.from_host(value) for value in values])
+    backend.add_all_(totals[:1], [backend.from_host(values[0].T.copy()).T])
+    for total, value, times in zip(totals, values, (2, 1, 1), strict=True):
+        np.testing.assert_array_equal(backend.to_host(total), times * value)
+    assert sum(float(backend.to_host(x).sum()) for x in wide) == sum(map(np.sum, values)) + values[0].sum()
+
+
 def test_kernels_take_broadcast_gradients(backend: Backend) -> None:
     """The gradient of a sum is one number seen everywhere: strides 0, and read-only on the CPU."""
     g, r, xp = GEOMETRIES[1], rng("broadcast"), backend.xp
@@ -782,21 +794,22 @@ def test_sums_over_rows_do_not_lose_more_with_more_rows(backend: Backend) -> Non
     assert (backend.to_host(variance) <= (np.finfo("float32").eps * x[0, 0]) ** 2).all()
 
 
-@pytest.mark.parametrize("offset", [0, 3])
-def test_statistics_keep_their_digits_when_the_mean_is_large(backend: Backend, offset: int) -> None:
+@pytest.mark.parametrize(("offset", "dtype"), [(0, "float32"), (3, "float32"), (0, "float64")])
+def test_statistics_keep_their_digits_when_the_mean_is_large(backend: Backend, offset: int, dtype: str) -> None:
     """Means 1,000 deviations away: a variance as E[x^2] - E[x]^2 in float32 would be off by a factor of 100.
 
     4 eps is the bound that the project promises; the truth is that of the float32 numbers, in float64. Sums of squares
     may be shifted by the mean of the first image: if that lies `offset` away, they are larger than the variance needs,
-    and so are their roundings, 1 + (offset / deviation)^2 times.
+    and so are their roundings, 1 + (offset / deviation)^2 times. In float64 the sums themselves are rounded, too.
     """
     r, C = rng("far"), 8
-    x = (1000 + r.normal(size=(24, 28, 28, C)) * np.linspace(0.5, 2, C)).astype(np.float32)
+    x = (1000 + r.normal(size=(24, 28, 28, C)) * np.linspace(0.5, 2, C)).astype(dtype)
     x[0] += offset
     truth = x.reshape(-1, C).astype(np.float64)
-    ones, zeros = np.ones(C, np.float32), np.zeros(C, np.float32)
+    ones, zeros = np.ones(C, dtype), np.zeros(C, dtype)
     g = conv_geometry((28, 28), (1, 1), 1, 0)
-    identity = np.eye(C, dtype=np.float32).reshape(1, 1, C, C)  # so that `active` is x
+    identity = np.eye(C, dtype=dtype).reshape(1, 1, C, C)  # so that `active` is x
+    bound = 4 * np.finfo(dtype).eps * (1 if dtype == "float32" else math.sqrt(len(truth)))
     *arrays, gamma, beta = (backend.from_host(a) for a in (x, identity, zeros, ones, zeros))
     images, weight, bias = arrays
     for mean, variance in (
@@ -806,7 +819,6 @@ def test_statistics_keep_their_digits_when_the_mean_is_large(backend: Backend, o
         backend.conv_layer(images, None, weight, bias, g, True, (gamma, beta, 1e-3))[1:3],
     ):
         errors = np.abs(backend.to_host(variance) / truth.var(axis=0) - 1)
-        bound = 4 * np.finfo(np.float32).eps
         np.testing.assert_allclose(backend.to_host(mean), truth.mean(axis=0), rtol=bound)
         assert (errors <= bound * (1 + offset**2 / truth.var(axis=0))).all()
 

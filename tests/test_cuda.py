@@ -306,6 +306,37 @@ def test_an_array_beyond_32_bits_is_refused(on_cpu: Any, monkeypatch: pytest.Mon
         on_cpu.sigmoid(on_cpu.from_host(np.zeros((3, 4), np.float32)))
 
 
+@pytest.mark.parametrize("beside", ["nothing", "x", "weight", "gy"])
+def test_four_numbers_are_read_at_once_only_where_a_gpu_can(
+    beside: str, on_cpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At multiples of 16 bytes: elsewhere it would stop with an error, which a CPU does not."""
+    launched: dict[str, tuple[Any, ...]] = {}
+    plain = cuda.CudaBackend._launch
+
+    def launch(self: Any, name: str, dtype: Any, grid: Any, threads: int, *arguments: Any) -> None:
+        launched[name] = arguments
+        plain(self, name, dtype, grid, threads, *arguments)
+
+    def array(name: str, *shape: int) -> Any:
+        first = 1 if name == beside else 0
+        memory = on_cpu.from_host(np.ones(math.prod(shape) + 4, np.float32))
+        return memory[first : first + math.prod(shape)].reshape(shape)
+
+    monkeypatch.setattr(cuda.CudaBackend, "_launch", launch)
+    g = conv_geometry((5, 4), (3, 3), 1, "same")
+    x, weight, gy = array("x", 2, 5, 4, 8), array("weight", 3, 3, 8, 8), array("gy", 2, 5, 4, 8)
+    assert all((a.data.ptr % 16 == 0) == (name != beside) for name, a in (("x", x), ("weight", weight), ("gy", gy)))
+    on_cpu.conv2d(x, weight, None, g)
+    assert launched["correlate_small"][-3:-1] == (beside != "x", beside != "weight")
+    on_cpu.conv2d_grad_input(gy, weight, g)
+    assert launched["correlate_small"][-3:-1] == (beside != "gy", beside != "weight")
+    on_cpu.conv2d_grad_weight(x, gy, g)
+    assert launched["weight_gradient"][-3:-1] == (beside != "x", beside != "gy")
+    on_cpu.conv2d(x[..., :6], weight[:, :, :6], None, g)
+    assert launched["correlate_small"][-3:-1] == (False, False), "six channels"
+
+
 @pytest.mark.parametrize("what", FAULTS)
 def test_an_off_by_one_is_found(what: str, on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     name, old, new = FAULTS[what]
@@ -742,10 +773,22 @@ def test_a_graph_gets_the_memory_that_others_leave(cupy_double: object) -> None:
     k = minigrad.use(device="cuda")
     held = k.from_host(np.zeros(1000, np.float32))
     assert k.capture(lambda x: x).pool.get_limit() == 0, "no limit"
+    gc.collect()
     used = strict_cupy.cupy.get_default_memory_pool().used_bytes()
-    for limit, left in ((used + 5000, 5000), (used - held.nbytes, 1)):
+    for limit, left in ((used + 5000, 5000), (used - 1, 1)):
         k.limit_memory(limit)
         assert k.capture(lambda x: x).pool.get_limit() == left
+    k.limit_memory(0)
+    inside: list[bool] = []
+
+    def step(x: Any) -> Any:
+        inside.append(strict_cupy._own_memory)
+        return x * 2.0
+
+    take_step = k.capture(step)
+    for _ in range(6):
+        take_step(held)
+    assert inside == 4 * [True], "three times in that memory before it is recorded there"
 
 
 def test_on_the_cpu_a_step_is_called_as_it_is() -> None:
