@@ -24,6 +24,7 @@ from minigrad.serialize import DataError
 
 from .conv_autoencoder import BATCH, Autoencoder
 from .data import COLLECTIONS, NAMES, Dataset, load_dataset
+from .dataset import printable
 from .memory import check_size
 from .runs import RECORD_FILE, check_fit, data_of_run, read_record
 from .training import STOPS, DivergedError, interrupt, raise_signals
@@ -144,13 +145,6 @@ class _Shown:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.output, name)
-
-
-def printable(text: str, keep: str = "") -> str:
-    """The text with escapes for its control characters, and for all else that prints nothing by itself."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

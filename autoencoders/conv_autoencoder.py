@@ -23,7 +23,7 @@ from minigrad.nn.summary import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
-from .dataset import class_labels, value_fault
+from .dataset import as_data_error, class_labels, value_fault
 from .memory import check_size, least_size
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
 from .training import Callback, DivergedError, History, Trainer, TrainingOptions, latest_checkpoint
@@ -329,7 +329,8 @@ class Autoencoder:
         Raises:
             DataError: wrong shape, dtype or range, not finite, or none at all.
         """
-        images = np.asanyarray(images)  # a masked array stays one, to be refused
+        with as_data_error("images"):
+            images = np.asanyarray(images)  # a masked array stays one, to be refused
         H, W, C = self.input_shape
         if images.ndim != 4 or images.shape[1:] != self.input_shape:
             mends = {

@@ -617,7 +617,7 @@ def _own_idx(folder: Path) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for path in sorted(folder.iterdir()):
         name = re.fullmatch(r"(?:[^.].*)?(train|t10k|test)-(images|labels)[-.]idx\d-ubyte(?:\.gz)?", path.name)
-        if name:
+        if name and not path.is_dir():
             key = f"{name[1].replace('t10k', 'test')}-{name[2]}"
             if key in found and path != Path(f"{found[key].where}.gz"):
                 raise fault(folder, "IDX files", f"one {key}", f"{found[key].where} and {path.name}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -126,9 +126,11 @@ def as_data_error(where: object) -> Iterator[None]:
         raise DataError(f"{where}: cannot be read: {error or type(error).__name__}") from error
 
 
-def printable(name: str) -> str:
-    """A name from outside without what a terminal obeys or a report cannot be written with."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
+def printable(text: str, keep: str = "") -> str:
+    """The text with escapes for its control characters, and for all else that prints nothing by itself."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -143,35 +145,31 @@ def value_fault(images: Any) -> str | None:
         return "expected plain arrays, found a masked one; images.filled(0) says what stands for the rest"
     if images.dtype == np.uint8:
         return None
-    if images.dtype.kind == "f":
-        return range_fault(float(images.min()), float(images.max()))
-    what = f"expected uint8, or floats in [0, 1], found {images.dtype}"
-    if images.dtype.kind not in "iub":
-        return what
-    low, high = int(images.min()), int(images.max())
-    if low < 0 or high > 255:
-        return f"{what} from {low} to {high}; scale them to that"
-    return f"{what}; images.astype(np.{'float32' if high <= 1 else 'uint8'}) makes them so"
+    wrong = f"expected uint8, or floats in [0, 1], found {images.dtype}"
+    if images.dtype.kind not in "fiub":
+        return wrong
+    low, high, floats = float(images.min()), float(images.max()), images.dtype.kind == "f"
+    mend = f"{wrong}; np.asarray(images, np.{'float32' if high <= 1 else 'uint8'}) makes them so"
+    return range_fault(low, high, floats) or (None if floats else mend)
 
 
-def range_fault(low: float, high: float) -> str | None:
-    """The same for floats from low to high, NaN if there is one."""
-    if math.isfinite(low) and math.isfinite(high):
-        if low >= -ROUNDING and high <= 1 + ROUNDING:
-            return None
-        found = f"{low:g} to {high:g}"
-        if -0.5 <= low < 0 and high <= 0.5:
-            mend = "add 0.5"
-        elif low > -0.5 and high < 1.5:
-            mend = "images.clip(0, 1) cuts off what exceeds"
-        elif low >= 0:
-            mend = "divide by 255" if 100 < high <= 255 else "divide by the value that stands for white"
-        else:
-            mend = "take (images + 1) / 2" if low >= -1 and high <= 1 else "undo the standardising"
-    else:
+def range_fault(low: float, high: float, floats: bool) -> str | None:
+    """Why floats, or whole numbers, from low to high are not pixels, and what to do; None if they are."""
+    if not (math.isfinite(low) and math.isfinite(high)):
         found = "NaN" if math.isnan(low) or math.isnan(high) else "infinity"
         mend = "leave out the images that hold it, or repair them"
-    return f"expected floats in [0, 1], found {found}; {mend}"
+    elif low >= -ROUNDING and high <= (1 + ROUNDING if floats else 255):
+        return None
+    else:
+        found = f"{low:g} to {high:g}"
+        if floats and low > -0.2 and high < 1.2:
+            mend = "images.clip(0, 1) cuts off what exceeds"
+        elif low < 0:
+            half = floats and -1 <= low < -0.5 and high <= 1
+            mend = "take (images + 1) / 2" if half else "undo the standardising or offset, and clip what exceeds"
+        else:
+            mend = "divide by 255" if 100 < high <= 255 else "divide by the value that stands for white"
+    return f"expected {'floats in [0, 1]' if floats else 'whole numbers from 0 to 255'}, found {found}; {mend}"
 
 
 def class_labels(labels: Any, count: int) -> np.ndarray:
@@ -182,30 +180,22 @@ def class_labels(labels: Any, count: int) -> np.ndarray:
     Raises:
         DataError: they are something else; the message says what to do.
     """
-    masked, labels = np.ma.isMaskedArray(labels), np.asarray(labels)
-    kind = labels.dtype.kind
+    with as_data_error("labels"):
+        masked, labels = np.ma.isMaskedArray(labels), np.asarray(labels)
     found = None
     if masked:
         found = "a masked array"
-    elif kind not in "uifb":
-        text = "; np.unique(labels, return_inverse=True)[1] numbers them" if kind in "US" else ""
-        found = f"{labels.dtype}{text}"
+    elif labels.dtype.kind not in "uifb":
+        found = f"{labels.dtype}; number the classes from 0 on, alike for training and testing"
     elif not labels.size == count == max(labels.shape, default=1):
         several = "; labels.argmax(axis=1) makes one of each one-hot row" if labels.ndim == 2 else ""
         found = f"shape {labels.shape}{several}"
     else:
-        labels = labels.reshape(count).astype({"f": np.float64, "b": np.uint8}.get(kind, labels.dtype), copy=False)
+        kind = {"f": np.float64, "b": np.uint8}.get(labels.dtype.kind, labels.dtype)
+        labels = labels.reshape(count).astype(kind, copy=False)
         with np.errstate(invalid="ignore"):
             wrong = labels[~((labels >= 0) & (labels < 2**63) & (labels % 1 == 0))]
         found = str(wrong[0]) if len(wrong) else None
     if found is not None:
         raise DataError(f"labels: expected whole numbers from 0 on ({count},), found {found}")
     return labels.astype(np.int64)
-
-
-def labels_or_why(read: Callable[[], Any], count: int) -> tuple[np.ndarray | None, str]:
-    """(labels, "") or (None, what is wrong with them): what a training may not need must not stop it."""
-    try:
-        return class_labels(read(), count), ""
-    except DataError as error:
-        return None, str(error)

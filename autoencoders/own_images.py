@@ -27,8 +27,8 @@ from .dataset import (
     MAX_BYTES,
     Dataset,
     as_data_error,
+    class_labels,
     fault,
-    labels_or_why,
     listed,
     printable,
     range_fault,
@@ -42,9 +42,9 @@ DARK = 0.25  # of white: if no pixel is brighter, the source says so
 SUFFIXES = "png jpg jpeg jfif jpe bmp gif tif tiff webp avif pgm ppm"  # of files that must be pictures; others may
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")  # no decoder of these starts a program
 MOST_LEVELS = 8  # of folders; a link may lead in a circle
-HIDDEN = r"\..*|.*~|(eh)?thumbs\.db|desktop\.ini|__macosx|__pycache__|@eadir|\$recycle\.bin|#recycle|lost\+found"
+HIDDEN = r"\..*|.*~|(eh)?thumbs\.db|desktop\.ini|icon\r|__macosx|__pycache__|@eadir|[@#$]recycle(\.bin)?|lost\+found"
 # Names without case, digits and signs: train, x_train, TrainImages, val_labels, test set.
-_PART = "(train|test|val|dev|eval)(?:ing|id|idation)?"
+_PART = "(?:(train|test)(?:ing)?|(val)(?:id|idation)?)"
 _KINDS = {"images": "x|images?|imgs?|pictures?|data|set|dataset|", "labels": "y|labels?|targets?|classes"}
 _PICTURES = "images?|imgs?|pictures?|photos?|inputs?|originals?|jpegimages"
 _PARTNERS = "masks?|labels?|annotations?|segment.*|ground.?truths?|gts?|targets?|outputs?|depths?|edges?"
@@ -54,9 +54,8 @@ def role(name: str) -> tuple[str, str]:
     """What a folder or array is by its name: ("train", "test", "val" or "", "images", "labels" or "")."""
     key = re.sub("[^a-z]", "", re.sub(r"(?<=[a-z])[AB]$", "", name).casefold())
     for kind, words in _KINDS.items():
-        if key and (found := re.fullmatch(f"(?:{words})(?:{_PART})?|{_PART}(?:{words})", key)):
-            part = found[1] or found[2] or ""
-            return "val" if part in ("dev", "eval") else part, kind
+        if key and (found := re.fullmatch(f"(?:{words}){_PART}?|{_PART}(?:{words})", key)):
+            return next(filter(None, found.groups()), ""), kind
     return "", ""
 
 
@@ -86,26 +85,14 @@ def split_dataset(name: str, source: list[str], train: Part, test: Part, **more:
 # ---------------------------------------------------------------------------------------------- folders of pictures
 
 
-class _Tree(NamedTuple):
-    """A folder, its pictures and its sub-folders that hold any, both in sorted order."""
-
-    place: Path
-    pictures: list[Path]
-    folders: list[_Tree]
-
-    @property
-    def all(self) -> list[Path]:
-        return [*self.pictures, *(path for folder in self.folders for path in folder.all)]
-
-
 def load_folder(folder: Path, progress: bool) -> Dataset:
     """The pictures of a folder. Its sub-folders are classes, or `train` and `test` (or `val`) with classes or without.
 
     Shapes: (N, H, W, 1) if every picture is grey, else (N, H, W, 3).
     """
     passed: list[str] = []
-    trees, notes = _parts(_tree(folder, passed))
-    parts = [_classes(tree) for tree in trees]
+    places, notes = _parts(folder, _pictures(folder, passed))
+    parts = [_classes(*place) for place in places]
     names, others = (sorted({name for _, name in part if name}) for part in (parts[0], parts[-1]))
     why = ""
     if names and others and names != others:
@@ -121,6 +108,7 @@ def load_folder(folder: Path, progress: bool) -> Dataset:
     pictures, first = [picture for part in parts for picture in part], len(parts[0])
     count = len(pictures)
     if count < 2:
+        notes += ["save pictures as PNG; give .npy, .npz or the folder of IDX files by its own path"] if passed else []
         raise fault(folder, "content", "at least 2 images", "; ".join([str(count), *notes]))
     order = split_order(count)
     if len(parts) == 2:
@@ -132,95 +120,112 @@ def load_folder(folder: Path, progress: bool) -> Dataset:
     number = {name: label for label, name in enumerate(names)}
     labels = np.array([number[name] for _, name in pictures]) if names else None
     split = f"{count - first} of them for testing" if len(parts) == 2 else "every 10th for testing"
-    source = [f"{count} images from the folder {folder if len(parts) == 2 else trees[0].place}, {split}", *notes]
+    source = [f"{count} images from the folder {folder if len(parts) == 2 else places[0][0]}, {split}", *notes]
     known = tuple(map(printable, names))
     return split_dataset(str(folder), source, *_parts_of(images, labels, order), class_names=known, label_fault=why)
 
 
-def _tree(folder: Path, passed: list[str], level: int = 1) -> _Tree:
-    """Appends to `passed` the names of files that are no pictures.
+def _pictures(folder: Path, passed: list[str], level: int = 1) -> list[Path]:
+    """The pictures in a folder, and in its sub-folders, in sorted order; appends to `passed` the names of other files.
 
     Raises:
         DataError: the sub-folders hold pairs, such as images and their masks, which are no classes.
     """
     if level > MOST_LEVELS:
         raise fault(folder, "folders", f"at most {MOST_LEVELS} levels", "more; does a link lead in a circle?")
-    tree = _Tree(folder, [], [])
+    pictures, folders = [], {}
     for path in sorted(folder.iterdir()):
         if re.fullmatch(HIDDEN, path.name, re.IGNORECASE | re.DOTALL):
             continue
         if path.is_dir():
-            inner = _tree(path, passed, level + 1)
-            tree.folders.extend([inner] if inner.all else [])
+            if inner := _pictures(path, passed, level + 1):
+                folders[path.name] = inner
         elif path.is_file() and (path.suffix[1:].lower() in SUFFIXES.split() or _is_picture(path)):
-            tree.pictures.append(path)
+            pictures.append(path)
         else:
             passed.append(path.name)
-    stems = {x.place.name: {path.stem for path in x.all} for x in tree.folders if not role(x.place.name)[0]}
-    # Numbered names (1.png, 2.png) may be alike by chance.
-    told = {name: names for name, names in stems.items() if len({re.sub(r"\d+", "", stem) for stem in names}) > 1}
-    pairs = [name for name, names in told.items() if list(told.values()).count(names) > 1]
-    kinds = [[name for name in stems if re.fullmatch(words, name, re.I)] for words in (_PICTURES, _PARTNERS)]
-    if pairs or all(kinds):
-        found = f"pairs ({listed(pairs or kinds[0] + kinds[1])}): their files belong together; give one, or rename them"
+    kinds = [[name for name in folders if re.fullmatch(words, name, re.I)] for words in (_PICTURES, _PARTNERS)]
+    stems = [{path.stem for path in inner} for name, inner in folders.items() if not role(name)[0]]
+    # Numbered names (1.png, 2.png) may be alike by chance, and each of many classes may hold the same names.
+    same = len(stems) == 2 and stems[0] == stems[1] and len({re.sub(r"[\W\d_]", "", stem) for stem in stems[0]}) > 1
+    if same or all(kinds):
+        found = f"pairs ({listed(kinds[0] + kinds[1] if all(kinds) else folders)}); give one of them, or other names"
         raise fault(folder, "sub-folders", "classes", found)
-    return tree
+    return pictures + [path for inner in folders.values() for path in inner]
 
 
-def _parts(tree: _Tree) -> tuple[list[_Tree], list[str]]:
-    """The whole folder, or those for training and for testing; and what was assumed."""
-    named: dict[str, list[_Tree]] = {}
-    for folder in tree.folders:
-        part, kind = role(folder.place.name)
-        named.setdefault(part if kind == "images" else "", []).append(folder)
+def _by_folder(place: Path, pictures: list[Path]) -> dict[str, list[Path]]:
+    """The pictures of each sub-folder by its name, and by "" those outside of sub-folders."""
+    found: dict[str, list[Path]] = {}
+    for path in pictures:
+        name, *inner = path.relative_to(place).parts
+        found.setdefault(name if inner else "", []).append(path)
+    return found
+
+
+def _parts(place: Path, pictures: list[Path]) -> tuple[list[tuple[Path, list[Path]]], list[str]]:
+    """The folder, or those for training and for testing, each with its pictures; and what was assumed."""
+    folders, named = _by_folder(place, pictures), dict[str, list[str]]()
+    for name in folders:
+        named.setdefault(role(name)[0], []).append(name)
     classes = named.pop("", [])
-    if not tree.pictures and len(tree.folders) == 1 and (named or not classes[0].pictures):
-        return _parts(tree.folders[0])  # a folder around the whole is no class
-    if not named:
-        return [tree], []
-    if len(classes) > 1 and [len(folders) for folders in named.values()] == [1]:
-        return [tree], [f"{next(iter(named.values()))[0].place.name} is taken for a class like the others"]
-    if tree.pictures or classes or max(map(len, named.values())) > 1 or "train" not in named:
-        found = listed(path.name for path in (*tree.pictures, *(folder.place for folder in tree.folders)))
-        raise fault(tree.place, "content", "a folder train, at most one test and one val, and nothing beside", found)
+    if len(folders) == 1 and (named or (classes[0] and "" not in _by_folder(place / classes[0], pictures))):
+        return _parts(place / next(iter(folders)), pictures)  # a folder around the whole is no class
+    words = {role(word)[0] for name in classes for word in re.findall("[A-Za-z]+", name)}
+    if not named and not {"train"} < words - {""}:  # seg_train and seg_test are no classes
+        return [(place, pictures)], []
+    if len(classes) > 1 and classes[0] and named.keys() == {"train"} and len(named["train"]) == 1:
+        return [(place, pictures)], [f"{named['train'][0]} is taken for a class like the others"]
+    if classes or max(map(len, named.values())) > 1 or "train" not in named:
+        found = listed(name or folders[name][0].name for name in folders)
+        expected = "a folder train, at most one test and one val, and nothing beside"
+        raise fault(place, "content", expected, f"{found}; move or rename the others")
     notes = []
     if "val" in named:
-        val = named.pop("val")
-        use = "not used" if "test" in named else "for testing"
-        notes = [f"the {len(val[0].all)} images in {val[0].place.name} are {use}"]
-        named.setdefault("test", val)
-    parts = [named[part][0] for part in ("train", "test") if part in named]
-    return [_parts(part)[0][0] if len(part.folders) == 1 else part for part in parts], notes  # train/train/1.png
+        (val,) = named.pop("val")
+        notes = [f"the {len(folders[val])} images in {val} are {'not used' if 'test' in named else 'for testing'}"]
+        named.setdefault("test", [val])
+    parts = []
+    for name in (named[part][0] for part in ("train", "test") if part in named):
+        (only, *others), inner = _by_folder(place / name, folders[name]), place / name
+        wrapped = not others and role(only)[1]  # train/images/1.png and train/train/1.png
+        parts.append((inner / only if wrapped else inner, folders[name]))
+    return parts, notes
 
 
-def _classes(tree: _Tree) -> list[tuple[Path, str]]:
-    """The pictures of a folder, each with the name of its class, its sub-folder, or with "" if there are none."""
-    if tree.pictures and tree.folders:
-        found = f"both ({printable(tree.pictures[0].name)}, {printable(tree.folders[0].place.name)})"
-        raise fault(tree.place, "content", "images, or sub-folders of images", found)
-    pictures = [(path, folder.place.name) for folder in tree.folders for path in folder.all]
-    for path, name in pictures:
-        for inner in path.relative_to(tree.place / name).parts[:-1]:
-            if role(inner)[0]:
-                raise fault(tree.place / name, "content", "images of one class", f"{inner}; put that above the classes")
-    return pictures or [(path, "") for path in tree.pictures]
+def _classes(place: Path, pictures: list[Path]) -> list[tuple[Path, str]]:
+    """The pictures, each with the name of its class, the sub-folder that holds it, or with "" if there are none."""
+    folders = _by_folder(place, pictures)
+    if "" in folders and len(folders) > 1:
+        both = listed([folders[""][0].name, list(folders)[1]])
+        raise fault(place, "content", "images, or sub-folders of images", f"both ({both})")
+    found = [(path, name) for name, held in folders.items() for path in held]
+    for path, name in found:
+        for inner in path.relative_to(place / name).parts[:-1]:
+            if role(inner)[0] or (inner in folders and inner != name):
+                wrong = f"{printable(inner)}; put that above the classes, or leave it out"
+                raise fault(place / name, "content", "images of one class", wrong)
+    return found
 
 
 @contextlib.contextmanager
-def _opened(source: IO[bytes]) -> Iterator[Any]:
+def _opened(path: Path, source: IO[bytes]) -> Iterator[Any]:
     from PIL import Image
 
     Image.init()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN]) as image:  # AVIF is new
-            yield image
+        try:
+            with Image.open(source, formats=[name for name in FORMATS if name in Image.OPEN]) as image:  # AVIF is new
+                yield image
+        except (OSError, SyntaxError) as error:
+            raise DataError(f"{path}: {str(error).partition(' <')[0]}; repair or remove the file") from error
 
 
 def _is_picture(path: Path) -> bool:
     try:
-        with path.open("rb") as file, _opened(file):
+        with path.open("rb") as file, _opened(path, file):
             return True
     except Exception:  # decoders raise many types
         return False
@@ -261,39 +266,31 @@ def _read_picture(path: Path, size: tuple[int, ...] | None, first: str) -> tuple
     Raises:
         DataError: it has several frames, more than 8 bits, or another (H, W) than size, that of the first picture.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     content = io.BytesIO(read_file(path, most=MAX_BYTES))
-    with _opened(content) as image:
+    with _opened(path, content) as image:
         image.verify()  # checksums, which decoding does not look at
     content.seek(0)
-    with _opened(content) as image:
+    with _opened(path, content) as image:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's picture and its preview
             raise fault(path, "frames", "one", f"{image.n_frames}; save each as an image of its own")
         if image.mode.startswith(("I", "F")):
             raise fault(path, "pixels", "8 bits for each channel", f"Pillow's mode {image.mode}; save it with 8 bits")
-        found = image.size
-        if not size or sorted(found) == sorted(size):
-            image.load()
-            turned = 1
-            with contextlib.suppress(Exception):  # a picture with damaged EXIF data is shown as it is
-                turned = image.getexif().get(0x0112)
-            mode, transparent = "L" if image.mode in ("1", "L", "LA") else "RGB", False
-            if image.has_transparency_data:
-                both = image.convert(mode + "A")
-                alpha = both.getchannel("A")
-                transparent = alpha.getextrema()[0] < 255
-                image = Image.new(mode, both.size, "white")
-                image.paste(both.convert(mode), mask=alpha)
-            pixels = np.asarray(image.convert(mode)).reshape(image.height, image.width, -1)
-            # the eight values of EXIF's orientation: mirrored, turned, or both
-            pixels = pixels.swapaxes(0, 1) if turned in (5, 6, 7, 8) else pixels
-            pixels = pixels[::-1] if turned in (3, 4, 7, 8) else pixels
-            pixels = pixels[:, ::-1] if turned in (2, 3, 6, 7) else pixels
-            if not size or pixels.shape[:2] == size:
-                return pixels, transparent
-            found = pixels.shape[1::-1]
-    raise fault(path, "width and height", f"{size[::-1]} like {printable(first)}", f"{found}; resize or crop them")
+        with contextlib.suppress(Exception):  # a picture with damaged EXIF data is shown as it is
+            image = ImageOps.exif_transpose(image)
+        mode, transparent = "L" if image.mode in ("1", "L", "LA") else "RGB", False
+        if image.has_transparency_data:
+            both = image.convert(mode + "A")
+            alpha = both.getchannel("A")
+            transparent = alpha.getextrema()[0] < 255
+            image = Image.new(mode, both.size, "white")
+            image.paste(both.convert(mode), mask=alpha)
+        pixels = np.asarray(image.convert(mode)).reshape(image.height, image.width, -1)
+    if size and pixels.shape[:2] != size:
+        found = f"{pixels.shape[1::-1]}; resize or crop them"
+        raise fault(path, "width and height", f"{size[::-1]} like {printable(first)}", found)
+    return pixels, transparent
 
 
 # ------------------------------------------------------------------------------------------------- .npy and .npz
@@ -375,11 +372,13 @@ def load_arrays(path: Path, arrays: dict[str, Array], *assumed: str) -> Dataset:
     parts: list[Part] = []
     for part in ("train",) if whole else ("train", "test"):
         images, order, note = _read_images(used[part, "images"], whole)
-        notes += [note] if note else []
+        notes += [note] if note not in ("", *notes) else []
         labels = None
         if array := used.get((part, "labels")):
-            labels, wrong = labels_or_why(array.labels, len(images))
-            why = why or (wrong and f"{part} {wrong}")
+            try:
+                labels = class_labels(array.labels(), len(images))
+            except DataError as error:  # what a training may not need must not stop it
+                why = why or f"{part} {error}"
         parts.append((images, labels))
     counts = " and ".join(f"{len(part)} {kind}" for (part, _), kind in zip(parts, ("training", "test"), strict=False))
     if whole:
@@ -429,13 +428,13 @@ def _axes(where: str, shape: tuple[int, ...]) -> tuple[tuple[str, ...], dict[str
     grey, last, note, mend = "images[..., None]", "np.moveaxis(images, -1, 0)", "", ""
     axes = tuple("NHWC"[: len(shape)])
     if len(shape) not in (2, 3, 4) or min(shape) < 1:
-        mend = "no axis may be empty" if 0 in shape else "reshape it"
+        mend = "no axis may be empty" if 0 in shape else "reshape it if it holds images"
     elif len(shape) == 2:
         axes, note = ("N", "HW"), "rows of 784 numbers taken as images of 28 x 28"
         if shape[1] != 784 or shape[0] == 784:
             side = math.isqrt(shape[1])
-            size = f"{side}, {side}" if side * side == shape[1] else "H, W"
-            mend = f"images.reshape(-1, {size}) if each row is an image; one image is no data set"
+            mend = f"images.reshape(-1, {side}, {side})" if side * side == shape[1] else "reshape it"
+            mend += " if each row is an image; one image is no data set"
     elif len(shape) == 3:
         first, height, width = shape
         if width <= 4 < height or (first == 3 and min(height, width) > 4):
@@ -446,8 +445,8 @@ def _axes(where: str, shape: tuple[int, ...]) -> tuple[tuple[str, ...], dict[str
         axes, note = tuple("NCHW"), "axes taken as (N, C, H, W)"
     elif shape[2] <= 4 < min(shape[1], shape[3]):
         axes, note = tuple("HWCN"), "axes taken as (H, W, C, N)"
-    elif shape[1] == shape[3] == 3:
-        note = "axes taken as (N, H, W, C)"
+    elif shape[1] == shape[3] == 3 or min(shape[1:]) > 4 <= shape[0]:
+        note = f"axes taken as (N, H, W, C) with {shape[3]} channels"
     elif shape[1] in (1, 3) and shape[3] > 1:
         mend = "images.transpose(0, 2, 3, 1) if the channels come first"
     elif (shape[2] in (1, 3) and shape[1] > 4 and shape[3] > 1) or (shape[0] in (1, 3) and shape[3] > 4):
@@ -492,13 +491,8 @@ def _read_images(array: Array, whole: bool) -> tuple[np.ndarray, tuple[np.ndarra
             view = images if "C" in names else images[..., 0]
             fill(view.transpose(["NHWC".index(axis) for axis in names]), names.index("N"))
     low, high = float(np.min(limits)), float(np.max(limits))
-    if dtype.kind == "f":
-        if wrong := range_fault(low, high):
-            raise DataError(f"{array.where}: values: {wrong}")
-        if low < 0 or high > 1:
-            np.clip(images, 0, 1, out=images)
-    elif low < 0 or high > 255:
-        mend = "shift and scale them to that" if low < 0 else "divide by the value of white, 65535 if of 16 bits"
-        found = f"{dtype} from {low:g} to {high:g}; {mend}"
-        raise fault(array.where, "values", "whole numbers from 0 to 255", found)
+    if wrong := range_fault(low, high, dtype.kind == "f"):
+        raise DataError(f"{array.where}: values: {wrong}")
+    if dtype.kind == "f" and (low < 0 or high > 1):
+        np.clip(images, 0, 1, out=images)
     return images, order, note
