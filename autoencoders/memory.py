@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 from minigrad import DeviceError, backend_of, nn
@@ -61,17 +62,18 @@ def check_size(config: dict[str, Any], images: int = 1) -> None:
         )
 
 
-def step_memory(model: Autoencoder, iw_samples: int = 1) -> tuple[int, int]:
-    """(bytes whatever the batch, bytes an image) that a training step allocates, beside model, optimiser and data.
+def step_memory(model: Autoencoder, iw_samples: int = 1, batch: int = 1 << 30) -> tuple[int, int]:
+    """(fixed bytes, bytes per image) that a training step on a batch allocates, beside model, optimiser and data.
 
     What stays until the gradients are known is the result of every layer with weights. Where the backward pass is, it
     holds more: the gradient of the layer's result, on a GPU behind and before its ReLU, and that of its input; and the
-    plain kernels two matrices of im2col. On the CPU the others hold those of an image, and a gradient of the weights,
-    for each thread. Tested against what the arrays of a step hold at their peak.
+    plain kernels two matrices of im2col. On the CPU the others hold those of the images that a thread works on, and a
+    gradient of the weights, for each thread. Tested against what the arrays of a step hold at their peak.
     """
     k = backend_of(model.network.parameters()[0].data)
     results: list[int] = []
     passing = a_thread = 0
+    itemsize = model.dtype.itemsize
     inputs = (("encoder", model.input_shape, 1), ("decoder", (model.latent_space_dim + model.classes,), iw_samples))
     for part, shape, copies in inputs:
         size = copies * math.prod(shape)
@@ -83,15 +85,17 @@ def step_memory(model: Autoencoder, iw_samples: int = 1) -> tuple[int, int]:
                 results.append(output)
                 columns = _columns(layer, size, output)
                 if k.kernels == "plain":
-                    passing = max(passing, output + size + 2 * columns)
+                    passing = max(passing, output + size + 2 * columns, 3 * output)
                 else:
                     passing = max(passing, (1 if k.on_host else 2) * output + size)
                     weights = sum(p.size for p in layer.parameters())
                     a_thread = max(a_thread, weights + (2 * columns + output) // copies)
+                    if k.on_host and columns:  # a block has many images if their columns are few
+                        block = min(k.block_bytes // (itemsize * (columns + min(output, size)) // copies), batch)
+                        a_thread = max(a_thread, weights + block * (2 * columns + 2 * size + 4 * output) // copies)
             size = output
         results.append(size)  # what the last layer with a BatchNorm hands on; or else the logits, with their gradient
-    images = 4 * math.prod(model.input_shape)  # as bytes and floats, and temporaries of the loss
-    itemsize = model.dtype.itemsize
+    images = (2 + 2 * iw_samples) * math.prod(model.input_shape)  # as bytes and floats, and temporaries of the loss
     state = 3 * sum(p.data.nbytes for p in model.network.parameters())  # the last good one: weights and moments
     fixed = WORKSPACE + (state + k.threads * itemsize * a_thread if k.on_host else 0)
     return fixed, math.ceil(MARGIN * itemsize * (sum(results) + passing + images))
@@ -117,13 +121,17 @@ def check_memory(model: Autoencoder, batch: int, iw_samples: int, free: int | No
             f"a checkpoint needs about {gibibytes(saving)} on {device} while it is saved, but {gibibytes(free)} are "
             f"free; {SMALLER}"
         )
-    fixed, an_image = step_memory(model, iw_samples)
-    if fixed + batch * an_image <= free:
+
+    def needed(batch: int) -> int:
+        fixed, an_image = step_memory(model, iw_samples, batch)
+        return fixed + batch * an_image
+
+    if needed(batch) <= free:
         return
-    fits = max(0, (free - fixed) // an_image)
+    fits = bisect_right(range(1, batch), free, key=needed)
     mend = f"the largest batch that fits is {fits} (--batch-size {fits})" if fits else "not even one image fits"
     raise DeviceError(
-        f"a training step on {batch} images needs about {gibibytes(fixed + batch * an_image)} on {device}, but "
+        f"a training step on {batch} images needs about {gibibytes(needed(batch))} on {device}, but "
         f"{gibibytes(free)} are free; {mend}"
     )
 

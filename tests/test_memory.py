@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -155,15 +156,15 @@ def test_the_workspace_is_what_the_partial_sums_of_a_gpu_take(monkeypatch: pytes
 @pytest.mark.usefixtures("restored_backends")
 def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(40)
-    fixed, an_image = step_memory(made.model)
-    monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: fixed + 10 * an_image)
+    ten, fixed, forty = (fixed + n * image for n in (10, 0, 40) for fixed, image in [step_memory(made.model, batch=n)])
+    monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: ten)
     with pytest.raises(minigrad.DeviceError, match=r"40 images needs .* on cpu, .* that fits is 10 \(--batch-size 10"):
         made.run()
     monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: fixed)
     with pytest.raises(minigrad.DeviceError, match="not even one image fits"):
         made.run()
     assert made.progress.step == 0
-    for enough in (fixed + 40 * an_image, None):
+    for enough in (forty, None):
         monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _, enough=enough: enough)
         trainer(40).run()
 
@@ -186,3 +187,36 @@ bytearray(free_memory() - 5_000_000)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 40_000_000 < int(done.stdout) <= 50_000_000
+
+
+@pytest.mark.usefixtures("restored_backends")
+@pytest.mark.parametrize("kernels", CPU_KERNELS)
+def test_the_batch_that_fits_fits(kernels: str) -> None:
+    """Drawn models, on the batch that is the largest of 64 MiB: at its peak a training holds no more than was asked."""
+    minigrad.use(kernels=kernels, threads=None if kernels == "plain" else 2)
+    r, free = np.random.default_rng(5), 64 << 20
+    cases = [  # those that took more than earlier estimates
+        ((19, 32, 1), (2, 32), (3, 1), (1, 3)),
+        ((13, 14, 1), (64, 2), (1, 3), (1, 3)),
+        ((16, 13, 3), (1, 2, 32), (5, 3, 5), (1, 2, 2)),
+    ]
+    for layers in (1, 2, 3):
+        drawn = ([1, 2, 8, 32, 64], [1, 2, 3, 5], [1, 2, 3])
+        size = (*map(int, r.integers(8, 33, 2)), int(r.integers(1, 4)))
+        cases.append((size, *(tuple(map(int, r.choice(values, layers))) for values in drawn)))
+    for size, filters, sides, strides in cases:
+        model = (VAE, Autoencoder)[int(r.integers(2))](size, filters, sides, strides, 2)
+        model.compile(1e-4)
+        with pytest.raises(minigrad.DeviceError) as refused:
+            check_memory(model, 10**6, 1, free, "cpu")
+        advised = int(re.search(r"--batch-size (\d+)", str(refused.value))[1])
+        check_memory(model, advised, 1, free, "cpu")
+        batch = min(advised, 400)
+        images = r.integers(0, 256, (batch, *size), dtype=np.uint8)
+        made = Trainer(model, images, TrainingOptions(batch, epochs=1), progress=False)
+        tracemalloc.start()
+        made.run()
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        fixed, an_image = step_memory(model, batch=batch)
+        assert held <= fixed + batch * an_image, (size, filters, sides, strides, batch)
