@@ -56,6 +56,7 @@ class Autoencoder:
     beta = 1.0  # the weight of a KL term; the VAE has one
     classes = 0  # that a conditional model is told of; the VAE can be one
     class_names: tuple[str, ...] = ()
+    trained_steps = 0  # with all its optimisers
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class Autoencoder:
             for values in (conv_kernels, conv_strides)
         )
         self.latent_space_dim = int(latent_space_dim)
-        self.momentum, self.seed = float(momentum), seed
+        self.momentum, self.seed = float(momentum), seed.item() if isinstance(seed, np.generic) else seed
         check_size(self.config)
         encoder = self._build_encoder()
         self.heads = self._build_heads(math.prod(self._encoded_shape) + self.classes)  # features (N, D) -> latents
@@ -191,7 +192,9 @@ class Autoencoder:
     # ---- training ----
 
     def compile(self, learning_rate: float = 5e-4) -> None:
-        """Set the optimiser: Adam with this learning rate."""
+        """Set the optimiser: Adam with this learning rate, a number."""
+        if callable(learning_rate):
+            raise TypeError("compile: learning_rate must be a number; schedules are options of train: schedule='cosine'")
         self.optimizer = optim.Adam(self.network.parameters(), learning_rate)
         self.learning_rate = float(learning_rate)
 
@@ -346,7 +349,8 @@ class Autoencoder:
         if fault := value_fault(images):
             raise DataError(f"images: {fault}")
         if images.dtype != np.uint8:
-            images = images.astype(self.dtype, copy=False)
+            with np.errstate(all="ignore"):
+                images = images.astype(self.dtype, copy=False)
             return images if images.min() >= 0 and images.max() <= 1 else images.clip(0, 1)  # after rounding
         if images.max() == 1:
             raise DataError(
@@ -371,7 +375,7 @@ class Autoencoder:
         wrong = labels[labels >= self.classes]
         if len(wrong):
             raise DataError(f"labels: expected 0 to {self.classes - 1}, found {wrong[0]}")
-        return np.eye(self.classes, dtype=self.dtype)[labels]
+        return (labels[:, None] == np.arange(self.classes)).astype(self.dtype)
 
     @property
     def dtype(self) -> Any:

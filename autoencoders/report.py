@@ -24,7 +24,7 @@ from .data import Dataset
 from .film import gif
 from .metrics import lines_of, nearest
 from .mixture import Mixture
-from .runs import draw, film_images, has_used, pick_images, training_of_run
+from .runs import draw, film_images, has_used, pick_images, trained_on, training_of_run
 
 TRAVERSED = 8  # latent dimensions at most
 STEPS = np.linspace(-3, 3, 9)  # of a traversal, in standard deviations of N(0, I)
@@ -38,10 +38,12 @@ def close_ups(
     kl_per_dim: list[float] | None,
     seed: int = 0,
     mixture: Mixture | None = None,
+    trained: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Pictures beyond those of `runs.draw`, by name: the images that the model reconstructs worst and best; for a VAE
     also traversals of the latent dimensions and the KL divergence of each; for whatever draws new images, some (of a
-    conditional model one of each class) beside their nearest neighbours among the training images."""
+    conditional model one of each class) beside their nearest neighbours among the images that it was trained on, whose
+    indices are `trained` (None: all training images)."""
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     reconstructed, latents = model.reconstruct(images, labels=labels)
     errors = ((reconstructed - to_unit_range(images)) ** 2).mean(axis=(1, 2, 3))
@@ -64,10 +66,11 @@ def close_ups(
     elif mixture is not None:
         new, source = model.decode(mixture.sample(NEIGHBOURS, seed)), "mixture"
     if new is not None:
-        index, distances = nearest(new, dataset.train_images)
+        known = dataset.train_images if trained is None else dataset.train_images[trained]
+        index, distances = nearest(new, known)
         pictures["neighbours"] = figures.reconstructions(
             new,
-            to_unit_range(dataset.train_images[index]),
+            to_unit_range(known[index]),
             classes,
             model.class_names,
             distances**2 / new[0].size,
@@ -130,7 +133,8 @@ def all_pictures(
 
     tell hears of a history that cannot be read.
     """
-    found = draw(model, dataset, seed=seed, mixture=mixture) | close_ups(model, dataset, kl_per_dim, seed, mixture)
+    found = draw(model, dataset, seed=seed, mixture=mixture)
+    found |= close_ups(model, dataset, kl_per_dim, seed, mixture, trained_on(folder, dataset))
     if noise := training_of_run(folder)[1].denoise:
         found["denoised"] = denoised(model, dataset, noise, seed)
     if (folder / "history.jsonl").exists():

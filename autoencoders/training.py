@@ -10,8 +10,8 @@ they are for:
     "pixels", epoch, batch      of denoising and binarisation
     "validation", "validation pixels"
 
-A further run of the same optimiser adds the steps before it to the names of shuffle, noise and pixels: "shuffle",
-epoch, "after", steps. So `train` called twice never repeats its random numbers.
+A further run of the same model adds the steps before it to the names of shuffle, noise and pixels: "shuffle", epoch,
+"after", steps. So `train` called twice never repeats its random numbers, also after another `compile`.
 
 So a checkpoint needs no state of a generator, and a run that goes on from one does the same steps on the same numbers
 as one that was never interrupted, to the bit.
@@ -48,6 +48,7 @@ from minigrad import Backend, DeviceError, Tensor, backend_of, nn, optim
 from minigrad.backend import pinned, quietly
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, numbered, save_state, write_atomically
+from minigrad.tensor import is_evaluating, is_recording
 
 from .memory import check_memory
 
@@ -222,7 +223,8 @@ class Callback:
     To change the learning rate, set `trainer.optimizer.learning_rate` to a number, which replaces the schedule; to
     change the weight of the KL term, set `trainer.model.beta`; to freeze a parameter, its `requires_grad`; to keep a
     BatchNorm as it is, call its `eval()`. All act from the next step on; the history names the rate and beta that the
-    steps used, and a resumed run goes on with all of them.
+    steps used, and a resumed run goes on with all of them. Other options of model, optimiser and training cannot be
+    changed in a run. `trainer.rate(trainer.optimizer.steps)` is the learning rate of the last step, whatever sets it.
     """
 
     def on_fit_begin(self, trainer: Trainer) -> None: ...
@@ -253,7 +255,7 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)  # the history
     best: dict[str, Any] | None = None  # epoch, val_loss and SHA-256 of the best checkpoint
     waited: int = 0  # epochs since
-    draws_after: int = 0  # first_step, as a part of the names of random numbers; 0 in runs of older versions
+    draws_after: int = 0  # the model's steps before the run, a part of the names of random numbers
     rate: float | None = None  # the learning rate that a callback has set
     beta: float | None = None  # the weight of the KL term that a callback has set
 
@@ -279,7 +281,10 @@ class Progress:
                 isinstance(self.rows, list)
                 and len(self.rows) == self.epoch
                 and all(
-                    isinstance(row, dict) and set(columns) <= set(row) and _numbers(list(row.values()))
+                    isinstance(row, dict)
+                    and set(columns) <= set(row)
+                    and all(map(str.isidentifier, row))  # not what a spreadsheet would compute
+                    and _numbers(list(row.values()))
                     for row in self.rows
                 ),
                 f"rows are not {self.epoch} of numbers with {', '.join(columns)}",
@@ -317,6 +322,8 @@ def _scheduled(peak: float, options: TrainingOptions, batches: int, first_step: 
 
 def _by_hand(name: str, value: Any) -> float:
     """The number that a callback has set."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
     if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         found = "a function" if callable(value) else repr(value)
         raise ValueError(
@@ -379,7 +386,8 @@ class Trainer:
             self.validation_targets = None if targets is None else self.k.to_host(targets)
         self.validation_labels = None if one_hot is None else one_hot[out]
         self.batches = -(-len(self.trained) // options.batch_size)
-        self.progress = Progress(first_step=self.optimizer.steps, draws_after=self.optimizer.steps)
+        before = self.optimizer.steps
+        self.progress = Progress(first_step=before, draws_after=max(before, model.trained_steps))
         self.best_state: dict[str, np.ndarray] | None = None  # kept here where there is no folder
         # (step, images, beta, losses) not yet read from the device
         self.pending: list[tuple[int, int, float, Array]] = []
@@ -397,7 +405,7 @@ class Trainer:
         }
         self.peak, self.config = model.learning_rate, model.config
         self.model_beta = model.beta
-        self.scheduled: optim.Schedule | None = None  # what the optimiser got from here in a run
+        self.scheduled: float | optim.Schedule | None = None  # what the optimiser got from here in a run
         self.off: list[str] | None = None  # what was switched off when the step was captured
 
     # ---- the step: a function of arrays only ----
@@ -463,8 +471,11 @@ class Trainer:
             KeyboardInterrupt: a signal arrived; the step was finished and saved. The argument is the signal's number.
             FileExistsError: the folder holds checkpoints of another run, which would count as newer than this one's, or
                 another training is running there.
-            RuntimeError: another training of this model is running, of which a callback or another thread calls this.
+            RuntimeError: another training of this model is running, of which a callback or another thread calls this;
+                or this is called inside `no_grad` or `evaluation`.
         """
+        if is_evaluating() or not is_recording():
+            raise RuntimeError("train: nothing can be learned inside evaluation() or no_grad(); call it outside of them")
         with claim(self.folder), self._alone():
             return self._run()
 
@@ -495,6 +506,9 @@ class Trainer:
         network = self.model.network
         if not any(module.training_mode is not False for name, module in network.modules() if name):
             network.train(None)  # somebody has called network.eval(), which means the model as it is now
+        constant = self.options.schedule == "constant" and not self.options.warmup_steps
+        self.scheduled = self.peak if constant else self.schedule
+        self.fixed = self._fixed()
         try:
             self._set_by_hand()
             with pinned(self.k):
@@ -506,6 +520,7 @@ class Trainer:
                 raise KeyboardInterrupt(self.received[0])
         finally:
             self.optimizer.learning_rate, self.scheduled = self.peak, None
+            self.model.trained_steps = self.progress.draws_after + self.progress.step
         if self.folder and len(self.history):
             self.history.write(self.folder)  # again, in case that a kill hit the last time
         if self.options.patience is not None:
@@ -543,7 +558,7 @@ class Trainer:
             try:
                 losses = self.take_step(*arguments)
             except MemoryError as error:
-                mend = f"try --batch-size {max(1, self.batch_size // 2)}"
+                mend = f"try --batch-size {count // 2}" if count > 1 else "take a smaller model"
                 raise DeviceError(f"out of memory in a step on {count} images: {error}; {mend}") from error
             p.batch, p.step = p.batch + 1, p.step + 1
             self.optimizer.steps += 1
@@ -590,29 +605,39 @@ class Trainer:
         """Take over a learning rate or beta that a callback has set; whether there was one.
 
         Raises:
-            ValueError: it is no number that can be used.
+            ValueError: it is no number that can be used, or something else was changed.
         """
         if self.scheduled is None:  # not in a run
             return False
         p, rate, beta = self.progress, self.optimizer.learning_rate, self.model.beta
-        before = p.rate, p.beta
-        if self.model.learning_rate != self.peak:
-            raise ValueError("model.learning_rate: a callback has set it; set trainer.optimizer.learning_rate instead")
-        if rate is not self.scheduled:
-            p.rate = _by_hand("optimizer.learning_rate", rate)
+        before, now = (p.rate, p.beta), self._fixed()
+        if name := next((name for name in {**self.fixed, **now} if now.get(name) != self.fixed.get(name)), None):
+            mend = "set trainer.optimizer.learning_rate instead" if "learning_rate" in name else "do so before the training"
+            raise ValueError(f"{name}: a callback has changed it, which this run cannot take over; {mend}")
+        p.rate = None if rate is self.scheduled else _by_hand("optimizer.learning_rate", rate)
         if beta != (self.model_beta if p.beta is None else p.beta):
             p.beta = _by_hand("model.beta", beta)
             self.options.check_model(self.model)
-        return before != (p.rate, p.beta)
+        if changed := before != (p.rate, p.beta):
+            self._set_by_hand()
+        return changed
+
+    def _fixed(self) -> dict[str, Any]:
+        """By name what a callback can reach and cannot change, because no checkpoint would hold it."""
+        found = {"model.optimizer": self.model.optimizer, "model.learning_rate": self.model.learning_rate}
+        own = {name: x for name, x in vars(self.optimizer).items() if isinstance(x, Real) and name != "steps"}
+        found |= {f"optimizer.{name}": x for name, x in own.items() if name != "learning_rate"}
+        found |= {f"model.{name}": x for name, x in self.model.config.items() if name != "beta"}
+        return {**found, "trainer.options": self.options}
 
     def _switched_off(self) -> list[str]:
         """The parameters that are frozen and the layers in evaluation mode."""
-        return [name for name, (x, switch) in self.switches.items() if getattr(x, switch) is False]
+        return [name for name, (x, switch) in self.switches.items() if getattr(x, switch) not in (None, True)]
 
     def _set_by_hand(self) -> None:
         """Set what a callback had set before this place of the run."""
         p = self.progress
-        self.scheduled = self.schedule
+        assert self.scheduled is not None
         self.optimizer.learning_rate = self.scheduled if p.rate is None else p.rate
         self.model.beta = self.model_beta if p.beta is None else p.beta
 
@@ -719,7 +744,7 @@ class Trainer:
         batch = min(256, self.batch_size)  # what fits into a step fits into this
         images, labels, targets = self.validation_images, self.validation_labels, self.validation_targets
         if not len(images):
-            rows = self.trained[:batch]
+            rows = self.k.from_host(self.trained[:batch])
             images = self.k.to_host(self.images[rows])
             labels = None if self.labels is None else self.k.to_host(self.labels[rows])
         rng, samples = generator(self.options.seed, "validation"), self.options.iw_samples
@@ -750,7 +775,7 @@ class Trainer:
         if self.folder is None or self.progress.best is None:
             return None
         try:
-            state, _, digest = load_state(self.folder / "checkpoints" / "best.safetensors")
+            state, _, digest = load_state(self.folder / "checkpoints" / "best.safetensors", self.folder)
         except DataError:
             return None
         return state if digest == self.progress.best["sha256"] else None
@@ -790,8 +815,8 @@ class Trainer:
         path = self.folder / CHECKPOINT.format(p.step)
         save_state(path, state, record)
         # files of later steps are damaged ones that a resume has skipped: they neither count nor go
-        saved = sorted(other for other in path.parent.glob("step-*.safetensors") if other <= path)
-        for old in saved[:-KEPT_CHECKPOINTS]:
+        saved = numbered(self.folder, CHECKPOINTS)
+        for old in saved[: saved.index(path) + 1][:-KEPT_CHECKPOINTS]:
             with suppress(OSError):
                 old.unlink()
         if p.rows:
