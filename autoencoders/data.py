@@ -29,7 +29,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -161,17 +161,10 @@ def load_dataset(
 
 
 def _load_sample(why: str) -> Dataset:
-    train_images, train_labels, test_images, test_labels = (read_idx(SAMPLE_FOLDER / f"{file}.gz") for file in SIZES)
-    return Dataset(
-        name="fashion-mnist-sample",
-        train_images=train_images[..., None],
-        train_labels=train_labels,
-        test_images=test_images[..., None],
-        test_labels=test_labels,
-        class_names=COLLECTIONS["fashion-mnist"].class_names,
-        source=f"the embedded sample of Fashion-MNIST ({len(train_images)} training and {len(test_images)} test images)"
-        + why,
-    )
+    arrays = {file: read_idx(SAMPLE_FOLDER / f"{file}.gz") for file in SIZES}
+    counts = f"{len(arrays[TRAIN_IMAGES])} training and {len(arrays[TEST_IMAGES])} test images"
+    source = f"the embedded sample of Fashion-MNIST ({counts}){why}"
+    return replace(_dataset("fashion-mnist", arrays, source, []), name="fashion-mnist-sample")
 
 
 def _load_collection(name: str, data_dir: str | os.PathLike[str] | None, download: bool, progress: bool) -> Dataset:

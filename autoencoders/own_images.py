@@ -39,7 +39,7 @@ Part = tuple[np.ndarray, np.ndarray | None]  # images and labels
 
 NPY_HEADER = 10_000  # bytes; NumPy refuses longer ones, but reads them first, up to 4 GB
 DARK = 0.25  # of white: if no pixel is brighter, the source says so
-SUFFIXES = "png jpg jpeg jfif jpe bmp gif tif tiff webp avif pgm ppm"  # of files that must be pictures; others may
+SUFFIXES = "png apng jpg jpeg jfif jpe mpo bmp dib gif tif tiff webp avif pgm ppm pbm pnm"  # of pictures
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")  # no decoder of these starts a program
 MOST_LEVELS = 8  # of folders; a link may lead in a circle
 HIDDEN = r"\..*|.*~|(eh)?thumbs\.db|desktop\.ini|icon\r|__macosx|__pycache__|@eadir|[@#$]recycle(\.bin)?|lost\+found"
@@ -108,7 +108,7 @@ def load_folder(folder: Path, progress: bool) -> Dataset:
     pictures, first = [picture for part in parts for picture in part], len(parts[0])
     count = len(pictures)
     if count < 2:
-        notes += ["save pictures as PNG; give .npy, .npz or the folder of IDX files by its own path"] if passed else []
+        notes += ["save pictures as .png; give .npy, .npz or the folder of IDX files by its own path"] if passed else []
         raise fault(folder, "content", "at least 2 images", "; ".join([str(count), *notes]))
     order = split_order(count)
     if len(parts) == 2:
@@ -140,7 +140,7 @@ def _pictures(folder: Path, passed: list[str], level: int = 1) -> list[Path]:
         if path.is_dir():
             if inner := _pictures(path, passed, level + 1):
                 folders[path.name] = inner
-        elif path.is_file() and (path.suffix[1:].lower() in SUFFIXES.split() or _is_picture(path)):
+        elif path.is_file() and path.suffix[1:].lower() in SUFFIXES.split():
             pictures.append(path)
         else:
             passed.append(path.name)
@@ -221,14 +221,6 @@ def _opened(path: Path, source: IO[bytes]) -> Iterator[Any]:
                 yield image
         except (OSError, SyntaxError) as error:
             raise DataError(f"{path}: {str(error).partition(' <')[0]}; repair or remove the file") from error
-
-
-def _is_picture(path: Path) -> bool:
-    try:
-        with path.open("rb") as file, _opened(path, file):
-            return True
-    except Exception:  # decoders raise many types
-        return False
 
 
 def _read_pictures(paths: list[Path], order: np.ndarray, progress: bool) -> tuple[np.ndarray, int]:
