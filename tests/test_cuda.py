@@ -310,13 +310,11 @@ def test_an_array_beyond_32_bits_is_refused(on_cpu: Any, monkeypatch: pytest.Mon
 def test_four_numbers_are_read_at_once_only_where_a_gpu_can(
     beside: str, on_cpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At multiples of 16 bytes: elsewhere it would stop with an error, which a CPU does not."""
+    """At multiples of 16 bytes: elsewhere it stops with an error. Nothing is run here."""
     launched: dict[str, tuple[Any, ...]] = {}
-    plain = cuda.CudaBackend._launch
 
-    def launch(self: Any, name: str, dtype: Any, grid: Any, threads: int, *arguments: Any) -> None:
+    def launch(_: Any, name: str, dtype: Any, grid: Any, threads: int, *arguments: Any) -> None:
         launched[name] = arguments
-        plain(self, name, dtype, grid, threads, *arguments)
 
     def array(name: str, *shape: int) -> Any:
         first = 1 if name == beside else 0
