@@ -1027,15 +1027,7 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     assert sorted(dataset.test_labels) == [0, 0, 1]
     assert sorted(dataset.train_labels) == [0] * 9 + [1] * 10
     assert list(dataset.train_labels) != sorted(dataset.train_labels), "not class by class"
-    known = {image.tobytes(): label for image, label in zip(dataset.train_images, dataset.train_labels, strict=True)}
-    alone = load_dataset(tmp_path / "cat")
-    cats = {image.tobytes() for image in (*alone.train_images, *alone.test_images)}
-    assert {label for image, label in known.items() if image in cats} == {0}
-    assert len(known.keys() & cats) == 9
     assert load_dataset(tmp_path).content_hash == dataset.content_hash, "the same order each time"
-    save(tmp_path / "stray.png", 5)
-    with pytest.raises(DataError, match=r"content: expected images, or sub-folders .* found both \(stray.png, cat\)"):
-        load_dataset(tmp_path)
 
 
 def test_labels_stay_with_their_images(tmp_path: Path) -> None:
@@ -1183,7 +1175,7 @@ REFUSED = {
         ("a/train/1.png", "a/test/1.png", "b/1.png"),
         "images of one class, found test; put that above",
     ),
-    "both": (("a/1.png", "1.png"), r"found both \(1.png, a\)"),
+    "both": (("a/1.png", "1.png"), r"content: expected images, or sub-folders of images, found both \(1.png, a\)"),
     "too deep": (("/".join("abcdefgh") + "/1.png", "x/1.png"), "at most 8 levels, found more"),
 }
 
@@ -1618,35 +1610,37 @@ def test_both_parts_have_one_scale(tmp_path: Path) -> None:
     assert "0 and 1 are taken as" in load_dataset(tmp_path / "folder").source
 
 
-def test_npz(tmp_path: Path) -> None:
+SPELLINGS = (
+    "train_images train_labels test_images test_labels",
+    "x_train y_train x_test y_test",
+    "X_train Y_train X_test Y_test",
+    "trainX trainY testX testY",
+    "train train_targets test test_targets",
+    "training_data training_labels testing_data testing_labels",
+    "train/imgs train/classes val/imgs val/classes",
+)
+
+
+@pytest.mark.parametrize("names", SPELLINGS)
+def test_both_parts_in_an_npz(tmp_path: Path, names: str) -> None:
     images = 255 - np.arange(96, dtype=np.uint8).reshape(6, 4, 4)
+    arrays = (images[:4], np.arange(4), images[4:], np.array([7, 8], np.int8))
     path = tmp_path / "set.npz"
-    for names in (
-        ("train_images", "train_labels", "test_images", "test_labels"),
-        ("x_train", "y_train", "x_test", "y_test"),
-        ("X_train", "Y_train", "X_test", "Y_test"),
-        ("trainX", "trainY", "testX", "testY"),
-        ("train", "train_targets", "test", "test_targets"),
-        ("training_data", "training_labels", "testing_data", "testing_labels"),
-    ):
-        arrays = (images[:4], np.arange(4), images[4:], np.array([7, 8], np.int8))
-        np.savez_compressed(path, **dict(zip(names, arrays, strict=True)), other=np.array(["ignored"]))
-        dataset = load_dataset(path)
-        assert same(dataset, dict(zip(data.SIZES, arrays, strict=True)))
-        assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int64
-        assert dataset.class_names == ()
-        assert dataset.source == f"4 training and 2 test images from {path}; not used: other"
-        assert dataset.ordered
-    np.savez(path, x_train=images)
+    np.savez_compressed(path, **dict(zip(names.split(), arrays, strict=True)), other=np.array(["ignored"]))
     dataset = load_dataset(path)
-    assert dataset.train_images.shape == (5, 4, 4, 1)
-    assert dataset.train_labels is None
+    assert same(dataset, dict(zip(data.SIZES, arrays, strict=True)))
+    assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int64
+    assert dataset.class_names == ()
+    note = "val/imgs are for testing; " if "val" in names else ""
+    assert dataset.source == f"4 training and 2 test images from {path}; {note}not used: other"
+    assert dataset.ordered
 
 
 PICTURES = np.full((5, 6, 6), 200, np.uint8)
 SEVEN = np.arange(5) + 7
 NAMED = {  # arrays; number of images for testing, labels of all, what the source says
-    "one array": ({"arr_0": PICTURES}, 1, None, "testing"),
+    "one array": ({"arr_0": PICTURES}, 1, None, "testing$"),
+    "one part": ({"x_train": PICTURES}, 1, None, "testing$"),
     "images": ({"images": PICTURES, "meta": np.arange(3)}, 1, None, "the images are images; not used: meta"),
     "images and labels": ({"images": PICTURES, "labels": SEVEN}, 1, list(SEVEN), "the images are images"),
     "x and y": ({"x": PICTURES, "y": SEVEN}, 1, list(SEVEN), "the images are x"),
@@ -1654,12 +1648,6 @@ NAMED = {  # arrays; number of images for testing, labels of all, what the sourc
     "objects beside": ({"faces": PICTURES, "meta": np.array([{}, 1])}, 1, None, "the images are faces; not used: meta"),
     "rows": ({"kmnist": np.full((5, 784), 200), "ids": SEVEN}, 1, None, "the images are kmnist; rows of|not used: ids"),
     "val": ({"x_train": PICTURES, "x_test": PICTURES[:4], "x_val": PICTURES}, 4, None, "not used: x_val"),
-    "val for testing": (
-        {"train_images": PICTURES, "val_images": PICTURES[:2], "train_labels": SEVEN, "val_labels": SEVEN[:2]},
-        2,
-        [*SEVEN, 7, 8],
-        "val_images are for testing",
-    ),
     "order": ({"images": PICTURES, "train_idx": SEVEN}, 1, None, "the images are images; not used: train_idx"),
     "more names": ({"x_train": PICTURES, "images": PICTURES, "data": SEVEN}, 1, None, "not used: images, data"),
 }
@@ -1809,7 +1797,6 @@ NPZ_FAULTS = {
     ),
     "test dtype": ({"x_train": ZEROS, "x_test": BYTES}, r"test images: kind: expected float32 of .* found uint8"),
     "test values": ({"x_train": ZEROS, "x_test": ZEROS - 1}, r"x_test: values: expected floats in \[0, 1\]"),
-    "objects": ({"x_train": np.array([None, {}])}, r"x_train: dtype: expected numbers, found object"),
     "long names": ({"a" * 200 + str(i): ZEROS for i in range(9)}, "arrays: .* found a{40}, a{40}, a{40} and 6 more$"),
 }
 
