@@ -348,16 +348,11 @@ class Autoencoder:
             raise DataError("images: there are none")
         if fault := value_fault(images):
             raise DataError(f"images: {fault}")
-        if images.dtype != np.uint8:
-            with np.errstate(all="ignore"):
-                images = images.astype(self.dtype, copy=False)
-            return images if images.min() >= 0 and images.max() <= 1 else images.clip(0, 1)  # after rounding
-        if images.max() == 1:
-            raise DataError(
-                "images: found only 0 and 1 as uint8, which stands for 0 to 255; images.astype('float32') keeps black "
-                "and white"
-            )
-        return images
+        if images.dtype == np.uint8:
+            return images
+        with np.errstate(all="ignore"):
+            images = images.astype(self.dtype, copy=False)
+        return images if images.min() >= 0 and images.max() <= 1 else images.clip(0, 1)  # after rounding
 
     def one_hot(self, labels: Any, count: int) -> np.ndarray | None:
         """What a conditional model is told of `count` images: a 1 in the column of the class (count, classes).

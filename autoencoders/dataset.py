@@ -144,7 +144,8 @@ def value_fault(images: Any) -> str | None:
     if np.ma.isMaskedArray(images):
         return "expected plain arrays, found a masked one; images.filled(0) says what stands for the rest"
     if images.dtype == np.uint8:
-        return None
+        dark = "found only 0 and 1 as uint8, which stands for 0 to 255; images.astype('float32') keeps black and white"
+        return dark if images.max() == 1 else None
     wrong = f"expected uint8, or floats in [0, 1], found {images.dtype}"
     if images.dtype.kind not in "fiub":
         return wrong
