@@ -158,7 +158,7 @@ def _by_folder(place: Path, pictures: list[Path]) -> dict[str, list[Path]]:
     """The pictures of each sub-folder by its name, and by "" those outside of sub-folders."""
     found: dict[str, list[Path]] = {}
     for path in pictures:
-        name, *inner = path.relative_to(place).parts
+        name, *inner = path.parts[len(place.parts) :]
         found.setdefault(name if inner else "", []).append(path)
     return found
 
@@ -201,7 +201,7 @@ def _classes(place: Path, pictures: list[Path]) -> list[tuple[Path, str]]:
         raise fault(place, "content", "images, or sub-folders of images", f"both ({both})")
     found = [(path, name) for name, held in folders.items() for path in held]
     for path, name in found:
-        for inner in path.relative_to(place / name).parts[:-1]:
+        for inner in path.parts[len(place.parts) + 1 : -1]:
             if role(inner)[0] or (inner in folders and inner != name):
                 wrong = f"{printable(inner)}; put that above the classes, or leave it out"
                 raise fault(place / name, "content", "images of one class", wrong)

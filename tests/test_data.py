@@ -1648,6 +1648,12 @@ NAMED = {  # arrays; number of images for testing, labels of all, what the sourc
     "objects beside": ({"faces": PICTURES, "meta": np.array([{}, 1])}, 1, None, "the images are faces; not used: meta"),
     "rows": ({"kmnist": np.full((5, 784), 200), "ids": SEVEN}, 1, None, "the images are kmnist; rows of|not used: ids"),
     "val": ({"x_train": PICTURES, "x_test": PICTURES[:4], "x_val": PICTURES}, 4, None, "not used: x_val"),
+    "channels": (
+        {"x_train": np.full((5, 8, 8, 6), 200), "x_test": np.full((4, 8, 8, 6), 200)},
+        4,
+        None,
+        r"npz; axes taken as \(N, H, W, C\) with 6 channels$",  # once
+    ),
     "order": ({"images": PICTURES, "train_idx": SEVEN}, 1, None, "the images are images; not used: train_idx"),
     "more names": ({"x_train": PICTURES, "images": PICTURES, "data": SEVEN}, 1, None, "not used: images, data"),
 }
