@@ -39,7 +39,7 @@ Part = tuple[np.ndarray, np.ndarray | None]  # images and labels
 
 NPY_HEADER = 10_000  # bytes; NumPy refuses longer ones, but reads them first, up to 4 GB
 DARK = 0.25  # of white: if no pixel is brighter, the source says so
-SUFFIXES = "png apng jpg jpeg jfif jpe mpo bmp dib gif tif tiff webp avif pgm ppm pbm pnm"  # of pictures
+SUFFIXES = "png apng jpg jpeg jfif jpe mpo bmp gif tif tiff webp avif pgm ppm pbm pnm"  # of pictures
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")  # no decoder of these starts a program
 MOST_LEVELS = 8  # of folders; a link may lead in a circle
 HIDDEN = r"\..*|.*~|(eh)?thumbs\.db|desktop\.ini|icon\r|__macosx|__pycache__|@eadir|[@#$]recycle(\.bin)?|lost\+found"

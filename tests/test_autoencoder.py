@@ -347,6 +347,7 @@ BAD_IMAGES = [
     (np.zeros((0, 8, 8, 1), "float32"), "there are none"),
     (np.float32(3), r"expected \(N, 8, 8, 1\), found \(\)"),
     (None, r"expected \(N, 8, 8, 1\), found \(\)"),
+    ([[1], [1, 2]], "cannot be read: .* inhomogeneous"),
     (np.full((2, 8, 8, 1), 255), r"found int64; np\.asarray\(images, np\.uint8\)"),
     (np.full((2, 8, 8, 1), 256), "found 256 to 256; divide by the value that stands for white"),
     (np.zeros((2, 8, 8, 1), bool), r"found bool; np\.asarray\(images, np\.float32\)"),
@@ -377,7 +378,7 @@ def test_bad_images_are_told_by_every_method(case):
         lambda: model.train(bad, 2, 1, progress=False),
         lambda: quick_figures(model, bad),
     ]
-    if np.ndim(bad):
+    if isinstance(bad, np.ndarray):
         calls.append(lambda: model.interpolate(bad, bad))
     before = loaded(model)
     for call in calls:
@@ -490,6 +491,7 @@ def test_labels_of_every_kind_of_whole_numbers_mean_the_same():
         ([0, 1.5, 0, 0, 0], r"found 1\.5"),
         ([0, np.nan, 0, 0, 0], "found nan"),
         ([0, None, 0, 0, 0], "found object"),
+        ([0, [1, 2], 0, 0, 0], "cannot be read: .* inhomogeneous"),
         (list("abcde"), "found <U1; number the classes from 0 on"),
         (np.ma.zeros(5, int), "found a masked array"),
         (np.zeros((5, 3), int), r"found shape \(5, 3\); labels\.argmax\(axis=1\)"),

@@ -1409,6 +1409,7 @@ def test_own_idx_files(tmp_path: Path, suffix: str, prefix: str) -> None:
     assert dataset.source.startswith(f"20 training and 10 test images from {folder}; own IDX files, not compared")
     assert dataset.name == str(folder)
     (folder / f"._x-{data.TRAIN_IMAGES}").write_text("hidden")
+    (folder / f"y-{data.TRAIN_IMAGES}").mkdir()  # Kaggle's copies are in folders of their names
     if suffix:  # a copy of each that is unpacked
         for path in list(folder.glob("[!.]*.gz")):
             path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
@@ -1544,6 +1545,16 @@ VALUES = {
     "rounding": (ZEROS + 1.0000001, 1, ""),
     "rounding below": (ZEROS + np.array([-1e-7, 1, 1]), 1, ""),
     "int32": (BYTES.astype(np.int32) + 255, 255, ""),
+    "one too many": (
+        BYTES.astype(np.int32) + 256,
+        None,
+        "found 256 to 256; divide by the value that stands for white$",
+    ),
+    "-1 to 1 in bytes": (
+        BYTES + np.array([-1, 0, 1], np.int8),
+        None,
+        "found -1 to 1; undo the standardising or offset",
+    ),
     "excess": (ZEROS + 1.001, None, r"expected floats in \[0, 1\], found 1.001 to 1.001; images.clip\(0, 1\) cuts off"),
     "NaN": (ZEROS + np.float32(np.nan), None, r"expected floats in \[0, 1\], found NaN; leave out the images"),
     "one NaN": (np.where(np.arange(36).reshape(4, 3, 3) == 7, np.nan, 255.0), None, "found NaN; leave out"),
