@@ -384,11 +384,11 @@ def _sgd_step_(r: np.random.Generator, N: int) -> Iterator[Case]:
 
 
 def _adam_step_(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for decay in (0.0, 0.01):
+    for decay, epsilon, least in ((0.0, 1e-8, 0.1), (0.01, 1e-8, 0.1), (0.0, 0.1, 0.0)):
         D = 100 * N + 1
-        arrays = r.normal(size=D), r.normal(size=D), r.uniform(0.1, 1, D), r.normal(size=D)
+        arrays = r.normal(size=D), r.normal(size=D), r.uniform(least, 1, D), r.normal(size=D)
         scalars = np.array([1e-3, 1 / (1 - 0.9**3), 1 / (1 - 0.999**3)])
-        yield Case("adam_step_", (*arrays, scalars, 0.9, 0.999, 1e-8, decay), written=3)
+        yield Case("adam_step_", (*arrays, scalars, 0.9, 0.999, epsilon, decay), written=3)
 
 
 INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {

@@ -748,7 +748,7 @@ def test_a_captured_step_keeps_what_it_was_given_and_gave(cuda_device: str) -> N
     """Whoever calls it may hold the arguments and results of all calls and write on them: nothing is shared, before the
     recording and after it, with the recorded memory. None stays None, and other shapes or dtypes run as they are."""
     k = minigrad.use(device="cuda")
-    take_step = k.capture(lambda x, none, y: x * 2.0 + y if none is None else x)
+    take_step, keep = k.capture(lambda x, none, y: x * 2.0 + y if none is None else x), k.capture(lambda x: x)
     counters = strict_cupy.reset()
     given: list[Any] = []
     results, wanted = [], []
@@ -761,10 +761,12 @@ def test_a_captured_step_keeps_what_it_was_given_and_gave(cuda_device: str) -> N
         if i % 2:
             results[-1] += 1.0
             wanted[-1] += 1
+        results.append(keep(given[-2][0]))
+        wanted.append(x)
     for found, host in [*given, *zip(results, wanted, strict=True)]:
         assert found.dtype == host.dtype
         np.testing.assert_array_equal(k.to_host(found), host)
-    assert cuda_device == "gpu" or counters.launches["graph"] == 9 - 3 - 2
+    assert cuda_device == "gpu" or counters.launches["graph"] == 2 * (9 - 3 - 2)
 
 
 def test_a_graph_gets_the_memory_that_others_leave(cupy_double: object) -> None:
