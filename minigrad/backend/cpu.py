@@ -50,6 +50,7 @@ class CpuBackend(Backend):
 
     def matmul(self, a: Array, b: Array) -> Array:
         """Faster because rows go to our threads: threads of BLAS would wait spinning, in the way of ours."""
+        a, b = self.for_blas(a), self.for_blas(b)
         if a.ndim != 2 or b.ndim != 2:
             y = np.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.dtype)
             self.pool.run(lambda *_: np.matmul(a, b, out=y), 1, 1)
