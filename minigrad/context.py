@@ -1,23 +1,24 @@
-"""Contexts that are decorators, too: of functions and, step by step, of generators and coroutines."""
+"""Contexts that are decorators, too: of functions, and `Setting` of generators and coroutines."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import ContextDecorator
 from contextvars import ContextVar
 from typing import Any
 
 KINDS: dict[str, Callable[[Any], bool]] = {
-    "generator": inspect.isgeneratorfunction,
-    "coroutine": inspect.iscoroutinefunction,
-    "async generator": inspect.isasyncgenfunction,
+    "a generator": inspect.isgeneratorfunction,
+    "a coroutine": inspect.iscoroutinefunction,
+    "an async generator": inspect.isasyncgenfunction,
 }
 
 
 class Context:
-    """Base of a context that decorates functions. It refuses a generator or coroutine, which it would leave before the
-    first step.
+    """Base of a context that decorates functions. It refuses a generator or coroutine, and a function that returns one
+    or another lazy object: their steps would run after it was left.
 
     Attributes:
         name: for messages.
@@ -45,15 +46,15 @@ class Context:
 
     def _wrapper(self, function: Any, kind: str) -> Callable[..., Any]:
         if kind:
-            raise TypeError(f"{self.name}: a {kind} cannot be decorated; write `with {self.name}():` inside it")
+            raise TypeError(f"{self.name}: {kind} cannot be decorated; write `with {self.name}():` inside it")
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             with self:
                 result = function(*args, **kwargs)
-            if inspect.isgenerator(result) or inspect.iscoroutine(result) or inspect.isasyncgen(result):
+            if isinstance(result, Iterator | Coroutine | AsyncIterator | ContextDecorator):
                 raise TypeError(
                     f"{self.name}: {function} returned a {type(result).__name__}, whose steps would run outside; "
-                    "decorate the function that has the yield or await"
+                    f"write `with {self.name}():` around them"
                 )
             return result
 
@@ -71,6 +72,10 @@ class Setting(Context):
 
     def __init__(self, name: str, active: ContextVar[tuple[Setting, ...]]) -> None:
         self.name, self.active = name, active
+
+    def around(self, function: Any) -> Any:
+        """The decorated function; without one, this context."""
+        return self if function is None else self(function)
 
     def __enter__(self) -> None:
         self.active.set((self, *self.active.get()))
@@ -105,24 +110,5 @@ class Setting(Context):
             with self:
                 return await function(*args, **kwargs)
 
-        async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-            steps = function(*args, **kwargs)
-            resume, value = steps.asend, None
-            try:
-                while True:
-                    with self:
-                        item = await resume(value)
-                    try:
-                        resume, value = steps.asend, (yield item)
-                    except GeneratorExit:
-                        raise
-                    except BaseException as error:
-                        resume, value = steps.athrow, error
-            except StopAsyncIteration:
-                return
-            finally:
-                with self:
-                    await steps.aclose()
-
-        wrappers = {"generator": generator, "coroutine": coroutine, "async generator": async_generator}
-        return wrappers[kind] if kind else super()._wrapper(function, kind)
+        wrappers = {"a generator": generator, "a coroutine": coroutine}
+        return wrappers.get(kind) or super()._wrapper(function, kind)

@@ -22,6 +22,7 @@ from .nn import Parameter
 from .tensor import Tensor
 
 Schedule = Callable[[int], float]  # learning rate of step 1, 2, 3, ...
+Rate = float | Schedule
 
 
 class Flat:
@@ -29,17 +30,16 @@ class Flat:
 
     def __init__(self, parameters: Any) -> None:
         one = isinstance(parameters, Tensor) or not isinstance(parameters, Iterable)
-        self.parameters: list[Tensor] = [parameters] if one else list(parameters)
-        for p in self.parameters:
+        given = [parameters] if one else list(parameters)
+        for p in given:
             if not isinstance(p, Parameter) and not (isinstance(p, Tensor) and p.requires_grad and p.creator is None):
                 raise TypeError(
                     "optimizer: expected parameters, such as model.parameters(), or Tensors that require a gradient "
                     f"and are no operation's result; found a {type(p).__name__}"
                 )
-        if not self.parameters:
+        if not given:
             raise ValueError("optimizer: there are no parameters")
-        if len({id(p) for p in self.parameters}) < len(self.parameters):
-            raise ValueError("optimizer: a parameter is given twice")
+        self.parameters: list[Tensor] = list(dict.fromkeys(given))  # one that two models share is given twice
         if len({p.dtype for p in self.parameters}) > 1:
             raise TypeError("optimizer: some parameters are float32 and some float64; convert with model.to(dtype=...)")
         k = backend_of(*(p.data for p in self.parameters), what="optimizer")
@@ -93,7 +93,7 @@ class Optimizer:
         moments: names and flat arrays of what the optimiser remembers between steps.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], learning_rate: float | Schedule, moments: tuple[str, ...]) -> None:
+    def __init__(self, parameters: Iterable[Tensor], learning_rate: Rate, moments: tuple[str, ...]) -> None:
         if not callable(learning_rate) and not 0 <= learning_rate < math.inf:
             raise ValueError(f"optimizer: learning_rate is {learning_rate} but must be a number >= 0")
         self.flat = Flat(parameters)
@@ -174,12 +174,7 @@ class SGD(Optimizer):
     """
 
     def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        learning_rate: float | Schedule,
-        *,
-        momentum: float = 0.0,
-        nesterov: bool = False,
+        self, parameters: Iterable[Tensor], learning_rate: Rate, *, momentum: float = 0.0, nesterov: bool = False
     ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"SGD: momentum is {momentum} but must lie in [0, 1)")
@@ -204,7 +199,7 @@ class Adam(Optimizer):
     def __init__(
         self,
         parameters: Iterable[Tensor],
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: Rate = 1e-3,
         *,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
@@ -225,22 +220,15 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam, and parameter -= rate * weight_decay * parameter apart from the gradient.
+    """Adam, with its options, and parameter -= rate * weight_decay * parameter apart from the gradient.
 
     Source: Loshchilov and Hutter, Decoupled weight decay regularization, 2019.
     """
 
     def __init__(
-        self,
-        parameters: Iterable[Tensor],
-        learning_rate: float | Schedule = 1e-3,
-        *,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        epsilon: float = 1e-8,
-        weight_decay: float = 0.01,
+        self, parameters: Iterable[Tensor], learning_rate: Rate = 1e-3, *, weight_decay: float = 0.01, **options: float
     ) -> None:
-        super().__init__(parameters, learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+        super().__init__(parameters, learning_rate, **options)
         self.weight_decay = float(weight_decay)
 
 

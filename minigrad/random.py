@@ -19,14 +19,14 @@ def generator(seed: int, *key: str | int) -> np.random.Generator:
     [seed, *key] (never Python's hash(), which changes from process to process).
 
     Args:
-        seed: any int >= 0. key: words and numbers that name the use, e.g. ("shuffle", epoch).
+        seed: any int >= 0, also of NumPy. key: words and numbers that name the use, e.g. ("shuffle", epoch).
     Raises:
         ValueError: the seed is negative. TypeError: seed or key hold something else.
     """
-    parts = [seed, *key]
+    parts = [part.item() if isinstance(part, np.generic) else part for part in (seed, *key)]
     if any(isinstance(part, bool) or not isinstance(part, int | str) for part in parts) or isinstance(seed, str):
         raise TypeError(f"generator: seed must be an int and keys ints or strings, found {parts}")
-    if seed < 0:
+    if int(parts[0]) < 0:
         raise ValueError(f"generator: seed is {seed} but must not be negative")
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

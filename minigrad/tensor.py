@@ -36,8 +36,7 @@ def no_grad(function: Any = None) -> Any:
     It holds for the thread or async task that enters it. Also a decorator of functions, generators and coroutines:
     `@no_grad()` or `@no_grad`.
     """
-    context = Setting("no_grad", _unrecorded)
-    return context if function is None else context(function)
+    return Setting("no_grad", _unrecorded).around(function)
 
 
 def is_recording() -> bool:
@@ -51,8 +50,7 @@ def evaluation(function: Any = None) -> Any:
 
     Like `no_grad`, it holds for the thread or async task that enters it, and is a decorator, too.
     """
-    context = Setting("evaluation", _evaluating)
-    return context if function is None else context(function)
+    return Setting("evaluation", _evaluating).around(function)
 
 
 def is_evaluating() -> bool:
@@ -145,11 +143,14 @@ class Tensor:
     def __int__(self) -> int:
         return int(self.item())
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
     def _for_arrays_only(self, *_: Any) -> Any:
-        raise TypeError("Tensor: compare, index, iterate and measure its array: x.data == y, x.data[0], len(x.data)")
+        raise TypeError("Tensor: compare, index, convert and measure its array: x.data == y, x.data[0], len(x.data)")
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _for_arrays_only
-    __len__ = __iter__ = __contains__ = __getitem__ = _for_arrays_only
+    __len__ = __iter__ = __contains__ = __getitem__ = __setitem__ = __array__ = _for_arrays_only
     __hash__ = object.__hash__  # tensors are keys of dicts, each its own
 
     def detach(self) -> Tensor:
@@ -284,11 +285,13 @@ class Function:
         k: the kernels of the device that the inputs live on; `k.xp` is the array library.
         needs: for each input, whether its gradient is asked for; `backward` may return None for the others.
         bilinear: whether each of the first two inputs is needed for the gradient of the other alone.
+        optional: how many of the last inputs may be None, which are absent then.
     """
 
     k: Backend
     needs: tuple[bool, ...]
     bilinear = False
+    optional = 0
     inputs: tuple[Tensor | None, ...] | None = None  # set by a call that is recorded
     read: list[tuple[Array, list[int], int] | None]  # for each input its array, and its version as it was
     order: int
@@ -334,6 +337,8 @@ class Function:
 
     def _as_tensors(self, operands: tuple[Operand, ...]) -> tuple[Tensor | None, ...]:
         """Operands as tensors of one device and dtype. Python numbers take those of the first tensor."""
+        if any(x is None for x in operands[: len(operands) - self.optional]):
+            raise TypeError(f"{self.name}: found None where an input is needed")
         given = [x if x is None or isinstance(x, Tensor | Real) else Tensor(x) for x in operands]
         tensors = [x for x in given if isinstance(x, Tensor)]
         k = backend_of(*(x.data for x in tensors), what=self.name) if tensors else default_backend()

@@ -98,6 +98,7 @@ def test_sequential_applies_in_order():
         (nn.Softplus(), naive.softplus),
         (nn.Flatten(), lambda x: naive.reshape(x, 2, 12)),
         (nn.Reshape(4, 3), lambda x: naive.reshape(x, 2, 4, 3)),
+        (nn.Reshape((4, np.int64(3))), lambda x: naive.reshape(x, 2, 4, 3)),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, Module) else "",
 )
@@ -661,7 +662,23 @@ def test_a_summary_counts_a_parameter_once():
     assert lines[-1][1:3] == ["15", "27"]  # its multiplications are done as often as it is used
 
 
-def test_a_parameter_given_twice_is_still_refused():
-    layer = nn.Dense(2, 2)
-    with pytest.raises(ValueError, match=r"^optimizer: a parameter is given twice$"):
-        optim.SGD(layer.parameters() + layer.parameters(), 0.1)
+def test_a_parameter_of_two_models_moves_once():
+    a, b = nn.Dense(2, 2), nn.Dense(2, 2)
+    b.weight = a.weight
+    optimizer, before = optim.SGD(a.parameters() + b.parameters(), 0.5), a.weight.data.copy()
+    a.weight.grad[...] = 1
+    optimizer.step()
+    assert np.array_equal(b.weight.data, before - np.float32(0.5))
+    assert optimizer.flat.parameters == [a.weight, a.bias, b.bias]
+
+
+def test_trainable_freezes_all_parameters_of_a_module():
+    model = nn.Sequential(nn.Dense(2, 2), nn.BatchNorm(2))
+    model.layers["1"].trainable = False
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False, False]
+    assert (model.trainable, model.layers["0"].trainable, model.layers["1"].trainable) == (False, True, False)
+    x = Tensor(np.float32([[1, 2], [3, 5]]))
+    model.layers["1"](x)
+    assert not model.layers["1"].moving_mean.numpy().any()
+    model.trainable = np.True_
+    assert [p.requires_grad for p in model.parameters()] == 4 * [True]

@@ -778,6 +778,18 @@ def test_also_refused(call):
         call()
 
 
+def test_a_limit_that_is_no_number_is_refused():
+    for low, high in ((math.nan, 1.0), (0.0, math.nan), (2.0, 1.0)):
+        with pytest.raises(ValueError, match="clip: low"):
+            ops.clip(zeros(2), low, high)
+
+
+def test_shapes_and_axes_may_be_arrays():
+    x, array = Tensor(np.zeros((2, 3))), np.array
+    assert x.reshape(array([3, 2])).shape == x.transpose(array([1, 0])).shape == x.reshape([3, 2]).shape == (3, 2)
+    assert (x.sum(axis=array([0, 1])).shape, x.mean(axis=0, keepdims=np.True_).shape) == ((), (1, 3))
+
+
 def test_pow_refuses_a_tensor_exponent():
     with pytest.raises(TypeError, match="pow: exponent is a Tensor but must be a number"):
         ops.pow(zeros(2), zeros(2))
@@ -847,6 +859,12 @@ def test_sums_of_many_numbers_keep_their_digits(backend):
     b = Tensor(k.from_host(np.ones((3, 1), np.float32)), requires_grad=True)
     ops.matmul(Tensor(rows.reshape(M, 1, 3)), b).backward(k.xp.ones((M, 1, 1), dtype="float32"))
     check("gradient of matmul", b.grad[:, 0], exact, 0)
+    for what, left in {"columns": columns, "every other": pairs, "reversed": rows[:, ::-1]}.items():
+        for multiply in (ops.matmul, ops.dense):  # of gradients with strides that BLAS does not take, too
+            b = Tensor(k.from_host(np.ones((3, 1), np.float32)), requires_grad=True)
+            multiply(Tensor(left), b).sum().backward()
+            order = slice(None, None, -1 if what == "reversed" else 1)
+            check(f"gradient of {multiply.__name__}, {what}", b.grad[:, 0], exact[:, order], 0, CHANNEL_ROUNDINGS)
     b = Tensor(zero, requires_grad=True)
     ops.gaussian_nll(Tensor(rows), k.xp.zeros_like(rows), b).backward()
     check("gradient of gaussian_nll", b.grad, (0.5 - exact**2 / 2) / M, 0)
@@ -879,7 +897,7 @@ def test_reductions_of_nothing(name, shape, backend):
         (np.array([0, 1j]), ValueError, "found complex128"),
         (np.array([0, 1], "datetime64[s]"), ValueError, "found datetime64"),
         (np.ma.masked_array([0, 1], [True, False]), TypeError, "masked"),
-        (Tensor([0.0, 1.0]), TypeError, "found Tensor"),
+        (Tensor([0.0, 1.0]), TypeError, "convert and measure its array"),
     ],
     ids=str,
 )

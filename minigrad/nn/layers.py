@@ -13,6 +13,7 @@ from .. import init, ops
 from ..backend import Array, backend_of, default_backend
 from ..ops.conv import Pair, Size
 from ..ops.norm import BatchNorm as BatchNormFunction
+from ..ops.shape import as_sizes
 from ..tensor import Tensor
 from .module import Module, Parameter
 
@@ -151,10 +152,10 @@ class Flatten(Module):
 
 
 class Reshape(Module):
-    """(N, ...) -> (N, *shape)."""
+    """(N, ...) -> (N, *shape), given as ints or one tuple."""
 
-    def __init__(self, *shape: int) -> None:
-        self.shape = shape
+    def __init__(self, *shape: int | tuple[int, ...]) -> None:
+        self.shape = as_sizes(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], *self.shape)

@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from .. import init
 from ..backend import Array, as_array, backend_of, default_backend, quietly, to_device
+from ..context import Setting
 from ..random import generator
 from ..tensor import Tensor, evaluation, is_evaluating, no_grad
 from .summary import format_summary
 
-_training: ContextVar[bool] = ContextVar("minigrad_training", default=False)  # one value per thread
+_training: ContextVar[tuple[Setting, ...]] = ContextVar("minigrad_training", default=())
 _parameters_made = itertools.count()
 
 
@@ -119,6 +119,17 @@ class Module:
         """All parameters, in the order of assignment."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    @property
+    def trainable(self) -> bool:
+        """Whether no parameter in here is frozen."""
+        return all(parameter.requires_grad for parameter in self.parameters())
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        """Freeze all parameters in here, or none."""
+        for parameter in self.parameters():
+            parameter.requires_grad = bool(value)
+
     def zero_grad(self) -> None:
         """Set all gradients to zero, in place. `backward` adds to them."""
         for parameter in self.parameters():
@@ -132,7 +143,7 @@ class Module:
     @property
     def training(self) -> bool:
         """Whether this module is in training mode here and now: by its mode, and not inside `evaluation`."""
-        return (_training.get() if self.training_mode is None else self.training_mode) and not is_evaluating()
+        return bool(_training.get() if self.training_mode is None else self.training_mode) and not is_evaluating()
 
     @training.setter
     def training(self, mode: bool | None) -> None:
@@ -234,14 +245,9 @@ class Sequential(Module):
         return rows
 
 
-@contextmanager
-def training() -> Iterator[None]:
+def training() -> Setting:
     """Inside this context modules whose mode is None are in training mode, in this thread only: a Trainer's step."""
-    token = _training.set(True)
-    try:
-        yield
-    finally:
-        _training.reset(token)
+    return Setting("nn.training", _training)
 
 
 def _first(pairs: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:

@@ -121,6 +121,7 @@ def _pair(value: Pair | str, name: str, least: int) -> Size:
 
 class Conv2D(Function):
     bilinear = True
+    optional = 1
 
     def __init__(self, stride: Pair, padding: Pair | str) -> None:
         self.stride, self.padding = stride, padding
@@ -140,6 +141,7 @@ class Conv2D(Function):
 
 class Conv2DTranspose(Function):
     bilinear = True
+    optional = 1
 
     def __init__(self, stride: Pair, padding: Pair | str, output_size: Size | None) -> None:
         self.stride, self.padding, self.output_size = stride, padding, output_size

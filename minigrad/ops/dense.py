@@ -28,6 +28,7 @@ class MatMul(Function):
 
 class Dense(Function):
     bilinear = True
+    optional = 1
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         if x.ndim != 2 or weight.ndim != 2:

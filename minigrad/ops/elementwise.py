@@ -249,9 +249,9 @@ def clip(x: Operand, low: float = -math.inf, high: float = math.inf) -> Tensor:
     """min(max(x, low), high). Gradients: 1 within the limits and on them, 0 outside.
 
     Raises:
-        ValueError: low > high.
+        ValueError: low > high, or one is NaN.
     """
-    if low > high:
+    if not low <= high:
         raise ValueError(f"clip: low {low} is above high {high}")
     return Clip(float(low), float(high))(x)
 

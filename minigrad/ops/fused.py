@@ -51,6 +51,8 @@ class ConvChain(Function):
     the sums that its gradient needs while it writes.
     """
 
+    optional = 2
+
     def __init__(self, links: list[Link]) -> None:
         self.links = links
 
@@ -96,6 +98,8 @@ class ConvChain(Function):
 class ConvChainInference(Function):
     """ConvChain with given statistics: mean and variance follow beta among the inputs of each link. It has no gradient:
     it is for use where no graph is recorded."""
+
+    optional = 4
 
     def __init__(self, links: list[Link]) -> None:
         self.links = links

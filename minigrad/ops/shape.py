@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from operator import index
+from typing import Any
 
 from ..backend import Array
 from ..tensor import Function, Operand, Tensor
@@ -18,10 +19,16 @@ Axis = int | tuple[int, ...] | None
 
 def _axes(axis: Axis, ndim: int) -> tuple[int, ...]:
     """axis as a tuple of non-negative ints."""
-    axes = tuple(range(ndim)) if axis is None else tuple(axis) if isinstance(axis, tuple | list) else (index(axis),)
+    axes = tuple(range(ndim)) if axis is None else as_sizes((axis,))
     if any(not -ndim <= a < ndim for a in axes):
         raise ValueError(f"axis {axis} is out of range for a tensor with {ndim} axes")
     return tuple(a % ndim for a in axes)
+
+
+def as_sizes(given: tuple[Any, ...]) -> tuple[int, ...]:
+    """What was given as several numbers, or as one tuple, list or array of them."""
+    several = given[0] if len(given) == 1 and hasattr(given[0], "__len__") else given
+    return tuple(map(index, several))
 
 
 def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -92,19 +99,17 @@ class LogSumExp(Function):
 
 def reshape(x: Operand, *shape: int | tuple[int, ...]) -> Tensor:
     """The same elements in another shape, given as ints or one tuple; one entry may be -1."""
-    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
-    return Reshape(tuple(sizes))(x)  # type: ignore[arg-type]
+    return Reshape(as_sizes(shape))(x)
 
 
 def transpose(x: Operand, *axes: int | tuple[int, ...]) -> Tensor:
     """Axes in another order; without an order, reversed."""
-    order = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes
-    return Transpose(tuple(order) or None)(x)  # type: ignore[arg-type]
+    return Transpose(as_sizes(axes) or None)(x)
 
 
 def sum(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Sum over axes."""
-    return Sum(axis, keepdims)(x)
+    return Sum(axis, bool(keepdims))(x)
 
 
 def mean(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
