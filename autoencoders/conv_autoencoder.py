@@ -194,7 +194,9 @@ class Autoencoder:
     def compile(self, learning_rate: float = 5e-4) -> None:
         """Set the optimiser: Adam with this learning rate, a number."""
         if callable(learning_rate):
-            raise TypeError("compile: learning_rate must be a number; schedules are options of train: schedule='cosine'")
+            raise TypeError(
+                "compile: learning_rate must be a number; choose a schedule in train(..., schedule='cosine')"
+            )
         self.optimizer = optim.Adam(self.network.parameters(), learning_rate)
         self.learning_rate = float(learning_rate)
 

@@ -475,7 +475,7 @@ class Trainer:
                 or this is called inside `no_grad` or `evaluation`.
         """
         if is_evaluating() or not is_recording():
-            raise RuntimeError("train: nothing can be learned inside evaluation() or no_grad(); call it outside of them")
+            raise RuntimeError("train: nothing is learned inside evaluation() or no_grad(); call it outside of them")
         with claim(self.folder), self._alone():
             return self._run()
 
@@ -611,23 +611,23 @@ class Trainer:
             return False
         p, rate, beta = self.progress, self.optimizer.learning_rate, self.model.beta
         before, now = (p.rate, p.beta), self._fixed()
+        self.optimizer.flat.check()  # a callback may have called compile
         if name := next((name for name in {**self.fixed, **now} if now.get(name) != self.fixed.get(name)), None):
-            mend = "set trainer.optimizer.learning_rate instead" if "learning_rate" in name else "do so before the training"
-            raise ValueError(f"{name}: a callback has changed it, which this run cannot take over; {mend}")
+            mend = "set trainer.optimizer.learning_rate" if "learning_rate" in name else "set it before the training"
+            raise ValueError(f"{name}: a callback has changed it, which does not act in a run; {mend}")
         p.rate = None if rate is self.scheduled else _by_hand("optimizer.learning_rate", rate)
         if beta != (self.model_beta if p.beta is None else p.beta):
             p.beta = _by_hand("model.beta", beta)
             self.options.check_model(self.model)
-        if changed := before != (p.rate, p.beta):
-            self._set_by_hand()
-        return changed
+        self._set_by_hand()  # Python's own numbers
+        return before != (p.rate, p.beta)
 
     def _fixed(self) -> dict[str, Any]:
         """By name what a callback can reach and cannot change, because no checkpoint would hold it."""
-        found = {"model.optimizer": self.model.optimizer, "model.learning_rate": self.model.learning_rate}
-        own = {name: x for name, x in vars(self.optimizer).items() if isinstance(x, Real) and name != "steps"}
-        found |= {f"optimizer.{name}": x for name, x in own.items() if name != "learning_rate"}
-        found |= {f"model.{name}": x for name, x in self.model.config.items() if name != "beta"}
+        config = {**self.model.config, "learning_rate": self.model.learning_rate}
+        found = {f"model.{name}": x for name, x in config.items() if name != "beta"}
+        own = vars(self.optimizer).items()
+        found |= {f"optimizer.{n}": x for n, x in own if isinstance(x, Real) and n not in ("steps", "learning_rate")}
         return {**found, "trainer.options": self.options}
 
     def _switched_off(self) -> list[str]:

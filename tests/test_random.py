@@ -126,6 +126,12 @@ def test_other_types_are_refused(key):
         generator(*key)
 
 
+def test_numbers_of_numpy_are_numbers():
+    assert generator(np.uint8(7), "a", np.int64(2)).random() == generator(7, "a", 2).random()
+    config = VAE((8, 8, 1), (2,), (3,), (2,), 2, seed=np.int64(3)).config
+    assert (type(config["seed"]), config["seed"]) == (int, 3)
+
+
 def test_negative_seeds_are_refused():
     with pytest.raises(ValueError, match="seed is -1 but must not be negative"):
         generator(-1, "a")

@@ -12,7 +12,7 @@ import minigrad
 from autoencoders import VAE, Autoencoder, Callback, TrainingOptions, load
 from autoencoders.bounds import quick_figures
 from autoencoders.training import Trainer, load_checkpoint, mean_losses
-from minigrad import Tensor, nn
+from minigrad import Tensor, nn, optim
 from minigrad.random import generator
 from minigrad.tensor import is_evaluating
 
@@ -260,6 +260,32 @@ def test_the_images_held_out_stay_the_same_in_every_call():
     np.testing.assert_array_equal(first.validation_images, second.validation_images)
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda model: model.compile(1e-3),
+        lambda model: (model.to(dtype="float64"), model.to(dtype="float32"), model.compile(1e-3)),
+        lambda model: setattr(model, "optimizer", optim.AdamW(model.network.parameters(), 1e-3)),
+    ],
+    ids=["compile", "to", "own optimizer"],
+)
+def test_another_optimizer_does_not_repeat_random_numbers(between):
+    model = compiled(Spy)
+    model.seen = []
+    for _ in range(3):
+        trainer_of(model, epochs=1).run()
+        between(model)
+    assert len({noise.tobytes() for _, noise in model.seen}) == len(model.seen) == 18
+
+
+@pytest.mark.parametrize("context", [minigrad.no_grad, minigrad.evaluation])
+def test_a_training_that_would_learn_nothing_is_refused(context):
+    trainer = trainer_of(compiled())
+    with context(), pytest.raises(RuntimeError, match="train: nothing is learned inside"):
+        trainer.run()
+    trainer.run()
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_second_run_resumes_to_the_same_bits(named, tmp_path):
     """Also one of a version that did not yet name its random numbers by the steps before it."""
@@ -330,12 +356,51 @@ def test_learning_rate_and_beta_act_at_the_next_step_and_are_written_down(hook, 
         assert resumed.seen == 6 * [(0.5, 0.25) if first < 18 else (1.0, float(np.float32(1e-2)))]
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_learning_rate_that_is_put_back_is_the_scheduled_one_again(schedule):
+    def change(trainer):
+        if trainer.progress.epoch == 1:
+            change.old, trainer.optimizer.learning_rate = trainer.optimizer.learning_rate, 0.5
+        elif trainer.progress.epoch == 2:
+            trainer.optimizer.learning_rate = change.old
+
+    changed = trainer_of(compiled(), On("on_epoch_begin", change), schedule=schedule, epochs=3).run()
+    rates = trainer_of(compiled(), schedule=schedule, epochs=3).run()["learning_rate"]
+    assert changed["learning_rate"] == [rates[0], 0.5, rates[2]]
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.array, float])
+def test_numbers_that_callbacks_set_are_written_down(kind, tmp_path):
+    def change(trainer):
+        trainer.optimizer.learning_rate *= kind(0.5)
+        trainer.model.beta = kind(0.5)
+
+    trainer = trainer_of(compiled(), On("on_epoch_end", change), folder=tmp_path, epochs=3, validation=4)
+    history = trainer.run()
+    assert history["learning_rate"] == pytest.approx([1e-2, 5e-3, 2.5e-3], rel=1e-3)
+    assert {type(x) for row in history.rows for x in row.values()} <= {int, float}
+    value = history["val_reconstruction"][2] + 0.5 * history["val_kl"][2]
+    assert history["val_loss"][2] == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["beta_1", "beta_2", "epsilon", "weight_decay", "variance", "likelihood", "options"])
+def test_what_does_not_act_in_a_run_cannot_be_set_by_a_callback(name):
+    def change(trainer):
+        owner = {"variance": trainer.model, "likelihood": trainer.model, "options": trainer}.get(
+            name, trainer.optimizer
+        )
+        setattr(owner, name, TrainingOptions(clip_norm=1.0) if name == "options" else 0.25)
+
+    with pytest.raises(ValueError, match=rf"\.{name}: a callback has changed it, .* before the training$"):
+        trainer_of(compiled(), On("on_batch_end", change)).run()
+
+
 def test_what_is_frozen_in_a_run_is_frozen_from_the_next_step_on_and_after_a_resume(tmp_path):
     def change(trainer):
         network = trainer.model.network
         if trainer.progress.step == 3:
-            network.layers["encoder_conv_layer_1"].weight.requires_grad = False
-            network.layers["encoder_bn_2"].eval()
+            network.layers["encoder_conv_layer_1"].weight.requires_grad = np.False_
+            network.layers["encoder_bn_2"].train(0)
             self.before = network.state_dict()
         elif trainer.progress.step == 7:
             network.layers["encoder_conv_layer_1"].weight.requires_grad = True
