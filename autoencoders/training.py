@@ -612,7 +612,8 @@ class Trainer:
         p, rate, beta = self.progress, self.optimizer.learning_rate, self.model.beta
         before, now = (p.rate, p.beta), self._fixed()
         self.optimizer.flat.check()  # a callback may have called compile
-        if name := next((name for name in {**self.fixed, **now} if now.get(name) != self.fixed.get(name)), None):
+        if now != self.fixed:
+            name = next(name for name in {**self.fixed, **now} if now.get(name) != self.fixed.get(name))
             mend = "set trainer.optimizer.learning_rate" if "learning_rate" in name else "set it before the training"
             raise ValueError(f"{name}: a callback has changed it, which does not act in a run; {mend}")
         p.rate = None if rate is self.scheduled else _by_hand("optimizer.learning_rate", rate)
