@@ -945,7 +945,10 @@ def test_save_every_counts_steps(tmp_path, monkeypatch):
     for every, expected in ((0, [6, 12]), (4, [4, 6, 8, 12]), (6, [6, 12]), (100, [6, 12])):
         saved: list[str] = []
         with monkeypatch.context() as patch:
-            patch.setattr("autoencoders.training.save_state", lambda path, *_, saved=saved: saved.append(path.stem))
+            patch.setattr(
+                "autoencoders.training.save_state",
+                lambda path, *rest, saved=saved: saved.append(path.stem) or save_state(path, *rest),
+            )
             trainer_of("plain", tmp_path / str(every), save_every=every, validation=3, epochs=2).run()
         numbers = [int(name[5:]) for name in saved if name != "best"]
         assert numbers == expected
