@@ -986,7 +986,9 @@ def test_all_loops_are_compiled_before_the_first_step(restored_backends: None) -
                 for case in list(INPUTS[name](rng(name, "compiled"), 3))[-9:]:
                     results_of(backend, case, inputs_of(backend, case, dtype, layout))
     for loop, _ in loops._examples(None, np.ones):
-        assert len(loop.signatures) == 2, loop
+        # the optimiser's arrays, which are contiguous in a model, are not in other tests
+        rows = [any((getattr(x, "ndim", 0), getattr(x, "layout", "")) == (1, "A") for x in s) for s in loop.signatures]
+        assert rows.count(False) == 2, loop
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
