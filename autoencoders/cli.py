@@ -96,9 +96,9 @@ def _run(body: Callable[[], None], debug: bool, what_remains: Callable[[BaseExce
         return 0
     except KeyboardInterrupt as stop:
         with _deaf():
-            number = stop.args[0] if stop.args else 2
+            number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
             _tell(f"interrupted{what_remains(stop)}")
-            return 128 + int(number)
+            return 128 + number
     except BrokenPipeError as error:
         _tell(f"error: the reader of the output has gone{what_remains(error)}")
         return 1
@@ -273,8 +273,7 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace) ->
     except DataError as error:
         hint = "" if mine else f"; only {record} names this folder, so --data-dir must before anything is put there"
         raise DataError(f"{error}{hint}") from error
-    used = read_record(folder).get("data")
-    dataset = dataset.as_recorded(used.get("content_hash") if isinstance(used, dict) else None)
+    dataset = dataset.as_recorded(read_record(folder).get("data", {}).get("content_hash"))
     show(dataset.source)
     check_fit(model, dataset)
     check_size(model.config, next(model.batches(BATCH)).stop)

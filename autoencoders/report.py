@@ -21,6 +21,7 @@ from . import figures
 from .bounds import to_unit_range
 from .conv_autoencoder import VAE, Autoencoder
 from .data import Dataset
+from .dataset import printable
 from .film import gif
 from .metrics import lines_of, nearest
 from .mixture import Mixture
@@ -203,8 +204,10 @@ def write_report(
     source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     configuration = {"model": measured["model"]}  # of a run, too, how it was trained
     configuration |= {name: record[name] for name in ("options", "learning_rate") if name in record}
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    text = template.render(
+    page = Environment(
+        autoescape=True, finalize=lambda x: printable(str(x), "\n"), trim_blocks=True, lstrip_blocks=True
+    )
+    text = page.from_string(source).render(
         title=title,
         summary=model.summary(),
         data=f"{dataset.source}; {len(dataset.train_images):,} training and {len(dataset.test_images):,} test images",
@@ -220,7 +223,7 @@ def write_report(
         environment=json.dumps(measured["environment"], indent=2),
         measured=json.dumps(measured, indent=2),
     )
-    write_atomically(path, text.encode("utf-8", "backslashreplace"))  # the name of a file need not be UTF-8
+    write_atomically(path, text.encode())
 
 
 TITLES = {

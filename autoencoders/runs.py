@@ -476,13 +476,13 @@ def film_images(dataset: Dataset, rows: slice | np.ndarray) -> tuple[np.ndarray,
     return used[pick_images(labels, SHOWN, len(used), 0)], used[pick_images(labels, SCATTERED, len(used), 1)]
 
 
-def _limit_of(data: Any) -> tuple[int | None, int | None]:
+def _limit_of(data: dict[str, Any]) -> tuple[int | None, int | None]:
     """(limit, seed) for `Dataset.limited` from what a run has recorded of its data.
 
     Raises:
         ValueError: it holds something else.
     """
-    limit, seed = (data.get("limit_train"), data.get("limit_seed")) if isinstance(data, dict) else (None, None)
+    limit, seed = data.get("limit_train"), data.get("limit_seed")
     for name, value, least in (("limit_train", limit, 1), ("limit_seed", seed, 0)):
         if value is not None and not (type(value) is int and value >= least):
             raise ValueError(f"data.{name} is {value!r}")
@@ -515,6 +515,10 @@ def read_record(folder: Path, name: str = RECORD_FILE) -> dict[str, Any]:
         found = record.get(field, [])
         if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
             raise DataError(f"{path}: {field}: expected a list of {what}, found {found!r}{hint}")
+    data = record.get("data", {})
+    named = isinstance(data, dict) and all(isinstance(data.get(x), str | None) for x in ("name", "data_dir"))
+    if not named or not isinstance(record.get("options", {}), dict):
+        raise DataError(f"{path}: data or options: expected objects, with the name and folder of data as texts{hint}")
     return record
 
 
@@ -525,12 +529,10 @@ def data_of_run(
     hears where nothing says what that was.
 
     Raises:
-        DataError: run.json holds something else there.
+        DataError: run.json cannot be read.
     """
     used = read_record(folder).get("data", {})
-    name, place = (used.get("name"), used.get("data_dir")) if isinstance(used, dict) else (used, None)
-    if not isinstance(name, str | None) or not isinstance(place, str | None):
-        raise DataError(f"{folder / RECORD_FILE}: data: expected a name and a folder, found {used!r}")
+    name, place = used.get("name"), used.get("data_dir")
     if not (dataset or name):
         tell(f"{folder / RECORD_FILE} does not say what the model was trained on; --dataset takes other images than")
     return dataset or name or "auto", data_dir or (None if dataset else place)
@@ -556,12 +558,8 @@ def training_of_run(folder: Path) -> tuple[tuple[int | None, int | None], Traini
         DataError: run.json holds something else there.
     """
     record = read_record(folder)
-    options = record.get("options", {})
     try:
-        limit = _limit_of(record.get("data"))
-        if not isinstance(options, dict):
-            raise TypeError(f"expected an object, found {options!r}")
-        return limit, TrainingOptions(**options)
+        return _limit_of(record.get("data", {})), TrainingOptions(**record.get("options", {}))
     except (TypeError, ValueError) as error:
         raise DataError(f"{folder / RECORD_FILE}: options or data: {error}") from error
 
@@ -589,8 +587,7 @@ def has_used(folder: Path, dataset: Dataset) -> bool:
     Raises:
         DataError: run.json cannot be read.
     """
-    used = read_record(folder).get("data")
-    return isinstance(used, dict) and used.get("content_hash") == dataset.content_hash
+    return read_record(folder).get("data", {}).get("content_hash") == dataset.content_hash
 
 
 def trained_on(folder: Path, dataset: Dataset) -> np.ndarray:

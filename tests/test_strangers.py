@@ -70,6 +70,8 @@ def run(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored_b
     monkeypatch.setattr("autoencoders.report.draw", lambda *_, **__: {})
     monkeypatch.setattr("autoencoders.report.close_ups", lambda *_, **__: {})
     monkeypatch.setattr(EVALUATE, "measure", measure)
+    monkeypatch.setattr(autoencoders.figures, "film_frame", lambda *_: None)
+    monkeypatch.setattr(autoencoders.figures, "pixels", lambda _: np.zeros((8, 8, 3), np.uint8))
     shutil.copytree(shelf / "run", "run")
     shutil.copy(shelf / "own.npz", "own.npz")
     for name in (*runs.OWN_FILES, "id_rsa", "sub/diary.txt", ".history.csv.a.part", ".step-1.safetensors.b.part"):
@@ -522,12 +524,13 @@ def test_the_report_escapes_what_it_is_told(run, capsys):
     pytest.importorskip("jinja2")
     pytest.importorskip("sklearn")
     record = json.loads((run / "run.json").read_text())
-    record["commands"] = ["<script>alert(1)</script>"]
+    record["commands"] = [f"<script>alert(1)</script>{NASTY}\ud800"]
     (run / "run.json").write_text(json.dumps(record))
     assert call(capsys, *programs(run, READ)[1])[0] == 0
     text = (run / "report.html").read_text()
     assert "<script>" not in text
-    assert "&lt;script&gt;" in text
+    assert r"&lt;script&gt;alert(1)&lt;/script&gt;a\x1b[2J\x07\r" in text
+    assert text.replace("\n", "").isprintable()
 
 
 # ---- the process that a program runs in ----
