@@ -143,6 +143,10 @@ class _Shown:
         self.output.write(printable(text, self.keep).encode(code, "backslashreplace").decode(code))
         return len(text)
 
+    def flush(self) -> None:
+        if hasattr(self.output, "flush"):  # a host's own need not have it
+            self.output.flush()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.output, name)
 

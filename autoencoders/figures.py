@@ -774,7 +774,7 @@ def loss_curves(
         unit: of the losses, written on their axes.
 
     Raises:
-        ValueError: an empty history, or one without any loss.
+        ValueError: an empty history, one without any loss, or with epochs beyond 1e12.
     """
     if not len(history):
         raise ValueError("loss_curves: the history is empty, there is no epoch to show")
@@ -782,10 +782,12 @@ def loss_curves(
     def column(key: str) -> FloatArray:
         values = [math.nan if row.get(key) is None else float(row[key]) for row in history]
         array = np.asarray(values)
-        array[~np.isfinite(array)] = np.nan
+        array[~(np.abs(array) < 1e30)] = np.nan  # what is beyond, no axis can span
         return array
 
     epochs = np.asarray([float(row.get("epoch", i + 1)) for i, row in enumerate(history)])
+    if not (np.abs(epochs) < 1e12).all():
+        raise ValueError(f"loss_curves: the epochs are {epochs.min():g} to {epochs.max():g}, which no axis can span")
     panels: list[tuple[str, FloatArray, FloatArray]] = []
     for key, name in (("loss", "Total loss"), ("reconstruction", "Reconstruction"), ("kl", "KL divergence")):
         train, validation = column(key), column("val_" + key)

@@ -598,8 +598,13 @@ def trained_on(folder: Path, dataset: Dataset) -> np.ndarray:
     """
     limit, options = training_of_run(folder)
     rows = np.arange(len(dataset.train_images))
+    if not has_used(folder, dataset):
+        return rows
     used = rows[dataset.limited(*limit)]
-    return used[options.split(len(used))[0]] if has_used(folder, dataset) else rows
+    try:
+        return used[options.split(len(used))[0]]
+    except DataError as error:
+        raise DataError(f"{folder / RECORD_FILE}: {error}") from error
 
 
 def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) -> np.ndarray:

@@ -31,6 +31,7 @@ import minigrad
 from autoencoders import VAE, Autoencoder, cli, memory, runs
 from autoencoders.data import load_dataset
 from autoencoders.mixture import Mixture, load_mixture, save_mixture
+from autoencoders.report import loss_curves
 from autoencoders.training import check_writable, latest_checkpoint, load_checkpoint
 from minigrad.serialize import MOST_LISTS, MOST_TEXT, DataError, load_state, numbered, open_file, read_file, save_state
 
@@ -218,6 +219,25 @@ def test_what_an_evaluation_can_do_without_is_told_and_left_out(make, inside, ru
     assert f"{'no losses that can be drawn' if 'no losses' in out else inside}" in out
     assert "no loss curves: " in out or "no film: " in out
     assert content("mine") == before
+
+
+@pytest.mark.parametrize(
+    ("epochs", "losses"),
+    [([1e308, -1e308], [1, 2]), ([float("nan"), 1], [1, 2]), ([1e300], [1]), ([1, 2], [1e308, -1e308]), ([1], [1e99])],
+)
+def test_a_history_that_no_axis_can_span_is_told_and_left_out(epochs, losses, run):
+    rows = [{"epoch": epoch, "loss": loss} for epoch, loss in zip(epochs, losses, strict=True)]
+    (run / "history.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    with pytest.raises(DataError, match=r"history\.jsonl: no losses that can be drawn"):
+        loss_curves(run / "history.jsonl", "")
+
+
+@pytest.mark.parametrize("changes", [{"options": [1]}, {"options": {"validation": 1e300}}, {"data": None}])
+def test_a_record_that_cannot_be_is_named(changes, run):
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | changes))
+    with pytest.raises(DataError, match=r"^run/run\.json: "):
+        runs.trained_on(run, load_dataset("own.npz"))
 
 
 def test_links_that_stay_in_the_folder_and_links_to_it_are_fine(run, capsys):
@@ -561,13 +581,13 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", [*ENDS, "interrupt", "crash"])
+@pytest.mark.parametrize("end", [*ENDS, "interrupt", "stop", "crash"])
 @pytest.mark.parametrize("where", ["main", "runpy", "thread"])
 def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeypatch):
     minigrad.use(kernels="plain")
     words = [*TINY, *ENDS.get(end, ["--out", "new"]), "--threads", "2"]
-    if end in ("interrupt", "crash"):
-        error = {"interrupt": KeyboardInterrupt(), "crash": RuntimeError("x")}[end]
+    errors = {"interrupt": KeyboardInterrupt(), "stop": KeyboardInterrupt("by a callback"), "crash": RuntimeError("x")}
+    if error := errors.get(end):
 
         def fail(*_: Any, **__: Any) -> None:
             raise error
@@ -594,7 +614,7 @@ def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeyp
     else:
         start()
     assert state() == before
-    assert codes == [{"well": 0, "help": 0, "usage": 2, "data": 3, "interrupt": 130, "crash": 1}[end]]
+    assert codes == [{"well": 0, "help": 0, "usage": 2, "data": 3, "interrupt": 130, "stop": 130, "crash": 1}[end]]
 
 
 def test_a_script_that_is_executed_in_a_console_leaves_it_alone(run):
@@ -622,11 +642,9 @@ def test_an_output_of_a_notebook_is_enough(monkeypatch):
         def write(self, text: str) -> None:
             self.text += text
 
-        def flush(self) -> None: ...
-
     output = Output()
     monkeypatch.setattr(sys, "stdout", output)
-    assert cli.run_program(lambda: print("Fréchet \x1b"), debug=False) == 0
+    assert cli.run_program(lambda: print("Fréchet \x1b", flush=True), debug=False) == 0
     assert (output.text, sys.stdout) == ("Fréchet \\x1b\n", output)
 
 
