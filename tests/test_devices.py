@@ -23,7 +23,7 @@ from minigrad.backend.pool import usable_cores
 from minigrad.random import generator
 
 # The only places where float32 inputs may give float64 numbers, each a sum over many values that goes back to float32.
-ACCUMULATORS = {"reference.channel_sum", "reference.moments", "optim.clip_grad_norm"}
+ACCUMULATORS = {"reference.channel_sum", "reference.moments", "optim.clip_grad_norm", "optim.<genexpr>"}
 
 
 CPU_KERNELS = ("numba",) * bool(importlib.util.find_spec("numba")) + ("numpy", "plain")
