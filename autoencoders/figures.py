@@ -181,7 +181,7 @@ def _text_width(text: str, size: float, weight: str = "normal") -> float:
 
 @lru_cache(maxsize=4096)  # class names come again and again
 def _fitted(text: str, width: float, size: float, weight: str = "normal") -> tuple[str, float]:
-    text = " ".join(text.split())
+    text = " ".join(text.split())[:300]  # more fit nowhere, and each is measured
     needed = _text_width(text, size, weight)
     if needed > width:
         size = max(SMALLEST_SIZE, size * width / needed * 0.98)

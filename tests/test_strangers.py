@@ -532,6 +532,16 @@ def test_class_names_of_a_model_cannot_break_an_error(run, capsys):
     assert err[:-1].isprintable()
 
 
+def test_a_class_name_as_long_as_a_file_is_cut_before_it_is_measured(monkeypatch):
+    drawn = autoencoders.figures
+    measured: list[str] = []
+    monkeypatch.setattr(drawn, "_text_width", lambda text, *_: measured.append(text) or 8.0 * len(text))
+    names = ["x" * 10**6, "b\n" * 10**5]
+    drawn.reconstructions(*np.zeros((2, 2, 8, 8, 1)), np.arange(2), names)
+    assert max(map(len, measured)) <= 301
+    assert len(measured) < 1000
+
+
 def test_an_error_quotes_no_whole_file(capsys):
     def body() -> None:
         raise DataError("x" * 10**6)
