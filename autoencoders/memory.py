@@ -91,7 +91,9 @@ def step_memory(model: Autoencoder, iw_samples: int = 1, batch: int = 1 << 30) -
                     weights = sum(p.size for p in layer.parameters())
                     a_thread = max(a_thread, weights + (2 * columns + output) // copies)
                     if k.on_host and columns:  # a block has many images if their columns are few
-                        block = min(getattr(k, "block_bytes", 0) // (itemsize * (columns + min(output, size)) // copies), batch)
+                        block = min(
+                            getattr(k, "block_bytes", 0) // (itemsize * (columns + min(output, size)) // copies), batch
+                        )
                         a_thread = max(a_thread, weights + block * (2 * columns + 2 * size + 4 * output) // copies)
             size = output
         results.append(size)  # what the last layer with a BatchNorm hands on; or else the logits, with their gradient

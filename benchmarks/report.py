@@ -716,7 +716,7 @@ def readme_tables(results: Path) -> dict[str, str]:
     times = {name: records[0] for name in ("train", "reconstruct", "startup") if (records := read(name))}
     if "train" in times:
         tables["speed"] = "\n".join([speed(times), *map(memory_in_short, read("memory"))])
-    if records := read("gpu"):
+    if (records := read("gpu")) and any("torch" in row.get("program", "") for row in records[0]["rows"]):
         tables["gpu"] = gpu_in_short(records[0])
     if records := read("quality/*"):
         tables["quality"] = quality(records)

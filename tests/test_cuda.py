@@ -769,6 +769,20 @@ def test_a_captured_step_keeps_what_it_was_given_and_gave(cuda_device: str) -> N
     assert cuda_device == "gpu" or counters.launches["graph"] == 2 * (9 - 3 - 2)
 
 
+def test_what_a_failing_step_has_written_can_be_read(cuda_device: str) -> None:
+    """Whoever saves a model after an error reads what the step was writing."""
+    k = minigrad.use(device="cuda")
+    x, one = (k.from_host(np.full(3, number, np.float32)) for number in (0, 1))
+
+    def step(a: Any) -> Any:
+        x[...] = a
+        raise MemoryError("no more")
+
+    with pytest.raises(MemoryError, match="no more"):
+        k.capture(step)(one)
+    assert k.to_host(x).tolist() == [1, 1, 1]
+
+
 def test_a_graph_gets_the_memory_that_others_leave(cupy_double: object) -> None:
     k = minigrad.use(device="cuda")
     held = k.from_host(np.zeros(1000, np.float32))

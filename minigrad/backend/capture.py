@@ -49,10 +49,11 @@ class Captured:
         """
         outside = self.xp.cuda.get_current_stream()
         self.stream.wait_event(outside.record())
-        with self.stream:
-            result = self._run(arrays)
-        outside.wait_event(self.stream.record())
-        return result
+        try:
+            with self.stream:
+                return self._run(arrays)
+        finally:  # also after an error: what the step has written is read then
+            outside.wait_event(self.stream.record())
 
     def _run(self, arrays: tuple[Array | None, ...]) -> Array:
         kind = [None if x is None else (x.shape, x.dtype) for x in arrays]

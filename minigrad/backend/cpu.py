@@ -50,7 +50,7 @@ class CpuBackend(Backend):
 
     def matmul(self, a: Array, b: Array) -> Array:
         """Faster because rows go to our threads: threads of BLAS would wait spinning, in the way of ours."""
-        a, b = self.for_blas(a), self.for_blas(b)
+        a, b = self._for_blas(a), self._for_blas(b)
         if a.ndim != 2 or b.ndim != 2:
             y = np.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.dtype)
             self.pool.run(lambda *_: np.matmul(a, b, out=y), 1, 1)
@@ -571,8 +571,8 @@ class Moments:
 
 def _tiled(values: Array, x: Array) -> Array:
     """Values (..., C) repeated along the last axis for one row of `_wide(x)`. (np.tile takes ten times as long.)"""
-    C = max(x.shape[-1], 1)
-    tiled = np.empty((*values.shape[:-1], _row_length(x.shape) // C, C), values.dtype)
+    C = x.shape[-1]
+    tiled = np.empty((*values.shape[:-1], _row_length(x.shape) // max(C, 1), C), values.dtype)
     tiled[...] = values[..., None, :]
     return tiled.reshape(*values.shape[:-1], -1)
 

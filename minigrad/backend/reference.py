@@ -110,9 +110,9 @@ class Backend:
 
     def matmul(self, a: Array, b: Array) -> Array:
         """a @ b of matrices, or of stacks of them."""
-        return self.for_blas(a) @ self.for_blas(b)
+        return self._for_blas(a) @ self._for_blas(b)
 
-    def for_blas(self, x: Array) -> Array:
+    def _for_blas(self, x: Array) -> Array:
         """x; or a copy, where neither rows nor columns are contiguous: of those NumPy adds products one after another,
         which loses digits as in `sum`."""
         (M, K), (row, column), size = x.shape[-2:], x.strides[-2:], x.itemsize
