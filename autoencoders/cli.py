@@ -8,10 +8,11 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +31,9 @@ from .runs import RECORD_FILE, check_fit, data_of_run, read_record
 from .training import STOPS, DivergedError, interrupt, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
+_door = threading.Lock()
+_guests: list[None] = []  # one for each program that runs in this process
+_host = ExitStack()  # what the last of them puts back
 LONGEST, MOST_LETTERS = 1000, 10_000  # of an error and of a line: what it quotes can be a whole file
 
 
@@ -79,18 +83,14 @@ def run_program(
     An error is one line on stderr, whose end is what_remains(error); with debug a traceback comes first. Afterwards the
     process is what it was before, in its outputs, signals, warnings and kernels.
     """
-    out: Any = _Shown(sys.stdout)
-    err: Any = _Shown(sys.stderr, "\r")  # which progress bars need
-    with redirect_stdout(out), redirect_stderr(err), _same_kernels():
+    with _guest():
         return _run(body, debug, what_remains)
 
 
 def _run(body: Callable[[], None], debug: bool, what_remains: Callable[[BaseException], str]) -> int:
     try:
         # numbers that are not finite are looked for, and told
-        with raise_signals(), warnings.catch_warnings(), np.errstate(all="ignore"):
-            # a box stands for a letter that the font lacks, and nobody here can give it another font
-            warnings.filterwarnings("ignore", "Glyph .* missing from|Matplotlib .* does not support .* natively")
+        with raise_signals(), np.errstate(all="ignore"):
             body()
         sys.stdout.flush()
         return 0
@@ -143,12 +143,32 @@ class _Shown:
         self.output.write(printable(text, self.keep).encode(code, "backslashreplace").decode(code))
         return len(text)
 
-    def flush(self) -> None:
-        if hasattr(self.output, "flush"):  # a host's own need not have it
-            self.output.flush()
+    def __getattr__(self, name: str) -> Any:  # a host's own output need not have all
+        return getattr(self.output if hasattr(self.output, name) else io.StringIO(), name)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.output, name)
+
+@contextmanager
+def _guest() -> Iterator[None]:
+    """Outputs are shown. After the last of the programs that run at once, the process is what it was before the first:
+    each for itself would bring back what another one has set."""
+    with _door:
+        if not _guests:
+            _host.enter_context(_same_kernels())
+            out: Any = _Shown(sys.stdout)
+            err: Any = _Shown(sys.stderr, "\r")  # which progress bars need
+            _host.enter_context(redirect_stdout(out))
+            _host.enter_context(redirect_stderr(err))
+            _host.enter_context(warnings.catch_warnings())
+            # a box stands for a letter that the font lacks, and nobody here can give it another font
+            warnings.filterwarnings("ignore", "Glyph .* missing from|Matplotlib .* does not support .* natively")
+        _guests.append(None)
+    try:
+        yield
+    finally:
+        with _door:
+            _guests.pop()
+            if not _guests:
+                _host.close()
 
 
 @contextmanager

@@ -592,7 +592,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", [*ENDS, "interrupt", "stop", "crash"])
-@pytest.mark.parametrize("where", ["main", "runpy", "thread"])
+@pytest.mark.parametrize("where", ["main", "runpy", "thread", "threads"])
 def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeypatch):
     minigrad.use(kernels="plain")
     words = [*TINY, *ENDS.get(end, ["--out", "new"]), "--threads", "2"]
@@ -609,7 +609,7 @@ def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeyp
 
     def start() -> None:
         try:
-            if where == "main":
+            if where in ("main", "threads"):  # runpy is not for two threads
                 codes.append(TRAIN.main(words))
             else:
                 runpy.run_path(script, run_name="__main__")
@@ -617,13 +617,17 @@ def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeyp
             codes.append(stop.code)
 
     before = state()
-    if where == "thread":
-        thread = threading.Thread(target=start)
-        thread.start()
-        thread.join()
+    if where.startswith("thread"):
+        threads = [threading.Thread(target=start) for _ in range(1 + where.count("s"))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     else:
         start()
     assert state() == before
+    if where == "threads":  # the second may find the run of the first
+        codes = [min(codes)]
     assert codes == [{"well": 0, "help": 0, "usage": 2, "data": 3, "interrupt": 130, "stop": 130, "crash": 1}[end]]
 
 
@@ -654,7 +658,7 @@ def test_an_output_of_a_notebook_is_enough(monkeypatch):
 
     output = Output()
     monkeypatch.setattr(sys, "stdout", output)
-    assert cli.run_program(lambda: print("Fréchet \x1b", flush=True), debug=False) == 0
+    assert cli.run_program(lambda: print("Fréchet \x1b"[sys.stdout.isatty() :], flush=True), debug=False) == 0
     assert (output.text, sys.stdout) == ("Fréchet \\x1b\n", output)
 
 
