@@ -285,7 +285,8 @@ class Progress:
                     and set(columns) <= set(row)
                     and all(map(str.isidentifier, row))  # not what a spreadsheet would compute
                     and _numbers(list(row.values()))
-                    for row in self.rows
+                    and row.get("epoch") == i
+                    for i, row in enumerate(self.rows, 1)
                 ),
                 f"rows are not {self.epoch} of numbers with {', '.join(columns)}",
             ),
