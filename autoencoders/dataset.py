@@ -130,7 +130,7 @@ def printable(text: str, keep: str = "") -> str:
     """The text with escapes for its control characters, and for all else that prints nothing by itself."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 def listed(names: Iterable[str]) -> str:

@@ -151,8 +151,8 @@ def parse_json(text: bytes | str) -> Any:
     Raises:
         ValueError: it is no JSON, or has too many or too deep lists. RecursionError: too deep ones, in some versions.
     """
-    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    if len(text) > MOST_TEXT or sum(map(text.count, brackets)) > MOST_LISTS:  # type: ignore[arg-type]
+    text = text.decode() if isinstance(text, bytes) else text  # json would guess the encoding
+    if len(text) > MOST_TEXT or text.count("[") + text.count("{") > MOST_LISTS:
         raise ValueError(f"expected at most {MOST_TEXT:,} bytes and {MOST_LISTS:,} lists or objects, found more")
     return json.loads(text)
 
