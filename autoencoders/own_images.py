@@ -444,7 +444,7 @@ def _axes(where: str, shape: tuple[int, ...]) -> tuple[tuple[str, ...], dict[str
     elif (shape[2] in (1, 3) and shape[1] > 4 and shape[3] > 1) or (shape[0] in (1, 3) and shape[3] > 4):
         mend = f"{last} if the images come last"
     if mend:
-        raise fault(where, "shape", "(N, H, W) or (N, H, W, C) without doubt", f"{shape}; {mend}")
+        raise fault(where, "shape", "(N, H, W) or (N, H, W, C), unambiguously", f"{shape}; {mend}")
     sizes = {"C": 1, "H": 28, "W": 28} | dict(zip(axes, shape, strict=True))
     return axes, sizes, note
 
