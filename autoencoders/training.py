@@ -678,7 +678,6 @@ class Trainer:
     def _fetch(self) -> None:
         """Read the losses of the last steps from the device and add them to the epoch's sums."""
         p = self.progress
-        self.optimizer.flat.check()  # a callback may have called compile
         rows = self.k.to_host(self.k.xp.stack([losses for *_, losses in self.pending])).astype(np.float64)
         for (step, count, beta, _), values in zip(self.pending, rows, strict=True):
             if not np.isfinite(values).all():
@@ -907,7 +906,7 @@ class Trainer:
     def _cause(self) -> str:
         """Do the steps since the last good state again, which gives the same bits, up to the first bad number; that
         step is then done operation by operation. The model is left in the good state."""
-        if self.good is None:  # not in a run
+        if self.good is None or self.scheduled is None:  # not in a run
             return ""
         state, progress = self.good
         steps = self.progress.step - progress.step

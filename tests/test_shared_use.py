@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import minigrad
-from autoencoders import VAE, Autoencoder, Callback, TrainingOptions, load
+from autoencoders import VAE, Autoencoder, Callback, DivergedError, TrainingOptions, load
 from autoencoders.bounds import quick_figures
 from autoencoders.training import Trainer, load_checkpoint, mean_losses
 from minigrad import Tensor, nn, optim
@@ -500,6 +500,14 @@ def test_a_callback_that_fails_leaves_all_in_order(hook, error, tmp_path):
         trainer.run()
         model = trainer.model
     assert bits(model) == bits(whole)
+
+
+def test_weights_that_are_spoiled_after_a_run_are_not_saved(tmp_path):
+    trainer = trainer_of(compiled(), folder=tmp_path)
+    trainer.run()
+    trainer.model.network.layers["mu"].weight.data[...] = np.nan
+    with pytest.raises(DivergedError, match=r"mu\.weight is not finite"):
+        trainer.save_checkpoint()
 
 
 @pytest.mark.parametrize("hook", HOOKS[:-1])
