@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.resources import files
 from pathlib import Path
@@ -19,15 +20,17 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+import minigrad
 from minigrad import DeviceError, backend
+from minigrad.backend import KERNELS, PRECISIONS
 from minigrad.backend.pool import keep_freed_memory
 from minigrad.serialize import DataError
 
 from .conv_autoencoder import BATCH, Autoencoder
 from .data import COLLECTIONS, NAMES, Dataset, load_dataset
-from .dataset import printable
+from .dataset import did_you_mean, printable
 from .memory import check_size
-from .runs import RECORD_FILE, check_fit, data_of_run, read_record
+from .runs import MOST_THREADS, RECORD_FILE, check_fit, data_of_run, read_record
 from .training import STOPS, DivergedError, interrupt, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
@@ -35,6 +38,32 @@ _door = threading.Lock()
 _guests: list[None] = []  # one for each program that runs in this process
 _host = ExitStack()  # what the last of them puts back
 LONGEST, MOST_LETTERS = 1000, 10_000  # of an error and of a line: what it quotes can be a whole file
+
+
+Option = tuple[Any, Any, str]  # default, type (list: of whole numbers; bool: a flag), help
+COMPUTING: dict[str, Option] = {
+    "backend": ("auto", str, "kernels"),
+    "threads": (None, int, "CPU threads (default: the cores this process may use)"),
+    "precision": ("fp32", str, "of convolutions on a GPU; tf32 is faster and rounds more"),
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model": ("ae", "vae"),
+    "schedule": ("constant", "cosine"),
+    "likelihood": ("bernoulli", "gaussian", "gaussian-learned"),
+    "precision": PRECISIONS,
+    "backend": ("auto", *KERNELS["cpu"], "cuda"),
+}
+LIMITS: dict[str, tuple[float, float]] = {"threads": (1, MOST_THREADS), "limit-train": (1, math.inf)}
+# what people type who know other programs
+SYNONYMS = {
+    "--learning-rate": "--lr",
+    "--gpu": "--device cuda",
+    "--cuda": "--device cuda",
+    "--cpu": "--device cpu",
+    "--workers": "--threads",
+    "--force": "--overwrite",
+    "--continue": "--resume",
+}
 
 
 class UsageError(ValueError):
@@ -243,11 +272,88 @@ def device(value: str) -> str:
     return value
 
 
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """The type of options that have few values."""
+
+    def check(value: str) -> str:
+        if value not in choices:
+            known = f"one of {', '.join(choices)}{did_you_mean(value, choices)}"
+            raise argparse.ArgumentTypeError(f"is {value!r} but must be {known}")
+        return value
+
+    return check
+
+
+def number(kind: type = int, least: float = -math.inf, most: float = math.inf) -> Callable[[str], Any]:
+    """The type of options that are whole numbers, or numbers, from least to most."""
+    limits = f" from {least} to {most}" if most < math.inf else f" >= {least}" if least > -math.inf else ""
+    expected = ("a whole number" if kind is int else "a number") + limits
+
+    def check(value: str) -> Any:
+        try:
+            found = kind(value)
+        except ValueError as error:
+            hint = "; put spaces between several numbers" if kind is int and "," in value else ""
+            raise argparse.ArgumentTypeError(f"is {value!r} but must be {expected}{hint}") from error
+        if not least <= found <= most and limits:
+            raise argparse.ArgumentTypeError(f"is {found} but must be {expected}")
+        return found
+
+    return check
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors, too, are one line."""
+    """A parser whose errors, too, are one line, and say what may have been meant.
+
+    Args:
+        about: what the program does. examples: of its arguments, shown at the end of the help.
+    """
+
+    def __init__(self, about: str | None, *examples: str, **named: Any) -> None:
+        super().__init__(
+            usage="%(prog)s [options]",
+            description=about,
+            epilog="\n  ".join(("examples:", *examples)) if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **named,
+        )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = self.parse_known_args(args, namespace)
+        if not rest:
+            return found
+        word = rest[0].partition("=")[0]
+        options = [name for action in self._actions for name in action.option_strings]
+        if word.startswith("-"):
+            name = "--" + word.strip("-").replace("_", "-")
+            meant = SYNONYMS.get(name, name)
+            hint = f"; did you mean {meant}?" if meant != name else did_you_mean(name, options)
+            self.error(f"there is no option {word}{hint}")
+        place = next(name for name in ("--model-dir", "--dataset", "option") if name in (*options, "option"))
+        self.error(f"{rest[0]!r} belongs to no option; write {place} {rest[0]}")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {printable(message)}; {self.prog} --help shows all options\n")
+        message = re.sub("^argument ([^ :]+): is ", r"\1 is ", message).removeprefix("argument ")
+        self.exit(2, f"error: {printable(message)} ({self.prog} --help shows all options)\n")
+
+
+def add_options(group: Any, options: dict[str, Option]) -> None:
+    """Add options of a table to a parser or a group of it. One that is not typed is None."""
+    for name, (default, kind, about) in options.items():
+        if default is not None:
+            about += f" (default: {' '.join(map(str, default)) if kind is list else default})"
+        if kind is bool:
+            group.add_argument(f"--{name}", action="store_true", default=None, help=about)
+            continue
+        if kind in (int, float, list):
+            of_text: Any = number(float if kind is float else int, *LIMITS.get(name, ()))
+            shown = "X" if kind is float else "N"
+        else:
+            choices = CHOICES.get(name)
+            of_text = one_of(choices) if choices else text
+            shown = f"{{{','.join(choices)}}}" if choices else name.rpartition("-")[2].upper()
+        group.add_argument(f"--{name}", type=of_text, nargs="+" if kind is list else None, metavar=shown, help=about)
 
 
 def recipes() -> list[str]:
@@ -264,7 +370,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, images: str, seed: str
         default="variational/model",
         help="a trained model's folder (default: %(default)s)",
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help=f"{seed} (default: %(default)s)")
+    parser.add_argument("--seed", metavar="N", type=number(least=0), default=0, help=f"{seed} (default: %(default)s)")
     parser.add_argument("--dataset", metavar="DATASET", type=text, help=f"{images} (default: the data set of the run)")
     parser.add_argument(
         "--data-dir", metavar="DIR", type=text, help="folder that holds its files (default: that of the run)"
@@ -310,6 +416,20 @@ def show(text: str, file: Any = None) -> None:
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """--device and --debug."""
-    parser.add_argument("--device", metavar="DEVICE", type=device, help="cpu, cuda or cuda:<index> (default: cpu)")
-    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    """What all programs have: where it is computed and what is printed."""
+    computing = parser.add_argument_group("computing")
+    computing.add_argument("--device", metavar="DEVICE", type=device, help="cpu, cuda or cuda:<index> (default: cpu)")
+    add_options(computing, COMPUTING)
+    messages = parser.add_argument_group("messages")
+    either = messages.add_mutually_exclusive_group()
+    either.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    either.add_argument("--verbose", action="store_true", help="print more: every layer and every file")
+    messages.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    messages.add_argument(
+        "--version", action="version", version=f"%(prog)s {minigrad.__version__}", help="print the version"
+    )
+
+
+def use_backend(args: argparse.Namespace) -> Any:
+    """The device and kernels of the options."""
+    return minigrad.use(args.device or "cpu", args.backend or "auto", args.threads, args.precision or "fp32")

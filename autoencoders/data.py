@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from minigrad.serialize import DataError, require_file
 
-from .dataset import CHUNK, MAX_BYTES, Dataset, as_data_error, fault
+from .dataset import CHUNK, MAX_BYTES, Dataset, as_data_error, did_you_mean, fault
 from .own_images import Array, Numbers, load_array_file, load_arrays, load_folder
 
 SAMPLE_FOLDER = Path(__file__).with_name("sample_data")
@@ -153,8 +153,9 @@ def load_dataset(
             return load_folder(path, progress)
         if path.suffix.lower() in (".npy", ".npz") and path.exists():
             return load_array_file(path)
+        missing = f"nothing of that name{did_you_mean(path.name, NAMES)}"
         expected = f"{', '.join(NAMES)}, or an existing folder of images or IDX files, .npy or .npz file"
-        raise fault(path, "data set", expected, "another kind of file" if path.exists() else "nothing of that name")
+        raise fault(path, "data set", expected, "another kind of file" if path.exists() else missing)
 
 
 # ---------------------------------------------------------------------------------------- finding the published sets

@@ -6,6 +6,7 @@ Read next: data.py, which finds and loads the published sets, and own_images.py,
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
@@ -131,6 +132,14 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error about a word: a question that names what is known and alike, if anything is."""
+    names = {name.casefold(): name for name in known}
+    begun = [name for name in names if name.startswith(word.casefold())]
+    alike = begun if 0 < len(begun) <= 3 else difflib.get_close_matches(word.casefold(), names, 2, 0.7)
+    return f"; did you mean {' or '.join(names[name] for name in alike)}?" if alike else ""
 
 
 def listed(names: Iterable[str]) -> str:

@@ -128,7 +128,7 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, epochs: int = EPOCH
 
 def main(argv: list[str] | None = None) -> int:
     """Train the classifier on Fashion-MNIST and write its weights into the package."""
-    parser: argparse.ArgumentParser = Parser(prog="python -m autoencoders.features", description=main.__doc__)
+    parser: argparse.ArgumentParser = Parser(main.__doc__, prog="python -m autoencoders.features")
     parser.parse_args(argv)
 
     def body() -> None:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""Measure a saved model on the test images, say what the figures mean, and write it all down: evaluation.json, and with
-pictures report.html."""
+"""Measure a saved model on the test images, say what the figures mean, and write
+it all down: evaluation.json, and with pictures report.html."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ import shlex
 from pathlib import Path
 
 import autoencoders
-import minigrad
 from autoencoders.cli import (
     Parser,
     add_common_options,
     add_model_options,
     data_of_model,
+    number,
     run_program,
     run_script,
     show,
     text,
+    use_backend,
 )
 from autoencoders.conv_autoencoder import folder_of
 from autoencoders.diagnosis import diagnose, verdict
@@ -52,14 +53,18 @@ MOST_IW_SAMPLES = 1_000_000  # an image: a day of work, and the bound has long s
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__, epilog="example: python scripts/evaluate.py --model-dir variational/model")
+    parser = Parser(
+        __doc__,
+        "python scripts/evaluate.py --model-dir variational/model",
+        "python scripts/evaluate.py --model-dir runs/vae10 --out results/vae10",
+    )
     add_model_options(parser, images="images to measure on", seed="of the latent noise and the samples")
     parser.add_argument("--out", metavar="DIR", type=text, help="folder for what is written (default: --model-dir)")
     parser.add_argument("--overwrite", action="store_true", help="replace files in --out that no run has made")
     parser.add_argument(
         "--iw-samples",
         metavar="K",
-        type=int,
+        type=number(int, 0, MOST_IW_SAMPLES),
         default=500,
         help="importance samples an image for iw_nll, which takes most of the time; 0: without (default: %(default)s)",
     )
@@ -69,15 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.seed < 0:
-        parser.error(f"--seed must not be negative, found {args.seed}")
-    if not 0 <= args.iw_samples <= MOST_IW_SAMPLES:
-        parser.error(f"--iw-samples must be 0 to {MOST_IW_SAMPLES}, found {args.iw_samples}")
+    args = build_parser().parse_args(argv)
 
     def body() -> None:
-        backend = minigrad.use(args.device or "cpu")
+        backend = use_backend(args)
         folder = folder_of(args.model_dir)
         out = Path(args.out) if args.out else folder
         if args.out and not args.overwrite:

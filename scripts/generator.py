@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Draw what a saved model does: reconstructions, its latent space and newly generated images."""
+"""Draw what a saved model does: reconstructions, its latent space and newly
+generated images."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ import argparse
 from pathlib import Path
 
 import autoencoders
-import minigrad
 from autoencoders import figures
 from autoencoders.bounds import latents_of
 from autoencoders.cli import (
@@ -21,13 +21,16 @@ from autoencoders.cli import (
     add_common_options,
     add_model_options,
     data_of_model,
+    number,
     run_program,
     run_script,
     show,
     text,
+    use_backend,
 )
 from autoencoders.conv_autoencoder import folder_of
 from autoencoders.data import Dataset
+from autoencoders.dataset import did_you_mean
 from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
 from autoencoders.runs import PICTURES, check_results, check_unchanged, draw, model_hash, recover, save_pictures
 from autoencoders.training import check_writable
@@ -37,8 +40,9 @@ MOST_SAMPLES = 1000  # that a picture can hold
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
-        description=__doc__,
-        epilog="example: python scripts/generator.py --model-dir variational/model --samples 100 --seed 7",
+        __doc__,
+        "python scripts/generator.py --model-dir runs/vae10 --samples 100 --seed 7",
+        'python scripts/generator.py --model-dir runs/cvae --class "Ankle boot"',
     )
     add_model_options(parser, images="images to encode", seed="of all choices")
     parser.add_argument(
@@ -48,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples",
         metavar="N",
-        type=int,
+        type=number(int, 1, MOST_SAMPLES),
         default=48,
         help="new images to draw, rounded up to as many of every class (default: %(default)s)",
     )
@@ -61,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mixture-components",
         metavar="N",
-        type=int,
+        type=number(int, 1),
         help="Gaussians that are fitted now to the latents of a plain autoencoder, to draw new images from, and saved "
         "in --model-dir (default: those saved there, if any)",
     )
@@ -84,7 +88,7 @@ def class_number(model: autoencoders.Autoencoder, wanted: str) -> int:
         if found:
             return found[0]
     known = ", ".join(model.class_names) or f"0 to {model.classes - 1}"
-    raise UsageError(f"--class is {wanted!r} but this model knows {known}")
+    raise UsageError(f"--class is {wanted!r} but this model knows {known}{did_you_mean(wanted, model.class_names)}")
 
 
 def mixture_of(
@@ -109,17 +113,10 @@ def mixture_of(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if not 1 <= args.samples <= MOST_SAMPLES:
-        parser.error(f"--samples must be 1 to {MOST_SAMPLES}, found {args.samples}")
-    if args.seed < 0:
-        parser.error(f"--seed must not be negative, found {args.seed}")
-    if args.mixture_components is not None and args.mixture_components < 1:
-        parser.error(f"--mixture-components must be at least 1, found {args.mixture_components}")
+    args = build_parser().parse_args(argv)
 
     def body() -> None:
-        minigrad.use(args.device or "cpu")
+        use_backend(args)
         folder = folder_of(args.model_dir)
         out = Path(args.out) if args.out else folder / "figures"
         if args.out and not args.overwrite and out.resolve() != (folder / "figures").resolve():

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Train a convolutional autoencoder or VAE and save it with pictures of what it learnt."""
+"""Train a convolutional autoencoder or VAE and save it with pictures of what it
+learnt."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ if __name__ == "__main__" and sys._getframe().f_back is None and not sys.flags.s
     import early  # noqa: F401  before what takes a second to import
 
 import argparse
-import math
 import os
 import re
 import shlex
@@ -20,11 +20,17 @@ from typing import Any
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
 from autoencoders.cli import (
+    CHOICES,
+    COMPUTING,
+    LIMITS,
     RECIPES,
+    Option,
     Parser,
     UsageError,
     add_common_options,
+    add_options,
     check_data_dir,
+    number,
     recipes,
     run_program,
     run_script,
@@ -32,60 +38,61 @@ from autoencoders.cli import (
     text,
 )
 from autoencoders.data import NAMES, Dataset, load_dataset
+from autoencoders.dataset import did_you_mean
 from autoencoders.metrics import table
-from autoencoders.runs import MOST_THREADS, Run, check_folder, replaced_runs, resume_run, start_run
+from autoencoders.runs import Run, check_folder, replaced_runs, resume_run, start_run
 from autoencoders.training import DivergedError
-from minigrad.backend import KERNELS, PRECISIONS
 from minigrad.serialize import DataError, read_file
 
 LONGEST_CONFIG = 1 << 20  # bytes
 FOLDERS = {"ae": "model", "vae": "variational/model"}
-# option: default, type (list: of whole numbers; bool: a flag), help. The same names are read from --config.
-OPTIONS: dict[str, tuple[Any, Any, str]] = {
-    "model": ("vae", str, "ae (plain autoencoder) or vae (variational)"),
-    "epochs": (None, int, "passes over the training images (default: 8; up to 40 where there are few images)"),
-    "batch-size": (128, int, "images a step"),
-    "lr": (2e-3, float, "Adam's learning rate; with the cosine schedule its peak"),
-    "schedule": ("cosine", str, "constant, or cosine from --lr to 0"),
-    "warmup-steps": (
-        None,
-        int,
-        "steps in which the learning rate rises from 0 (default: a tenth of all, at most 200)",
-    ),
-    "clip-norm": (None, float, "limit of the gradient's norm (default: none)"),
-    "latent-dim": (2, int, "dimensions of the latent space"),
-    "filters": ([32, 64, 64, 64], list, "filters of each convolution"),
-    "kernels": ([3, 3, 3, 3], list, "kernel size of each convolution"),
-    "strides": ([1, 2, 2, 1], list, "stride of each convolution"),
-    "beta": (1.0, float, "weight of the KL term (vae)"),
-    "kl-warmup": (0.0, float, "epochs in which beta rises from 0 (vae)"),
-    "likelihood": ("bernoulli", str, "bernoulli, gaussian or gaussian-learned (vae)"),
-    "conditional": (None, bool, "tell encoder and decoder the class of each image (vae; needs labels)"),
-    "denoise": (0.0, float, "standard deviation of noise that the encoder sees on the pixels, which are 0 to 1"),
-    "binarise": (None, bool, "draw every pixel of every step as 0 or 1, its grey being the probability (vae)"),
-    "iw-samples": (1, int, "latents an image and step; from 2 on the importance-weighted bound is trained (vae)"),
-    "seed": (0, int, "of weights, shuffle, noise and split"),
-    "dataset": (
-        "auto",
-        str,
-        "auto, fashion-mnist, fashion-mnist-sample, mnist, a folder of images, an .npz or .npy file",
-    ),
-    "data-dir": (None, str, "folder that holds the data set's files, or shall (default: the user cache)"),
-    "limit-train": (None, int, "use only this many training images (default: all)"),
-    "validation": (0.0, float, "training images held out to measure on: a count, or a share below 1"),
-    "patience": (None, int, "stop after so many epochs without a better validation loss (default: never)"),
-    "save-every": (0, int, "steps between checkpoints, besides one after each epoch"),
-    "backend": ("auto", str, "kernels: auto, numba, numpy or plain"),
-    "threads": (None, int, "CPU threads (default: the cores this process may use)"),
-    "precision": ("fp32", str, "of convolutions on a GPU: fp32, or tf32, which is faster and rounds more"),
+# An option is read from --config by the same name.
+GROUPS: dict[str, dict[str, Option]] = {
+    "": {  # shown first
+        "model": ("vae", str, "plain or variational autoencoder"),
+        "dataset": (
+            "auto",
+            str,
+            "auto, fashion-mnist, fashion-mnist-sample, mnist, a folder of images, an .npz or .npy file",
+        ),
+        "epochs": (None, int, "passes over the training images (default: 8; up to 40 where there are few images)"),
+        "latent-dim": (2, int, "dimensions of the latent space"),
+    },
+    "data": {
+        "data-dir": (None, str, "folder that holds the data set's files, or shall (default: the user cache)"),
+        "limit-train": (None, int, "use only this many training images (default: all)"),
+        "validation": (0.0, float, "training images held out to measure on: a count, or a share below 1"),
+        "denoise": (0.0, float, "standard deviation of noise that the encoder sees on the pixels, which are 0 to 1"),
+        "binarise": (None, bool, "draw every pixel of every step as 0 or 1, its grey being the probability (vae)"),
+    },
+    "network": {
+        "filters": ([32, 64, 64, 64], list, "filters of each convolution"),
+        "kernels": ([3, 3, 3, 3], list, "kernel size of each convolution"),
+        "strides": ([1, 2, 2, 1], list, "stride of each convolution"),
+        "conditional": (None, bool, "tell encoder and decoder the class of each image (vae; needs labels)"),
+    },
+    "loss": {
+        "likelihood": ("bernoulli", str, "of the pixels (vae)"),
+        "beta": (1.0, float, "weight of the KL term (vae)"),
+        "kl-warmup": (0.0, float, "epochs in which beta rises from 0 (vae)"),
+        "iw-samples": (1, int, "latents per image and step; from 2 on the importance-weighted bound is trained (vae)"),
+    },
+    "training": {
+        "batch-size": (128, int, "images per step"),
+        "lr": (2e-3, float, "Adam's learning rate; with the cosine schedule its peak"),
+        "schedule": ("cosine", str, "of the learning rate: constant, or from --lr to 0"),
+        "warmup-steps": (
+            None,
+            int,
+            "steps in which the learning rate rises from 0 (default: a tenth of all, at most 200)",
+        ),
+        "clip-norm": (None, float, "limit of the gradient's norm (default: none)"),
+        "patience": (None, int, "stop after this many epochs without a better validation loss (default: never)"),
+        "save-every": (0, int, "steps between checkpoints, besides one after each epoch"),
+        "seed": (0, int, "of weights, shuffle, noise and split"),
+    },
 }
-CHOICES: dict[str, tuple[str, ...]] = {
-    "model": tuple(FOLDERS),
-    "schedule": ("constant", "cosine"),
-    "likelihood": ("bernoulli", "gaussian", "gaussian-learned"),
-    "precision": PRECISIONS,
-    "backend": ("auto", *KERNELS["cpu"], "cuda"),
-}
+OPTIONS = {name: option for group in (*GROUPS.values(), COMPUTING) for name, option in group.items()}
 # arguments of the library that are options of another name
 RENAMED = {
     "latent_space_dim": "latent-dim",
@@ -100,27 +107,12 @@ WITH_RESUME = {"device", "backend", "threads", "precision", "epochs", "data_dir"
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
-        description=__doc__,
-        epilog="example: python scripts/train_conv_autoencoder.py --latent-dim 10 --epochs 20 --out runs/vae10",
+        __doc__,
+        "python scripts/train_conv_autoencoder.py --latent-dim 10 --out runs/vae10",
+        "python scripts/train_conv_autoencoder.py --out runs/vae10 --resume",
+        "python scripts/train_conv_autoencoder.py --dataset images/ --out runs/mine",
     )
-    for name, (default, kind, about) in OPTIONS.items():
-        if default is not None:
-            shown = " ".join(map(str, default)) if kind is list else default
-            about += f" (default: {shown})"
-        if kind is bool:
-            parser.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help=about)
-            continue
-        many: dict[str, Any] = {"nargs": "+"} if kind is list else {}
-        of_text: Any = {list: int, str: text}.get(kind, kind)
-        parser.add_argument(
-            f"--{name}",
-            type=of_text,
-            default=argparse.SUPPRESS,
-            metavar="N" if kind in (int, float, list) else name.upper(),
-            choices=CHOICES.get(name),
-            help=about,
-            **many,
-        )
+    add_options(parser, GROUPS[""])
     parser.add_argument(
         "--out", metavar="DIR", type=text, help="the run's folder (default: model for ae, variational/model for vae)"
     )
@@ -129,14 +121,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--smoke", action="store_true", help="two batches through every stage, to see that all works")
     parser.add_argument(
         "--config",
-        metavar="FILE.toml",
+        metavar="FILE",
         type=text,
-        help=f"options from a file, or from a recipe ({', '.join(recipes())}); those typed here win",
+        help=f"options from a TOML file, or from a recipe ({', '.join(recipes())}); those typed here win",
     )
-    parser.add_argument("--quiet", action="store_true", help="print errors only")
-    parser.add_argument("--memory-limit", type=float, metavar="GIB", help="of a GPU's memory (default: all)")
-    parser.add_argument("--no-capture", action="store_true", help="on a GPU, launch every kernel: no CUDA graph")
+    for title, options in GROUPS.items():
+        if title:
+            add_options(parser.add_argument_group(title), options)
     add_common_options(parser)
+    gpu = parser.add_argument_group("GPU")
+    gpu.add_argument("--memory-limit", type=number(float), metavar="GIB", help="of its memory (default: all)")
+    gpu.add_argument("--no-capture", action="store_true", help="launch every kernel: no CUDA graph")
     return parser
 
 
@@ -148,7 +143,8 @@ def read_config(path: str) -> dict[str, Any]:
     """
     known = path in recipes()
     if not known and not os.path.lexists(path):
-        raise DataError(f"{path}: there is no such file; the recipes are {', '.join(recipes())}")
+        hint = did_you_mean(path, recipes())
+        raise DataError(f"{path}: there is no such file; the recipes are {', '.join(recipes())}{hint}")
     content = RECIPES.joinpath(f"{path}.toml").read_bytes() if known else read_file(Path(path), most=LONGEST_CONFIG)
     try:
         found = tomllib.loads(content.decode("utf-8-sig"))
@@ -156,7 +152,9 @@ def read_config(path: str) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read as TOML ({error})") from error
     for name, value in found.items():
         if name not in OPTIONS:
-            raise DataError(f"{path}: unknown option {name!r}; known are {', '.join(OPTIONS)}")
+            raise DataError(
+                f"{path}: unknown option {name!r}; known are {', '.join(OPTIONS)}{did_you_mean(name, OPTIONS)}"
+            )
         kind = OPTIONS[name][1]
         good = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
         if not good or (kind is list and not all(type(n) is int for n in value)):
@@ -173,7 +171,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     args = parser.parse_args(argv)
-    typed = {name.replace("-", "_") for name in OPTIONS} & set(vars(args))
+    typed = {name.replace("-", "_") for name in OPTIONS}
+    typed = {name for name in typed if getattr(args, name) is not None}
     if args.resume and (args.overwrite or args.smoke or args.config):
         parser.error("--resume cannot be combined with --overwrite, --smoke or --config")
     if args.resume and (refused := (typed - WITH_RESUME) - {"model"}):
@@ -222,11 +221,11 @@ def main(argv: list[str] | None = None) -> int:
                 run = resume_run(
                     folder,
                     device=args.device,
-                    kernels=getattr(args, "backend", None),
-                    threads=getattr(args, "threads", None),
-                    precision=getattr(args, "precision", None),
-                    epochs=getattr(args, "epochs", None),
-                    data_dir=getattr(args, "data_dir", None),
+                    kernels=args.backend,
+                    threads=args.threads,
+                    precision=args.precision,
+                    epochs=args.epochs,
+                    data_dir=args.data_dir,
                     command=command,
                     progress=not args.quiet,
                     tell=line,
@@ -298,10 +297,12 @@ def training_options(settings: dict[str, Any]) -> TrainingOptions:
 
 def check_counts(settings: dict[str, Any]) -> None:
     """Raise UsageError unless what the library takes as None or a count is one."""
-    for name, most in (("limit_train", math.inf), ("threads", MOST_THREADS)):
-        if settings[name] is not None and not 1 <= settings[name] <= most:
-            limits = ">= 1" if most == math.inf else f"from 1 to {most}"
-            raise UsageError(f"--{name.replace('_', '-')} is {settings[name]} but must be a whole number {limits}")
+    for name, limits in LIMITS.items():
+        if (value := settings[name.replace("-", "_")]) is not None:
+            try:
+                number(int, *limits)(value)
+            except argparse.ArgumentTypeError as error:
+                raise UsageError(f"--{name} {error}") from error
 
 
 def check_settings(settings: dict[str, Any]) -> None:

@@ -168,9 +168,11 @@ def pictures(folder: Path) -> set[str]:
 
 
 @PROGRAMS
-def test_help_shows_every_option_its_default_and_an_example_that_parses(program, call):
+def test_help_shows_every_option_its_default_and_examples_that_parse(program, call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     done = call(program, "--help")
     assert done.code == 0
+    assert max(map(len, done.out.splitlines())) <= 80
     text = " ".join(done.out.split())
     parser = program.build_parser()
     for action in parser._actions:
@@ -178,32 +180,68 @@ def test_help_shows_every_option_its_default_and_an_example_that_parses(program,
         if action.nargs != 0 and action.dest != "config":  # flags are off, and there is no file
             assert "default:" in action.help or action.dest in ("dataset", "data_dir"), action.option_strings
         assert f"{action.option_strings[-1]} " in text
-    example = re.search(r"example: python scripts/(\S+) (.*)$", text)
-    assert example
-    assert example[1] == f"{program.__name__}.py"
-    parser.parse_args(shlex.split(example[2]))
+    examples = re.findall(r"^  python scripts/(\S+) (.*)$", done.out.partition("examples:")[2], re.MULTILINE)
+    assert len(examples) >= 2
+    for name, words in examples:
+        assert name == f"{program.__name__}.py"
+        parser.parse_args(shlex.split(words))
+    common = ["--device", "--backend", "--threads", "--precision", "--quiet", "--verbose", "--debug", "--version"]
+    groups = re.findall(r"^(\w+):\n((?:  .*\n)+)", done.out, re.MULTILINE)
+    assert groups[0][0] == "options"
+    assert all(f"  {name} " in "".join(lines for title, lines in groups if title != "options") for name in common)
 
 
 def test_the_training_options_are_these_with_these_defaults_in_the_help(call):
     expected = """model epochs batch-size lr latent-dim filters kernels strides beta kl-warmup likelihood conditional
         denoise binarise iw-samples seed device backend threads precision data-dir dataset limit-train validation
-        save-every out resume overwrite smoke config quiet debug"""
+        save-every out resume overwrite smoke config quiet verbose debug version"""
     text = " ".join(call(TRAIN, "--help").out.split())
     for name in expected.split():
         assert f" --{name}" in text
     for name, (default, kind, _) in TRAIN.OPTIONS.items():
         if default is not None:
             shown = " ".join(map(str, default)) if kind is list else str(default)
-            described = re.search(rf" --{name} (N|{name.upper()}) .*?\(default: ([^)]*)\)", text.split(" options: ")[1])
+            described = re.search(rf" --{name} [^-].*?\(default: ([^)]*)\)", text.split(" options: ")[1])
             assert described, name
-            assert described[2] == shown
+            assert described[1] == shown
 
 
 @PROGRAMS
 def test_a_usage_error_is_one_line_that_points_to_the_help(program, call):
     call(program, "--wat").failed(2, "--wat", "--help")
     call(program, "--seed", "x").failed(2, "--seed", "'x'", "--help")
+    assert call(program, "--version").out.endswith(f".py {minigrad.__version__}\n")
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "told"),
+    [
+        (TRAIN, "--epoch 3", "no option --epoch; did you mean --epochs?"),
+        (TRAIN, "--bacth-size=3", "no option --bacth-size; did you mean --batch-size?"),
+        (TRAIN, "--latent_dim 3", "did you mean --latent-dim?"),
+        (TRAIN, "-epochs 3", "did you mean --epochs?"),
+        (TRAIN, "--learning-rate 1", "did you mean --lr?"),
+        (TRAIN, "--gpu", "did you mean --device cuda?"),
+        (TRAIN, "--data x", "did you mean --dataset or --data-dir?"),
+        (TRAIN, "--model VAE", "--model is 'VAE' but must be one of ae, vae; did you mean vae?"),
+        (TRAIN, "--likelihood bernouli", "did you mean bernoulli?"),
+        (TRAIN, "--filters 3,4", "--filters is '3,4' but must be a whole number; put spaces between"),
+        (TRAIN, "images", "'images' belongs to no option; write --dataset images"),
+        (TRAIN, "--config vae_10", "did you mean vae10"),
+        (TRAIN, "--config my.toml", "did you mean epochs?"),
+        (TRAIN, "--dataset fashion_mnist", "did you mean fashion-mnist"),
+        (EVALUATE, "runs/x", "'runs/x' belongs to no option; write --model-dir runs/x"),
+        (EVALUATE, "--iw-sample 3", "did you mean --iw-samples?"),
+        (GENERATE, "--sample 3", "did you mean --samples?"),
+        (GENERATE, "--threads 0", "--threads is 0 but must be a whole number from 1 to 1024"),
+    ],
+)  # fmt: skip
+def test_a_typing_mistake_is_answered_with_what_may_be_meant(program, words, told, call):
+    Path("my.toml").write_text("epoch = 3\n")
+    done = call(program, *words.split())
+    done.failed(done.code, told)
+    assert done.code in (2, 3)
 
 
 def test_a_script_runs_as_a_program():
@@ -394,8 +432,8 @@ BAD_OPTIONS = [
     (2, ["--batch-size", "0", "--smoke"], "--batch-size is 0"),
     (2, ["--limit-train", "0"], "--limit-train is 0", ">= 1"),
     (2, ["--threads", "1000000"], "--threads is 1000000", "from 1 to 1024"),
-    (2, ["--out", ""], "--out: is empty"),
-    (2, ["--device", ""], "--device: is empty"),
+    (2, ["--out", ""], "--out is empty"),
+    (2, ["--device", ""], "--device is empty"),
     (2, ["--clip-norm", "inf"], "--clip-norm is inf", "finite"),
     (2, ["--strides", "9" * 30, "2"], ""),  # the text is NumPy's
     (2, ["--limit-train", "-5"], "--limit-train is -5"),
@@ -601,15 +639,15 @@ def test_data_of_another_shape_or_of_no_name(program, call, trained):
     np.savez("rgb.npz", train_images=np.zeros((20, 5, 4, 3), np.uint8))
     call(program, "--model-dir", trained(), "--dataset", "rgb.npz").failed(3, "rgb.npz: does not fit", "(18, 5, 4, 3)")
     call(program, "--model-dir", trained(), "--dataset", "nope").failed(3, "nope", "fashion-mnist")
-    call(program, "--model-dir", trained(), "--seed", -1).failed(2, "--seed must not be negative, found -1")
+    call(program, "--model-dir", trained(), "--seed", -1).failed(2, "--seed is -1 but must be a whole number >= 0")
     told = "--data-dir is of no use with --dataset fashion-mnist-sample; leave it out"
     call(program, "--model-dir", trained(), "--data-dir", "nope").failed(2, told)
     assert os.listdir() == ["rgb.npz"]
 
 
 def test_too_few_and_too_many_samples(call, trained):
-    call(GENERATE, "--model-dir", trained(), "--samples", 0).failed(2, "--samples must be 1 to 1000, found 0")
-    call(GENERATE, "--model-dir", trained(), "--samples", 1001, "--out", "out").failed(2, "--samples must be 1 to 1000")
+    call(GENERATE, "--model-dir", trained(), "--samples", 0).failed(2, "--samples is 0", "from 1 to 1000")
+    call(GENERATE, "--model-dir", trained(), "--samples", 1001, "--out", "out").failed(2, "--samples is 1001")
     assert os.listdir() == []
 
 
@@ -1596,8 +1634,8 @@ def test_evaluate_takes_every_name_of_a_folder(call, trained):
 
 
 def test_evaluate_refuses_what_it_cannot_use(call, trained):
-    call(EVALUATE, "--model-dir", trained(), "--iw-samples", -1).failed(2, "--iw-samples must be 0 to")
-    call(EVALUATE, "--model-dir", trained(), "--iw-samples", 10**11).failed(2, "--iw-samples must be 0 to 1000000")
+    call(EVALUATE, "--model-dir", trained(), "--iw-samples", -1).failed(2, "--iw-samples is -1")
+    call(EVALUATE, "--model-dir", trained(), "--iw-samples", 10**11).failed(2, "from 0 to 1000000")
     shutil.copytree(trained(), "run")
     Path("run/run.json").write_text(json.dumps({"data": {"limit_train": "all"}}))
     call(EVALUATE, "--model-dir", "run").failed(3, "run.json", "limit_train", "'all'")
