@@ -202,7 +202,15 @@ def load_state(path: str | Path, root: Path | None = None) -> tuple[dict[str, np
         raise
     except MemoryError as error:
         raise MemoryError(f"{path} takes twice its {size:,} bytes while it is read") from error
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise DataError(f"{path}: not a minigrad state file, or damaged ({type(error).__name__}: {error})") from error
     if found != stored:
         raise DataError(f"{path}: damaged: its content has SHA-256 {found} but it records {stored}")
