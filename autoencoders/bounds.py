@@ -18,7 +18,7 @@ from minigrad import Tensor, backend_of
 from minigrad.random import generator
 
 from .conv_autoencoder import VAE, Autoencoder
-from .training import TRY_AGAIN, DivergedError
+from .training import TRY_AGAIN, DivergedError, progress_bar
 
 Array = Any
 DRAWS = 4  # of the latent for each image, which give -ELBO its Monte Carlo error
@@ -218,13 +218,11 @@ def importance_weighted_nll(
     Unit: nats.
     Source: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2015, equation 8.
     """
-    from tqdm import tqdm
-
     mu, log_variance = distribution_of(model, images, labels)
     rng = generator(seed, "importance")
     found = []
     group = max(1, IW_ROWS // samples)  # images at a time
-    with tqdm(total=len(images) * samples, unit=" samples", disable=None if progress else True) as bar:
+    with progress_bar(len(images) * samples, " samples", progress) as bar:
         for start in range(0, len(images), group):
             rows = np.arange(start, min(start + group, len(images)))
             largest, total = np.full(len(rows), -np.inf), np.zeros(len(rows))  # sum of weights: exp(largest) * total

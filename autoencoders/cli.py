@@ -30,13 +30,14 @@ from .conv_autoencoder import BATCH, Autoencoder
 from .data import COLLECTIONS, NAMES, Dataset, load_dataset
 from .dataset import did_you_mean, printable
 from .memory import check_size
-from .runs import MOST_THREADS, RECORD_FILE, check_fit, data_of_run, read_record
+from .runs import MOST_THREADS, RECORD_FILE, check_fit, data_of_run, drew, read_record
 from .training import STOPS, DivergedError, interrupt, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
 _door = threading.Lock()
 _guests: list[None] = []  # one for each program that runs in this process
 _host = ExitStack()  # what the last of them puts back
+COLOURS = {"error": 31, "warning": 33}  # red and yellow
 LONGEST, MOST_LETTERS = 1000, 10_000  # of an error and of a line: what it quotes can be a whole file
 
 
@@ -157,6 +158,16 @@ def _stop_again(lost: sys.UnraisableHookArgs) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.001)
 
 
+def coloured(text: str, output: Any) -> str:
+    """The text with the first word of an error or warning in colour, if the output is a terminal that shows colours and
+    NO_COLOR is not set."""
+    word = text.partition(":")[0]
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    if word not in COLOURS or plain or not output.isatty():
+        return text
+    return f"\033[{COLOURS[word]}m{word}\033[0m{text[len(word) :]}"
+
+
 class _Shown:
     """An output that shows what comes from outside and obeys none of it: names of files and classes can hold control
     characters. It fails neither where it was closed at the start nor at a letter that it does not know.
@@ -169,7 +180,8 @@ class _Shown:
 
     def write(self, text: str) -> int:
         code = getattr(self.output, "encoding", None) or "utf-8"
-        self.output.write(printable(text, self.keep).encode(code, "backslashreplace").decode(code))
+        text = printable(text, self.keep).encode(code, "backslashreplace").decode(code)
+        self.output.write(coloured(text, self))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:  # a host's own output need not have all
@@ -335,7 +347,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = re.sub("^argument ([^ :]+): is ", r"\1 is ", message).removeprefix("argument ")
-        self.exit(2, f"error: {printable(message)} ({self.prog} --help shows all options)\n")
+        text = f"error: {printable(message)} ({self.prog} --help shows all options)\n"
+        self.exit(2, coloured(text, sys.stderr) if sys.stderr else text)
 
 
 def add_options(group: Any, options: dict[str, Option]) -> None:
@@ -383,8 +396,8 @@ def check_data_dir(dataset: str, data_dir: str | None) -> None:
         raise UsageError(f"--data-dir is of no use with --dataset {dataset}; leave it out")
 
 
-def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace) -> Dataset:
-    """The data set that the options name, or else the published one of the run in a folder; says which it is.
+def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, tell: Callable[[str], None]) -> Dataset:
+    """The data set that the options name, or else the published one of the run in a folder; tell hears which it is.
 
     A folder may come from a stranger: what only its run.json names is not read as own images, and gets no downloads.
 
@@ -392,19 +405,19 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace) ->
         UsageError: --data-dir is of no use. DataError: it cannot be had, or does not fit the model. DeviceError: the
             model takes more memory than there is.
     """
-    name, place = data_of_run(folder, args.dataset, args.data_dir, show)
+    name, place = data_of_run(folder, args.dataset, args.data_dir, tell)
     record = folder / RECORD_FILE
     if not args.dataset and name not in NAMES:
         raise DataError(f"{record}: data: names own images, {name!r}; if you trust it, give them with --dataset")
     check_data_dir(name, args.data_dir)
     mine = place == args.data_dir
     try:
-        dataset = load_dataset(name, place, download=mine)
+        dataset = load_dataset(name, place, download=mine, progress=not args.quiet)
     except DataError as error:
         hint = "" if mine else f"; only {record} names this folder, so --data-dir must before anything is put there"
         raise DataError(f"{error}{hint}") from error
     dataset = dataset.as_recorded(read_record(folder).get("data", {}).get("content_hash"))
-    show(dataset.source)
+    tell(dataset.source)
     check_fit(model, dataset)
     check_size(model.config, next(model.batches(BATCH)).stop)
     return dataset
@@ -413,6 +426,32 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace) ->
 def show(text: str, file: Any = None) -> None:
     """Print one line, whatever is in the text."""
     print(printable(text[:MOST_LETTERS]), file=file, flush=True)
+
+
+class Output:
+    """What a program says besides its errors; with --quiet only warnings."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.quiet, self.verbose = args.quiet, args.verbose
+
+    def tell(self, text: str) -> None:
+        """Print text of our own, which may have several lines."""
+        if not self.quiet:
+            print(text, flush=True)
+
+    def line(self, text: str) -> None:
+        """Print one line, whatever is in the text."""
+        if not self.quiet:
+            show(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning; with --quiet, too."""
+        show(f"warning: {text}", sys.stderr if self.quiet else sys.stdout)
+
+    def drew(self, paths: list[Path]) -> None:
+        """Say which pictures have been drawn."""
+        for text in drew(paths, self.verbose):
+            self.line(text)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

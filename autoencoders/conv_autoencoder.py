@@ -51,7 +51,9 @@ class Autoencoder:
     """
 
     kind = "ae"
+    name = "Autoencoder"
     loss_names: tuple[str, ...] = ("reconstruction",)
+    loss_words = "mean squared error per pixel"
     unit = "squared error per value"
     beta = 1.0  # the weight of a KL term; the VAE has one
     classes = 0  # that a conditional model is told of; the VAE can be one
@@ -287,6 +289,29 @@ class Autoencoder:
         between = None if rows[0] is None or rows[1] is None else line(rows[0], rows[1])
         return self._decode(z, between).reshape(len(start), steps, *self.input_shape)
 
+    @property
+    def title(self) -> str:
+        """What it is."""
+        told = f", told which of {self.classes} classes" if self.classes else ""
+        plural = "s" if self.latent_space_dim > 1 else ""
+        return f"{self.name} with {self.latent_space_dim} latent dimension{plural}{told}"
+
+    def outline(self) -> str:
+        """The model in a few lines; `summary` shows every layer."""
+        image, code = ("x".join(map(str, shape)) for shape in (self.input_shape, self._encoded_shape))
+        count = len(self.conv_filters)
+        plural = "s" if count > 1 else ""
+        size = sum(p.size for p in self.network.parameters())
+        return "\n".join(
+            (
+                f"model       {self.title}",
+                f"encoder     {count} convolution{plural}, {image} -> {code}",
+                f"decoder     {count} transposed convolution{plural}, {code} -> {image}",
+                f"parameters  {size:,} ({4 * size / 1e6:.2g} MB)",
+                f"loss        {self.loss_words}",
+            )
+        )
+
     def summary(self) -> str:
         """A table of all layers for one image."""
         layer = self.network.layers.get("likelihood")
@@ -448,6 +473,7 @@ class VAE(Autoencoder):
     """
 
     kind = "vae"
+    name = "Variational autoencoder"
     loss_names = ("reconstruction", "kl")
     unit = "nats per image"
 
@@ -492,6 +518,11 @@ class VAE(Autoencoder):
     @property
     def noise_dim(self) -> int:
         return self.latent_space_dim
+
+    @property
+    def loss_words(self) -> str:  # type: ignore[override]
+        weight = "" if self.beta == 1 else f"{self.beta:g} x "
+        return f"nats per image: reconstruction ({self.likelihood}) + {weight}KL divergence"
 
     def losses(
         self,

@@ -8,6 +8,7 @@ Read next: diagnosis.py, what the figures say in words.
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Callable
 from importlib import metadata
@@ -135,6 +136,8 @@ def measure(
             binary, given = binarised(images)[:limit], None if labels is None else labels[:limit]
             rows = importance_weighted_nll(model, binary, iw_samples, seed, progress, labels=given)
             figures |= {"iw_nll": float(rows.mean()), "iw_nll_se": standard_error(rows)}
+            if len(binary) < len(images):
+                notes.append(f"iw_nll is of the first {len(binary):,} test images")
             _check_finite(figures)
         elif iw_samples:
             notes.append("iw_nll is measured for the Bernoulli likelihood only")
@@ -378,8 +381,9 @@ def _distances(images: np.ndarray, train_images: np.ndarray, samples: np.ndarray
 
 
 def table(figures: dict[str, Any]) -> str:
-    """What was measured, of FIGURES all or some, as lines of text."""
-    return "\n".join(f"  {name:<23}{text:<28}{meaning}" for name, text, meaning in lines_of(figures))
+    """What was measured, of FIGURES all or some, as lines of text for 80 columns."""
+    rows = [(name, text, textwrap.wrap(meaning, 38)) for name, text, meaning in lines_of(figures)]
+    return "\n".join(f"  {name:<22}{text:<18}{f'{chr(10):<43}'.join(meaning)}" for name, text, meaning in rows)
 
 
 def lines_of(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -391,7 +395,7 @@ def lines_of(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
             continue
         if not isinstance(value, list):
             text = f"{value:.5g}"
-        elif len(value) <= 4:
+        elif len(value) <= 2:
             text = " ".join(f"{x:.3g}" for x in value)
         else:
             text = f"{min(value):.3g} to {max(value):.3g}"

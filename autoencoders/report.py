@@ -159,12 +159,6 @@ def loss_curves(path: Path, unit: str) -> Any:
         raise DataError(f"{path}: no losses that can be drawn ({error})") from error
 
 
-def title_of(model: Autoencoder) -> str:
-    """What it is, in a line."""
-    kind = "Variational autoencoder" if isinstance(model, VAE) else "Autoencoder"
-    return f"{kind} with {model.latent_space_dim} latent dimension{'s' if model.latent_space_dim > 1 else ''}"
-
-
 def draw_film(folder: Path, dataset: Dataset) -> bytes:
     """The film of the run in a folder as a GIF; no bytes where the run kept no frames or used other data.
 
@@ -181,7 +175,6 @@ def draw_film(folder: Path, dataset: Dataset) -> bytes:
 def write_report(
     path: Path,
     *,
-    title: str,
     model: Autoencoder,
     dataset: Dataset,
     measured: dict[str, Any],
@@ -208,7 +201,7 @@ def write_report(
         autoescape=True, finalize=lambda x: printable(str(x), "\n"), trim_blocks=True, lstrip_blocks=True
     )
     text = page.from_string(source).render(
-        title=title,
+        title=model.title,
         summary=model.summary(),
         data=f"{dataset.source}; {len(dataset.train_images):,} training and {len(dataset.test_images):,} test images",
         verdict=measured["verdict"],

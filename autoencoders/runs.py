@@ -80,6 +80,7 @@ class Run:
 
     Attributes:
         resumable: whether `execute`, ended by an error or signal, leaves a checkpoint of this run.
+        verbose: whether it names every picture.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Run:
     ) -> None:
         self.trainer, self.dataset, self.folder = trainer, dataset, folder
         self.resumed, self.overwrite = resumed, overwrite
-        self.found, self.resumable = found, resumed
+        self.found, self.resumable, self.verbose = found, resumed, False
         before = read_record(folder) if resumed else {}
         self.record: dict[str, Any] = {
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
@@ -166,8 +167,8 @@ class Run:
         tell(f"saved {self.folder / MODEL_FILE}")
         pictures = {"loss_curves": figures.loss_curves(history.rows, unit=model.unit)}
         pictures |= draw(model, self.dataset, seed=seed, count=48)
-        for path in save_pictures(pictures, self.folder / "figures"):
-            tell(f"drew {path}")
+        for text in drew(save_pictures(pictures, self.folder / "figures"), self.verbose):
+            tell(text)
         self.record.update(status="finished", finished=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
         self._write_record()
 
@@ -694,3 +695,9 @@ def save_pictures(pictures: dict[str, Any], folder: Path) -> list[Path]:
         DataError: one cannot be written.
     """
     return [figures.save(figure, folder / f"{name}.png") for name, figure in pictures.items()]
+
+
+def drew(paths: list[Path], verbose: bool) -> list[str]:
+    """What is told of pictures: their number, or a line for each."""
+    count = f"drew {len(paths)} pictures in {paths[0].parent}{os.sep}" if paths else ""
+    return [f"drew {path}" for path in paths] if verbose or len(paths) == 1 else [count] * bool(paths)

@@ -31,6 +31,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -76,6 +77,8 @@ LEFTOVERS = (
 )
 # signals that end a program: of Ctrl-C, of kill, and of a terminal that is closed (not on Windows)
 STOPS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+LOSSES = ("loss", "reconstruction", "kl")
+MOST_ROWS = 20  # of a history that is printed
 MOMENT = "optimizer."  # before the names of moments in a checkpoint
 
 
@@ -189,10 +192,14 @@ class TrainingOptions:
 
 
 class History:
-    """One row (a dict) an epoch. `history["loss"]` is the list of one column; missing values are None."""
+    """One row (a dict) per epoch, `history.rows`. `history["loss"]` is the list of one column; missing values are None.
+    It prints as a table of the losses, and `plot` draws them.
 
-    def __init__(self, rows: Sequence[dict[str, Any]] = ()) -> None:
-        self.rows = list(rows)
+    unit: of the losses.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]] = (), unit: str = "nats per image") -> None:
+        self.rows, self.unit = list(rows), unit
 
     def __getitem__(self, column: str) -> list[Any]:
         if not any(column in row for row in self.rows):
@@ -205,6 +212,28 @@ class History:
     @property
     def columns(self) -> list[str]:
         return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def table(self) -> list[list[str]]:
+        """The epochs and their losses as text, below the names of the columns; of many epochs the first and last."""
+        names = [name for name in self.columns if name == "epoch" or name.removeprefix("val_") in LOSSES]
+        rows = [[short(row[name]) if name in row else "" for name in names] for row in self.rows]
+        middle = [["..."] * len(names)] if len(rows) > MOST_ROWS else []
+        return [names, *(rows[:3] + middle + rows[3 - MOST_ROWS :] if middle else rows)]
+
+    def __repr__(self) -> str:
+        rows = self.table()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+
+    def _repr_html_(self) -> str:
+        rows = ("".join(f"<td>{cell}</td>" for cell in row) for row in self.table())
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+
+    def plot(self) -> Any:
+        """The losses drawn over the epochs, as a figure of Matplotlib, which a notebook shows."""
+        from . import figures
+
+        return figures.loss_curves(self.rows, unit=self.unit)
 
     def write(self, folder: Path) -> None:
         """Write history.csv and history.jsonl anew."""
@@ -536,7 +565,7 @@ class Trainer:
 
     @property
     def history(self) -> History:
-        return History(self.progress.rows)
+        return History(self.progress.rows, self.model.unit)
 
     def _run_epoch(self) -> None:
         p, options = self.progress, self.options
@@ -687,9 +716,7 @@ class Trainer:
             p.sums = [total + count * value for total, value in zip(p.sums, parts, strict=True)]
             p.images += count
         self.pending.clear()
-        self.bar.set_postfix_str(
-            "  ".join(f"{name} {value:.5g}" for name, value in self.running.items()), refresh=False
-        )
+        self._describe(short(self.running["loss"]))
 
     @property
     def running(self) -> dict[str, float]:
@@ -954,24 +981,46 @@ class Trainer:
 
     @contextmanager
     def _bar(self) -> Iterator[None]:
-        from tqdm import tqdm
-
         per_epoch = len(self.trained)
         p = self.progress
         done = p.epoch * per_epoch + min(p.batch * self.options.batch_size, per_epoch)
-        self.bar = tqdm(
-            total=self.options.epochs * per_epoch,
-            initial=done,
-            unit=" images",
-            disable=None if self.show else True,  # None: only on a terminal
-            dynamic_ncols=True,
-            smoothing=0.05,
-        )
+        self.bar = progress_bar(self.options.epochs * per_epoch, " images", self.show, done)
+        self._describe("")
         try:
             yield
         finally:
             self.bar.close()
             del self.bar  # while signals are collected: one that raises in its __del__ is lost
+
+    def _describe(self, loss: str) -> None:
+        """Write epoch and loss before the bar, always as wide."""
+        last = str(self.options.epochs)
+        epoch = min(self.progress.epoch + 1, self.options.epochs)
+        self.bar.set_description_str(f"epoch {epoch:{len(last)}}/{last}  loss {loss:>7}", refresh=False)
+
+
+def progress_bar(total: int, unit: str, show: bool, done: int = 0) -> Any:
+    """A bar with fields of fixed width: a notebook's in a notebook, otherwise only on a terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a notebook without ipywidgets gets no bar
+        from tqdm.autonotebook import tqdm
+    in_notebook = tqdm.__module__ == "tqdm.notebook"
+    return tqdm(
+        total=total,
+        initial=done,
+        unit=unit,
+        unit_scale=True,
+        disable=(False if in_notebook else None) if show else True,  # None: only on a terminal
+        leave=False,
+        dynamic_ncols=True,
+        smoothing=0.05,
+        bar_format="{desc} {bar} {percentage:3.0f}% {rate_noinv_fmt:>15} {remaining:>8} left",
+    )
+
+
+def short(value: float) -> str:
+    """A number in at most 9 letters, if it is below 1e8."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e8 else f"{value:.5g}"
 
 
 def mean_losses(
@@ -1006,16 +1055,12 @@ def mean_losses(
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    """One epoch as one line of text."""
-    parts = [f"epoch {row['epoch']}/{epochs}"]
-    parts += [
-        f"{name} {row[name]:.5g}"
-        for name in ("loss", "reconstruction", "kl", "val_loss", "val_reconstruction", "val_kl")
-        if name in row
-    ]
-    parts.append(f"{row['images_per_second']:.0f} images/s")
-    parts.append(f"{row['seconds']:.0f} s")
-    return "  ".join(parts)
+    """One epoch as a line of text of at most 80 letters."""
+    line = f"epoch {row['epoch']}/{epochs}  loss {short(row['loss'])}"
+    if "kl" in row:
+        line += f" nats (recon {short(row['reconstruction'])}, KL {short(row['kl'])})"
+    held_out = f"  val {short(row['val_loss'])}" if "val_loss" in row else ""
+    return f"{line}{held_out}  {row['seconds']:.0f} s"
 
 
 def environment(k: Backend) -> dict[str, Any]:

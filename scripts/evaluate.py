@@ -15,6 +15,7 @@ from pathlib import Path
 
 import autoencoders
 from autoencoders.cli import (
+    Output,
     Parser,
     add_common_options,
     add_model_options,
@@ -22,7 +23,6 @@ from autoencoders.cli import (
     number,
     run_program,
     run_script,
-    show,
     text,
     use_backend,
 )
@@ -30,7 +30,7 @@ from autoencoders.conv_autoencoder import folder_of
 from autoencoders.diagnosis import diagnose, verdict
 from autoencoders.metrics import library_versions, measure, table
 from autoencoders.mixture import load_mixture
-from autoencoders.report import all_pictures, draw_film, title_of, write_report
+from autoencoders.report import all_pictures, draw_film, write_report
 from autoencoders.runs import (
     CLOSE_UPS,
     PICTURES,
@@ -65,8 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--iw-samples",
         metavar="K",
         type=number(int, 0, MOST_IW_SAMPLES),
-        default=500,
-        help="importance samples an image for iw_nll, which takes most of the time; 0: without (default: %(default)s)",
+        default=0,
+        help="importance samples per image for iw_nll, a tighter bound on the likelihood; 500 take minutes "
+        "(default: 0, not measured)",
     )
     add_common_options(parser)
     return parser
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_args(argv)
+    console = Output(args)
 
     def body() -> None:
         backend = use_backend(args)
@@ -82,30 +84,35 @@ def main(argv: list[str] | None = None) -> int:
         out = Path(args.out) if args.out else folder
         if args.out and not args.overwrite:
             check_results(out, (*RESULTS, *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS)))
-        recover(folder, show)
+        recover(folder, console.line)
         known = model_hash(folder)
         model = autoencoders.load(folder)
         mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(folder)
-        dataset = data_of_model(model, folder, args)
+        dataset = data_of_model(model, folder, args, console.line)
         made = not out.exists()
         check_writable(out)
         if made:
             out.rmdir()  # until there is something to lie in it
         trained = trained_on(folder, dataset)
         figures, notes = measure(
-            model, dataset, seed=args.seed, iw_samples=args.iw_samples, trained=trained, mixture=mixture
+            model,
+            dataset,
+            seed=args.seed,
+            iw_samples=args.iw_samples,
+            trained=trained,
+            mixture=mixture,
+            progress=not args.quiet,
         )
         if figures["iw_nll"] is not None and not training_of_run(folder)[1].binarise:
             notes.append("iw_nll is of binarised images, on which the model was not trained")
-        print(f"test set, {len(dataset.test_images)} images:")
-        print(table(figures))
+        console.tell(f"test set, {len(dataset.test_images):,} images:\n{table(figures)}")
         record = {**figures, "model": model.config}
         findings = diagnose(record)
-        print(verdict(record))
+        console.tell(verdict(record))
         for finding in findings:
-            print(f"  {finding['finding']}\n    why: {finding['why']}\n    try: {finding['option']}")
+            console.tell(f"  {finding['finding']}\n    why: {finding['why']}\n    try: {finding['option']}")
         for note in notes:
-            show(note)
+            console.line(note)
         record |= {
             "diagnosis": findings,
             "verdict": verdict(record),
@@ -120,27 +127,25 @@ def main(argv: list[str] | None = None) -> int:
         }
         check_unchanged(folder, known)
         write_json(out / RESULT_FILE, record)
-        print(f"wrote {out / RESULT_FILE}")
-        drawn = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed, mixture, show)
+        console.line(f"wrote {out / RESULT_FILE}")
+        drawn = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed, mixture, console.warn)
         check_unchanged(folder, known)
         pictures = save_pictures(drawn, out / "figures")
-        for path in pictures:
-            print(f"drew {path}")
+        console.drew(pictures)
         film = None  # and not what lay there before
         try:
             drawing = draw_film(folder, dataset)
         except DataError as error:
             drawing = b""
-            show(f"no film: {error}")
+            console.warn(f"no film: {error}")
         if drawing:
             film = out / "figures" / "film.gif"
             write_atomically(film, drawing)
-            print(f"drew {film}")
+            console.line(f"drew {film}")
         check_unchanged(folder, known)
         try:
             write_report(
                 out / "report.html",
-                title=title_of(model),
                 model=model,
                 dataset=dataset,
                 measured=record,
@@ -148,9 +153,9 @@ def main(argv: list[str] | None = None) -> int:
                 film=film,
                 record=read_record(folder),
             )
-            print(f"wrote {out / 'report.html'}")
+            console.line(f"wrote {out / 'report.html'}; open it in a browser")
         except ImportError:
-            print('report.html needs the extra eval: pip install ".[eval]"')
+            console.line('report.html needs the extra eval: pip install ".[eval]"')
 
     return run_program(body, debug=args.debug)
 

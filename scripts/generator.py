@@ -10,12 +10,15 @@ if __name__ == "__main__" and sys._getframe().f_back is None and not sys.flags.s
     import early  # noqa: F401  before what takes a second to import
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import autoencoders
 from autoencoders import figures
 from autoencoders.bounds import latents_of
 from autoencoders.cli import (
+    Output,
     Parser,
     UsageError,
     add_common_options,
@@ -24,7 +27,6 @@ from autoencoders.cli import (
     number,
     run_program,
     run_script,
-    show,
     text,
     use_backend,
 )
@@ -92,28 +94,29 @@ def class_number(model: autoencoders.Autoencoder, wanted: str) -> int:
 
 
 def mixture_of(
-    model: autoencoders.Autoencoder, folder: Path, known: str, dataset: Dataset, components: int | None, seed: int
+    model: autoencoders.Autoencoder, folder: Path, known: str, dataset: Dataset, args: Any, tell: Callable[[str], None]
 ) -> Mixture | None:
     """What a plain autoencoder draws new images from: the mixture in its folder, or one that is fitted and saved now.
 
     Raises:
         DataError: it cannot be read, fitted or written. RuntimeError: the model's hash is not the one known any more.
     """
-    if components is None:
+    if args.mixture_components is None:
         mixture = load_mixture(folder)
         if mixture is None:
-            print("no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one")
+            tell("no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one")
         return mixture
-    mixture = fit_mixture(latents_of(model, dataset.train_images), components, seed)
+    mixture = fit_mixture(latents_of(model, dataset.train_images), args.mixture_components, args.seed)
     check_unchanged(folder, known)
     save_mixture(folder, mixture)
-    print(f"fitted {components} Gaussians to the latents of {len(dataset.train_images)} training images")
-    print(f"saved {folder / MIXTURE_FILE}")
+    tell(f"fitted {len(mixture.weights)} Gaussians to the latents of {len(dataset.train_images):,} training images")
+    tell(f"saved {folder / MIXTURE_FILE}")
     return mixture
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    console = Output(args)
 
     def body() -> None:
         use_backend(args)
@@ -121,21 +124,20 @@ def main(argv: list[str] | None = None) -> int:
         out = Path(args.out) if args.out else folder / "figures"
         if args.out and not args.overwrite and out.resolve() != (folder / "figures").resolve():
             check_results(out, tuple(f"{name}.png" for name in PICTURES))
-        recover(folder, show)
+        recover(folder, console.line)
         known = model_hash(folder)
         model = autoencoders.load(folder)
         generates = isinstance(model, autoencoders.VAE)
         if generates and args.mixture_components is not None:
             raise UsageError("--mixture-components belongs to a plain autoencoder; a vae draws from its prior")
         label = None if args.class_name is None else class_number(model, args.class_name)
-        dataset = data_of_model(model, folder, args)
-        mixture = None if generates else mixture_of(model, folder, known, dataset, args.mixture_components, args.seed)
+        dataset = data_of_model(model, folder, args, console.line)
+        mixture = None if generates else mixture_of(model, folder, known, dataset, args, console.line)
         pictures = draw(model, dataset, seed=args.seed, count=args.samples, label=label, mixture=mixture)
         check_unchanged(folder, known)
         if not args.out:
             check_writable(folder)
-        for path in save_pictures(pictures, out):
-            print(f"drew {path}")
+        console.drew(save_pictures(pictures, out))
         if args.show:
             figures.show(list(pictures.values()))
 

@@ -25,6 +25,7 @@ from autoencoders.cli import (
     LIMITS,
     RECIPES,
     Option,
+    Output,
     Parser,
     UsageError,
     add_common_options,
@@ -34,7 +35,6 @@ from autoencoders.cli import (
     recipes,
     run_program,
     run_script,
-    show,
     text,
 )
 from autoencoders.data import NAMES, Dataset, load_dataset
@@ -183,16 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     started: list[Run] = []
     config: dict[str, Any] = {}
 
-    def tell(text: str) -> None:
-        if not args.quiet:
-            print(text, flush=True)
-
-    def line(text: str) -> None:
-        if not args.quiet:
-            show(text)
-
-    def warn(text: str) -> None:  # --quiet does not silence that
-        show(text, sys.stderr if args.quiet else sys.stdout)
+    console = Output(args)
 
     def body() -> None:
         try:
@@ -228,8 +219,8 @@ def main(argv: list[str] | None = None) -> int:
                     data_dir=args.data_dir,
                     command=command,
                     progress=not args.quiet,
-                    tell=line,
-                    warn=warn,
+                    tell=console.line,
+                    warn=console.warn,
                 )
             except DataError:
                 raise
@@ -240,16 +231,21 @@ def main(argv: list[str] | None = None) -> int:
         else:
             if settings["model"] == "ae" and (refused := given & VAE_ONLY):
                 raise UsageError(f"--{min(refused).replace('_', '-')} belongs to --model vae")
-            run = new_run(settings, args, folder, command, tell)
+            run = new_run(settings, args, folder, command, console.tell)
         run.trainer.capture = not args.no_capture
         if args.memory_limit is not None:
             if run.trainer.k.on_host:
                 raise UsageError("--memory-limit is of a GPU's memory; leave it out with --device cpu")
             run.trainer.k.limit_memory(int(args.memory_limit * 2**30))
         started.append(run)
-        run.execute(line)
-        tell(f"test set, {len(run.dataset.test_images)} images:")
-        tell(table(run.record["test"]))
+        run.verbose = args.verbose
+        console.line(f"checkpoints, history.csv and pictures go to {folder}{os.sep}")
+        run.execute(console.line)
+        console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
+        console.line(f"what it has learnt is in {folder / 'figures'}{os.sep}; next:")
+        for script, what in (("evaluate", "measures it in full"), ("generator", "draws more")):
+            line = program.replace("train_conv_autoencoder", script)
+            console.line(f"  {line} --model-dir {shlex.quote(str(folder))}   {what}")
 
     def what_remains(error: BaseException) -> str:
         stopped = isinstance(error, KeyboardInterrupt)
@@ -364,7 +360,7 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         tell(f"--kl-warmup {options.kl_warmup:g} is more than all {options.epochs} epochs: --beta is not reached")
     # BatchNorm's moving statistics shall forget where they started, also in a short training.
     model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / steps)), dataset)
-    tell(model.summary())
+    tell(model.summary() if args.verbose else model.outline())
     return start_run(
         model,
         dataset,

@@ -844,14 +844,16 @@ def test_the_table_shows_what_was_measured():
         "aggregate_std": [0.5, 1, 1, 1, 2.0],
     }
     lines = table(figures).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines.pop(1).strip() == "the mean latent"
     assert [line.split()[:2] for line in lines] == [
         ["mse", "0.012346"],
         ["kl", "3.5"],
         ["kl_per_dim", "1.23"],
-        ["aggregate_mean", "-0.717"],
+        ["aggregate_mean", "-0.773"],
         ["aggregate_std", "0.5"],
     ]
     assert "1.23 2 " in lines[2]
-    assert "-0.717 -0.228 -0.598 -0.773 " in lines[3]
+    assert "-0.773 to -0.228 " in lines[3]
     assert "0.5 to 2 " in lines[4]
     assert "per pixel" in lines[0]

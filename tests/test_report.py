@@ -522,7 +522,6 @@ def test_the_report_is_one_file_that_says_everything(tmp_path: Path) -> None:
     }
     report.write_report(
         tmp_path / "report.html",
-        title="VAE <2>",
         model=made,
         dataset=data,
         measured=measured,
@@ -546,7 +545,8 @@ def test_the_report_is_one_file_that_says_everything(tmp_path: Path) -> None:
         assert head in ("data:image/png;base64", "data:image/gif;base64")
         Image.open(io.BytesIO(base64.b64decode(content))).load()
     assert not {"script", "link", "iframe", "i", "b"} & set(page.tags), "nothing runs, and no name becomes markup"
-    for said in ("VAE <2>", "dead <prior>", "samples & all", "--beta 1", "0.0125", "'a&b'", "ssim & co"):
+    assert "Variational autoencoder with 2 latent dimensions" in page.text
+    for said in ("dead <prior>", "samples & all", "--beta 1", "0.0125", "'a&b'", "ssim & co"):
         assert said in page.text
     for said in ("evaluate.py <x>", "not a working <VAE>", '"epochs": 7', np.__version__, "made up"):
         assert said in page.text
@@ -563,12 +563,12 @@ def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     measured["model"] = {}
     nothing = {"measured": measured, "pictures": [], "film": None, "record": {}}
     with pytest.raises(DataError, match=r"report\.html"):
-        report.write_report(tmp_path / "report.html", title="", model=model(), dataset=dataset(), **nothing)
+        report.write_report(tmp_path / "report.html", model=model(), dataset=dataset(), **nothing)
 
 
 def test_a_report_shows_what_utf_8_cannot_write_by_number(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     measured = {**dict.fromkeys(FIGURES), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
     given = {"measured": measured | {"model": {}}, "pictures": [], "film": None, "record": {"commands": ["\ud800"]}}
-    report.write_report(tmp_path / "report.html", title="", model=model(), dataset=dataset(), **given)
+    report.write_report(tmp_path / "report.html", model=model(), dataset=dataset(), **given)
     assert "\\ud800" in (tmp_path / "report.html").read_text(encoding="utf-8")

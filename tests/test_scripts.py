@@ -273,8 +273,11 @@ def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, fold
     assert ran["model"]["kind"] == model
     assert ran["test"]["mse"] > 0
     assert type(autoencoders.load(out)).kind == model
-    for told in ("device cpu", "embedded sample", "encoder_conv_layer_1", "epoch 1/1", "model.safetensors", "psnr"):
+    layers = "2 convolutions, 28x28x1 -> 7x7x8"
+    for told in ("device cpu", "embedded sample", layers, "epoch 1/1", "model.safetensors", "psnr"):
         assert told in done.out
+    long = [line for line in done.out.splitlines() if len(line) > 80]
+    assert all(str(SCRIPTS) in line for line in long), "commands to copy have the paths that they have"
 
 
 def test_quiet_prints_nothing(call):
@@ -983,9 +986,9 @@ def test_quiet_does_not_silence_what_changes_the_result(half, call):
     newest.write_bytes(b"")
     done = call(TRAIN, "--out", half, "--resume", "--quiet", "--backend", "plain")
     assert (done.code, done.out) == (0, "")
-    assert [line.partition(":")[0] for line in done.err.splitlines()] == [
-        "skipped a checkpoint",
-        "not bitwise what an unbroken run would give, because these changed",
+    assert [":".join(line.split(":")[:2]) for line in done.err.splitlines()] == [
+        "warning: skipped a checkpoint",
+        "warning: not bitwise what an unbroken run would give, because these changed",
     ]
     assert [kept["kernels"] for kept in record(half)["earlier_environments"]] == [
         "numba" if importlib.util.find_spec("numba") else "numpy"
@@ -1258,8 +1261,10 @@ def test_the_generator_draws_what_the_model_has(model, latent, expected, call, t
     done = call(GENERATE, "--model-dir", folder, "--out", "drawn")
     assert (done.code, done.err) == (0, "")
     assert pictures(Path("drawn")) == expected
-    for name in expected:
-        assert f"drew {Path('drawn') / name}.png" in done.out
+    assert f"drew {len(expected)} pictures in drawn{os.sep}\n" in done.out
+    if model == "ae":
+        done = call(GENERATE, "--model-dir", folder, "--out", "again", "--verbose")
+        assert all(f"drew {Path('again') / name}.png\n" in done.out for name in expected)
     assert content(folder) == before
 
 
@@ -1279,7 +1284,7 @@ def spied(monkeypatch):
 
     for name in ("reconstructions", "latent_scatter", "samples", "interpolations", "manifold_grid"):
         spy_on(name)
-    monkeypatch.setattr(figures, "save", lambda *_: None)
+    monkeypatch.setattr(figures, "save", lambda _, path: path)
     return seen
 
 

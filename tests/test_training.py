@@ -645,7 +645,7 @@ def test_an_epoch_is_shown_as_one_line(capsys):
     compiled("vae").train(pictures(), BATCH, 2, validation=3)
     out, _ = capsys.readouterr()
     assert [line.split("  ")[0] for line in out.splitlines()] == ["epoch 1/2", "epoch 2/2"]
-    assert all(f"{name} " in out for name in ("loss", "reconstruction", "kl", "val_loss", "images/s"))
+    assert all(f"{name} " in out for name in ("loss", "nats (recon", "KL", "val", "s"))
     compiled("vae").train(pictures(), BATCH, 1, progress=False)
     assert capsys.readouterr() == ("", "")
 
@@ -1939,8 +1939,14 @@ def test_the_bar_of_a_run_that_goes_on_begins_where_it_stands(tmp_path, monkeypa
     trainer = trainer_of("plain", tmp_path, [At(9, interrupt)])
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
-    asked, hidden = {}, tqdm.tqdm(disable=True)
-    monkeypatch.setattr("tqdm.tqdm", lambda **options: asked.update(options) or hidden)
+    asked = {}
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, **options):
+            asked.update(options)
+            super().__init__(disable=True)
+
+    monkeypatch.setattr("tqdm.autonotebook.tqdm", Bar)
     again = resumed(tmp_path)
     for again.show, disable in ((True, None), (False, True)):
         with again._bar():
@@ -1980,10 +1986,12 @@ class Gone(Callback):
 
 
 def test_a_line_shows_what_an_epoch_has():
-    row = {"epoch": 2, "loss": 1.5, "reconstruction": 1.25, "kl": 0.25, "images_per_second": 99.6, "seconds": 3.2}
-    assert epoch_line(row, 8) == "epoch 2/8  loss 1.5  reconstruction 1.25  kl 0.25  100 images/s  3 s"
-    row |= {"val_loss": 2.0, "val_reconstruction": 1.75, "val_kl": 0.125}
-    assert "  val_loss 2  val_reconstruction 1.75  val_kl 0.125  100 images/s" in epoch_line(row, 8)
+    row = {"epoch": 2, "loss": 0.0123456, "reconstruction": 0.0123456, "images_per_second": 99.6, "seconds": 3.2}
+    assert epoch_line(row, 8) == "epoch 2/8  loss 0.012346  3 s"
+    row |= {"loss": 1.5, "reconstruction": 1.25, "kl": 0.25, "val_loss": 2.0, "val_kl": 0.125}
+    assert epoch_line(row, 8) == "epoch 2/8  loss 1.5 nats (recon 1.25, KL 0.25)  val 2  3 s"
+    large = dict.fromkeys(row, 123456.789) | {"epoch": 100, "seconds": 99.0}
+    assert epoch_line(large, 100) == "epoch 100/100  loss 123,457 nats (recon 123,457, KL 123,457)  val 123,457  99 s"
 
 
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
