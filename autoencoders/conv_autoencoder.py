@@ -292,7 +292,7 @@ class Autoencoder:
     @property
     def title(self) -> str:
         """What it is."""
-        told = f", told which of {self.classes} classes" if self.classes else ""
+        told = f", {self.classes} classes" if self.classes else ""
         plural = "s" if self.latent_space_dim > 1 else ""
         return f"{self.name} with {self.latent_space_dim} latent dimension{plural}{told}"
 

@@ -48,6 +48,7 @@ from .training import (
 )
 
 RECORD_FILE = "run.json"
+EVENTS = "tensorboard/events.out.tfevents.*"
 RESULT_FILE = "evaluation.json"  # of evaluate.py
 RESULTS = (RESULT_FILE, "report.html", "figures/film.gif")
 PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
@@ -186,6 +187,7 @@ def _own_names(folder: Path) -> list[Path]:
     places = [folder / name for name in OWN_FILES if not (folder / name).parent.is_symlink()]
     names = [path.relative_to(folder).as_posix() for path in places]
     found = [numbered(folder, name) if "*" in name else [folder / name] for name in names]
+    found.append([] if (folder / EVENTS).parent.is_symlink() else sorted(folder.glob(EVENTS)))
     return [path for paths in found for path in paths if path.is_file()]
 
 

@@ -62,7 +62,7 @@ KEPT_CHECKPOINTS = 3
 CHECKPOINT = "checkpoints/step-{:08d}.safetensors"
 CHECKPOINTS = "checkpoints/step-*.safetensors"  # with digits; other names are copies that somebody keeps
 LOCK_FILE = ".lock"
-FOLDERS = ("checkpoints", "film", "figures")  # in that of a run
+FOLDERS = ("checkpoints", "film", "figures", "tensorboard")  # in that of a run
 # what a program that was killed leaves behind; nothing that others write into the folder, or that lies deeper
 LEFTOVERS = (
     ".history.*.part",

@@ -41,6 +41,7 @@ from autoencoders.data import NAMES, Dataset, load_dataset
 from autoencoders.dataset import did_you_mean
 from autoencoders.metrics import table
 from autoencoders.runs import Run, check_folder, replaced_runs, resume_run, start_run
+from autoencoders.tensorboard import TensorBoard
 from autoencoders.training import DivergedError
 from minigrad.serialize import DataError, read_file
 
@@ -125,6 +126,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=text,
         help=f"options from a TOML file, or from a recipe ({', '.join(recipes())}); those typed here win",
     )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write events for TensorBoard after each epoch, to the run's folder"
+    )
     for title, options in GROUPS.items():
         if title:
             add_options(parser.add_argument_group(title), options)
@@ -205,6 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         settings |= {name: getattr(args, name) for name in typed}
         folder = Path(args.out or FOLDERS[settings["model"]] + ("-smoke" if args.smoke else ""))
         check_counts(settings)
+        callbacks = [TensorBoard(folder / "tensorboard")] if args.tensorboard else []
         if args.memory_limit is not None and not 0 < args.memory_limit < 2**33:
             raise UsageError(f"--memory-limit is {args.memory_limit:g} but must be a number of GiB above 0, below 2^33")
         if args.resume:
@@ -239,13 +244,14 @@ def main(argv: list[str] | None = None) -> int:
             run.trainer.k.limit_memory(int(args.memory_limit * 2**30))
         started.append(run)
         run.verbose = args.verbose
+        run.trainer.callbacks = [*run.trainer.callbacks, *callbacks]
         console.line(f"checkpoints, history.csv and pictures go to {folder}{os.sep}")
         run.execute(console.line)
         console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
-        console.line(f"what it has learnt is in {folder / 'figures'}{os.sep}; next:")
-        for script, what in (("evaluate", "measures it in full"), ("generator", "draws more")):
-            line = program.replace("train_conv_autoencoder", script)
-            console.line(f"  {line} --model-dir {shlex.quote(str(folder))}   {what}")
+        console.line(f"look at {folder / 'figures'}{os.sep}; to measure the model in full, or to draw more:")
+        for script in ("evaluate", "generator"):
+            other = program.replace("train_conv_autoencoder", script)
+            console.line(f"  {other} --model-dir {shlex.quote(str(folder))}")
 
     def what_remains(error: BaseException) -> str:
         stopped = isinstance(error, KeyboardInterrupt)
@@ -264,7 +270,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, DivergedError):  # it would again
             return kept
         done = f"saved{kept}. Go on" if stopped else f"what was saved is kept{kept}. When that is mended, go on"
-        return f"; {done} with: {program} --out {shlex.quote(str(folder))} --resume"
+        again = "--resume --tensorboard" if args.tensorboard else "--resume"
+        return f"; {done} with: {program} --out {shlex.quote(str(folder))} {again}"
 
     return run_program(body, debug=args.debug, what_remains=what_remains)
 

@@ -288,6 +288,46 @@ def test_quiet_prints_nothing(call):
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
+def events(folder: Path) -> list[tuple[str, int]]:
+    """(name, epoch) of each value for TensorBoard, those left out that a later file makes void."""
+    proto = pytest.importorskip("tensorboardX.proto.event_pb2")
+    found: list[tuple[str, int]] = []
+    for path in sorted(folder.glob("tensorboard/events.*"), key=lambda path: path.stat().st_mtime_ns):
+        content = path.read_bytes()
+        while content:  # length, checksum, record, checksum
+            size = int.from_bytes(content[:8], "little")
+            event, content = proto.Event.FromString(content[12 : 12 + size]), content[16 + size :]
+            if event.HasField("session_log"):
+                found = [(name, step) for name, step in found if step < event.step]
+            found += [(value.tag, event.step) for value in event.summary.value]
+    return sorted(found)
+
+
+def test_events_for_tensorboard_go_on_with_a_resumed_run(call, undrawn, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    words = (*TINY, "--epochs", 3, "--out", "run", "--tensorboard")
+    names = {"loss", "reconstruction", "kl", "learning_rate", "beta", "images_per_second", "seconds", "reconstructions"}
+    save = Trainer.save_checkpoint
+
+    def stop(trainer: Trainer) -> None:
+        if trainer.progress.epoch == 2:  # the events of the second epoch are written, its checkpoint is not
+            raise KeyboardInterrupt
+        save(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save_checkpoint", stop)
+        done = call(TRAIN, *words)
+    assert done.err.endswith("--resume --tensorboard\n")
+    assert events(Path("run")) == sorted((name, epoch) for name in names for epoch in (1, 2))
+    assert call(TRAIN, "--out", "run", "--resume", "--tensorboard").code == 0
+    assert events(Path("run")) == sorted((name, epoch) for name in names for epoch in (1, 2, 3))
+    assert call(TRAIN, *TINY, "--epochs", 1, "--out", "run", "--overwrite").code == 0
+    assert events(Path("run")) == []
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    call(TRAIN, *words, "--out", "other").failed(1, "TensorBoard", "extra tensorboard: pip install")
+    assert os.listdir() == ["run"]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_options_come_from_the_command_line_then_the_file_then_the_defaults(call):
     Path("my.toml").write_text(

@@ -1985,6 +1985,26 @@ class Gone(Callback):
         trainer._track_best = gone
 
 
+def test_a_history_prints_as_a_table_and_draws_itself():
+    history = compiled("vae").train(pictures(), BATCH, 2, validation=3, progress=False)
+    names, *rows = [line.split() for line in repr(history).splitlines()]
+    assert names == ["epoch", "loss", "reconstruction", "kl", "val_loss", "val_reconstruction", "val_kl"]
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert float(rows[1][1]) == pytest.approx(history["loss"][1], rel=1e-4)
+    assert history._repr_html_().count("<td>") == 3 * len(names)
+    drawn = history.plot()
+    assert [axes.get_ylabel() for axes in drawn.axes][0] == "nats per image"
+    many = repr(History([{"epoch": i, "loss": 1e-7 * i} for i in range(1, 1001)])).splitlines()
+    assert [line.split()[0] for line in (many[1], many[3], many[4], many[5], many[-1])] == [
+        "1",
+        "3",
+        "...",
+        "984",
+        "1000",
+    ]
+    assert repr(History()) == ""
+
+
 def test_a_line_shows_what_an_epoch_has():
     row = {"epoch": 2, "loss": 0.0123456, "reconstruction": 0.0123456, "images_per_second": 99.6, "seconds": 3.2}
     assert epoch_line(row, 8) == "epoch 2/8  loss 0.012346  3 s"
