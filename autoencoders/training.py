@@ -221,7 +221,7 @@ class History:
         return [names, *(rows[:3] + middle + rows[3 - MOST_ROWS :] if middle else rows)]
 
     def __repr__(self) -> str:
-        rows = self.table()
+        rows = self.table() if self.rows else [["no epochs"]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
 

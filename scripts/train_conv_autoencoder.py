@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         console.line(f"checkpoints, history.csv and pictures go to {folder}{os.sep}")
         run.execute(console.line)
         console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
-        console.line(f"look at {folder / 'figures'}{os.sep}; to measure the model in full, or to draw more:")
+        console.line(f"look at {folder / 'figures'}{os.sep}; then measure the model or draw more:")
         for script in ("evaluate", "generator"):
             other = program.replace("train_conv_autoencoder", script)
             console.line(f"  {other} --model-dir {shlex.quote(str(folder))}")

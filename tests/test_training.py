@@ -1993,16 +1993,10 @@ def test_a_history_prints_as_a_table_and_draws_itself():
     assert float(rows[1][1]) == pytest.approx(history["loss"][1], rel=1e-4)
     assert history._repr_html_().count("<td>") == 3 * len(names)
     drawn = history.plot()
-    assert [axes.get_ylabel() for axes in drawn.axes][0] == "nats per image"
-    many = repr(History([{"epoch": i, "loss": 1e-7 * i} for i in range(1, 1001)])).splitlines()
-    assert [line.split()[0] for line in (many[1], many[3], many[4], many[5], many[-1])] == [
-        "1",
-        "3",
-        "...",
-        "984",
-        "1000",
-    ]
-    assert repr(History()) == ""
+    assert drawn.axes[0].get_ylabel() == "nats per image"
+    many = [line.split()[0] for line in repr(History([{"epoch": i} for i in range(1, 1001)])).splitlines()]
+    assert many[:6] + many[-1:] == ["epoch", "1", "2", "3", "...", "984", "1000"]
+    assert repr(History()) == "no epochs"
 
 
 def test_a_line_shows_what_an_epoch_has():
