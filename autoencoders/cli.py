@@ -7,6 +7,7 @@ import io
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -26,11 +27,12 @@ from minigrad.backend import KERNELS, PRECISIONS
 from minigrad.backend.pool import keep_freed_memory
 from minigrad.serialize import DataError
 
-from .conv_autoencoder import BATCH, Autoencoder
+from .conv_autoencoder import BATCH, MODEL_FILE, Autoencoder, folder_of, load, source_of
 from .data import COLLECTIONS, NAMES, Dataset, load_dataset
 from .dataset import did_you_mean, printable
 from .memory import check_size
-from .runs import MOST_THREADS, RECORD_FILE, check_fit, data_of_run, drew, read_record
+from .runs import MOST_THREADS, RECORD_FILE, check_fit, data_of_run, drew, model_hash, read_record, recover
+from .seed_files import WEIGHTS_FILE
 from .training import STOPS, DivergedError, interrupt, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
@@ -390,6 +392,29 @@ def add_model_options(parser: argparse.ArgumentParser, *, images: str, seed: str
     )
 
 
+def model_of(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Autoencoder, Path, Callable[[], None]]:
+    """(the model of --model-dir, its file, what raises RuntimeError if the folder holds another model meanwhile).
+
+    A checkpoint counts as long as no model is there, also if the run goes on.
+
+    Raises:
+        DataError: there is no model, or no valid one. UsageError: --out is needed for results of this file.
+    """
+    folder = folder_of(args.model_dir)
+    recover(folder, tell)
+    source = source_of(args.model_dir, tell)
+    if Path(args.model_dir).is_file() and source.name not in (MODEL_FILE, WEIGHTS_FILE) and not args.out:
+        raise UsageError(f"--out is needed: the results in {folder} are of its own model, not of {source.name}")
+    watched = source if source.parent == folder else folder / MODEL_FILE
+    known = model_hash(watched)
+
+    def check() -> None:
+        if model_hash(watched) != known:
+            raise RuntimeError(f"{folder}: the model has changed meanwhile; run this again")
+
+    return load(source), source, check
+
+
 def check_data_dir(dataset: str, data_dir: str | None) -> None:
     """Raise UsageError where a folder is given for a data set that takes none."""
     if data_dir is not None and dataset not in ("auto", *COLLECTIONS):
@@ -408,7 +433,7 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, te
     name, place = data_of_run(folder, args.dataset, args.data_dir, tell)
     record = folder / RECORD_FILE
     if not args.dataset and name not in NAMES:
-        raise DataError(f"{record}: data: names own images, {name!r}; if you trust it, give them with --dataset")
+        raise DataError(f"{record}: data: names own images; if you trust it, add --dataset {shlex.quote(name)}")
     check_data_dir(name, args.data_dir)
     mine = place == args.data_dir
     try:

@@ -9,7 +9,10 @@ Read next: training.py.
 
 from __future__ import annotations
 
+import glob
 import math
+import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +29,18 @@ from minigrad.serialize import DataError, load_state, save_state
 from .dataset import as_data_error, class_labels, value_fault
 from .memory import check_size, least_size
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
-from .training import Callback, DivergedError, History, Trainer, TrainingOptions, latest_checkpoint
+from .training import (
+    CHECKPOINTS,
+    MOMENT,
+    Callback,
+    DivergedError,
+    History,
+    Progress,
+    Trainer,
+    TrainingOptions,
+    latest_checkpoint,
+    load_checkpoint,
+)
 
 Array = Any
 MODEL_FILE = "model.safetensors"
@@ -337,7 +351,8 @@ class Autoencoder:
         for name, x in self.network.state_dict().items():
             if not np.isfinite(x).all():
                 raise DivergedError(f"save: {name} is not finite; nothing was written")
-        return save_state(Path(folder) / MODEL_FILE, self.network.state_dict(), {"model": self.config})
+        record = {"model": self.config, "trained_steps": self.trained_steps}
+        return save_state(Path(folder) / MODEL_FILE, self.network.state_dict(), record)
 
     @classmethod
     def load(cls, folder: str | Path) -> Autoencoder:
@@ -672,8 +687,8 @@ def from_config(
 
 
 def load(folder: str | Path) -> Autoencoder:
-    """The Autoencoder or VAE in folder/model.safetensors, or else in the seed's parameters.pkl and weights.h5. The path
-    of the file itself will do, too.
+    """The Autoencoder or VAE in folder/model.safetensors, or else in the seed's parameters.pkl and weights.h5, or else
+    in the newest valid checkpoint of an unfinished run, which is said. The path of the file itself will do, too.
 
     Raises:
         DataError: the file is missing, damaged, or does not fit its own configuration.
@@ -682,37 +697,84 @@ def load(folder: str | Path) -> Autoencoder:
 
 
 def folder_of(path: str | Path) -> Path:
-    """The folder of a model, from its path or that of a file in it."""
+    """The folder of a model or run, from its path or that of a model or checkpoint in it."""
     path = Path(path)
-    return path.parent if path.name in (MODEL_FILE, PARAMETERS_FILE, WEIGHTS_FILE) and path.is_file() else path
+    if not path.is_file() and path.name != MODEL_FILE:
+        return path
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def source_of(path: str | Path, tell: Callable[[str], None] = print) -> Path:
+    """The file that `load` reads for a path. tell hears of it if that is a checkpoint because there is no model.
+
+    Raises:
+        DataError: there is none, or no valid checkpoint.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path.with_name(WEIGHTS_FILE) if path.name == PARAMETERS_FILE else path
+    path = folder_of(path)
+    if (path / MODEL_FILE).exists():
+        return path / MODEL_FILE
+    if (path / PARAMETERS_FILE).exists():
+        return path / WEIGHTS_FILE
+    if not latest_checkpoint(path):
+        raise DataError(f"{path / MODEL_FILE}: there is no such model; {models_near(path)}")
+    _, record, source = load_checkpoint(path, tell)
+    try:
+        when = f"{Progress(**record['progress']).place} of {record['options']['epochs']}"
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{source}: not a checkpoint of this version ({type(error).__name__}: {error})") from error
+    tell(f"no finished model: taken from {source.relative_to(path)}, {when}")
+    return source
+
+
+def models_near(path: Path) -> str:
+    """What to do about a folder without a model: which ones in it or beside it have some, the newest first, or how one
+    is made."""
+    here = [] if path.is_absolute() else ["*", "*/*"]
+    folders = (
+        *(f"{glob.escape(str(path))}/{depth}" for depth in ("*", "*/*")),
+        f"{glob.escape(str(path.parent))}/*",
+        *here,
+    )
+    files = [file for folder in folders for name in (MODEL_FILE, CHECKPOINTS) for file in glob.glob(f"{folder}/{name}")]
+    files = sorted(filter(os.path.isfile, files), key=os.path.getmtime, reverse=True)
+    found = list(dict.fromkeys(str(folder_of(file)) for file in files))
+    if not found:
+        return f"scripts/train_conv_autoencoder.py --out {shlex.quote(str(path))} makes one"
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"there is one in {', '.join(found[:3])}{more}"
 
 
 def _load(given: str | Path, cls: type[Autoencoder] | None) -> Autoencoder:
-    folder = folder_of(given)
-    path, root = (folder, None) if folder.is_file() else (folder / MODEL_FILE, folder)
-    if path.exists():
-        try:
-            arrays, record, _ = load_state(path, root)
-        except DataError as error:
-            hint = "; --resume saves it again" if path.is_file() and latest_checkpoint(path.parent) else ""
-            raise DataError(f"{error}{hint}") from error
-        if "kind" in record:
-            raise DataError(f"{path}: expected a model, found a {record['kind']}")
-        config = record.get("model", {})
-    elif (folder / PARAMETERS_FILE).exists():
-        path = folder / WEIGHTS_FILE
+    path = source_of(given)
+    folder = folder_of(path)
+    if path.name == WEIGHTS_FILE:
         arrays = read_weights(path, folder)
-        parameters = read_parameters(folder / PARAMETERS_FILE, folder)
-        config = {"kind": "vae" if "mu.weight" in arrays else "ae", **parameters}
+        parameters = read_parameters(path.with_name(PARAMETERS_FILE), folder)
+        record: dict[str, Any] = {"model": {"kind": "vae" if "mu.weight" in arrays else "ae", **parameters}}
     else:
-        begun = latest_checkpoint(folder)
-        hint = "the training there is not finished; go on with --resume" if begun else "train one first"
-        raise DataError(f"{path}: there is no such model; {hint}")
+        own = path.name == MODEL_FILE or folder != path.parent  # and no file that may be a link
+        try:
+            arrays, record, _ = load_state(path, folder if own else None)
+        except DataError as error:
+            again = path.is_file() and latest_checkpoint(folder)
+            hint = f"; scripts/train_conv_autoencoder.py --out {shlex.quote(str(folder))} --resume saves it again"
+            raise DataError(f"{error}{hint if again else ''}") from error
     try:
-        model = from_config(config, arrays, cls)
+        if record.get("kind", "checkpoint") != "checkpoint":
+            raise DataError(f"expected a model, found a {record['kind']}")
+        arrays = {name: x for name, x in arrays.items() if not name.startswith(MOMENT)}
+        model = from_config(record.get("model", {}), arrays, cls)
         if {x.dtype.str for x in arrays.values()} == {"<f8"}:
             model.to(dtype="float64")
         model.network.load_state_dict(arrays)
-    except ValueError as error:
+        at = record.get("progress", {"step": 1})  # models of older versions do not say how many steps: not none
+        steps = record.get("trained_steps", at.get("draws_after", 0) + at["step"])
+        if type(steps) is not int or steps < 0:
+            raise ValueError(f"trained_steps is {steps!r} but must be a whole number >= 0")
+        model.trained_steps = steps
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: {error}") from error
     return model

@@ -1,6 +1,5 @@
-"""How a model learns, as a moving picture: reconstructions and latent space after each epoch.
-
-A run keeps a small frame an epoch; `gif` draws them.
+"""How a model learns: after each epoch of a run a picture of reconstructions and new images, and a small frame for the
+film of reconstructions and latent space, which `gif` draws.
 
 Read next: report.py.
 """
@@ -12,21 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from minigrad.serialize import DataError, load_state, numbered, save_state
+from minigrad.random import generator
+from minigrad.serialize import DataError, load_state, numbered, save_state, write_atomically
 
 from . import figures
+from .bounds import to_unit_range
 from .training import Callback, Trainer
 
 FRAMES = "film/epoch-*.safetensors"
+PROGRESS_FILE = "figures/progress.png"
 SHOWN, SCATTERED = 10, 1000  # training images whose reconstructions and whose latents are kept
+NEW = 20  # images that are drawn from the same latents after each epoch
 MOST_FRAMES = 60  # of a GIF
 SECONDS, LAST_SECONDS = 0.4, 3.0  # a frame is shown
 
 
 class Film(Callback):
-    """Keeps a frame in the run's folder before the first epoch and after each one.
+    """Keeps a frame in the run's folder before the first epoch and after each one, and draws PROGRESS_FILE anew.
 
     Args:
         shown, scattered: (images, their labels or None): SHOWN or fewer to reconstruct, SCATTERED or fewer to encode.
@@ -52,11 +55,42 @@ class Film(Callback):
         latents = trainer.model.encode(scattered, labels=labels)
         if not (np.isfinite(codes).all() and np.isfinite(latents).all()):
             return  # the training diverged, and is about to say so
+        reconstructed = trainer.model.decode(codes, labels=shown_labels)
         arrays: dict[str, np.ndarray] = {
-            "reconstructed": np.round(255 * trainer.model.decode(codes, labels=shown_labels)).astype(np.uint8),
+            "reconstructed": np.round(255 * reconstructed).astype(np.uint8),
             "latents": latents.astype(np.float32),
         }
         save_state(trainer.folder / FRAMES.replace("*", f"{epoch:05d}"), arrays, {"kind": "frame", "epoch": epoch})
+        when = f"after epoch {epoch} of {trainer.options.epochs}" if epoch else "before training"
+        bands = {"training images": to_unit_range(shown), f"their reconstructions {when}": reconstructed}
+        if trainer.model.noise_dim:
+            z = generator(0, "progress").standard_normal((NEW, trainer.model.noise_dim))
+            classes = np.arange(NEW) % trainer.model.classes if trainer.model.classes else None
+            bands["new images, each from the same latents after every epoch"] = trainer.model.decode(z, labels=classes)
+        write_atomically(trainer.folder / PROGRESS_FILE, progress_sheet(bands))
+
+
+def progress_sheet(bands: dict[str, np.ndarray]) -> bytes:
+    """A PNG file of images (N, H, W, C) in [0, 1] in rows of SHOWN, each band of them below its title. It is made
+    without matplotlib, which would take longer than a short epoch."""
+    H, W, C = next(iter(bands.values())).shape[1:]
+    zoom = max(1, 84 // max(H, W))
+    less = -(-max(H, W) // 128)  # large images are made smaller
+    height, width = zoom * H // less + 4, zoom * W // less + 4
+    rows = {title: -(-len(images) // SHOWN) for title, images in bands.items()}
+    size = max(560, SHOWN * width + 40), sum(rows.values()) * height + 40 * len(rows) + 20
+    sheet = Image.new("L" if C != 3 else "RGB", size, "white")
+    draw, font, y = ImageDraw.Draw(sheet), ImageFont.load_default(16), 10
+    for title, images in bands.items():
+        draw.text((20, y + 8), title, fill="black", font=font)
+        for i, image in enumerate(np.round(255 * images).astype(np.uint8)):
+            tile = Image.fromarray(image if C == 3 else image[..., 0])
+            tile = tile.reduce(less) if less > 1 else tile.resize((zoom * W, zoom * H), Image.Resampling.NEAREST)
+            sheet.paste(tile, (20 + i % SHOWN * width, y + 36 + i // SHOWN * height))
+        y += rows[title] * height + 40
+    buffer = BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def gif(

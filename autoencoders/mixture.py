@@ -15,7 +15,7 @@ import numpy as np
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
-from .conv_autoencoder import MODEL_FILE
+from .conv_autoencoder import folder_of, source_of
 
 MIXTURE_FILE = "mixture.safetensors"
 FARTHEST = 1e9  # from zero: no latent or variance is
@@ -63,31 +63,35 @@ def fit_mixture(latents: np.ndarray, components: int = 50, seed: int = 0) -> Mix
     return Mixture(found.weights_, found.means_, found.covariances_)
 
 
-def save_mixture(folder: Path, mixture: Mixture) -> None:
-    """Write a mixture beside the model whose latents it was fitted to, with that model's SHA-256.
+def save_mixture(model: Path, mixture: Mixture) -> Path:
+    """Write a mixture into the folder of the model whose latents it was fitted to, with that model's SHA-256. A path of
+    the model's file will do, too.
 
     Raises:
         DataError: there is no model, or the file cannot be written.
     """
-    model = load_state(folder / MODEL_FILE, folder)[2]
-    save_state(folder / MIXTURE_FILE, vars(mixture), {"kind": "mixture", "fitted_to": model})
+    path = folder_of(model) / MIXTURE_FILE
+    fitted_to = load_state(source_of(model, lambda _: None), path.parent)[2]
+    save_state(path, vars(mixture), {"kind": "mixture", "fitted_to": fitted_to})
+    return path
 
 
-def load_mixture(folder: Path) -> Mixture | None:
-    """The mixture in a model's folder; None if there is none, or one that was fitted to other weights.
+def load_mixture(model: Path) -> Mixture | None:
+    """The mixture in the folder of a model; None if there is none, or one that was fitted to other weights.
 
     Raises:
         DataError: it is damaged, or no mixture of latents of the model.
     """
+    folder = folder_of(model)
     path = folder / MIXTURE_FILE
     if not path.exists():
         return None
-    _, model, fitted_to = load_state(folder / MODEL_FILE, folder)
+    _, own, fitted_to = load_state(source_of(model, lambda _: None), folder)
     try:
         arrays, record, _ = load_state(path, folder)
         if record.get("kind") != "mixture" or set(arrays) != set(Mixture.__dataclass_fields__):
             raise DataError(f"{path}: not a mixture")
-        Z = model["model"]["latent_space_dim"]
+        Z = own["model"]["latent_space_dim"]
         if not _is_mixture(Z, **arrays):
             expected = f"weights (K,) whose sum is 1, means (K, {Z}) and positive definite covariances (K, {Z}, {Z})"
             raise DataError(f"{path}: expected {expected}, found others")

@@ -10,15 +10,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
+import itertools
 import json
 import os
+import shlex
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import minigrad
 from minigrad.random import generator
@@ -26,9 +31,9 @@ from minigrad.serialize import DataError, numbered, open_file, parse_json, read_
 
 from . import figures
 from .bounds import latents_of, quick_figures, reconstructions_of, to_unit_range
-from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, from_config
+from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, folder_of, from_config, models_near
 from .data import Dataset, load_dataset
-from .film import FRAMES, SCATTERED, SHOWN, Film
+from .film import FRAMES, PROGRESS_FILE, SCATTERED, SHOWN, Film
 from .mixture import MIXTURE_FILE, Mixture
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE
 from .training import (
@@ -51,6 +56,7 @@ RECORD_FILE = "run.json"
 EVENTS = "tensorboard/events.out.tfevents.*"
 RESULT_FILE = "evaluation.json"  # of evaluate.py
 RESULTS = (RESULT_FILE, "report.html", "figures/film.gif")
+SINGLES = ("figures/samples/*.png", "figures/samples.npz")  # of generator.py
 PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
 CLOSE_UPS = ("denoised", "worst", "best", "kl_per_dimension", "traversals", "neighbours")  # of evaluate.py
 OWN_FILES = (
@@ -63,6 +69,8 @@ OWN_FILES = (
     "checkpoints/best.safetensors",
     FRAMES,
     *RESULTS,
+    *SINGLES,
+    PROGRESS_FILE,
     *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS),
 )
 MOST_THREADS = 1024  # each takes memory
@@ -128,7 +136,8 @@ class Run:
             for name in FOLDERS:
                 if (self.folder / name).exists():
                     check_writable(self.folder / name)
-            for name in (MODEL_FILE, "history.csv", "history.jsonl", *(f"figures/{name}.png" for name in PICTURES)):
+            drawn = PROGRESS_FILE, *(f"figures/{name}.png" for name in PICTURES)
+            for name in (MODEL_FILE, "history.csv", "history.jsonl", *drawn):
                 if (self.folder / name).is_dir():
                     raise DataError(f"{self.folder / name}: kind: expected a file, found a folder; move it away")
             if not self.resumed:
@@ -184,8 +193,7 @@ def own_files(folder: Path) -> list[Path]:
 
 def _own_names(folder: Path) -> list[Path]:
     """The files that have the name of a run's file; none that a link leads to."""
-    places = [folder / name for name in OWN_FILES if not (folder / name).parent.is_symlink()]
-    names = [path.relative_to(folder).as_posix() for path in places]
+    names = [x for x in OWN_FILES if not any((folder / place).is_symlink() for place in list(Path(x).parents)[:-1])]
     found = [numbered(folder, name) if "*" in name else [folder / name] for name in names]
     found.append([] if (folder / EVENTS).parent.is_symlink() else sorted(folder.glob(EVENTS)))
     return [path for paths in found for path in paths if path.is_file()]
@@ -210,10 +218,11 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     status = str(read_record(folder).get("status"))
     finished = status == "finished"
     resumable = latest_checkpoint(folder) and not finished and "diverged" not in status  # it would again
-    advice = "--resume to go on with it, " if resumable else ""
+    advice = "--resume to go on with it, --finish to make its model now, " if resumable else ""
+    train_on = f" (with --init-from {shlex.quote(str(folder))} to train its model on)" if finished else ""
     raise FileExistsError(
         f"{folder} already holds {'a finished' if finished else 'an unfinished'} run; "
-        f"use {advice}--overwrite to replace it, or another --out"
+        f"use {advice}--overwrite to replace it, or another --out{train_on}"
     )
 
 
@@ -312,7 +321,7 @@ def _remove(folder: Path) -> None:
 def _move(path: Path, folder: Path, other: Path) -> None:
     """Move a file from one folder, or a folder in it, to the same place in another one."""
     target = other / path.relative_to(folder)
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     path.replace(target)
 
 
@@ -375,6 +384,7 @@ def resume_run(
     precision: str | None = None,
     epochs: int | None = None,
     data_dir: str | None = None,
+    finish: bool = False,
     command: str = "",
     progress: bool = True,
     tell: Callable[[str], None] = print,
@@ -386,7 +396,8 @@ def resume_run(
         device, kernels, threads, precision: others than those recorded; the result is then not bitwise that of an
             unbroken run.
         data_dir: another one than that recorded, into which nothing is downloaded.
-        epochs: a larger number than recorded.
+        epochs: another number than recorded, not below that of the epochs that are trained.
+        finish: train no further, and make model and pictures of what is trained.
         tell: hears what is done. warn: hears of checkpoints that were skipped, and why the result will not be that of
             an unbroken run; None: tell does.
     Raises:
@@ -396,7 +407,13 @@ def resume_run(
     warn = warn or tell
     recover(folder, warn)
     found = latest_checkpoint(folder)
-    arrays, record, path = load_checkpoint(folder, warn)
+    try:
+        arrays, record, path = load_checkpoint(folder, warn)
+    except DataError as error:
+        if os.path.lexists(folder / FOLDERS[0]):
+            raise
+        only = f"only a model; {_train_on(folder, 'N')}" if (folder / MODEL_FILE).exists() else models_near(folder)
+        raise DataError(f"{folder}: no valid checkpoint to resume from; {only}") from error
     try:
         was = {"precision": "fp32", **record["environment"]}  # older runs had no other
         data, learning_rate = record["data"], record["learning_rate"]
@@ -421,10 +438,12 @@ def resume_run(
     if changed:
         warn(f"not bitwise what an unbroken run would give, because these changed: {', '.join(changed)}")
     if epochs is not None and epochs != options.epochs:
-        if epochs < options.epochs:
-            raise ValueError(f"epochs is {epochs} but the run was started with {options.epochs}; it can only grow")
         if options.schedule != "constant":
-            raise ValueError(f"epochs cannot change in a resumed run: its {options.schedule} schedule depends on them")
+            left = epochs - options.epochs
+            raise ValueError(
+                f"epochs cannot change in a resumed run: its {options.schedule} schedule ends with epoch "
+                f"{options.epochs}; {_train_on(folder, left) if left > 0 else '--finish makes the model now'}"
+            )
         options = replace(options, epochs=epochs)
     place = data_dir or data.get("data_dir")
     dataset = load_dataset(name, place, download=place == data_dir, progress=progress)
@@ -443,9 +462,29 @@ def resume_run(
         raise DataError(f"{path}: {error}") from error
     trainer.restore(arrays, record, path)
     at = trainer.progress
-    where = f"in epoch {at.epoch + 1} of {options.epochs}" if at.epoch < options.epochs else "all epochs are trained"
-    tell(f"resuming after step {at.step}, {where}")
+    if epochs is not None and at.epoch + bool(at.batch) > epochs:
+        raise ValueError(f"epochs is {epochs} but the run stands {at.place}; --finish makes the model now")
+    if trainer.trained_enough:
+        more = (
+            f"--out {shlex.quote(str(folder))} --resume --epochs {2 * at.epoch} goes on"
+            if options.schedule == "constant"
+            else ""
+        )
+        where = f"all epochs are trained; {more or _train_on(folder, at.epoch)}"
+        if at.epoch < options.epochs:
+            where = f"epoch {at.epoch} was the last, because of --patience; {_train_on(folder, options.epochs)}"
+    else:
+        where = f"{at.place if finish else f'in epoch {at.epoch + 1}'} of {options.epochs}"
+    tell(f"{'finishing' if finish else 'resuming'} after step {at.step}, {where}")
+    if finish:
+        trainer.stop()
     return Run(trainer, dataset, folder, command, found, resumed=True)
+
+
+def _train_on(folder: Path, epochs: object) -> str:
+    """The options that train the model of a run on."""
+    new = next(name for i in itertools.count(2) if not os.path.lexists(name := f"{folder}-{i}"))
+    return f"{shlex.join(['--init-from', str(folder), '--out', new, '--epochs', str(epochs)])} trains its model on"
 
 
 def _trainer(
@@ -567,21 +606,14 @@ def training_of_run(folder: Path) -> tuple[tuple[int | None, int | None], Traini
         raise DataError(f"{folder / RECORD_FILE}: options or data: {error}") from error
 
 
-def model_hash(folder: Path) -> str:
+def model_hash(source: Path) -> str:
     """SHA-256 of the file that `autoencoders.load` reads, or of the seed's two files one after the other."""
-    own = (folder / MODEL_FILE).is_file()
-    paths = [folder / name for name in ((MODEL_FILE,) if own else (PARAMETERS_FILE, WEIGHTS_FILE))]
+    paths = [source.with_name(PARAMETERS_FILE), source] if source.name == WEIGHTS_FILE else [source]
     digest = hashlib.sha256()
     for path in [path for path in paths if path.is_file()]:
-        with open_file(path, folder) as (file, _):
+        with open_file(path, folder_of(source)) as (file, _):
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
-
-
-def check_unchanged(folder: Path, known: str) -> None:
-    """Raise RuntimeError unless the `model_hash` is still that one: results of another model do not belong there."""
-    if model_hash(folder) != known:
-        raise RuntimeError(f"{folder}: the model has changed meanwhile; run this again")
 
 
 def has_used(folder: Path, dataset: Dataset) -> bool:
@@ -628,7 +660,7 @@ def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) ->
 
 def draw(
     model: Autoencoder,
-    dataset: Dataset,
+    dataset: Dataset | None,
     *,
     seed: int = 0,
     count: int = 48,
@@ -636,7 +668,8 @@ def draw(
     mixture: Mixture | None = None,
 ) -> dict[str, Any]:
     """Pictures of what a model has learnt, by name: reconstructions, interpolations and latent space of the test
-    images, and for a VAE samples of the prior and the manifold (two latent dimensions; not of a conditional model).
+    images, if there is a data set, and for a VAE samples of the prior and the manifold (two latent dimensions; not of a
+    conditional model).
 
     A conditional model's samples are of the class `label`, or some of every class from the same latents. A plain
     autoencoder's come from a mixture, where one is given.
@@ -644,6 +677,27 @@ def draw(
     Raises:
         DataError: the images do not fit the model. DivergedError: it gives numbers that are not finite.
     """
+    pictures = {} if dataset is None else _draw_data(model, dataset, seed)
+    if isinstance(model, VAE) and model.classes:
+        names = model.class_names or [str(i) for i in range(model.classes)]
+        shown = range(model.classes)[:MOST_CLASSES] if label is None else [label]
+        new, _ = new_images(model, count, seed, shown)
+        if label is not None:
+            pictures["samples"] = figures.samples(new, title=f"Samples of the class {names[label]}")
+        else:
+            pictures["samples"] = _draw_classes(new, len(new) // len(shown), names)
+    elif isinstance(model, VAE):
+        pictures["samples"] = figures.samples(new_images(model, count, seed)[0])
+        if model.latent_space_dim == 2:
+            pictures["manifold"] = figures.manifold_grid(model.decode(figures.manifold_points()))
+    elif mixture is not None:
+        title = f"Samples from a mixture of {len(mixture.weights)} Gaussians fitted to the latents"
+        pictures["samples"] = figures.samples(new_images(model, count, seed, mixture=mixture)[0], title=title)
+    return pictures
+
+
+def _draw_data(model: Autoencoder, dataset: Dataset, seed: int) -> dict[str, Any]:
+    """The pictures that need images."""
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     chosen = pick_images(labels, 20, len(images), seed)
     originals = images[chosen]
@@ -663,31 +717,32 @@ def draw(
         both = (None, None) if labels is None else (labels[start], labels[end])
         rows = model.interpolate(images[start], images[end], 10, labels=both)
         pictures["interpolations"] = figures.interpolations(rows)
-    if isinstance(model, VAE):
-        pictures["samples"] = _draw_samples(model, seed, count, label)
-        if model.latent_space_dim == 2 and not model.classes:
-            pictures["manifold"] = figures.manifold_grid(model.decode(figures.manifold_points()))
-    elif mixture is not None:
-        title = f"Samples from a mixture of {len(mixture.weights)} Gaussians fitted to the latents"
-        pictures["samples"] = figures.samples(model.decode(mixture.sample(count, seed)), title=title)
     return pictures
 
 
-def _draw_samples(model: VAE, seed: int, count: int, label: int | None) -> Any:
-    if not model.classes:
-        return figures.samples(model.sample(count, seed))
-    names = model.class_names or [str(i) for i in range(model.classes)]
-    if label is not None:
-        new = model.sample(count, seed, labels=np.full(count, label))
-        return figures.samples(new, title=f"Samples of the class {names[label]}")
+def _draw_classes(new: np.ndarray, each: int, names: Sequence[str]) -> Any:
+    """New images, `each` of every class, from the same latents for every class."""
     shown = names[:MOST_CLASSES]
-    each = -(-count // len(shown))  # at least one of every class
-    new = np.concatenate([model.sample(each, seed, labels=np.full(each, i)) for i in range(len(shown))])
     which = "every class" if len(shown) == len(names) else f"the first {len(shown)} of {len(names)} classes"
     if each == 1:  # rows of one image would leave most of the picture white
         return figures.samples(new, title=f"Samples of {which}; all from one latent", names=shown)
     title = f"Samples of {which}; in a column from one latent"
     return figures.samples(new, columns=each, title=title, row_names=shown)
+
+
+def new_images(
+    model: Autoencoder, count: int, seed: int = 0, classes: Sequence[int] = (), mixture: Mixture | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(new images from a VAE's prior or a mixture, their labels). Of a conditional model they are of these classes, one
+    after the other, rounded up to as many of each, from the same latents."""
+    if mixture is not None:
+        return model.decode(mixture.sample(count, seed)), None
+    assert isinstance(model, VAE)
+    if not model.classes:
+        return model.sample(count, seed), None
+    each = -(-count // len(classes))
+    labels = np.repeat(classes, each)
+    return np.concatenate([model.sample(each, seed, labels=np.full(each, i)) for i in classes]), labels
 
 
 def save_pictures(pictures: dict[str, Any], folder: Path) -> list[Path]:
@@ -703,3 +758,65 @@ def drew(paths: list[Path], verbose: bool) -> list[str]:
     """What is told of pictures: their number, or a line for each."""
     count = f"drew {len(paths)} pictures in {paths[0].parent}{os.sep}" if paths else ""
     return [f"drew {path}" for path in paths] if verbose or len(paths) == 1 else [count] * bool(paths)
+
+
+def save_singles(images: np.ndarray, labels: np.ndarray | None, folder: Path, kind: str) -> Path:
+    """Write images (N, H, W, C) in [0, 1], each as folder/samples/<number>.png, or all and their labels as
+    folder/samples.npz; returns the path. Numbered files of earlier ones go.
+
+    Raises:
+        DataError: they cannot be written.
+    """
+    values = np.round(255 * images).astype(np.uint8)
+    if kind == "npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, images=values) if labels is None else np.savez(buffer, images=values, labels=labels)
+        write_atomically(folder / "samples.npz", buffer.getvalue())
+        return folder / "samples.npz"
+    check_writable(folder / "samples")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".samples-", dir=folder) as place:
+            for i, image in enumerate(values, 1):
+                Image.fromarray(image if image.shape[2] > 1 else image[..., 0]).save(Path(place, f"{i:04d}.png"))
+            for path in numbered(folder, "samples/*.png"):
+                path.unlink()
+            for path in Path(place).iterdir():
+                path.replace(folder / "samples" / path.name)
+    except (OSError, TypeError) as error:  # Pillow has no type for two or five channels
+        raise DataError(f"{folder / 'samples'}: cannot be written: {error}") from error
+    return folder / "samples"
+
+
+def save_latents(model: Autoencoder, parts: dict[str, tuple[np.ndarray, np.ndarray | None]], path: Path) -> int:
+    """Write the latents of images, given with their labels by the name of their part, as a .csv or .npz file: a row for
+    each image, with its part, its index there, its label if there is one, and z1 to zZ; of a VAE the means, and in an
+    .npz also log_variance. Returns the number of rows.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    columns: dict[str, list[np.ndarray]] = {"part": [], "index": [], "label": [], "z": [], "log_variance": []}
+    for part, (images, labels) in parts.items():
+        columns["part"].append(np.full(len(images), part))
+        columns["index"].append(np.arange(len(images)))
+        columns["label"].extend([] if labels is None else [labels])
+        latents = (
+            model.encode_distribution(images, labels=labels) if isinstance(model, VAE) else (model.encode(images),)
+        )
+        for name, x in zip(("z", "log_variance"), latents, strict=False):
+            columns[name].append(x)
+    arrays = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
+    arrays = {name: x for name, x in arrays.items() if len(x) == len(arrays["index"])}  # not labels of one part alone
+    buffer = io.BytesIO()
+    if path.suffix.lower() == ".npz":
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    else:
+        texts = [arrays[name].astype(str) for name in ("part", "index", "label") if name in arrays]
+        names = [
+            *(x for x in ("part", "index", "label") if x in arrays),
+            *(f"z{i + 1}" for i in range(arrays["z"].shape[1])),
+        ]
+        rows = np.column_stack([*texts, arrays["z"].astype(str)])
+        buffer.write("".join(",".join(row) + "\n" for row in [names, *rows]).encode())
+    write_atomically(path, buffer.getvalue())
+    return len(arrays["index"])

@@ -62,7 +62,7 @@ KEPT_CHECKPOINTS = 3
 CHECKPOINT = "checkpoints/step-{:08d}.safetensors"
 CHECKPOINTS = "checkpoints/step-*.safetensors"  # with digits; other names are copies that somebody keeps
 LOCK_FILE = ".lock"
-FOLDERS = ("checkpoints", "film", "figures", "tensorboard")  # in that of a run
+FOLDERS = ("checkpoints", "film", "figures/samples", "figures", "tensorboard")  # in that of a run
 # what a program that was killed leaves behind; nothing that others write into the folder, or that lies deeper
 LEFTOVERS = (
     ".history.*.part",
@@ -254,6 +254,9 @@ class Callback:
     BatchNorm as it is, call its `eval()`. All act from the next step on; the history names the rate and beta that the
     steps used, and a resumed run goes on with all of them. Other options of model, optimiser and training cannot be
     changed in a run. `trainer.rate(trainer.optimizer.steps)` is the learning rate of the last step, whatever sets it.
+
+    `trainer.stop()` ends the run after the current step, as if it had been the last one: a checkpoint is written, the
+    history gets a row for the part of the epoch, best weights are restored if there is `patience`, and `train` returns.
     """
 
     def on_fit_begin(self, trainer: Trainer) -> None: ...
@@ -287,6 +290,11 @@ class Progress:
     draws_after: int = 0  # the model's steps before the run, a part of the names of random numbers
     rate: float | None = None  # the learning rate that a callback has set
     beta: float | None = None  # the weight of the KL term that a callback has set
+
+    @property
+    def place(self) -> str:
+        """Where that is in words."""
+        return f"in epoch {self.epoch + 1}" if self.batch else f"after epoch {self.epoch}"
 
     def check(self, options: TrainingOptions, images: int, columns: Sequence[str]) -> None:
         """Raise ValueError unless a run with these options, on so many images, can have come to this place."""
@@ -425,6 +433,8 @@ class Trainer:
         self.restored = False
         self.good: tuple[dict[str, np.ndarray], Progress] | None = None  # the last state that was seen to be finite
         self.received: list[int] = []  # signals
+        self.stopping = False
+        self.part: list[dict[str, Any]] = []  # the row of an epoch that was stopped
         self.capture = True
         named = model.network.named_parameters(), model.network.modules()
         self.switches: dict[str, tuple[Any, str]] = {
@@ -536,6 +546,7 @@ class Trainer:
         network = self.model.network
         if not any(module.training_mode is not False for name, module in network.modules() if name):
             network.train(None)  # somebody has called network.eval(), which means the model as it is now
+        self.part, self.clock = [], time.perf_counter()
         constant = self.options.schedule == "constant" and not self.options.warmup_steps
         self.scheduled = self.peak if constant else self.schedule
         self.fixed = self._fixed()
@@ -544,19 +555,28 @@ class Trainer:
             with pinned(self.k):
                 self._call("on_fit_begin")
                 with catch_signals(self.signals) as self.received, self._bar():
-                    while self.progress.epoch < self.options.epochs and not (self.received or self._waited_enough()):
+                    while not (self.trained_enough or self.received or self.stopping):
                         self._run_epoch()
+                    if self.progress.batch and not self.received:  # stopped within an epoch
+                        self._fetch()
+                        self.part = [self._row()]
+                        self.save_checkpoint()
             if self.received:  # between two epochs, with the checkpoint of the first; or before any step
                 raise KeyboardInterrupt(self.received[0])
         finally:
-            self.optimizer.learning_rate, self.scheduled = self.peak, None
+            self.optimizer.learning_rate, self.scheduled, self.stopping = self.peak, None, False
             self.model.trained_steps = self.progress.draws_after + self.progress.step
         if self.folder and len(self.history):
             self.history.write(self.folder)  # again, in case that a kill hit the last time
-        if self.options.patience is not None:
+        if self.options.patience is not None and self.progress.best is not None:
             self._restore_best()
         self._call("on_fit_end")
         return self.history
+
+    def stop(self) -> None:
+        """End the run after the current step, or without one if none is running. A callback or another thread may call
+        this; what was trained is kept as at the end of a run, and a resumed run goes on from here."""
+        self.stopping = True
 
     def check_memory(self) -> None:
         """Raise DeviceError unless a step fits into the free memory; so does the validation, in batches as large."""
@@ -565,7 +585,7 @@ class Trainer:
 
     @property
     def history(self) -> History:
-        return History(self.progress.rows, self.model.unit)
+        return History([*self.progress.rows, *self.part], self.model.unit)
 
     def _run_epoch(self) -> None:
         p, options = self.progress, self.options
@@ -573,10 +593,8 @@ class Trainer:
         self._take_changes()
         order, noise, scalars = self._draw_epoch()
         p.sums = p.sums or [0.0] * len(self.columns)
-        if p.batch:  # for the history, in case that no step is left of a resumed epoch
-            self.used = self.rate(self.optimizer.steps), self.beta(p.step)
         self.clock = time.perf_counter()
-        while p.batch < self.batches:
+        while p.batch < self.batches and not self.stopping:
             self._call("on_batch_begin")
             if self._take_changes():
                 scalars = self._scalars()
@@ -602,7 +620,8 @@ class Trainer:
                 raise KeyboardInterrupt(self.received[0])
             if options.save_every and p.step % options.save_every == 0 and p.batch < self.batches:
                 self.save_checkpoint()
-        self._end_epoch()
+        if p.batch == self.batches:
+            self._end_epoch()
 
     def _draw_epoch(self) -> tuple[Array, Array | None, Array]:
         """Shuffle, noise and scalars of the epoch on the device; row i of each belongs to position or step i."""
@@ -707,6 +726,8 @@ class Trainer:
     def _fetch(self) -> None:
         """Read the losses of the last steps from the device and add them to the epoch's sums."""
         p = self.progress
+        if not self.pending:
+            return
         rows = self.k.to_host(self.k.xp.stack([losses for *_, losses in self.pending])).astype(np.float64)
         for (step, count, beta, _), values in zip(self.pending, rows, strict=True):
             if not np.isfinite(values).all():
@@ -728,7 +749,8 @@ class Trainer:
     def columns(self) -> tuple[str, ...]:
         return ("loss", *self.model.loss_names)
 
-    def _end_epoch(self) -> None:
+    def _row(self) -> dict[str, Any]:
+        """A row of the history: of the steps of the running epoch, and of the held-out images after them."""
         self._require_folder()
         p = self.progress
         seconds = p.seconds + time.perf_counter() - self.clock
@@ -745,6 +767,10 @@ class Trainer:
             row.update({f"val_{name}": value for name, value in validation.items()})
         row.update(zip(("learning_rate", "beta"), self.used, strict=True))
         row.update(images_per_second=p.images / max(seconds, 1e-9), seconds=seconds)
+        return row
+
+    def _end_epoch(self) -> None:
+        p, row = self.progress, self._row()
         p.rows.append(row)
         p.epoch, p.batch, p.sums, p.images, p.seconds = p.epoch + 1, 0, [], 0, 0.0
         self._call("on_epoch_end")
@@ -795,8 +821,11 @@ class Trainer:
                 record = {"model": self.config, "best": dict(p.best)}
                 p.best["sha256"] = save_state(self.folder / "checkpoints" / "best.safetensors", state, record)
 
-    def _waited_enough(self) -> bool:
-        return self.options.patience is not None and self.progress.waited >= self.options.patience
+    @property
+    def trained_enough(self) -> bool:
+        """Whether all epochs are trained, or as many as `patience` allows."""
+        p, patience = self.progress, self.options.patience
+        return p.epoch >= self.options.epochs or (patience is not None and p.waited >= patience)
 
     def _best_on_disk(self) -> dict[str, np.ndarray] | None:
         """The weights in checkpoints/best.safetensors, if they are those that this run recorded."""
@@ -819,8 +848,7 @@ class Trainer:
 
     def save_checkpoint(self) -> None:
         """Write checkpoints/step-<n>.safetensors and the logs, if there is a folder. Never saves what is not finite."""
-        if self.pending:
-            self._fetch()
+        self._fetch()
         self._check_finite()
         self._take_changes()
         p, now = self.progress, time.perf_counter()
@@ -847,7 +875,7 @@ class Trainer:
         for old in saved[: saved.index(path) + 1][:-KEPT_CHECKPOINTS]:
             with suppress(OSError):
                 old.unlink()
-        if p.rows:
+        if len(self.history):
             self.history.write(self.folder)
 
     def _require_folder(self) -> None:
@@ -896,6 +924,7 @@ class Trainer:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{source}: does not fit the training{made_by(record)} ({error})") from error
         self.restored = True
+        self.used = self.rate(self.optimizer.steps), self.beta(self.progress.step)  # if no step follows in the epoch
         if self.folder is not None and self.progress.best is not None and not self._best_on_disk():
             # damaged; or of a kill between the best weights and the checkpoint, and what comes again will be them again
             print("the best weights so far are not there; those of the epochs to come are kept", file=sys.stderr)

@@ -20,6 +20,7 @@ from autoencoders.cli import (
     add_common_options,
     add_model_options,
     data_of_model,
+    model_of,
     number,
     run_program,
     run_script,
@@ -37,10 +38,8 @@ from autoencoders.runs import (
     RESULT_FILE,
     RESULTS,
     check_results,
-    check_unchanged,
     model_hash,
     read_record,
-    recover,
     save_pictures,
     trained_on,
     training_of_run,
@@ -84,10 +83,8 @@ def main(argv: list[str] | None = None) -> int:
         out = Path(args.out) if args.out else folder
         if args.out and not args.overwrite:
             check_results(out, (*RESULTS, *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS)))
-        recover(folder, console.line)
-        known = model_hash(folder)
-        model = autoencoders.load(folder)
-        mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(folder)
+        model, source, check_unchanged = model_of(args, console.line)
+        mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(source)
         dataset = data_of_model(model, folder, args, console.line)
         made = not out.exists()
         check_writable(out)
@@ -113,6 +110,8 @@ def main(argv: list[str] | None = None) -> int:
             console.tell(f"  {finding['finding']}\n    why: {finding['why']}\n    try: {finding['option']}")
         for note in notes:
             console.line(note)
+        if source.parent != folder:
+            notes.append(f"measured with {source.relative_to(folder)}, a checkpoint of the run")
         record |= {
             "diagnosis": findings,
             "verdict": verdict(record),
@@ -120,16 +119,16 @@ def main(argv: list[str] | None = None) -> int:
             "seed": args.seed,
             "iw_samples": args.iw_samples,
             "command": f"python scripts/evaluate.py {shlex.join(argv)}".strip(),
-            "model_sha256": known,
+            "model_sha256": model_hash(source),
             "data": {"name": dataset.name, "content_hash": dataset.content_hash},
             "environment": environment(backend),
             "versions": library_versions(),
         }
-        check_unchanged(folder, known)
+        check_unchanged()
         write_json(out / RESULT_FILE, record)
         console.line(f"wrote {out / RESULT_FILE}")
         drawn = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed, mixture, console.warn)
-        check_unchanged(folder, known)
+        check_unchanged()
         pictures = save_pictures(drawn, out / "figures")
         console.drew(pictures)
         film = None  # and not what lay there before
@@ -142,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
             film = out / "figures" / "film.gif"
             write_atomically(film, drawing)
             console.line(f"drew {film}")
-        check_unchanged(folder, known)
+        check_unchanged()
         try:
             write_report(
                 out / "report.html",

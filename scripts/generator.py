@@ -10,9 +10,8 @@ if __name__ == "__main__" and sys._getframe().f_back is None and not sys.flags.s
     import early  # noqa: F401  before what takes a second to import
 
 import argparse
-from collections.abc import Callable
+import os
 from pathlib import Path
-from typing import Any
 
 import autoencoders
 from autoencoders import figures
@@ -24,20 +23,31 @@ from autoencoders.cli import (
     add_common_options,
     add_model_options,
     data_of_model,
+    model_of,
     number,
+    one_of,
     run_program,
     run_script,
     text,
     use_backend,
 )
 from autoencoders.conv_autoencoder import folder_of
-from autoencoders.data import Dataset
 from autoencoders.dataset import did_you_mean
-from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
-from autoencoders.runs import PICTURES, check_results, check_unchanged, draw, model_hash, recover, save_pictures
+from autoencoders.mixture import fit_mixture, load_mixture, save_mixture
+from autoencoders.runs import (
+    PICTURES,
+    check_results,
+    draw,
+    new_images,
+    read_record,
+    save_latents,
+    save_pictures,
+    save_singles,
+)
 from autoencoders.training import check_writable
+from minigrad.serialize import DataError, numbered
 
-MOST_SAMPLES = 1000  # that a picture can hold
+MOST_SAMPLES, MOST_SINGLES = 1000, 100_000  # that one picture can hold, and that --format writes
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,9 +64,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples",
         metavar="N",
-        type=number(int, 1, MOST_SAMPLES),
+        type=number(int, 1, MOST_SINGLES),
         default=48,
         help="new images to draw, rounded up to as many of every class (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--format",
+        metavar="png|npz",
+        type=one_of(("png", "npz")),
+        help="write the new images also as samples/0001.png and so on, or samples.npz, in --out (default: neither)",
+    )
+    parser.add_argument(
+        "--encode",
+        metavar="FILE",
+        type=text,
+        help="a .csv or .npz file: draw nothing, but write the latents of the test images, or of all images of "
+        "--dataset (default: draw)",
     )
     parser.add_argument(
         "--class",
@@ -93,51 +116,66 @@ def class_number(model: autoencoders.Autoencoder, wanted: str) -> int:
     raise UsageError(f"--class is {wanted!r} but this model knows {known}{did_you_mean(wanted, model.class_names)}")
 
 
-def mixture_of(
-    model: autoencoders.Autoencoder, folder: Path, known: str, dataset: Dataset, args: Any, tell: Callable[[str], None]
-) -> Mixture | None:
-    """What a plain autoencoder draws new images from: the mixture in its folder, or one that is fitted and saved now.
-
-    Raises:
-        DataError: it cannot be read, fitted or written. RuntimeError: the model's hash is not the one known any more.
-    """
-    if args.mixture_components is None:
-        mixture = load_mixture(folder)
-        if mixture is None:
-            tell("no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one")
-        return mixture
-    mixture = fit_mixture(latents_of(model, dataset.train_images), args.mixture_components, args.seed)
-    check_unchanged(folder, known)
-    save_mixture(folder, mixture)
-    tell(f"fitted {len(mixture.weights)} Gaussians to the latents of {len(dataset.train_images):,} training images")
-    tell(f"saved {folder / MIXTURE_FILE}")
-    return mixture
-
-
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.samples > MOST_SAMPLES and not args.format:
+        parser.error(f"--samples is {args.samples}, but a picture holds {MOST_SAMPLES}; --format writes more")
+    if args.encode and Path(args.encode).suffix.lower() not in (".csv", ".npz"):
+        parser.error(f"--encode is {args.encode!r} but must end in .csv or .npz")
     console = Output(args)
 
     def body() -> None:
         use_backend(args)
         folder = folder_of(args.model_dir)
         out = Path(args.out) if args.out else folder / "figures"
+        if args.encode and os.path.lexists(args.encode) and not args.overwrite:
+            raise FileExistsError(f"{args.encode} exists; use --overwrite to replace it, or another name")
         if args.out and not args.overwrite and out.resolve() != (folder / "figures").resolve():
-            check_results(out, tuple(f"{name}.png" for name in PICTURES))
-        recover(folder, console.line)
-        known = model_hash(folder)
-        model = autoencoders.load(folder)
+            singles = (path.relative_to(out).as_posix() for path in numbered(out, "samples/*.png"))
+            check_results(out, (*(f"{name}.png" for name in PICTURES), "samples.npz", *singles))
+        model, source, check_unchanged = model_of(args, console.line)
         generates = isinstance(model, autoencoders.VAE)
         if generates and args.mixture_components is not None:
             raise UsageError("--mixture-components belongs to a plain autoencoder; a vae draws from its prior")
         label = None if args.class_name is None else class_number(model, args.class_name)
-        dataset = data_of_model(model, folder, args, console.line)
-        mixture = None if generates else mixture_of(model, folder, known, dataset, args, console.line)
-        pictures = draw(model, dataset, seed=args.seed, count=args.samples, label=label, mixture=mixture)
-        check_unchanged(folder, known)
+        mixture = None if generates or args.mixture_components else load_mixture(source)
+        read_record(folder)  # a damaged one is no reason to do without images
+        dataset = None
+        try:
+            dataset = data_of_model(model, folder, args, console.line)
+        except DataError as error:
+            if args.dataset or args.data_dir or args.encode or not (generates or mixture):
+                raise
+            console.warn(f"left out are reconstructions, latent space and interpolations, which need images: {error}")
+        if args.encode and dataset:
+            parts = {"test": (dataset.test_images, dataset.test_labels)}
+            if args.dataset:
+                parts = {"train": (dataset.train_images, dataset.train_labels), **parts}
+            count = save_latents(model, parts, Path(args.encode))
+            console.line(f"wrote the latents of {count:,} images to {args.encode}")
+            return
+        if args.mixture_components and dataset:
+            mixture = fit_mixture(latents_of(model, dataset.train_images), args.mixture_components, args.seed)
+            check_unchanged()
+            saved = save_mixture(source, mixture)
+            images = f"{len(dataset.train_images):,} training images"
+            console.line(f"fitted {len(mixture.weights)} Gaussians to the latents of {images}")
+            console.line(f"saved {saved}")
+        if not (generates or mixture):
+            console.line(
+                "no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one"
+            )
+        count = min(args.samples, MOST_SAMPLES)
+        pictures = draw(model, dataset, seed=args.seed, count=count, label=label, mixture=mixture)
+        check_unchanged()
         if not args.out:
             check_writable(folder)
         console.drew(save_pictures(pictures, out))
+        if args.format and (generates or mixture):
+            classes = range(model.classes) if label is None else [label]
+            new, labels = new_images(model, args.samples, args.seed, classes, mixture)
+            console.line(f"wrote {len(new):,} new images to {save_singles(new, labels, out, args.format)}")
         if args.show:
             figures.show(list(pictures.values()))
 

@@ -14,11 +14,12 @@ import os
 import re
 import shlex
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import minigrad
-from autoencoders import VAE, Autoencoder, TrainingOptions
+from autoencoders import VAE, Autoencoder, TrainingOptions, load
 from autoencoders.cli import (
     CHOICES,
     COMPUTING,
@@ -37,10 +38,20 @@ from autoencoders.cli import (
     run_script,
     text,
 )
+from autoencoders.conv_autoencoder import folder_of, source_of
 from autoencoders.data import NAMES, Dataset, load_dataset
 from autoencoders.dataset import did_you_mean
 from autoencoders.metrics import table
-from autoencoders.runs import Run, check_folder, replaced_runs, resume_run, start_run
+from autoencoders.runs import (
+    Run,
+    check_fit,
+    check_folder,
+    data_of_run,
+    model_hash,
+    replaced_runs,
+    resume_run,
+    start_run,
+)
 from autoencoders.tensorboard import TensorBoard
 from autoencoders.training import DivergedError
 from minigrad.serialize import DataError, read_file
@@ -102,6 +113,7 @@ RENAMED = {
     "conv_strides": "strides",
     "learning_rate": "lr",
 }
+ARCHITECTURE = {"latent_dim", "filters", "kernels", "strides", "conditional", "likelihood"}
 VAE_ONLY = {"beta", "kl_warmup", "likelihood", "conditional", "binarise", "iw_samples"}
 WITH_RESUME = {"device", "backend", "threads", "precision", "epochs", "data_dir"}
 
@@ -118,6 +130,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", type=text, help="the run's folder (default: model for ae, variational/model for vae)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
+    parser.add_argument(
+        "--finish", action="store_true", help="make the model of the run in --out now, as far as it got"
+    )
+    parser.add_argument(
+        "--init-from",
+        metavar="RUN",
+        type=text,
+        help="train a saved model on, by its folder or file, in a new --out (default: with the data of its run)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--smoke", action="store_true", help="two batches through every stage, to see that all works")
     parser.add_argument(
@@ -177,11 +198,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     typed = {name.replace("-", "_") for name in OPTIONS}
     typed = {name for name in typed if getattr(args, name) is not None}
-    if args.resume and (args.overwrite or args.smoke or args.config):
-        parser.error("--resume cannot be combined with --overwrite, --smoke or --config")
-    if args.resume and (refused := (typed - WITH_RESUME) - {"model"}):
+    again = "--finish" if args.finish else "--resume"
+    args.resume |= args.finish
+    if args.resume and (args.overwrite or args.smoke or args.config or args.init_from):
+        parser.error(f"{again} cannot be combined with --overwrite, --smoke, --config or --init-from")
+    if args.resume and (refused := (typed - WITH_RESUME) - {"model"} | (typed & {"epochs"} if args.finish else set())):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(refused))
-        parser.error(f"--resume takes {names} from the checkpoint; leave it out")
+        parser.error(f"{again} takes {names} from the checkpoint; leave it out")
     program = shlex.join([as_typed(sys.executable or "python"), as_typed(__file__)])
     command = f"{program} {shlex.join(argv)}".strip()
     started: list[Run] = []
@@ -207,6 +230,8 @@ def main(argv: list[str] | None = None) -> int:
                 given |= {name for name, value in config.items() if value != (settings[name] or False)}
             settings |= config
         settings |= {name: getattr(args, name) for name in typed}
+        if args.init_from:
+            take_model(args.init_from, settings, given, console.line)
         folder = Path(args.out or FOLDERS[settings["model"]] + ("-smoke" if args.smoke else ""))
         check_counts(settings)
         callbacks = [TensorBoard(folder / "tensorboard")] if args.tensorboard else []
@@ -215,13 +240,14 @@ def main(argv: list[str] | None = None) -> int:
         if args.resume:
             try:
                 run = resume_run(
-                    folder,
+                    folder_of(folder),
                     device=args.device,
                     kernels=args.backend,
                     threads=args.threads,
                     precision=args.precision,
                     epochs=args.epochs,
                     data_dir=args.data_dir,
+                    finish=args.finish,
                     command=command,
                     progress=not args.quiet,
                     tell=console.line,
@@ -269,7 +295,11 @@ def main(argv: list[str] | None = None) -> int:
         )
         if isinstance(error, DivergedError):  # it would again
             return kept
-        done = f"saved{kept}. Go on" if stopped else f"what was saved is kept{kept}. When that is mended, go on"
+        done = (
+            f"saved{kept}. --finish in place of --resume makes the model now. Go on"
+            if stopped
+            else f"what was saved is kept{kept}. When that is mended, go on"
+        )
         again = "--resume --tensorboard" if args.tensorboard else "--resume"
         return f"; {done} with: {program} --out {shlex.quote(str(folder))} {again}"
 
@@ -291,6 +321,24 @@ def in_options(message: str) -> str:
         message = re.sub(rf"\b{name}\b", f"--{option}", message)
     names = "|".join(name.replace("-", " ") for name in OPTIONS)
     return re.sub(rf"^({names})\b", lambda found: "--" + found[0].replace(" ", "-"), message)
+
+
+def take_model(path: str, settings: dict[str, Any], given: set[str], tell: Callable[[str], None]) -> None:
+    """Let the settings be those of a saved model that is to be trained on: its file, kind, beta unless given, and data.
+
+    Raises:
+        DataError: there is no model. UsageError: an option is of the architecture.
+    """
+    minigrad.use(kernels="numpy")
+    source = source_of(path, tell)
+    model = load(source)
+    other = {"model"} if settings["model"] != model.kind else set()
+    if refused := given & (ARCHITECTURE | other):
+        raise UsageError(f"--{min(refused).replace('_', '-')} comes from the model of --init-from; leave it out")
+    settings |= {"init_from": source, "model": model.kind}
+    settings["beta"] = settings["beta"] if "beta" in given else model.beta
+    if not given & {"dataset", "data_dir"}:
+        settings["dataset"], settings["data_dir"] = data_of_run(folder_of(source), None, None, tell)
 
 
 def training_options(settings: dict[str, Any]) -> TrainingOptions:
@@ -330,6 +378,10 @@ def new_model(
     settings: dict[str, Any], shape: tuple[int, int, int], momentum: float, dataset: Dataset | None = None
 ) -> Autoencoder:
     """The model of the settings; the classes of a conditional one are those of the data set."""
+    if "init_from" in settings:
+        model = load(settings["init_from"])
+        model.beta = settings["beta"]
+        return model
     architecture = [settings[name] for name in ("filters", "kernels", "strides", "latent_dim")]
     named: dict[str, Any] = {"seed": settings["seed"], "momentum": momentum}
     if settings["model"] == "vae":
@@ -350,7 +402,8 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         settings["dataset"] = str(Path(settings["dataset"]).absolute())
     if settings["data_dir"] is not None:
         settings["data_dir"] = str(Path(settings["data_dir"]).absolute())
-    dataset = load_dataset(settings["dataset"], settings["data_dir"], progress=not args.quiet)
+    mine = settings["data_dir"] is None or args.data_dir is not None  # and not a folder that only a record names
+    dataset = load_dataset(settings["dataset"], settings["data_dir"], download=mine, progress=not args.quiet)
     tell(dataset.source)
     if args.smoke:
         settings |= {"epochs": 1, "limit_train": 2 * settings["batch_size"], "warmup_steps": 0}
@@ -367,8 +420,11 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         tell(f"--kl-warmup {options.kl_warmup:g} is more than all {options.epochs} epochs: --beta is not reached")
     # BatchNorm's moving statistics shall forget where they started, also in a short training.
     model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / steps)), dataset)
+    if "init_from" in settings:
+        check_fit(model, dataset)
+        tell(f"training {settings['init_from']} on, after {model.trained_steps} steps")
     tell(model.summary() if args.verbose else model.outline())
-    return start_run(
+    run = start_run(
         model,
         dataset,
         options,
@@ -380,6 +436,11 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         command=command,
         progress=not args.quiet,
     )
+    if "init_from" in settings:
+        source = settings["init_from"]
+        run.record["init_from"] = {"file": str(source.absolute()), "sha256": model_hash(source)}
+        run.record["init_from"]["trained_steps"] = model.trained_steps
+    return run
 
 
 if __name__ == "__main__":

@@ -787,6 +787,27 @@ def test_a_loaded_model_can_be_trained_on(tmp_path):
     assert math.isfinite(model.train(images(), 2, 1, progress=False)["loss"][0])
 
 
+@pytest.mark.parametrize("steps", [1, None, -1, "2"], ids=str)
+def test_a_loaded_model_does_not_repeat_its_random_numbers(tmp_path, steps):
+    """Files of older versions do not say how many steps were trained: at least not none."""
+    model = new(VAE)
+    model.compile(1e-3)
+    first = model.train(images(), 2, 1, progress=False).rows[0]["reconstruction"]
+    model.save(tmp_path)
+    record = load_state(tmp_path / MODEL_FILE)[1]
+    assert record.pop("trained_steps") == model.trained_steps == -(-len(images()) // 2)
+    record = {"model": record["model"]} | ({} if steps is None else {"trained_steps": steps})
+    save_state(tmp_path / MODEL_FILE, new(VAE).network.state_dict(), record)
+    if steps not in (1, None):
+        with pytest.raises(DataError, match=f"{MODEL_FILE}: trained_steps is {steps!r} but must be"):
+            autoencoders.load(tmp_path)
+        return
+    model = autoencoders.load(tmp_path)
+    model.compile(1e-3)
+    assert model.train(images(), 2, 1, progress=False).rows[0]["reconstruction"] != first
+    assert model.trained_steps == 1 + -(-len(images()) // 2)
+
+
 def test_the_other_class_is_told(tmp_path):
     new().save(tmp_path)
     with pytest.raises(DataError, match="holds a Autoencoder, not a VAE"):
@@ -796,7 +817,8 @@ def test_the_other_class_is_told(tmp_path):
 
 
 def test_a_missing_or_damaged_file_is_told(tmp_path):
-    with pytest.raises(DataError, match=f"{MODEL_FILE}: there is no such model; train one first"):
+    made = "there is no such model; scripts.train_conv_autoencoder.py --out .*nowhere makes one"
+    with pytest.raises(DataError, match=f"{MODEL_FILE}: {made}"):
         autoencoders.load(tmp_path / "nowhere")
     new().save(tmp_path)
     path = tmp_path / MODEL_FILE

@@ -48,9 +48,9 @@ def model(kind: type = VAE, Z: int = 3, **options: int) -> Autoencoder:
 
 
 def trained(
-    folder: Path, data: Dataset, epochs: int = 2, kind: type = VAE, Z: int = 3, denoise: float = 0.0
+    folder: Path, data: Dataset, epochs: int = 2, kind: type = VAE, Z: int = 3, denoise: float = 0.0, **named: int
 ) -> Autoencoder:
-    made = model(kind, Z)
+    made = model(kind, Z, **named)
     options = TrainingOptions(batch_size=8, epochs=epochs, denoise=denoise)
     start_run(made, data, options, folder, learning_rate=1e-3, progress=False).execute(lambda _: None)
     return made
@@ -75,7 +75,43 @@ def test_a_run_keeps_a_frame_before_the_first_epoch_and_after_each(tmp_path: Pat
     np.testing.assert_array_equal(last["reconstructed"], np.round(255 * reconstructed))
     np.testing.assert_array_equal(last["latents"], made.encode(data.train_images[scattered]))
     assert abs(last["latents"] - kept[0][0]["latents"]).max() > 1e-6, "it learnt"
-    assert set((tmp_path / "run").glob(film.FRAMES)) <= set(own_files(tmp_path / "run")), "--overwrite takes them along"
+    kept = {*(tmp_path / "run").glob(film.FRAMES), tmp_path / "run" / film.PROGRESS_FILE}
+    assert kept <= set(own_files(tmp_path / "run")), "--overwrite takes them along"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "bands"), [(VAE, {}, 3), (VAE, {"classes": 3}, 3), (Autoencoder, {}, 2)], ids=str
+)
+def test_a_picture_shows_after_every_epoch_what_is_learnt(
+    kind: type, options: dict, bands: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, np.ndarray]] = []
+    real = film.progress_sheet
+    monkeypatch.setattr(film, "progress_sheet", lambda bands: drawn.append(bands) or real(bands))
+    data = dataset()
+    made = trained(tmp_path / "run", data, kind=kind, **options)
+    assert [len(sheet) for sheet in drawn] == [bands] * 3
+    assert [next(x for x in sheet if "reconstructions" in x) for sheet in drawn] == [
+        f"their reconstructions {when}" for when in ("before training", "after epoch 1 of 2", "after epoch 2 of 2")
+    ]
+    first, *_, last = (list(sheet.values()) for sheet in drawn)
+    np.testing.assert_array_equal(first[0], last[0])
+    assert all(abs(x - y).max() > 1e-6 for x, y in zip(first[1:], last[1:], strict=True))
+    shown = report.film_images(data, slice(None))[0]
+    np.testing.assert_array_equal(
+        last[1], made.reconstruct(data.train_images[shown], labels=data.train_labels[shown])[0]
+    )
+    with Image.open(tmp_path / "run" / film.PROGRESS_FILE) as picture:
+        assert np.asarray(picture.convert("L")).std() > 1
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (300, 5, 3), (1, 400, 3), (90, 90, 4)])
+def test_the_picture_of_progress_takes_images_of_any_size(shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    content = film.progress_sheet({"a": rng.random((10, *shape)), "b": rng.random((12, *shape))})
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.mode == ("RGB" if shape[2] == 3 else "L")
+        assert max(picture.size) < 1500
 
 
 @pytest.fixture

@@ -266,7 +266,7 @@ def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, fold
     assert {p.name for p in out.iterdir()} == {
         "model.safetensors", "run.json", "history.csv", "history.jsonl", "checkpoints", "figures", "film", ".lock",
     }  # fmt: skip
-    assert pictures(out / "figures") == drawn | {"loss_curves"}
+    assert pictures(out / "figures") == drawn | {"loss_curves", "progress"}
     assert os.listdir(out / "checkpoints") == ["step-00000002.safetensors"]  # two batches
     ran = record(out)
     assert ran["status"] == "finished"
@@ -617,8 +617,9 @@ def test_a_model_file_that_is_missing_or_damaged_is_named(program, call, trained
     content_of_model = (good / "model.safetensors").read_bytes()
     Path("bad").mkdir()
     path = Path("bad/model.safetensors")
-    call(program, "--model-dir", "bad").failed(3, str(path), "there is no such model; train one first")
-    call(program, "--model-dir", "nowhere").failed(3, "nowhere/model.safetensors", "train one first")
+    made = "train_conv_autoencoder.py --out bad makes one"
+    call(program, "--model-dir", "bad").failed(3, str(path), "there is no such model; scripts", made)
+    call(program, "--model-dir", "nowhere").failed(3, "nowhere/model.safetensors", "--out nowhere makes one")
     flipped = bytearray(content_of_model)
     flipped[-5] ^= 1
     for damaged in (bytes(flipped), content_of_model[:-9], content_of_model[:50], b"", b"not a model" * 9):
@@ -631,7 +632,7 @@ def test_a_damaged_model_is_saved_again_by_resume(call, trained, undrawn):
     shutil.copytree(trained(), "run")
     whole = Path("run/model.safetensors").read_bytes()
     Path("run/model.safetensors").write_bytes(whole[:-9])
-    call(GENERATE, "--model-dir", "run").failed(3, "run/model.safetensors", "; --resume saves it again")
+    call(GENERATE, "--model-dir", "run").failed(3, "run/model.safetensors", "--out run --resume saves it again")
     assert call(TRAIN, "--out", "run", "--resume").code == 0
     assert Path("run/model.safetensors").read_bytes() == whole
 
@@ -825,7 +826,7 @@ def test_what_is_left_after_an_error(call, monkeypatch, undrawn):
     where = str(Path("run/.replaced-1"))
     done.failed(3, "no space; what was saved is kept; the run that was to be replaced", where, "--out run --resume")
     assert (Path(where) / "model.safetensors").read_bytes() == old
-    call(GENERATE, "--model-dir", "run").failed(3, "the training there is not finished; go on with --resume")
+    assert "no finished model: taken from checkpoints/step-00000002" in call(GENERATE, "--model-dir", "run").out
     monkeypatch.setattr(runs.Run, "_finish", real)
     assert call(TRAIN, "--resume", "--out", "run").code == 0
     assert not Path(where).exists()
@@ -950,7 +951,7 @@ def interrupt(number: int) -> tuple[int, str]:
                 break
         _, err = process.communicate(timeout=60)
     assert err.count("\n") == 1, err
-    told = re.fullmatch(r"interrupted; saved\. Go on with: (.*)\n", err)
+    told = re.fullmatch(r"interrupted; saved\. --finish .* makes the model now\. Go on with: (.*)\n", err)
     assert told, err
     return process.returncode, told[1]
 
@@ -966,7 +967,7 @@ def test_sigint_saves_and_the_printed_command_goes_on_to_the_same_weights(unbrok
     assert "not bitwise" not in done.stdout
     assert weights(Path("a run")) == weights(unbroken)
     assert losses(Path("a run")) == losses(unbroken)
-    assert pictures(Path("a run/figures")) == VAE_PICTURES | {"manifold", "loss_curves"}
+    assert pictures(Path("a run/figures")) == VAE_PICTURES | {"manifold", "loss_curves", "progress"}
 
 
 def test_sigterm_saves_and_the_printed_command_goes_on_to_the_same_weights(unbroken, call):
@@ -1135,8 +1136,9 @@ def test_a_folder_in_the_place_of_a_file_is_named(half, call):
 @READERS
 def test_another_file_in_the_place_of_the_model_is_named(half, program, call):
     newest = max((half / "checkpoints").iterdir())
-    (half / "model.safetensors").write_bytes(newest.read_bytes())
-    call(program, "--model-dir", half).failed(3, "model.safetensors: expected a model, found a checkpoint")
+    arrays, _, _ = load_state(newest)
+    save_state(half / "model.safetensors", arrays, {"kind": "frame"})
+    call(program, "--model-dir", half).failed(3, "model.safetensors: expected a model, found a frame")
 
 
 @READERS
@@ -1245,7 +1247,7 @@ def test_a_run_from_before_there_was_a_choice_of_precision_goes_on(half, call, m
 
 def test_resume_can_add_epochs_where_no_schedule_depends_on_them(half, call, trained):
     rows = losses(half)
-    call(TRAIN, "--out", half, "--resume", "--epochs", 3).failed(2, "epochs is 3", "4", "only grow")
+    call(TRAIN, "--out", half, "--resume", "--epochs", 3).failed(2, "epochs is 3", "after epoch 4", "--finish")
     call(TRAIN, "--out", half, "--resume", "--threads", 0).failed(2, "threads is 0")
     done = call(TRAIN, "--out", half, "--resume", "--epochs", 5, "--threads", 2, "--backend", "plain")
     assert done.code == 0
@@ -1403,7 +1405,7 @@ def test_a_plain_autoencoder_draws_from_the_mixture_in_its_folder(call, spied):
     assert "--mixture-components 50" in done.out
     done = call(GENERATE, "--model-dir", "run", "--mixture-components", 4)
     assert (done.code, done.err) == (0, "")
-    assert "fitted 4 Gaussians to the latents of 4000 training images" in done.out
+    assert "fitted 4 Gaussians to the latents of 4,000 training images" in done.out
     path = Path("run") / "mixture.safetensors"
     before, first = path.read_bytes(), spied.pop("samples")[0]
     assert first.shape == (48, 28, 28, 1)
@@ -1489,7 +1491,7 @@ def test_own_arrays_of_odd_size_in_colour_are_found_from_another_folder(call, mo
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     assert call(GENERATE, "--model-dir", "../run", "--dataset", "../own.npz").code == 0
-    assert pictures(Path("../run/figures")) == VAE_PICTURES | {"manifold"}
+    assert pictures(Path("../run/figures")) == VAE_PICTURES | {"manifold", "progress"}
     assert call(EVALUATE, "--model-dir", "../run", "--dataset", "../own.npz", "--iw-samples", 2).code == 0
     with no_pictures():
         assert call(TRAIN, "--out", "../run", "--resume").code == 0

@@ -738,6 +738,55 @@ def kernels(request, restored_backends):
     return request.param
 
 
+class Stop(Callback):
+    """Stops in an event, after some steps of the run."""
+
+    def __init__(self, event, step):
+        setattr(self, event, lambda trainer: trainer.progress.step == step and trainer.stop())
+
+
+@pytest.mark.parametrize(
+    ("event", "after", "steps", "rows"),
+    [
+        ("on_fit_begin", 0, 0, 0),
+        ("on_epoch_begin", 0, 0, 0),
+        ("on_epoch_begin", 6, 6, 1),
+        ("on_batch_begin", 6, 7, 2),
+        ("on_batch_end", 1, 1, 1),
+        ("on_batch_end", 8, 8, 2),
+        ("on_batch_end", 12, 12, 2),
+        ("on_epoch_end", 12, 12, 2),
+    ],
+)
+def test_a_callback_stops_a_run_cleanly_and_it_can_go_on(tmp_path, event, after, steps, rows):
+    """6 steps an epoch, 18 in all."""
+    trainer = trainer_of("vae", tmp_path / "run", [Stop(event, after)])
+    history = trainer.run()
+    assert (trainer.progress.step, len(history), trainer.model.trained_steps) == (steps, rows, steps)
+    logged = tmp_path / "run" / "history.jsonl"
+    assert [row["epoch"] for row in history.rows] == [*range(1, rows + 1)]
+    assert not rows or timeless(map(json.loads, logged.read_text().splitlines())) == timeless(history.rows)
+    assert (steps_of(tmp_path / "run") or [0])[-1] == steps
+    best = trainer.progress.best  # patience restores those weights, if an epoch has ended
+    if best is not None and steps:
+        held = load_state(tmp_path / "run" / "checkpoints" / "best.safetensors")[0]
+        assert weights(trainer.model) == {name: x.tobytes() for name, x in held.items()}
+    if steps:
+        trainer = resumed(tmp_path / "run")
+        trainer.run()
+        assert_same(outcome(trainer), unbroken("vae", minigrad.use().kernels, tmp_path))
+
+
+def test_a_stopped_training_without_a_folder_has_the_weights_of_its_last_step():
+    whole, stopped = compiled(), compiled()
+    whole.train(pictures(), COUNT, 3, progress=False)
+    history = stopped.train(pictures(), COUNT, 9, callbacks=[Stop("on_batch_end", 3)], progress=False)
+    assert weights(stopped) == weights(whole)
+    assert len(history) == 3
+    stopped.train(pictures(), COUNT, 1, progress=False)
+    assert stopped.trained_steps == 4, "the next training is not stopped"
+
+
 @pytest.mark.parametrize("stops", [(1,), (3,), (6,), (7,), (9,), (17,), (18,), (2, 8), (5, 6, 7, 13)], ids=str)
 @pytest.mark.parametrize("kind", ["ae", "vae"])
 def test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, stops, kernels):
@@ -1421,7 +1470,8 @@ def test_the_data_folder_of_a_run_is_kept_unless_another_is_given(tmp_path, arra
     told: list[str] = []
     assert resume_run(folder, data_dir="there", tell=told.append).trainer.show
     assert asked == [(dataset.name, "here", False, False), (dataset.name, "there", True, True)]
-    assert "resuming after step 7, all epochs are trained" in told
+    again = f"--out {folder} --resume --epochs 2 goes on"
+    assert f"resuming after step 7, all epochs are trained; {again}" in told
 
 
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
@@ -1459,13 +1509,13 @@ def test_epochs_on_resume(tmp_path, array_file):
     minigrad.use(kernels="plain")
     execute(run_of(array_file, tmp_path / "two"))
     execute(run_of(array_file, tmp_path / "three", epochs=3))
-    with pytest.raises(ValueError, match="epochs is 1 but the run was started with 2; it can only grow"):
+    with pytest.raises(ValueError, match="epochs is 1 but the run stands after epoch 2; --finish makes the model"):
         resume(tmp_path / "two", 1)
     execute(resume(tmp_path / "two", 3))
     digests = {load_state(tmp_path / name / "model.safetensors")[2] for name in ("two", "three")}
     assert len(digests) == 1
     execute(run_of(array_file, tmp_path / "cosine", schedule="cosine"))
-    with pytest.raises(ValueError, match="cosine schedule depends on them"):
+    with pytest.raises(ValueError, match=r"schedule ends with epoch 2; --init-from .* --epochs 1 trains its model on"):
         resume(tmp_path / "cosine", 3)
     assert resume(tmp_path / "cosine", 2).trainer.options.epochs == 2
 
@@ -1483,7 +1533,9 @@ def test_folders_with_a_run_are_guarded(tmp_path, array_file):
     second.trainer.callbacks = [At(2, interrupt)]
     with pytest.raises(KeyboardInterrupt):
         execute(second)
-    with pytest.raises(FileExistsError, match=r"an unfinished run; use --resume to go on with it, --overwrite"):
+    with pytest.raises(
+        FileExistsError, match=r"an unfinished run; use --resume to go on with it, --finish to make its"
+    ):
         run_of(array_file, folder)
     execute(resume_run(folder, progress=False, tell=lambda _: None))
     with pytest.raises(FileExistsError, match="already holds a finished run; use --overwrite") as error:
