@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,9 +30,20 @@ from minigrad.serialize import DataError
 
 from .conv_autoencoder import BATCH, MODEL_FILE, Autoencoder, folder_of, load, source_of
 from .data import COLLECTIONS, NAMES, Dataset, load_dataset
-from .dataset import did_you_mean, printable
+from .dataset import Reading, did_you_mean, printable
 from .memory import check_size
-from .runs import MOST_THREADS, RECORD_FILE, check_fit, data_of_run, drew, model_hash, read_record, recover
+from .runs import (
+    MOST_THREADS,
+    RECORD_FILE,
+    check_fit,
+    data_of_run,
+    drew,
+    model_hash,
+    read_record,
+    reading_for,
+    reading_of,
+    recover,
+)
 from .seed_files import WEIGHTS_FILE
 from .training import STOPS, DivergedError, interrupt, raise_signals
 
@@ -421,6 +433,25 @@ def check_data_dir(dataset: str, data_dir: str | None) -> None:
         raise UsageError(f"--data-dir is of no use with --dataset {dataset}; leave it out")
 
 
+def reading_of_data(model: Autoencoder, folder: Path, dataset: str) -> Reading:
+    """How a data set is read for a model: as in its run, but folders always in the model's size and colour.
+
+    Raises:
+        DataError: run.json holds something else there.
+    """
+    data = read_record(folder).get("data", {})
+    try:
+        found = Reading(**reading_of(data))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{folder / RECORD_FILE}: data: {error}") from error
+    path = Path(dataset).expanduser()
+    if os.path.realpath(path) != os.path.realpath(data.get("name") or ""):  # of the run's own data set alone
+        found = replace(found, test_dir=None)
+    if found.image_size or found.grayscale or path.is_dir():
+        found = replace(reading_for(model), test_dir=found.test_dir, skip_broken=found.skip_broken)
+    return found
+
+
 def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, tell: Callable[[str], None]) -> Dataset:
     """The data set that the options name, or else the published one of the run in a folder; tell hears which it is.
 
@@ -437,11 +468,13 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, te
     check_data_dir(name, args.data_dir)
     mine = place == args.data_dir
     try:
-        dataset = load_dataset(name, place, download=mine, progress=not args.quiet)
+        how = vars(reading_of_data(model, folder, name))
+        dataset = load_dataset(name, place, **how, download=mine, progress=not args.quiet)
     except DataError as error:
         hint = "" if mine else f"; only {record} names this folder, so --data-dir must before anything is put there"
         raise DataError(f"{error}{hint}") from error
-    dataset = dataset.as_recorded(read_record(folder).get("data", {}).get("content_hash"))
+    data = read_record(folder).get("data", {})
+    dataset = dataset.as_recorded(data.get("content_hash"), "image_size" not in data)
     tell(dataset.source)
     check_fit(model, dataset)
     check_size(model.config, next(model.batches(BATCH)).stop)

@@ -1,7 +1,7 @@
 """Data sets: find, fetch, verify and decode Fashion-MNIST and MNIST.
 
 `load_dataset` is the entrance. Below it, in reading order: the two collections with the hashes of their files, the
-search and the downloads, the IDX reader. A user's own pictures and arrays are read in own_images.py.
+search and the downloads, the IDX reader. A user's own pictures are read in own_images.py, arrays in own_arrays.py.
 
 Every fault of a file is a `DataError` whose message names the file, the field, what was expected and what was found.
 A file of a published set is accepted for its content, never for its name or its place: the SHA-256 of the decompressed
@@ -32,15 +32,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from minigrad.serialize import DataError, require_file
 
-from .dataset import CHUNK, MAX_BYTES, Dataset, as_data_error, did_you_mean, fault
-from .own_images import Array, Numbers, load_array_file, load_arrays, load_folder
+from .dataset import CHUNK, MAX_BYTES, Dataset, Reading, as_data_error, did_you_mean, fault
+from .own_arrays import SUFFIXES, Array, Numbers, array_files, arrays_of, is_array_file, load_arrays, test_file
+from .own_images import find_pictures, is_picture, load_folder
 
 SAMPLE_FOLDER = Path(__file__).with_name("sample_data")
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -104,6 +105,7 @@ COLLECTIONS = {
     ),
 }
 NAMES = ("auto", "fashion-mnist", "fashion-mnist-sample", "mnist")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
 class _NotFetchedError(DataError):
@@ -116,46 +118,85 @@ def load_dataset(
     *,
     download: bool = True,
     progress: bool = True,
+    **how: Any,
 ) -> Dataset:
     """Load a data set by name, or from a path.
 
     Args:
         name: `fashion-mnist`, `mnist`, `fashion-mnist-sample` (5,000 images that come with this package), `auto`
             (Fashion-MNIST, or the sample where the full set is neither here nor to be had; `source` says which and
-            why), or the path of a folder of images or of IDX files, of an `.npy` or of an `.npz` file.
+            why), or the path of a folder of images, of a file of arrays (`own_arrays.SUFFIXES`), or of a folder of
+            such or of IDX files.
         data_dir: folder of the IDX files, or of a sub-folder with the set's name. What it lacks is downloaded into it;
             what it holds must be right. Without it these are searched: the environment variable MINIGRAD_DATA, the
             user's cache (or the environment variable MINIGRAD_CACHE), and Debian's folder.
         download: whether the network may be used.
         progress: whether to show progress, which happens only when stderr is a terminal.
+        how: image_size, grayscale and, with a path, test_dir and skip_broken, as in `Reading`.
 
     Raises:
-        DataError: names the file, the field, what was expected and what was found.
+        DataError: names the file, the field, what was expected and what was found. ValueError: of `Reading`.
     """
+    reading = Reading(**how)
     progress = progress and sys.stderr is not None and sys.stderr.isatty()
-    if name in COLLECTIONS:
-        return _load_collection(str(name), data_dir, download, progress)
+    if name in NAMES:
+        if reading.test_dir:
+            raise DataError(f"{name} has test images of its own; leave out --test-dir")
+        dataset = _load_published(str(name), data_dir, download, progress)
+    else:
+        path = Path(name).expanduser()
+        with as_data_error(path):
+            dataset = _load_own(path, reading, progress)
+    with as_data_error(name):
+        train, test = reading.apply(dataset.train_images), reading.apply(dataset.test_images)
+    source = dataset.source
+    if train.shape != dataset.train_images.shape:
+        _, height, width, channels = train.shape
+        source += f"; resized and cropped to {width} x {height}, {'grey' if channels == 1 else 'colour'}"
+    return replace(dataset, train_images=train, test_images=test, source=source, reading=reading)
+
+
+def _load_published(name: str, data_dir: str | os.PathLike[str] | None, download: bool, progress: bool) -> Dataset:
     if name == "fashion-mnist-sample":
         return _load_sample("")
-    if name == "auto":
-        try:
-            return _load_collection("fashion-mnist", data_dir, download, progress)
-        except DataError as error:
-            # A folder that the user named and that is wrong is an error; a cache that cannot be written is a reason.
-            if data_dir is not None and not isinstance(error, _NotFetchedError):
-                raise
-            return _load_sample(f", because the full set could not be had: {error}")
-    path = Path(name)
+    if name != "auto":
+        return _load_collection(name, data_dir, download, progress)
+    try:
+        return _load_collection("fashion-mnist", data_dir, download, progress)
+    except DataError as error:
+        # A folder that the user named and that is wrong is an error; a cache that cannot be written is a reason.
+        if data_dir is not None and not isinstance(error, _NotFetchedError):
+            raise
+        return _load_sample(f", because the full set could not be had: {error}")
+
+
+def _load_own(path: Path, reading: Reading, progress: bool) -> Dataset:
+    """What a path holds: arrays in IDX or other files, or pictures."""
+    said = []
+    if path.is_dir():
+        if _own_idx(path):
+            said = ["own IDX files, not compared with a published set"]
+        elif not array_files(path) or find_pictures(path, []):
+            return load_folder(path, reading, progress)
+    elif not (is_array_file(path) and path.exists()):
+        if path.suffix.lower() in ARCHIVES:
+            raise DataError(f"{path}: is an archive; unpack it and give the folder")
+        if path.is_file() and is_picture(path):
+            raise DataError(
+                f"{path}: is one picture; give the folder it is in, or reconstruct it with generate --image"
+            )
+        found = "another kind of file" if path.exists() else f"nothing of that name{did_you_mean(path.name, NAMES)}"
+        kinds = f"an existing folder of images or IDX files, or a file of arrays ({' '.join(SUFFIXES)})"
+        raise fault(path, "data set", f"{', '.join(NAMES)}, {kinds}", found)
+    others = Path(reading.test_dir) if reading.test_dir else test_file(path)
+    test = (others, _arrays(others, reading)) if others else None
+    return load_arrays(path, _arrays(path, reading), test, *said)
+
+
+def _arrays(path: Path, reading: Reading) -> dict[str, Array]:
+    """The arrays in the IDX files of a folder, or in other files; none if there are none."""
     with as_data_error(path):
-        if path.is_dir():
-            if idx := _own_idx(path):
-                return load_arrays(path, idx, "own IDX files, not compared with a published set")
-            return load_folder(path, progress)
-        if path.suffix.lower() in (".npy", ".npz") and path.exists():
-            return load_array_file(path)
-        missing = f"nothing of that name{did_you_mean(path.name, NAMES)}"
-        expected = f"{', '.join(NAMES)}, or an existing folder of images or IDX files, .npy or .npz file"
-        raise fault(path, "data set", expected, "another kind of file" if path.exists() else missing)
+        return (path.is_dir() and _own_idx(path)) or arrays_of(path, reading)
 
 
 # ---------------------------------------------------------------------------------------- finding the published sets

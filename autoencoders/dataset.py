@@ -1,6 +1,7 @@
 """What a data set is, and the words for arrays that are no images or no labels.
 
-Read next: data.py, which finds and loads the published sets, and own_images.py, which reads a user's own.
+Read next: data.py, which finds and loads the published sets, own_images.py, which reads a user's own pictures, and
+own_arrays.py, which reads arrays of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,63 @@ from minigrad.serialize import DataError
 MAX_BYTES = 1 << 30  # what a compressed file may expand to
 MAX_CLASSES = 10_000  # a conditional model has weights for each class; a label beyond is no class
 CHUNK = 1 << 20  # bytes that are read at a time
+MOST_PIXELS = 4096  # of a side to which images are resized
 ROUNDING = 1e-5  # by which floats may miss [0, 1]; whoever takes them clips them
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read. A run records it; `--resume`, and the programs that use its model, read images alike.
+
+    Args:
+        image_size: (H, W), or one number for both: the short side is resized and the centre is cropped.
+        grayscale: True: grey. False: in colour. None: as the images are, which is in colour if any of them is.
+        test_dir: a folder or file of test images, if they are not in the data set itself.
+        skip_broken: leave out picture files that cannot be read.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    image_size: tuple[int, int] | None = None
+    grayscale: bool | None = None
+    test_dir: str | None = None
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        size: Any = self.image_size
+        if size is not None:
+            size = tuple(size) if isinstance(size, list | tuple) else (size,)
+            if not (len(size) in (1, 2) and all(type(n) is int and 1 <= n <= MOST_PIXELS for n in size)):
+                found = " ".join(map(str, size))
+                raise ValueError(f"image size is {found} but must be one or two numbers from 1 to {MOST_PIXELS}")
+            object.__setattr__(self, "image_size", (size[0], size[-1]))
+        if self.test_dir is not None:  # found from every folder
+            object.__setattr__(self, "test_dir", str(Path(self.test_dir).expanduser().absolute()))
+
+    def fit(self, image: Any) -> np.ndarray:
+        """The pixels (H, W, 1 or 3) of one of Pillow's images in this size and colour."""
+        from PIL import ImageOps
+
+        if self.grayscale is not None:
+            image = image.convert("L" if self.grayscale else "RGB")
+        if self.image_size not in (None, image.size[::-1]):
+            image = ImageOps.fit(image, self.image_size[::-1])
+        return np.asarray(image).reshape(image.height, image.width, -1)
+
+    def apply(self, images: np.ndarray) -> np.ndarray:
+        """Images (N, H, W, 1 or 3) in this size and colour, as bytes: the same array if they are so already."""
+        from PIL import Image
+
+        C = images.shape[3]
+        shape = *(self.image_size or images.shape[1:3]), C if self.grayscale is None else 1 if self.grayscale else 3
+        if shape == images.shape[1:]:
+            return images
+        if C not in (1, 3):
+            raise fault("images", "channels", "1 or 3, to resize or recolour them", C)
+        squeezed = images[..., 0] if C == 1 else images
+        whole = (x if x.dtype == np.uint8 else (255 * x).round().astype(np.uint8) for x in squeezed)
+        return np.fromiter((self.fit(Image.fromarray(x)) for x in whole), np.dtype((np.uint8, shape)), len(images))
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +98,9 @@ class Dataset:
     class_names: tuple[str, ...]
     source: str  # what was read, and all that was assumed about it
     label_fault: str = ""  # why labels that were found are not used
-    ordered: bool = False  # whether the training images may come class by class
+    # whether the training images may come class by class; None: not so, because they were shuffled when they were read
+    ordered: bool | None = False
+    reading: Reading = Reading()
 
     @property
     def classes(self) -> int:
@@ -76,26 +136,28 @@ class Dataset:
         return digest.hexdigest()
 
     def limited(self, limit: int | None, seed: int | None) -> slice | np.ndarray:
-        """Which training images a run of at most `limit` images uses: the first ones, or where those may be of one
-        class, a random sample in ascending order. Without a seed the first ones: earlier versions took those."""
-        if limit is None or seed is None or limit >= len(self.train_images) or not self.ordered:
+        """Which training images a run of at most `limit` images uses: a random sample in ascending order, or the first
+        ones if they are in random order. Without a seed the first ones: earlier versions took those."""
+        if limit is None or seed is None or limit >= len(self.train_images) or self.ordered is False:
             return slice(limit)
         return np.sort(generator(int(seed), "limit").permutation(len(self.train_images))[:limit])
 
-    def as_recorded(self, content_hash: Any) -> Dataset:
+    def as_recorded(self, content_hash: Any, earlier: bool = False) -> Dataset:
         """This set in the order that a run has recorded. Earlier versions left images without labels in the order of
-        their files; the split is the same."""
+        their files; the split is the same. For a limit they took the first of the images that they had shuffled."""
+        if earlier and self.ordered is None:
+            self = replace(self, ordered=False)
         train, test = split_order(len(self.train_images) + len(self.test_images))
         unlabelled = self.train_labels is None and self.test_labels is None
         if unlabelled and len(test) == len(self.test_images) and content_hash != self.content_hash:
-            earlier = replace(
+            unshuffled = replace(
                 self,
                 train_images=self.train_images[np.argsort(train)],
                 test_images=self.test_images[np.argsort(test)],
                 ordered=True,
             )
-            if earlier.content_hash == content_hash:
-                return earlier
+            if unshuffled.content_hash == content_hash:
+                return unshuffled
         return self
 
 
@@ -142,10 +204,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(names[name] for name in alike)}?" if alike else ""
 
 
-def listed(names: Iterable[str]) -> str:
-    """The first three of many names."""
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first of many names."""
     shown = [printable(name[:40]) for name in names]
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def value_fault(images: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""A user's own images: a folder of picture files, an `.npy` or an `.npz` file.
+"""A user's own images as a folder of picture files. Arrays of images are read in own_arrays.py.
 
 Nothing is taken for something else without a word: what is assumed is said in `Dataset.source`, and what can be read in
 two ways is refused. Each file is read once, each image straight into its place in the data set.
@@ -8,36 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import re
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from minigrad.serialize import DataError, read_file, require_file
+from minigrad.serialize import DataError, read_file
 
-from .dataset import (
-    CHUNK,
-    MAX_BYTES,
-    Dataset,
-    as_data_error,
-    class_labels,
-    fault,
-    listed,
-    printable,
-    range_fault,
-    split_order,
-)
+from .dataset import MAX_BYTES, Dataset, Reading, as_data_error, fault, listed, printable, split_order
 
 Part = tuple[np.ndarray, np.ndarray | None]  # images and labels
 
-NPY_HEADER = 10_000  # bytes; NumPy refuses longer ones, but reads them first, up to 4 GB
 DARK = 0.25  # of white: if no pixel is brighter, the source says so
 SUFFIXES = "png apng jpg jpeg jfif jpe mpo bmp gif tif tiff webp avif pgm ppm pbm pnm"  # of pictures
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")  # no decoder of these starts a program
@@ -85,48 +71,78 @@ def split_dataset(name: str, source: list[str], train: Part, test: Part, **more:
 # ---------------------------------------------------------------------------------------------- folders of pictures
 
 
-def load_folder(folder: Path, progress: bool) -> Dataset:
-    """The pictures of a folder. Its sub-folders are classes, or `train` and `test` (or `val`) with classes or without.
+def load_folder(folder: Path, reading: Reading, progress: bool, broken: Collection[Path] = ()) -> Dataset:
+    """The pictures of a folder, without those broken. Its sub-folders are classes, or `train` and `test` (or `val`)
+    with classes or without.
 
     Shapes: (N, H, W, 1) if every picture is grey, else (N, H, W, 3).
     """
     passed: list[str] = []
-    places, notes = _parts(folder, _pictures(folder, passed))
+    aside = Path(reading.test_dir) if reading.test_dir else None
+    places, notes = _parts(folder, find_pictures(folder, passed, {*broken, aside}))
+    if aside and not aside.is_dir():
+        raise fault(aside, "test images", "a folder of pictures, as the training images are", "none of that name")
+    if aside:
+        with as_data_error(aside):
+            others, more = _parts(aside, find_pictures(aside, passed, broken))
+        unused = [f"not used: {place}" for place, _ in [*places[1:], *others[:-1]]]
+        notes, places = [*notes, *more, f"the test images are from {aside}", *unused], [places[0], others[-1]]
     parts = [_classes(*place) for place in places]
-    names, others = (sorted({name for _, name in part if name}) for part in (parts[0], parts[-1]))
+    names, others_names = (sorted({name for _, name in part if name}) for part in (parts[0], parts[-1]))
     why = ""
-    if names and others and names != others:
-        differ = listed(set(names) ^ set(others))
+    if names and others_names and names != others_names:
+        differ = listed(set(names) ^ set(others_names))
         raise fault(folder, "class folders", "the same ones for training and testing", f"a difference: {differ}")
-    if bool(names) != bool(others):
+    if bool(names) != bool(others_names):
         names, why = [], "only one of the two parts has class folders"
         notes.append(f"no labels: {why}")
     elif names:
         notes.insert(0, f"classes: {listed(names)}")
     if passed:
         notes.append(f"other files passed over: {len(passed)} ({listed(passed)})")
+    if broken:
+        notes.append(
+            f"left out because they cannot be read: {len(broken)} ({listed(sorted(path.name for path in broken))})"
+        )
     pictures, first = [picture for part in parts for picture in part], len(parts[0])
     count = len(pictures)
-    if count < 2:
-        notes += ["save pictures as .png; give .npy, .npz or the folder of IDX files by its own path"] if passed else []
-        raise fault(folder, "content", "at least 2 images", "; ".join([str(count), *notes]))
+    if count < 2 or not all(parts):
+        mend = "save pictures as .png or .jpg, unpack archives, and give arrays by the path of their file"
+        found = "; ".join([str(count), *notes, *[mend] * bool(passed)])
+        raise fault(folder, "content", "at least 2 images" + ", of them 1 for testing" * bool(aside), found)
     order = split_order(count)
     if len(parts) == 2:
         shuffled = np.concatenate(order)
         order = shuffled[shuffled < first], shuffled[shuffled >= first]
-    images, clear = _read_pictures([path for path, _ in pictures], np.concatenate(order), progress)
-    if clear:
-        notes.append(f"transparency in {clear} of them laid on white")
+    paths = [path for path, _ in pictures]
+    images, done, faults = _read_pictures(folder, paths, np.concatenate(order), reading, progress)
+    if faults and reading.skip_broken:
+        return load_folder(folder, reading, progress, {*broken, *map(Path.absolute, faults)})
+    if faults:
+        found = f"{next(iter(faults.values()))}, or leave out such files with --skip-broken"
+        bad = listed((path.name for path in faults), 8)
+        many = f"{folder}: {len(faults)} of {count} pictures cannot be read ({bad}); the first: "
+        raise DataError(many * (len(faults) > 1) + found)
     number = {name: label for label, name in enumerate(names)}
     labels = np.array([number[name] for _, name in pictures]) if names else None
     split = f"{count - first} of them for testing" if len(parts) == 2 else "every 10th for testing"
-    source = [f"{count} images from the folder {folder if len(parts) == 2 else places[0][0]}, {split}", *notes]
+    place = folder if len(parts) == 2 else places[0][0]
+    source = [f"{count} images from the folder {place}, {split}", *notes, *done]
     known = tuple(map(printable, names))
-    return split_dataset(str(folder), source, *_parts_of(images, labels, order), class_names=known, label_fault=why)
+    return split_dataset(
+        str(folder), source, *parts_of(images, labels, order), class_names=known, label_fault=why, ordered=None
+    )
 
 
-def _pictures(folder: Path, passed: list[str], level: int = 1) -> list[Path]:
-    """The pictures in a folder, and in its sub-folders, in sorted order; appends to `passed` the names of other files.
+def parts_of(images: np.ndarray, labels: np.ndarray | None, order: tuple[np.ndarray, np.ndarray]) -> list[Part]:
+    """The training and the test part of images in this order, and of labels in that of the files."""
+    parts = images[: len(order[0])], images[len(order[0]) :]
+    return [(part, None if labels is None else labels[rows]) for part, rows in zip(parts, order, strict=True)]
+
+
+def find_pictures(folder: Path, passed: list[str], aside: Collection[Path | None] = (), level: int = 1) -> list[Path]:
+    """The pictures in a folder, and in its sub-folders, in sorted order, without the paths aside; appends to `passed`
+    the names of other files.
 
     Raises:
         DataError: the sub-folders hold pairs, such as images and their masks, which are no classes.
@@ -135,12 +151,12 @@ def _pictures(folder: Path, passed: list[str], level: int = 1) -> list[Path]:
         raise fault(folder, "folders", f"at most {MOST_LEVELS} levels", "more; does a link lead in a circle?")
     pictures, folders = [], {}
     for path in sorted(folder.iterdir()):
-        if re.fullmatch(HIDDEN, path.name, re.IGNORECASE | re.DOTALL):
+        if path.absolute() in aside or re.fullmatch(HIDDEN, path.name, re.IGNORECASE | re.DOTALL):
             continue
         if path.is_dir():
-            if inner := _pictures(path, passed, level + 1):
+            if inner := find_pictures(path, passed, aside, level + 1):
                 folders[path.name] = inner
-        elif path.is_file() and path.suffix[1:].lower() in SUFFIXES.split():
+        elif path.is_file() and is_picture(path):
             pictures.append(path)
         else:
             passed.append(path.name)
@@ -209,7 +225,7 @@ def _classes(place: Path, pictures: list[Path]) -> list[tuple[Path, str]]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, source: IO[bytes]) -> Iterator[Any]:
+def _opened(path: str | Path, source: Path | IO[bytes]) -> Iterator[Any]:
     from PIL import Image
 
     Image.init()
@@ -223,268 +239,104 @@ def _opened(path: Path, source: IO[bytes]) -> Iterator[Any]:
             raise DataError(f"{path}: {str(error).partition(' <')[0]}; repair or remove the file") from error
 
 
-def _read_pictures(paths: list[Path], order: np.ndarray, progress: bool) -> tuple[np.ndarray, int]:
-    """(the pictures in this order, how many of them have transparent pixels).
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its suffix or, with any suffix or none, by its content."""
+    if path.suffix[1:].lower() in SUFFIXES.split():
+        return True
+    try:
+        with as_data_error(path), _opened(path, path):
+            return True
+    except DataError:
+        return False
+
+
+def _read_pictures(
+    folder: Path, paths: list[Path], order: np.ndarray, reading: Reading, progress: bool
+) -> tuple[np.ndarray, list[str], dict[Path, str]]:
+    """(the pictures in this order, what was done to them, those that cannot be read and why).
 
     Raises:
-        DataError: some are at fault; the message says what is wrong with the first, and names three.
+        DataError: they are of several sizes.
     """
-    images, clear = np.empty((0, 0, 0, 0), np.uint8), 0
-    faults: dict[str, str] = {}
+    images, notes = np.empty((0, 0, 0, 0), np.uint8), Counter[str]()
+    broken: dict[Path, str] = {}
+    sizes: dict[tuple[int, ...], list[str]] = {}
     for place, path in zip(np.argsort(order), tqdm(paths, desc="reading images", disable=not progress), strict=True):
         try:
             with as_data_error(path):
-                pixels, transparent = _read_picture(path, images.shape[1:3] if len(images) else None, paths[0].name)
-                if pixels.shape[2] > images.shape[3]:  # the first, or the first in colour
-                    grey, images = images, np.empty((len(paths), *pixels.shape), np.uint8)
-                    if len(grey):
-                        images[...] = grey
+                content = read_file(path, most=MAX_BYTES)
+                pixels, done = read_picture(path, content, reading, decode=len(sizes) < 2)
         except DataError as error:
-            faults[path.name] = str(error)
+            broken[path] = str(error)
             continue
+        sizes.setdefault(pixels.shape[:2], []).append(path.name)
+        if len(sizes) > 1:
+            continue
+        if pixels.shape[2] > images.shape[3]:  # the first, or the first in colour
+            grey, images = images, np.empty((len(paths), *pixels.shape), np.uint8)
+            if len(grey):
+                images[...] = grey
         images[place] = pixels
-        clear += transparent
-    if faults:
-        more = f"; {len(faults)} files are at fault: {listed(faults)}" if len(faults) > 1 else ""
-        raise DataError(next(iter(faults.values())) + more)
-    return images, clear
+        notes.update(done)
+    if len(sizes) > 1:
+        more = f"; {len(broken)} cannot be read ({listed(path.name for path in broken)})" if broken else ""
+        raise DataError(f"{size_fault(folder, sizes)}{more}")
+    return images, [what.format(count) for what, count in notes.items()], broken
 
 
-def _read_picture(path: Path, size: tuple[int, ...] | None, first: str) -> tuple[np.ndarray, bool]:
-    """(a picture (H, W, 1 or 3) as it is to be seen, whether pixels of it were transparent).
+def size_fault(where: object, sizes: dict[tuple[int, ...], list[str]]) -> DataError:
+    """What is wrong with images of several sizes (H, W), each with the names of its images, and what to do."""
+    (most, held), *others = sorted(sizes.items(), key=lambda item: -len(item[1]))
+    count, short = sum(map(len, sizes.values())), min(map(min, sizes))
+    found = f"{len(sizes)}: {count - len(held)} of {count} are not {most[1]} x {most[0]} ({listed(others[0][1])})"
+    fit = short if short < 32 else min(64, short // 16 * 16)
+    return fault(where, "width and height", "one size", f"{found}; --image-size {fit} resizes and crops all")
 
-    It is turned as its EXIF data say, and transparent pixels are laid on white.
+
+def read_picture(
+    path: str | Path, content: bytes, reading: Reading, decode: bool = True
+) -> tuple[np.ndarray, list[str]]:
+    """(a picture (H, W, 1 or 3) as it is to be seen, what was done to it).
+
+    It is turned as its EXIF data say, transparent pixels are laid on white, and 16 bits become 8. Unless decode, the
+    shape alone is right.
 
     Raises:
-        DataError: it has several frames, more than 8 bits, or another (H, W) than size, that of the first picture.
+        DataError: it cannot be read, has several frames, or floats for pixels.
     """
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image, ImageOps
 
-    content = io.BytesIO(read_file(path, most=MAX_BYTES))
-    with _opened(path, content) as image:
+    done = []
+    with _opened(path, io.BytesIO(content)) as image:
         image.verify()  # checksums, which decoding does not look at
-    content.seek(0)
-    with _opened(path, content) as image:
+    with _opened(path, io.BytesIO(content)) as image:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's picture and its preview
             raise fault(path, "frames", "one", f"{image.n_frames}; save each as an image of its own")
-        if image.mode.startswith(("I", "F")):
-            raise fault(path, "pixels", "8 bits for each channel", f"Pillow's mode {image.mode}; save it with 8 bits")
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+            raise fault(path, "pixels", "8 or 16 bits", f"Pillow's mode {image.mode}; save it with 8 bits")
+        turned = False
+        with contextlib.suppress(Exception):
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        size = image.size[::-1] if turned else image.size
+        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+        grey = grey if reading.grayscale is None else reading.grayscale
+        if not decode:
+            return np.broadcast_to(np.uint8(0), (*size[::-1], 1 if grey else 3)), []
+        if reading.image_size:
+            image.draft(None, (2 * max(reading.image_size),) * 2)  # a large JPEG needs not be decoded in full
         with contextlib.suppress(Exception):  # a picture with damaged EXIF data is shown as it is
             image = ImageOps.exif_transpose(image)
-        mode, transparent = "L" if image.mode in ("1", "L", "LA") else "RGB", False
+        if image.mode.startswith("I"):
+            done.append("16 bits in {} of them scaled to 8")
+            image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        mode = "L" if grey else "RGB"
         if image.has_transparency_data:
             both = image.convert(mode + "A")
             alpha = both.getchannel("A")
-            transparent = alpha.getextrema()[0] < 255
+            done += ["transparency in {} of them laid on white"] if alpha.getextrema()[0] < 255 else []
             image = Image.new(mode, both.size, "white")
             image.paste(both.convert(mode), mask=alpha)
-        pixels = np.asarray(image.convert(mode)).reshape(image.height, image.width, -1)
-    if size and pixels.shape[:2] != size:
-        found = f"{pixels.shape[1::-1]}; resize or crop them"
-        raise fault(path, "width and height", f"{size[::-1]} like {printable(first)}", found)
-    return pixels, transparent
-
-
-# ------------------------------------------------------------------------------------------------- .npy and .npz
-
-
-Numbers = tuple[tuple[int, ...], bool, np.dtype[Any], Any]  # shape, whether in Fortran's order, dtype, stream
-
-
-class Array(NamedTuple):
-    """An array in a file, and what opens it."""
-
-    where: str
-    opened: Callable[[], contextlib.AbstractContextManager[Numbers]]
-
-    def labels(self) -> np.ndarray:
-        with self.opened() as (shape, fortran, dtype, stream):
-            data = stream.read(math.prod(shape) * dtype.itemsize)
-            return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-
-    def may_be_images(self) -> bool:
-        try:
-            with self.opened() as (shape, *_):
-                return len(shape) > 2 or shape[1:] == (784,)
-        except DataError:
-            return False
-
-
-def load_array_file(path: Path) -> Dataset:
-    """The images of an `.npy`, or of an `.npz` by name."""
-    require_file(path)
-    size = path.stat().st_size
-    if path.suffix.lower() == ".npy":
-        return load_arrays(path, {"array": _npy_array(f"{path}: array", partial(path.open, "rb"), size, size)})
-    arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            name, limit = member.filename.removesuffix(".npy"), max(MAX_BYTES, size)
-            if name != member.filename:
-                opened = partial(archive.open, member)
-                arrays[name] = _npy_array(f"{path}: {printable(name)}", opened, member.file_size, limit)
-        return load_arrays(path, arrays)
-
-
-def _npy_array(where: str, opened: Callable[[], Any], size: int, limit: int) -> Array:
-    """An array in an `.npy` stream of `size` bytes; its header is checked before memory is taken."""
-
-    @contextlib.contextmanager
-    def numbers() -> Iterator[Numbers]:
-        with as_data_error(where), opened() as stream:
-            if size > limit:
-                raise fault(where, "decompressed size", f"at most {limit} bytes", f"{size} bytes")
-            head = io.BytesIO(stream.read(NPY_HEADER))
-            version = np.lib.format.read_magic(head)
-            if version not in ((1, 0), (2, 0)):
-                raise fault(where, "npy version", "1.0 or 2.0", ".".join(map(str, version)))
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(head)
-            if dtype.hasobject:
-                raise fault(where, "dtype", "numbers", "objects")
-            total = head.tell() + math.prod(shape) * dtype.itemsize
-            if total != size:
-                raise fault(where, f"size for shape {shape} and dtype {dtype}", f"{total} bytes", f"{size} bytes")
-            stream.seek(head.tell())
-            yield shape, fortran, dtype, stream
-
-    return Array(where, numbers)
-
-
-def load_arrays(path: Path, arrays: dict[str, Array], *assumed: str) -> Dataset:
-    """The data set of named arrays. `_axes` says how images may lie: (N, H, W), (N, H, W, C) and others.
-
-    Values: whole numbers from 0 to 255, or floats in [0, 1]. Names: train_images or x_train and the like, and optional
-    test_images (or else val_images), train_labels and test_labels; a single array of images may have any name. Without
-    test images every 10th training image becomes one.
-    """
-    used, notes = _choose(path, arrays)
-    notes, why = [*assumed, *notes], ""
-    whole = ("test", "images") not in used
-    parts: list[Part] = []
-    for part in ("train",) if whole else ("train", "test"):
-        images, order, note = _read_images(used[part, "images"], whole)
-        notes += [note] if note not in ("", *notes) else []
-        labels = None
-        if array := used.get((part, "labels")):
-            try:
-                labels = class_labels(array.labels(), len(images))
-            except DataError as error:  # what a training may not need must not stop it
-                why = why or f"{part} {error}"
-        parts.append((images, labels))
-    counts = " and ".join(f"{len(part)} {kind}" for (part, _), kind in zip(parts, ("training", "test"), strict=False))
-    if whole:
-        counts, parts = str(len(images)), _parts_of(images, labels, order)
-    source = [f"{counts} images from {path}" + ", every 10th for testing" * whole, *notes]
-    source += [f"no labels: {why}"] if why else []
-    return split_dataset(str(path), source, *parts, class_names=(), label_fault=why, ordered=not whole)
-
-
-def _parts_of(images: np.ndarray, labels: np.ndarray | None, order: tuple[np.ndarray, np.ndarray]) -> list[Part]:
-    """The training and the test part of images in this order, and of labels in that of the files."""
-    parts = images[: len(order[0])], images[len(order[0]) :]
-    return [(part, None if labels is None else labels[rows]) for part, rows in zip(parts, order, strict=True)]
-
-
-def _choose(path: Path, arrays: dict[str, Array]) -> tuple[dict[tuple[str, str], Array], list[str]]:
-    """The arrays that are used, by what they are: ("train" or "test", "images" or "labels"); and what was assumed."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for name in arrays:
-        found.setdefault(role(name), []).append(name)
-    notes = []
-    if not any(part and kind == "images" for part, kind in found):
-        one = found.get(("", "images")) or [name for name in found.get(("", ""), []) if arrays[name].may_be_images()]
-        one = list(arrays) if len(arrays) == 1 else one
-        found |= {("train", "images"): one, ("train", "labels"): found.get(("", "labels"), [])}
-        notes += [f"the images are {listed(one)}"] if len(arrays) > 1 else []
-    elif ("test", "images") not in found and ("val", "images") in found:
-        notes.append(f"{listed(found['val', 'images'])} are for testing")
-        found |= {("test", kind): found.get(("val", kind), []) for kind in ("images", "labels")}
-    kinds = [(part, kind) for part in ("train", "test") if found.get((part, "images")) for kind in ("images", "labels")]
-    kinds = [kind for kind in kinds if found.get(kind)]
-    if ("train", "images") not in kinds or any(len(found[kind]) > 1 for kind in kinds):
-        expected = "train_images or x_train, once, or a single array of images"
-        raise fault(path, "arrays", expected, listed(arrays) or "none")
-    used = {kind: found[kind][0] for kind in kinds}
-    if unused := [name for name in arrays if name not in used.values()]:
-        notes.append(f"not used: {listed(unused)}")
-    return {kind: arrays[name] for kind, name in used.items()}, notes
-
-
-def _axes(where: str, shape: tuple[int, ...]) -> tuple[tuple[str, ...], dict[str, int], str]:
-    """(what each axis is, the size of each of N, H, W and C, what was assumed).
-
-    Taken are (N, H, W), (N, H, W, C), rows (N, 784), and (N, C, H, W) and (H, W, C, N) where C alone is at most 4.
-    What can be read in two ways is refused.
-    """
-    grey, last, note, mend = "images[..., None]", "np.moveaxis(images, -1, 0)", "", ""
-    axes = tuple("NHWC"[: len(shape)])
-    if len(shape) not in (2, 3, 4) or min(shape) < 1:
-        mend = "no axis may be empty" if 0 in shape else "reshape it if it holds images"
-    elif len(shape) == 2:
-        axes, note = ("N", "HW"), "rows of 784 numbers taken as images of 28 x 28"
-        if shape[1] != 784 or shape[0] == 784:
-            side = math.isqrt(shape[1])
-            mend = f"images.reshape(-1, {side}, {side})" if side * side == shape[1] else "reshape it"
-            mend += " if each row is an image; one image is no data set"
-    elif len(shape) == 3:
-        first, height, width = shape
-        if width <= 4 < height or (first == 3 and min(height, width) > 4):
-            mend = f"if that is one image, more are needed; if these are {first} grey images, use {grey}"
-        elif first == height != width or max(height, width) > 16 * min(height, width):
-            mend = f"{last} if the images come last, {grey} if they are {height} x {width}"
-    elif shape[1] <= 4 < shape[3]:
-        axes, note = tuple("NCHW"), "axes taken as (N, C, H, W)"
-    elif shape[2] <= 4 < min(shape[1], shape[3]):
-        axes, note = tuple("HWCN"), "axes taken as (H, W, C, N)"
-    elif shape[1] == shape[3] == 3 or min(shape[1:]) > 4 <= shape[0]:
-        note = f"axes taken as (N, H, W, C) with {shape[3]} channels"
-    elif shape[1] in (1, 3) and shape[3] > 1:
-        mend = "images.transpose(0, 2, 3, 1) if the channels come first"
-    elif (shape[2] in (1, 3) and shape[1] > 4 and shape[3] > 1) or (shape[0] in (1, 3) and shape[3] > 4):
-        mend = f"{last} if the images come last"
-    if mend:
-        raise fault(where, "shape", "(N, H, W) or (N, H, W, C), unambiguously", f"{shape}; {mend}")
-    sizes = {"C": 1, "H": 28, "W": 28} | dict(zip(axes, shape, strict=True))
-    return axes, sizes, note
-
-
-def _read_images(array: Array, whole: bool) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], str]:
-    """(the images, their order in the file, what was assumed): of a whole set in `split_order`, else as they come."""
-    with array.opened() as (shape, fortran, dtype, stream):
-        if dtype.kind not in "uifb":
-            raise fault(array.where, "dtype", "numbers", dtype.name)
-        axes, sizes, note = _axes(array.where, shape)
-        if whole and sizes["N"] < 2:
-            raise fault(array.where, "images", "at least 2", sizes["N"])
-        order = split_order(sizes["N"])
-        place = np.argsort(np.concatenate(order)) if whole else np.arange(sizes["N"])
-        images = np.empty([sizes[axis] for axis in "NHWC"], np.float32 if dtype.kind == "f" else np.uint8)
-        names = "".join(axes[::-1] if fortran else axes)
-        limits: list[Any] = []
-
-        def fill(view: np.ndarray, axis: int) -> None:
-            """Read into a view in the order of the file; its axis of that number counts the images."""
-            row = dtype.itemsize * math.prod(view.shape[1:])
-            if axis and row > CHUNK:
-                for part in view:
-                    fill(part, axis - 1)
-                return
-            step = max(1, CHUNK // row)
-            for start in range(0, len(view), step):
-                index: list[Any] = [slice(start, start + step), *[slice(None)] * axis]
-                size = view[index[0]].shape
-                block = np.frombuffer(stream.read(math.prod(size) * dtype.itemsize), dtype).reshape(size)
-                limits.extend((block.min(), block.max()))
-                index[axis] = place[index[axis]]
-                view[tuple(index)] = block
-
-        with np.errstate(over="ignore"):  # what is too large for float32 is refused below
-            view = images if "C" in names else images[..., 0]
-            fill(view.transpose(["NHWC".index(axis) for axis in names]), names.index("N"))
-    low, high = float(np.min(limits)), float(np.max(limits))
-    if wrong := range_fault(low, high, dtype.kind == "f"):
-        raise DataError(f"{array.where}: values: {wrong}")
-    if dtype.kind == "f" and (low < 0 or high > 1):
-        np.clip(images, 0, 1, out=images)
-    return images, order, note
+        pixels = reading.fit(image.convert(mode))
+        if pixels.shape[1::-1] != size:
+            done.append(f"{{}} of them resized and cropped to {pixels.shape[1]} x {pixels.shape[0]}")
+        return pixels, done

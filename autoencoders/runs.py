@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 import tempfile
 import time
@@ -33,8 +34,10 @@ from . import figures
 from .bounds import latents_of, quick_figures, reconstructions_of, to_unit_range
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, folder_of, from_config, models_near
 from .data import Dataset, load_dataset
+from .dataset import MAX_BYTES, Reading, as_data_error
 from .film import FRAMES, PROGRESS_FILE, SCATTERED, SHOWN, Film
 from .mixture import MIXTURE_FILE, Mixture
+from .own_images import read_picture
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE
 from .training import (
     CHECKPOINTS,
@@ -57,7 +60,7 @@ EVENTS = "tensorboard/events.out.tfevents.*"
 RESULT_FILE = "evaluation.json"  # of evaluate.py
 RESULTS = (RESULT_FILE, "report.html", "figures/film.gif")
 SINGLES = ("figures/samples/*.png", "figures/samples.npz")  # of generator.py
-PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold")
+PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold", "image")
 CLOSE_UPS = ("denoised", "worst", "best", "kl_per_dimension", "traversals", "neighbours")  # of evaluate.py
 OWN_FILES = (
     MODEL_FILE,
@@ -369,6 +372,7 @@ def start_run(
         "limit_train": limit_train,
         "limit_seed": options.seed,
         "data_dir": data_dir,
+        **vars(dataset.reading),
     }
     trainer = _trainer(model, dataset, options, folder, data, progress)
     trainer.check_memory()  # before anything is written
@@ -418,7 +422,7 @@ def resume_run(
         was = {"precision": "fp32", **record["environment"]}  # older runs had no other
         data, learning_rate = record["data"], record["learning_rate"]
         options = TrainingOptions(**record["options"])
-        name, _ = data["name"], _limit_of(data)
+        name, reading, _ = data["name"], reading_of(data), _limit_of(data)
         if not (isinstance(learning_rate, float | int) and learning_rate > 0):
             raise ValueError(f"learning_rate is {learning_rate!r}")
         if not (isinstance(name, str) and isinstance(data.get("data_dir"), str | None)):
@@ -446,8 +450,8 @@ def resume_run(
             )
         options = replace(options, epochs=epochs)
     place = data_dir or data.get("data_dir")
-    dataset = load_dataset(name, place, download=place == data_dir, progress=progress)
-    dataset = dataset.as_recorded(data.get("content_hash"))
+    dataset = load_dataset(name, place, **reading, download=place == data_dir, progress=progress)
+    dataset = dataset.as_recorded(data.get("content_hash"), "image_size" not in data)
     tell(dataset.source)
     if dataset.content_hash != data.get("content_hash"):
         raise DataError(
@@ -516,6 +520,17 @@ def film_images(dataset: Dataset, rows: slice | np.ndarray) -> tuple[np.ndarray,
     labels = None if dataset.train_labels is None else dataset.train_labels[rows]
     used = np.arange(len(dataset.train_images))[rows]
     return used[pick_images(labels, SHOWN, len(used), 0)], used[pick_images(labels, SCATTERED, len(used), 1)]
+
+
+def reading_of(data: dict[str, Any]) -> dict[str, Any]:
+    """The arguments for `load_dataset` that say how a run has read its images; earlier versions left them as they were.
+
+    Raises:
+        TypeError, ValueError: what it has recorded is something else.
+    """
+    how = {name: data[name] for name, usual in vars(Reading()).items() if data.get(name, usual) != usual}
+    Reading(**how)
+    return how
 
 
 def _limit_of(data: dict[str, Any]) -> tuple[int | None, int | None]:
@@ -700,14 +715,9 @@ def _draw_data(model: Autoencoder, dataset: Dataset, seed: int) -> dict[str, Any
     """The pictures that need images."""
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     chosen = pick_images(labels, 20, len(images), seed)
-    originals = images[chosen]
     chosen_labels = None if labels is None else labels[chosen]
-    reconstructed = reconstructions_of(model, originals, chosen_labels)
-    errors = ((reconstructed - to_unit_range(originals)) ** 2).mean(axis=(1, 2, 3))
     pictures = {
-        "reconstructions": figures.reconstructions(
-            originals, reconstructed, chosen_labels, names, errors, error_name="mean squared error per pixel"
-        ),
+        "reconstructions": _draw_pairs(model, images[chosen], chosen_labels, chosen_labels, names),
         "latent_space": figures.latent_scatter(latents_of(model, images, labels), labels, names),
     }
     pairs = pick_images(labels, 16, len(images), seed + 1)
@@ -718,6 +728,41 @@ def _draw_data(model: Autoencoder, dataset: Dataset, seed: int) -> dict[str, Any
         rows = model.interpolate(images[start], images[end], 10, labels=both)
         pictures["interpolations"] = figures.interpolations(rows)
     return pictures
+
+
+def draw_files(model: Autoencoder, paths: list[Path], label: int | None, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Picture files, brought to the size and colour of the model's images, and their reconstructions; tell hears what
+    was done to the files. label: the class of them all, which a conditional model needs.
+
+    Raises:
+        DataError: a file cannot be read. DivergedError: the model gives numbers that are not finite.
+    """
+    images = []
+    for path in paths:
+        with as_data_error(path):
+            pixels, done = read_picture(path, read_file(path.expanduser(), most=MAX_BYTES), reading_for(model))
+        if done:
+            tell(f"{path}: {', '.join(re.sub('( in)? ?{} of them ', ' ', what).strip() for what in done)}")
+        images.append(pixels)
+    labels = None if label is None else np.full(len(paths), label)
+    names = [path.name for path in paths]
+    return {"image": _draw_pairs(model, model.check_images(np.stack(images)), labels, np.arange(len(paths)), names)}
+
+
+def reading_for(model: Autoencoder) -> Reading:
+    """How pictures are read to fit a model."""
+    height, width, channels = model.input_shape
+    return Reading((height, width), {1: True, 3: False}.get(channels))
+
+
+def _draw_pairs(
+    model: Autoencoder, images: np.ndarray, labels: np.ndarray | None, numbers: np.ndarray | None, names: Sequence[str]
+) -> Any:
+    """Images and their reconstructions; above each image the name of its number, if there are numbers."""
+    reconstructed = reconstructions_of(model, images, labels)
+    errors = ((reconstructed - to_unit_range(images)) ** 2).mean(axis=(1, 2, 3))
+    what = "mean squared error per pixel"
+    return figures.reconstructions(images, reconstructed, numbers, names, errors, error_name=what)
 
 
 def _draw_classes(new: np.ndarray, each: int, names: Sequence[str]) -> Any:

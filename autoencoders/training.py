@@ -8,10 +8,11 @@ they are for:
     "shuffle", epoch            the order of the images
     "noise", epoch              of the latents; of several samples per image: "noise", epoch, batch
     "pixels", epoch, batch      of denoising and binarisation
+    "augment", epoch, batch     flips and shifts
     "validation", "validation pixels"
 
-A further run of the same model adds the steps before it to the names of shuffle, noise and pixels: "shuffle", epoch,
-"after", steps. So `train` called twice never repeats its random numbers, also after another `compile`.
+A further run of the same model adds the steps before it to the names that have an epoch: "shuffle", epoch, "after",
+steps. So `train` called twice never repeats its random numbers, also after another `compile`.
 
 So a checkpoint needs no state of a generator, and a run that goes on from one does the same steps on the same numbers
 as one that was never interrupted, to the bit.
@@ -111,6 +112,8 @@ class TrainingOptions:
             Autoencoders, 2015. The held-out images are drawn once, with the noise of `denoise` as well.
         iw_samples: of the latent for each image and step. From 2 on the loss is the importance-weighted bound of
             `VAE`, also of the held-out images; beta must be 1, but may rise to it.
+        augment: in every step each image is flipped left to right with probability 1/2, and shifted by up to a 16th of
+            its height and width; the edge pixels are repeated. Not for letters, digits or what else has a direction.
 
     Raises:
         ValueError: a value is out of range.
@@ -129,6 +132,7 @@ class TrainingOptions:
     denoise: float = 0.0
     binarise: bool = False
     iw_samples: int = 1
+    augment: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():  # Python's own numbers, because NumPy's cannot be saved as JSON
@@ -696,9 +700,23 @@ class Trainer:
         p = self.progress
         rows = slice(p.batch * self.options.batch_size, (p.batch + 1) * self.options.batch_size)
         batch = self.k.unit_range(self.images, self.dtype, order[rows])
+        if self.options.augment:
+            batch = self._augmented(batch, self._generator("augment", p.epoch, p.batch))
         batch, targets = self._disturb(batch, self._generator("pixels", p.epoch, p.batch))
         labels = None if self.labels is None else self.labels[order[rows]]
         return batch, self._noise(noise, rows, len(batch)), scalars[p.batch], labels, targets
+
+    def _augmented(self, images: Array, rng: np.random.Generator) -> Array:
+        """The images, flipped and shifted at random: pixel (h, w) is taken from (rows[h], columns[w])."""
+        N, H, W, _ = images.shape
+        flips = rng.random((N, 1)) < 0.5
+        rows, columns = (
+            (np.arange(side) + rng.integers(-reach, reach + 1, (N, 1))).clip(0, side - 1)
+            for side, reach in ((H, -(-H // 16)), (W, -(-W // 16)))
+        )
+        columns = np.where(flips, W - 1 - columns, columns)
+        rows, columns = self.k.from_host(rows[:, :, None]), self.k.from_host(columns[:, None, :])
+        return images[self.k.xp.arange(N)[:, None, None], rows, columns]
 
     def _noise(self, of_epoch: Array | None, rows: slice, count: int) -> Array | None:
         """The latent noise of a step; that of several samples is drawn for it alone, as the noise of pixels is."""

@@ -38,6 +38,7 @@ from autoencoders.runs import (
     PICTURES,
     check_results,
     draw,
+    draw_files,
     new_images,
     read_record,
     save_latents,
@@ -67,6 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=number(int, 1, MOST_SINGLES),
         default=48,
         help="new images to draw, rounded up to as many of every class (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help="reconstruct these picture files, and draw nothing else (default: draw samples and test images)",
     )
     parser.add_argument(
         "--format",
@@ -139,6 +147,12 @@ def main(argv: list[str] | None = None) -> int:
         if generates and args.mixture_components is not None:
             raise UsageError("--mixture-components belongs to a plain autoencoder; a vae draws from its prior")
         label = None if args.class_name is None else class_number(model, args.class_name)
+        if args.image:
+            if model.classes and label is None:
+                raise UsageError("--image needs the --class of the pictures with a conditional model")
+            check_writable(out)
+            console.drew(save_pictures(draw_files(model, args.image, label, console.line), out))
+            return
         mixture = None if generates or args.mixture_components else load_mixture(source)
         read_record(folder)  # a damaged one is no reason to do without images
         dataset = None

@@ -33,6 +33,7 @@ from autoencoders.cli import (
     add_options,
     check_data_dir,
     number,
+    reading_of_data,
     recipes,
     run_program,
     run_script,
@@ -40,7 +41,7 @@ from autoencoders.cli import (
 )
 from autoencoders.conv_autoencoder import folder_of, source_of
 from autoencoders.data import NAMES, Dataset, load_dataset
-from autoencoders.dataset import did_you_mean
+from autoencoders.dataset import Reading, did_you_mean
 from autoencoders.metrics import table
 from autoencoders.runs import (
     Run,
@@ -65,14 +66,23 @@ GROUPS: dict[str, dict[str, Option]] = {
         "dataset": (
             "auto",
             str,
-            "auto, fashion-mnist, fashion-mnist-sample, mnist, a folder of images, an .npz or .npy file",
+            "auto, fashion-mnist, fashion-mnist-sample, mnist, a folder of images, or a file (.npz .npy .csv .h5 ...)",
         ),
         "epochs": (None, int, "passes over the training images (default: 8; up to 40 where there are few images)"),
         "latent-dim": (2, int, "dimensions of the latent space"),
     },
     "data": {
         "data-dir": (None, str, "folder that holds the data set's files, or shall (default: the user cache)"),
-        "limit-train": (None, int, "use only this many training images (default: all)"),
+        "image-size": (
+            None,
+            list,
+            "N or H W: resize the short side of images and crop the centre (default: as they are)",
+        ),
+        "grayscale": (None, bool, "turn images to grey"),
+        "augment": (None, bool, "flip half of the images of each step left to right, and shift all by a few pixels"),
+        "test-dir": (None, str, "folder or file of test images (default: every 10th image, if there are no others)"),
+        "skip-broken": (None, bool, "leave out picture files that cannot be read"),
+        "limit-train": (None, int, "use this many training images, of own data a random sample (default: all)"),
         "validation": (0.0, float, "training images held out to measure on: a count, or a share below 1"),
         "denoise": (0.0, float, "standard deviation of noise that the encoder sees on the pixels, which are 0 to 1"),
         "binarise": (None, bool, "draw every pixel of every step as 0 or 1, its grey being the probability (vae)"),
@@ -339,6 +349,8 @@ def take_model(path: str, settings: dict[str, Any], given: set[str], tell: Calla
     settings["beta"] = settings["beta"] if "beta" in given else model.beta
     if not given & {"dataset", "data_dir"}:
         settings["dataset"], settings["data_dir"] = data_of_run(folder_of(source), None, None, tell)
+    reading = vars(reading_of_data(model, folder_of(source), settings["dataset"]))
+    settings |= {name: value for name, value in reading.items() if name not in given}
 
 
 def training_options(settings: dict[str, Any]) -> TrainingOptions:
@@ -366,6 +378,7 @@ def check_settings(settings: dict[str, Any]) -> None:
         raise UsageError("--conditional belongs to --model vae")
     check_data_dir(settings["dataset"], settings["data_dir"])
     try:
+        reading_of(settings)
         minigrad.use(kernels="numpy")  # nothing is to be compiled for what may be refused
         model = new_model(settings, (8, 8, 1), 0.9)
         training_options(settings).check_model(model)
@@ -391,6 +404,10 @@ def new_model(
     return Autoencoder(shape, *architecture, **named)
 
 
+def reading_of(settings: dict[str, Any]) -> Reading:
+    return Reading(**{name: settings[name] for name in Reading.__dataclass_fields__ if settings[name] is not None})
+
+
 def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, tell: Any) -> Any:
     """A run from settings."""
     overwrite = args.overwrite or (args.smoke and not args.out)
@@ -399,11 +416,12 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     backend = minigrad.use(args.device or "cpu", settings["backend"], settings["threads"], settings["precision"])
     tell(backend.describe())
     if settings["dataset"] not in NAMES:  # a path, recorded so that it is found from every folder
-        settings["dataset"] = str(Path(settings["dataset"]).absolute())
+        settings["dataset"] = str(Path(settings["dataset"]).expanduser().absolute())
     if settings["data_dir"] is not None:
         settings["data_dir"] = str(Path(settings["data_dir"]).absolute())
     mine = settings["data_dir"] is None or args.data_dir is not None  # and not a folder that only a record names
-    dataset = load_dataset(settings["dataset"], settings["data_dir"], download=mine, progress=not args.quiet)
+    how = vars(reading_of(settings))
+    dataset = load_dataset(settings["dataset"], settings["data_dir"], **how, download=mine, progress=not args.quiet)
     tell(dataset.source)
     if args.smoke:
         settings |= {"epochs": 1, "limit_train": 2 * settings["batch_size"], "warmup_steps": 0}

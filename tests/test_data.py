@@ -31,7 +31,7 @@ import pytest
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from autoencoders import data, own_images
+from autoencoders import data, own_arrays, own_images
 from autoencoders.data import DataError, Dataset, load_dataset, read_idx
 from autoencoders.dataset import class_labels, value_fault
 from minigrad.random import generator
@@ -1100,11 +1100,11 @@ LAYOUTS = {
     "one class": (("images/1.png", "images/2.png"), ("images",), 1, 1, "classes: images"),
     "other contents": ((*TWO, "labels/1.txt", "x.csv"), ("a", "b"), 3, 1, "passed over: 2 (1.txt, x.csv)"),
     "suffixes": (
-        ("1.PNG", "2.jpg", "c", "d.dat", "e.jfif", "f.jpe"),
+        ("1.PNG", "2.jpg", "c", "d.dat", "e.jfif", "f.jpe", "g.txt"),
         (),
-        3,
+        5,
         1,
-        "other files passed over: 2 (c, d.dat)",
+        "other files passed over: 1 (g.txt)",
     ),
     "others": (
         ("1.png", "2.png", "a.txt", "b.csv", "c.heic", "d.pdf"),
@@ -1242,12 +1242,13 @@ def test_pictures_are_turned_as_their_exif_data_say(tmp_path: Path, suffix: str,
     assert np.array_equal(found, wanted)
     fill(tmp_path, "c.png")  # 6 x 4
     with pytest.raises(
-        DataError, match=r"c.png: width and height: expected \((24, 8|8, 24)\) like a\.[a-z]+, found \(6, 4\)"
+        DataError,
+        match=r"size, found 2: 1 of 3 are not (24 x 8|8 x 24) \(c.png\); --image-size 4 resizes and crops all",
     ):
         load_dataset(tmp_path)
     # as large when it is turned, but not as it is to be seen
     Image.fromarray(np.stack([ramp if orientation > 4 else ramp.T] * 3, axis=2)).save(tmp_path / "c.png")
-    with pytest.raises(DataError, match=r"c.png: width and height"):
+    with pytest.raises(DataError, match=r"1 of 3 are not (24 x 8|8 x 24) \(c.png\)"):
         load_dataset(tmp_path)
 
 
@@ -1324,11 +1325,11 @@ def several(kind: str) -> bytes:
 
 NOISE = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (4, 6), np.uint8)
 PNG = encoded(NOISE, "png")
-UNKNOWN, CUT = "cannot identify image file; repair or remove the file$", "[^<]+; repair or remove the file$"
-SIX_BY_FOUR = r"width and height: expected \(6, 4\) like a.png, found "
+MEND = ", or leave out such files with --skip-broken$"
+UNKNOWN, CUT = f"cannot identify image file; repair or remove the file{MEND}", f"[^<]+; repair or remove the file{MEND}"
+FRAMES = f"frames: expected one, found 3; save each as an image of its own{MEND}"
+BITS = f"pixels: expected 8 or 16 bits, found Pillow's mode [IF]; save it with 8 bits{MEND}"
 PICTURE_FAULTS = {  # what is in b.png; what is said
-    "smaller": (encoded(NOISE[:3], "png"), SIX_BY_FOUR + r"\(6, 3\); resize or crop them$"),
-    "upright": (encoded(NOISE.T, "png"), SIX_BY_FOUR + r"\(4, 6\); resize or crop them$"),
     "empty": (b"", UNKNOWN),
     "text": (b"<html>404</html>", UNKNOWN),
     "a program for Ghostscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EOF\n", UNKNOWN),
@@ -1337,12 +1338,11 @@ PICTURE_FAULTS = {  # what is in b.png; what is said
     "damaged header": (PNG[:20] + b"\xff" + PNG[21:], CUT),
     "damaged data": (flipped(PNG, 50), CUT),
     "cut JPEG": (encoded(NOISE, "jpeg")[:-9], CUT),
-    "frames": (several("gif"), "frames: expected one, found 3; save each as an image of its own$"),
-    "moving picture": (several("webp"), "frames: expected one, found 3; save each as an image of its own$"),
-    "pages": (several("tiff"), "frames: expected one, found 3; save each as an image of its own$"),
-    "16 bits": (encoded(NOISE.astype(np.uint16), "png"), "pixels: expected 8 bits .*; save it with 8 bits$"),
-    "32 bits": (encoded(NOISE.astype(np.int32), "tiff"), "pixels: expected 8 bits .*; save it with 8 bits$"),
-    "floats": (encoded(NOISE.astype(np.float32), "tiff"), "pixels: expected 8 bits .*; save it with 8 bits$"),
+    "frames": (several("gif"), FRAMES),
+    "moving picture": (several("webp"), FRAMES),
+    "pages": (several("tiff"), FRAMES),
+    "32 bits": (encoded(NOISE.astype(np.int32), "tiff"), BITS),
+    "floats": (encoded(NOISE.astype(np.float32), "tiff"), BITS),
 }
 
 
@@ -1361,7 +1361,8 @@ def test_too_few_pictures(tmp_path: Path) -> None:
     fill(tmp_path, "a.png")
     (tmp_path / "b.heic").write_text("no picture")
     with pytest.raises(
-        DataError, match=r"at least 2 images, found 1; other files .*: 1 \(b.heic\); save pictures as .png; give .npy"
+        DataError,
+        match=r"at least 2 images, found 1; other files .*: 1 \(b.heic\); save pictures as .png or .jpg, unpack",
     ):
         load_dataset(tmp_path)
 
@@ -1372,7 +1373,7 @@ def test_all_files_at_fault_are_named_at_once(tmp_path: Path) -> None:
         (tmp_path / f"{name}.png").write_bytes(b"damaged")
     with pytest.raises(
         DataError,
-        match=r"/b.png: cannot identify image file; repair .*; 4 files are at fault: b.png, c.png, d.png and 1 more$",
+        match=r"4 of 11 pictures cannot be read \(b.png, c.png, d.png, e.png\); the first: .*/b.png: .*--skip-broken$",
     ):
         load_dataset(tmp_path)
 
@@ -1465,7 +1466,7 @@ def test_npy(tmp_path: Path, shape: tuple[int, ...], dtype, order: str, monkeypa
     )
     train, test = shuffled(shape[0])
     for chunk in (data.CHUNK, 1000, 1):
-        monkeypatch.setattr(own_images, "CHUNK", chunk)
+        monkeypatch.setattr(own_arrays, "CHUNK", chunk)
         dataset = load_dataset(path)
         assert dataset.train_images.dtype == wanted.dtype
         assert np.array_equal(dataset.test_images, wanted[test])
@@ -1487,7 +1488,7 @@ def test_npy(tmp_path: Path, shape: tuple[int, ...], dtype, order: str, monkeypa
 )
 def test_axes_in_another_order_are_recognised(tmp_path, monkeypatch, axes, shape, chunk: int, order: str) -> None:
     images = np.random.Generator(np.random.PCG64(0)).integers(0, 256, shape, np.uint8)
-    monkeypatch.setattr(own_images, "CHUNK", chunk)
+    monkeypatch.setattr(own_arrays, "CHUNK", chunk)
     np.save(tmp_path / "x.npy", np.asarray(images.transpose(axes), order=order))
     dataset = load_dataset(tmp_path / "x.npy")
     assert np.array_equal(dataset.train_images, images[shuffled(len(images))[0]])
@@ -1502,7 +1503,8 @@ DOUBTFUL = {  # what is refused, and what helps
     (28, 28): "one image is no data set",
     (256, 256): r"images.reshape\(-1, 16, 16\) if each row is an image; one image is no data set",
     (784, 784): "if each row is an image; one image is no data set",
-    (20, 3072): "reshape it if each row is an image",
+    (300, 256): r"images.reshape\(-1, 16, 16\) if each row is an image",
+    (2000, 3000): "reshape it if each row is an image",
     (28, 28, 500): r"np.moveaxis\(images, -1, 0\) if the images come last, images\[..., None\] if they are 28 x 500",
     (20, 9, 300): "if the images come last",
     (5, 1, 4, 4): r"images.transpose\(0, 2, 3, 1\) if the channels come first$",
@@ -1758,7 +1760,7 @@ def test_a_run_of_an_earlier_version_finds_its_images_as_they_were(tmp_path: Pat
         assert now.as_recorded(other) is now
 
 
-def test_a_limit_takes_a_random_sample_where_the_first_may_be_of_one_class(tmp_path: Path) -> None:
+def test_a_limit_takes_a_random_sample(tmp_path: Path) -> None:
     images = np.full((40, 4, 4), 200, np.uint8)
     sorted_classes = own(tmp_path, x_train=images, y_train=np.arange(40) // 10, x_test=images[:2])
     chosen = sorted_classes.limited(12, 5)
@@ -1767,14 +1769,17 @@ def test_a_limit_takes_a_random_sample_where_the_first_may_be_of_one_class(tmp_p
     assert len(set(sorted_classes.train_labels[chosen])) > 2
     assert list(chosen) != list(sorted_classes.limited(12, 6))
     assert list(chosen) == list(sorted_classes.limited(12, 5))
+    shuffled_ones = own(tmp_path, x_train=images)
+    assert list(shuffled_ones.limited(12, 5)) != list(shuffled_ones.limited(12, 6))
     for dataset, limit, seed in (
         (sorted_classes, 12, None),  # a run of an earlier version
+        (shuffled_ones.as_recorded("", earlier=True), 12, 5),  # another one
         (sorted_classes, 40, 5),
         (sorted_classes, None, 5),
-        (own(tmp_path, x_train=images), 12, 5),  # in random order
-        (load_dataset("fashion-mnist-sample"), 12, 5),
+        (load_dataset("fashion-mnist-sample"), 12, 5),  # in random order
     ):
         assert dataset.limited(limit, seed) == slice(limit)
+    assert list(sorted_classes.as_recorded("", earlier=True).limited(12, 5)) == list(chosen)
 
 
 def test_npy_of_a_wrong_size_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
@@ -1833,7 +1838,7 @@ def test_loading_takes_the_memory_of_the_data_once(tmp_path: Path, monkeypatch, 
     path = tmp_path / ("x.npy" if save is np.save else "x.npz")
     images = np.zeros((4000, 40, 5), dtype, order=order)
     save(path, images)
-    monkeypatch.setattr(own_images, "CHUNK", 10_000)
+    monkeypatch.setattr(own_arrays, "CHUNK", 10_000)
     images = images.astype(np.float32 if dtype == np.float64 else dtype)
     tracemalloc.start()
     try:
@@ -1907,7 +1912,7 @@ def test_npz_bombs_and_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     np.savez_compressed(path, x_train=np.zeros((100, 100, 100), np.uint8))
     good = path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(own_images, "MAX_BYTES", 100_000)
+        patch.setattr(own_arrays, "MAX_BYTES", 100_000)
         with pytest.raises(DataError, match=r"x_train: decompressed size: expected at most 100000 bytes, found 10001"):
             load_dataset(path)
         np.savez(path, x_train=np.zeros((100, 100, 100), np.uint8))
@@ -1947,6 +1952,354 @@ def test_no_pickle_is_ever_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "pickle.npz").write_bytes(b"\x80\4N.")
     for name in ("objects.npy", "pickle.npy", "pickle.npz"):
         with pytest.raises(DataError):
+            load_dataset(tmp_path / name)
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 30), channels: int = 3) -> np.ndarray:
+    """A smooth picture (H, W, channels), so that resizing loses little."""
+    draw = np.random.Generator(np.random.PCG64(seed))
+    y, x = np.linspace(0, 1, size[0])[:, None, None], np.linspace(0, 1, size[1])[None, :, None]
+    a, b, c = draw.random((3, channels))
+    return (255 * (a * x + b * y + c) / 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("size", "shape"), [(8, (8, 8)), ([8], (8, 8)), ((10, 8), (10, 8)), ((8, 20), (8, 20))])
+@pytest.mark.parametrize("kind", ["folder", "bytes", "floats", "parquet"])
+def test_images_are_resized_by_the_short_side_and_cropped_in_the_centre(tmp_path: Path, kind: str, size, shape) -> None:
+    """Against a sum by hand: each pixel is the mean of a ramp over the square that it covers."""
+    ramp = np.add.outer(2.0 * np.arange(80), np.arange(60)).round()
+    images = np.repeat(ramp[None, :, :, None], 4, axis=0)
+    path = tmp_path / "x.npy"
+    if kind == "folder":
+        path = tmp_path / "x"
+        path.mkdir()
+        for number in range(4):
+            (path / f"{number}.png").write_bytes(encoded(ramp.astype(np.uint8), "png"))
+    elif kind == "parquet":
+        path = write_parquet(tmp_path / "x.parquet", image=[encoded(ramp.astype(np.uint8), "png")] * 4)
+    else:
+        np.save(path, images.astype(np.uint8) if kind == "bytes" else (images / 255).astype(np.float32))
+    dataset = load_dataset(path, image_size=size)
+    scale = min(80 / shape[0], 60 / shape[1])  # pixels of the file to one of the result
+    rows, columns = (
+        (full - scale * side) / 2 + scale * (np.arange(side) + 0.5) - 0.5
+        for full, side in zip((80, 60), shape, strict=True)
+    )
+    wanted = np.add.outer(2 * rows, columns)
+    assert dataset.train_images.shape == (3, *shape, 1)
+    assert dataset.train_images.dtype == np.uint8
+    assert np.abs(dataset.train_images[0, ..., 0] - wanted)[1:-1, 1:-1].max() < 1.01
+    assert f"resized and cropped to {shape[1]} x {shape[0]}" in dataset.source
+    assert dataset.reading.image_size == shape
+    back = load_dataset(path, image_size=(80, 60))
+    assert np.array_equal(back.train_images, load_dataset(path).train_images)
+
+
+def test_images_turn_grey_as_the_eye_sees_them_and_grey_ones_coloured(tmp_path: Path) -> None:
+    colours = np.zeros((4, 6, 6, 3), np.uint8) + np.uint8([200, 100, 50])
+    grey = 0.299 * 200 + 0.587 * 100 + 0.114 * 50
+    np.save(tmp_path / "bytes.npy", colours)
+    np.save(tmp_path / "floats.npy", (colours / 255).astype(np.float32))
+    for number in range(4):
+        save_pixels(tmp_path / "folder" / f"{number}.png", colours[0])
+    for name in ("bytes.npy", "floats.npy", "folder"):
+        dataset = load_dataset(tmp_path / name, grayscale=True)
+        assert dataset.train_images.shape[1:] == (6, 6, 1)
+        assert np.allclose(dataset.train_images, grey, atol=0.6)
+        assert "grey" in dataset.source or name == "folder"
+    np.save(tmp_path / "grey.npy", colours[..., 0])
+    assert load_dataset(tmp_path / "grey.npy", grayscale=False).train_images.shape[1:] == (6, 6, 3)
+    np.save(tmp_path / "many.npy", np.zeros((9, 8, 8, 6), np.uint8) + 200)
+    with pytest.raises(DataError, match="channels: expected 1 or 3, to resize or recolour them, found 6"):
+        load_dataset(tmp_path / "many.npy", grayscale=True)
+
+
+@pytest.mark.parametrize("kind", ["png", "ppm", "tiff"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path, kind: str) -> None:
+    deep = np.linspace(0, 65535, 24).reshape(4, 6).astype(np.uint16)
+    for name in "ab":
+        (tmp_path / f"{name}.{kind}").write_bytes(encoded(deep, kind))
+    dataset = load_dataset(tmp_path)
+    assert np.array_equal(dataset.train_images[0, ..., 0], np.rint(deep / 257))
+    assert dataset.source.endswith("; 16 bits in 2 of them scaled to 8")
+
+
+def save_pixels(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(pixels.squeeze(), "png"))
+
+
+def test_pictures_of_several_sizes_are_counted_and_the_advice_helps(tmp_path: Path) -> None:
+    sizes = [(40, 30)] * 5 + [(30, 40)] * 2 + [(50, 20)]
+    for number, size in enumerate(sizes):
+        save_pixels(tmp_path / f"{number}.png", picture(number, size))
+    (tmp_path / "8.png").write_bytes(PNG[:-20])
+    found = "expected one size, found 3: 3 of 8 are not 30 x 40 .5.png, 6.png.; --image-size (20) resizes and crops all"
+    with pytest.raises(DataError, match=found + "; 1 cannot be read .8.png.$") as caught:
+        load_dataset(tmp_path)
+    size = int(re.search(r"--image-size (\d+)", str(caught.value))[1])
+    assert load_dataset(tmp_path, image_size=size, skip_broken=True).train_images.shape == (7, size, size, 3)
+    content = [encoded(picture(number, size), "png") for number, size in enumerate(sizes)]
+    path = write_parquet(tmp_path / "x.parquet", image=content)
+    with pytest.raises(DataError, match=found.replace("5.png, 6.png", "row 6, row 7")):
+        load_dataset(path)
+
+
+def test_broken_files_are_left_out_as_if_they_were_not_there(tmp_path: Path) -> None:
+    names = [f"{kind}/{number:02}.png" for kind in "ab" for number in range(9)]
+    fill(tmp_path / "x", *names)
+    for name, content in (
+        ("a/03.png", b""),
+        ("b/04.png", PNG[:-20]),
+        ("c/x.png", b"text"),
+        ("a/d.gif", several("gif")),
+    ):
+        (tmp_path / "x" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "x" / name).write_bytes(content)
+    with pytest.raises(DataError, match=r"4 of 20 pictures cannot be read \(03.png, d.gif, .*--skip-broken"):
+        load_dataset(tmp_path / "x")
+    dataset = load_dataset(tmp_path / "x", skip_broken=True)
+    assert "left out because they cannot be read: 4 (03.png, 04.png, d.gif and 1 more)" in dataset.source
+    for name in ("a/03.png", "b/04.png", "c/x.png", "a/d.gif"):
+        (tmp_path / "x" / name).unlink()
+    assert load_dataset(tmp_path / "x").content_hash == dataset.content_hash
+    assert dataset.class_names == ("a", "b")
+    for path in (tmp_path / "x").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"at least 2 images, found 0; left out .*: 16"):
+        load_dataset(tmp_path / "x", skip_broken=True)
+
+
+def test_a_folder_of_test_images_is_the_one_that_is_named(tmp_path: Path) -> None:
+    fill(tmp_path / "x", *(f"{kind}/{number}.png" for kind in "ab" for number in range(4)))
+    fill(tmp_path / "x" / "kept", "a/y.png", "b/z.png", "b/w.png")
+    dataset = load_dataset(tmp_path / "x", test_dir=tmp_path / "x" / "kept")
+    assert (len(dataset.train_images), len(dataset.test_images)) == (8, 3)
+    assert sorted(dataset.test_labels) == [0, 1, 1]
+    assert f"the test images are from {tmp_path / 'x' / 'kept'}" in dataset.source
+    fill(tmp_path / "y", *TRAIN, "test/1.png")
+    dataset = load_dataset(tmp_path / "y", test_dir=tmp_path / "x" / "kept")
+    assert (len(dataset.train_images), len(dataset.test_images)) == (3, 3)
+    assert f"not used: {tmp_path / 'y' / 'test'}" in dataset.source
+    np.savez(tmp_path / "a.npz", images=PICTURES, labels=SEVEN)
+    np.savez(tmp_path / "b.npz", x_train=PICTURES, x_test=PICTURES[:4])
+    dataset = load_dataset(tmp_path / "a.npz", test_dir=tmp_path / "b.npz")
+    assert (len(dataset.train_images), len(dataset.test_images)) == (5, 4)
+    assert list(dataset.train_labels) == list(SEVEN)
+    for wrong in (tmp_path / "a.npz", tmp_path / "nowhere"):
+        with pytest.raises(DataError, match=f"{wrong}: test images: expected a folder of pictures"):
+            load_dataset(tmp_path / "y", test_dir=wrong)
+    with pytest.raises(DataError, match="mnist has test images of its own; leave out --test-dir"):
+        load_dataset("mnist", test_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"image_size": 0}, "image size is 0 but must be one or two numbers from 1 to 4096"),
+        ({"image_size": (8, 8, 8)}, "image size is 8 8 8 but"),
+        ({"image_size": 5000}, "image size is 5000 but"),
+        ({"image_size": "large"}, "image size is large but"),
+        ({"image_size": True}, "image size is True but"),
+    ],
+)
+def test_how_images_cannot_be_read(options: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_dataset("fashion-mnist-sample", **options)
+
+
+OTHERS = {  # a file in place of a data set; what helps
+    "x.zip": "is an archive; unpack it and give the folder$",
+    "x.tar.gz": "is an archive; unpack it and give the folder$",
+    "face": "is one picture; give the folder it is in, or reconstruct it with generate --image$",
+    "x.pdf": r"data set: expected auto, .* or a file of arrays \(.npy .npz .csv .* found another kind of file$",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_files_that_are_no_data_set(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / name).write_bytes(PNG if name == "face" else b"text")
+    with pytest.raises(DataError, match=f"^{tmp_path / name}: {OTHERS[name]}"):
+        load_dataset(f"~/{name}")
+
+
+# ------------------------------------------------------------------------------------ tables, HDF5 and parquet
+
+ROWS = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (12, 6, 6), np.uint8)
+NUMBERS = np.arange(12) % 5
+FLAT = ROWS.reshape(12, 36)
+FIRST = np.column_stack([NUMBERS, FLAT])
+HEADER = ",".join(f"pixel{i}" for i in range(36))
+
+
+def lines(numbers: np.ndarray, header: str = "", separator: str = ",", end: str = "\n") -> bytes:
+    rows = [separator.join(f"{x:g}" for x in row) for row in numbers]
+    return end.join(([header] if header else []) + rows + [""]).encode()
+
+
+CSV = {  # a file; the labels, whether the pixels are floats, what the source says
+    "label first": (lines(FIRST, f"label,{HEADER}"), NUMBERS, False, "labels from the column label"),
+    "label last": (lines(np.roll(FIRST, -1, axis=1), f"{HEADER},Class"), NUMBERS, False, "from the column Class"),
+    "no header": (lines(FIRST), NUMBERS, False, "images of 6 x 6; labels from the column 1"),
+    "no labels": (lines(FLAT, HEADER), None, False, "images of 6 x 6$"),
+    "numbers alone": (lines(FLAT), None, False, "rows of 36 numbers taken as images of 6 x 6$"),
+    "an index": (lines(np.column_stack([NUMBERS, FIRST]), f",label,{HEADER}"), NUMBERS, False, "columns not used: ;"),
+    "an id": (lines(FIRST, f"id,{HEADER}"), None, False, "columns not used: id$"),
+    "names unknown": (lines(FIRST, ",".join(f"c{i}" for i in range(37))), NUMBERS, False, "labels from the column c0"),
+    "quotes and a mark": (b"\xef\xbb\xbf" + lines(FIRST, f'"label",{HEADER}', end="\r\n"), NUMBERS, False, "label"),
+    "semicolons": (lines(FIRST, separator=";"), NUMBERS, False, ""),
+    "tabs and blank lines": (lines(FIRST, separator="\t", end="\n\n"), NUMBERS, False, ""),
+    "floats": (lines(np.column_stack([NUMBERS, FLAT / 255])), NUMBERS, True, ""),
+    "gzip": (gzip.compress(lines(FIRST, f"label,{HEADER}")), NUMBERS, False, ""),
+    "text for labels": (lines(FLAT, HEADER + ",class").replace(b"\n", b",cat\n").replace(b",class,cat", b",class"),
+                        None, False, "no labels: train .*could not convert string 'cat'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CSV)
+def test_csv(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, labels, floats, said = CSV[case]
+    path = tmp_path / ("x.csv.gz" if case == "gzip" else "x.csv")
+    path.write_bytes(content)
+    train, _ = shuffled(12)
+    for chunk in (data.CHUNK, 500):
+        monkeypatch.setattr(own_arrays, "CHUNK", chunk)
+        dataset = load_dataset(path)
+        wanted = (ROWS / 255).astype(np.float32) if floats else ROWS
+        assert dataset.train_images.dtype == wanted.dtype
+        assert np.allclose(dataset.train_images[..., 0], wanted[train], atol=1e-5)
+        assert labels is None or list(dataset.train_labels) == list(labels[train])
+        assert (labels is None) == (dataset.train_labels is None)
+        assert re.search(said, dataset.source)
+
+
+CSV_FAULTS = {
+    "empty": (b"", "columns: expected the pixels of square images, 784 for example, and one of labels, found 0;"),
+    "of other things": (b"name,age\nAnn,7\n", "columns: expected the pixels of square images, .* found 2; save other"),
+    "of oblong images": (lines(FLAT[:, :30]), "columns: .* found 30; save other images as .npy of shape"),
+    "a word": (lines(FIRST) + b"1," + b"x," * 35 + b"1\n", "cannot be read: could not convert string 'x' to int32"),
+    "ragged": (lines(FIRST) + b"1,2\n", "cannot be read: .*row 13.*; rows are counted from number 1 on"),
+    "too bright": (lines(FIRST + 300), "values: expected whole numbers from 0 to 255, found 300 to"),
+    "damaged gzip": (gzip.compress(lines(FIRST))[:-9], "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", CSV_FAULTS)
+def test_csv_faults(tmp_path: Path, case: str) -> None:
+    content, said = CSV_FAULTS[case]
+    path = tmp_path / ("x.csv.gz" if "gzip" in case else "x.csv")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"^{path}: {said}") as caught:
+        load_dataset(path)
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 300
+
+
+def test_training_and_test_files_belong_together(tmp_path: Path) -> None:
+    """In a folder, and beside each other; files that are neither are left alone."""
+    place = tmp_path / "set"
+    place.mkdir()
+    for part, count in (("train", 12), ("test", 5)):
+        (place / f"fashion-mnist_{part}.csv").write_bytes(lines(FIRST[:count], f"label,{HEADER}"))
+    (place / "sample_submission.csv").write_text("id,label\n1,2\n")
+    for path in (tmp_path, place, place / "fashion-mnist_train.csv"):
+        dataset = load_dataset(path)
+        assert np.array_equal(dataset.train_images[..., 0], ROWS)
+        assert np.array_equal(dataset.test_images[..., 0], ROWS[:5])
+        assert list(dataset.test_labels) == list(NUMBERS[:5])
+    assert load_dataset(place / "fashion-mnist_test.csv").train_images.shape == (4, 6, 6, 1)
+    (place / "old_train.csv").write_bytes(lines(FIRST))
+    with pytest.raises(DataError, match="files: expected one of training and one of test images, found fashion"):
+        load_dataset(tmp_path)
+    folder = tmp_path / "numpy"
+    folder.mkdir()
+    for name, array in (("x_train", ROWS), ("y_train", NUMBERS), ("x_test", ROWS[:4]), ("y_test", NUMBERS[:4])):
+        np.save(folder / f"{name}.npy", array)
+    dataset = load_dataset(folder)
+    assert np.array_equal(dataset.test_images[..., 0], ROWS[:4])
+    assert list(dataset.train_labels) == list(NUMBERS)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (5, 3, 6, 1), "compression": "gzip"}])
+def test_hdf5(tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "x.h5"
+    for names in (("x_train", "y_train", "x_test"), ("data/images", "data/labels", "")):
+        with h5py.File(path, "w") as file:
+            file.create_dataset(names[0], data=ROWS[..., None], **options)
+            file[names[1]] = NUMBERS[:, None]
+            if names[2]:
+                file[names[2]] = ROWS[:3, ..., None]
+        for chunk in (data.CHUNK, 50):
+            monkeypatch.setattr(own_arrays, "CHUNK", chunk)
+            dataset = load_dataset(path)
+            rows = range(12) if names[2] else shuffled(12)[0]
+            assert np.array_equal(dataset.train_images[..., 0], ROWS[rows])
+            assert list(dataset.train_labels) == list(NUMBERS[rows])
+    with h5py.File(tmp_path / "v7.3.mat", "w") as file:  # MATLAB's arrays are in Fortran's order
+        file["X"] = ROWS.T
+        file["X"].attrs["MATLAB_class"] = np.bytes_("uint8")
+    assert np.array_equal(load_dataset(tmp_path / "v7.3.mat").train_images[..., 0], ROWS[shuffled(12)[0]])
+    with h5py.File(path, "w") as file:
+        file["text"] = "x"
+        file.create_virtual_dataset("x_train", h5py.VirtualLayout((4, 6, 6), np.uint8))
+    with pytest.raises(DataError, match="x_train: content: expected the numbers themselves, found a reference"):
+        load_dataset(path)
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", (1 << 20, 64, 64), np.uint8, chunks=True)  # nothing is written
+    with pytest.raises(DataError, match="x: decompressed size: expected at most 1073741824 bytes, found 4294967296"):
+        load_dataset(path)
+    path.write_bytes(b"text")
+    with pytest.raises(DataError, match=f"^{path}: .*file signature not found"):
+        load_dataset(path)
+
+
+def write_parquet(path: Path, **columns: list) -> Path:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = {f"p{i}": FLAT[:, i].tolist() for i in range(36)}
+    files = [{"bytes": encoded(row, "png"), "path": None} for row in ROWS]
+    train, _ = shuffled(12)
+    for columns in (
+        {**pixels, "label": NUMBERS.tolist(), "name": list("abcdefghijkl")},
+        {"image": files, "label": NUMBERS.tolist()},
+        {"fine_label": NUMBERS.tolist(), "img": [file["bytes"] for file in files]},
+    ):
+        path = write_parquet(tmp_path / "x.parquet", **columns)
+        for chunk in (data.CHUNK, 50):
+            monkeypatch.setattr(own_arrays, "CHUNK", chunk)
+            dataset = load_dataset(path)
+            assert np.array_equal(dataset.train_images[..., 0], ROWS[train])
+            assert list(dataset.train_labels) == list(NUMBERS[train])
+    files[5] = {"bytes": encoded(picture(0, (6, 6)), "png")}  # one in colour makes all coloured
+    assert load_dataset(write_parquet(path, image=files)).train_images.shape == (10, 6, 6, 3)
+    path.unlink()
+    folder = tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    for name, rows in (("train-00000-of-00002", slice(7)), ("train-00001-of-00002", slice(7, 12)), ("test", slice(3))):
+        write_parquet(folder / f"{name}.parquet", image=files[rows], label=NUMBERS[rows].tolist())
+    dataset = load_dataset(tmp_path / "hub", grayscale=True)
+    assert (len(dataset.train_images), len(dataset.test_images)) == (12, 3)
+    assert list(dataset.train_labels) == list(NUMBERS)
+    files[4] = {"bytes": PNG[:-20]}
+    with pytest.raises(DataError, match=r"x.parquet: row 5: .*; repair or remove the file$"):
+        load_dataset(write_parquet(path, image=files))
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, library in (("x.h5", "h5py"), ("x.parquet", "pyarrow")):
+        monkeypatch.setitem(sys.modules, library, None)
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(
+            DataError, match=rf'{name}: needs {library}, which is not installed: pip install "\.\[data\]"'
+        ):
             load_dataset(tmp_path / name)
 
 

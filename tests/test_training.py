@@ -12,6 +12,7 @@ import re
 import signal
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -308,6 +309,28 @@ def test_every_step_draws_its_pixels_with_their_grey_as_probability():
     assert (np.abs(drawn.mean(axis=0) - grey[0]) <= error).all(), "0 and 1 are certain"
     flat = drawn.reshape(len(drawn), -1)[:, 13:52]  # no certain ones
     assert len(np.unique(flat, axis=0)) == len(flat), "each image of each epoch anew"
+
+
+def test_augmented_images_are_flipped_and_shifted_by_up_to_a_16th():
+    place = np.add.outer(8 * np.arange(8), np.arange(8)).astype(np.uint8)[..., None]  # each pixel tells where it was
+    _, seen = batches_of(compiled("ae"), np.repeat(place[None], 40, axis=0), epochs=10, augment=True)
+    drawn = np.concatenate([np.rint(255 * x).astype(int) for x, _ in seen])[..., 0]  # 400 images
+    assert all(targets is None for _, targets in seen), "it is input and target"
+    rows, columns = drawn // 8, drawn % 8
+    assert (rows == rows[:, :, :1]).all()
+    assert (columns == columns[:, :1]).all()
+    counts = Counter()
+    for down, across in zip(rows[:, :, 0], columns[:, 0], strict=True):
+        flipped = across[3] > across[4]
+        shifts = down[4] - 4, sorted(across)[4] - 4 if not flipped else across[::-1][4] - 4
+        counts[bool(flipped), int(shifts[0]), int(shifts[1])] += 1
+        wanted = np.arange(8) + shifts[1]
+        assert list(down) == list((np.arange(8) + shifts[0]).clip(0, 7)), "the edge is repeated"
+        assert list(across[::-1] if flipped else across) == list(wanted.clip(0, 7))
+    assert set(counts) == {(flip, y, x) for flip in (False, True) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+    assert min(counts.values()) > 5
+    held = Trainer(compiled("ae"), pictures(), TrainingOptions(validation=3, augment=True), progress=False)
+    assert {image.tobytes() for image in held.validation_images} <= {image.tobytes() for image in pictures()}
 
 
 @pytest.mark.parametrize("kind", ["ae", "vae"])
@@ -662,6 +685,7 @@ RESUMED = {
     "denoising": {**FULL, "denoise": 0.3},
     "weighted": {**FULL, "iw_samples": 3, "kl_warmup": 1.5},
     "ae denoising": {**FULL, "denoise": 0.3},
+    "augmented": {**FULL, "augment": True},
 }
 MODELS: dict[str, dict] = {"conditional": {"classes": 3}}
 LABELS = np.random.default_rng(1).integers(0, 3, COUNT)
@@ -1773,7 +1797,7 @@ def test_a_checkpoint_from_before_there_were_some_options_is_taken(tmp_path):
     trainer = trainer_of("vae", tmp_path, patience=None)
     trainer.run()
     arrays, record, _ = load_checkpoint(tmp_path)
-    for name in ("denoise", "binarise", "iw_samples"):
+    for name in ("denoise", "binarise", "iw_samples", "augment"):
         del record["options"][name]
     for name in ("classes", "class_names"):
         del record["model"][name]
@@ -1961,7 +1985,7 @@ def test_what_a_run_says_of_its_data(tmp_path, array_file):
     assert data_of_run(folder, "other", None) == ("other", None)
     assert data_of_run(folder, "other", "there") == ("other", "there")
     assert data_of_run(tmp_path / "nowhere", None, None) == ("auto", None)
-    assert trained_on(folder, dataset).tolist() == [0]
+    assert trained_on(folder, dataset).tolist() == dataset.limited(1, options.seed).tolist()
     np.save(tmp_path / "others.npy", pictures(30, seed=9))
     others = load_dataset(tmp_path / "others.npy")
     assert trained_on(folder, others).tolist() == list(range(len(others.train_images)))
