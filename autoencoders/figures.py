@@ -137,7 +137,7 @@ def _classes(labels: ArrayLike, class_names: Sequence[str], N: int, who: str) ->
 def _sheet(width: float, height: float, title: str, who: str) -> tuple[Figure, Axes]:
     if height > MAX_SIDE or width > MAX_SIDE:
         raise ValueError(f"{who}: the picture would be {width:.0f} x {height:.0f} pixels; pass fewer images")
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    figure = Drawing(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -499,7 +499,7 @@ def manifold_grid(
     sheet_width = max(1200, left + width + right)
     left += (sheet_width - left - width - right) // 2
     sheet_height = top + height + bottom
-    figure = Figure(figsize=(sheet_width / DPI, sheet_height / DPI), dpi=DPI, facecolor="white")
+    figure = Drawing(figsize=(sheet_width / DPI, sheet_height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((left / sheet_width, bottom / sheet_height, width / sheet_width, height / sheet_height))
     shown = mosaic[..., 0] if C == 1 else mosaic
@@ -907,7 +907,7 @@ def _chart(inches: tuple[float, float], who: str) -> Figure:
     """An empty figure that keeps axes, titles and legends apart by itself."""
     if max(inches) * DPI > MAX_SIDE:
         raise ValueError(f"{who}: the picture would be {max(inches) * DPI:.0f} pixels large; pass fewer classes")
-    figure = Figure(figsize=inches, dpi=DPI, facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14))
+    figure = Drawing(figsize=inches, dpi=DPI, facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.14))
     FigureCanvasAgg(figure)
     return figure
 
@@ -988,10 +988,21 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"save: figures are PNG files, the name must end in .png: {path}")
+    write_atomically(path, _png(figure))
+    return path
+
+
+def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
-    return path
+    return buffer.getvalue()
+
+
+class Drawing(Figure):
+    """A figure that a notebook shows."""
+
+    def _repr_png_(self) -> bytes:
+        return _png(self)
 
 
 def show(figures: Figure | Iterable[Figure]) -> None:

@@ -2070,6 +2070,7 @@ def test_a_history_prints_as_a_table_and_draws_itself():
     assert history._repr_html_().count("<td>") == 3 * len(names)
     drawn = history.plot()
     assert drawn.axes[0].get_ylabel() == "nats per image"
+    assert drawn._repr_png_().startswith(b"\x89PNG"), "a notebook shows it"
     many = [line.split()[0] for line in repr(History([{"epoch": i} for i in range(1, 1001)])).splitlines()]
     assert many[:6] + many[-1:] == ["epoch", "1", "2", "3", "...", "984", "1000"]
     assert repr(History()) == "no epochs"
