@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 import warnings
@@ -501,6 +502,12 @@ class Output:
         """Print one line, whatever is in the text."""
         if not self.quiet:
             show(text)
+
+    def prose(self, text: str, indent: str = "") -> None:
+        """Print a text, for a terminal in lines of 80 letters; other readers look for sentences."""
+        broken = textwrap.wrap(text, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in broken if sys.stdout.isatty() else [text]:
+            self.line(line)
 
     def warn(self, text: str) -> None:
         """Print a warning; with --quiet, too."""

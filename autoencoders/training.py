@@ -755,7 +755,7 @@ class Trainer:
             p.sums = [total + count * value for total, value in zip(p.sums, parts, strict=True)]
             p.images += count
         self.pending.clear()
-        self._describe(short(self.running["loss"]))
+        self.bar.set_description_str(self._place(short(self.running["loss"])), refresh=False)
 
     @property
     def running(self) -> dict[str, float]:
@@ -1031,28 +1031,28 @@ class Trainer:
         per_epoch = len(self.trained)
         p = self.progress
         done = p.epoch * per_epoch + min(p.batch * self.options.batch_size, per_epoch)
-        self.bar = progress_bar(self.options.epochs * per_epoch, " images", self.show, done)
-        self._describe("")
+        self.bar = progress_bar(self.options.epochs * per_epoch, " images", self.show, done, self._place(""))
         try:
             yield
         finally:
             self.bar.close()
             del self.bar  # while signals are collected: one that raises in its __del__ is lost
 
-    def _describe(self, loss: str) -> None:
-        """Write epoch and loss before the bar, always as wide."""
+    def _place(self, loss: str) -> str:
+        """Epoch and loss, in letters of always the same number."""
         last = str(self.options.epochs)
         epoch = min(self.progress.epoch + 1, self.options.epochs)
-        self.bar.set_description_str(f"epoch {epoch:{len(last)}}/{last}  loss {loss:>7}", refresh=False)
+        return f"epoch {epoch:{len(last)}}/{last}  loss {loss:>7}"
 
 
-def progress_bar(total: int, unit: str, show: bool, done: int = 0) -> Any:
+def progress_bar(total: int, unit: str, show: bool, done: int = 0, before: str = "") -> Any:
     """A bar with fields of fixed width: a notebook's in a notebook, otherwise only on a terminal."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a notebook without ipywidgets gets no bar
         from tqdm.autonotebook import tqdm
     in_notebook = tqdm.__module__ == "tqdm.notebook"
     return tqdm(
+        desc=before,
         total=total,
         initial=done,
         unit=unit,
@@ -1061,7 +1061,7 @@ def progress_bar(total: int, unit: str, show: bool, done: int = 0) -> Any:
         leave=False,
         dynamic_ncols=True,
         smoothing=0.05,
-        bar_format="{desc} {bar} {percentage:3.0f}% {rate_noinv_fmt:>15} {remaining:>8} left",
+        bar_format="{desc} {bar} {percentage:3.0f}% {remaining:>8} left {rate_noinv_fmt:>15}",
     )
 
 

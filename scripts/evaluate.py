@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             check_results(out, (*RESULTS, *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS)))
         model, source, check_unchanged = model_of(args, console.line)
         mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(source)
-        dataset = data_of_model(model, folder, args, console.line)
+        dataset = data_of_model(model, folder, args, console.prose)
         made = not out.exists()
         check_writable(out)
         if made:
@@ -105,11 +105,13 @@ def main(argv: list[str] | None = None) -> int:
         console.tell(f"test set, {len(dataset.test_images):,} images:\n{table(figures)}")
         record = {**figures, "model": model.config}
         findings = diagnose(record)
-        console.tell(verdict(record))
+        console.prose(verdict(record))
         for finding in findings:
-            console.tell(f"  {finding['finding']}\n    why: {finding['why']}\n    try: {finding['option']}")
+            console.prose(f"  {finding['finding']}", "  ")
+            console.prose(f"    why: {finding['why']}", " " * 9)
+            console.prose(f"    try: {finding['option']}", " " * 9)
         for note in notes:
-            console.line(note)
+            console.prose(note)
         if source.parent != folder:
             notes.append(f"measured with {source.relative_to(folder)}, a checkpoint of the run")
         record |= {

@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
         read_record(folder)  # a damaged one is no reason to do without images
         dataset = None
         try:
-            dataset = data_of_model(model, folder, args, console.line)
+            dataset = data_of_model(model, folder, args, console.prose)
         except DataError as error:
             if args.dataset or args.data_dir or args.encode or not (generates or mixture):
                 raise
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
             console.line(f"fitted {len(mixture.weights)} Gaussians to the latents of {images}")
             console.line(f"saved {saved}")
         if not (generates or mixture):
-            console.line(
+            console.prose(
                 "no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one"
             )
         count = min(args.samples, MOST_SAMPLES)

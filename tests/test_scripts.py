@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -281,12 +281,69 @@ def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, fold
     assert all(str(SCRIPTS) in line for line in long), "commands to copy have the paths that they have"
 
 
-def test_quiet_prints_nothing(call):
+def test_quiet_prints_nothing(call, trained):
     done = call(TRAIN, *TINY, "--smoke", "--quiet", "--out", "run")
     assert (done.code, done.out, done.err) == (0, "", "")
     with no_pictures():
         done = call(TRAIN, "--out", "run", "--resume", "--quiet")
     assert (done.code, done.out, done.err) == (0, "", "")
+    for program in (GENERATE, EVALUATE):
+        done = call(program, "--model-dir", trained(), "--quiet", "--out", program.__name__)
+        assert (done.code, done.out, done.err) == (0, "", "")
+    call(TRAIN, "--quiet", "--verbose").failed(2, "--verbose", "not allowed with", "--quiet")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_verbose_shows_every_layer(call):
+    assert "encoder_conv_layer_1 " in call(TRAIN, *TINY, "--epochs", 1, "--out", "run", "--verbose").out
+
+
+def test_a_terminal_of_80_columns_is_enough():
+    termios = pytest.importorskip("termios")
+    words = [*TINY, "--epochs", "9", "--out", "run", "--validation", "8"]
+    terminal, its_end = os.openpty()
+    termios.tcsetwinsize(its_end, (24, 80))
+    command = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    seen = b""
+    with subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end) as process:
+        os.close(its_end)
+        with suppress(OSError):  # the end
+            while part := os.read(terminal, 1000):
+                seen += part
+        os.close(terminal)
+        assert process.wait(60) == 0, seen
+    shown = [line.rstrip() for line in re.split(r"[\r\n]+", seen.decode())]
+    assert max(len(line) for line in shown if str(SCRIPTS) not in line) <= 80
+    bars = [line for line in shown if line.endswith(" images/s")]
+    assert all(re.match(r"epoch [1-9]/9  loss .{7} .* +\d+% +[\d:?]+ left ", bar) for bar in bars), bars
+    assert len(bars) >= 2
+    assert len(set(map(len, bars))) == 1, "they keep their shape"
+    assert "\x1b" not in seen.decode()
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables", "colour"),
+    [
+        (True, {"TERM": "xterm"}, True),
+        (True, {"TERM": "xterm", "NO_COLOR": ""}, True),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (True, {}, False),
+        (False, {"TERM": "xterm"}, False),
+    ],
+)
+def test_errors_have_a_colour_where_a_terminal_has_it(terminal, variables, colour, monkeypatch):
+    for name in ("TERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    output = io.StringIO()
+    output.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", output)
+    assert run_program(lambda: autoencoders.load("\x1b[31mgone"), debug=False) == 3
+    told = output.getvalue()
+    assert told.startswith("\x1b[31merror\x1b[0m: " if colour else "error: ")
+    assert told.count("\x1b") == 2 * colour, "nothing from outside is obeyed"
 
 
 def events(folder: Path) -> list[tuple[str, int]]:
