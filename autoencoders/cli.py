@@ -420,6 +420,7 @@ def model_of(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Aut
         raise UsageError(f"--out is needed: the results in {folder} are of its own model, not of {source.name}")
     watched = source if source.parent == folder else folder / MODEL_FILE
     known = model_hash(watched)
+    read_record(folder)  # a damaged one is told at once
 
     def check() -> None:
         if model_hash(watched) != known:

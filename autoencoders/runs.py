@@ -352,10 +352,12 @@ def start_run(
     limit_train: int | None = None,
     data_dir: str | None = None,
     overwrite: bool = False,
+    init_from: Path | None = None,
     command: str = "",
     progress: bool = True,
 ) -> Run:
-    """A new run in a folder that holds none, or whose run may be overwritten.
+    """A new run in a folder that holds none, or whose run may be overwritten. init_from: the file of a model that was
+    trained before, for the record.
 
     Raises:
         FileExistsError: the folder holds a run and overwrite is False, or another training is running there.
@@ -363,6 +365,7 @@ def start_run(
     """
     recover(folder)
     check_folder(folder, overwrite)
+    check_fit(model, dataset)
     found = latest_checkpoint(folder)
     model.compile(learning_rate)
     data = {
@@ -376,7 +379,11 @@ def start_run(
     }
     trainer = _trainer(model, dataset, options, folder, data, progress)
     trainer.check_memory()  # before anything is written
-    return Run(trainer, dataset, folder, command, found, overwrite=overwrite)
+    run = Run(trainer, dataset, folder, command, found, overwrite=overwrite)
+    if init_from:
+        before = {"file": str(init_from.absolute()), "sha256": model_hash(init_from)}
+        run.record["init_from"] = {**before, "trained_steps": model.trained_steps}
+    return run
 
 
 def resume_run(
@@ -469,14 +476,9 @@ def resume_run(
     if epochs is not None and at.epoch + bool(at.batch) > epochs:
         raise ValueError(f"epochs is {epochs} but the run stands {at.place}; --finish makes the model now")
     if trainer.trained_enough:
-        more = (
-            f"--out {shlex.quote(str(folder))} --resume --epochs {2 * at.epoch} goes on"
-            if options.schedule == "constant"
-            else ""
-        )
-        where = f"all epochs are trained; {more or _train_on(folder, at.epoch)}"
-        if at.epoch < options.epochs:
-            where = f"epoch {at.epoch} was the last, because of --patience; {_train_on(folder, options.epochs)}"
+        more = "--resume --epochs N goes on, or " if options.schedule == "constant" else ""
+        last = "all epochs are trained" if at.epoch >= options.epochs else f"--patience has ended it {at.place}"
+        where = f"{last}; {more}{_train_on(folder, options.epochs)}"
     else:
         where = f"{at.place if finish else f'in epoch {at.epoch + 1}'} of {options.epochs}"
     tell(f"{'finishing' if finish else 'resuming'} after step {at.step}, {where}")
@@ -693,21 +695,12 @@ def draw(
         DataError: the images do not fit the model. DivergedError: it gives numbers that are not finite.
     """
     pictures = {} if dataset is None else _draw_data(model, dataset, seed)
-    if isinstance(model, VAE) and model.classes:
-        names = model.class_names or [str(i) for i in range(model.classes)]
-        shown = range(model.classes)[:MOST_CLASSES] if label is None else [label]
-        new, _ = new_images(model, count, seed, shown)
-        if label is not None:
-            pictures["samples"] = figures.samples(new, title=f"Samples of the class {names[label]}")
-        else:
-            pictures["samples"] = _draw_classes(new, len(new) // len(shown), names)
-    elif isinstance(model, VAE):
-        pictures["samples"] = figures.samples(new_images(model, count, seed)[0])
-        if model.latent_space_dim == 2:
-            pictures["manifold"] = figures.manifold_grid(model.decode(figures.manifold_points()))
-    elif mixture is not None:
-        title = f"Samples from a mixture of {len(mixture.weights)} Gaussians fitted to the latents"
-        pictures["samples"] = figures.samples(new_images(model, count, seed, mixture=mixture)[0], title=title)
+    if isinstance(model, VAE) or mixture is not None:
+        classes = range(model.classes)[:MOST_CLASSES] if label is None else [label]
+        new, _ = new_images(model, count, seed, classes, mixture)
+        pictures["samples"] = figures.samples(new, **_caption(model, classes, len(new), mixture))
+    if isinstance(model, VAE) and model.latent_space_dim == 2 and not model.classes:
+        pictures["manifold"] = figures.manifold_grid(model.decode(figures.manifold_points()))
     return pictures
 
 
@@ -765,14 +758,20 @@ def _draw_pairs(
     return figures.reconstructions(images, reconstructed, numbers, names, errors, error_name=what)
 
 
-def _draw_classes(new: np.ndarray, each: int, names: Sequence[str]) -> Any:
-    """New images, `each` of every class, from the same latents for every class."""
-    shown = names[:MOST_CLASSES]
-    which = "every class" if len(shown) == len(names) else f"the first {len(shown)} of {len(names)} classes"
-    if each == 1:  # rows of one image would leave most of the picture white
-        return figures.samples(new, title=f"Samples of {which}; all from one latent", names=shown)
+def _caption(model: Autoencoder, classes: Sequence[int], count: int, mixture: Mixture | None) -> dict[str, Any]:
+    """What `figures.samples` is told of so many new images."""
+    if mixture is not None:
+        return {"title": f"Samples from a mixture of {len(mixture.weights)} Gaussians fitted to the latents"}
+    if not model.classes:
+        return {}
+    shown = [model.class_names[i] if model.class_names else str(i) for i in classes]
+    if len(shown) == 1:
+        return {"title": f"Samples of the class {shown[0]}"}
+    which = "every class" if len(shown) == model.classes else f"the first {len(shown)} of {model.classes} classes"
+    if count == len(shown):  # rows of one image would leave most of the picture white
+        return {"title": f"Samples of {which}; all from one latent", "names": shown}
     title = f"Samples of {which}; in a column from one latent"
-    return figures.samples(new, columns=each, title=title, row_names=shown)
+    return {"columns": count // len(shown), "title": title, "row_names": shown}
 
 
 def new_images(
@@ -786,8 +785,8 @@ def new_images(
     if not model.classes:
         return model.sample(count, seed), None
     each = -(-count // len(classes))
-    labels = np.repeat(classes, each)
-    return np.concatenate([model.sample(each, seed, labels=np.full(each, i)) for i in classes]), labels
+    new = [model.sample(each, seed, labels=np.full(each, label)) for label in classes]
+    return np.concatenate(new), np.repeat(classes, each)
 
 
 def save_pictures(pictures: dict[str, Any], folder: Path) -> list[Path]:
@@ -840,28 +839,23 @@ def save_latents(model: Autoencoder, parts: dict[str, tuple[np.ndarray, np.ndarr
     Raises:
         DataError: the file cannot be written.
     """
-    columns: dict[str, list[np.ndarray]] = {"part": [], "index": [], "label": [], "z": [], "log_variance": []}
+    tables = []
     for part, (images, labels) in parts.items():
-        columns["part"].append(np.full(len(images), part))
-        columns["index"].append(np.arange(len(images)))
-        columns["label"].extend([] if labels is None else [labels])
-        latents = (
-            model.encode_distribution(images, labels=labels) if isinstance(model, VAE) else (model.encode(images),)
-        )
-        for name, x in zip(("z", "log_variance"), latents, strict=False):
-            columns[name].append(x)
-    arrays = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
-    arrays = {name: x for name, x in arrays.items() if len(x) == len(arrays["index"])}  # not labels of one part alone
+        table = {"part": np.full(len(images), part), "index": np.arange(len(images)), "label": labels}
+        if isinstance(model, VAE):
+            table["z"], table["log_variance"] = model.encode_distribution(images, labels=labels)
+        else:
+            table["z"] = model.encode(images)
+        tables.append(table)
+    given = [name for name in tables[0] if all(table[name] is not None for table in tables)]
+    arrays: dict[str, Any] = {name: np.concatenate([table[name] for table in tables]) for name in given}
     buffer = io.BytesIO()
     if path.suffix.lower() == ".npz":
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        np.savez(buffer, **arrays)
     else:
-        texts = [arrays[name].astype(str) for name in ("part", "index", "label") if name in arrays]
-        names = [
-            *(x for x in ("part", "index", "label") if x in arrays),
-            *(f"z{i + 1}" for i in range(arrays["z"].shape[1])),
-        ]
-        rows = np.column_stack([*texts, arrays["z"].astype(str)])
-        buffer.write("".join(",".join(row) + "\n" for row in [names, *rows]).encode())
+        z = {f"z{i}": column for i, column in enumerate(arrays["z"].T, 1)}
+        shown = {name: arrays[name] for name in ("part", "index", "label") if name in arrays} | z
+        rows = np.column_stack([column.astype(str) for column in shown.values()])
+        buffer.write("".join(",".join(row) + "\n" for row in [shown, *rows]).encode())
     write_atomically(path, buffer.getvalue())
     return len(arrays["index"])

@@ -40,7 +40,6 @@ from autoencoders.runs import (
     draw,
     draw_files,
     new_images,
-    read_record,
     save_latents,
     save_pictures,
     save_singles,
@@ -154,7 +153,6 @@ def main(argv: list[str] | None = None) -> int:
             console.drew(save_pictures(draw_files(model, args.image, label, console.line), out))
             return
         mixture = None if generates or args.mixture_components else load_mixture(source)
-        read_record(folder)  # a damaged one is no reason to do without images
         dataset = None
         try:
             dataset = data_of_model(model, folder, args, console.prose)

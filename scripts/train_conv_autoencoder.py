@@ -43,16 +43,7 @@ from autoencoders.conv_autoencoder import folder_of, source_of
 from autoencoders.data import NAMES, Dataset, load_dataset
 from autoencoders.dataset import Reading, did_you_mean
 from autoencoders.metrics import table
-from autoencoders.runs import (
-    Run,
-    check_fit,
-    check_folder,
-    data_of_run,
-    model_hash,
-    replaced_runs,
-    resume_run,
-    start_run,
-)
+from autoencoders.runs import Run, check_folder, data_of_run, replaced_runs, resume_run, start_run
 from autoencoders.tensorboard import TensorBoard
 from autoencoders.training import DivergedError
 from minigrad.serialize import DataError, read_file
@@ -212,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     args.resume |= args.finish
     if args.resume and (args.overwrite or args.smoke or args.config or args.init_from):
         parser.error(f"{again} cannot be combined with --overwrite, --smoke, --config or --init-from")
-    if args.resume and (refused := (typed - WITH_RESUME) - {"model"} | (typed & {"epochs"} if args.finish else set())):
+    if args.resume and (refused := (typed - WITH_RESUME) - {"model"}):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(refused))
         parser.error(f"{again} takes {names} from the checkpoint; leave it out")
     program = shlex.join([as_typed(sys.executable or "python"), as_typed(__file__)])
@@ -305,13 +296,10 @@ def main(argv: list[str] | None = None) -> int:
         )
         if isinstance(error, DivergedError):  # it would again
             return kept
-        done = (
-            f"saved{kept}. --finish in place of --resume makes the model now. Go on"
-            if stopped
-            else f"what was saved is kept{kept}. When that is mended, go on"
-        )
+        now = "saved" if stopped else "what was saved is kept"
+        then = "--finish in place of --resume makes the model now. Go on" if stopped else "When that is mended, go on"
         again = "--resume --tensorboard" if args.tensorboard else "--resume"
-        return f"; {done} with: {program} --out {shlex.quote(str(folder))} {again}"
+        return f"; {now}{kept}. {then} with: {program} --out {shlex.quote(str(folder))} {again}"
 
     return run_program(body, debug=args.debug, what_remains=what_remains)
 
@@ -439,10 +427,9 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     # BatchNorm's moving statistics shall forget where they started, also in a short training.
     model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / steps)), dataset)
     if "init_from" in settings:
-        check_fit(model, dataset)
         tell(f"training {settings['init_from']} on, after {model.trained_steps} steps")
     tell(model.summary() if args.verbose else model.outline())
-    run = start_run(
+    return start_run(
         model,
         dataset,
         options,
@@ -451,14 +438,10 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         limit_train=settings["limit_train"],
         data_dir=settings["data_dir"],
         overwrite=overwrite,
+        init_from=settings.get("init_from"),
         command=command,
         progress=not args.quiet,
     )
-    if "init_from" in settings:
-        source = settings["init_from"]
-        run.record["init_from"] = {"file": str(source.absolute()), "sha256": model_hash(source)}
-        run.record["init_from"]["trained_steps"] = model.trained_steps
-    return run
 
 
 if __name__ == "__main__":

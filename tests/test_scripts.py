@@ -105,13 +105,13 @@ def no_pictures():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "draw", lambda *_, **__: {})
         patch.setattr(runs, "save_pictures", lambda *_: [])
-        yield
+        yield patch
 
 
 @pytest.fixture
 def undrawn():
-    with no_pictures():
-        yield
+    with no_pictures() as patch:
+        yield patch
 
 
 @pytest.fixture(scope="module")
@@ -1343,6 +1343,117 @@ def test_resume_without_a_run_or_with_other_data(call, undrawn):
     assert content(Path("run")) == before
 
 
+# ---- no dead ends ----
+
+
+@pytest.fixture
+def begun(call, monkeypatch, undrawn):
+    """A run that is interrupted after so many steps, of 2 an epoch and 8 in all."""
+
+    def begun(steps: int, *words: object, folder: str = "run") -> Path:
+        def save(trainer):
+            real(trainer)
+            if trainer.progress.step == steps:
+                raise KeyboardInterrupt(2)
+
+        real = Trainer.save_checkpoint
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "save_checkpoint", save)
+            words = (*TINY, "--epochs", 4, "--save-every", 1, *words)
+            assert call(TRAIN, *words, "--out", folder).code == 130
+        return Path(folder)
+
+    return begun
+
+
+BEST = ["--validation", 8, "--patience", 3]
+
+
+@pytest.mark.parametrize(
+    ("steps", "words", "place"),
+    [
+        (4, [], "after epoch 2 of 4"),
+        (5, ["--model", "ae"], "in epoch 3 of 4"),
+        (1, BEST, "in epoch 1 of 4"),
+        (5, BEST, "in epoch 3 of 4"),
+    ],
+)
+def test_an_interrupted_run_is_used_finished_and_resumed(steps, words, place, call, begun, capsys, monkeypatch):
+    monkeypatch.setattr(EVALUATE, "all_pictures", lambda *_: {})
+    folder = begun(steps, *words)
+    newest = max((folder / "checkpoints").glob("step-*"))
+    told = f"no finished model: taken from checkpoints/{newest.name}, {place}\n"
+    for program, *more in () if words else ((GENERATE,), (EVALUATE, "--iw-samples", 0)):
+        done = call(program, "--model-dir", folder, *more)
+        assert (done.code, done.err, done.out.count(told)) == (0, "", 1)
+    capsys.readouterr()
+    model = autoencoders.load(folder)
+    assert (capsys.readouterr().out, model.trained_steps) == (told, steps)
+    taken = load_state(newest)[0]
+    assert all(np.array_equal(x, taken[name]) for name, x in model.network.state_dict().items())
+    done = call(TRAIN, "--out", folder, "--finish")
+    assert (done.code, done.err, f"finishing after step {steps}, {place}" in done.out) == (0, "", True)
+    assert [row["epoch"] for row in losses(folder)] == [*range(1, -(-steps // 2) + 1)]
+    best = folder / "checkpoints" / "best.safetensors"
+    expected = load_state(best if best.exists() else newest)[0]
+    saved = load_state(folder / "model.safetensors")[0]
+    assert all(np.array_equal(x, expected[name]) for name, x in saved.items())
+    assert call(TRAIN, "--out", folder, "--resume").code == 0  # what was finished too early goes on
+    assert call(TRAIN, *TINY, "--epochs", 4, *words, "--out", "whole").code == 0
+    assert (weights(folder), losses(folder)) == (weights(Path("whole")), losses(Path("whole")))
+
+
+def test_what_a_resumed_run_cannot_do_names_the_command_that_does(call, begun, undrawn):
+    begun(4, folder="runs/cosine")
+    done = call(TRAIN, "--out", "runs/cosine", "--resume", "--epochs", 9)
+    done.failed(2, "cosine schedule ends with epoch 4")
+    words = shlex.split(re.search(r"; (--init-from .*) trains its model on", done.err)[1])
+    assert words == ["--init-from", "runs/cosine", "--out", "runs/cosine-2", "--epochs", "5"]
+    assert call(TRAIN, *words, *TINY[-4:]).code == 0
+    call(TRAIN, "--out", "runs/cosine", "--resume", "--epochs", 3).failed(2, "--finish makes the model now")
+    assert "all epochs are trained; --init-from runs/cosine-2" in call(TRAIN, "--out", "runs/cosine-2", "--resume").out
+    shutil.rmtree("runs/cosine-2/checkpoints")
+    call(TRAIN, "--out", "runs/cosine-2", "--resume").failed(3, "only a model; --init-from runs/cosine-2")
+    for words in (["--out", "runs", "--resume"], ["--out", "runs/another", "--finish"], ["--init-from", "runs"]):
+        call(TRAIN, *words).failed(3, "there is one in runs/cosine-2, runs/cosine")
+    for program in (GENERATE, EVALUATE):
+        call(program).failed(3, "variational/model/model.safetensors", "there is one in runs/cosine-2, runs/cosine")
+        call(program, "--model-dir", Path("empty").absolute()).failed(
+            3, "train_conv_autoencoder.py --out /", "makes one"
+        )
+        earlier = min(Path("runs/cosine/checkpoints").iterdir())
+        call(program, "--model-dir", earlier).failed(2, "--out is needed", earlier.name)
+
+
+@pytest.mark.parametrize("kind", ["vae", "ae"])
+def test_a_saved_model_is_trained_on_in_a_new_run(kind, call, trained, undrawn):
+    folder = trained(kind)
+    before = content(folder)
+    words = ("--batch-size", 32, "--limit-train", 64, "--epochs", 1, "--threads", 1)
+    for source in (folder, folder / "model.safetensors"):
+        assert call(TRAIN, "--init-from", source, *words, "--overwrite", "--out", "new").code == 0
+    assert content(folder) == before
+    said = record(Path("new"))["init_from"]
+    assert said == {"file": str(folder / "model.safetensors"), "sha256": said["sha256"], "trained_steps": 4}
+    assert said["sha256"] == hashlib.sha256(before["model.safetensors"]).hexdigest()
+    assert autoencoders.load("new").trained_steps == 6
+    assert losses(Path("new"))[0]["reconstruction"] < losses(folder)[0]["reconstruction"]
+    assert record(Path("new"))["data"]["name"] == "fashion-mnist-sample", "of the first run"
+    for options, fragment in (
+        (["--latent-dim", 3], "--latent-dim comes from the model of --init-from"),
+        (["--model", "vae" if kind == "ae" else "ae"], "--model comes from the model"),
+        (["--out", "new"], "new already holds a finished run"),
+        (["--resume"], "--resume cannot be combined"),
+        (["--dataset", "own.npz"], "own.npz: does not fit the model: images: expected (N, 28, 28, 1)"),
+    ):
+        np.savez("own.npz", train_images=np.zeros((20, 8, 8), np.uint8))
+        done = call(TRAIN, "--init-from", folder, *words, "--out", "other", *options)
+        assert (done.code in (1, 2, 3), fragment in done.err) == (True, True), done.err
+    if kind == "vae":
+        assert call(TRAIN, "--init-from", folder, *words, "--beta", 3, "--out", "beta").code == 0
+        assert autoencoders.load("beta").beta == 3
+
+
 # ---- the generator ----
 
 
@@ -1527,6 +1638,67 @@ def test_a_conditional_model_needs_labels_and_takes_numbers_for_names(call):
     assert call(EVALUATE, "--model-dir", "run", "--dataset", "own.npz", "--iw-samples", 2).code == 0
     call(GENERATE, "--model-dir", "run", "--class", 4).failed(2, "'4'", "0 to 3")
     call(GENERATE, "--model-dir", "run", *SAMPLE).failed(3, "images: expected")
+
+
+@pytest.mark.parametrize("words", [[], ["--conditional"], ["--conditional", "--class", "bag"]], ids=str)
+def test_new_images_are_written_one_by_one_and_as_arrays(words, call, trained):
+    folder = trained("vae", 3, *words[:1])
+    options = ("--model-dir", folder, "--samples", 12, "--seed", 5, *words[1:])
+    assert call(GENERATE, *options, "--format", "npz", "--out", "out").code == 0
+    with np.load("out/samples.npz") as file:
+        images, labels = file["images"], file["labels"] if words else None
+    model = autoencoders.load(folder)
+    each = 2 if words == ["--conditional"] else 12
+    if words:
+        np.testing.assert_array_equal(labels, np.repeat(range(10), 2) if each == 2 else np.full(12, 8))
+    new = model.sample(each, 5, labels=labels[-each:] if words else None)
+    np.testing.assert_array_equal(images[-each:], np.round(255 * new))
+    Path("out/samples").mkdir()
+    Path("out/samples/0099.png").write_text("of an earlier call")
+    call(GENERATE, *options, "--format", "png", "--out", "out").failed(1, "out holds", "--overwrite")
+    assert call(GENERATE, *options, "--format", "png", "--out", "out", "--overwrite").code == 0
+    files = sorted(Path("out/samples").iterdir())
+    assert [path.name for path in files] == [f"{i:04d}.png" for i in range(1, len(images) + 1)]
+    for path, image in zip(files, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), image[..., 0])
+    call(GENERATE, *options, "--samples", 1001).failed(2, "--samples is 1001", "--format")
+
+
+@pytest.mark.parametrize("kind", ["vae", "ae"])
+def test_latents_are_written_as_csv_or_npz(kind, call, trained):
+    model, data = autoencoders.load(trained(kind)), load_dataset("fashion-mnist-sample")
+    options = ("--model-dir", trained(kind), "--encode")
+    assert call(GENERATE, *options, "z.csv").code == 0
+    lines = [line.split(",") for line in Path("z.csv").read_text().splitlines()]
+    assert lines[0] == ["part", "index", "label", "z1", "z2"]
+    assert [line[:3] for line in lines[1:]] == [["test", str(i), str(y)] for i, y in enumerate(data.test_labels)]
+    np.testing.assert_array_equal(
+        np.array([line[3:] for line in lines[1:]], np.float32), model.encode(data.test_images)
+    )
+    assert call(GENERATE, *options, "z.npz", *SAMPLE).code == 0
+    with np.load("z.npz") as file:
+        assert set(file) == {"part", "index", "label", "z", *(["log_variance"] if kind == "vae" else [])}
+        assert np.array_equal(file["part"], ["train"] * 4000 + ["test"] * 1000)
+        np.testing.assert_array_equal(file["z"][:4000], model.encode(data.train_images))
+        np.testing.assert_array_equal(file["label"][4000:], data.test_labels)
+    call(GENERATE, *options, "z.csv").failed(1, "z.csv exists", "--overwrite")
+    call(GENERATE, *options, "z.txt").failed(2, "--encode is 'z.txt' but must end in .csv or .npz")
+    assert {path.name for path in Path().iterdir()} == {"z.csv", "z.npz"}, "and nothing is drawn"
+
+
+def test_new_images_need_no_data_set(call, undrawn):
+    np.savez("own.npz", images=np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    assert call(TRAIN, *NETWORK, "--dataset", "own.npz", "--epochs", 1, "--out", "run").code == 0
+    undrawn.undo()
+    for words in ([], ["--format", "npz"]):
+        done = call(GENERATE, "--model-dir", "run", *words)
+        assert (done.code, done.err) == (0, "")
+        assert "left out are reconstructions, latent space and interpolations" in done.out
+        assert f"add --dataset {Path('own.npz').absolute()}" in done.out
+    assert {path.stem for path in Path("run/figures").glob("*.png")} == {"samples", "manifold", "progress"}
+    call(GENERATE, "--model-dir", "run", "--encode", "z.csv").failed(3, "own images", "--dataset")
+    call(GENERATE, "--model-dir", "run", "--dataset", "gone.npz").failed(3, "gone.npz")
+    assert call(GENERATE, "--model-dir", "run", "--dataset", "own.npz").code == 0
 
 
 def test_show_without_a_display_says_so_after_the_pictures_are_written(trained):
