@@ -436,17 +436,9 @@ def check_data_dir(dataset: str, data_dir: str | None) -> None:
 
 
 def reading_of_data(model: Autoencoder, folder: Path, dataset: str) -> Reading:
-    """How a data set is read for a model: as in its run, but folders always in the model's size and colour.
-
-    Raises:
-        DataError: run.json holds something else there.
-    """
+    """How a data set is read for a model: as in its run, but folders always in the model's size and colour."""
     data = read_record(folder).get("data", {})
-    try:
-        found = Reading(**reading_of(data))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{folder / RECORD_FILE}: data: {error}") from error
-    path = Path(dataset).expanduser()
+    path, found = Path(dataset).expanduser(), Reading(**reading_of(data))
     if os.path.realpath(path) != os.path.realpath(data.get("name") or ""):  # of the run's own data set alone
         found = replace(found, test_dir=None)
     if found.image_size or found.grayscale or path.is_dir():

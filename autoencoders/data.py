@@ -135,7 +135,7 @@ def load_dataset(
         how: image_size, grayscale and, with a path, test_dir and skip_broken, as in `Reading`.
 
     Raises:
-        DataError: names the file, the field, what was expected and what was found. ValueError: of `Reading`.
+        DataError: names the file, the field, what was expected and what was found.
     """
     reading = Reading(**how)
     progress = progress and sys.stderr is not None and sys.stderr.isatty()
@@ -182,9 +182,7 @@ def _load_own(path: Path, reading: Reading, progress: bool) -> Dataset:
         if path.suffix.lower() in ARCHIVES:
             raise DataError(f"{path}: is an archive; unpack it and give the folder")
         if path.is_file() and is_picture(path):
-            raise DataError(
-                f"{path}: is one picture; give the folder it is in, or reconstruct it with generate --image"
-            )
+            raise DataError(f"{path}: is one picture; give its folder, or reconstruct it with generate --image")
         found = "another kind of file" if path.exists() else f"nothing of that name{did_you_mean(path.name, NAMES)}"
         kinds = f"an existing folder of images or IDX files, or a file of arrays ({' '.join(SUFFIXES)})"
         raise fault(path, "data set", f"{', '.join(NAMES)}, {kinds}", found)

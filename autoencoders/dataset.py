@@ -39,7 +39,7 @@ class Reading:
         skip_broken: leave out picture files that cannot be read.
 
     Raises:
-        ValueError: a value is out of range.
+        DataError: a value is out of range.
     """
 
     image_size: tuple[int, int] | None = None
@@ -53,10 +53,10 @@ class Reading:
             size = tuple(size) if isinstance(size, list | tuple) else (size,)
             if not (len(size) in (1, 2) and all(type(n) is int and 1 <= n <= MOST_PIXELS for n in size)):
                 found = " ".join(map(str, size))
-                raise ValueError(f"image size is {found} but must be one or two numbers from 1 to {MOST_PIXELS}")
+                raise DataError(f"image size is {found} but must be one or two numbers from 1 to {MOST_PIXELS}")
             object.__setattr__(self, "image_size", (size[0], size[-1]))
         if self.test_dir is not None:  # found from every folder
-            object.__setattr__(self, "test_dir", str(Path(self.test_dir).expanduser().absolute()))
+            object.__setattr__(self, "test_dir", str(Path(str(self.test_dir)).expanduser().absolute()))
 
     def fit(self, image: Any) -> np.ndarray:
         """The pixels (H, W, 1 or 3) of one of Pillow's images in this size and colour."""

@@ -52,6 +52,7 @@ class Array(NamedTuple):
     where: str
     opened: Callable[[], contextlib.AbstractContextManager[Numbers]]
     notes: tuple[str, ...] = ()  # what was assumed
+    rows: bool = False  # whether two axes are rows of numbers for certain, and not one picture
 
     def labels(self) -> np.ndarray:
         with self.opened() as (shape, fortran, dtype, stream):
@@ -73,16 +74,16 @@ class Blocks:
     """A stream of the bytes of arrays, one after the other."""
 
     def __init__(self, arrays: Iterator[np.ndarray]) -> None:
-        self.arrays, self.rest = arrays, b""
+        self.arrays, self.rest = arrays, np.empty(0, np.uint8)
 
-    def read(self, count: int) -> bytes:
-        parts, size = [self.rest], len(self.rest)
-        while size < count and (array := next(self.arrays, None)) is not None:
-            parts.append(array.tobytes())
-            size += len(parts[-1])
-        data = b"".join(parts) if len(parts) > 1 else self.rest
-        self.rest = data[count:]
-        return data[:count]
+    def read(self, count: int) -> bytearray:
+        data = bytearray()
+        while len(data) < count:
+            if not len(self.rest):
+                self.rest = np.ascontiguousarray(next(self.arrays)).reshape(-1).view(np.uint8)
+            piece, self.rest = np.split(self.rest, [count - len(data)])
+            data += piece.data
+        return data
 
 
 # ------------------------------------------------------------------------------------------------ files and folders
@@ -202,6 +203,9 @@ def _hdf5(path: Path, limit: int) -> Arrays:
     """The arrays in an HDF5 file, which a MATLAB file of version 7.3 is, too."""
     import h5py
 
+    if not h5py.is_hdf5(path):
+        raise fault(path, "format", "HDF5 (of MATLAB files that of save -v7.3)", "another one")
+
     @contextlib.contextmanager
     def numbers(where: str, name: str) -> Iterator[Numbers]:
         with as_data_error(where), h5py.File(path, "r") as file:
@@ -238,12 +242,6 @@ def _picture(count: int) -> tuple[int, ...]:
     return ()
 
 
-def _rows_note(count: int) -> str:
-    *planes, _, side = _picture(count)
-    what = "planes of red, green and blue, each" if planes else "images of"
-    return f"rows of {count} numbers taken as {what} {side} x {side}"
-
-
 def _table(path: Path, names: list[str], count: int, dtype: Any, blocks: Any, pictures: Array | None = None) -> Arrays:
     """The images and the labels in a table of count rows, of which blocks(columns, dtype) yields a few at a time.
 
@@ -252,30 +250,29 @@ def _table(path: Path, names: list[str], count: int, dtype: Any, blocks: Any, pi
     """
 
     @contextlib.contextmanager
-    def numbers(where: str, used: list[int], shape: tuple[int, ...], dtype: Any) -> Iterator[Numbers]:
+    def numbers(where: str, used: list[int], dtype: Any) -> Iterator[Numbers]:
         with as_data_error(where):
             _check_bytes(where, count * len(used), max(MAX_BYTES, path.stat().st_size))
-            yield (count, *shape), False, np.dtype(dtype), Blocks(blocks(used, np.dtype(dtype)))
+            yield (count, len(used)), False, np.dtype(dtype), Blocks(blocks(used, np.dtype(dtype)))
 
     keys = [name.strip().casefold() for name in names]
     label = next((i for i, key in enumerate(keys) if re.fullmatch(LABEL, key)), None)
-    notes = pictures.notes if pictures else ()
+    found: Arrays = {}
     if not pictures:
         pixels = [i for i, key in enumerate(keys) if not re.fullmatch(f"{LABEL}|{ROW}", key)]
         if label is None and not _picture(len(pixels)) and _picture(len(pixels) - 1):
             label = pixels.pop(0)
         if not _picture(len(pixels)):
-            found = f"{len(pixels)}; save other images as .npy of shape (N, H, W)"
-            raise fault(path, "columns", "the pixels of square images, 784 for example, and one of labels", found)
-        pictures = Array(str(path), partial(numbers, str(path), pixels, _picture(len(pixels)), dtype))
-        notes = (_rows_note(len(pixels)),)
-        if unused := [names[i] for i in sorted({*range(len(names))} - {label, *pixels})]:
-            notes += (f"columns not used: {listed(unused)}",)
-    if label is None:
-        return {"train images": pictures._replace(notes=notes)}
-    notes += (f"labels from the column {printable(names[label])}",)
-    labels = Array(f"{path}: labels", partial(numbers, f"{path}: labels", [label], (), float))
-    return {"train images": pictures._replace(notes=notes), "train labels": labels}
+            wrong = f"{len(pixels)}; save other images as .npy of shape (N, H, W)"
+            raise fault(path, "columns", "the pixels of square images, 784 for example, and one of labels", wrong)
+        unused = [names[i] for i in sorted({*range(len(names))} - {label, *pixels})]
+        notes = (f"columns not used: {listed(unused)}",) * bool(unused)
+        pictures = Array(str(path), partial(numbers, str(path), pixels, dtype), notes, rows=True)
+    if label is not None:
+        where, note = f"{path}: labels", f"labels from the column {printable(names[label])}"
+        found["train labels"] = Array(where, partial(numbers, where, [label], float))
+        pictures = pictures._replace(notes=(*pictures.notes, note))
+    return {**found, "train images": pictures}
 
 
 def _csv(path: Path) -> Arrays:
@@ -317,16 +314,17 @@ def _csv(path: Path) -> Arrays:
 def _parquet(paths: list[Path], reading: Reading) -> Arrays:
     """Columns of pixels and labels, or a column of picture files, as Hugging Face keeps them."""
     import pyarrow as pa
-    import pyarrow.dataset
+    import pyarrow.parquet
 
-    table = pyarrow.dataset.dataset([str(path) for path in paths], format="parquet")
-    path, count = paths[0], table.count_rows()
-    kinds = {field.name: field.type for field in table.schema}
+    pieces = [pyarrow.parquet.ParquetFile(path, pre_buffer=False) for path in paths]
+    path, count = paths[0], sum(piece.metadata.num_rows for piece in pieces)
+    kinds = {field.name: field.type for field in pieces[0].schema_arrow}
     files = [name for name, kind in kinds.items() if "binary" in str(kind)]  # struct<bytes: binary, path: string>
     numeric = [name for name, kind in kinds.items() if pa.types.is_integer(kind) or pa.types.is_floating(kind)]
 
     def batches(names: list[str], rows: int) -> Iterator[Any]:
-        return table.to_batches(columns=names, batch_size=max(1, rows), batch_readahead=1, fragment_readahead=1)
+        for piece in pieces:
+            yield from piece.iter_batches(max(1, rows), columns=names)
 
     def blocks(used: list[int], dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
         for batch in batches([numeric[i] for i in used], CHUNK // (dtype.itemsize * len(used))):
@@ -417,7 +415,7 @@ def _choose(path: Path, arrays: Arrays) -> tuple[dict[tuple[str, str], Array], l
     return {kind: arrays[name] for kind, name in used.items()}, notes
 
 
-def _axes(where: str, shape: tuple[int, ...]) -> tuple[tuple[str, ...], dict[str, int], str]:
+def _axes(where: str, shape: tuple[int, ...], rows: bool) -> tuple[tuple[str, ...], dict[str, int], str]:
     """(what each axis is, the size of each of N, H, W and C, what was assumed).
 
     Taken are (N, H, W), (N, H, W, C), rows of square pictures, and (N, C, H, W) and (H, W, C, N) where C alone is at
@@ -428,11 +426,12 @@ def _axes(where: str, shape: tuple[int, ...]) -> tuple[tuple[str, ...], dict[str
     if len(shape) not in (2, 3, 4) or min(shape) < 1:
         mend = "no axis may be empty" if 0 in shape else "reshape it if it holds images"
     elif len(shape) == 2:
-        axes, note = ("N", "CHW"), _rows_note(shape[1]) if _picture(shape[1]) else ""
-        sizes = dict(zip("WHC", _picture(shape[1])[::-1], strict=False))
-        doubtful = shape[1] != 784 and shape[0] < 2 * shape[1] < 4 * shape[0]  # as long as pictures are wide
-        if not note or doubtful or shape[0] == shape[1]:
-            side = math.isqrt(shape[1])
+        axes, sizes, side = ("N", "CHW"), dict(zip("WHC", _picture(shape[1])[::-1], strict=False)), math.isqrt(shape[1])
+        planes = "planes of red, green and blue, each" if "C" in sizes else "images of"
+        note = f"rows of {shape[1]} numbers taken as {planes} {sizes.get('H')} x {sizes.get('H')}"
+        # about as many rows as columns: a picture is so, too
+        doubtful = shape[0] == shape[1] or (shape[1] != 784 and shape[0] < 2 * shape[1] < 4 * shape[0])
+        if not sizes or (doubtful and not rows):
             mend = f"images.reshape(-1, {side}, {side})" if side * side == shape[1] else "reshape it"
             mend += " if each row is an image; one image is no data set"
     elif len(shape) == 3:
@@ -461,7 +460,7 @@ def _read_images(array: Array, whole: bool) -> tuple[np.ndarray, tuple[np.ndarra
     with array.opened() as (shape, fortran, dtype, stream):
         if dtype.kind not in "uifb":
             raise fault(array.where, "dtype", "numbers", dtype.name)
-        axes, sizes, note = _axes(array.where, shape)
+        axes, sizes, note = _axes(array.where, shape, array.rows)
         if whole and sizes["N"] < 2:
             raise fault(array.where, "images", "at least 2", sizes["N"])
         order = split_order(sizes["N"])

@@ -80,8 +80,6 @@ def load_folder(folder: Path, reading: Reading, progress: bool, broken: Collecti
     passed: list[str] = []
     aside = Path(reading.test_dir) if reading.test_dir else None
     places, notes = _parts(folder, find_pictures(folder, passed, {*broken, aside}))
-    if aside and not aside.is_dir():
-        raise fault(aside, "test images", "a folder of pictures, as the training images are", "none of that name")
     if aside:
         with as_data_error(aside):
             others, more = _parts(aside, find_pictures(aside, passed, broken))
@@ -101,9 +99,8 @@ def load_folder(folder: Path, reading: Reading, progress: bool, broken: Collecti
     if passed:
         notes.append(f"other files passed over: {len(passed)} ({listed(passed)})")
     if broken:
-        notes.append(
-            f"left out because they cannot be read: {len(broken)} ({listed(sorted(path.name for path in broken))})"
-        )
+        left = listed(sorted(path.name for path in broken))
+        notes.append(f"left out because they cannot be read: {len(broken)} ({left})")
     pictures, first = [picture for part in parts for picture in part], len(parts[0])
     count = len(pictures)
     if count < 2 or not all(parts):
@@ -287,7 +284,7 @@ def _read_pictures(
 def size_fault(where: object, sizes: dict[tuple[int, ...], list[str]]) -> DataError:
     """What is wrong with images of several sizes (H, W), each with the names of its images, and what to do."""
     (most, held), *others = sorted(sizes.items(), key=lambda item: -len(item[1]))
-    count, short = sum(map(len, sizes.values())), min(map(min, sizes))
+    count, short = sum(map(len, sizes.values())), min(most)
     found = f"{len(sizes)}: {count - len(held)} of {count} are not {most[1]} x {most[0]} ({listed(others[0][1])})"
     fit = short if short < 32 else min(64, short // 16 * 16)
     return fault(where, "width and height", "one size", f"{found}; --image-size {fit} resizes and crops all")

@@ -528,7 +528,7 @@ def reading_of(data: dict[str, Any]) -> dict[str, Any]:
     """The arguments for `load_dataset` that say how a run has read its images; earlier versions left them as they were.
 
     Raises:
-        TypeError, ValueError: what it has recorded is something else.
+        DataError: what it has recorded is something else.
     """
     how = {name: data[name] for name, usual in vars(Reading()).items() if data.get(name, usual) != usual}
     Reading(**how)

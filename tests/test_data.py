@@ -1243,7 +1243,7 @@ def test_pictures_are_turned_as_their_exif_data_say(tmp_path: Path, suffix: str,
     fill(tmp_path, "c.png")  # 6 x 4
     with pytest.raises(
         DataError,
-        match=r"size, found 2: 1 of 3 are not (24 x 8|8 x 24) \(c.png\); --image-size 4 resizes and crops all",
+        match=r"size, found 2: 1 of 3 are not (24 x 8|8 x 24) \(c.png\); --image-size (4|8) resizes and crops all",
     ):
         load_dataset(tmp_path)
     # as large when it is turned, but not as it is to be seen
@@ -2034,7 +2034,7 @@ def test_pictures_of_several_sizes_are_counted_and_the_advice_helps(tmp_path: Pa
     for number, size in enumerate(sizes):
         save_pixels(tmp_path / f"{number}.png", picture(number, size))
     (tmp_path / "8.png").write_bytes(PNG[:-20])
-    found = "expected one size, found 3: 3 of 8 are not 30 x 40 .5.png, 6.png.; --image-size (20) resizes and crops all"
+    found = "expected one size, found 3: 3 of 8 are not 30 x 40 .5.png, 6.png.; --image-size (30) resizes and crops all"
     with pytest.raises(DataError, match=found + "; 1 cannot be read .8.png.$") as caught:
         load_dataset(tmp_path)
     size = int(re.search(r"--image-size (\d+)", str(caught.value))[1])
@@ -2087,7 +2087,7 @@ def test_a_folder_of_test_images_is_the_one_that_is_named(tmp_path: Path) -> Non
     assert (len(dataset.train_images), len(dataset.test_images)) == (5, 4)
     assert list(dataset.train_labels) == list(SEVEN)
     for wrong in (tmp_path / "a.npz", tmp_path / "nowhere"):
-        with pytest.raises(DataError, match=f"{wrong}: test images: expected a folder of pictures"):
+        with pytest.raises(DataError, match=f"^{wrong}: (Not a directory|No such file or directory)"):
             load_dataset(tmp_path / "y", test_dir=wrong)
     with pytest.raises(DataError, match="mnist has test images of its own; leave out --test-dir"):
         load_dataset("mnist", test_dir=tmp_path)
@@ -2111,7 +2111,7 @@ def test_how_images_cannot_be_read(options: dict, said: str) -> None:
 OTHERS = {  # a file in place of a data set; what helps
     "x.zip": "is an archive; unpack it and give the folder$",
     "x.tar.gz": "is an archive; unpack it and give the folder$",
-    "face": "is one picture; give the folder it is in, or reconstruct it with generate --image$",
+    "face": "is one picture; give its folder, or reconstruct it with generate --image$",
     "x.pdf": r"data set: expected auto, .* or a file of arrays \(.npy .npz .csv .* found another kind of file$",
 }
 
@@ -2250,7 +2250,7 @@ def test_hdf5(tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(DataError, match="x: decompressed size: expected at most 1073741824 bytes, found 4294967296"):
         load_dataset(path)
     path.write_bytes(b"text")
-    with pytest.raises(DataError, match=f"^{path}: .*file signature not found"):
+    with pytest.raises(DataError, match=f"^{path}: format: expected HDF5 .of MATLAB files that of save -v7.3., found"):
         load_dataset(path)
 
 

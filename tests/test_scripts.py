@@ -1770,7 +1770,7 @@ def test_how_images_are_read_is_recorded_and_applied_again(call, monkeypatch, un
     assert "10 images from the folder ../kept, every 10th for testing" in done.out
     path = Path("../run/run.json")
     path.write_text(json.dumps({**recorded, "data": {**recorded["data"], "image_size": "large"}}))
-    call(GENERATE, *words).failed(3, "run.json: data: image size is large")
+    call(GENERATE, *words).failed(3, "image size is large but must be")
 
 
 def test_single_pictures_are_reconstructed_without_a_data_set(call, trained, monkeypatch):
