@@ -732,12 +732,8 @@ def source_of(path: str | Path, tell: Callable[[str], None] = print) -> Path:
 def models_near(path: Path) -> str:
     """What to do about a folder without a model: which ones in it or beside it have some, the newest first, or how one
     is made."""
-    here = [] if path.is_absolute() else ["*", "*/*"]
-    folders = (
-        *(f"{glob.escape(str(path))}/{depth}" for depth in ("*", "*/*")),
-        f"{glob.escape(str(path.parent))}/*",
-        *here,
-    )
+    inside, beside = glob.escape(str(path)), glob.escape(str(path.parent))
+    folders = [f"{inside}/*", f"{inside}/*/*", beside, f"{beside}/*", *([] if path.is_absolute() else ["*", "*/*"])]
     files = [file for folder in folders for name in (MODEL_FILE, CHECKPOINTS) for file in glob.glob(f"{folder}/{name}")]
     files = sorted(filter(os.path.isfile, files), key=os.path.getmtime, reverse=True)
     found = list(dict.fromkeys(str(folder_of(file)) for file in files))
@@ -759,9 +755,12 @@ def _load(given: str | Path, cls: type[Autoencoder] | None) -> Autoencoder:
         try:
             arrays, record, _ = load_state(path, folder if own else None)
         except DataError as error:
-            again = path.is_file() and latest_checkpoint(folder)
-            hint = f"; scripts/train_conv_autoencoder.py --out {shlex.quote(str(folder))} --resume saves it again"
-            raise DataError(f"{error}{hint if again else ''}") from error
+            hint = f"scripts/train_conv_autoencoder.py --out {shlex.quote(str(folder))} --resume saves it again"
+            if not own:
+                hint = "a run's folder or its model.safetensors will do"
+            elif not (path.is_file() and latest_checkpoint(folder)):
+                hint = "put a whole copy there, or train again with --overwrite"
+            raise DataError(f"{error}; {hint}") from error
     try:
         if record.get("kind", "checkpoint") != "checkpoint":
             raise DataError(f"expected a model, found a {record['kind']}")

@@ -33,7 +33,7 @@ from minigrad.serialize import DataError, numbered, open_file, parse_json, read_
 from . import figures
 from .bounds import latents_of, quick_figures, reconstructions_of, to_unit_range
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, folder_of, from_config, models_near
-from .data import Dataset, load_dataset
+from .data import NAMES, Dataset, load_dataset
 from .dataset import MAX_BYTES, Reading, as_data_error
 from .film import FRAMES, PROGRESS_FILE, SCATTERED, SHOWN, Film
 from .mixture import MIXTURE_FILE, Mixture
@@ -394,6 +394,7 @@ def resume_run(
     threads: int | None = None,
     precision: str | None = None,
     epochs: int | None = None,
+    dataset: str | None = None,
     data_dir: str | None = None,
     finish: bool = False,
     command: str = "",
@@ -406,6 +407,7 @@ def resume_run(
     Args:
         device, kernels, threads, precision: others than those recorded; the result is then not bitwise that of an
             unbroken run.
+        dataset: where the run's own images are now.
         data_dir: another one than that recorded, into which nothing is downloaded.
         epochs: another number than recorded, not below that of the epochs that are trained.
         finish: train no further, and make model and pictures of what is trained.
@@ -457,18 +459,24 @@ def resume_run(
             )
         options = replace(options, epochs=epochs)
     place = data_dir or data.get("data_dir")
-    dataset = load_dataset(name, place, **reading, download=place == data_dir, progress=progress)
-    dataset = dataset.as_recorded(data.get("content_hash"), "image_size" not in data)
-    tell(dataset.source)
-    if dataset.content_hash != data.get("content_hash"):
+    if dataset:
+        name = str(Path(dataset).expanduser().absolute())
+    try:
+        images = load_dataset(name, place, **reading, download=place == data_dir, progress=progress)
+    except DataError as error:
+        moved = "" if name in NAMES else "; if they were moved, --dataset names the new place"
+        raise DataError(f"{error}{moved}") from error
+    images = images.as_recorded(data.get("content_hash"), "image_size" not in data)
+    tell(images.source)
+    if images.content_hash != data.get("content_hash"):
         raise DataError(
-            f"{dataset.name}: not the data of this run "
-            f"(SHA-256 {dataset.content_hash}, recorded {data.get('content_hash')}); put those back where they were"
+            f"{name}: not the data of this run (SHA-256 {images.content_hash}, recorded {data.get('content_hash')}); "
+            "put those back where they were, or name their place with --dataset"
         )
     try:
         model = from_config(record.get("model", {}), arrays)
         model.compile(learning_rate)
-        trainer = _trainer(model, dataset, options, folder, data, progress)
+        trainer = _trainer(model, images, options, folder, {**data, "name": name}, progress)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     trainer.restore(arrays, record, path)
@@ -484,7 +492,7 @@ def resume_run(
     tell(f"{'finishing' if finish else 'resuming'} after step {at.step}, {where}")
     if finish:
         trainer.stop()
-    return Run(trainer, dataset, folder, command, found, resumed=True)
+    return Run(trainer, images, folder, command, found, resumed=True)
 
 
 def _train_on(folder: Path, epochs: object) -> str:

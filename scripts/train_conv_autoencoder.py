@@ -42,6 +42,7 @@ from autoencoders.cli import (
 from autoencoders.conv_autoencoder import folder_of, source_of
 from autoencoders.data import NAMES, Dataset, load_dataset
 from autoencoders.dataset import Reading, did_you_mean
+from autoencoders.film import PROGRESS_FILE
 from autoencoders.metrics import table
 from autoencoders.runs import Run, check_folder, data_of_run, replaced_runs, resume_run, start_run
 from autoencoders.tensorboard import TensorBoard
@@ -116,7 +117,7 @@ RENAMED = {
 }
 ARCHITECTURE = {"latent_dim", "filters", "kernels", "strides", "conditional", "likelihood"}
 VAE_ONLY = {"beta", "kl_warmup", "likelihood", "conditional", "binarise", "iw_samples"}
-WITH_RESUME = {"device", "backend", "threads", "precision", "epochs", "data_dir"}
+WITH_RESUME = {"device", "backend", "threads", "precision", "epochs", "dataset", "data_dir"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -247,6 +248,7 @@ def main(argv: list[str] | None = None) -> int:
                     threads=args.threads,
                     precision=args.precision,
                     epochs=args.epochs,
+                    dataset=args.dataset,
                     data_dir=args.data_dir,
                     finish=args.finish,
                     command=command,
@@ -272,13 +274,15 @@ def main(argv: list[str] | None = None) -> int:
         started.append(run)
         run.verbose = args.verbose
         run.trainer.callbacks = [*run.trainer.callbacks, *callbacks]
-        console.line(f"checkpoints, history.csv and pictures go to {folder}{os.sep}")
+        console.line(f"all files go to {folder}{os.sep}; what it learns is drawn anew after every epoch:")
+        console.line(f"  {folder / PROGRESS_FILE}")
         run.execute(console.line)
         console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
         console.line(f"look at {folder / 'figures'}{os.sep}; then measure the model or draw more:")
         for script in ("evaluate", "generator"):
             other = program.replace("train_conv_autoencoder", script)
-            console.line(f"  {other} --model-dir {shlex.quote(str(folder))}")
+            own = [] if run.dataset.name in NAMES else ["--dataset", run.dataset.name]
+            console.line(f"  {other} {shlex.join(['--model-dir', str(folder), *own])}")
 
     def what_remains(error: BaseException) -> str:
         stopped = isinstance(error, KeyboardInterrupt)

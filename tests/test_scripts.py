@@ -1318,7 +1318,7 @@ def test_resume_can_add_epochs_where_no_schedule_depends_on_them(half, call, tra
     assert content(trained()) == before
 
 
-@pytest.mark.parametrize("words", [["--lr", "1"], ["--batch-size", "9"], ["--seed", "1"], ["--dataset", "auto"]])
+@pytest.mark.parametrize("words", [["--lr", "1"], ["--batch-size", "9"], ["--seed", "1"], ["--grayscale"]])
 def test_resume_takes_every_option_from_the_checkpoint(words, call, trained):
     before = content(trained())
     call(TRAIN, "--out", trained(), "--resume", *words).failed(2, words[0], "from the checkpoint")
@@ -1340,7 +1340,12 @@ def test_resume_without_a_run_or_with_other_data(call, undrawn):
     before = content(Path("run"))
     np.savez("own.npz", train_images=255 - pixels)
     call(TRAIN, "--out", "run", "--resume").failed(3, "own.npz", "not the data of this run")
+    Path("own.npz").unlink()
+    call(TRAIN, "--out", "run", "--resume").failed(3, "own.npz", "if they were moved, --dataset names the new place")
     assert content(Path("run")) == before
+    np.savez("moved.npz", train_images=pixels)
+    assert call(TRAIN, "--out", "run", "--resume", "--dataset", "moved.npz").code == 0
+    assert record(Path("run"))["data"]["name"] == str(Path("moved.npz").absolute())
 
 
 # ---- no dead ends ----
