@@ -38,7 +38,6 @@ from .runs import (
     RECORD_FILE,
     check_fit,
     data_of_run,
-    drew,
     model_hash,
     read_record,
     reading_for,
@@ -55,7 +54,6 @@ _host = ExitStack()  # what the last of them puts back
 COLOURS = {"error": 31, "warning": 33}  # red and yellow
 LONGEST, MOST_LETTERS = 1000, 10_000  # of an error and of a line: what it quotes can be a whole file
 
-
 Option = tuple[Any, Any, str]  # default, type (list: of whole numbers; bool: a flag), help
 COMPUTING: dict[str, Option] = {
     "backend": ("auto", str, "kernels"),
@@ -70,16 +68,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "backend": ("auto", *KERNELS["cpu"], "cuda"),
 }
 LIMITS: dict[str, tuple[float, float]] = {"threads": (1, MOST_THREADS), "limit-train": (1, math.inf)}
-# what people type who know other programs
-SYNONYMS = {
-    "--learning-rate": "--lr",
-    "--gpu": "--device cuda",
-    "--cuda": "--device cuda",
-    "--cpu": "--device cpu",
-    "--workers": "--threads",
-    "--force": "--overwrite",
-    "--continue": "--resume",
-}
+# options of other programs
+SYNONYMS = {"--learning-rate": "--lr", "--gpu": "--device cuda", "--cuda": "--device cuda", "--force": "--overwrite"}
 
 
 class UsageError(ValueError):
@@ -354,8 +344,7 @@ class Parser(argparse.ArgumentParser):
         options = [name for action in self._actions for name in action.option_strings]
         if word.startswith("-"):
             name = "--" + word.strip("-").replace("_", "-")
-            meant = SYNONYMS.get(name, name)
-            hint = f"; did you mean {meant}?" if meant != name else did_you_mean(name, options)
+            hint = f"; did you mean {SYNONYMS[name]}?" if name in SYNONYMS else did_you_mean(name, options)
             self.error(f"there is no option {word}{hint}")
         place = next(name for name in ("--model-dir", "--dataset", "option") if name in (*options, "option"))
         self.error(f"{rest[0]!r} belongs to no option; write {place} {rest[0]}")
@@ -391,18 +380,11 @@ def recipes() -> list[str]:
 
 def add_model_options(parser: argparse.ArgumentParser, *, images: str, seed: str) -> None:
     """--model-dir, --seed, --dataset and --data-dir of the programs that use a saved model."""
-    parser.add_argument(
-        "--model-dir",
-        metavar="DIR",
-        type=text,
-        default="variational/model",
-        help="a trained model's folder (default: %(default)s)",
-    )
+    place = "a trained model's folder (default: %(default)s)"
+    parser.add_argument("--model-dir", metavar="DIR", type=text, default="variational/model", help=place)
     parser.add_argument("--seed", metavar="N", type=number(least=0), default=0, help=f"{seed} (default: %(default)s)")
     parser.add_argument("--dataset", metavar="DATASET", type=text, help=f"{images} (default: the data set of the run)")
-    parser.add_argument(
-        "--data-dir", metavar="DIR", type=text, help="folder that holds its files (default: that of the run)"
-    )
+    parser.add_argument("--data-dir", metavar="DIR", type=text, help="folder of its files (default: that of the run)")
 
 
 def model_of(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Autoencoder, Path, Callable[[], None]]:
@@ -505,11 +487,6 @@ class Output:
     def warn(self, text: str) -> None:
         """Print a warning; with --quiet, too."""
         show(f"warning: {text}", sys.stderr if self.quiet else sys.stdout)
-
-    def drew(self, paths: list[Path]) -> None:
-        """Say which pictures have been drawn."""
-        for text in drew(paths, self.verbose):
-            self.line(text)
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

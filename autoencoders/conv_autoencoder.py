@@ -316,14 +316,12 @@ class Autoencoder:
         count = len(self.conv_filters)
         plural = "s" if count > 1 else ""
         size = sum(p.size for p in self.network.parameters())
-        return "\n".join(
-            (
-                f"model       {self.title}",
-                f"encoder     {count} convolution{plural}, {image} -> {code}",
-                f"decoder     {count} transposed convolution{plural}, {code} -> {image}",
-                f"parameters  {size:,} ({4 * size / 1e6:.2g} MB)",
-                f"loss        {self.loss_words}",
-            )
+        return (
+            f"model       {self.title}\n"
+            f"encoder     {count} convolution{plural}, {image} -> {code}\n"
+            f"decoder     {count} transposed convolution{plural}, {code} -> {image}\n"
+            f"parameters  {size:,} ({4 * size / 1e6:.2g} MB)\n"
+            f"loss        {self.loss_words}"
         )
 
     def summary(self) -> str:

@@ -21,6 +21,7 @@ from minigrad.serialize import DataError, load_state, save_state
 
 from .cli import Parser, run_program
 from .data import load_dataset
+from .training import progress_bar
 
 WEIGHTS = Path(__file__).with_name("fd_classifier.safetensors")
 INPUT_SHAPE = (28, 28, 1)
@@ -102,15 +103,13 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, epochs: int = EPOCH
 
     Shapes: images (N, 28, 28, 1), uint8; labels (N,), integers 0 ... 9.
     """
-    from tqdm import tqdm
-
     classifier = Classifier()
     classifier.initialize(SEED)
     classifier.train()
     k, dtype = backend_of(classifier.scores.weight.data), np.dtype("float32")
     batches = -(-len(images) // BATCH)
     optimizer = optim.Adam(classifier.parameters(), optim.cosine_schedule(LEARNING_RATE, epochs * batches, warmup=100))
-    with tqdm(total=epochs * len(images), unit=" images", disable=None) as bar:
+    with progress_bar(epochs * len(images), " images", show=True) as bar:
         for epoch in range(epochs):
             rng = generator(SEED, "features", epoch)
             order, mirrored = rng.permutation(len(images)), rng.random(len(images)) < 0.5

@@ -180,8 +180,7 @@ class Run:
         tell(f"saved {self.folder / MODEL_FILE}")
         pictures = {"loss_curves": figures.loss_curves(history.rows, unit=model.unit)}
         pictures |= draw(model, self.dataset, seed=seed, count=48)
-        for text in drew(save_pictures(pictures, self.folder / "figures"), self.verbose):
-            tell(text)
+        tell_pictures(save_pictures(pictures, self.folder / "figures"), tell, self.verbose)
         self.record.update(status="finished", finished=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
         self._write_record()
 
@@ -806,10 +805,13 @@ def save_pictures(pictures: dict[str, Any], folder: Path) -> list[Path]:
     return [figures.save(figure, folder / f"{name}.png") for name, figure in pictures.items()]
 
 
-def drew(paths: list[Path], verbose: bool) -> list[str]:
-    """What is told of pictures: their number, or a line for each."""
-    count = f"drew {len(paths)} pictures in {paths[0].parent}{os.sep}" if paths else ""
-    return [f"drew {path}" for path in paths] if verbose or len(paths) == 1 else [count] * bool(paths)
+def tell_pictures(paths: list[Path], tell: Callable[[str], None], verbose: bool) -> None:
+    """Tell how many pictures were drawn, or with verbose which."""
+    if len(paths) > 1 and not verbose:
+        tell(f"drew {len(paths)} pictures in {paths[0].parent}{os.sep}")
+    else:
+        for path in paths:
+            tell(f"drew {path}")
 
 
 def save_singles(images: np.ndarray, labels: np.ndarray | None, folder: Path, kind: str) -> Path:

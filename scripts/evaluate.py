@@ -12,6 +12,7 @@ if __name__ == "__main__" and sys._getframe().f_back is None and not sys.flags.s
 import argparse
 import shlex
 from pathlib import Path
+from typing import Any
 
 import autoencoders
 from autoencoders.cli import (
@@ -41,6 +42,7 @@ from autoencoders.runs import (
     model_hash,
     read_record,
     save_pictures,
+    tell_pictures,
     trained_on,
     training_of_run,
     write_json,
@@ -90,16 +92,8 @@ def main(argv: list[str] | None = None) -> int:
         check_writable(out)
         if made:
             out.rmdir()  # until there is something to lie in it
-        trained = trained_on(folder, dataset)
-        figures, notes = measure(
-            model,
-            dataset,
-            seed=args.seed,
-            iw_samples=args.iw_samples,
-            trained=trained,
-            mixture=mixture,
-            progress=not args.quiet,
-        )
+        given: dict[str, Any] = {"trained": trained_on(folder, dataset), "mixture": mixture, "progress": not args.quiet}
+        figures, notes = measure(model, dataset, seed=args.seed, iw_samples=args.iw_samples, **given)
         if figures["iw_nll"] is not None and not training_of_run(folder)[1].binarise:
             notes.append("iw_nll is of binarised images, on which the model was not trained")
         console.tell(f"test set, {len(dataset.test_images):,} images:\n{table(figures)}")
@@ -132,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         drawn = all_pictures(model, dataset, folder, figures["kl_per_dim"], args.seed, mixture, console.warn)
         check_unchanged()
         pictures = save_pictures(drawn, out / "figures")
-        console.drew(pictures)
+        tell_pictures(pictures, console.line, args.verbose)
         film = None  # and not what lay there before
         try:
             drawing = draw_film(folder, dataset)

@@ -43,6 +43,7 @@ from autoencoders.runs import (
     save_latents,
     save_pictures,
     save_singles,
+    tell_pictures,
 )
 from autoencoders.training import check_writable
 from minigrad.serialize import DataError, numbered
@@ -150,7 +151,8 @@ def main(argv: list[str] | None = None) -> int:
             if model.classes and label is None:
                 raise UsageError("--image needs the --class of the pictures with a conditional model")
             check_writable(out)
-            console.drew(save_pictures(draw_files(model, args.image, label, console.line), out))
+            drawn = save_pictures(draw_files(model, args.image, label, console.line), out)
+            tell_pictures(drawn, console.line, args.verbose)
             return
         mixture = None if generates or args.mixture_components else load_mixture(source)
         dataset = None
@@ -183,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         check_unchanged()
         if not args.out:
             check_writable(folder)
-        console.drew(save_pictures(pictures, out))
+        tell_pictures(save_pictures(pictures, out), console.line, args.verbose)
         if args.format and (generates or mixture):
             classes = range(model.classes) if label is None else [label]
             new, labels = new_images(model, args.samples, args.seed, classes, mixture)

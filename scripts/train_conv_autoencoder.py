@@ -55,21 +55,13 @@ FOLDERS = {"ae": "model", "vae": "variational/model"}
 GROUPS: dict[str, dict[str, Option]] = {
     "": {  # shown first
         "model": ("vae", str, "plain or variational autoencoder"),
-        "dataset": (
-            "auto",
-            str,
-            "auto, fashion-mnist, fashion-mnist-sample, mnist, a folder of images, or a file (.npz .npy .csv .h5 ...)",
-        ),
+        "dataset": ("auto", str, "auto, fashion-mnist, mnist, a folder of images, or a file (.npz .npy .csv .h5 ...)"),
         "epochs": (None, int, "passes over the training images (default: 8; up to 40 where there are few images)"),
         "latent-dim": (2, int, "dimensions of the latent space"),
     },
     "data": {
         "data-dir": (None, str, "folder that holds the data set's files, or shall (default: the user cache)"),
-        "image-size": (
-            None,
-            list,
-            "N or H W: resize the short side of images and crop the centre (default: as they are)",
-        ),
+        "image-size": (None, list, "N or H W: resize the short side and crop the centre (default: as they are)"),
         "grayscale": (None, bool, "turn images to grey"),
         "augment": (None, bool, "flip half of the images of each step left to right, and shift all by a few pixels"),
         "test-dir": (None, str, "folder or file of test images (default: every 10th image, if there are no others)"),
@@ -95,11 +87,7 @@ GROUPS: dict[str, dict[str, Option]] = {
         "batch-size": (128, int, "images per step"),
         "lr": (2e-3, float, "Adam's learning rate; with the cosine schedule its peak"),
         "schedule": ("cosine", str, "of the learning rate: constant, or from --lr to 0"),
-        "warmup-steps": (
-            None,
-            int,
-            "steps in which the learning rate rises from 0 (default: a tenth of all, at most 200)",
-        ),
+        "warmup-steps": (None, int, "steps in which --lr is reached from 0 (default: a tenth of all, at most 200)"),
         "clip-norm": (None, float, "limit of the gradient's norm (default: none)"),
         "patience": (None, int, "stop after this many epochs without a better validation loss (default: never)"),
         "save-every": (0, int, "steps between checkpoints, besides one after each epoch"),
@@ -128,13 +116,10 @@ def build_parser() -> argparse.ArgumentParser:
         "python scripts/train_conv_autoencoder.py --dataset images/ --out runs/mine",
     )
     add_options(parser, GROUPS[""])
-    parser.add_argument(
-        "--out", metavar="DIR", type=text, help="the run's folder (default: model for ae, variational/model for vae)"
-    )
+    place = "the run's folder (default: model, or variational/model for vae)"
+    parser.add_argument("--out", metavar="DIR", type=text, help=place)
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
-    parser.add_argument(
-        "--finish", action="store_true", help="make the model of the run in --out now, as far as it got"
-    )
+    parser.add_argument("--finish", action="store_true", help="make the model of the run in --out as far as it got")
     parser.add_argument(
         "--init-from",
         metavar="RUN",
@@ -149,9 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=text,
         help=f"options from a TOML file, or from a recipe ({', '.join(recipes())}); those typed here win",
     )
-    parser.add_argument(
-        "--tensorboard", action="store_true", help="write events for TensorBoard after each epoch, to the run's folder"
-    )
+    parser.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard into the run's folder")
     for title, options in GROUPS.items():
         if title:
             add_options(parser.add_argument_group(title), options)
@@ -179,9 +162,8 @@ def read_config(path: str) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read as TOML ({error})") from error
     for name, value in found.items():
         if name not in OPTIONS:
-            raise DataError(
-                f"{path}: unknown option {name!r}; known are {', '.join(OPTIONS)}{did_you_mean(name, OPTIONS)}"
-            )
+            hint = did_you_mean(name, OPTIONS) or f"; known are {', '.join(OPTIONS)}"
+            raise DataError(f"{path}: unknown option {name!r}{hint}")
         kind = OPTIONS[name][1]
         good = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
         if not good or (kind is list and not all(type(n) is int for n in value)):
