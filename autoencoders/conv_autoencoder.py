@@ -737,8 +737,7 @@ def models_near(path: Path) -> str:
     found = list(dict.fromkeys(str(folder_of(file)) for file in files))
     if not found:
         return f"scripts/train_conv_autoencoder.py --out {shlex.quote(str(path))} makes one"
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return f"there is one in {', '.join(found[:3])}{more}"
+    return f"there is one in {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
 
 
 def _load(given: str | Path, cls: type[Autoencoder] | None) -> Autoencoder:

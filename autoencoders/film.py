@@ -6,6 +6,7 @@ Read next: report.py.
 
 from __future__ import annotations
 
+import math
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -74,22 +75,20 @@ def progress_sheet(bands: dict[str, np.ndarray]) -> bytes:
     """A PNG file of images (N, H, W, C) in [0, 1] in rows of SHOWN, each band of them below its title. It is made
     without matplotlib, which would take longer than a short epoch."""
     H, W, C = next(iter(bands.values())).shape[1:]
-    zoom = max(1, 84 // max(H, W))
-    less = -(-max(H, W) // 128)  # large images are made smaller
-    height, width = zoom * H // less + 4, zoom * W // less + 4
+    zoom = 84 // max(H, W) or 1 / -(-max(H, W) // 128)  # large images are made smaller
+    height, width = math.ceil(zoom * H), math.ceil(zoom * W)
     rows = {title: -(-len(images) // SHOWN) for title, images in bands.items()}
-    size = max(560, SHOWN * width + 40), sum(rows.values()) * height + 40 * len(rows) + 20
+    size = max(560, SHOWN * (width + 4) + 40), sum(rows.values()) * (height + 4) + 40 * len(rows) + 20
     sheet = Image.new("L" if C != 3 else "RGB", size, "white")
     draw, font, y = ImageDraw.Draw(sheet), ImageFont.load_default(16), 10
     for title, images in bands.items():
         draw.text((20, y + 8), title, fill="black", font=font)
         for i, image in enumerate(np.round(255 * images).astype(np.uint8)):
-            tile = Image.fromarray(image if C == 3 else image[..., 0])
-            tile = tile.reduce(less) if less > 1 else tile.resize((zoom * W, zoom * H), Image.Resampling.NEAREST)
-            sheet.paste(tile, (20 + i % SHOWN * width, y + 36 + i // SHOWN * height))
-        y += rows[title] * height + 40
+            tile = Image.fromarray(image if C == 3 else image[..., 0]).resize((width, height), Image.Resampling.BOX)
+            sheet.paste(tile, (20 + i % SHOWN * (width + 4), y + 36 + i // SHOWN * (height + 4)))
+        y += rows[title] * (height + 4) + 40
     buffer = BytesIO()
-    sheet.save(buffer, "PNG")
+    sheet.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

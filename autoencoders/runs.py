@@ -16,7 +16,6 @@ import json
 import os
 import re
 import shlex
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -221,10 +220,9 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     finished = status == "finished"
     resumable = latest_checkpoint(folder) and not finished and "diverged" not in status  # it would again
     advice = "--resume to go on with it, --finish to make its model now, " if resumable else ""
-    train_on = f" (with --init-from {shlex.quote(str(folder))} to train its model on)" if finished else ""
     raise FileExistsError(
         f"{folder} already holds {'a finished' if finished else 'an unfinished'} run; "
-        f"use {advice}--overwrite to replace it, or another --out{train_on}"
+        f"use {advice}--overwrite to replace it, or another --out; --init-from trains its model on"
     )
 
 
@@ -600,7 +598,7 @@ def data_of_run(
     used = read_record(folder).get("data", {})
     name, place = used.get("name"), used.get("data_dir")
     if not (dataset or name):
-        tell(f"{folder / RECORD_FILE} does not say what the model was trained on; --dataset takes other images than")
+        tell(f"{folder / RECORD_FILE} does not say what the model was trained on; --dataset names other images")
     return dataset or name or "auto", data_dir or (None if dataset else place)
 
 
@@ -829,28 +827,27 @@ def save_singles(images: np.ndarray, labels: np.ndarray | None, folder: Path, ki
         return folder / "samples.npz"
     check_writable(folder / "samples")
     try:
-        with tempfile.TemporaryDirectory(prefix=".samples-", dir=folder) as place:
-            for i, image in enumerate(values, 1):
-                Image.fromarray(image if image.shape[2] > 1 else image[..., 0]).save(Path(place, f"{i:04d}.png"))
-            for path in numbered(folder, "samples/*.png"):
-                path.unlink()
-            for path in Path(place).iterdir():
-                path.replace(folder / "samples" / path.name)
+        pictures = [Image.fromarray(image if image.shape[2] > 1 else image[..., 0]) for image in values]
+        for path in numbered(folder, "samples/*.png"):
+            path.unlink()
+        for i, picture in enumerate(pictures, 1):
+            picture.save(folder / "samples" / f"{i:04d}.png")
     except (OSError, TypeError) as error:  # Pillow has no type for two or five channels
-        raise DataError(f"{folder / 'samples'}: cannot be written: {error}") from error
+        raise DataError(f"{folder / 'samples'}: cannot be written: {error}; try --format npz") from error
     return folder / "samples"
 
 
-def save_latents(model: Autoencoder, parts: dict[str, tuple[np.ndarray, np.ndarray | None]], path: Path) -> int:
-    """Write the latents of images, given with their labels by the name of their part, as a .csv or .npz file: a row for
-    each image, with its part, its index there, its label if there is one, and z1 to zZ; of a VAE the means, and in an
-    .npz also log_variance. Returns the number of rows.
+def save_latents(model: Autoencoder, dataset: Dataset, parts: Sequence[str], path: Path) -> int:
+    """Write the latents of the train and test images, as parts says, as a .csv or .npz file: a row for each image, with
+    its part, its index there, its label if there is one, and z1 to zZ; of a VAE the means, and in an .npz also
+    log_variance. Returns the number of rows.
 
     Raises:
         DataError: the file cannot be written.
     """
     tables = []
-    for part, (images, labels) in parts.items():
+    for part in parts:
+        images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
         table = {"part": np.full(len(images), part), "index": np.arange(len(images)), "label": labels}
         if isinstance(model, VAE):
             table["z"], table["log_variance"] = model.encode_distribution(images, labels=labels)

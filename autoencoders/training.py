@@ -791,6 +791,7 @@ class Trainer:
         p, row = self.progress, self._row()
         p.rows.append(row)
         p.epoch, p.batch, p.sums, p.images, p.seconds = p.epoch + 1, 0, [], 0, 0.0
+        self.model.trained_steps = p.draws_after + p.step  # if a callback saves the model
         self._call("on_epoch_end")
         self._track_best(row)
         self.save_checkpoint()

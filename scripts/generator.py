@@ -163,10 +163,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise
             console.warn(f"left out are reconstructions, latent space and interpolations, which need images: {error}")
         if args.encode and dataset:
-            parts = {"test": (dataset.test_images, dataset.test_labels)}
-            if args.dataset:
-                parts = {"train": (dataset.train_images, dataset.train_labels), **parts}
-            count = save_latents(model, parts, Path(args.encode))
+            parts = ("train", "test") if args.dataset else ("test",)
+            count = save_latents(model, dataset, parts, Path(args.encode))
             console.line(f"wrote the latents of {count:,} images to {args.encode}")
             return
         if args.mixture_components and dataset:
@@ -177,16 +175,17 @@ def main(argv: list[str] | None = None) -> int:
             console.line(f"fitted {len(mixture.weights)} Gaussians to the latents of {images}")
             console.line(f"saved {saved}")
         if not (generates or mixture):
-            console.prose(
-                "no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one"
-            )
+            none = "no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one"
+            if args.format:
+                raise UsageError(none)
+            console.prose(none)
         count = min(args.samples, MOST_SAMPLES)
         pictures = draw(model, dataset, seed=args.seed, count=count, label=label, mixture=mixture)
         check_unchanged()
         if not args.out:
             check_writable(folder)
         tell_pictures(save_pictures(pictures, out), console.line, args.verbose)
-        if args.format and (generates or mixture):
+        if args.format:
             classes = range(model.classes) if label is None else [label]
             new, labels = new_images(model, args.samples, args.seed, classes, mixture)
             console.line(f"wrote {len(new):,} new images to {save_singles(new, labels, out, args.format)}")

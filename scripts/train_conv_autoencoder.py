@@ -120,12 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", type=text, help=place)
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
     parser.add_argument("--finish", action="store_true", help="make the model of the run in --out as far as it got")
-    parser.add_argument(
-        "--init-from",
-        metavar="RUN",
-        type=text,
-        help="train a saved model on, by its folder or file, in a new --out (default: with the data of its run)",
-    )
+    parser.add_argument("--init-from", metavar="RUN", type=text, help="saved model to train on (default: a new one)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--smoke", action="store_true", help="two batches through every stage, to see that all works")
     parser.add_argument(
