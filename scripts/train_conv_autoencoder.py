@@ -256,9 +256,9 @@ def main(argv: list[str] | None = None) -> int:
         run.execute(console.line)
         console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
         console.line(f"look at {folder / 'figures'}{os.sep}; then measure the model or draw more:")
+        own = [] if run.dataset.name in NAMES else ["--dataset", as_typed(run.dataset.name)]
         for script in ("evaluate", "generator"):
             other = program.replace("train_conv_autoencoder", script)
-            own = [] if run.dataset.name in NAMES else ["--dataset", run.dataset.name]
             console.line(f"  {other} {shlex.join(['--model-dir', str(folder), *own])}")
 
     def what_remains(error: BaseException) -> str:

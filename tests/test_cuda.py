@@ -657,6 +657,7 @@ def run_of(
         pytest.param({"model": {"classes": 3}}, id="conditional"),
         pytest.param({"binarise": True}, id="binarised"),
         pytest.param({"denoise": 0.3}, id="denoising"),
+        pytest.param({"augment": True}, id="augmented"),
         pytest.param({"model": {"beta": 1.0, "classes": 3}, "iw_samples": 3}, id="weighted"),
     ],
 )
@@ -864,7 +865,9 @@ def test_the_memory_of_a_step_is_known_before(model: Any, filters: Any, strides:
     check_step_memory(trainer_on_the_device(40, model, filters, strides))
 
 
-@pytest.mark.parametrize("options", [{"iw_samples": 5}, {"denoise": 0.3}, {"binarise": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"iw_samples": 5}, {"denoise": 0.3}, {"binarise": True}, {"augment": True}], ids=str
+)
 def test_the_memory_of_other_steps_is_known_before(options: Any, cupy_double: object) -> None:
     check_step_memory(trainer_on_the_device(40, **options))
 

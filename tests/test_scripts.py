@@ -1733,67 +1733,63 @@ def test_own_arrays_of_odd_size_in_colour_are_found_from_another_folder(call, mo
         assert call(TRAIN, "--out", "../run", "--resume").code == 0
 
 
-def photos(folder: Path, count: int, classes: tuple[str, ...] = ("a", "b")) -> Path:
-    """Coloured pictures of two sizes, and a broken one."""
+def photos(folder: str, count: int) -> Path:
+    """Coloured pictures of two classes and sizes, and a broken one."""
     rng = np.random.default_rng(count)
     for i in range(count):
-        path = folder / classes[i % len(classes)] / f"{i}.png"
+        path = Path(folder) / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20 + 8 * (i % 2), 24, 3), np.uint8)).save(path)
     (path.parent / "broken.jpg").write_bytes(b"")
-    return folder
+    return Path(folder)
 
 
 def test_how_images_are_read_is_recorded_and_applied_again(call, monkeypatch, undrawn):
-    words = (*NETWORK, "--dataset", photos(Path("holiday photos"), 40), "--epochs", 1, "--out", "run")
+    words = (*NETWORK, "--dataset", photos("holiday photos", 40), "--epochs", 1, "--out", "run")
     call(TRAIN, *words).failed(3, "20 of 40 are not 24 x 20", "--image-size 20", "1 cannot be read (broken.jpg)")
     call(TRAIN, *words, "--image-size", 8).failed(3, "broken.jpg: cannot identify", "--skip-broken")
     call(TRAIN, *words, "--image-size", 8, 8, 8).failed(2, "--image-size is 8 8 8")
-    reading = ("--image-size", 8, 12, "--grayscale", "--skip-broken", "--test-dir", photos(Path("kept"), 10))
+    reading = ("--image-size", 8, 12, "--grayscale", "--skip-broken", "--test-dir", photos("kept", 10))
     done = call(TRAIN, *words, *reading, "--augment", "--limit-train", 30)
     assert (done.code, done.err) == (0, "")
+    assert "--model-dir run --dataset 'holiday photos'" in done.out
     recorded = record(Path("run"))
-    assert {name: recorded["data"][name] for name in ("image_size", "grayscale", "skip_broken")} == {
-        "image_size": [8, 12],
-        "grayscale": True,
-        "skip_broken": True,
-    }
+    wanted = {"image_size": [8, 12], "grayscale": True, "skip_broken": True, "test_dir": str(Path("kept").absolute())}
+    assert recorded["data"] | wanted == recorded["data"]
     assert recorded["options"]["augment"]
-    assert recorded["data"]["test_dir"] == str(Path("kept").absolute())
     assert recorded["model"]["input_shape"] == [8, 12, 1]
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     words = ("--model-dir", "../run", "--dataset", "../holiday photos")
-    for done in (call(EVALUATE, *words, "--iw-samples", 0), call(TRAIN, "--out", "../run", "--resume")):
+    again = ("--init-from", "../run", "--epochs", 1, "--out", "new")
+    for program, *rest in ((EVALUATE, *words), (TRAIN, "--out", "../run", "--resume"), (TRAIN, *again)):
+        done = call(program, *rest)
         assert (done.code, done.err) == (0, "")
         assert "10 of them for testing" in done.out
         assert "50 of them resized and cropped to 12 x 8" in done.out
     found = json.loads(Path("../run/evaluation.json").read_text())["data"]["content_hash"]
-    assert found == recorded["data"]["content_hash"]
+    assert found == recorded["data"]["content_hash"] == record(Path("new"))["data"]["content_hash"]
     # other pictures get the size and colour of the model's; the folder of test images is not theirs
     done = call(GENERATE, "--model-dir", "../run", "--dataset", "../kept", "--out", "drawn")
     assert (done.code, done.err) == (0, "")
     assert "10 images from the folder ../kept, every 10th for testing" in done.out
-    path = Path("../run/run.json")
-    path.write_text(json.dumps({**recorded, "data": {**recorded["data"], "image_size": "large"}}))
+    recorded["data"]["image_size"] = "large"
+    Path("../run/run.json").write_text(json.dumps(recorded))
     call(GENERATE, *words).failed(3, "image size is large but must be")
 
 
 def test_single_pictures_are_reconstructed_without_a_data_set(call, trained, monkeypatch):
-    photos(Path("x"), 4, ("a ü",))
-    faces = [Path("x/a ü/0.png").absolute(), Path("x/a ü/3.png").absolute()]
+    face = photos("a ü", 4) / "a/0.png"
     monkeypatch.setattr(GENERATE, "data_of_model", lambda *_: pytest.fail("loads a data set"))
     shutil.copytree(trained(), "run")
-    done = call(GENERATE, "--model-dir", "run", "--image", *faces)
+    done = call(GENERATE, "--model-dir", "run", "--image", face, "a ü/b/3.png")
     assert (done.code, done.err) == (0, "")
-    assert f"{faces[0]}: resized and cropped to 28 x 28" in done.out
-    with Image.open("run/figures/image.png") as image:
-        assert image.width > 1000
+    assert f"{face}: resized and cropped to 28 x 28" in done.out
     before = content(Path("run"))
-    call(GENERATE, "--model-dir", "run", "--image", faces[0].parent / "broken.jpg").failed(3, "broken.jpg: cannot")
-    call(GENERATE, "--model-dir", "run", "--image", "x").failed(3, "x: kind: expected a file, found a folder")
+    call(GENERATE, "--model-dir", "run", "--image", "a ü/b/broken.jpg").failed(3, "a ü/b/broken.jpg: cannot identify")
+    call(GENERATE, "--model-dir", "run", "--image", "a ü").failed(3, "a ü: kind: expected a file, found a folder")
     assert content(Path("run")) == before
-    conditional = ("--model-dir", trained("vae", 2, "--conditional"), "--image", faces[0], "--out", "drawn")
+    conditional = ("--model-dir", trained("vae", 2, "--conditional"), "--image", face, "--out", "drawn")
     call(GENERATE, *conditional).failed(2, "--image needs the --class of the pictures")
     assert call(GENERATE, *conditional, "--class", "Bag").code == 0
     assert pictures(Path("drawn")) == {"image"}
