@@ -50,23 +50,6 @@ def at_the_mean(
     return mse, bce, reconstructed
 
 
-def quick_figures(
-    model: Autoencoder, images: np.ndarray, seed: int = 0, *, labels: np.ndarray | None = None
-) -> dict[str, Any]:
-    """What a training records of its test images, in seconds: of metrics.FIGURES mse, psnr and bce, and for a VAE those
-    of `neg_elbo` with one draw.
-
-    Raises:
-        DataError: images or labels do not fit the model. DivergedError: it gives numbers that are not finite.
-    """
-    images = model.check_images(images)
-    mse, bce, _ = at_the_mean(model, images, latents_of(model, images, labels), labels)
-    figures: dict[str, Any] = {"mse": mse, "psnr": psnr(mse), "bce": bce}
-    if isinstance(model, VAE):
-        figures |= neg_elbo(model, images, seed, draws=1, labels=labels)
-    return figures
-
-
 def psnr(mse: float) -> float | None:
     """The peak signal-to-noise ratio in decibels of pixels in [0, 1]; None where there is no noise."""
     return -10 * math.log10(mse) if mse else None

@@ -28,6 +28,7 @@ from minigrad.serialize import DataError, load_state, save_state
 
 from .dataset import as_data_error, class_labels, value_fault
 from .memory import check_size, least_size
+from .network import network_for
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
 from .training import (
     CHECKPOINTS,
@@ -46,6 +47,8 @@ Array = Any
 MODEL_FILE = "model.safetensors"
 BATCH = 256  # images at a time outside training,
 BATCH_VALUES = 1 << 22  # of which large ones are fewer: so many numbers at a time
+BOUNDS = (-20.0, 10.0)  # of log_variance
+EDGE = 3.0  # before a bound, where log_variance bends
 
 
 class Autoencoder:
@@ -54,7 +57,8 @@ class Autoencoder:
     Args:
         input_shape: (H, W, C) of one image, any sizes.
         conv_filters, conv_kernels, conv_strides: one entry for each convolution; kernels and strides are ints or
-            (height, width) pairs.
+            (height, width) pairs. One number stands for all kernels or strides, and None for what suits the image:
+            `network.network_for`.
         latent_space_dim: Z >= 1.
         momentum: of the moving statistics of BatchNorm. They are what evaluation uses and need some 5 / (1 - momentum)
             steps to follow, so take less than 0.99 for shorter trainings.
@@ -77,23 +81,24 @@ class Autoencoder:
     def __init__(
         self,
         input_shape: tuple[int, int, int],
-        conv_filters: tuple[int, ...],
-        conv_kernels: tuple[Any, ...],
-        conv_strides: tuple[Any, ...],
-        latent_space_dim: int,
+        conv_filters: int | Sequence[int] | None = None,
+        conv_kernels: int | Sequence[Any] | None = None,
+        conv_strides: int | Sequence[Any] | None = None,
+        latent_space_dim: int = 2,
         *,
         momentum: float = 0.99,
         seed: int = 0,
     ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum} but must lie in [0, 1)")
+        if len(input_shape) != 3 or not all(map(_is_size, input_shape)):
+            raise ValueError(f"input_shape must be (H, W, C), whole numbers >= 1, found {tuple(input_shape)}")
+        conv_filters, conv_kernels, conv_strides = network_for(input_shape, conv_filters, conv_kernels, conv_strides)
         if not len(conv_filters) == len(conv_kernels) == len(conv_strides) > 0:
             raise ValueError(
                 "conv_filters, conv_kernels and conv_strides need one entry for each convolution, found "
                 f"{len(conv_filters)}, {len(conv_kernels)} and {len(conv_strides)}"
             )
-        if len(input_shape) != 3 or not all(map(_is_size, input_shape)):
-            raise ValueError(f"input_shape must be (H, W, C), whole numbers >= 1, found {tuple(input_shape)}")
         if not all(map(_is_size, conv_filters)):
             raise ValueError(f"conv_filters must be whole numbers >= 1, found {tuple(conv_filters)}")
         if not _is_size(latent_space_dim):
@@ -204,6 +209,10 @@ class Autoencoder:
     def noise_dim(self) -> int:
         """Standard normal numbers that one image needs in training."""
         return 0
+
+    def absurd(self, losses: dict[str, float]) -> str | None:
+        """What is wrong with the mean losses of an epoch that are finite and yet no model would have; None if nothing."""
+        return None  # a squared error is at most 1
 
     # ---- training ----
 
@@ -479,6 +488,7 @@ class VAE(Autoencoder):
         classes: 0, or for a conditional VAE, q(z | x, class) and p(x | z, class), how many there are: the label as a
             row of 0 and 1 follows the encoder's features, and z before the decoder's first layer.
         class_names: kept with the model; one for each class, or none.
+        log_variance_bounds: (lowest, highest) log_variance, which `soft_bound` keeps; None: no bounds.
 
     Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014; beta: Higgins et al., beta-VAE, 2017; classes:
     Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models, 2015;
@@ -493,16 +503,17 @@ class VAE(Autoencoder):
     def __init__(
         self,
         input_shape: tuple[int, int, int],
-        conv_filters: tuple[int, ...],
-        conv_kernels: tuple[Any, ...],
-        conv_strides: tuple[Any, ...],
-        latent_space_dim: int,
+        conv_filters: int | Sequence[int] | None = None,
+        conv_kernels: int | Sequence[Any] | None = None,
+        conv_strides: int | Sequence[Any] | None = None,
+        latent_space_dim: int = 2,
         *,
         beta: float = 1.0,
         likelihood: str = "bernoulli",
         variance: float = 0.1,
         classes: int = 0,
         class_names: Sequence[str] = (),
+        log_variance_bounds: tuple[float, float] | None = BOUNDS,
         momentum: float = 0.99,
         seed: int = 0,
     ) -> None:
@@ -517,6 +528,10 @@ class VAE(Autoencoder):
                 "classes must be a whole number >= 0, and class_names none or one for each class, found "
                 f"{classes} and {len(class_names)} names"
             )
+        bounds = log_variance_bounds
+        if bounds is not None and not (len(bounds) == 2 and -math.inf < bounds[0] + 2 * EDGE < bounds[1] < math.inf):
+            raise ValueError(f"log_variance_bounds must be two finite numbers, {2 * EDGE:g} apart, found {bounds}")
+        self.log_variance_bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
         self.beta, self.likelihood, self.variance = float(beta), likelihood, float(variance)
         self.classes, self.class_names = int(classes), tuple(map(str, class_names))
         super().__init__(
@@ -526,7 +541,8 @@ class VAE(Autoencoder):
             self.network.layers["likelihood"] = _LogVariance(math.log(variance))
 
     def _build_heads(self, features: int) -> dict[str, nn.Module]:
-        return {name: nn.Dense(features, self.latent_space_dim) for name in ("mu", "log_variance")}
+        sizes = features, self.latent_space_dim
+        return {"mu": nn.Dense(*sizes), "log_variance": _BoundedDense(*sizes, self.log_variance_bounds)}
 
     @property
     def noise_dim(self) -> int:
@@ -581,6 +597,16 @@ class VAE(Autoencoder):
         nll = nll.sum(axis=(2, 3, 4))  # (N, K)
         return math.log(K) - ops.logsumexp(log_ratio * beta - nll, axis=1).mean(), nll.mean()
 
+    def absurd(self, losses: dict[str, float]) -> str | None:
+        """A bound 100 times that of an untrained model, or a KL too large for the latents and no better bound."""
+        untrained = math.prod(self.input_shape) * (1.0 if self.likelihood == "bernoulli" else 1 + 0.2 / self.variance)
+        kl, bound = losses["kl"], losses["reconstruction"] + losses["kl"]
+        if bound > 100 * untrained:
+            return f"-ELBO is {bound:.3g} nats per image, of an untrained model at most {untrained:.3g}"
+        if kl > max(1000, 20 * self.latent_space_dim) and bound > untrained:
+            return f"the KL is {kl:.3g} nats per image"
+        return None
+
     def negative_log_likelihood(self, logits: Tensor, images: Tensor) -> Tensor:
         """-log p(images | z) in nats per image, from the decoder's output."""
         if self.likelihood == "bernoulli":
@@ -595,7 +621,7 @@ class VAE(Autoencoder):
 
     @property
     def config(self) -> dict[str, Any]:
-        names = ("beta", "likelihood", "variance", "classes", "class_names")
+        names = ("beta", "likelihood", "variance", "classes", "class_names", "log_variance_bounds")
         return {**super().config, **{name: getattr(self, name) for name in names}}
 
     def encode_distribution(
@@ -622,6 +648,38 @@ class VAE(Autoencoder):
         if count < 1:
             raise DataError(f"sample: count is {count} but must be at least 1")
         return self.decode(generator(seed, "sample").standard_normal((count, self.latent_space_dim)), labels=labels)
+
+
+class SoftBound(Function):
+    """Numbers kept between two bounds: x itself but for the last EDGE before a bound, where it bends towards it.
+
+    With t = (x - (high - EDGE)) / EDGE > 0:  y = high - EDGE + EDGE * t / (1 + t),  dy/dx = 1 / (1 + t)^2,
+    and alike at the low bound. y and dy/dx are continuous, and dy/dx is never 0: what went too far can come back.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low + EDGE, high - EDGE
+
+    def forward(self, x: Array) -> Array:
+        maximum = self.k.xp.maximum
+        self.above, self.below = maximum(x - self.high, 0) / EDGE, maximum(self.low - x, 0) / EDGE
+        bent = self.above / (1 + self.above) - self.below / (1 + self.below)
+        return x.clip(self.low, self.high) + EDGE * bent
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        return (gy / ((1 + self.above) * (1 + self.below)) ** 2,)
+
+
+class _BoundedDense(nn.Dense):
+    """A dense layer whose outputs are kept between bounds, if there are any."""
+
+    def __init__(self, inputs: int, outputs: int, bounds: tuple[float, float] | None) -> None:
+        super().__init__(inputs, outputs)
+        self.bounds = bounds
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.bounds is None else SoftBound(*self.bounds)(y)
 
 
 class _Append(Function):
@@ -673,6 +731,8 @@ def from_config(
     try:
         arguments = {name: tuples(value) for name, value in config.items()}
         kind = arguments.pop("kind")
+        if kind == "vae":
+            arguments.setdefault("log_variance_bounds", None)  # models of earlier versions have none
         if cls is None or cls.kind != kind:
             cls = {"ae": Autoencoder, "vae": VAE}[kind]
         if arrays is not None:

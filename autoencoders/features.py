@@ -19,7 +19,6 @@ from minigrad import Tensor, backend_of, nn, no_grad, ops, optim
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
-from .cli import Parser, run_program
 from .data import load_dataset
 from .training import progress_bar
 
@@ -127,6 +126,8 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, epochs: int = EPOCH
 
 def main(argv: list[str] | None = None) -> int:
     """Train the classifier on Fashion-MNIST and write its weights into the package."""
+    from .cli import Parser, run_program  # which import the metrics, and they this module
+
     parser: argparse.ArgumentParser = Parser(main.__doc__, prog="python -m autoencoders.features")
     parser.parse_args(argv)
 

@@ -12,7 +12,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from minigrad import backend_of
 from minigrad.random import generator
 
 from .bounds import (
+    DRAWS,
     at_the_mean,
     bernoulli_entropy,
     binarised,
@@ -105,25 +106,20 @@ def measure(
     labels, train_labels = dataset.test_labels, dataset.train_labels
     if trained is None:
         trained = np.arange(len(train_images))
+    found, (latents, reconstructed, z, samples) = _quick(model, images, train_images, labels, seed, DRAWS, mixture)
+    figures: dict[str, Any] = dict.fromkeys(FIGURES) | found
+    notes: list[str] = []
+    figures["data_entropy"] = bernoulli_entropy(images)
     chosen = trained[some(len(trained), len(images), seed, "seen")]
     seen, seen_labels = train_images[chosen], None if train_labels is None else train_labels[chosen]
-    figures: dict[str, Any] = dict.fromkeys(FIGURES)
-    latents = latents_of(model, images, labels)
-    mse, bce, reconstructed = at_the_mean(model, images, latents, labels)
-    figures |= {"mse": mse, "psnr": psnr(mse), "bce": bce}
-    figures["data_entropy"], figures["mean_mse"] = bernoulli_entropy(images), mean_mse(train_images, images)
     figures["train_mse"] = at_the_mean(model, seen, latents_of(model, seen, seen_labels), seen_labels)[0]
-    figures["image_std"], figures["reconstruction_std"] = pixel_std(images), pixel_std(reconstructed)
-    notes, samples = [], None
     if isinstance(model, VAE):
-        figures |= _vae_figures(model, images, labels, seed)
+        assert z is not None
+        points = z[some(len(z), HOLE_POINTS, seed, "holes")]
+        figures["prior_holes"] = prior_holes(points, generator(seed, "prior").standard_normal(points.shape))
+        figures["aggregate_correlation"] = largest_correlation(z)
         figures["train_neg_elbo"] = neg_elbo(model, seen, seed, draws=1, labels=seen_labels)["neg_elbo"]
-        samples = model.sample(len(images), seed, labels=labels)
-    elif mixture is not None:
-        samples = model.decode(mixture.sample(len(images), seed))
     if samples is not None:
-        figures["sample_std"] = pixel_std(samples)
-        _check_finite(figures)  # before the Fréchet distance, whose eigenvalues need finite numbers
         if model.input_shape != INPUT_SHAPE:
             notes.append("fd is measured for images of 28 x 28 x 1 only")
         elif min(len(images), len(train_images)) < 2:
@@ -145,6 +141,67 @@ def measure(
             notes.append("the model was told the class of every image and sample: its figures are of p(x | class)")
     notes += _library_figures(model, dataset, images, train_images, latents, reconstructed, figures, seed)
     return figures, notes
+
+
+class _Made(NamedTuple):
+    """What a model makes of test images: latents and reconstructions, draws z of q(z | x), and samples."""
+
+    latents: np.ndarray
+    reconstructed: np.ndarray
+    z: np.ndarray | None
+    samples: np.ndarray | None
+
+
+def quick_figures(
+    model: Autoencoder,
+    images: np.ndarray,
+    seed: int = 0,
+    *,
+    labels: np.ndarray | None = None,
+    train_images: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Those of FIGURES that a training records of its test images, in seconds: the errors, the losses of a VAE with one
+    draw, and all that tells whether the model works.
+
+    train_images: of which mean_mse takes the mean; None: the images themselves.
+
+    Raises:
+        DataError: images or labels do not fit the model. DivergedError: it gives numbers that are not finite.
+    """
+    images = model.check_images(images)
+    return _quick(model, images, images if train_images is None else train_images, labels, seed, 1)[0]
+
+
+def _quick(
+    model: Autoencoder,
+    images: np.ndarray,
+    train_images: np.ndarray,
+    labels: np.ndarray | None,
+    seed: int,
+    draws: int,
+    mixture: Mixture | None = None,
+) -> tuple[dict[str, Any], _Made]:
+    latents, z, samples = latents_of(model, images, labels), None, None
+    mse, bce, reconstructed = at_the_mean(model, images, latents, labels)
+    figures: dict[str, Any] = {"mse": mse, "psnr": psnr(mse), "bce": bce, "mean_mse": mean_mse(train_images, images)}
+    figures |= {"image_std": pixel_std(images), "reconstruction_std": pixel_std(reconstructed)}
+    if isinstance(model, VAE):
+        mu, log_variance = distribution_of(model, images, labels)
+        z = mu + np.exp(log_variance / 2) * generator(seed, "aggregate").standard_normal(mu.shape)
+        figures |= {
+            **neg_elbo(model, images, seed, draws, labels=labels),
+            "active_units": active_units(mu),
+            "log_variance_per_dim": log_variance.mean(axis=0).tolist(),
+            "aggregate_mean": z.mean(axis=0).tolist(),
+            "aggregate_std": z.std(axis=0).tolist(),
+        }
+        samples = model.sample(len(images), seed, labels=labels)
+    elif mixture is not None:
+        samples = model.decode(mixture.sample(len(images), seed))
+    if samples is not None:
+        figures["sample_std"] = pixel_std(samples)
+    _check_finite(figures)
+    return figures, _Made(latents, reconstructed, z, samples)
 
 
 def some(total: int, count: int, seed: int, what: str) -> np.ndarray:
@@ -203,22 +260,6 @@ def _library_figures(
 
 
 # ---- the latent space ----
-
-
-def _vae_figures(model: VAE, images: np.ndarray, labels: np.ndarray | None, seed: int) -> dict[str, Any]:
-    mu, log_variance = distribution_of(model, images, labels)
-    z = mu + np.exp(log_variance / 2) * generator(seed, "aggregate").standard_normal(mu.shape)
-    points = z[some(len(z), HOLE_POINTS, seed, "holes")]
-    prior = generator(seed, "prior").standard_normal(points.shape)
-    return {
-        **neg_elbo(model, images, seed, labels=labels),
-        "active_units": active_units(mu),
-        "log_variance_per_dim": log_variance.mean(axis=0).tolist(),
-        "aggregate_mean": z.mean(axis=0).tolist(),
-        "aggregate_std": z.std(axis=0).tolist(),
-        "aggregate_correlation": largest_correlation(z),
-        "prior_holes": prior_holes(points, prior),
-    }
 
 
 def active_units(mu: np.ndarray) -> int:

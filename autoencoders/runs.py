@@ -30,11 +30,13 @@ from minigrad.random import generator
 from minigrad.serialize import DataError, numbered, open_file, parse_json, read_file, write_atomically
 
 from . import figures
-from .bounds import latents_of, quick_figures, reconstructions_of, to_unit_range
+from .bounds import latents_of, reconstructions_of, to_unit_range
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, folder_of, from_config, models_near
 from .data import NAMES, Dataset, load_dataset
 from .dataset import MAX_BYTES, Reading, as_data_error
+from .diagnosis import fatal
 from .film import FRAMES, PROGRESS_FILE, SCATTERED, SHOWN, Film
+from .metrics import quick_figures
 from .mixture import MIXTURE_FILE, Mixture
 from .own_images import read_picture
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE
@@ -42,6 +44,7 @@ from .training import (
     CHECKPOINTS,
     FOLDERS,
     STOPS,
+    DivergedError,
     History,
     Trainer,
     TrainingOptions,
@@ -88,6 +91,7 @@ class Run:
         trainer: ready to run. dataset: its images. folder: where everything goes.
         command: recorded as what was typed. found: the newest checkpoint there when this run was made ready.
         resumed: whether run.json is to be continued. overwrite: whether a new run may replace one in the folder.
+        judged: whether a model that does not work is an error.
 
     Attributes:
         resumable: whether `execute`, ended by an error or signal, leaves a checkpoint of this run.
@@ -104,9 +108,10 @@ class Run:
         *,
         resumed: bool = False,
         overwrite: bool = False,
+        judged: bool = False,
     ) -> None:
         self.trainer, self.dataset, self.folder = trainer, dataset, folder
-        self.resumed, self.overwrite = resumed, overwrite
+        self.resumed, self.overwrite, self.judged = resumed, overwrite, judged
         self.found, self.resumable, self.verbose = found, resumed, False
         before = read_record(folder) if resumed else {}
         self.record: dict[str, Any] = {
@@ -169,9 +174,14 @@ class Run:
     def _finish(self, history: History, tell: Callable[[str], None]) -> None:
         model, seed = self.trainer.model, self.trainer.options.seed
         self.record["training_seconds"] = sum(history["seconds"])
+        rate, p = self.trainer.progress.rate, self.trainer.progress
+        rate = self.trainer.peak if rate is None else rate
+        self.record["training"] = {"learning_rate": rate, "epochs": p.epoch, "steps": p.step}
         images, labels = self.dataset.test_images, self.dataset.test_labels
         try:  # first, because a model that gives numbers that are not finite is not saved
-            self.record["test"] = quick_figures(model, images, seed, labels=labels)
+            self.record["test"] = quick_figures(
+                model, images, seed, labels=labels, train_images=self.dataset.train_images
+            )
         except MemoryError:
             model.save(self.folder)
             raise
@@ -181,6 +191,9 @@ class Run:
         pictures |= draw(model, self.dataset, seed=seed, count=48)
         tell_pictures(save_pictures(pictures, self.folder / "figures"), tell, self.verbose)
         self.record.update(status="finished", finished=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+        found = fatal({**self.record["test"], "model": model.config, "training": self.record["training"]})
+        if self.judged and found:
+            raise DivergedError(f"the model does not work: {found[0]['finding']} ({found[0]['why']}); try {found[0]['option']}")
         self._write_record()
 
     def _write_record(self) -> None:
@@ -218,7 +231,8 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         return
     status = str(read_record(folder).get("status"))
     finished = status == "finished"
-    resumable = latest_checkpoint(folder) and not finished and "diverged" not in status  # it would again
+    broken = "diverged" in status or "does not work" in status  # it would be again
+    resumable = latest_checkpoint(folder) and not finished and not broken
     advice = "--resume to go on with it, --finish to make its model now, " if resumable else ""
     raise FileExistsError(
         f"{folder} already holds {'a finished' if finished else 'an unfinished'} run; "
@@ -352,6 +366,7 @@ def start_run(
     init_from: Path | None = None,
     command: str = "",
     progress: bool = True,
+    judged: bool = False,
 ) -> Run:
     """A new run in a folder that holds none, or whose run may be overwritten. init_from: the file of a model that was
     trained before, for the record.
@@ -376,7 +391,7 @@ def start_run(
     }
     trainer = _trainer(model, dataset, options, folder, data, progress)
     trainer.check_memory()  # before anything is written
-    run = Run(trainer, dataset, folder, command, found, overwrite=overwrite)
+    run = Run(trainer, dataset, folder, command, found, overwrite=overwrite, judged=judged)
     if init_from:
         before = {"file": str(init_from.absolute()), "sha256": model_hash(init_from)}
         run.record["init_from"] = {**before, "trained_steps": model.trained_steps}
@@ -396,6 +411,7 @@ def resume_run(
     finish: bool = False,
     command: str = "",
     progress: bool = True,
+    judged: bool = False,
     tell: Callable[[str], None] = print,
     warn: Callable[[str], None] | None = None,
 ) -> Run:
@@ -489,7 +505,7 @@ def resume_run(
     tell(f"{'finishing' if finish else 'resuming'} after step {at.step}, {where}")
     if finish:
         trainer.stop()
-    return Run(trainer, images, folder, command, found, resumed=True)
+    return Run(trainer, images, folder, command, found, resumed=True, judged=judged)
 
 
 def _train_on(folder: Path, epochs: object) -> str:
@@ -583,6 +599,9 @@ def read_record(folder: Path, name: str = RECORD_FILE) -> dict[str, Any]:
     named = isinstance(data, dict) and all(isinstance(data.get(x), str | None) for x in ("name", "data_dir"))
     if not named or not isinstance(record.get("options", {}), dict):
         raise DataError(f"{path}: data or options: expected objects, with the name and folder of data as texts{hint}")
+    training = record.get("training", {})
+    if not isinstance(training, dict) or not all(type(x) in (int, float) for x in training.values()):
+        raise DataError(f"{path}: training: expected an object of numbers, found {training!r}{hint}")
     return record
 
 

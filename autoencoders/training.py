@@ -52,6 +52,7 @@ from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, numbered, save_state, write_atomically
 from minigrad.tensor import is_evaluating, is_recording
 
+from .advice import remedies
 from .memory import check_memory
 
 if TYPE_CHECKING:
@@ -83,11 +84,11 @@ MOST_ROWS = 20  # of a history that is printed
 MOMENT = "optimizer."  # before the names of moments in a checkpoint
 
 
-TRY_AGAIN = "try a smaller learning rate, warm-up steps or clipping"
+TRY_AGAIN = "train it again with a smaller learning rate"
 
 
 class DivergedError(ArithmeticError):
-    """A loss or a weight is no longer a finite number."""
+    """A loss or a weight is no longer a finite number, a loss is absurd, or the trained model does not work."""
 
 
 @dataclass(frozen=True)
@@ -582,6 +583,20 @@ class Trainer:
         this; what was trained is kept as at the end of a run, and a resumed run goes on from here."""
         self.stopping = True
 
+    def seconds_per_step(self) -> float:
+        """How long a step takes on this machine now, tried with the first batch. Nothing is changed by it."""
+        state, progress = self._state(), deepcopy(self.progress)
+        self.k.prepare(self.dtype)
+        with pinned(self.k):
+            arguments = self._arguments(*self._draw_epoch())
+            times = []
+            for _ in range(3):
+                start = time.perf_counter()
+                self.k.to_host(self.step(*arguments))
+                times.append(time.perf_counter() - start)
+        self._take(state, progress)
+        return min(times)
+
     def check_memory(self) -> None:
         """Raise DeviceError unless a step fits into the free memory; so does the validation, in batches as large."""
         device, free = self.k.device_of(self.optimizer.flat.values), self.k.free_memory()
@@ -781,6 +796,8 @@ class Trainer:
         if not all(map(math.isfinite, validation.values())):
             self._check_finite()
             self._diverged(f"the loss in evaluation mode after step {p.step} is not finite ({validation['loss']:g})")
+        if absurd := p.step > self.options.warmup_steps and self.model.absurd(row):
+            self._diverged(f"in epoch {row['epoch']} {absurd}", search=False)
         if len(self.validation_images):
             row.update({f"val_{name}": value for name, value in validation.items()})
         row.update(zip(("learning_rate", "beta"), self.used, strict=True))
@@ -962,32 +979,28 @@ class Trainer:
         state |= {f"Adam's {name}": x for name, x in self.optimizer.moments.items()}
         return next((name for name, x in state.items() if not np.isfinite(self.k.to_host(x)).all()), None)
 
-    def _diverged(self, what: str) -> None:
-        """Go back to the last good state, find out what went wrong, and stop."""
-        with np.errstate(all="ignore"):
-            cause = self._cause()
+    def _diverged(self, what: str, search: bool = True) -> None:
+        """Go back to the last good state, find out (with search) what went wrong, and stop."""
+        cause = ""
+        if search:
+            with np.errstate(all="ignore"):
+                cause = self._cause()
+        else:
+            self._back()
         last = self.folder / CHECKPOINT.format(self.progress.step) if self.folder and self.good else None
         kept = f"; the last good checkpoint is {last}" if last and last.exists() else ""
-        options = self.options
-        mends = {
-            "a smaller learning rate": True,
-            "a smaller beta": self.model.beta > 1,
-            "warm-up steps": not options.warmup_steps,
-            "clipping": options.clip_norm is None,
-        }
-        mend = " or ".join(name for name, helps in mends.items() if helps)
-        raise DivergedError(f"training diverged: {what}{cause}; try {mend}{kept}")
+        epochs = self.options.epochs
+        rate = self.peak if self.progress.rate is None else self.progress.rate
+        found = remedies({**self.config, "beta": self.model.beta}, rate, epochs, epochs * self.batches, diverged=True)
+        raise DivergedError(f"training diverged: {what}{cause}; try {', '.join(found)}{kept}")
 
     def _cause(self) -> str:
         """Do the steps since the last good state again, which gives the same bits, up to the first bad number; that
         step is then done operation by operation. The model is left in the good state."""
         if self.good is None or self.scheduled is None:  # not in a run
             return ""
-        state, progress = self.good
-        steps = self.progress.step - progress.step
-        self.pending.clear()
-        self._take(state, deepcopy(progress))
-        self._set_by_hand()
+        steps = self.progress.step - self.good[1].step
+        self._back()
         if self.show:
             self.bar.clear()
             print(f"not finite: doing the last {steps} steps again to find the cause", flush=True)
@@ -1008,8 +1021,16 @@ class Trainer:
         else:
             cause = self._anomaly(self.validate)
             found = f"; in evaluation mode: {cause}" if cause else "; not in the same steps without callbacks"
-        self._take(state, deepcopy(progress))
+        self._back()
         return found
+
+    def _back(self) -> None:
+        """Go back to the last good state."""
+        assert self.good is not None
+        state, progress = self.good
+        self.pending.clear()
+        self._take(state, deepcopy(progress))
+        self._set_by_hand()
 
     @staticmethod
     def _anomaly(run: Callable[[], Any]) -> str | None:

@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         __doc__,
         "python scripts/evaluate.py --model-dir variational/model",
         "python scripts/evaluate.py --model-dir runs/vae10 --out results/vae10",
+        prog=Path(__file__).name,
     )
     add_model_options(parser, images="images to measure on", seed="of the latent noise and the samples")
     parser.add_argument("--out", metavar="DIR", type=text, help="folder for what is written (default: --model-dir)")
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         if figures["iw_nll"] is not None and not training_of_run(folder)[1].binarise:
             notes.append("iw_nll is of binarised images, on which the model was not trained")
         console.tell(f"test set, {len(dataset.test_images):,} images:\n{table(figures)}")
-        record = {**figures, "model": model.config}
+        record = {**figures, "model": model.config, "training": read_record(folder).get("training", {})}
         findings = diagnose(record)
         console.prose(verdict(record))
         for finding in findings:

@@ -20,6 +20,7 @@ from typing import Any
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions, load
+from autoencoders.advice import STEPS
 from autoencoders.cli import (
     CHOICES,
     COMPUTING,
@@ -46,7 +47,7 @@ from autoencoders.film import PROGRESS_FILE
 from autoencoders.metrics import table
 from autoencoders.runs import Run, check_folder, data_of_run, replaced_runs, resume_run, start_run
 from autoencoders.tensorboard import TensorBoard
-from autoencoders.training import DivergedError
+from autoencoders.training import DivergedError, Trainer
 from minigrad.serialize import DataError, read_file
 
 LONGEST_CONFIG = 1 << 20  # bytes
@@ -55,8 +56,17 @@ FOLDERS = {"ae": "model", "vae": "variational/model"}
 GROUPS: dict[str, dict[str, Option]] = {
     "": {  # shown first
         "model": ("vae", str, "plain or variational autoencoder"),
+<<<<<<< HEAD
         "dataset": ("auto", str, "auto, fashion-mnist, mnist, a folder of images, or a file (.npz .npy .csv .h5 ...)"),
         "epochs": (None, int, "passes over the training images (default: 8; up to 40 where there are few images)"),
+=======
+        "dataset": (
+            "auto",
+            str,
+            "auto, fashion-mnist, fashion-mnist-sample, mnist, a folder of images, or a file (.npz .npy .csv .h5 ...)",
+        ),
+        "epochs": (None, int, "passes over the training images (default: 8, more where there are few images)"),
+>>>>>>> a606eb0 (Defaults that suit any image, and exit 5 for a model that does not work)
         "latent-dim": (2, int, "dimensions of the latent space"),
     },
     "data": {
@@ -72,9 +82,9 @@ GROUPS: dict[str, dict[str, Option]] = {
         "binarise": (None, bool, "draw every pixel of every step as 0 or 1, its grey being the probability (vae)"),
     },
     "network": {
-        "filters": ([32, 64, 64, 64], list, "filters of each convolution"),
-        "kernels": ([3, 3, 3, 3], list, "kernel size of each convolution"),
-        "strides": ([1, 2, 2, 1], list, "stride of each convolution"),
+        "filters": (None, list, "filters of each convolution (default: by the size of the images)"),
+        "kernels": (None, list, "kernel size of each convolution, or one for all (default: twice the stride, or 3)"),
+        "strides": (None, list, "stride of each convolution, or one for all (default: 2 until 8 x 8 pixels are left)"),
         "conditional": (None, bool, "tell encoder and decoder the class of each image (vae; needs labels)"),
     },
     "loss": {
@@ -84,10 +94,18 @@ GROUPS: dict[str, dict[str, Option]] = {
         "iw-samples": (1, int, "latents per image and step; from 2 on the importance-weighted bound is trained (vae)"),
     },
     "training": {
-        "batch-size": (128, int, "images per step"),
+        "batch-size": (None, int, "images per step (default: 128, fewer where there are few images)"),
         "lr": (2e-3, float, "Adam's learning rate; with the cosine schedule its peak"),
         "schedule": ("cosine", str, "of the learning rate: constant, or from --lr to 0"),
+<<<<<<< HEAD
         "warmup-steps": (None, int, "steps in which --lr is reached from 0 (default: a tenth of all, at most 200)"),
+=======
+        "warmup-steps": (
+            None,
+            int,
+            "steps in which the learning rate rises from 0 (default: a tenth of all, 50 to 200)",
+        ),
+>>>>>>> a606eb0 (Defaults that suit any image, and exit 5 for a model that does not work)
         "clip-norm": (None, float, "limit of the gradient's norm (default: none)"),
         "patience": (None, int, "stop after this many epochs without a better validation loss (default: never)"),
         "save-every": (0, int, "steps between checkpoints, besides one after each epoch"),
@@ -114,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
         "python scripts/train_conv_autoencoder.py --latent-dim 10 --out runs/vae10",
         "python scripts/train_conv_autoencoder.py --out runs/vae10 --resume",
         "python scripts/train_conv_autoencoder.py --dataset images/ --out runs/mine",
+        prog=Path(__file__).name,
     )
     add_options(parser, GROUPS[""])
     place = "the run's folder (default: model, or variational/model for vae)"
@@ -230,6 +249,7 @@ def main(argv: list[str] | None = None) -> int:
                     finish=args.finish,
                     command=command,
                     progress=not args.quiet,
+                    judged=True,
                     tell=console.line,
                     warn=console.warn,
                 )
@@ -373,8 +393,17 @@ def new_model(
     return Autoencoder(shape, *architecture, **named)
 
 
+<<<<<<< HEAD
 def reading_of(settings: dict[str, Any]) -> Reading:
     return Reading(**{name: settings[name] for name in Reading.__dataclass_fields__ if settings[name] is not None})
+=======
+def length_of(images: int, batch_size: int | None, epochs: int | None) -> tuple[int, int]:
+    """(batch size, epochs) of a training on so many images: those that are given; or else, where there are few images,
+    small batches and enough steps."""
+    batch_size = batch_size or max(16, min(128, 2 ** int(math.log2(max(1, images / 40)))))
+    batches = -(-images // batch_size)
+    return batch_size, epochs or max(8, min(40, 480_000 // images), -(-STEPS // batches))
+>>>>>>> c8b52f0 (Defaults that suit any image, and exit 5 for a model that does not work)
 
 
 def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, tell: Any) -> Any:
@@ -393,13 +422,13 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     dataset = load_dataset(settings["dataset"], settings["data_dir"], **how, download=mine, progress=not args.quiet)
     tell(dataset.source)
     if args.smoke:
-        settings |= {"epochs": 1, "limit_train": 2 * settings["batch_size"], "warmup_steps": 0}
+        batch = settings["batch_size"] = settings["batch_size"] or 128
+        settings |= {"epochs": 1, "limit_train": 2 * batch, "warmup_steps": 0}
     images = len(dataset.train_images[: settings["limit_train"]])
-    if settings["epochs"] is None:
-        settings["epochs"] = min(40, max(8, 480_000 // images))
+    settings["batch_size"], settings["epochs"] = length_of(images, settings["batch_size"], settings["epochs"])
     steps = settings["epochs"] * -(-images // settings["batch_size"])
     if settings["warmup_steps"] is None:
-        settings["warmup_steps"] = min(200, steps // 10)
+        settings["warmup_steps"] = min(200, max(steps // 10, min(50, steps // 2)))
     options = training_options(settings)
     if options.warmup_steps > steps:
         tell(f"--warmup-steps {options.warmup_steps} is more than all {steps} steps: --lr is not reached")
@@ -422,7 +451,26 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         init_from=settings.get("init_from"),
         command=command,
         progress=not args.quiet,
+        judged=not args.smoke,
     )
+<<<<<<< HEAD
+=======
+    if "init_from" in settings:
+        source = settings["init_from"]
+        run.record["init_from"] = {"file": str(source.absolute()), "sha256": model_hash(source)}
+        run.record["init_from"]["trained_steps"] = model.trained_steps
+    tell(plan_of(run.trainer))
+    return run
+>>>>>>> c8b52f0 (Defaults that suit any image, and exit 5 for a model that does not work)
+
+
+def plan_of(trainer: Trainer) -> str:
+    """One line: how much work a training is."""
+    options, steps = trainer.options, trainer.options.epochs * trainer.batches
+    minutes = steps * trainer.seconds_per_step() / 60
+    time = f"{minutes:.0f} min" if minutes >= 1.5 else f"{60 * minutes:.0f} s"
+    of_all = f"{options.epochs} epochs, {steps:,} steps"
+    return f"{len(trainer.trained):,} images in batches of {options.batch_size}, {of_all}: about {time}"
 
 
 if __name__ == "__main__":

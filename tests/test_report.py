@@ -18,9 +18,8 @@ from test_random import philox
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions, figures, film, report, runs
-from autoencoders.bounds import quick_figures
 from autoencoders.data import Dataset
-from autoencoders.metrics import FIGURES, nearest
+from autoencoders.metrics import FIGURES, nearest, quick_figures
 from autoencoders.mixture import Mixture
 from autoencoders.runs import draw, own_files, resume_run, save_pictures, start_run, trained_on
 from minigrad.serialize import DataError, load_state, save_state

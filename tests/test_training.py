@@ -25,10 +25,10 @@ from conftest import CPU_KERNELS
 
 import minigrad
 from autoencoders import VAE, Autoencoder, Callback, DivergedError, History, TrainingOptions, load
-from autoencoders.bounds import quick_figures
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import load_dataset
 from autoencoders.film import SCATTERED, SHOWN
+from autoencoders.metrics import quick_figures
 from autoencoders.runs import (
     data_of_run,
     film_images,

@@ -1,0 +1,189 @@
+"""What is chosen where nobody chooses: the network by the image, the length of a training; when a training has gone
+wrong, and whether the advice that is then given helps."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from autoencoders import VAE, Autoencoder
+from autoencoders.advice import STEPS, remedies
+from autoencoders.conv_autoencoder import SoftBound, from_config
+from autoencoders.diagnosis import fatal
+from autoencoders.metrics import quick_figures
+from autoencoders.network import network_for
+from autoencoders.training import DivergedError
+from minigrad import Tensor
+from minigrad.testing import gradcheck
+
+# ---- the network ----
+
+
+@pytest.mark.parametrize(
+    ("shape", "filters", "kernels", "strides"),
+    [
+        ((28, 28, 1), (32, 64, 64, 64), (3, 3, 3, 3), (1, 2, 2, 1)),
+        ((32, 32, 3), (32, 64, 64, 64), (3, 4, 4, 3), (1, 2, 2, 1)),
+        ((8, 8, 1), (32, 64), (3, 3), (1, 1)),
+        ((9, 5, 1), (32, 64, 64), (3, 4, 3), (1, 2, 1)),
+        ((96, 128, 3), (16, 32, 64, 64, 64, 64), (3, 4, 4, 4, 4, 3), (1, 2, 2, 2, 2, 1)),
+    ],
+)
+def test_the_network_follows_the_image(shape, filters, kernels, strides):
+    assert network_for(shape) == (filters, kernels, strides)
+    model = VAE(shape)
+    assert (model.conv_filters, model.conv_kernels, model.conv_strides) == (filters, kernels, strides)
+
+
+@pytest.mark.parametrize("cls", [VAE, Autoencoder])
+@pytest.mark.parametrize("side", [1, 7, 16, 30, 31, 33, 48, 100])
+def test_every_size_ends_in_a_small_map_and_comes_back(cls, side):
+    model = cls((side, max(1, side - 3), 3))
+    assert max(model._encoded_shape[:2]) <= 8
+    assert min(side, 5) <= max(model._encoded_shape[:2])  # and not in a needlessly small one
+    assert model.reconstruct(np.zeros((1, *model.input_shape), np.uint8))[0].shape == (1, *model.input_shape)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"filters": (16, 32)}, ((16, 32), (3, 3), (2, 2))),
+        ({"filters": 16, "kernels": 3, "strides": 2}, ((16,), (3,), (2,))),
+        ({"filters": (16, 32), "kernels": 5}, ((16, 32), (5, 5), (2, 2))),
+        ({"filters": (8, 8, 8, 8, 8), "kernels": [5]}, (5 * (8,), 5 * (5,), (1, 2, 2, 1, 1))),
+        ({"strides": (2, 2, 2, 2)}, ((32, 64, 64, 64), (3, 3, 3, 3), (2, 2, 2, 2))),
+        ({"strides": 2}, ((32, 64, 64, 64), (3, 3, 3, 3), (2, 2, 2, 2))),
+        ({"kernels": (5, 3, 3)}, ((32, 64, 64), (5, 3, 3), (1, 2, 2))),
+    ],
+)
+def test_what_is_given_is_kept_and_the_rest_follows(given, expected):
+    assert network_for((28, 28, 1), **given) == expected
+
+
+@pytest.mark.parametrize("stride", [2, 3, (1, 2), (2, 3)])
+def test_a_kernel_is_a_multiple_of_its_stride(stride):
+    """A transposed convolution with ones gives the same number everywhere inside: no grid."""
+    (kernel,) = network_for((60, 60, 1), (1,), None, (stride,) if isinstance(stride, int) else (stride,))[1]
+    model = Autoencoder((60, 60, 1), (1,), None, (stride,))
+    assert model.conv_kernels == (kernel,)
+    layer = model.network.layers["decoder_conv_transpose_layer_1"]
+    layer.weight.data[...] = 1
+    y = layer(Tensor(np.ones((1, *model._encoded_shape), np.float32))).data[0, 8:-8, 8:-8, 0]
+    assert y.min() == y.max() > 0
+
+
+# ---- the bound of log_variance ----
+
+
+def test_the_bound_is_the_identity_inside_and_holds_outside():
+    inside = np.linspace(-17, 7, 1001).astype(np.float32)
+    np.testing.assert_array_equal(SoftBound(-20, 10)(Tensor(inside)).data, inside)
+    outside = np.array([-1e30, -40, -17.5, 7.5, 30, 1e30])
+    expected = [-20, -17 - 3 * 23 / 26, -17 - 3 * 0.5 / 3.5, 7 + 3 * 0.5 / 3.5, 7 + 3 * 23 / 26, 10]
+    np.testing.assert_allclose(SoftBound(-20, 10)(Tensor(outside)).data, expected, rtol=1e-12)
+    assert np.isnan(SoftBound(-20, 10)(Tensor(np.array([np.nan, np.inf, -np.inf]))).data).all()  # diverging is seen
+
+
+def test_the_gradient_of_the_bound():
+    x = np.array([-1e3, -40.0, -18.0, -16.99, 0.0, 6.99, 7.5, 12.0, 1e3])
+    gradcheck(lambda x: SoftBound(-20, 10)(x), Tensor(x, requires_grad=True))
+
+
+def test_a_vae_bounds_its_log_variance_and_an_old_one_does_not():
+    new = VAE((8, 8, 1), (2,), 3, 2)
+    old = from_config({name: value for name, value in new.config.items() if name != "log_variance_bounds"})
+    state = new.network.state_dict()
+    state["log_variance.bias"] += 100
+    for model, least, most in ((new, 9, 10), (old, 90, 110), (from_config(old.config), 90, 110)):
+        model.network.load_state_dict(state)
+        found = model.encode_distribution(np.zeros((1, 8, 8, 1), np.uint8))[1]
+        assert least < found.min() <= found.max() < most
+    for wrong in ((0, 5), (1, -1), (-math.inf, 3), (1, 2, 3)):
+        with pytest.raises(ValueError, match="log_variance_bounds must be two finite numbers"):
+            VAE((8, 8, 1), (2,), 3, 2, log_variance_bounds=wrong)
+
+
+# ---- trainings that went wrong, and the advice ----
+
+
+def shapes(count: int, side: int = 16) -> np.ndarray:
+    """Grey pictures of a bright ellipse on dark ground, which a small model learns in seconds."""
+    rng = np.random.default_rng(5)
+    y, x = np.mgrid[:side, :side] / side
+    a, b, r = (rng.uniform(low, high, (count, 1, 1)) for low, high in ((0.3, 0.7), (0.3, 0.7), (0.15, 0.3)))
+    images = 1 / (1 + np.exp(40 * (np.hypot((x - a) * rng.uniform(0.6, 1.6, (count, 1, 1)), y - b) - r)))
+    return (255 * images).astype(np.uint8)[..., None]
+
+
+IMAGES, TEST = shapes(512), shapes(64 + 512)[512:]
+WORKING = {"lr": 2e-3, "epochs": 40, "beta": 1.0, "strides": None}
+# Each case triggers a piece of advice, which is then followed.
+CASES = {
+    "rate": ({"lr": 0.5}, "lr"),
+    "beta": ({"beta": 500.0}, "beta"),
+    "no beta": ({"beta": 0.0, "lr": 0.02}, "beta"),
+    "steps": ({"epochs": 1}, "epochs"),
+}
+
+
+def outcome(settings: dict) -> tuple[float, list[str], list[str]]:
+    """(test -ELBO, infinite where the training diverged; faults; advice) of a training with these settings."""
+    model = VAE((16, 16, 1), (8, 16), None, settings["strides"], beta=settings["beta"], momentum=0.9)
+    model.compile(settings["lr"])
+    epochs = settings["epochs"]
+    steps = {"learning_rate": settings["lr"], "epochs": epochs, "steps": epochs * 16}
+    try:
+        model.train(IMAGES, 32, epochs, schedule="cosine", warmup_steps=min(50, epochs * 8), progress=False)
+    except DivergedError as error:
+        return math.inf, ["diverged"], [str(error)]
+    figures = quick_figures(model, TEST, train_images=IMAGES) | {"model": model.config, "training": steps}
+    found = fatal(figures)
+    return figures["neg_elbo"], [x["finding"] for x in found], [x["option"] for x in found]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_advice_helps(case):
+    changed, option = CASES[case]
+    before, faults, advice = outcome({**WORKING, **changed})
+    assert faults, "the case triggers nothing"
+    value = re.search(rf"--{option} (\S+?)[ ,)]", advice[0] + " ")
+    assert value, advice
+    after, left, _ = outcome({**WORKING, **changed, option: type(WORKING[option])(float(value[1]))})
+    assert after < before
+    assert not left
+
+
+def test_a_training_with_the_defaults_has_no_fault():
+    assert outcome(WORKING)[1] == []
+
+
+def test_the_advice_names_values():
+    model = VAE((64, 64, 1), (4,), None, 1, beta=4).config
+    assert remedies(model, 0.01, 2, 100, diverged=False) == [
+        "beta 1 (--beta 1 instead of 4)",
+        "a last feature map of 8 pixels, not 64 (leave out --strides)",
+        "a smaller learning rate (--lr 0.002 instead of 0.01)",
+        f"more steps (--epochs 40 for about {STEPS:,})",
+    ]
+    usual = VAE((28, 28, 1)).config
+    assert remedies(usual, 0.001, 8, 3752, diverged=False) == []
+    assert remedies(usual, 0.001, 8, 3752, diverged=True) == ["a smaller learning rate (--lr 0.00025 instead of 0.001)"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "what"),
+    [
+        ({"reconstruction": 30_000.0, "kl": 10.0}, "-ELBO"),
+        ({"reconstruction": 200.0, "kl": 9e4}, "-ELBO"),
+        ({"reconstruction": 200.0, "kl": 1500.0}, "KL is 1.5e[+]03 nats"),
+        ({"reconstruction": 250.0, "kl": 5.0}, None),
+        ({"reconstruction": 900.0, "kl": 500.0}, None),
+    ],
+)
+def test_absurd_losses(losses, what):
+    found = VAE((16, 16, 1)).absurd(losses)
+    assert found is None if what is None else re.search(what, found)
+    assert Autoencoder((16, 16, 1)).absurd({"reconstruction": 0.3}) is None
