@@ -211,7 +211,7 @@ class Autoencoder:
         return 0
 
     def absurd(self, losses: dict[str, float]) -> str | None:
-        """What is wrong with the mean losses of an epoch that are finite and yet no model would have; None if nothing."""
+        """What is wrong with the mean losses of an epoch, which are finite but far too large; None if nothing."""
         return None  # a squared error is at most 1
 
     # ---- training ----

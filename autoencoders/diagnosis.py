@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .advice import remedies
+from .advice import STEPS, remedies
 
 Figures = dict[str, Any]
 Finding = dict[str, str]
@@ -116,7 +116,7 @@ def dead_prior(figures: Figures) -> Finding | None:
         "dead prior: samples are all alike",
         f"pixels vary by {figures['sample_std']:.3f} across samples, by {figures['reconstruction_std']:.3f} across "
         f"reconstructions; kl is {figures['kl']:.4g} nats; z has std {_numbers(figures['aggregate_std'])}",
-        _remedy(figures, diverged=True),
+        _remedy(figures),
     )
 
 
@@ -129,7 +129,7 @@ def diverged_variance(figures: Figures) -> Finding | None:
     return _finding(
         "diverged variance: q(z | x) is no distribution to sample from",
         f"mean log_variance {_numbers(values)}, outside {low:g} to {high:g}; kl is {figures['kl']:.4g} nats",
-        _remedy(figures, diverged=True),
+        _remedy(figures),
     )
 
 
@@ -215,11 +215,11 @@ def _finding(finding: str, why: str, option: str) -> Finding:
     return {"finding": finding, "why": why, "option": option}
 
 
-def _remedy(figures: Figures, diverged: bool = False) -> str:
+def _remedy(figures: Figures) -> str:
     """What to change where the model does not work."""
     training = figures.get("training", {})
     rate, epochs, steps = (training.get(name) for name in ("learning_rate", "epochs", "steps"))
-    found = remedies(figures["model"], rate, epochs or 0, steps or 0, diverged)
+    found = remedies(figures["model"], rate, epochs or 0, steps or 0, diverged=(steps or 0) >= STEPS)
     return ", ".join(found) or "more --epochs, or a smaller --latent-dim"
 
 

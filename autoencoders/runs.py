@@ -193,7 +193,8 @@ class Run:
         self.record.update(status="finished", finished=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
         found = fatal({**self.record["test"], "model": model.config, "training": self.record["training"]})
         if self.judged and found:
-            raise DivergedError(f"the model does not work: {found[0]['finding']} ({found[0]['why']}); try {found[0]['option']}")
+            fault = found[0]
+            raise DivergedError(f"the model does not work: {fault['finding']} ({fault['why']}); try {fault['option']}")
         self._write_record()
 
     def _write_record(self) -> None:

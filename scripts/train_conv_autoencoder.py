@@ -10,6 +10,7 @@ if __name__ == "__main__" and sys._getframe().f_back is None and not sys.flags.s
     import early  # noqa: F401  before what takes a second to import
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -459,9 +460,16 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         source = settings["init_from"]
         run.record["init_from"] = {"file": str(source.absolute()), "sha256": model_hash(source)}
         run.record["init_from"]["trained_steps"] = model.trained_steps
+    tell(network_of(model))
     tell(plan_of(run.trainer))
     return run
 >>>>>>> c8b52f0 (Defaults that suit any image, and exit 5 for a model that does not work)
+
+
+def network_of(model: Autoencoder) -> str:
+    """One line: the convolutions as the options that give them."""
+    values = {"filters": model.conv_filters, "kernels": model.conv_kernels, "strides": model.conv_strides}
+    return "network " + " ".join(f"--{name} {' '.join(map(str, several))}" for name, several in values.items())
 
 
 def plan_of(trainer: Trainer) -> str:
@@ -469,8 +477,8 @@ def plan_of(trainer: Trainer) -> str:
     options, steps = trainer.options, trainer.options.epochs * trainer.batches
     minutes = steps * trainer.seconds_per_step() / 60
     time = f"{minutes:.0f} min" if minutes >= 1.5 else f"{60 * minutes:.0f} s"
-    of_all = f"{options.epochs} epochs, {steps:,} steps"
-    return f"{len(trainer.trained):,} images in batches of {options.batch_size}, {of_all}: about {time}"
+    images = f"{len(trainer.trained):,} images in batches of {options.batch_size} (--batch-size)"
+    return f"{images}, {options.epochs} epochs (--epochs), {steps:,} steps: about {time}"
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_what_is_given_is_kept_and_the_rest_follows(given, expected):
 @pytest.mark.parametrize("stride", [2, 3, (1, 2), (2, 3)])
 def test_a_kernel_is_a_multiple_of_its_stride(stride):
     """A transposed convolution with ones gives the same number everywhere inside: no grid."""
-    (kernel,) = network_for((60, 60, 1), (1,), None, (stride,) if isinstance(stride, int) else (stride,))[1]
+    (kernel,) = network_for((60, 60, 1), (1,), None, (stride,))[1]
     model = Autoencoder((60, 60, 1), (1,), None, (stride,))
     assert model.conv_kernels == (kernel,)
     layer = model.network.layers["decoder_conv_transpose_layer_1"]

@@ -25,7 +25,15 @@ from autoencoders.bounds import (
 )
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.features import Classifier, frechet_distance, load_classifier
-from autoencoders.metrics import active_units, largest_correlation, measure, pixel_std, prior_holes, table
+from autoencoders.metrics import (
+    active_units,
+    largest_correlation,
+    measure,
+    pixel_std,
+    prior_holes,
+    quick_figures,
+    table,
+)
 from autoencoders.mixture import Mixture
 from minigrad import Tensor
 from minigrad.serialize import DataError, load_state
