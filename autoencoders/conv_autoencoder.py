@@ -26,7 +26,7 @@ from minigrad.nn.summary import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
-from .dataset import as_data_error, class_labels, value_fault
+from .dataset import as_data_error, class_labels, did_you_mean, value_fault
 from .memory import check_size, least_size
 from .network import network_for
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
@@ -49,6 +49,27 @@ BATCH = 256  # images at a time outside training,
 BATCH_VALUES = 1 << 22  # of which large ones are fewer: so many numbers at a time
 BOUNDS = (-20.0, 10.0)  # of log_variance
 EDGE = 3.0  # before a bound, where log_variance bends
+
+
+# what other libraries call methods and arguments, and what they are here
+ELSEWHERE = {
+    "fit": "train(images, batch_size, num_epochs)",
+    "predict": "reconstruct(images)",
+    "forward": "reconstruct(images)",
+    "generate": "sample(count)",
+    "parameters": "network.parameters()",
+    "layers": "network.layers",
+    "state_dict": "network.state_dict()",
+    "load_state_dict": "network.load_state_dict(state)",
+    "save_weights": "save(folder)",
+    "load_weights": "load(folder)",
+    "lr": "learning_rate, an argument of compile",
+    "learning_rate": "learning_rate, an argument of compile",
+    "epochs": "num_epochs",
+    "validation_split": "validation",
+    "validation_data": "validation, a count or share of the images",
+    "verbose": "progress",
+}
 
 
 class Autoencoder:
@@ -134,6 +155,10 @@ class Autoencoder:
         self.learning_rate = 0.0
         self.optimizer: optim.Adam | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        hint = f"; use {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
+
     # ---- the network ----
 
     def _build_encoder(self) -> dict[str, nn.Module]:
@@ -216,8 +241,9 @@ class Autoencoder:
 
     # ---- training ----
 
-    def compile(self, learning_rate: float = 5e-4) -> None:
+    def compile(self, learning_rate: float = 5e-4, **others: Any) -> None:
         """Set the optimiser: Adam with this learning rate, a number."""
+        _refuse("compile", others)
         if callable(learning_rate):
             raise TypeError(
                 "compile: learning_rate must be a number; choose a schedule in train(..., schedule='cosine')"
@@ -228,8 +254,8 @@ class Autoencoder:
     def train(
         self,
         x_train: np.ndarray,
-        batch_size: int,
-        num_epochs: int,
+        batch_size: int = 128,
+        num_epochs: int = 8,
         *,
         labels: np.ndarray | None = None,
         folder: str | Path | None = None,
@@ -251,6 +277,7 @@ class Autoencoder:
                 of another run.
             KeyboardInterrupt: on Ctrl-C, after the step, with a checkpoint if there is a folder.
         """
+        _refuse("train", options, set(TrainingOptions.__dataclass_fields__) - {"epochs"})
         chosen = TrainingOptions(batch_size=batch_size, epochs=num_epochs, **options)
         return Trainer(
             self, x_train, chosen, labels=labels, folder=folder, callbacks=callbacks, progress=progress
@@ -706,6 +733,13 @@ class _LogVariance(nn.Module):
 
 def _constant(value: float, rng: Any, shape: tuple[int, ...], fan_in: int, fan_out: int) -> np.ndarray:
     return np.full(shape, value)
+
+
+def _refuse(where: str, given: dict[str, Any], known: set[str] | None = None) -> None:
+    """Raise TypeError for an argument that is not known, with what it is called here."""
+    for name in given.keys() - (known or set()):
+        hint = f"; use {ELSEWHERE[name]}" if name in ELSEWHERE else did_you_mean(name, known or ["learning_rate"])
+        raise TypeError(f"{where}: unknown argument {name!r}{hint}")
 
 
 def _is_size(value: Any) -> bool:

@@ -93,6 +93,11 @@ class Optimizer:
         moments: names and flat arrays of what the optimiser remembers between steps.
     """
 
+    def __new__(cls, *_: Any, **options: Any) -> Any:
+        if "lr" in options:
+            raise TypeError(f"{cls.__name__}: lr is called learning_rate here")
+        return super().__new__(cls)
+
     def __init__(self, parameters: Iterable[Tensor], learning_rate: Rate, moments: tuple[str, ...]) -> None:
         if not callable(learning_rate) and not 0 <= learning_rate < math.inf:
             raise ValueError(f"optimizer: learning_rate is {learning_rate} but must be a number >= 0")

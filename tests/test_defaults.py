@@ -16,7 +16,7 @@ from autoencoders.diagnosis import fatal
 from autoencoders.metrics import quick_figures
 from autoencoders.network import network_for
 from autoencoders.training import DivergedError
-from minigrad import Tensor
+from minigrad import Tensor, optim
 from minigrad.testing import gradcheck
 
 # ---- the network ----
@@ -187,3 +187,35 @@ def test_absurd_losses(losses, what):
     found = VAE((16, 16, 1)).absurd(losses)
     assert found is None if what is None else re.search(what, found)
     assert Autoencoder((16, 16, 1)).absurd({"reconstruction": 0.3}) is None
+
+
+# ---- words of other libraries ----
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        (lambda m: m.compile(lr=1e-3), "unknown argument 'lr'; use learning_rate"),
+        (lambda m: m.compile(learnin_rate=1e-3), "did you mean learning_rate"),
+        (lambda m: m.train(IMAGES, lr=1e-3), "unknown argument 'lr'; use learning_rate"),
+        (lambda m: m.train(IMAGES, epochs=3), "unknown argument 'epochs'; use num_epochs"),
+        (lambda m: m.train(IMAGES, verbose=0), "use progress"),
+        (lambda m: m.train(IMAGES, sede=0), "did you mean seed"),
+        (lambda m: m.fit(IMAGES), "no attribute 'fit'; use train"),
+        (lambda m: m.predict(IMAGES), "use reconstruct"),
+        (lambda m: m.unheard_of, "no attribute 'unheard_of'$"),
+        (lambda m: optim.Adam(m.network.parameters(), lr=1e-3), "lr is called learning_rate"),
+    ],
+)
+def test_words_of_other_libraries_get_a_hint(call, hint):
+    with pytest.raises((TypeError, AttributeError), match=hint):
+        call(VAE((16, 16, 1), 2, 3, 2))
+
+
+def test_layers_are_found_by_name_and_number():
+    network = VAE((16, 16, 1), 2, 3, 2).network
+    assert network[0] is network["encoder_conv_layer_1"] is network[:1][0] is next(iter(network))
+    assert network[-1] is network["decoder_conv_transpose_layer_1"]
+    for wrong, error in ((99, IndexError), ("nope", KeyError)):
+        with pytest.raises(error):
+            network[wrong]

@@ -214,13 +214,16 @@ class Sequential(Module):
     """
 
     def __init__(self, *modules: Module | dict[str, Module]) -> None:
-        if len(modules) == 1 and isinstance(modules[0], dict):
-            self.layers = modules[0]
-        else:
-            self.layers = {str(i): module for i, module in enumerate(modules)}  # type: ignore[misc]
+        only = modules[0] if len(modules) == 1 else None
+        named = only if isinstance(only, dict) else {str(i): module for i, module in enumerate(modules)}
+        self.layers: dict[str, Module] = named  # type: ignore[assignment]
 
     def children(self) -> Iterator[tuple[str, Module]]:
         yield from self.layers.items()
+
+    def __getitem__(self, key: Any) -> Any:
+        """A module by its name or number, or several in a list by a slice."""
+        return self.layers[key] if isinstance(key, str) else list(self.layers.values())[key]
 
     def forward(self, x: Any) -> Any:
         for layer in self.layers.values():
