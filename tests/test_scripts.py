@@ -31,7 +31,7 @@ from PIL import Image
 
 import autoencoders
 import minigrad.backend
-from autoencoders import cli, figures, runs
+from autoencoders import cli, diagnosis, figures, runs
 from autoencoders.cli import run_program
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.training import DivergedError, Trainer, latest_checkpoint
@@ -2004,3 +2004,33 @@ def test_a_recipe_is_an_option_file_that_everybody_has(name, call):
 
 def test_an_unknown_recipe_names_the_known_ones(call):
     call(TRAIN, "--config", "vae11").failed(3, "vae11", "the recipes are", *TRAIN.recipes())
+
+
+# ---- a model that does not work ----
+
+
+def test_a_model_that_does_not_work_is_exit_code_5(call, undrawn, monkeypatch):
+    """Training and evaluate.py agree. The run that was to be replaced is kept."""
+    assert call(TRAIN, *TINY, "--epochs", 1, "--out", "run").code == 0
+    monkeypatch.setattr(runs, "fatal", diagnosis.fatal)
+    done = call(TRAIN, *TINY, "--epochs", 1, "--seed", 1, "--overwrite", "--out", "run")
+    done.failed(5, "the model does not work: ", "--epochs 1000 for about 2,000", "run/.replaced-1")
+    assert record(Path("run"))["status"].startswith("failed: the model does not work")
+    assert call(EVALUATE, "--model-dir", "run").code == 0
+    assert "this is not a working VAE" in measured("run")["verdict"]
+    call(TRAIN, *TINY, "--out", "run").failed(1, "an unfinished run; use --overwrite")
+    assert call(TRAIN, *TINY, "--smoke", "--out", "smoke").code == 0
+
+
+def test_a_model_that_works_is_exit_code_0(call, undrawn, monkeypatch):
+    monkeypatch.setattr(runs, "fatal", diagnosis.fatal)
+    words = (*NETWORK, *SAMPLE, "--limit-train", 1000, "--lr", 0.01, "--epochs", 4, "--out", "run")
+    assert call(TRAIN, *words).code == 0
+    assert call(EVALUATE, "--model-dir", "run").code == 0
+    assert "this is not" not in measured("run")["verdict"]
+
+
+def test_an_absurd_loss_ends_a_training(call):
+    words = (*NETWORK, *SAMPLE, "--limit-train", 640, "--lr", 3, "--warmup-steps", 0, "--epochs", 9, "--out", "run")
+    call(TRAIN, *words).failed(5, "training diverged", "--lr 0.002 instead of 3")
+    assert "diverged" in record(Path("run"))["status"]
