@@ -394,17 +394,16 @@ def new_model(
     return Autoencoder(shape, *architecture, **named)
 
 
-<<<<<<< HEAD
 def reading_of(settings: dict[str, Any]) -> Reading:
     return Reading(**{name: settings[name] for name in Reading.__dataclass_fields__ if settings[name] is not None})
-=======
+
+
 def length_of(images: int, batch_size: int | None, epochs: int | None) -> tuple[int, int]:
     """(batch size, epochs) of a training on so many images: those that are given; or else, where there are few images,
     small batches and enough steps."""
     batch_size = batch_size or max(16, min(128, 2 ** int(math.log2(max(1, images / 40)))))
     batches = -(-images // batch_size)
     return batch_size, epochs or max(8, min(40, 480_000 // images), -(-STEPS // batches))
->>>>>>> c8b52f0 (Defaults that suit any image, and exit 5 for a model that does not work)
 
 
 def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, tell: Any) -> Any:
@@ -440,7 +439,7 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     if "init_from" in settings:
         tell(f"training {settings['init_from']} on, after {model.trained_steps} steps")
     tell(model.summary() if args.verbose else model.outline())
-    return start_run(
+    run = start_run(
         model,
         dataset,
         options,
@@ -454,22 +453,16 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         progress=not args.quiet,
         judged=not args.smoke,
     )
-<<<<<<< HEAD
-=======
-    if "init_from" in settings:
-        source = settings["init_from"]
-        run.record["init_from"] = {"file": str(source.absolute()), "sha256": model_hash(source)}
-        run.record["init_from"]["trained_steps"] = model.trained_steps
-    tell(network_of(model))
-    tell(plan_of(run.trainer))
+    if not args.quiet:
+        tell(network_of(model))
+        tell(plan_of(run.trainer))
     return run
->>>>>>> c8b52f0 (Defaults that suit any image, and exit 5 for a model that does not work)
 
 
 def network_of(model: Autoencoder) -> str:
     """One line: the convolutions as the options that give them."""
     values = {"filters": model.conv_filters, "kernels": model.conv_kernels, "strides": model.conv_strides}
-    return "network " + " ".join(f"--{name} {' '.join(map(str, several))}" for name, several in values.items())
+    return " ".join(f"--{name} {' '.join(map(str, several))}" for name, several in values.items())
 
 
 def plan_of(trainer: Trainer) -> str:
