@@ -470,8 +470,8 @@ def plan_of(trainer: Trainer) -> str:
     options, steps = trainer.options, trainer.options.epochs * trainer.batches
     minutes = steps * trainer.seconds_per_step() / 60
     time = f"{minutes:.0f} min" if minutes >= 1.5 else f"{60 * minutes:.0f} s"
-    images = f"{len(trainer.trained):,} images in batches of {options.batch_size} (--batch-size)"
-    return f"{images}, {options.epochs} epochs (--epochs), {steps:,} steps: about {time}"
+    images = f"{len(trainer.trained):,} images in batches of {options.batch_size}"
+    return f"{images}, {options.epochs} epochs: {steps:,} steps, about {time}"
 
 
 if __name__ == "__main__":

@@ -234,7 +234,9 @@ def test_a_finished_run_is_measured_and_drawn_with_its_own_seed(
     monkeypatch.setattr(runs, "draw", lambda *a, **k: seen.append((a, k)) or {})
     options = TrainingOptions(batch_size=8, epochs=1, seed=3)
     start_run(made, data, options, tmp_path, learning_rate=1e-3, progress=False).execute(lambda _: None)
-    assert json.loads((tmp_path / "run.json").read_text())["test"] == quick_figures(made, data.test_images, 3)
+    assert json.loads((tmp_path / "run.json").read_text())["test"] == quick_figures(
+        made, data.test_images, 3, train_images=data.train_images
+    )
     assert seen == [((made, data), {"seed": 3, "count": 48})]
 
 

@@ -445,11 +445,13 @@ def test_flags_reach_the_run_from_the_command_line_and_the_file(call):
         (60_000, "", 8, 200, 3752, 0.99),
         (100_000, "", 8, 200, 6256, 0.99),
         (20_000, "", 24, 200, 3768, 0.99),
-        (4_000, "", 40, 128, 1280, 0.99),
-        (60_000, "--limit-train 600", 40, 20, 200, 0.95),
-        (641, "--epochs 2", 2, 1, 12, 1 / 6),
-        (640, "--epochs 1 --batch-size 32", 1, 2, 20, 0.5),
-        (100, "--epochs 1 --batch-size 25", 1, 0, 4, 0.0),
+        (4_000, "", 40, 200, 2520, 0.99),
+        (1_350, "", 47, 200, 2021, 0.99),
+        (64, "", 500, 200, 2000, 0.99),
+        (60_000, "--limit-train 600", 53, 200, 2014, 0.99),
+        (641, "--epochs 2", 2, 41, 82, 36 / 41),
+        (640, "--epochs 1 --batch-size 32", 1, 10, 20, 0.5),
+        (100, "--epochs 1 --batch-size 25", 1, 2, 4, 0.0),
         (60_000, "--smoke --batch-size 100", 1, 0, 2, 0.0),
     ],
 )
@@ -472,7 +474,7 @@ def test_the_default_schedule_follows_the_number_of_images(
     ((model, options, used),) = seen
     assert (options.epochs, options.warmup_steps) == (epochs, warmup)
     assert options.epochs * -(-len(used) // options.batch_size) == steps
-    assert model.momentum == pytest.approx(momentum, abs=1e-12)
+    assert model.momentum == pytest.approx(momentum, abs=2e-4)
     assert model.momentum**steps < 5e-5
 
 
@@ -562,7 +564,7 @@ BAD_OPTIONS = [
     (2, ["--lr", "-1"], "--lr is -1"),
     (2, ["--strides", "0", "2"], "strides", "found 0"),
     (2, ["--strides", "-1", "2"], "strides", "found -1"),
-    (2, ["--strides", "2"], "strides", "2, 2 and 1"),
+    (2, ["--strides", "2", "1", "2"], "strides", "2, 2 and 3"),
     (2, ["--filters", "4"], "filters", "1, 2 and 2"),
     (2, ["--kernels", "3", "3", "3"], "kernels", "2, 3 and 2"),
     (2, ["--filters", "4", "0"], "filters", "(4, 0)"),
@@ -798,7 +800,7 @@ def test_a_picture_shows_the_first_of_very_many_classes(call, spied):
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_outputs_are_no_errors(closed):
-    words = [*TINY, "--epochs", "1", "--out", "run"]
+    words = [*TINY, "--smoke", "--out", "run"]
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

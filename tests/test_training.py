@@ -1777,7 +1777,9 @@ def test_the_record_of_a_run(tmp_path, array_file):
     assert record["options"] == asdict(run.trainer.options)
     assert record["data"]["content_hash"] == load_dataset(array_file).content_hash
     assert record["training_seconds"] == pytest.approx(sum(run.trainer.history["seconds"]))
-    assert record["test"] == quick_figures(run.trainer.model, run.dataset.test_images, seed=4)
+    assert record["test"] == quick_figures(
+        run.trainer.model, run.dataset.test_images, seed=4, train_images=run.dataset.train_images
+    )
     assert read_record(tmp_path / "nowhere") == {}
     for text, message in (("{", "cannot be read as JSON"), ("[]", "expected a JSON object, found list; remove")):
         (tmp_path / "run.json").write_text(text)
