@@ -57,17 +57,8 @@ FOLDERS = {"ae": "model", "vae": "variational/model"}
 GROUPS: dict[str, dict[str, Option]] = {
     "": {  # shown first
         "model": ("vae", str, "plain or variational autoencoder"),
-<<<<<<< HEAD
         "dataset": ("auto", str, "auto, fashion-mnist, mnist, a folder of images, or a file (.npz .npy .csv .h5 ...)"),
-        "epochs": (None, int, "passes over the training images (default: 8; up to 40 where there are few images)"),
-=======
-        "dataset": (
-            "auto",
-            str,
-            "auto, fashion-mnist, fashion-mnist-sample, mnist, a folder of images, or a file (.npz .npy .csv .h5 ...)",
-        ),
         "epochs": (None, int, "passes over the training images (default: 8, more where there are few images)"),
->>>>>>> a606eb0 (Defaults that suit any image, and exit 5 for a model that does not work)
         "latent-dim": (2, int, "dimensions of the latent space"),
     },
     "data": {
@@ -98,15 +89,7 @@ GROUPS: dict[str, dict[str, Option]] = {
         "batch-size": (None, int, "images per step (default: 128, fewer where there are few images)"),
         "lr": (2e-3, float, "Adam's learning rate; with the cosine schedule its peak"),
         "schedule": ("cosine", str, "of the learning rate: constant, or from --lr to 0"),
-<<<<<<< HEAD
-        "warmup-steps": (None, int, "steps in which --lr is reached from 0 (default: a tenth of all, at most 200)"),
-=======
-        "warmup-steps": (
-            None,
-            int,
-            "steps in which the learning rate rises from 0 (default: a tenth of all, 50 to 200)",
-        ),
->>>>>>> a606eb0 (Defaults that suit any image, and exit 5 for a model that does not work)
+        "warmup-steps": (None, int, "steps in which --lr is reached from 0 (default: a tenth of all, 50 to 200)"),
         "clip-norm": (None, float, "limit of the gradient's norm (default: none)"),
         "patience": (None, int, "stop after this many epochs without a better validation loss (default: never)"),
         "save-every": (0, int, "steps between checkpoints, besides one after each epoch"),
