@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
+from minigrad.backend.pool import free_memory
 from minigrad.serialize import DataError, read_file
 
 from .dataset import MAX_BYTES, Dataset, Reading, as_data_error, fault, listed, printable, split_order
@@ -270,6 +271,10 @@ def _read_pictures(
         if len(sizes) > 1:
             continue
         if pixels.shape[2] > images.shape[3]:  # the first, or the first in colour
+            size = len(paths) * pixels.nbytes
+            if size > MAX_BYTES and (free := free_memory()) is not None and size > free:
+                what = f"memory for {len(paths)} pictures of {pixels.shape[1]} x {pixels.shape[0]}"
+                raise fault(folder, what, f"{size / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB; give --image-size 64")
             grey, images = images, np.empty((len(paths), *pixels.shape), np.uint8)
             if len(grey):
                 images[...] = grey
@@ -315,8 +320,8 @@ def read_picture(
         with contextlib.suppress(Exception):
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
         size = image.size[::-1] if turned else image.size
-        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
-        grey = grey if reading.grayscale is None else reading.grayscale
+        colourless = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+        grey = colourless if reading.grayscale is None else reading.grayscale
         if not decode:
             return np.broadcast_to(np.uint8(0), (*size[::-1], 1 if grey else 3)), []
         if reading.image_size:
@@ -333,6 +338,8 @@ def read_picture(
             done += ["transparency in {} of them laid on white"] if alpha.getextrema()[0] < 255 else []
             image = Image.new(mode, both.size, "white")
             image.paste(both.convert(mode), mask=alpha)
+        if reading.grayscale and not colourless:
+            done.append("{} of them turned to grey")
         pixels = reading.fit(image.convert(mode))
         if pixels.shape[1::-1] != size:
             done.append(f"{{}} of them resized and cropped to {pixels.shape[1]} x {pixels.shape[0]}")

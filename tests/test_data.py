@@ -2000,6 +2000,7 @@ def test_images_turn_grey_as_the_eye_sees_them_and_grey_ones_coloured(tmp_path: 
         grey = load_dataset(tmp_path / name, grayscale=True).train_images
         assert grey.shape[1:] == (6, 6, 1)
         assert np.allclose(grey, 0.299 * 200 + 0.587 * 100 + 0.114 * 50, atol=0.6)
+        assert "grey" in load_dataset(tmp_path / name, grayscale=True).source
     np.save(tmp_path / "grey.npy", colours[..., 0])
     assert load_dataset(tmp_path / "grey.npy", grayscale=False).train_images.shape[1:] == (6, 6, 3)
     np.save(tmp_path / "many.npy", np.zeros((9, 8, 8, 6), np.uint8) + 200)
@@ -2028,6 +2029,18 @@ def test_pictures_of_several_sizes_are_counted_and_the_advice_helps(tmp_path: Pa
     assert load_dataset(tmp_path, image_size=size, skip_broken=True).train_images.shape == (7, size, size, 3)
     with pytest.raises(DataError, match=found.replace("5.png, 6.png", "row 6, row 7")):
         load_dataset(write_parquet(tmp_path / "x.parquet", image=list(files.values())))
+
+
+def test_a_folder_that_takes_more_than_the_free_memory_is_refused_at_once(tmp_path: Path, monkeypatch) -> None:
+    put_files(tmp_path, {f"{name}.png": encoded(np.zeros((90, 80), np.uint8), "png") for name in "ab"})
+    monkeypatch.setattr(own_images, "MAX_BYTES", 1000)
+    monkeypatch.setattr(own_images, "free_memory", lambda: 14_399)
+    with pytest.raises(
+        DataError, match=r"memory for 2 pictures of 80 x 90: expected 0.0 GiB, .*; give --image-size 64$"
+    ):
+        load_dataset(tmp_path)
+    monkeypatch.setattr(own_images, "free_memory", lambda: 14_400)
+    load_dataset(tmp_path)
 
 
 def test_broken_files_are_left_out_as_if_they_were_not_there(tmp_path: Path) -> None:
