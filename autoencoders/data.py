@@ -149,10 +149,11 @@ def load_dataset(
             dataset = _load_own(path, reading, progress)
     with as_data_error(name):
         train, test = reading.apply(dataset.train_images), reading.apply(dataset.test_images)
-    source = dataset.source
-    if train.shape != dataset.train_images.shape:
-        _, height, width, channels = train.shape
-        source += f"; resized and cropped to {width} x {height}, {'grey' if channels == 1 else 'colour'}"
+    source, (_, height, width, channels) = dataset.source, train.shape
+    if dataset.train_images.shape[1:3] != (height, width):
+        source += f"; resized and cropped to {width} x {height}"
+    if dataset.train_images.shape[3] != channels:
+        source += f"; turned to {'grey' if channels == 1 else 'colour'}"
     return replace(dataset, train_images=train, test_images=test, source=source, reading=reading)
 
 

@@ -91,10 +91,7 @@ class Blocks:
 
 def array_files(folder: Path) -> list[Path]:
     """The files of arrays in a folder, or else those in its sub-folders."""
-    for pattern in ("*", "*/*"):
-        if found := sorted(path for path in folder.glob(pattern) if is_array_file(path)):
-            return found
-    return []
+    return sorted(filter(is_array_file, folder.glob("*"))) or sorted(filter(is_array_file, folder.glob("*/*")))
 
 
 def is_array_file(path: Path) -> bool:

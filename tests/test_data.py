@@ -2263,6 +2263,25 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_dataset(write_parquet(path, image=files))
 
 
+@pytest.mark.parametrize("kind", ["csv", "h5", "parquet"])
+def test_loading_a_table_takes_the_memory_of_the_images_once(tmp_path: Path, monkeypatch, kind: str) -> None:
+    path, images = tmp_path / f"x.{kind}", np.full((20_000, 64), 200, np.uint8)
+    if kind == "csv":
+        path.write_bytes((",".join(["200"] * 64) + "\n").encode() * 20_000)
+    elif kind == "h5":
+        with pytest.importorskip("h5py").File(path, "w") as file:
+            file["x"] = images
+    else:
+        write_parquet(path, **{f"p{i}": images[:, i] for i in range(64)})
+    monkeypatch.setattr(own_arrays, "CHUNK", 10_000)
+    tracemalloc.start()
+    try:
+        load_dataset(path)
+        assert tracemalloc.get_traced_memory()[1] < images.nbytes + 900_000
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(("name", "library"), [("x.h5", "h5py"), ("x.parquet", "pyarrow")])
 def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch, name: str, library: str) -> None:
     monkeypatch.setitem(sys.modules, library, None)
