@@ -1787,7 +1787,7 @@ def test_single_pictures_are_reconstructed_without_a_data_set(call, trained, mon
     shutil.copytree(trained(), "run")
     done = call(GENERATE, "--model-dir", "run", "--image", face, "a ü/b/3.png")
     assert (done.code, done.err) == (0, "")
-    assert f"{face}: resized and cropped to 28 x 28" in done.out
+    assert f"{face}: turned to grey, resized and cropped to 28 x 28" in done.out
     before = content(Path("run"))
     call(GENERATE, "--model-dir", "run", "--image", "a ü/b/broken.jpg").failed(3, "a ü/b/broken.jpg: cannot identify")
     call(GENERATE, "--model-dir", "run", "--image", "a ü").failed(3, "a ü: kind: expected a file, found a folder")
