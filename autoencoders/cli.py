@@ -54,7 +54,11 @@ _host = ExitStack()  # what the last of them puts back
 COLOURS = {"error": 31, "warning": 33}  # red and yellow
 LONGEST, MOST_LETTERS = 1000, 10_000  # of an error and of a line: what it quotes can be a whole file
 
-Option = tuple[Any, Any, str]  # default, type (list: of whole numbers; bool: a flag), help
+# default, type (list: of whole numbers; bool: a flag; or what makes a number of a text), help
+Option = tuple[Any, Any, str]
+METAVARS = {"encode": "FILE", "config": "FILE", "init-from": "RUN"} | dict.fromkeys(
+    ("out", "model-dir", "data-dir", "test-dir"), "DIR"
+)
 COMPUTING: dict[str, Option] = {
     "backend": ("auto", str, "kernels"),
     "threads": (None, int, "CPU threads (default: the cores this process may use)"),
@@ -66,6 +70,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "likelihood": ("bernoulli", "gaussian", "gaussian-learned"),
     "precision": PRECISIONS,
     "backend": ("auto", *KERNELS["cpu"], "cuda"),
+    "format": ("png", "npz"),
 }
 LIMITS: dict[str, tuple[float, float]] = {"threads": (1, MOST_THREADS), "limit-train": (1, math.inf)}
 # options of other programs
@@ -355,22 +360,31 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, coloured(text, sys.stderr) if sys.stderr else text)
 
 
-def add_options(group: Any, options: dict[str, Option]) -> None:
-    """Add options of a table to a parser or a group of it. One that is not typed is None."""
+def add_options(group: Any, options: dict[str, Option], keep: bool = False) -> None:
+    """Add options of a table to a parser or a group of it. One that is not typed is None, or its default with keep."""
     for name, (default, kind, about) in options.items():
         if default is not None:
             about += f" (default: {' '.join(map(str, default)) if kind is list else default})"
+        default = default if keep else None
         if kind is bool:
-            group.add_argument(f"--{name}", action="store_true", default=None, help=about)
+            group.add_argument(f"--{name}", action="store_true", default=False if keep else None, help=about)
             continue
-        if kind in (int, float, list):
-            of_text: Any = number(float if kind is float else int, *LIMITS.get(name, ()))
-            shown = "X" if kind is float else "N"
-        else:
-            choices = CHOICES.get(name)
-            of_text = one_of(choices) if choices else text
-            shown = f"{{{','.join(choices)}}}" if choices else name.rpartition("-")[2].upper()
-        group.add_argument(f"--{name}", type=of_text, nargs="+" if kind is list else None, metavar=shown, help=about)
+        choices = CHOICES.get(name)
+        of_text = {
+            int: number(int, *LIMITS.get(name, ())),
+            list: number(int),
+            float: number(float),
+            str: one_of(choices) if choices else text,
+        }.get(kind, kind)
+        shown = "X" if kind is float else "N" if kind is not str else METAVARS.get(name, name.upper())
+        group.add_argument(
+            f"--{name}",
+            type=of_text,
+            default=default,
+            nargs="+" if kind is list else None,
+            metavar=f"{{{','.join(choices)}}}" if choices else shown,
+            help=about,
+        )
 
 
 def recipes() -> list[str]:
@@ -378,13 +392,15 @@ def recipes() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in RECIPES.iterdir() if file.name.endswith(".toml"))
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, images: str, seed: str) -> None:
-    """--model-dir, --seed, --dataset and --data-dir of the programs that use a saved model."""
-    place = "a trained model's folder (default: %(default)s)"
-    parser.add_argument("--model-dir", metavar="DIR", type=text, default="variational/model", help=place)
-    parser.add_argument("--seed", metavar="N", type=number(least=0), default=0, help=f"{seed} (default: %(default)s)")
-    parser.add_argument("--dataset", metavar="DATASET", type=text, help=f"{images} (default: the data set of the run)")
-    parser.add_argument("--data-dir", metavar="DIR", type=text, help="folder of its files (default: that of the run)")
+def add_model_options(parser: argparse.ArgumentParser, options: dict[str, Option], *, images: str, seed: str) -> None:
+    """--model-dir, what is done with the model, and which images and random numbers it gets."""
+    add_options(parser, {"model-dir": ("variational/model", str, "a trained model's folder"), **options}, keep=True)
+    data: dict[str, Option] = {
+        "dataset": (None, str, f"{images} (default: the data set of the run)"),
+        "data-dir": (None, str, "folder of its files (default: that of the run)"),
+        "seed": (0, number(least=0), seed),
+    }
+    add_options(parser.add_argument_group("data"), data, keep=True)
 
 
 def model_of(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Autoencoder, Path, Callable[[], None]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import autoencoders
 from autoencoders.cli import (
+    Option,
     Output,
     Parser,
     add_common_options,
@@ -25,7 +26,6 @@ from autoencoders.cli import (
     number,
     run_program,
     run_script,
-    text,
     use_backend,
 )
 from autoencoders.conv_autoencoder import folder_of
@@ -53,6 +53,13 @@ from minigrad.serialize import DataError, write_atomically
 MOST_IW_SAMPLES = 1_000_000  # an image: a day of work, and the bound has long stopped moving
 
 
+WRITTEN: dict[str, Option] = {
+    "out": (None, str, "folder for what is written (default: --model-dir)"),
+    "overwrite": (None, bool, "replace files in --out that no run has made"),
+    "iw-samples": (0, number(int, 0, MOST_IW_SAMPLES), "per image for iw_nll, a tighter bound; 500 take minutes"),
+}
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         __doc__,
@@ -60,17 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         "python scripts/evaluate.py --model-dir runs/vae10 --out results/vae10",
         prog=Path(__file__).name,
     )
-    add_model_options(parser, images="images to measure on", seed="of the latent noise and the samples")
-    parser.add_argument("--out", metavar="DIR", type=text, help="folder for what is written (default: --model-dir)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files in --out that no run has made")
-    parser.add_argument(
-        "--iw-samples",
-        metavar="K",
-        type=number(int, 0, MOST_IW_SAMPLES),
-        default=0,
-        help="importance samples per image for iw_nll, a tighter bound on the likelihood; 500 take minutes "
-        "(default: 0, not measured)",
-    )
+    add_model_options(parser, WRITTEN, images="images to measure on", seed="of the latent noise and the samples")
     add_common_options(parser)
     return parser
 

@@ -17,6 +17,7 @@ import autoencoders
 from autoencoders import figures
 from autoencoders.bounds import latents_of
 from autoencoders.cli import (
+    Option,
     Output,
     Parser,
     UsageError,
@@ -25,10 +26,8 @@ from autoencoders.cli import (
     data_of_model,
     model_of,
     number,
-    one_of,
     run_program,
     run_script,
-    text,
     use_backend,
 )
 from autoencoders.conv_autoencoder import folder_of
@@ -50,6 +49,21 @@ from minigrad.serialize import DataError, numbered
 
 MOST_SAMPLES, MOST_SINGLES = 1000, 100_000  # that one picture can hold, and that --format writes
 
+DRAWN: dict[str, Option] = {
+    "out": (None, str, "folder for the pictures (default: figures in --model-dir)"),
+    "overwrite": (None, bool, "replace pictures in --out that no run has made"),
+    "samples": (48, number(int, 1, MOST_SINGLES), "new images to draw, rounded up to as many of every class"),
+    "class": (None, str, "draw new images of this class, a name or number, with a conditional model (default: all)"),
+    "format": (None, str, "write new images also as --out/samples/0001.png and so on, or samples.npz (default: no)"),
+    "encode": (None, str, ".csv or .npz file for the latents of the test images, or of all --dataset (default: no)"),
+    "mixture-components": (
+        None,
+        number(int, 1),
+        "Gaussians to fit to an ae's latents for new images (default: saved)",
+    ),
+    "show": (None, bool, "open the pictures in windows as well"),
+}
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
@@ -58,18 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         'python scripts/generator.py --model-dir runs/cvae --class "Ankle boot"',
         prog=Path(__file__).name,
     )
-    add_model_options(parser, images="images to encode", seed="of all choices")
-    parser.add_argument(
-        "--out", metavar="DIR", type=text, help="folder for the pictures (default: figures in --model-dir)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures in --out that no run has made")
-    parser.add_argument(
-        "--samples",
-        metavar="N",
-        type=number(int, 1, MOST_SINGLES),
-        default=48,
-        help="new images to draw, rounded up to as many of every class (default: %(default)s)",
-    )
+    add_model_options(parser, DRAWN, images="images to encode", seed="of all choices")
     parser.add_argument(
         "--image",
         metavar="FILE",
@@ -77,33 +80,6 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         help="reconstruct these picture files, and draw nothing else (default: draw samples and test images)",
     )
-    parser.add_argument(
-        "--format",
-        metavar="png|npz",
-        type=one_of(("png", "npz")),
-        help="write the new images also as samples/0001.png and so on, or samples.npz, in --out (default: neither)",
-    )
-    parser.add_argument(
-        "--encode",
-        metavar="FILE",
-        type=text,
-        help="a .csv or .npz file: draw nothing, but write the latents of the test images, or of all images of "
-        "--dataset (default: draw)",
-    )
-    parser.add_argument(
-        "--class",
-        dest="class_name",
-        metavar="CLASS",
-        help="draw new images of this class, a name or number, with a conditional model (default: of every class)",
-    )
-    parser.add_argument(
-        "--mixture-components",
-        metavar="N",
-        type=number(int, 1),
-        help="Gaussians that are fitted now to the latents of a plain autoencoder, to draw new images from, and saved "
-        "in --model-dir (default: those saved there, if any)",
-    )
-    parser.add_argument("--show", action="store_true", help="open the pictures in windows as well")
     add_common_options(parser)
     return parser
 
@@ -147,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         generates = isinstance(model, autoencoders.VAE)
         if generates and args.mixture_components is not None:
             raise UsageError("--mixture-components belongs to a plain autoencoder; a vae draws from its prior")
-        label = None if args.class_name is None else class_number(model, args.class_name)
+        label = None if vars(args)["class"] is None else class_number(model, vars(args)["class"])
         if args.image:
             if model.classes and label is None:
                 raise UsageError("--image needs the --class of the pictures with a conditional model")

@@ -39,7 +39,6 @@ from autoencoders.cli import (
     recipes,
     run_program,
     run_script,
-    text,
 )
 from autoencoders.conv_autoencoder import folder_of, source_of
 from autoencoders.data import NAMES, Dataset, load_dataset
@@ -96,6 +95,16 @@ GROUPS: dict[str, dict[str, Option]] = {
         "seed": (0, int, "of weights, shuffle, noise and split"),
     },
 }
+RUN: dict[str, Option] = {
+    "out": (None, str, "the run's folder (default: model, or variational/model for vae)"),
+    "resume": (None, bool, "go on with the run in --out, with its own options"),
+    "finish": (None, bool, "make the model of the run in --out as far as it got"),
+    "init-from": (None, str, "saved model to train on (default: a new one)"),
+    "overwrite": (None, bool, "replace the run in --out"),
+    "smoke": (None, bool, "two batches through every stage, to see that all works"),
+    "config": (None, str, f"options from a TOML file, or a recipe ({', '.join(recipes())}); those typed here win"),
+    "tensorboard": (None, bool, "write events for TensorBoard into the run's folder"),
+}
 OPTIONS = {name: option for group in (*GROUPS.values(), COMPUTING) for name, option in group.items()}
 # arguments of the library that are options of another name
 RENAMED = {
@@ -119,20 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=Path(__file__).name,
     )
     add_options(parser, GROUPS[""])
-    place = "the run's folder (default: model, or variational/model for vae)"
-    parser.add_argument("--out", metavar="DIR", type=text, help=place)
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
-    parser.add_argument("--finish", action="store_true", help="make the model of the run in --out as far as it got")
-    parser.add_argument("--init-from", metavar="RUN", type=text, help="saved model to train on (default: a new one)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument("--smoke", action="store_true", help="two batches through every stage, to see that all works")
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        type=text,
-        help=f"options from a TOML file, or from a recipe ({', '.join(recipes())}); those typed here win",
-    )
-    parser.add_argument("--tensorboard", action="store_true", help="write events for TensorBoard into the run's folder")
+    add_options(parser, RUN, keep=True)
     for title, options in GROUPS.items():
         if title:
             add_options(parser.add_argument_group(title), options)
@@ -246,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             if settings["model"] == "ae" and (refused := given & VAE_ONLY):
                 raise UsageError(f"--{min(refused).replace('_', '-')} belongs to --model vae")
-            run = new_run(settings, args, folder, command, console.tell)
+            run = new_run(settings, args, folder, command, console)
         run.trainer.capture = not args.no_capture
         if args.memory_limit is not None:
             if run.trainer.k.on_host:
@@ -389,8 +385,9 @@ def length_of(images: int, batch_size: int | None, epochs: int | None) -> tuple[
     return batch_size, epochs or max(8, min(40, 480_000 // images), -(-STEPS // batches))
 
 
-def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, tell: Any) -> Any:
+def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, console: Output) -> Any:
     """A run from settings."""
+    tell = console.prose
     overwrite = args.overwrite or (args.smoke and not args.out)
     check_settings(settings)
     check_folder(folder, overwrite)
@@ -421,7 +418,7 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / steps)), dataset)
     if "init_from" in settings:
         tell(f"training {settings['init_from']} on, after {model.trained_steps} steps")
-    tell(model.summary() if args.verbose else model.outline())
+    console.tell(model.summary() if args.verbose else model.outline())
     run = start_run(
         model,
         dataset,

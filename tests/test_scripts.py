@@ -306,15 +306,16 @@ def test_a_terminal_of_80_columns_is_enough():
     termios.tcsetwinsize(its_end, (24, 80))
     command = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
     seen = b""
-    with subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end) as process:
+    plain = {**os.environ, "TERM": "dumb"}
+    with subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end, env=plain) as process:
         os.close(its_end)
         with suppress(OSError):  # the end
             while part := os.read(terminal, 1000):
                 seen += part
         os.close(terminal)
-        assert process.wait(60) == 0, seen
+        assert process.wait(60) in (0, 5), seen  # so short a training may give a model that does not work
     shown = [line.rstrip() for line in re.split(r"[\r\n]+", seen.decode())]
-    assert max(len(line) for line in shown if str(SCRIPTS) not in line) <= 80
+    assert max(len(line) for line in shown if str(SCRIPTS) not in line and not line.startswith("error:")) <= 80
     bars = [line for line in shown if line.endswith(" images/s")]
     assert all(re.match(r"epoch [1-9]/9  loss .{7} .* +\d+% +[\d:?]+ left ", bar) for bar in bars), bars
     assert len(bars) >= 2
@@ -1624,8 +1625,10 @@ def test_a_conditional_model_draws_a_row_for_each_class_or_one_class(call, train
 
 def test_a_class_that_the_model_does_not_know(call, trained):
     words = ("--model-dir", trained("vae", 2, "--conditional"), "--out", "drawn")
-    for wrong in ("Boot", "10", "-1", ""):
+    for wrong in ("Boot", "10", "-1"):
         call(GENERATE, *words, f"--class={wrong}").failed(2, f"'{wrong}'", "T-shirt/top, Trouser", "Bag, Ankle boot")
+    call(GENERATE, *words, "--class=").failed(2, "--class is empty")
+    call(GENERATE, *words, "--class=ankel boot").failed(2, "did you mean Ankle boot?")
     call(GENERATE, "--model-dir", trained(), "--class", "Bag").failed(2, "--class needs a conditional model")
     assert os.listdir() == []
 
