@@ -22,6 +22,7 @@ from autoencoders.data import Dataset
 from autoencoders.metrics import FIGURES, nearest, quick_figures
 from autoencoders.mixture import Mixture
 from autoencoders.runs import draw, own_files, resume_run, save_pictures, start_run, trained_on
+from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
 NAMES = ("<b>bags</b>", "A & B", "$x_1$")
@@ -100,6 +101,9 @@ def test_a_picture_shows_after_every_epoch_what_is_learnt(
     np.testing.assert_array_equal(
         last[1], made.reconstruct(data.train_images[shown], labels=data.train_labels[shown])[0]
     )
+    if bands == 3:
+        z, classes = generator(0, "progress").standard_normal((20, 3)), np.arange(20) % 3
+        np.testing.assert_array_equal(last[2], made.decode(z, labels=classes))
     with Image.open(tmp_path / "run" / film.PROGRESS_FILE) as picture:
         assert np.asarray(picture.convert("L")).std() > 1
 

@@ -801,14 +801,10 @@ def test_a_callback_stops_a_run_cleanly_and_it_can_go_on(tmp_path, event, after,
         assert_same(outcome(trainer), unbroken("vae", minigrad.use().kernels, tmp_path))
 
 
-def test_a_stopped_training_without_a_folder_has_the_weights_of_its_last_step():
-    whole, stopped = compiled(), compiled()
-    whole.train(pictures(), COUNT, 3, progress=False)
-    history = stopped.train(pictures(), COUNT, 9, callbacks=[Stop("on_batch_end", 3)], progress=False)
-    assert weights(stopped) == weights(whole)
-    assert len(history) == 3
-    stopped.train(pictures(), COUNT, 1, progress=False)
-    assert stopped.trained_steps == 4, "the next training is not stopped"
+def test_a_stopped_trainer_goes_on_where_it_was(tmp_path):
+    trainer = trainer_of("plain", tmp_path / "run", [Stop("on_batch_end", 8)])
+    assert [len(trainer.run()), len(trainer.run())] == [2, 3]
+    assert_same(outcome(trainer), unbroken("plain", minigrad.use().kernels, tmp_path))
 
 
 @pytest.mark.parametrize("stops", [(1,), (3,), (6,), (7,), (9,), (17,), (18,), (2, 8), (5, 6, 7, 13)], ids=str)
