@@ -52,6 +52,7 @@ def fatal(figures: Figures) -> list[Finding]:
     """Those of the findings that make a model useless. They need what `metrics.quick_figures` measures."""
     if figures["image_std"] < ALIKE:
         return []
+    figures = {"kl": None, "active_units": None, "log_variance_per_dim": None, **figures}  # if it is no VAE
     return [finding for rule in FATAL if (finding := rule(figures))]
 
 

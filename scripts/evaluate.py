@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         __doc__,
         "python scripts/evaluate.py --model-dir variational/model",
         "python scripts/evaluate.py --model-dir runs/vae10 --out results/vae10",
-        prog=Path(__file__).name,
+        prog="evaluate.py",
     )
     add_model_options(parser, WRITTEN, images="images to measure on", seed="of the latent noise and the samples")
     add_common_options(parser)

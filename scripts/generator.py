@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         __doc__,
         "python scripts/generator.py --model-dir runs/vae10 --samples 100 --seed 7",
         'python scripts/generator.py --model-dir runs/cvae --class "Ankle boot"',
-        prog=Path(__file__).name,
+        prog="generator.py",
     )
     add_model_options(parser, DRAWN, images="images to encode", seed="of all choices")
     parser.add_argument(

@@ -125,7 +125,7 @@ def build_parser() -> argparse.ArgumentParser:
         "python scripts/train_conv_autoencoder.py --latent-dim 10 --out runs/vae10",
         "python scripts/train_conv_autoencoder.py --out runs/vae10 --resume",
         "python scripts/train_conv_autoencoder.py --dataset images/ --out runs/mine",
-        prog=Path(__file__).name,
+        prog="train_conv_autoencoder.py",
     )
     add_options(parser, GROUPS[""])
     add_options(parser, RUN, keep=True)

@@ -2029,9 +2029,10 @@ def test_a_model_that_does_not_work_is_exit_code_5(call, undrawn, monkeypatch):
     assert call(TRAIN, *TINY, "--smoke", "--out", "smoke").code == 0
 
 
-def test_a_model_that_works_is_exit_code_0(call, undrawn, monkeypatch):
+@pytest.mark.parametrize("kind", ["vae", "ae"])
+def test_a_model_that_works_is_exit_code_0(kind, call, undrawn, monkeypatch):
     monkeypatch.setattr(runs, "fatal", diagnosis.fatal)
-    words = (*NETWORK, *SAMPLE, "--limit-train", 1000, "--lr", 0.01, "--epochs", 4, "--out", "run")
+    words = (*NETWORK, *SAMPLE, "--limit-train", 1000, "--lr", 0.01, "--epochs", 4, "--model", kind, "--out", "run")
     assert call(TRAIN, *words).code == 0
     assert call(EVALUATE, "--model-dir", "run").code == 0
     assert "this is not" not in measured("run")["verdict"]

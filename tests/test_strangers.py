@@ -58,6 +58,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(place)
         patch.setattr(runs, "draw", lambda *_, **__: {})
         patch.setattr(runs, "save_pictures", lambda *_: [])
+        patch.setattr(runs, "fatal", lambda figures: [])
         assert TRAIN.main([*TINY, "--model", "ae", "--out", "run"]) == 0
     return place
 
@@ -71,6 +72,7 @@ def run(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored_b
     monkeypatch.setattr("autoencoders.report.draw", lambda *_, **__: {})
     monkeypatch.setattr("autoencoders.report.close_ups", lambda *_, **__: {})
     monkeypatch.setattr(EVALUATE, "measure", measure)
+    monkeypatch.setattr(runs, "fatal", lambda figures: [])  # no model of a few steps works
     monkeypatch.setattr(autoencoders.figures, "film_frame", lambda *_: None)
     monkeypatch.setattr(autoencoders.figures, "pixels", lambda _: np.zeros((8, 8, 3), np.uint8))
     shutil.copytree(shelf / "run", "run")
