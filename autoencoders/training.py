@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 Array = Any
 FETCH_EVERY = 10  # steps between readings of the losses from the device
 KEPT_CHECKPOINTS = 3
+LINES = 50  # about as many epochs of a long training get a line
 CHECKPOINT = "checkpoints/step-{:08d}.safetensors"
 CHECKPOINTS = "checkpoints/step-*.safetensors"  # with digits; other names are copies that somebody keeps
 LOCK_FILE = ".lock"
@@ -383,7 +384,7 @@ class Trainer:
         labels: the class of each image (N,), which a conditional model needs and others ignore.
         folder: for checkpoints and logs; None: no files.
         callbacks: hear of what happens.
-        progress: show a bar (only on a terminal) and a line an epoch. (The attribute is the run's `Progress`.)
+        progress: show a bar (only on a terminal) and lines about epochs. (The attribute is the run's `Progress`.)
         data: what describes the images (name, content hash), for the record.
         signals: those that end the run after the step, with a checkpoint if there is a folder.
 
@@ -812,7 +813,7 @@ class Trainer:
         self._call("on_epoch_end")
         self._track_best(row)
         self.save_checkpoint()
-        if self.show:
+        if self.show and (p.epoch == self.options.epochs or not p.epoch % max(1, self.options.epochs // LINES)):
             self.bar.clear()
             try:
                 print(epoch_line(row, self.options.epochs), flush=True)
