@@ -194,7 +194,8 @@ class Run:
         found = fatal({**self.record["test"], "model": model.config, "training": self.record["training"]})
         if self.judged and found:
             fault = found[0]
-            raise DivergedError(f"the model does not work: {fault['finding']} ({fault['why']}); try {fault['option']}")
+            more = fault["option"] if self.trainer.trained_enough else "--resume, which trains on"
+            raise DivergedError(f"the model does not work: {fault['finding']} ({fault['why']}); try {more}")
         self._write_record()
 
     def _write_record(self) -> None:
@@ -232,7 +233,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         return
     status = str(read_record(folder).get("status"))
     finished = status == "finished"
-    broken = "diverged" in status or "does not work" in status  # it would be again
+    broken = ("diverged" in status or "does not work" in status) and "--resume" not in status  # it would be again
     resumable = latest_checkpoint(folder) and not finished and not broken
     advice = "--resume to go on with it, --finish to make its model now, " if resumable else ""
     raise FileExistsError(

@@ -251,8 +251,9 @@ def main(argv: list[str] | None = None) -> int:
         started.append(run)
         run.verbose = args.verbose
         run.trainer.callbacks = [*run.trainer.callbacks, *callbacks]
-        console.line(f"all files go to {folder}{os.sep}; after every epoch look at")
-        console.line(f"  {folder / PROGRESS_FILE}")
+        if not args.finish:
+            console.line(f"all files go to {folder}{os.sep}; after every epoch look at")
+            console.line(f"  {folder / PROGRESS_FILE}")
         run.execute(console.line)
         console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
         console.line(f"look at {folder / 'figures'}{os.sep}; then measure the model or draw more:")

@@ -1412,6 +1412,13 @@ def test_an_interrupted_run_is_used_finished_and_resumed(steps, words, place, ca
     assert (weights(folder), losses(folder)) == (weights(Path("whole")), losses(Path("whole")))
 
 
+def test_a_run_that_is_finished_too_early_can_go_on(call, begun, monkeypatch):
+    folder = begun(1)
+    monkeypatch.setattr(runs, "fatal", diagnosis.fatal)
+    call(TRAIN, "--out", folder, "--finish").failed(5, "the model does not work", "try --resume, which trains on")
+    call(TRAIN, *TINY, "--out", folder).failed(1, "an unfinished run; use --resume to go on with it, --finish")
+
+
 def test_what_a_resumed_run_cannot_do_names_the_command_that_does(call, begun, undrawn):
     begun(4, folder="runs/cosine")
     done = call(TRAIN, "--out", "runs/cosine", "--resume", "--epochs", 9)
