@@ -162,14 +162,12 @@ def _npz(path: Path, limit: int) -> Arrays:
         with zipfile.ZipFile(path) as archive, archive.open(member) as stream:
             yield stream
 
-    found: Arrays = {}
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            name, suffix = member.filename[:-4], member.filename[-4:]
-            if suffix == ".npy":
-                where = f"{path}: {printable(name)}"
-                found[name] = _npy_array(where, partial(opened, member), member.file_size, limit)
-    return found
+        members = {x.filename[:-4]: x for x in archive.infolist() if x.filename.endswith(".npy")}
+    return {
+        name: _npy_array(f"{path}: {printable(name)}", partial(opened, member), member.file_size, limit)
+        for name, member in members.items()
+    }
 
 
 def _npy_array(where: str, opened: Callable[[], Any], size: int, limit: int) -> Array:
@@ -204,7 +202,8 @@ def _hdf5(path: Path, limit: int) -> Arrays:
         raise fault(path, "format", "HDF5 (of MATLAB files that of save -v7.3)", "another one")
 
     @contextlib.contextmanager
-    def numbers(where: str, name: str) -> Iterator[Numbers]:
+    def numbers(name: str) -> Iterator[Numbers]:
+        where = f"{path}: {printable(name)}"
         with as_data_error(where), h5py.File(path, "r") as file:
             data = file[name]
             if data.external or data.is_virtual:
@@ -215,16 +214,11 @@ def _hdf5(path: Path, limit: int) -> Arrays:
             swapped = "MATLAB_class" in data.attrs
             yield data.shape[::-1] if swapped else data.shape, swapped, data.dtype, blocks
 
-    found: Arrays = {}
-
-    def take(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and node.shape and node.size and not name.startswith("#"):
-            where = f"{path}: {printable(name)}"
-            found[name] = Array(where, partial(numbers, where, name))
-
+    names: list[str] = []
     with h5py.File(path, "r") as file:
-        file.visititems(take)
-    return found
+        file.visit(names.append)
+        names = [name for name in names if getattr(file[name], "size", 0) and name[0] != "#"]
+    return {name: Array(f"{path}: {printable(name)}", partial(numbers, name)) for name in names}
 
 
 # ------------------------------------------------------------------------------------------------------- tables
