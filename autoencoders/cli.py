@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import math
 import os
 import re
@@ -116,15 +117,26 @@ def run_script(main: Callable[[], int]) -> NoReturn:
 
 
 def run_program(
-    body: Callable[[], None], *, debug: bool, what_remains: Callable[[BaseException], str] = lambda error: ""
+    body: Callable[[], None],
+    *,
+    debug: bool,
+    quiet: bool = False,
+    what_remains: Callable[[BaseException], str] = lambda error: "",
 ) -> int:
     """Run a program's body and return its exit code: 0; 3 data, 4 device or memory, 5 diverged, 1 other; 128 + signal.
 
-    An error is one line on stderr, whose end is what_remains(error); with debug a traceback comes first. Afterwards the
-    process is what it was before, in its outputs, signals, warnings and kernels.
+    An error is one line on stderr, whose end is what_remains(error); with debug a traceback comes first. With quiet,
+    minigrad does not say that it compiles. Afterwards the process is what it was before, in its outputs, signals,
+    warnings and kernels.
     """
+    log = logging.getLogger("minigrad")
+    level = log.level
     with _guest():
-        return _run(body, debug, what_remains)
+        try:
+            log.setLevel(logging.ERROR if quiet else level)
+            return _run(body, debug, what_remains)
+        finally:
+            log.setLevel(level)
 
 
 def _run(body: Callable[[], None], debug: bool, what_remains: Callable[[BaseException], str]) -> int:

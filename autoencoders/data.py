@@ -184,7 +184,9 @@ def _load_own(path: Path, reading: Reading, progress: bool) -> Dataset:
             raise DataError(f"{path}: is an archive; unpack it and give the folder")
         if path.is_file() and is_picture(path):
             raise DataError(f"{path}: is one picture; give its folder, or reconstruct it with generate --image")
-        found = "another kind of file" if path.exists() else f"nothing of that name{did_you_mean(path.name, NAMES)}"
+        near = [other.name for other in path.parent.glob("*")]
+        missing = f"nothing of that name{did_you_mean(path.name, [*NAMES, *near])}"
+        found = "another kind of file" if path.exists() else missing
         kinds = f"an existing folder of images or IDX files, or a file of arrays ({' '.join(SUFFIXES)})"
         raise fault(path, "data set", f"{', '.join(NAMES)}, {kinds}", found)
     others = Path(reading.test_dir) if reading.test_dir else test_file(path)

@@ -90,11 +90,12 @@ def main(argv: list[str] | None = None) -> int:
         check_writable(out)
         if made:
             out.rmdir()  # until there is something to lie in it
+        console.line(f"test set, {len(dataset.test_images):,} images:")
         given: dict[str, Any] = {"trained": trained_on(folder, dataset), "mixture": mixture, "progress": not args.quiet}
         figures, notes = measure(model, dataset, seed=args.seed, iw_samples=args.iw_samples, **given)
         if figures["iw_nll"] is not None and not training_of_run(folder)[1].binarise:
             notes.append("iw_nll is of binarised images, on which the model was not trained")
-        console.tell(f"test set, {len(dataset.test_images):,} images:\n{table(figures)}")
+        console.tell(table(figures))
         record = {**figures, "model": model.config, "training": read_record(folder).get("training", {})}
         findings = diagnose(record)
         console.prose(verdict(record))
@@ -150,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         except ImportError:
             console.line('report.html needs the extra eval: pip install ".[eval]"')
 
-    return run_program(body, debug=args.debug)
+    return run_program(body, debug=args.debug, quiet=args.quiet)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.show:
             figures.show(list(pictures.values()))
 
-    return run_program(body, debug=args.debug)
+    return run_program(body, debug=args.debug, quiet=args.quiet)
 
 
 if __name__ == "__main__":

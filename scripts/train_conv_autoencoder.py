@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
                     command=command,
                     progress=not args.quiet,
                     judged=True,
-                    tell=console.line,
+                    tell=console.prose,
                     warn=console.warn,
                 )
             except DataError:
@@ -283,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
         again = "--resume --tensorboard" if args.tensorboard else "--resume"
         return f"; {now}{kept}. {then} with: {program} --out {shlex.quote(str(folder))} {again}"
 
-    return run_program(body, debug=args.debug, what_remains=what_remains)
+    return run_program(body, debug=args.debug, quiet=args.quiet, what_remains=what_remains)
 
 
 def as_typed(path: str) -> str:

@@ -10,6 +10,7 @@ import html
 import importlib.util
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -233,6 +234,7 @@ def test_a_usage_error_is_one_line_that_points_to_the_help(program, call):
         (TRAIN, "--config vae_10", "did you mean vae10"),
         (TRAIN, "--config my.toml", "did you mean epochs?"),
         (TRAIN, "--dataset fashion_mnist", "did you mean fashion-mnist"),
+        (TRAIN, "--dataset my.tolm", "did you mean my.toml?"),
         (EVALUATE, "runs/x", "'runs/x' belongs to no option; write --model-dir runs/x"),
         (EVALUATE, "--iw-sample 3", "did you mean --iw-samples?"),
         (GENERATE, "--sample 3", "did you mean --samples?"),
@@ -282,7 +284,7 @@ def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, fold
     assert all(str(SCRIPTS) in line for line in long), "commands to copy have the paths that they have"
 
 
-def test_quiet_prints_nothing(call, trained):
+def test_quiet_prints_nothing(call, trained, caplog):
     done = call(TRAIN, *TINY, "--smoke", "--quiet", "--out", "run")
     assert (done.code, done.out, done.err) == (0, "", "")
     with no_pictures():
@@ -292,6 +294,10 @@ def test_quiet_prints_nothing(call, trained):
         done = call(program, "--model-dir", trained(), "--quiet", "--out", program.__name__)
         assert (done.code, done.out, done.err) == (0, "", "")
     call(TRAIN, "--quiet", "--verbose").failed(2, "--verbose", "not allowed with", "--quiet")
+    for quiet in (True, False):
+        caplog.clear()
+        run_program(lambda: logging.getLogger("minigrad").warning("compiling"), debug=False, quiet=quiet)
+        assert caplog.messages == ([] if quiet else ["compiling"])
 
 
 @pytest.mark.usefixtures("undrawn")

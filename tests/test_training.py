@@ -10,6 +10,8 @@ import os
 import platform
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -39,7 +41,16 @@ from autoencoders.runs import (
     trained_on,
     training_of_run,
 )
-from autoencoders.training import Trainer, catch_signals, claim, epoch_line, libraries, load_checkpoint, mean_losses
+from autoencoders.training import (
+    Trainer,
+    catch_signals,
+    claim,
+    epoch_line,
+    libraries,
+    load_checkpoint,
+    mean_losses,
+    progress_bar,
+)
 from autoencoders.training import interrupt as signal_raises
 from minigrad.backend.pool import Pool
 from minigrad.random import generator
@@ -2027,6 +2038,30 @@ def test_the_bar_of_a_run_that_goes_on_begins_where_it_stands(tmp_path, monkeypa
             pass
         assert (asked["total"], asked["initial"], asked["unit"]) == (3 * COUNT, COUNT + 2 * BATCH, " images")
         assert asked["disable"] is disable
+
+
+def test_a_notebook_gets_its_own_bar_and_without_widgets_no_warning(monkeypatch):
+    code = """if True:
+        import sys, types
+        shell = types.SimpleNamespace(config={"IPKernelApp": {}})  # a kernel is played
+        sys.modules |= {"IPython": types.SimpleNamespace(get_ipython=lambda: shell), "ipywidgets": None}
+        sys.modules["ipykernel.zmqshell"] = sys
+        from autoencoders.training import progress_bar
+        progress_bar(3, " images", show=True)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    disabled = []
+
+    class Bar:
+        def __init__(self, **options):
+            disabled.append(options["disable"])
+
+    Bar.__module__ = "tqdm.notebook"
+    monkeypatch.setattr("tqdm.autonotebook.tqdm", Bar)
+    progress_bar(3, " images", show=True)
+    progress_bar(3, " images", show=False)
+    assert disabled == [False, True]
 
 
 def test_a_checkpoint_of_step_0_can_be_gone_on_from(tmp_path):

@@ -13,8 +13,8 @@ negative and mean the array's end, and a loop that has to ask is not vectorised.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from .plan import THIN
 from .winograd import AXIS
 
 Array = Any
+LOG = logging.getLogger("minigrad")  # whose warnings Python prints on stderr, if nobody says otherwise
 CHUNK_ROWS = 512
 COLUMNS, PRODUCT, GRADIENT = 0, 1, 2  # the arrays of scratch
 ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE = 101, 111, 112  # of the C interface of BLAS
@@ -102,7 +103,7 @@ def prepare(gemm: Any, dtype: Any) -> None:
             loop(*arguments)
         except Exception as error:  # the loops are checked; so it is the cache
             place = loop.stats.cache_path
-            print(f"minigrad: compiling without Numba's cache, which fails ({error}); delete {place}", file=sys.stderr)
+            LOG.warning("minigrad: compiling without Numba's cache, which fails (%s); delete %s", error, place)
             cached: list[Any] = [each for each in globals().values() if isinstance(each, Dispatcher)]
             for each in cached:
                 each._cache = NullCache()
@@ -112,7 +113,7 @@ def prepare(gemm: Any, dtype: Any) -> None:
             often = "once on this machine"
             if isinstance(loop._cache, NullCache):
                 often = "every time, because Numba has no folder to keep them; set NUMBA_CACHE_DIR to a private one"
-            print(f"minigrad: compiling the numba kernels for {dtype} (some 15 s), {often}", file=sys.stderr)
+            LOG.warning("minigrad: compiling the numba kernels for %s (some 15 s), %s", dtype, often)
             told = True
 
 
