@@ -219,14 +219,9 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 run = resume_run(
                     folder_of(folder),
-                    device=args.device,
                     kernels=args.backend,
-                    threads=args.threads,
-                    precision=args.precision,
-                    epochs=args.epochs,
-                    dataset=args.dataset,
-                    data_dir=args.data_dir,
                     finish=args.finish,
+                    **{name: getattr(args, name) for name in WITH_RESUME - {"backend"}},
                     command=command,
                     progress=not args.quiet,
                     judged=True,
