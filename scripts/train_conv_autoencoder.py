@@ -166,7 +166,8 @@ def read_config(path: str) -> dict[str, Any]:
         if kind is float and not abs(value) <= sys.float_info.max:
             raise DataError(f"{path}: {name} is not a finite number")
         if value not in CHOICES.get(name, (value,)):
-            raise DataError(f"{path}: {name} is {value!r} but must be one of {', '.join(CHOICES[name])}")
+            hint = did_you_mean(str(value), CHOICES[name])
+            raise DataError(f"{path}: {name} is {value!r} but must be one of {', '.join(CHOICES[name])}{hint}")
     return {name.replace("-", "_"): value for name, value in found.items()}
 
 

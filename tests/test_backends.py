@@ -1079,5 +1079,5 @@ def test_a_missing_folder_for_numbas_cache_is_told_of(tmp_path, monkeypatch, cap
         loops.prepare(None, "float64")
         often = "once on this machine" if cached else "every time, because Numba has no folder to keep them; set NUMBA"
         (told,) = caplog.messages
-        assert told.startswith(f"minigrad: compiling the numba kernels for float64 (some 15 s), {often}")
+        assert told.startswith(f"minigrad: compiling the numba kernels for float64 (15 s), {often}")
         caplog.clear()

@@ -280,6 +280,7 @@ def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, fold
     layers = "2 convolutions, 28x28x1 -> 7x7x8"
     for told in ("device cpu", "embedded sample", layers, "epoch 1/1", "model.safetensors", "psnr"):
         assert told in done.out
+    assert not {"\r", "\x1b"} & set(done.out), "this is no terminal"
     long = [line for line in done.out.splitlines() if len(line) > 80]
     assert all(str(SCRIPTS) in line for line in long), "commands to copy have the paths that they have"
 
@@ -618,6 +619,7 @@ def test_a_bad_option(code, words, fragments, call):
         (b'model = "gan"', ["model", "'gan'", "ae, vae"]),
         (b'schedule = "linear"', ["schedule", "'linear'", "constant, cosine"]),
         (b'likelihood = "poisson"', ["likelihood", "'poisson'", "bernoulli"]),
+        (b'likelihood = "bernouli"', ["did you mean bernoulli?"]),
     ],
 )
 def test_a_bad_config_file(text, fragments, call):

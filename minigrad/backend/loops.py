@@ -113,7 +113,7 @@ def prepare(gemm: Any, dtype: Any) -> None:
             often = "once on this machine"
             if isinstance(loop._cache, NullCache):
                 often = "every time, because Numba has no folder to keep them; set NUMBA_CACHE_DIR to a private one"
-            LOG.warning("minigrad: compiling the numba kernels for %s (some 15 s), %s", dtype, often)
+            LOG.warning("minigrad: compiling the numba kernels for %s (15 s), %s", dtype, often)
             told = True
 
 
