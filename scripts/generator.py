@@ -108,6 +108,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--samples is {args.samples}, but a picture holds {MOST_SAMPLES}; --format writes more")
     if args.encode and Path(args.encode).suffix.lower() not in (".csv", ".npz"):
         parser.error(f"--encode is {args.encode!r} but must end in .csv or .npz")
+    if len(asked := [f"--{name}" for name in ("image", "encode", "format") if getattr(args, name)]) > 1:
+        parser.error(f"{' and '.join(asked)} cannot be combined; call the program once for each")
     console = Output(args)
 
     def body() -> None:

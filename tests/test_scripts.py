@@ -1703,6 +1703,7 @@ def test_latents_are_written_as_csv_or_npz(kind, call, trained):
         np.testing.assert_array_equal(file["label"][4000:], data.test_labels)
     call(GENERATE, *options, "z.csv").failed(1, "z.csv exists", "--overwrite")
     call(GENERATE, *options, "z.txt").failed(2, "--encode is 'z.txt' but must end in .csv or .npz")
+    call(GENERATE, *options, "z.csv", "--format", "npz").failed(2, "--encode and --format cannot be combined")
     assert {path.name for path in Path().iterdir()} == {"z.csv", "z.npz"}, "and nothing is drawn"
 
 

@@ -783,16 +783,11 @@ class Stop(Callback):
 @pytest.mark.parametrize(
     ("event", "after", "steps", "rows"),
     [
-        ("on_fit_begin", 0, 0, 0),
-        ("on_epoch_begin", 0, 0, 0),
-        ("on_epoch_begin", 6, 6, 1),
-        ("on_batch_begin", 6, 7, 2),
-        ("on_batch_end", 1, 1, 1),
-        ("on_batch_end", 8, 8, 2),
-        ("on_batch_end", 12, 12, 2),
-        ("on_epoch_end", 12, 12, 2),
+        ("on_fit_begin", 0, 0, 0), ("on_epoch_begin", 0, 0, 0), ("on_epoch_begin", 6, 6, 1),
+        ("on_batch_begin", 6, 7, 2), ("on_batch_end", 1, 1, 1), ("on_batch_end", 8, 8, 2),
+        ("on_batch_end", 12, 12, 2), ("on_epoch_end", 12, 12, 2),
     ],
-)
+)  # fmt: skip
 def test_a_callback_stops_a_run_cleanly_and_it_can_go_on(tmp_path, event, after, steps, rows):
     """6 steps an epoch, 18 in all."""
     trainer = trainer_of("vae", tmp_path / "run", [Stop(event, after)])
