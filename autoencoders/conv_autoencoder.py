@@ -847,10 +847,10 @@ def _load(given: str | Path, cls: type[Autoencoder] | None) -> Autoencoder:
             arrays, record, _ = load_state(path, folder if own else None)
         except DataError as error:
             hint = "a run's folder or its model.safetensors will do"
-            if own and latest_checkpoint(folder):
+            if own and path.is_file() and latest_checkpoint(folder):
                 hint = f"scripts/train_conv_autoencoder.py --out {shlex.quote(str(folder))} --resume saves it again"
             elif own:
-                hint = "put a whole copy there, or train again with --overwrite"
+                hint = "put a whole file there, or train again with --overwrite"
             raise DataError(f"{error}; {hint}") from error
     try:
         if record.get("kind", "checkpoint") != "checkpoint":
