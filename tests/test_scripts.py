@@ -331,21 +331,12 @@ def test_a_terminal_of_80_columns_is_enough():
 
 
 @pytest.mark.parametrize(
-    ("terminal", "variables", "colour"),
-    [
-        (True, {"TERM": "xterm"}, True),
-        (True, {"TERM": "xterm", "NO_COLOR": ""}, True),
-        (True, {"TERM": "xterm", "NO_COLOR": "1"}, False),
-        (True, {"TERM": "dumb"}, False),
-        (True, {}, False),
-        (False, {"TERM": "xterm"}, False),
-    ],
+    ("terminal", "kind", "no_colour", "colour"),
+    [(True, "xterm", "", True), (True, "xterm", "1", False), (True, "dumb", "", False), (False, "xterm", "", False)],
 )
-def test_errors_have_a_colour_where_a_terminal_has_it(terminal, variables, colour, monkeypatch):
-    for name in ("TERM", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def test_errors_have_a_colour_where_a_terminal_has_it(terminal, kind, no_colour, colour, monkeypatch):
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setenv("NO_COLOR", no_colour)
     output = io.StringIO()
     output.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", output)
