@@ -111,11 +111,12 @@ class Run:
         judged: bool = False,
     ) -> None:
         self.trainer, self.dataset, self.folder = trainer, dataset, folder
-        self.resumed, self.overwrite, self.judged = resumed, overwrite, judged
+        self.resumed, self.overwrite = resumed, overwrite
         self.found, self.resumable, self.verbose = found, resumed, False
         before = read_record(folder) if resumed else {}
         self.record: dict[str, Any] = {
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            "judged": judged and not resumed,  # a resumed run goes by what it has recorded
             **before,
             "status": "running",
             "commands": [*before.get("commands", []), command],
@@ -192,7 +193,7 @@ class Run:
         tell_pictures(save_pictures(pictures, self.folder / "figures"), tell, self.verbose)
         self.record.update(status="finished", finished=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
         found = fatal({**self.record["test"], "model": model.config, "training": self.record["training"]})
-        if self.judged and found:
+        if self.record["judged"] and found:
             fault = found[0]
             more = fault["option"] if self.trainer.trained_enough else "--resume, which trains on"
             raise DivergedError(f"the model does not work: {fault['finding']} ({fault['why']}); try {more}")
@@ -413,7 +414,6 @@ def resume_run(
     finish: bool = False,
     command: str = "",
     progress: bool = True,
-    judged: bool = False,
     tell: Callable[[str], None] = print,
     warn: Callable[[str], None] | None = None,
 ) -> Run:
@@ -507,7 +507,7 @@ def resume_run(
     tell(f"{'finishing' if finish else 'resuming'} after step {at.step}, {where}")
     if finish:
         trainer.stop()
-    return Run(trainer, images, folder, command, found, resumed=True, judged=judged)
+    return Run(trainer, images, folder, command, found, resumed=True)
 
 
 def _train_on(folder: Path, epochs: object) -> str:

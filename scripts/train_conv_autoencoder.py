@@ -225,7 +225,6 @@ def main(argv: list[str] | None = None) -> int:
                     **{name: getattr(args, name) for name in WITH_RESUME - {"backend"}},
                     command=command,
                     progress=not args.quiet,
-                    judged=True,
                     tell=console.prose,
                     warn=console.warn,
                 )

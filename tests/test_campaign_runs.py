@@ -309,8 +309,8 @@ def seconds_of(folder: Path, script: str, *words: str) -> float:
     return time.perf_counter() - start
 
 
-TRAINING = ["--filters", "4", "8", "--kernels", "3", "3", "--strides", "2", "2", "--batch-size", "32", "--epochs", "2"]
-TRAINING += ["--dataset", "fashion-mnist-sample", "--limit-train", "64", "--save-every", "1", "--backend", "numpy"]
+TRAINING = ["--filters", "4", "8", "--kernels", "3", "3", "--strides", "2", "2", "--batch-size", "32", "--smoke"]
+TRAINING += ["--dataset", "fashion-mnist-sample", "--save-every", "1", "--backend", "numpy"]
 TRAINING += ["--threads", "1", "--out", "run"]
 
 
