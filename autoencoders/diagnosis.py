@@ -156,7 +156,7 @@ def prior_mismatch(figures: Figures) -> Finding | None:
         f"prior mismatch: {' and '.join(places)}",
         f"z has mean {_numbers(mean)} and std {_numbers(std)}; samples vary {varies:.2f} times as much as "
         f"reconstructions{share}",
-        "more --epochs, a larger --beta, a smaller --latent-dim",
+        _remedy(figures),
     )
 
 
@@ -173,7 +173,7 @@ def over_regularised(figures: Figures) -> Finding | None:
     return _finding(
         "over-regularised: reconstructions are blurred for the sake of the KL",
         f"mse {figures['mse']:.4f} is above {pca:.4f} of PCA with as many dimensions; {basis}",
-        "--likelihood gaussian-learned or bernoulli, or more --epochs" if fixed else "--beta 1, or more --epochs",
+        "a variance that is learned (--likelihood gaussian-learned)" if fixed else _remedy(figures),
     )
 
 
@@ -183,13 +183,13 @@ def blurred(figures: Figures) -> Finding | None:
     pca = figures[key]
     if pca is None or figures["mse"] <= pca:
         return None
-    if posterior_collapse(figures) or no_better_than_the_mean(figures) or over_regularised(figures):
+    if any(rule(figures) for rule in (posterior_collapse, no_better_than_the_mean, over_regularised, over_fitting)):
         return None
     used = figures["active_units"] or figures["model"]["latent_space_dim"]
     return _finding(
         "blurred: a linear map reconstructs better",
         f"mse {figures['mse']:.4f} is above {pca:.4f} of PCA with {used} component{'s' if used > 1 else ''}",
-        "more --epochs, more --filters, another --lr",
+        _remedy(figures),
     )
 
 
@@ -203,7 +203,7 @@ def over_fitting(figures: Figures) -> Finding | None:
     return _finding(
         "over-fitting: training images are reconstructed much better than others",
         why,
-        "more images (--limit-train), --validation 0.1 --patience 5, a smaller --latent-dim, fewer --filters",
+        "more images, or the same flipped and shifted (--augment)",
     )
 
 
@@ -221,7 +221,7 @@ def _remedy(figures: Figures) -> str:
     training = figures.get("training", {})
     rate, epochs, steps = (training.get(name) for name in ("learning_rate", "epochs", "steps"))
     found = remedies(figures["model"], rate, epochs or 0, steps or 0, diverged=(steps or 0) >= STEPS)
-    return ", ".join(found) or "more --epochs, or a smaller --latent-dim"
+    return ", ".join(found) or f"a longer training (--epochs{f' {2 * epochs}' if epochs else ''})"
 
 
 def _ratio(figures: Figures, part: str, whole: str) -> float:
