@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import NEEDS_EVAL
 
-from autoencoders import VAE, Autoencoder
+from autoencoders import VAE, Autoencoder, diagnosis
+from autoencoders import advice as advice_of
 from autoencoders.advice import STEPS, remedies
 from autoencoders.conv_autoencoder import SoftBound, from_config
 from autoencoders.data import Dataset
@@ -154,7 +155,9 @@ def outcome(s: dict) -> tuple[float, dict[str, str]]:
 
 @NEEDS_EVAL
 @pytest.mark.parametrize("case", CASES)
-def test_the_advice_helps(case):
+def test_the_advice_helps(case, monkeypatch):
+    for module in (advice_of, diagnosis):
+        monkeypatch.setattr(module, "STEPS", 640)  # enough for these small pictures
     changed, fault, option = CASES[case]
     settings = {**WORKING, **changed}
     before, faults = outcome(settings)
