@@ -27,27 +27,25 @@ def network_for(
     halvings = 0
     while -(-side // 2**halvings) > LAST_MAP:
         halvings += 1
-    if filters is not None and not isinstance(filters, Sequence):
+    if _is_one(filters):
         filters = (filters,)
-    several = [x for x in (kernels, strides) if isinstance(x, Sequence) and len(x) > 1]
-    depth = len(filters or next(iter(several), (1,) + halvings * (2,) + (1,)))
+    several = [x for x in (filters, kernels, strides) if x is not None and not _is_one(x)]
+    depth = len(several[0]) if several else halvings + 2
     if strides is None:
         twos = min(depth, halvings)
         strides = (min(1, depth - twos) * (1,) + twos * (2,) + depth * (1,))[:depth]
-    strides = _each(strides, depth)
+    strides = depth * (strides,) if _is_one(strides) else tuple(strides)
     if kernels is None:
         kernels = [3 if stride == 1 or tuple(input_shape[:2]) == PUBLISHED else _double(stride) for stride in strides]
     if filters is None:
         filters = [min(64, (32 if side <= 32 else 16) * 2**i) for i in range(depth)]
-    return tuple(filters), _each(kernels, depth), strides
+    return tuple(filters), depth * (kernels,) if _is_one(kernels) else tuple(kernels), strides
 
 
-def _each(values: Any, depth: int) -> tuple[Any, ...]:
-    """One for each convolution."""
-    if not isinstance(values, Sequence):
-        return depth * (values,)
-    return depth * tuple(values) if len(values) == 1 else tuple(values)
+def _is_one(value: Any) -> bool:
+    """Whether this is one number for all convolutions."""
+    return value is not None and not hasattr(value, "__len__")
 
 
 def _double(stride: Any) -> Any:
-    return tuple(3 if x == 1 else 2 * x for x in stride) if isinstance(stride, Sequence) else 2 * stride
+    return 2 * stride if _is_one(stride) else tuple(3 if x == 1 else 2 * x for x in stride)

@@ -360,7 +360,8 @@ def new_model(
         model = load(settings["init_from"])
         model.beta = settings["beta"]
         return model
-    architecture = [settings[name] for name in ("filters", "kernels", "strides", "latent_dim")]
+    kernels, strides = (x[0] if x and len(x) == 1 else x for x in (settings["kernels"], settings["strides"]))
+    architecture = settings["filters"], kernels, strides, settings["latent_dim"]
     named: dict[str, Any] = {"seed": settings["seed"], "momentum": momentum}
     if settings["model"] == "vae":
         if settings["conditional"] and dataset is not None:
