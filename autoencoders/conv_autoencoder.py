@@ -48,7 +48,6 @@ MODEL_FILE = "model.safetensors"
 BATCH = 256  # images at a time outside training,
 BATCH_VALUES = 1 << 22  # of which large ones are fewer: so many numbers at a time
 BOUNDS = (-20.0, 10.0)  # of log_variance
-EDGE = 3.0  # before a bound, where log_variance bends
 
 
 # what other libraries call methods and arguments, and what they are here
@@ -556,8 +555,8 @@ class VAE(Autoencoder):
                 f"{classes} and {len(class_names)} names"
             )
         bounds = log_variance_bounds
-        if bounds is not None and not (len(bounds) == 2 and -math.inf < bounds[0] + 2 * EDGE < bounds[1] < math.inf):
-            raise ValueError(f"log_variance_bounds must be two finite numbers, {2 * EDGE:g} apart, found {bounds}")
+        if bounds is not None and not (len(bounds) == 2 and -math.inf < bounds[0] + 2 < bounds[1] < math.inf):
+            raise ValueError(f"log_variance_bounds must be two finite numbers, 2 apart, found {bounds}")
         self.log_variance_bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
         self.beta, self.likelihood, self.variance = float(beta), likelihood, float(variance)
         self.classes, self.class_names = int(classes), tuple(map(str, class_names))
@@ -678,23 +677,23 @@ class VAE(Autoencoder):
 
 
 class SoftBound(Function):
-    """Numbers kept between two bounds: x itself but for the last EDGE before a bound, where it bends towards it.
+    """Numbers kept between two bounds: x itself but for the last unit before a bound, where it bends towards it.
 
-    With t = (x - (high - EDGE)) / EDGE > 0:  y = high - EDGE + EDGE * t / (1 + t),  dy/dx = 1 / (1 + t)^2,
-    and alike at the low bound. y and dy/dx are continuous, and dy/dx is never 0: what went too far can come back.
+    With c = x cut to low + 1 and high - 1, and the excess t = x - c:  y = c + t / (1 + |t|),  dy/dx = 1 / (1 + |t|)^2.
+    y and dy/dx are continuous, and dy/dx is never 0: what went too far can come back.
     """
 
     def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low + EDGE, high - EDGE
+        self.low, self.high = low + 1, high - 1
 
     def forward(self, x: Array) -> Array:
-        maximum = self.k.xp.maximum
-        self.above, self.below = maximum(x - self.high, 0) / EDGE, maximum(self.low - x, 0) / EDGE
-        bent = self.above / (1 + self.above) - self.below / (1 + self.below)
-        return x.clip(self.low, self.high) + EDGE * bent
+        inside = x.clip(self.low, self.high)
+        excess = x - inside
+        self.slope = 1 + abs(excess)
+        return inside + excess / self.slope
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        return (gy / ((1 + self.above) * (1 + self.below)) ** 2,)
+        return (gy / (self.slope * self.slope),)
 
 
 class _BoundedDense(nn.Dense):

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 Array = Any
 FETCH_EVERY = 10  # steps between readings of the losses from the device
 KEPT_CHECKPOINTS = 3
+SETTLED = 100  # steps after which a loss that is far too large is no beginning any more
 LINES = 50  # about as many epochs of a long training get a line
 CHECKPOINT = "checkpoints/step-{:08d}.safetensors"
 CHECKPOINTS = "checkpoints/step-*.safetensors"  # with digits; other names are copies that somebody keeps
@@ -797,7 +798,7 @@ class Trainer:
         if not all(map(math.isfinite, validation.values())):
             self._check_finite()
             self._diverged(f"the loss in evaluation mode after step {p.step} is not finite ({validation['loss']:g})")
-        if absurd := p.step > self.options.warmup_steps and self.model.absurd(row):
+        if absurd := p.step > max(self.options.warmup_steps, SETTLED) and self.model.absurd(row):
             self._diverged(f"in epoch {row['epoch']} {absurd}", search=False)
         if len(self.validation_images):
             row.update({f"val_{name}": value for name, value in validation.items()})

@@ -200,7 +200,7 @@ def test_a_signal_ends_the_search(monkeypatch):
         return real()
 
     monkeypatch.setattr(trainer, "_cause", signalled)
-    with pytest.raises(DivergedError, match=r"is not finite( \([^)]*\))?; try a smaller learning rate.* or clipping$"):
+    with pytest.raises(DivergedError, match=r"is not finite( \([^)]*\))?; try a smaller learning rate \(--lr .*\)$"):
         trainer.run()
     assert weights(trainer.model) == weights(compiled("vae"))
 
@@ -219,28 +219,20 @@ def test_a_fault_that_does_not_come_again_is_told_as_that():
     assert weights(trainer.model) == weights(compiled("vae"))
 
 
-@pytest.mark.parametrize(
-    ("options", "mend"),
-    [
-        ({}, "try a smaller learning rate or warm-up steps or clipping"),
-        ({"warmup_steps": 2, "clip_norm": 1.0}, "try a smaller learning rate"),
-    ],
-    ids=str,
-)
-def test_the_advice_is_what_was_not_done(options, mend):
-    trainer = Trainer(compiled("vae"), pictures(), TrainingOptions(BATCH, **options), progress=False)
+def test_the_advice_goes_by_what_was_set():
+    trainer = Trainer(compiled("vae"), pictures(), TrainingOptions(BATCH), progress=False)
     trainer.optimizer.flat.values[...] = np.nan
-    with pytest.raises(DivergedError, match=f"; {mend}$"):
+    with pytest.raises(DivergedError, match=r"; try a smaller learning rate \(--lr 0.002 instead of 0.01\)$"):
         trainer.save_checkpoint()
     trainer.model.beta = 4.0
-    with pytest.raises(DivergedError, match=r"; try a smaller learning rate or a smaller beta"):
+    with pytest.raises(DivergedError, match=r"; try beta 1 \(--beta 1 instead of 4\), a smaller learning rate"):
         trainer.save_checkpoint()
 
 
 def test_what_is_saved_outside_a_run_is_not_searched(tmp_path: Path):
     trainer = Trainer(compiled("vae"), pictures(), TrainingOptions(BATCH), folder=tmp_path, progress=False)
     trainer.optimizer.flat.values[...] = np.nan
-    message = r"after step 0 encoder_conv_layer_1\.weight is not finite; try a smaller learning rate.* or clipping$"
+    message = r"after step 0 encoder_conv_layer_1\.weight is not finite; try a smaller learning rate \(--lr .*\)$"
     with pytest.raises(DivergedError, match=message):
         trainer.save_checkpoint()
     assert steps_of(tmp_path) == []

@@ -609,7 +609,7 @@ def with_failing_calls(place: Path, what: str, every: int, seed: int, *plant: st
     ("plant", "count"),
     [
         ("atomic", lambda *a: killed(*a, {**options_of("ae-plain-1"), "plant": "atomic", "steps": 10}, 6)),
-        ("signal", lambda *a: signalled(*a, {**options_of("ae-plain-1"), "plant": "signal", "steps": 80}, 1, "SIGINT")),
+        ("signal", lambda *a: signalled(*a, {**options_of("ae-plain-1"), "plant": "signal", "steps": 80}, 6, "SIGINT")),
         ("bits", lambda *a: resumed(*a, {**options_of("ae-plain-1"), "plant": "bits"}, 1)),
         ("bits", lambda *a: in_parts(*a, lambda _: {**options_of("ae-plain-1"), "plant": "bits"}, 1)),
         ("bits", lambda _, place, __: fresh(place, [{**options_of("ae-plain-1"), "plant": "bits"}] * 2, [1, 2])),

@@ -601,7 +601,7 @@ def test_a_step_keeps_its_budget(cupy_double: object) -> None:
     """Launches cost the host's time; a transfer or a wait would stop it."""
     trained("cuda", "cuda", "float32", 1)
     counters = trained.counters
-    assert counters.launches.total() <= 105, counters.launches
+    assert counters.launches.total() <= 107, counters.launches  # 8 of them for the bounds of log_variance
     assert (counters.to_device, counters.to_host, counters.synchronisations) == (0, 0, 0)
     assert {name for _, name in counters.float64} <= {"empty"}, "only partial sums are float64"
 

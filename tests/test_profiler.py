@@ -214,7 +214,7 @@ def test_layers_of_the_vae_in_both_directions(vae_profile: Profile) -> None:
     expected = {(name, "ConvChain") for name in blocks}
     expected |= {(name, "Dense") for name in ("mu", "log_variance", "decoder_dense")}
     expected |= {(name, "Reshape") for name in ("encoder_flatten", "decoder_reshape")}
-    expected |= {("decoder_conv_transpose_layer_4", "Conv2DTranspose")}
+    expected |= {("decoder_conv_transpose_layer_4", "Conv2DTranspose"), ("log_variance", "SoftBound")}
     looked = {pair for pair in layers["forward"] if pair[1] == "ConvChainInference"}  # once an epoch, to evaluate
     assert layers == {"forward": expected | looked, "backward": expected}
     assert find(vae_profile, "ConvChain", layer="encoder_conv_layer_1").calls == 3
