@@ -183,7 +183,7 @@ def _load_own(path: Path, reading: Reading, progress: bool) -> Dataset:
         if path.suffix.lower() in ARCHIVES:
             raise DataError(f"{path}: is an archive; unpack it and give the folder")
         if path.is_file() and is_picture(path):
-            raise DataError(f"{path}: is one picture; give its folder, or reconstruct it with generate --image")
+            raise DataError(f"{path}: is one picture; give its folder, or reconstruct it with generator.py --image")
         near = [other.name for other in path.parent.glob("*")]
         missing = f"nothing of that name{did_you_mean(path.name, [*NAMES, *near])}"
         found = "another kind of file" if path.exists() else missing
@@ -218,6 +218,9 @@ def _load_collection(name: str, data_dir: str | os.PathLike[str] | None, downloa
         found, wrong = _survey(name, folder)
         if wrong:
             raise DataError(wrong[0])
+        if not found and folder.is_dir() and any(map(is_picture, folder.glob("*.*"))):
+            hint = "for images of your own use --dataset, and for downloads another folder"
+            raise fault(folder, "content", f"files of {collection.title}, or none", f"pictures; {hint}")
     else:
         with as_data_error("user cache"):
             folder = _cache_folder() / name

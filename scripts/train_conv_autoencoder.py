@@ -392,6 +392,9 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     tell(backend.describe())
     if settings["dataset"] not in NAMES:  # a path, recorded so that it is found from every folder
         settings["dataset"] = str(Path(settings["dataset"]).expanduser().absolute())
+        place = Path(settings["dataset"]).resolve()
+        if place.is_dir() and place in (folder.resolve(), *folder.resolve().parents):
+            raise UsageError(f"--out {folder} lies in the folder of the images, {place}; choose another one")
     if settings["data_dir"] is not None:
         settings["data_dir"] = str(Path(settings["data_dir"]).absolute())
     mine = settings["data_dir"] is None or args.data_dir is not None  # and not a folder that only a record names

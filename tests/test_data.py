@@ -2092,7 +2092,7 @@ def test_sizes_that_images_cannot_have(size) -> None:
 OTHERS = {  # a file in place of a data set; what helps
     "x.zip": "is an archive; unpack it and give the folder$",
     "x.tar.gz": "is an archive; unpack it and give the folder$",
-    "face": "is one picture; give its folder, or reconstruct it with generate --image$",
+    "face": "is one picture; give its folder, or reconstruct it with generator.py --image$",
     "x.pdf": r"data set: expected auto, .* or a file of arrays \(.npy .npz .csv .* found another kind of file$",
 }
 
@@ -2280,6 +2280,17 @@ def test_loading_a_table_takes_the_memory_of_the_images_once(tmp_path: Path, mon
         assert tracemalloc.get_traced_memory()[1] < images.nbytes + 900_000
     finally:
         tracemalloc.stop()
+
+
+def test_nothing_is_downloaded_among_pictures(tmp_path: Path) -> None:
+    """--data-dir is easily taken for --dataset."""
+    from PIL import Image
+
+    Image.new("L", (8, 8)).save(tmp_path / "1.png")
+    for name in ("auto", "fashion-mnist"):
+        with pytest.raises(DataError, match="found pictures; for images of your own use --dataset"):
+            load_dataset(name, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["1.png"]
 
 
 @pytest.mark.parametrize(("name", "library"), [("x.h5", "h5py"), ("x.parquet", "pyarrow")])

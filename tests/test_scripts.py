@@ -2044,3 +2044,15 @@ def test_an_absurd_loss_ends_a_training(call):
     words = (*NETWORK, *SAMPLE, "--limit-train", 640, "--lr", 3, "--warmup-steps", 0, "--epochs", 9, "--out", "run")
     call(TRAIN, *words).failed(5, "training diverged", "--lr 0.002 instead of 3")
     assert "diverged" in record(Path("run"))["status"]
+
+
+def test_a_run_does_not_go_among_its_images(call):
+    """Its pictures would be images the next time."""
+    Path("mine/runs").mkdir(parents=True)
+    for i in range(20):
+        Image.new("L", (8, 8), 10 * i).save(f"mine/{i}.png")
+    for out in ("mine", "mine/runs/new"):
+        call(TRAIN, *NETWORK, "--dataset", "mine", "--epochs", 1, "--out", out).failed(
+            2, f"--out {out} lies in", "images"
+        )
+    assert sorted(os.listdir("mine")) == sorted(["runs", *(f"{i}.png" for i in range(20))])
