@@ -175,6 +175,8 @@ def _load_own(path: Path, reading: Reading, progress: bool) -> Dataset:
     """What a path holds: arrays in IDX or other files, or pictures."""
     said = []
     if path.is_dir():
+        if (path / "run.json").exists() and (path / "checkpoints").exists():
+            raise fault(path, "content", "images", "a run of this project; --model-dir or --init-from takes it")
         if _own_idx(path):
             said = ["own IDX files, not compared with a published set"]
         elif not array_files(path) or find_pictures(path, []):

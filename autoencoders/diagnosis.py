@@ -151,7 +151,7 @@ def prior_mismatch(figures: Figures) -> Finding | None:
         places.append("samples are drawn where few images are encoded")
     if not places:
         return None
-    share = "" if holes is None else f"; {holes:.0%} of the prior's samples lie where no image does"
+    share = f"; {holes:.0%} of the prior's samples lie where no image does" if (holes or 0) > PRIOR_HOLES else ""
     return _finding(
         f"prior mismatch: {' and '.join(places)}",
         f"z has mean {_numbers(mean)} and std {_numbers(std)}; samples vary {varies:.2f} times as much as "
@@ -198,7 +198,7 @@ def over_fitting(figures: Figures) -> Finding | None:
     if not figures["train_mse"] or figures["mse"] / figures["train_mse"] <= OVERFITTED:
         return None
     why = f"mse {figures['mse']:.4f}, on training images {figures['train_mse']:.4f}"
-    if figures["neg_elbo"] is not None:
+    if figures["neg_elbo"] is not None and figures["neg_elbo"] > figures["train_neg_elbo"]:
         why += f"; -ELBO {figures['neg_elbo']:.1f}, on training images {figures['train_neg_elbo']:.1f}"
     return _finding(
         "over-fitting: training images are reconstructed much better than others",

@@ -196,7 +196,8 @@ class Run:
         if self.record["judged"] and found:
             fault = found[0]
             more = fault["option"] if self.trainer.trained_enough else "--resume, which trains on"
-            raise DivergedError(f"the model does not work: {fault['finding']} ({fault['why']}); try {more}")
+            again = "" if more.startswith("--resume") else ", with another --out or --overwrite"
+            raise DivergedError(f"the model does not work: {fault['finding']} ({fault['why']}); try {more}{again}")
         self._write_record()
 
     def _write_record(self) -> None:

@@ -414,8 +414,10 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         tell(f"--warmup-steps {options.warmup_steps} is more than all {steps} steps: --lr is not reached")
     if options.kl_warmup > options.epochs:
         tell(f"--kl-warmup {options.kl_warmup:g} is more than all {options.epochs} epochs: --beta is not reached")
-    # BatchNorm's moving statistics shall forget where they started, also in a short training.
-    model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / steps)), dataset)
+    # BatchNorm's moving statistics shall forget where they started, also in a short training, and in a long one of few
+    # images soon enough for those who look at its first epochs.
+    settled = min(steps, max(300, 10 * -(-images // settings["batch_size"])))
+    model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / settled)), dataset)
     if "init_from" in settings:
         tell(f"training {settings['init_from']} on, after {model.trained_steps} steps")
     console.tell(model.summary() if args.verbose else model.outline())
@@ -451,7 +453,8 @@ def plan_of(trainer: Trainer) -> str:
     minutes = steps * trainer.seconds_per_step() / 60
     time = f"{minutes:.0f} min" if minutes >= 1.5 else f"{60 * minutes:.0f} s"
     images = f"{len(trainer.trained):,} images in batches of {options.batch_size}"
-    return f"{images}, {options.epochs} epochs: {steps:,} steps, about {time}"
+    epochs = f"{options.epochs} epoch{'s' * (options.epochs > 1)}"
+    return f"{images}, {epochs}: {steps:,} steps, about {time}"
 
 
 if __name__ == "__main__":

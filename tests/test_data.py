@@ -2282,6 +2282,13 @@ def test_loading_a_table_takes_the_memory_of_the_images_once(tmp_path: Path, mon
         tracemalloc.stop()
 
 
+def test_the_folder_of_a_run_holds_no_images(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(DataError, match="expected images, found a run of this project; --model-dir or --init-from"):
+        load_dataset(tmp_path)
+
+
 def test_nothing_is_downloaded_among_pictures(tmp_path: Path) -> None:
     """--data-dir is easily taken for --dataset."""
     from PIL import Image
