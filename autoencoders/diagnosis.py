@@ -90,9 +90,9 @@ def posterior_collapse(figures: Figures) -> Finding | None:
         return None
     why = f"reconstructions vary {varies:.3f} times as much as the images"
     if figures["model"]["kind"] == "ae":
-        return _finding("ignored latent: reconstructions are all alike", why, _remedy(figures))
+        return _finding("ignored latent: reconstructions are all alike", why, _remedy(figures, fatal=True))
     why += f", kl is {figures['kl']:.3g} nats, {active} of {figures['model']['latent_space_dim']} units are active"
-    return _finding("posterior collapse: the latent says nothing about the image", why, _remedy(figures))
+    return _finding("posterior collapse: the latent says nothing about the image", why, _remedy(figures, fatal=True))
 
 
 def no_better_than_the_mean(figures: Figures) -> Finding | None:
@@ -102,7 +102,7 @@ def no_better_than_the_mean(figures: Figures) -> Finding | None:
     return _finding(
         "reconstructions are no better than the mean image",
         f"mse {figures['mse']:.4f}, of the mean of the training images {figures['mean_mse']:.4f}",
-        _remedy(figures),
+        _remedy(figures, fatal=True),
     )
 
 
@@ -117,7 +117,7 @@ def dead_prior(figures: Figures) -> Finding | None:
         "dead prior: samples are all alike",
         f"pixels vary by {figures['sample_std']:.3f} across samples, by {figures['reconstruction_std']:.3f} across "
         f"reconstructions; kl is {figures['kl']:.4g} nats; z has std {_numbers(figures['aggregate_std'])}",
-        _remedy(figures),
+        _remedy(figures, fatal=True),
     )
 
 
@@ -130,7 +130,7 @@ def diverged_variance(figures: Figures) -> Finding | None:
     return _finding(
         "diverged variance: q(z | x) is no distribution to sample from",
         f"mean log_variance {_numbers(values)}, outside {low:g} to {high:g}; kl is {figures['kl']:.4g} nats",
-        _remedy(figures),
+        _remedy(figures, fatal=True),
     )
 
 
@@ -216,11 +216,11 @@ def _finding(finding: str, why: str, option: str) -> Finding:
     return {"finding": finding, "why": why, "option": option}
 
 
-def _remedy(figures: Figures) -> str:
-    """What to change where the model does not work."""
+def _remedy(figures: Figures, fatal: bool = False) -> str:
+    """What to change. A smaller learning rate helps a model that does not work in spite of a long training."""
     training = figures.get("training", {})
     rate, epochs, steps = (training.get(name) for name in ("learning_rate", "epochs", "steps"))
-    found = remedies(figures["model"], rate, epochs or 0, steps or 0, diverged=(steps or 0) >= STEPS)
+    found = remedies(figures["model"], rate, epochs or 0, steps or 0, diverged=fatal and (steps or 0) >= STEPS)
     return ", ".join(found) or f"a longer training (--epochs{f' {2 * epochs}' if epochs else ''})"
 
 
