@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .network import LAST_MAP
+from .network import LAST_MAP, last_map
 
 LEARNING_RATE = 2e-3  # with which every published run works
 STEPS = 2000  # that a model needs, whatever the number of images
@@ -21,8 +21,7 @@ def remedies(model: dict[str, Any], learning_rate: float | None, epochs: int, st
     found = []
     if model.get("beta", 1) != 1:
         found.append(f"beta 1 (--beta 1 instead of {model['beta']:g})")
-    if _last_map(model) > LAST_MAP:
-        side = _last_map(model)
+    if (side := last_map(model)) > LAST_MAP:
         found.append(f"a last feature map of {LAST_MAP} pixels, not {side} (leave out --strides)")
     if learning_rate is not None and (diverged or learning_rate > LEARNING_RATE):
         rate = LEARNING_RATE if learning_rate > LEARNING_RATE else learning_rate / 4
@@ -30,12 +29,3 @@ def remedies(model: dict[str, Any], learning_rate: float | None, epochs: int, st
     if not diverged and 0 < steps < STEPS:
         found.append(f"more steps (--epochs {math.ceil(epochs * STEPS / steps)} for about {STEPS:,})")
     return found
-
-
-def _last_map(model: dict[str, Any]) -> int:
-    """The longer side of the last feature map."""
-    sides = list(model["input_shape"][:2])
-    for stride in model["conv_strides"]:
-        pair = stride if isinstance(stride, tuple | list) else (stride, stride)
-        sides = [-(-side // s) for side, s in zip(sides, pair, strict=True)]
-    return max(sides)

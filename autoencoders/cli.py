@@ -42,7 +42,6 @@ from .runs import (
     model_hash,
     read_record,
     reading_for,
-    reading_of,
     recover,
 )
 from .seed_files import WEIGHTS_FILE
@@ -405,7 +404,7 @@ def recipes() -> list[str]:
 
 
 def add_model_options(parser: argparse.ArgumentParser, options: dict[str, Option], *, images: str, seed: str) -> None:
-    """--model-dir, what is done with the model, and which images and random numbers it gets."""
+    """--model-dir, what is done with the model, which images and random numbers it gets, and the common options."""
     add_options(parser, {"model-dir": ("variational/model", str, "a trained model's folder"), **options}, keep=True)
     data: dict[str, Option] = {
         "dataset": (None, str, f"{images} (default: the data set of the run)"),
@@ -413,6 +412,7 @@ def add_model_options(parser: argparse.ArgumentParser, options: dict[str, Option
         "seed": (0, number(least=0), seed),
     }
     add_options(parser.add_argument_group("data"), data, keep=True)
+    add_common_options(parser)
 
 
 def model_of(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Autoencoder, Path, Callable[[], None]]:
@@ -448,7 +448,7 @@ def check_data_dir(dataset: str, data_dir: str | None) -> None:
 def reading_of_data(model: Autoencoder, folder: Path, dataset: str) -> Reading:
     """How a data set is read for a model: as in its run, but folders always in the model's size and colour."""
     data = read_record(folder).get("data", {})
-    path, found = Path(dataset).expanduser(), Reading(**reading_of(data))
+    path, found = Path(dataset).expanduser(), Reading.of(data)
     if os.path.realpath(path) != os.path.realpath(data.get("name") or ""):  # of the run's own data set alone
         found = replace(found, test_dir=None)
     if found.image_size or found.grayscale or path.is_dir():

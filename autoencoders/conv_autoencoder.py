@@ -514,7 +514,7 @@ class VAE(Autoencoder):
         classes: 0, or for a conditional VAE, q(z | x, class) and p(x | z, class), how many there are: the label as a
             row of 0 and 1 follows the encoder's features, and z before the decoder's first layer.
         class_names: kept with the model; one for each class, or none.
-        log_variance_bounds: (lowest, highest) log_variance, which `soft_bound` keeps; None: no bounds.
+        log_variance_bounds: (lowest, highest) log_variance, which `SoftBound` keeps; None: no bounds.
 
     Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014; beta: Higgins et al., beta-VAE, 2017; classes:
     Sohn, Lee and Yan, Learning Structured Output Representation using Deep Conditional Generative Models, 2015;

@@ -58,6 +58,11 @@ class Reading:
         if self.test_dir is not None:  # found from every folder
             object.__setattr__(self, "test_dir", str(Path(str(self.test_dir)).expanduser().absolute()))
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Reading:
+        """From options, or what a run has recorded. What is not there, or None, is as usual."""
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None})
+
     def fit(self, image: Any) -> np.ndarray:
         """The pixels (H, W, 1 or 3) of one of Pillow's images in this size and colour."""
         from PIL import ImageOps

@@ -42,6 +42,15 @@ def network_for(
     return tuple(filters), depth * (kernels,) if _is_one(kernels) else tuple(kernels), strides
 
 
+def last_map(model: dict[str, Any]) -> int:
+    """The longer side of the last feature map, from a model's configuration."""
+    sides = list(model["input_shape"][:2])
+    for stride in model["conv_strides"]:
+        pair = (stride, stride) if _is_one(stride) else stride
+        sides = [-(-side // s) for side, s in zip(sides, pair, strict=True)]
+    return max(sides)
+
+
 def _is_one(value: Any) -> bool:
     """Whether this is one number for all convolutions."""
     return value is not None and not hasattr(value, "__len__")

@@ -175,9 +175,8 @@ class Run:
     def _finish(self, history: History, tell: Callable[[str], None]) -> None:
         model, seed = self.trainer.model, self.trainer.options.seed
         self.record["training_seconds"] = sum(history["seconds"])
-        rate, p = self.trainer.progress.rate, self.trainer.progress
-        rate = self.trainer.peak if rate is None else rate
-        self.record["training"] = {"learning_rate": rate, "epochs": p.epoch, "steps": p.step}
+        p = self.trainer.progress
+        self.record["training"] = {"learning_rate": self.trainer.given_rate, "epochs": p.epoch, "steps": p.step}
         images, labels = self.dataset.test_images, self.dataset.test_labels
         try:  # first, because a model that gives numbers that are not finite is not saved
             self.record["test"] = quick_figures(
@@ -447,7 +446,7 @@ def resume_run(
         was = {"precision": "fp32", **record["environment"]}  # older runs had no other
         data, learning_rate = record["data"], record["learning_rate"]
         options = TrainingOptions(**record["options"])
-        name, reading, _ = data["name"], reading_of(data), _limit_of(data)
+        name, reading, _ = data["name"], Reading.of(data), _limit_of(data)
         if not (isinstance(learning_rate, float | int) and learning_rate > 0):
             raise ValueError(f"learning_rate is {learning_rate!r}")
         if not (isinstance(name, str) and isinstance(data.get("data_dir"), str | None)):
@@ -478,7 +477,7 @@ def resume_run(
     if dataset:
         name = str(Path(dataset).expanduser().absolute())
     try:
-        images = load_dataset(name, place, **reading, download=place == data_dir, progress=progress)
+        images = load_dataset(name, place, **vars(reading), download=place == data_dir, progress=progress)
     except DataError as error:
         moved = "" if name in NAMES else "; if they were moved, --dataset names the new place"
         raise DataError(f"{error}{moved}") from error
@@ -546,17 +545,6 @@ def film_images(dataset: Dataset, rows: slice | np.ndarray) -> tuple[np.ndarray,
     labels = None if dataset.train_labels is None else dataset.train_labels[rows]
     used = np.arange(len(dataset.train_images))[rows]
     return used[pick_images(labels, SHOWN, len(used), 0)], used[pick_images(labels, SCATTERED, len(used), 1)]
-
-
-def reading_of(data: dict[str, Any]) -> dict[str, Any]:
-    """The arguments for `load_dataset` that say how a run has read its images; earlier versions left them as they were.
-
-    Raises:
-        DataError: what it has recorded is something else.
-    """
-    how = {name: data[name] for name, usual in vars(Reading()).items() if data.get(name, usual) != usual}
-    Reading(**how)
-    return how
 
 
 def _limit_of(data: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -498,6 +498,11 @@ class Trainer:
         return self.schedule(optimizer_step) if self.progress.rate is None else self.progress.rate
 
     @property
+    def given_rate(self) -> float:
+        """The learning rate that a callback has set, or else the one given for the run: with a schedule its peak."""
+        return self.peak if self.progress.rate is None else self.progress.rate
+
+    @property
     def schedule(self) -> optim.Schedule:
         """The learning rates that no callback has set."""
         return partial(_scheduled, self.peak, self.options, self.batches, self.progress.first_step)
@@ -991,9 +996,8 @@ class Trainer:
             self._back()
         last = self.folder / CHECKPOINT.format(self.progress.step) if self.folder and self.good else None
         kept = f"; the last good checkpoint is {last}" if last and last.exists() else ""
-        epochs = self.options.epochs
-        rate = self.peak if self.progress.rate is None else self.progress.rate
-        found = remedies({**self.config, "beta": self.model.beta}, rate, epochs, epochs * self.batches, diverged=True)
+        epochs, config = self.options.epochs, {**self.config, "beta": self.model.beta}
+        found = remedies(config, self.given_rate, epochs, epochs * self.batches, diverged=True)
         raise DivergedError(f"training diverged: {what}{cause}; try {', '.join(found)}{kept}")
 
     def _cause(self) -> str:

@@ -19,7 +19,6 @@ from autoencoders.cli import (
     Option,
     Output,
     Parser,
-    add_common_options,
     add_model_options,
     data_of_model,
     model_of,
@@ -68,7 +67,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="evaluate.py",
     )
     add_model_options(parser, WRITTEN, images="images to measure on", seed="of the latent noise and the samples")
-    add_common_options(parser)
     return parser
 
 

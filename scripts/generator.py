@@ -21,7 +21,6 @@ from autoencoders.cli import (
     Output,
     Parser,
     UsageError,
-    add_common_options,
     add_model_options,
     data_of_model,
     model_of,
@@ -80,7 +79,6 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         help="reconstruct these picture files, and draw nothing else (default: draw samples and test images)",
     )
-    add_common_options(parser)
     return parser
 
 

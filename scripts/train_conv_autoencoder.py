@@ -343,7 +343,7 @@ def check_settings(settings: dict[str, Any]) -> None:
         raise UsageError("--conditional belongs to --model vae")
     check_data_dir(settings["dataset"], settings["data_dir"])
     try:
-        reading_of(settings)
+        Reading.of(settings)
         minigrad.use(kernels="numpy")  # nothing is to be compiled for what may be refused
         model = new_model(settings, (8, 8, 1), 0.9)
         training_options(settings).check_model(model)
@@ -370,10 +370,6 @@ def new_model(
     return Autoencoder(shape, *architecture, **named)
 
 
-def reading_of(settings: dict[str, Any]) -> Reading:
-    return Reading(**{name: settings[name] for name in Reading.__dataclass_fields__ if settings[name] is not None})
-
-
 def length_of(images: int, batch_size: int | None, epochs: int | None) -> tuple[int, int]:
     """(batch size, epochs) of a training on so many images: those that are given; or else, where there are few images,
     small batches and enough steps."""
@@ -398,7 +394,7 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     if settings["data_dir"] is not None:
         settings["data_dir"] = str(Path(settings["data_dir"]).absolute())
     mine = settings["data_dir"] is None or args.data_dir is not None  # and not a folder that only a record names
-    how = vars(reading_of(settings))
+    how = vars(Reading.of(settings))
     dataset = load_dataset(settings["dataset"], settings["data_dir"], **how, download=mine, progress=not args.quiet)
     tell(dataset.source)
     if args.smoke:
