@@ -132,7 +132,7 @@ def load_dataset(
             user's cache (or the environment variable MINIGRAD_CACHE), and Debian's folder.
         download: whether the network may be used.
         progress: whether to show progress, which happens only when stderr is a terminal.
-        how: image_size, grayscale and, with a path, test_dir and skip_broken, as in `Reading`.
+        how: image_size, grayscale and, with a path, test_dir, skip_broken and every_tenth, as in `Reading`.
 
     Raises:
         DataError: names the file, the field, what was expected and what was found.
@@ -193,7 +193,7 @@ def _load_own(path: Path, reading: Reading, progress: bool) -> Dataset:
         raise fault(path, "data set", f"{', '.join(NAMES)}, {kinds}", found)
     others = Path(reading.test_dir) if reading.test_dir else test_file(path)
     test = (others, _arrays(others, reading)) if others else None
-    return load_arrays(path, _arrays(path, reading), test, *said)
+    return load_arrays(path, _arrays(path, reading), test, reading, *said)
 
 
 def _arrays(path: Path, reading: Reading) -> dict[str, Array]:

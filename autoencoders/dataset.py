@@ -37,6 +37,8 @@ class Reading:
         grayscale: True: grey. False: in colour. None: as the images are, which is in colour if any of them is.
         test_dir: a folder or file of test images, if they are not in the data set itself.
         skip_broken: leave out picture files that cannot be read.
+        every_tenth: where there are no test images, take every 10th, as runs of earlier versions did, instead of a
+            tenth of each class by chance.
 
     Raises:
         DataError: a value is out of range.
@@ -46,6 +48,7 @@ class Reading:
     grayscale: bool | None = None
     test_dir: str | None = None
     skip_broken: bool = False
+    every_tenth: bool = False
 
     def __post_init__(self) -> None:
         size: Any = self.image_size
@@ -62,6 +65,11 @@ class Reading:
     def of(cls, values: dict[str, Any]) -> Reading:
         """From options, or what a run has recorded. What is not there, or None, is as usual."""
         return cls(**{name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None})
+
+    @classmethod
+    def recorded(cls, data: dict[str, Any]) -> Reading:
+        """How the images of a run were read, from what it has recorded of its data."""
+        return cls.of({"every_tenth": "content_hash" in data, **data})
 
     def fit(self, image: Any) -> np.ndarray:
         """The pixels (H, W, 1 or 3) of one of Pillow's images in this size and colour."""
@@ -106,6 +114,9 @@ class Dataset:
     # whether the training images may come class by class; None: not so, because they were shuffled when they were read
     ordered: bool | None = False
     reading: Reading = Reading()
+    # of own images, what each is called: its file in the folder, or its row in the array, counted from 0
+    train_names: np.ndarray | None = field(default=None, repr=False)
+    test_names: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def classes(self) -> int:
@@ -115,7 +126,7 @@ class Dataset:
             DataError: training or test images have no labels, or there are more than MAX_CLASSES classes.
         """
         if self.train_labels is None or self.test_labels is None:
-            why = self.label_fault or "some have none"
+            why = self.label_fault or "there are none (sub-folders are classes; among arrays, name them y or labels)"
             raise DataError(f"{self.name}: a conditional model needs labels of training and test images; {why}")
         count = len(self.class_names) or 1 + int(max(self.train_labels.max(), self.test_labels.max()))
         if count > MAX_CLASSES:
@@ -147,31 +158,41 @@ class Dataset:
             return slice(limit)
         return np.sort(generator(int(seed), "limit").permutation(len(self.train_images))[:limit])
 
+    def _part(self, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+        """Its arrays of these training and test images."""
+        rows = {"train": train, "test": test}
+        names = [f"{part}_{what}" for part in rows for what in ("images", "labels", "names")]
+        arrays = {name: getattr(self, name) for name in names}
+        return {name: None if x is None else x[rows[name.partition("_")[0]]] for name, x in arrays.items()}
+
     def as_recorded(self, content_hash: Any, earlier: bool = False) -> Dataset:
         """This set in the order that a run has recorded. Earlier versions left images without labels in the order of
         their files; the split is the same. For a limit they took the first of the images that they had shuffled."""
         if earlier and self.ordered is None:
             self = replace(self, ordered=False)
-        train, test = split_order(len(self.train_images) + len(self.test_images))
+        train, test = split_order(len(self.train_images) + len(self.test_images), every_tenth=True)
         unlabelled = self.train_labels is None and self.test_labels is None
         if unlabelled and len(test) == len(self.test_images) and content_hash != self.content_hash:
-            unshuffled = replace(
-                self,
-                train_images=self.train_images[np.argsort(train)],
-                test_images=self.test_images[np.argsort(test)],
-                ordered=True,
-            )
+            unshuffled = replace(self, ordered=True, **self._part(np.argsort(train), np.argsort(test)))
             if unshuffled.content_hash == content_hash:
                 return unshuffled
         return self
 
 
-def split_order(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training images, test images) of `count` images. Every 10th, beginning with the first, is a test image, so two
-    images are enough for a split. Both parts are shuffled: images come class by class, and the first thousand must
-    not be of one class."""
+def split_order(
+    count: int, labels: np.ndarray | None = None, every_tenth: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """(training images, test images) of `count` images, at least two, both in random order.
+
+    A tenth are test images, drawn from each class alike where there are labels. every_tenth: see `Reading`.
+    """
     order = generator(0, "shuffle").permutation(count)
-    return order[order % 10 != 0], order[order % 10 == 0]
+    if every_tenth:
+        test = order % 10 == 0
+    else:
+        by_class = np.arange(count) if labels is None else np.argsort(labels[order], kind="stable")
+        test = np.isin(np.arange(count), by_class[min(5, count - 1) :: 10])
+    return order[~test], order[test]
 
 
 # ------------------------------------------------------------------------------------------------ what is wrong

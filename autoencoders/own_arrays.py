@@ -35,7 +35,7 @@ from .dataset import (
     range_fault,
     split_order,
 )
-from .own_images import Part, parts_of, read_picture, role, size_fault, split_dataset
+from .own_images import Part, parts_of, read_picture, role, size_fault, split_dataset, split_said
 
 NPY_HEADER = 10_000  # bytes; NumPy refuses longer ones, but reads them first, up to 4 GB
 LONGEST_LINE = 1 << 24  # characters of a CSV file
@@ -346,12 +346,12 @@ def _parquet(paths: list[Path], reading: Reading) -> Arrays:
     return _table(path, numeric, count, dtype, blocks, Array(str(path), decoded, done) if files else None)
 
 
-def load_arrays(path: Path, arrays: Arrays, test: tuple[Path, Arrays] | None, *said: str) -> Dataset:
+def load_arrays(path: Path, arrays: Arrays, test: tuple[Path, Arrays] | None, reading: Reading, *said: str) -> Dataset:
     """The data set of named arrays. `_axes` says how images may lie: (N, H, W), (N, H, W, C) and others.
 
     Values: whole numbers from 0 to 255, or floats in [0, 1]. Names: train_images or x_train and the like, and optional
     test_images (or else val_images), train_labels and test_labels; a single array of images may have any name. Without
-    test images, there or in the arrays of another path, every 10th training image becomes one.
+    test images, there or in the arrays of another path, a tenth of the images is taken for testing (`split_order`).
     """
     used, more = _choose(path, arrays)
     notes, why = [*said, *more], ""
@@ -364,19 +364,16 @@ def load_arrays(path: Path, arrays: Arrays, test: tuple[Path, Arrays] | None, *s
     whole = ("test", "images") not in used
     parts: list[Part] = []
     for part in ("train",) if whole else ("train", "test"):
-        images, order, more = _read_images(used[part, "images"], whole)
+        how = reading if whole else None
+        images, labels, order, more, fault_found = _read_part(used[part, "images"], used.get((part, "labels")), how)
         notes += [note for note in more if note not in notes]
-        labels = None
-        if array := used.get((part, "labels")):
-            try:
-                labels = class_labels(array.labels(), len(images))
-            except DataError as error:  # what a training may not need must not stop it
-                why = why or f"{part} {error}"
-        parts.append((images, labels))
-    counts = " and ".join(f"{len(part)} {kind}" for (part, _), kind in zip(parts, ("training", "test"), strict=False))
+        why = why or (fault_found and f"{part} {fault_found}")
+        parts.append(Part(images, labels, np.arange(len(images))))
+    counts = [f"{len(part.images)} {kind}" for part, kind in zip(parts, ("training", "test"), strict=False)]
+    source = [f"{' and '.join(counts)} images from {path}", *notes]
     if whole:
-        counts, parts = str(len(images)), parts_of(images, labels, order)
-    source = [f"{counts} images from {path}" + ", every 10th for testing" * whole, *notes]
+        source[0] = f"{len(images)} images from {path}, {split_said(len(order[1]), labels, reading)}"
+        parts = parts_of(*parts[0], order)
     source += [f"no labels: {why}"] if why else []
     return split_dataset(str(path), source, *parts, class_names=(), label_fault=why, ordered=None if whole else True)
 
@@ -446,16 +443,26 @@ def _axes(where: str, shape: tuple[int, ...], rows: bool) -> tuple[tuple[str, ..
     return axes, {"C": 1} | dict(zip(axes, shape, strict=True)) | sizes, note
 
 
-def _read_images(array: Array, whole: bool) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], list[str]]:
-    """(the images, their order in the file, what was assumed): of a whole set in `split_order`, else as they come."""
+def _read_part(
+    array: Array, label_array: Array | None, reading: Reading | None
+) -> tuple[np.ndarray, np.ndarray | None, tuple[np.ndarray, np.ndarray], list[str], str]:
+    """(the images, their labels in the order of the file, the order of the images, what was assumed, why labels are not
+    used). The images are in `split_order` with a reading, which says how a whole set is split, else as they come."""
     with array.opened() as (shape, fortran, dtype, stream):
         if dtype.kind not in "uifb":
             raise fault(array.where, "dtype", "numbers", dtype.name)
         axes, sizes, note = _axes(array.where, shape, array.rows)
-        if whole and sizes["N"] < 2:
-            raise fault(array.where, "images", "at least 2", sizes["N"])
-        order = split_order(sizes["N"])
-        place = np.argsort(np.concatenate(order)) if whole else np.arange(sizes["N"])
+        count, labels, why = sizes["N"], None, ""
+        if reading and count < 2:
+            raise fault(array.where, "images", "at least 2", count)
+        try:
+            labels = label_array and class_labels(label_array.labels(), count)
+        except DataError as error:  # what a training may not need must not stop it
+            why = str(error)
+        order = np.arange(count), np.arange(0)
+        if reading:
+            order = split_order(count, labels, reading.every_tenth)
+        place = np.argsort(np.concatenate(order))
         images = np.empty([sizes[axis] for axis in "NHWC"], np.float32 if dtype.kind == "f" else np.uint8)
         names = "".join(axes[::-1] if fortran else axes)
         limits: list[Any] = []
@@ -484,4 +491,4 @@ def _read_images(array: Array, whole: bool) -> tuple[np.ndarray, tuple[np.ndarra
         raise DataError(f"{array.where}: values: {wrong}")
     if dtype.kind == "f" and (low < 0 or high > 1):
         np.clip(images, 0, 1, out=images)
-    return images, order, [text for text in (note, *array.notes) if text]
+    return images, labels, order, [text for text in (note, *array.notes) if text], why

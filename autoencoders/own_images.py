@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -22,8 +22,6 @@ from minigrad.backend.pool import free_memory
 from minigrad.serialize import DataError, read_file
 
 from .dataset import MAX_BYTES, Dataset, Reading, as_data_error, fault, listed, printable, split_order
-
-Part = tuple[np.ndarray, np.ndarray | None]  # images and labels
 
 DARK = 0.25  # of white: if no pixel is brighter, the source says so
 SUFFIXES = "png apng jpg jpeg jfif jpe mpo bmp gif tif tiff webp avif pgm ppm pbm pnm"  # of pictures
@@ -35,6 +33,14 @@ _PART = "(?:(train|test)(?:ing)?|(val)(?:id|idation)?)"
 _KINDS = {"images": "x|images?|imgs?|pictures?|data|set|dataset|", "labels": "y|labels?|targets?|classes"}
 _PICTURES = "images?|imgs?|pictures?|photos?|inputs?|originals?|jpegimages"
 _PARTNERS = "masks?|labels?|annotations?|segment.*|ground.?truths?|gts?|targets?|outputs?|depths?|edges?"
+
+
+class Part(NamedTuple):
+    """The training or the test images, their labels, and what each is called: see `Dataset`."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    names: np.ndarray
 
 
 def role(name: str) -> tuple[str, str]:
@@ -52,7 +58,7 @@ def split_dataset(name: str, source: list[str], train: Part, test: Part, **more:
     Raises:
         DataError: the parts do not fit together.
     """
-    images, others = train[0], test[0]
+    images, others = train.images, test.images
     if (images.shape[1:], images.dtype) != (others.shape[1:], others.dtype):
         one, other = (f"{x.dtype} of shape {x.shape[1:]}" for x in (images, others))
         raise fault(f"{name}: test images", "kind", f"{one} like the training images", other)
@@ -66,7 +72,8 @@ def split_dataset(name: str, source: list[str], train: Part, test: Part, **more:
         raise fault(name, "brightest value", "the same scale in training and test images", found)
     elif 0 < max(highs) < DARK * white:
         source = [*source, f"all are dark: the brightest value is {max(highs):g}, white is {white}"]
-    return Dataset(name, *train, *test, source="; ".join(source), **more)
+    more |= {"source": "; ".join(source), "train_names": train.names, "test_names": test.names}
+    return Dataset(name, train.images, train.labels, test.images, test.labels, **more)
 
 
 # ---------------------------------------------------------------------------------------------- folders of pictures
@@ -108,9 +115,11 @@ def load_folder(folder: Path, reading: Reading, progress: bool, broken: Collecti
         mend = "save pictures as .png or .jpg, unpack archives, and give arrays by the path of their file"
         found = "; ".join([str(count), *notes, *[mend] * bool(passed)])
         raise fault(folder, "content", "at least 2 images" + ", of them 1 for testing" * bool(aside), found)
-    order = split_order(count)
+    number = {name: label for label, name in enumerate(names)}
+    labels = np.array([number[name] for _, name in pictures]) if names else None
+    order = split_order(count, labels, reading.every_tenth)
     if len(parts) == 2:
-        shuffled = np.concatenate(order)
+        shuffled = np.concatenate(split_order(count, every_tenth=True))  # as runs of earlier versions had them
         order = shuffled[shuffled < first], shuffled[shuffled >= first]
     paths = [path for path, _ in pictures]
     images, done, faults = _read_pictures(folder, paths, np.concatenate(order), reading, progress)
@@ -121,21 +130,33 @@ def load_folder(folder: Path, reading: Reading, progress: bool, broken: Collecti
         bad = listed((path.name for path in faults), 8)
         many = f"{folder}: {len(faults)} of {count} pictures cannot be read ({bad}); the first: "
         raise DataError(many * (len(faults) > 1) + found)
-    number = {name: label for label, name in enumerate(names)}
-    labels = np.array([number[name] for _, name in pictures]) if names else None
-    split = f"{count - first} of them for testing" if len(parts) == 2 else "every 10th for testing"
+    split = f"{count - first} of them for testing" if len(parts) == 2 else split_said(len(order[1]), labels, reading)
     place = folder if len(parts) == 2 else places[0][0]
     source = [f"{count} images from the folder {place}, {split}", *notes, *done]
+    files = [path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
+    called = np.array([printable(path.as_posix()) for path in files])
     known = tuple(map(printable, names))
     return split_dataset(
-        str(folder), source, *parts_of(images, labels, order), class_names=known, label_fault=why, ordered=None
+        str(folder), source, *parts_of(images, labels, called, order), class_names=known, label_fault=why, ordered=None
     )
 
 
-def parts_of(images: np.ndarray, labels: np.ndarray | None, order: tuple[np.ndarray, np.ndarray]) -> list[Part]:
-    """The training and the test part of images in this order, and of labels in that of the files."""
+def split_said(count: int, labels: np.ndarray | None, reading: Reading) -> str:
+    """How the test images were taken from all images."""
+    if reading.every_tenth:
+        return "every 10th for testing"
+    return f"{count} of them, drawn at random{' from each class' if labels is not None else ''}, for testing"
+
+
+def parts_of(
+    images: np.ndarray, labels: np.ndarray | None, names: np.ndarray, order: tuple[np.ndarray, np.ndarray]
+) -> list[Part]:
+    """The training and the test part of images in this order, and of labels and names in that of the files."""
     parts = images[: len(order[0])], images[len(order[0]) :]
-    return [(part, None if labels is None else labels[rows]) for part, rows in zip(parts, order, strict=True)]
+    return [
+        Part(part, None if labels is None else labels[rows], names[rows])
+        for part, rows in zip(parts, order, strict=True)
+    ]
 
 
 def find_pictures(folder: Path, passed: list[str], aside: Collection[Path | None] = (), level: int = 1) -> list[Path]:

@@ -981,10 +981,37 @@ def greys(images: np.ndarray) -> list[int]:
     return [(255 - int(image.flat[0])) // 10 for image in images]
 
 
-def shuffled(count: int) -> tuple[list[int], list[int]]:
-    """The split as it is documented: every 10th is for testing, and both parts are shuffled by seed 0."""
-    order = generator(0, "shuffle").permutation(count)
-    return [i for i in order if i % 10], [i for i in order if i % 10 == 0]
+def shuffled(count: int, labels: np.ndarray | None = None) -> tuple[list[int], list[int]]:
+    """The split as it is documented: in the order of seed 0, a tenth of each class for testing."""
+    order = list(generator(0, "shuffle").permutation(count))
+    by_class = order if labels is None else sorted(order, key=lambda i: labels[i])
+    test = by_class[5::10] or by_class[-1:]
+    return [i for i in order if i not in test], [i for i in order if i in test]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.arange(200) % 10,  # every 10th image is of one class
+        np.arange(200) // 20,
+        np.arange(205) % 2,
+        np.repeat([0, 1, 2], [150, 40, 10]),
+        np.repeat([3, 7], [1, 4]),
+        np.zeros(2, int),
+    ],
+    ids=["in turn", "one after the other", "two", "of different sizes", "few", "two images"],
+)
+def test_each_class_gives_a_tenth_for_testing(tmp_path: Path, labels: np.ndarray) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 4, 4), dtype=np.uint8)
+    dataset = own(tmp_path, images=images, labels=labels)
+    assert abs(len(dataset.test_labels) - len(labels) / 10) < 1
+    for label in set(labels):
+        assert abs((dataset.test_labels == label).sum() - (labels == label).sum() / 10) <= 1
+    assert sorted([*dataset.train_names, *dataset.test_names]) == list(range(len(labels)))
+    for part in ("train", "test"):
+        rows = getattr(dataset, f"{part}_names")
+        assert np.array_equal(getattr(dataset, f"{part}_images")[..., 0], images[rows])
+        assert np.array_equal(getattr(dataset, f"{part}_labels"), labels[rows])
 
 
 def test_flat_folder_of_grey_images(tmp_path: Path) -> None:
@@ -1001,8 +1028,10 @@ def test_flat_folder_of_grey_images(tmp_path: Path) -> None:
     assert dataset.train_labels is None
     assert dataset.test_labels is None
     assert dataset.class_names == ()
+    assert list(dataset.test_names) == [f"{number:02}.png" for number in test]
     assert dataset.source == (
-        f"12 images from the folder {folder}, every 10th for testing; other files passed over: 2 (notes.txt, pipe.png)"
+        f"12 images from the folder {folder}, 1 of them, drawn at random, for testing; other files passed over: 2 "
+        "(notes.txt, pipe.png)"
     )
 
 
@@ -1024,8 +1053,9 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     dataset = load_dataset(str(tmp_path))
     assert dataset.class_names == ("cat", "dog")
     assert "; classes: cat, dog" in dataset.source
-    assert sorted(dataset.test_labels) == [0, 0, 1]
-    assert sorted(dataset.train_labels) == [0] * 9 + [1] * 10
+    assert sorted(dataset.test_labels) == [0, 1]
+    assert sorted(dataset.train_labels) == [0] * 10 + [1] * 10
+    assert [name[:3] for name in dataset.test_names] == [dataset.class_names[label] for label in dataset.test_labels]
     assert list(dataset.train_labels) != sorted(dataset.train_labels), "not class by class"
     assert load_dataset(tmp_path).content_hash == dataset.content_hash, "the same order each time"
 
@@ -1062,7 +1092,7 @@ LAYOUTS = {
     "other spellings": (("Training_Set/1.png", "Training_Set/2.png", "TESTING/1.png"), (), 2, 1, "of them"),
     "with numbers": (("train1/1.png", "train1/2.png", "test1/1.png"), (), 2, 1, ""),
     "with classes": (tuple(f"{part}/{name}" for part in ("train", "test") for name in TWO), ("a", "b"), 4, 4, ""),
-    "train alone": (TRAIN, (), 2, 1, "train, every 10th for testing"),
+    "train alone": (TRAIN, (), 2, 1, "train, 1 of them, drawn at random, for testing"),
     "val is told": ((*TRAIN, "test/1.png", "val/8.png", "val/9.png"), (), 3, 1, "the 2 images in val are not used"),
     "val for testing": ((*TRAIN, "valid/9.png"), (), 3, 1, "the 1 images in valid are for testing"),
     "validation": ((*TRAIN, "validation/9.png"), (), 3, 1, "the 1 images in validation are for testing"),
@@ -1080,7 +1110,7 @@ LAYOUTS = {
     "a class named dev": (("art/1.png", "dev/1.png"), ("art", "dev"), 1, 1, ""),
     "letters of fonts": (tuple(f"{x}/{y}.png" for x in "abc" for y in ("arial", "times")), ("a", "b", "c"), 5, 1, ""),
     "copies": (tuple(f"{x}/{y}.png" for x in "ab" for y in ("1", "1 (1)")), ("a", "b"), 3, 1, ""),
-    "a folder around": (("set/images/a/1.png", "set/images/b/1.png"), ("a", "b"), 1, 1, "set/images, every"),
+    "a folder around": (("set/images/a/1.png", "set/images/b/1.png"), ("a", "b"), 1, 1, "set/images, 1 of"),
     "around train": (("set/train/1.png", "set/train/2.png", "set/test/1.png"), (), 2, 1, ""),
     "train in train": (
         ("train/train/1.png", "train/train/2.png", "test/test/3.png"),
@@ -1094,7 +1124,7 @@ LAYOUTS = {
         (),
         1,
         1,
-        "train/train, every 10th for testing",
+        "train/train, 1 of them, drawn at random, for testing",
     ),
     "a class named train": (("bus/1.png", "car/1.png", "train/1.png"), ("bus", "car", "train"), 2, 1, "train is taken"),
     "one class": (("images/1.png", "images/2.png"), ("images",), 1, 1, "classes: images"),
@@ -1130,7 +1160,7 @@ def test_what_folders_stand_for(tmp_path: Path, case: str) -> None:
     assert (dataset.train_labels is None) == (dataset.test_labels is None) == (not classes)
     assert said in dataset.source
     assert said or ";" not in dataset.source.replace("; classes: ", "")
-    if test > 1 or any(name.lower().startswith(("test", "val")) for name in names):
+    if test > 1 or ("drawn" not in dataset.source and any(name.lower().startswith(("test", "val")) for name in names)):
         where = [name.lower().startswith(("test", "val")) for name in names]
         assert set(greys(dataset.train_images)) == {i for i, held in enumerate(where) if not held}
 
@@ -1305,7 +1335,8 @@ def test_a_preview_in_a_picture_of_a_camera_is_passed_over(tmp_path: Path) -> No
     fill(tmp_path, "a.png", "b.png")
     frames = [Image.new("RGB", (6, 4), (grey, grey, grey)) for grey in (200, 0)]
     frames[0].save(tmp_path / "c.jpg", format="MPO", save_all=True, append_images=frames[1:])
-    assert sorted(greys(load_dataset(tmp_path).train_images)) == [1, 5]
+    dataset = load_dataset(tmp_path)
+    assert sorted(greys(np.concatenate([dataset.train_images, dataset.test_images]))) == [0, 1, 5]
 
 
 def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
@@ -1426,7 +1457,7 @@ def test_idx_files_that_are_not_a_set(tmp_path: Path) -> None:
     folder = put(tmp_path / "own", FASHION, "")
     (folder / data.TEST_IMAGES).rename(tmp_path / "test")
     dataset = load_dataset(folder)
-    assert (len(dataset.train_images), len(dataset.test_images)) == (18, 2)  # every 10th for testing
+    assert (len(dataset.train_images), len(dataset.test_images)) == (18, 2)
     (tmp_path / "test").rename(folder / "x-train-images-idx3-ubyte")
     with pytest.raises(
         DataError, match=r"IDX files: expected one train-images, found .* and x-train-images-idx3-ubyte"
@@ -1753,7 +1784,9 @@ def test_a_run_of_an_earlier_version_finds_its_images_as_they_were(tmp_path: Pat
         (),
         "",
     )
-    now = own(tmp_path, **arrays)
+    own(tmp_path, **arrays)
+    now = load_dataset(tmp_path / "own.npz", every_tenth=True)
+    assert "every 10th for testing" in now.source
     found = now.as_recorded(then.content_hash)
     assert found.content_hash == then.content_hash
     assert np.array_equal(found.train_images, then.train_images)
@@ -2143,7 +2176,7 @@ def test_csv(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None
     content, labels, said = CSV[case]
     path = tmp_path / ("x.csv.gz" if case == "gzip" else "x.csv")
     path.write_bytes(content)
-    train, _ = shuffled(12)
+    train, _ = shuffled(12, NUMBERS if labels else None)
     for chunk in (data.CHUNK, 500):
         monkeypatch.setattr(own_arrays, "CHUNK", chunk)
         dataset = load_dataset(path)
@@ -2205,7 +2238,7 @@ def test_hdf5(tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch) ->
             file[labels] = NUMBERS[:, None]
             if test:
                 file[test] = ROWS[:3, ..., None]
-        rows = range(12) if test else shuffled(12)[0]
+        rows = range(12) if test else shuffled(12, NUMBERS)[0]
         for chunk in (data.CHUNK, 50):
             monkeypatch.setattr(own_arrays, "CHUNK", chunk)
             dataset = load_dataset(path)
@@ -2214,7 +2247,7 @@ def test_hdf5(tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch) ->
     with h5py.File(tmp_path / "v7.3.mat", "w") as file:  # MATLAB's arrays are in Fortran's order
         file["X"] = ROWS.T
         file["X"].attrs["MATLAB_class"] = np.bytes_("uint8")
-    assert np.array_equal(load_dataset(tmp_path / "v7.3.mat").train_images[..., 0], ROWS[rows])
+    assert np.array_equal(load_dataset(tmp_path / "v7.3.mat").train_images[..., 0], ROWS[shuffled(12)[0]])
     with h5py.File(path, "w") as file:
         file.create_virtual_dataset("x_train", h5py.VirtualLayout((4, 6, 6), np.uint8))
     with pytest.raises(DataError, match="x_train: content: expected the numbers themselves, found a reference"):
@@ -2240,7 +2273,7 @@ def write_parquet(path: Path, **columns: list) -> Path:
 def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = {f"p{i}": FLAT[:, i].tolist() for i in range(36)}
     files = [{"bytes": encoded(row, "png"), "path": None} for row in ROWS]
-    train, path, folder = shuffled(12)[0], tmp_path / "x.parquet", tmp_path / "hub" / "data"
+    train, path, folder = shuffled(12, NUMBERS)[0], tmp_path / "x.parquet", tmp_path / "hub" / "data"
     for columns in (
         {**pixels, "label": NUMBERS.tolist(), "name": list("abcdefghijkl")},
         {"image": files, "label": NUMBERS.tolist()},
@@ -2253,7 +2286,7 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert np.array_equal(dataset.train_images[..., 0], ROWS[train])
             assert list(dataset.train_labels) == list(NUMBERS[train])
     files[5] = {"bytes": encoded(np.full((6, 6, 3), 9, np.uint8), "png")}  # one in colour makes all coloured
-    assert load_dataset(write_parquet(path, image=files)).train_images.shape == (10, 6, 6, 3)
+    assert load_dataset(write_parquet(path, image=files)).train_images.shape == (11, 6, 6, 3)
     for name, rows in (("train-00000-of-00002", slice(7)), ("train-00001-of-00002", slice(7, 12)), ("test", slice(3))):
         write_parquet(folder / f"{name}.parquet", image=files[rows], label=NUMBERS[rows].tolist())
     dataset = load_dataset(folder.parent, grayscale=True)
