@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -1112,3 +1113,46 @@ def test_large_images_are_computed_fewer_at_a_time():
     assert [s.stop - s.start for s in large.batches(100)] == [64, 36]
     assert [s.stop - s.start for s in huge.batches(2)] == [1, 1]
     assert list(small.batches(0)) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"classes": 3}, {"likelihood": "gaussian-learned"}, {"beta": 4.0}, {"log_variance_bounds": None}],
+    ids=str,
+)
+def test_standardized_latents_have_the_mean_and_variance_of_the_prior(options):
+    vae = VAE((12, 10, 3), (4, 8), 3, 2, 3, **options)
+    rng = np.random.default_rng(0)
+    for name in ("mu", "log_variance"):
+        for parameter in vae.heads[name].parameters():
+            parameter.data[...] = rng.normal(0.02, 0.03, parameter.shape)
+    images = rng.random((40, 12, 10, 3), np.float32)
+    labels = np.arange(40) % 3 if "classes" in options else None
+
+    def kl(mu: np.ndarray, log_variance: np.ndarray) -> float:
+        return float((mu**2 + np.exp(log_variance) - 1 - log_variance).sum(axis=1).mean() / 2)
+
+    mu, log_variance = vae.encode_distribution(images, labels=labels)
+    before, reconstructed = kl(mu, log_variance), vae.reconstruct(images, labels=labels)[0]
+    assert vae.standardize(images, labels=labels, least=0.99) == 0
+    np.testing.assert_array_equal(vae.encode(images, labels=labels), mu)
+    gain = vae.standardize(images, labels=labels)
+    new_mu, new_log_variance = vae.encode_distribution(images, labels=labels)
+    np.testing.assert_allclose(new_mu.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(new_mu.var(axis=0) + np.exp(new_log_variance).mean(axis=0), 1, rtol=1e-4)
+    np.testing.assert_allclose(vae.reconstruct(images, labels=labels)[0], reconstructed, atol=1e-5)
+    assert gain > 0.05
+    assert kl(new_mu, new_log_variance) == pytest.approx(before - gain, rel=1e-4)
+    for i, (shift, scale) in itertools.product(range(3), [(0.1, 1), (-0.1, 1), (0, 1.1), (0, 0.9)]):
+        moved, wider = new_mu.copy(), new_log_variance.copy()  # any other shift or scale costs more
+        moved[:, i], wider[:, i] = scale * moved[:, i] + shift, wider[:, i] + 2 * np.log(scale)
+        assert kl(moved, wider) > before - gain
+    assert vae.standardize(images, labels=labels, least=0.01) == 0, "once is enough"
+
+
+def test_a_model_that_has_diverged_is_not_standardized():
+    vae = VAE((8, 8, 1), (4,), 3, 2)
+    vae.heads["mu"].weight.data[...] = np.float32(3e38)
+    before = vae.heads["mu"].bias.numpy().copy()
+    assert vae.standardize(np.ones((4, 8, 8, 1), np.float32)) == 0
+    np.testing.assert_array_equal(vae.heads["mu"].bias.numpy(), before)
