@@ -264,7 +264,9 @@ def reconstructions(
     block = name_height + 2 * tile_height + 6 + number_height + 30
     top = MARGIN + 56
     rows = -(-N // columns)
-    width = max(1200, 2 * MARGIN + gutter + columns * pitch)
+    note = f"Below each pair: {error_name}" if numbers else ""
+    texts = max(_text_width(title, TITLE_SIZE, "bold"), _text_width(note, SMALL_SIZE))
+    width = 2 * MARGIN + max(min(1120, texts), gutter + columns * pitch)
     figure, axes = _sheet(width, top + rows * block + (44 if numbers else 10), title, who)
     for i in range(N):
         x = MARGIN + gutter + (i % columns) * pitch
@@ -284,7 +286,6 @@ def reconstructions(
             _write(axes, edge, y + tile_height / 2, rows_are[0], **side)
             _write(axes, edge, y + 1.5 * tile_height + 6, rows_are[1], **side)
     if numbers:
-        note = f"Below each pair: {error_name}"
         foot = top + rows * block + 14
         _write(axes, MARGIN, foot, note, width=width - 2 * MARGIN, size=SMALL_SIZE, ha="left", va="center", color=FAINT)
     return figure
@@ -464,7 +465,7 @@ def manifold_grid(
     *,
     quantiles: tuple[float, float] = (0.02, 0.98),
     title: str = "Decoded images over the latent plane",
-    axis_names: tuple[str, str] = ("z1", "z2"),
+    axis_names: tuple[str, str] = ("z1, in even steps of probability", "z2, in even steps of probability"),
 ) -> Figure:
     """The decoded images of ``manifold_points``, tiled into one picture whose axes are labelled with z.
 

@@ -50,7 +50,8 @@ def close_ups(
     errors = ((reconstructed - to_unit_range(images)) ** 2).mean(axis=(1, 2, 3))
     order = np.argsort(errors, kind="stable")
     pictures = {}
-    for name, chosen in (("worst", order[::-1][:20]), ("best", order[:20])):
+    shown = max(1, min(20, len(images) // 2))  # no image is among the best and the worst
+    for name, chosen in (("worst", order[::-1][:shown]), ("best", order[:shown])):
         pictures[name] = figures.reconstructions(
             images[chosen],
             reconstructed[chosen],
@@ -89,8 +90,8 @@ def close_ups(
     points = np.repeat(start[None, None], len(dimensions), axis=0).repeat(len(STEPS), axis=1)  # (R, S, Z)
     for row, dimension in enumerate(dimensions):
         points[row, :, dimension] = STEPS
-    shown = None if labels is None else np.repeat(labels[chosen], points[..., 0].size)
-    decoded = model.decode(points.reshape(-1, points.shape[-1]), labels=shown)
+    classes = None if labels is None else np.repeat(labels[chosen], points[..., 0].size)
+    decoded = model.decode(points.reshape(-1, points.shape[-1]), labels=classes)
     pictures["traversals"] = figures.traversals(
         images[chosen[0]],
         decoded.reshape(*points.shape[:2], *decoded.shape[1:]),

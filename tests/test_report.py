@@ -29,8 +29,9 @@ NAMES = ("<b>bags</b>", "A & B", "$x_1$")
 
 
 @pytest.fixture(autouse=True)
-def _backend(restored_backends: None) -> None:
+def _backend(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> None:
     minigrad.use(kernels="numpy", threads=1)
+    monkeypatch.setattr(VAE, "standardize", lambda *_, **__: 0.0)  # the model of a run is that of its last frame
 
 
 def dataset(count: int = 24, labelled: bool = True, name: str = "toy") -> Dataset:
@@ -355,14 +356,14 @@ def test_worst_and_best_are_those(spied: dict) -> None:
     shown = {options["title"].split()[-1]: (a, options) for a, options in spied["reconstructions"]}
     errors = [float(np.mean((made.reconstruct(x[None])[0] - x / 255) ** 2)) for x in data.test_images]
     order = sorted(range(30), key=errors.__getitem__)
-    for name, chosen in (("worst", order[::-1][:20]), ("best", order[:20])):
+    for name, chosen in (("worst", order[::-1][:15]), ("best", order[:15])):  # none is in both
         (originals, reconstructed, labels, names, written), options = shown[name]
         np.testing.assert_array_equal(originals, data.test_images[chosen])
         np.testing.assert_allclose(reconstructed, made.reconstruct(data.test_images[chosen])[0], atol=1e-6)
         np.testing.assert_array_equal(labels, data.test_labels[chosen])
         assert names == NAMES
         np.testing.assert_allclose(written, [errors[i] for i in chosen], rtol=1e-5)
-        assert options["title"] == f"The 20 test images that are reconstructed {name}"
+        assert options["title"] == f"The 15 test images that are reconstructed {name}"
         assert options["error_name"] == "mean squared error per pixel"
 
 
@@ -468,7 +469,7 @@ def test_few_samples_of_a_conditional_model_are_one_of_each_class_side_by_side(c
 
 def test_more_samples_of_a_conditional_model_have_a_row_for_each_class() -> None:
     axes = draw(model(classes=3), dataset(), count=4)["samples"].axes[0]
-    assert axes.texts[0].get_text() == "Samples of every class; in a column from one latent"
+    assert axes.texts[0].get_text() == "Samples of every class, each from the same latents"
     assert len(axes.images) == 6
 
 
