@@ -45,7 +45,7 @@ from .runs import (
     recover,
 )
 from .seed_files import WEIGHTS_FILE
-from .training import STOPS, DivergedError, interrupt, raise_signals
+from .training import STOPS, DivergedError, interrupt, latest_checkpoint, raise_signals
 
 RECIPES = files(__package__).joinpath("recipes")
 _door = threading.Lock()
@@ -124,7 +124,8 @@ def run_program(
 ) -> int:
     """Run a program's body and return its exit code: 0; 3 data, 4 device or memory, 5 diverged, 1 other; 128 + signal.
 
-    An error is one line on stderr, whose end is what_remains(error); with debug a traceback comes first. With quiet,
+    An error is one line on stderr, whose end is what_remains(error); what follows a new line there is a command, and is
+    printed on a line of its own. A terminal gets lines of 80 letters. With debug a traceback comes first. With quiet,
     minigrad does not say that it compiles. Afterwards the process is what it was before, in its outputs, signals,
     warnings and kernels.
     """
@@ -148,10 +149,10 @@ def _run(body: Callable[[], None], debug: bool, what_remains: Callable[[BaseExce
     except KeyboardInterrupt as stop:
         with _deaf():
             number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
-            _tell(f"interrupted{what_remains(stop)}")
+            _tell("interrupted", what_remains(stop))
             return 128 + number
     except BrokenPipeError as error:
-        _tell(f"error: the reader of the output has gone{what_remains(error)}")
+        _tell("error: the reader of the output has gone", what_remains(error))
         return 1
     except Exception as error:
         if debug:
@@ -165,7 +166,7 @@ def _run(body: Callable[[], None], debug: bool, what_remains: Callable[[BaseExce
             text = f"{error.filename}: {error.strerror}"
         elif isinstance(error, OSError) and error.errno and _stdout_fails():  # one of our own has no number
             text = f"the standard output: {error.strerror}"
-        _tell(f"error: {text}{what_remains(error)}")
+        _tell(f"error: {text}", what_remains(error))
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
 
 
@@ -286,9 +287,15 @@ def _deaf() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _tell(text: str) -> None:
+def _tell(text: str, what_remains: str) -> None:
+    """Print an error, and on a line of its own the command that goes on, ready to be copied."""
+    more, _, command = what_remains.partition("\n")
+    message = text + more
     with suppress(OSError):  # nobody can be told where stderr, too, has gone
-        show(text, sys.stderr)
+        for line in wrapped(message, sys.stderr):
+            show(line, sys.stderr)
+        if command:
+            show(f"  {command}", sys.stderr)
 
 
 def text(value: str) -> str:
@@ -407,7 +414,8 @@ def add_model_options(parser: argparse.ArgumentParser, options: dict[str, Option
     """--model-dir, what is done with the model, which images and random numbers it gets, and the common options."""
     add_options(parser, {"model-dir": ("variational/model", str, "a trained model's folder"), **options}, keep=True)
     data: dict[str, Option] = {
-        "dataset": (None, str, f"{images} (default: the data set of the run)"),
+        "dataset": (None, str, f"{images} (default: those of the run; own ones must be named again)"),
+        "skip-broken": (None, bool, "leave out picture files that cannot be read"),
         "data-dir": (None, str, "folder of its files (default: that of the run)"),
         "seed": (0, number(least=0), seed),
     }
@@ -430,7 +438,10 @@ def model_of(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Aut
         raise UsageError(f"--out is needed: the results in {folder} are of its own model, not of {source.name}")
     watched = source if source.parent == folder else folder / MODEL_FILE
     known = model_hash(watched)
-    read_record(folder)  # a damaged one is told at once
+    steps = read_record(folder).get("training", {}).get("steps")
+    newest = latest_checkpoint(folder)
+    if source.name == MODEL_FILE and steps and newest and int(newest.stem.rpartition("-")[2]) > steps:
+        tell(f"the run has gone on since {source} was saved; training with --finish makes a model of {newest.name}")
 
     def check() -> None:
         if model_hash(watched) != known:
@@ -448,11 +459,12 @@ def check_data_dir(dataset: str, data_dir: str | None) -> None:
 def reading_of_data(model: Autoencoder, folder: Path, dataset: str) -> Reading:
     """How a data set is read for a model: as in its run, but folders always in the model's size and colour."""
     data = read_record(folder).get("data", {})
-    path, found = Path(dataset).expanduser(), Reading.of(data)
+    path, found = Path(dataset).expanduser(), Reading.recorded(data)
     if os.path.realpath(path) != os.path.realpath(data.get("name") or ""):  # of the run's own data set alone
-        found = replace(found, test_dir=None)
+        found = replace(found, test_dir=None, every_tenth=False)
     if found.image_size or found.grayscale or path.is_dir():
-        found = replace(reading_for(model), test_dir=found.test_dir, skip_broken=found.skip_broken)
+        fitting = reading_for(model)
+        found = replace(found, image_size=fitting.image_size, grayscale=fitting.grayscale)
     return found
 
 
@@ -473,9 +485,10 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, te
     mine = place == args.data_dir
     try:
         how = vars(reading_of_data(model, folder, name))
+        how["skip_broken"] |= args.skip_broken
         dataset = load_dataset(name, place, **how, download=mine, progress=not args.quiet)
     except DataError as error:
-        hint = "" if mine else f"; only {record} names this folder, so --data-dir must before anything is put there"
+        hint = "" if mine else f"; {record} names this folder, and only with --data-dir is anything put there"
         raise DataError(f"{error}{hint}") from error
     data = read_record(folder).get("data", {})
     dataset = dataset.as_recorded(data.get("content_hash"), "image_size" not in data)
@@ -485,9 +498,23 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, te
     return dataset
 
 
+def check_place(args: argparse.Namespace, folder: Path, dataset: Dataset) -> None:
+    """Raise UsageError where results of other images would take the place of those of the run's own."""
+    recorded = read_record(folder).get("data", {}).get("content_hash")
+    if not args.out and recorded not in (None, dataset.content_hash):
+        raise UsageError(f"--out is needed: the results in {folder} are of its own images, not of {dataset.name}")
+
+
 def show(text: str, file: Any = None) -> None:
     """Print one line, whatever is in the text."""
     print(printable(text[:MOST_LETTERS]), file=file, flush=True)
+
+
+def wrapped(text: str, output: Any, indent: str = "") -> list[str]:
+    """A text in lines of 80 letters for a terminal; other readers look for sentences."""
+    if output is None or not output.isatty():
+        return [text]
+    return textwrap.wrap(text, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 class Output:
@@ -507,9 +534,8 @@ class Output:
             show(text)
 
     def prose(self, text: str, indent: str = "") -> None:
-        """Print a text, for a terminal in lines of 80 letters; other readers look for sentences."""
-        broken = textwrap.wrap(text, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        for line in broken if sys.stdout.isatty() else [text]:
+        """Print a text, for a terminal in lines of 80 letters."""
+        for line in wrapped(text, sys.stdout, indent):
             self.line(line)
 
     def warn(self, text: str) -> None:

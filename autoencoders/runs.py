@@ -8,6 +8,7 @@ run replaces an old one, .replaced-N with the old one.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import io
@@ -78,8 +79,9 @@ OWN_FILES = (
     PROGRESS_FILE,
     *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS),
 )
+MOST_ENCODED, WORTH_A_SHIFT = 10_000, 0.02  # images, and share of the KL, for `VAE.standardize`
 MOST_THREADS = 1024  # each takes memory
-MOST_CLASSES = 50  # of a conditional model, that one picture shows
+MOST_CLASSES, MOST_COLUMNS = 50, 12  # of a conditional model, that one picture of samples shows
 REPLACED = ".replaced-"  # and a number: where --overwrite keeps the old run until the new one is finished
 MOVING = ".moving"  # an old run on its way there or back; what lies here belongs back
 
@@ -177,6 +179,7 @@ class Run:
         self.record["training_seconds"] = sum(history["seconds"])
         p = self.trainer.progress
         self.record["training"] = {"learning_rate": self.trainer.given_rate, "epochs": p.epoch, "steps": p.step}
+        self._standardize(tell)
         images, labels = self.dataset.test_images, self.dataset.test_labels
         try:  # first, because a model that gives numbers that are not finite is not saved
             self.record["test"] = quick_figures(
@@ -187,6 +190,8 @@ class Run:
             raise
         model.save(self.folder)
         tell(f"saved {self.folder / MODEL_FILE}")
+        if self.resumed and (self.folder / RESULT_FILE).exists():
+            tell(f"{RESULT_FILE} and report.html there are of the model before")
         pictures = {"loss_curves": figures.loss_curves(history.rows, unit=model.unit)}
         pictures |= draw(model, self.dataset, seed=seed, count=48)
         tell_pictures(save_pictures(pictures, self.folder / "figures"), tell, self.verbose)
@@ -198,6 +203,17 @@ class Run:
             again = "" if more.startswith("--resume") else ", with another --out or --overwrite"
             raise DivergedError(f"the model does not work: {fault['finding']} ({fault['why']}); try {more}{again}")
         self._write_record()
+
+    def _standardize(self, tell: Callable[[str], None]) -> None:
+        """Move the latents of a VAE onto the prior, where the training has left them far from it."""
+        trainer, model = self.trainer, self.trainer.model
+        if not isinstance(model, VAE) or trainer.options.iw_samples > 1:  # whose bound has another optimum
+            return
+        rows = trainer.k.from_host(trainer.trained[:: -(-len(trainer.trained) // MOST_ENCODED)])
+        labels = None if trainer.labels is None else trainer.k.to_host(trainer.labels[rows]).argmax(axis=1)
+        gain = model.standardize(trainer.k.to_host(trainer.images[rows]), labels=labels, least=WORTH_A_SHIFT)
+        if gain:
+            tell(f"latents shifted and scaled to the prior: the KL falls by {gain:.2g} nats")
 
     def _write_record(self) -> None:
         write_json(self.folder / RECORD_FILE, self.record)
@@ -228,6 +244,8 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     Raises:
         FileExistsError: it does. DataError: run.json, which says what lies there, cannot be read.
     """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: cannot be written: it is no folder; use another --out")
     if latest_checkpoint(folder) is None:
         check_foreign(folder, _own_names(folder), "use another --out")
     if overwrite or not _holds_model(folder):
@@ -446,7 +464,7 @@ def resume_run(
         was = {"precision": "fp32", **record["environment"]}  # older runs had no other
         data, learning_rate = record["data"], record["learning_rate"]
         options = TrainingOptions(**record["options"])
-        name, reading, _ = data["name"], Reading.of(data), _limit_of(data)
+        name, reading, _ = data["name"], Reading.recorded(data), _limit_of(data)
         if not (isinstance(learning_rate, float | int) and learning_rate > 0):
             raise ValueError(f"learning_rate is {learning_rate!r}")
         if not (isinstance(name, str) and isinstance(data.get("data_dir"), str | None)):
@@ -712,8 +730,14 @@ def draw(
     pictures = {} if dataset is None else _draw_data(model, dataset, seed)
     if isinstance(model, VAE) or mixture is not None:
         classes = range(model.classes)[:MOST_CLASSES] if label is None else [label]
+        rows = columns = 0
+        if len(classes) > 1 and mixture is None:  # one or more full rows of each class
+            each = -(-count // len(classes))
+            rows = -(-each // MOST_COLUMNS)
+            columns = -(-each // rows)
+            count = len(classes) * rows * columns
         new, _ = new_images(model, count, seed, classes, mixture)
-        pictures["samples"] = figures.samples(new, **_caption(model, classes, len(new), mixture))
+        pictures["samples"] = figures.samples(new, **_caption(model, classes, rows, columns, mixture))
     if isinstance(model, VAE) and model.latent_space_dim == 2 and not model.classes:
         pictures["manifold"] = figures.manifold_grid(model.decode(figures.manifold_points()))
     return pictures
@@ -773,8 +797,10 @@ def _draw_pairs(
     return figures.reconstructions(images, reconstructed, numbers, names, errors, error_name=what)
 
 
-def _caption(model: Autoencoder, classes: Sequence[int], count: int, mixture: Mixture | None) -> dict[str, Any]:
-    """What `figures.samples` is told of so many new images."""
+def _caption(
+    model: Autoencoder, classes: Sequence[int], rows: int, columns: int, mixture: Mixture | None
+) -> dict[str, Any]:
+    """What `figures.samples` is told of new images; rows and columns are those of each of several classes."""
     if mixture is not None:
         return {"title": f"Samples from a mixture of {len(mixture.weights)} Gaussians fitted to the latents"}
     if not model.classes:
@@ -783,10 +809,10 @@ def _caption(model: Autoencoder, classes: Sequence[int], count: int, mixture: Mi
     if len(shown) == 1:
         return {"title": f"Samples of the class {shown[0]}"}
     which = "every class" if len(shown) == model.classes else f"the first {len(shown)} of {model.classes} classes"
-    if count == len(shown):  # rows of one image would leave most of the picture white
+    if columns == 1:  # rows of one image would leave most of the picture white
         return {"title": f"Samples of {which}; all from one latent", "names": shown}
-    title = f"Samples of {which}; in a column from one latent"
-    return {"columns": count // len(shown), "title": title, "row_names": shown}
+    row_names = [name for first in shown for name in (first, *[""] * (rows - 1))]
+    return {"columns": columns, "title": f"Samples of {which}, each from the same latents", "row_names": row_names}
 
 
 def new_images(
@@ -847,32 +873,47 @@ def save_singles(images: np.ndarray, labels: np.ndarray | None, folder: Path, ki
     return folder / "samples"
 
 
-def save_latents(model: Autoencoder, dataset: Dataset, parts: Sequence[str], path: Path) -> int:
-    """Write the latents of the train and test images, as parts says, as a .csv or .npz file: a row for each image, with
-    its part, its index there, its label if there is one, and z1 to zZ; of a VAE the means, and in an .npz also
-    log_variance. Returns the number of rows.
+def save_latents(model: Autoencoder, dataset: Dataset, parts: Sequence[str], split: bool, path: Path) -> str:
+    """Write the latents of the train and test images, as parts says, as a .csv or .npz file, a row for each image.
+    Returns what was written, and what the columns are.
+
+    The columns are: part, `train` or `test`, if split or if an index is there in both; path, of the image's file, or
+    index, of the image in its array, from 0; label, and class, its name, if there are any; and z1 to zZ, of a VAE the
+    means. An .npz has z (N, Z), and of a VAE log_variance.
 
     Raises:
         DataError: the file cannot be written.
     """
     tables = []
     for part in parts:
-        images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
-        table = {"part": np.full(len(images), part), "index": np.arange(len(images)), "label": labels}
+        images, labels, names = (getattr(dataset, f"{part}_{what}") for what in ("images", "labels", "names"))
+        names = np.arange(len(images)) if names is None else names
+        table = {"part": np.full(len(images), part), "path" if names.dtype.kind == "U" else "index": names}
+        table["label"] = labels
+        if dataset.class_names and labels is not None:
+            table["class"] = np.array(dataset.class_names)[labels]
         if isinstance(model, VAE):
             table["z"], table["log_variance"] = model.encode_distribution(images, labels=labels)
         else:
             table["z"] = model.encode(images)
         tables.append(table)
-    given = [name for name in tables[0] if all(table[name] is not None for table in tables)]
+    given = [name for name in tables[0] if all(table.get(name) is not None for table in tables)]
     arrays: dict[str, Any] = {name: np.concatenate([table[name] for table in tables]) for name in given}
-    buffer = io.BytesIO()
+    place = arrays[given[1]]
+    if not split and len(np.unique(place)) == len(place):  # they are one pool of images, in the order of its files
+        arrays = {name: values[np.argsort(place)] for name, values in arrays.items() if name != "part"}
     if path.suffix.lower() == ".npz":
+        columns = list(arrays)
+        buffer = io.BytesIO()
         np.savez(buffer, **arrays)
+        content = buffer.getvalue()
     else:
         z = {f"z{i}": column for i, column in enumerate(arrays["z"].T, 1)}
-        shown = {name: arrays[name] for name in ("part", "index", "label") if name in arrays} | z
-        rows = np.column_stack([column.astype(str) for column in shown.values()])
-        buffer.write("".join(",".join(row) + "\n" for row in [shown, *rows]).encode())
-    write_atomically(path, buffer.getvalue())
-    return len(arrays["index"])
+        shown = {name: values for name, values in arrays.items() if name not in ("z", "log_variance")} | z
+        columns = [*list(shown)[: -len(z)], "z1" + f" to z{len(z)}" * (len(z) > 1)]
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([shown, *zip(*shown.values(), strict=True)])
+        content = text.getvalue().encode()
+    write_atomically(path, content)
+    means = " (means)" if isinstance(model, VAE) else ""
+    return f"the latents{means} of {len(place):,} images to {path}: {', '.join(columns)}"

@@ -20,6 +20,7 @@ from autoencoders.cli import (
     Output,
     Parser,
     add_model_options,
+    check_place,
     data_of_model,
     model_of,
     number,
@@ -84,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         model, source, check_unchanged = model_of(args, console.line)
         mixture = None if isinstance(model, autoencoders.VAE) else load_mixture(source)
         dataset = data_of_model(model, folder, args, console.prose)
+        check_place(args, folder, dataset)
         made = not out.exists()
         check_writable(out)
         if made:

@@ -22,6 +22,7 @@ from autoencoders.cli import (
     Parser,
     UsageError,
     add_model_options,
+    check_place,
     data_of_model,
     model_of,
     number,
@@ -37,6 +38,7 @@ from autoencoders.runs import (
     check_results,
     draw,
     draw_files,
+    has_used,
     new_images,
     save_latents,
     save_pictures,
@@ -141,9 +143,11 @@ def main(argv: list[str] | None = None) -> int:
             console.warn(f"left out are reconstructions, latent space and interpolations, which need images: {error}")
         if args.encode and dataset:
             parts = ("train", "test") if args.dataset else ("test",)
-            count = save_latents(model, dataset, parts, Path(args.encode))
-            console.line(f"wrote the latents of {count:,} images to {args.encode}")
+            split = not args.dataset or has_used(folder, dataset)
+            console.prose(f"wrote {save_latents(model, dataset, parts, split, Path(args.encode))}")
             return
+        if dataset:
+            check_place(args, folder, dataset)
         if args.mixture_components and dataset:
             mixture = fit_mixture(latents_of(model, dataset.train_images), args.mixture_components, args.seed)
             check_unchanged()

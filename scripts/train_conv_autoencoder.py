@@ -65,7 +65,7 @@ GROUPS: dict[str, dict[str, Option]] = {
         "image-size": (None, list, "N or H W: resize the short side and crop the centre (default: as they are)"),
         "grayscale": (None, bool, "turn images to grey"),
         "augment": (None, bool, "flip half of the images of each step left to right, and shift all by a few pixels"),
-        "test-dir": (None, str, "folder or file of test images (default: every 10th image, if there are no others)"),
+        "test-dir": (None, str, "folder or file of test images (default: a tenth of all, if there are no others)"),
         "skip-broken": (None, bool, "leave out picture files that cannot be read"),
         "limit-train": (None, int, "use this many training images, of own data a random sample (default: all)"),
         "validation": (0.0, float, "training images held out to measure on: a count, or a share below 1"),
@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     def what_remains(error: BaseException) -> str:
         stopped = isinstance(error, KeyboardInterrupt)
         if stopped and args.resume and not started:
-            return f" before the training went on. Go on with: {command}"
+            return f" before the training went on. Go on with:\n{command}"
         if not started or not started[0].resumable or isinstance(error, FileExistsError):
             return " before the first checkpoint" if stopped else ""
         folder = started[0].folder
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         now = "saved" if stopped else "what was saved is kept"
         then = "--finish in place of --resume makes the model now. Go on" if stopped else "When that is mended, go on"
         again = "--resume --tensorboard" if args.tensorboard else "--resume"
-        return f"; {now}{kept}. {then} with: {program} --out {shlex.quote(str(folder))} {again}"
+        return f"; {now}{kept}. {then} with:\n{program} --out {shlex.quote(str(folder))} {again}"
 
     return run_program(body, debug=args.debug, quiet=args.quiet, what_remains=what_remains)
 

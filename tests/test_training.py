@@ -1409,6 +1409,24 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr("autoencoders.runs.save_pictures", lambda *_, **__: [])
 
 
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("samples", [1, 2])
+def test_the_latents_of_a_finished_run_have_the_mean_and_variance_of_the_prior(
+    tmp_path, array_file, samples, monkeypatch
+):
+    """Over the images that it was trained on; not where the loss is another bound, and not in checkpoints."""
+    monkeypatch.setattr("autoencoders.runs.WORTH_A_SHIFT", 0)
+    run = run_of(array_file, tmp_path / "run", validation=10, iw_samples=samples)
+    told = execute(run)
+    images = load_dataset(array_file).train_images[run.trainer.trained]
+    last = VAE.load(load_checkpoint(tmp_path / "run")[2])
+    for model, moved in ((VAE.load(tmp_path / "run"), samples == 1), (last, False)):
+        mu, log_variance = model.encode_distribution(images)
+        variance = mu.var(axis=0) + np.exp(log_variance).mean(axis=0)
+        assert (np.abs(mu.mean(axis=0)).max() < 1e-3 and np.abs(variance - 1).max() < 1e-3) == moved
+    assert any("latents shifted and scaled to the prior" in line for line in told) == (samples == 1)
+
+
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_a_run_that_was_interrupted_is_resumed_from_its_folder(tmp_path, array_file):
     minigrad.use(kernels="plain")
@@ -1487,7 +1505,7 @@ def test_the_data_folder_of_a_run_is_kept_unless_another_is_given(tmp_path, arra
     folder = tmp_path / "run"
     execute(start_run(model_of(), dataset, options, folder, learning_rate=1e-2, data_dir="here", progress=False))
 
-    def load(name: str, data_dir: str, download: bool, progress: bool):
+    def load(name: str, data_dir: str, download: bool, progress: bool, **_: object):
         asked.append((name, data_dir, download, progress))
         return dataset
 
