@@ -338,7 +338,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_programs_are_stopped_at_any_moment(
     campaign: Campaign, finished: tuple[Path, float], tmp_path: Path, script: str, few: int, many: int
 ) -> None:
-    """From the first import to the end: one line and a command, and what is written is whole, and the same when it is done again."""
+    """From the first import to the end: what is told is one line, perhaps with a command; and what is written is whole,
+    and the same when it is done again."""
     whole, seconds = finished
     before: dict[str, bytes] = {}
     words = TRAINING
