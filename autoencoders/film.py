@@ -124,8 +124,10 @@ def gif(
         when = f"after epoch {record['epoch']}" if record["epoch"] else "before training"
         figure = figures.film_frame(originals, arrays["reconstructed"], plane, labels, class_names, limits, when)
         pictures.append(Image.fromarray(figures.pixels(figure)))
+    coloured = originals.shape[3] == 3
     palette = _palette(pictures[-1])
-    drawn = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    dither = Image.Dither.FLOYDSTEINBERG if coloured else Image.Dither.NONE
+    drawn = [picture.quantize(palette=palette, dither=dither) for picture in pictures]
     times = [int(1000 * SECONDS)] * (len(drawn) - 1) + [int(1000 * LAST_SECONDS)]
     buffer = BytesIO()
     drawn[0].save(buffer, "GIF", save_all=True, append_images=drawn[1:], duration=times, loop=0, optimize=True)
