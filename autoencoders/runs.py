@@ -467,7 +467,8 @@ def resume_run(
         name, reading, _ = data["name"], Reading.recorded(data), _limit_of(data)
         if not (isinstance(learning_rate, float | int) and learning_rate > 0):
             raise ValueError(f"learning_rate is {learning_rate!r}")
-        if not (isinstance(name, str) and isinstance(data.get("data_dir"), str | None)):
+        named = name, data["content_hash"], data.get("data_dir") or ""
+        if not all(isinstance(text, str) for text in named):
             raise ValueError(f"data is {data!r}")
         texts = all(isinstance(was[key], str) for key in ("device", "kernels", "precision"))
         if not (texts and isinstance(was["threads"], int) and 0 < was["threads"] <= MOST_THREADS):
