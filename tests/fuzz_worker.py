@@ -254,9 +254,9 @@ def odd_checkpoint(folder: Path) -> tuple[list[bytes], str, Check]:
             document = json.loads(content.decode())
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
-        recorded = document["record"].get("data")
         names = [make(document).name, "run.json", f"{data.name}:"]  # what an error may be about
-        names += [f"{recorded.get('name')}:"] * isinstance(recorded, dict)
+        with suppress(KeyError, TypeError):
+            names.append(f"{document['record']['data']['name']}:")
         told: list[str] = []
         inside[0] = True
         try:
