@@ -27,7 +27,7 @@ import numpy as np
 import minigrad
 from minigrad import DeviceError, backend
 from minigrad.backend import KERNELS, PRECISIONS
-from minigrad.backend.pool import keep_freed_memory
+from minigrad.backend.memory import keep_freed_memory
 from minigrad.serialize import DataError
 
 from .conv_autoencoder import BATCH, MODEL_FILE, Autoencoder, folder_of, load, source_of

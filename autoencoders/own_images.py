@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from minigrad.backend.pool import free_memory
+from minigrad.backend.memory import free_memory
 from minigrad.serialize import DataError, read_file
 
 from .dataset import MAX_BYTES, Dataset, Reading, as_data_error, fault, listed, printable, split_order

@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 import minigrad
 from minigrad.backend import Backend
+from minigrad.backend.chain import ChainBackend
 from minigrad.backend.pool import keep_freed_memory
 from minigrad.ops.conv import ConvGeometry, conv_geometry
 from minigrad.random import generator
@@ -191,7 +192,7 @@ def block_cases(
     yield Case(
         "conv_layer", shape, (x, None, weight, bias, g, transposed, after), flops, ("conv_layer", arrays, options)
     )
-    y, mean, variance, norm = Backend(np).conv_layer(x, None, weight, bias, g, transposed, after)
+    y, mean, variance, norm = ChainBackend(np).conv_layer(x, None, weight, bias, g, transposed, after)
     inference = "conv_block_inference", {**arrays, "mean": mean, "variance": variance}, options
     arguments = x, [weight], [bias], [norm], [g], [transposed]
     yield Case("conv_chain_inference", shape, arguments, flops, inference)
@@ -250,7 +251,7 @@ def measure(
     case: Case, backends: dict[str, Backend], torch: TorchOperations | None, rounds: int, pause: float
 ) -> dict[str, Any]:
     """The row of a case: times of each kernel set and of PyTorch, which take turns."""
-    expected, traffic = case.first_result(Backend(np))
+    expected, traffic = case.first_result(ChainBackend(np))
     times: dict[str, list[float]] = {name: [] for name in backends}
     if torch is not None and case.torch is not None:
         torch.prepare(case, expected)

@@ -3,16 +3,14 @@ names of tensors and modules for messages."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
-if TYPE_CHECKING:
-    from .nn import Module
-    from .tensor import Function, Tensor
+# Each returns the name of a tensor, or "" if it knows none: nn.module adds one that knows those of parameters.
+namers: list[Callable[[Any], str]] = []
 
 
-def check_unwritten(function: Function) -> None:
+def check_unwritten(function: Any) -> None:
     """Raise RuntimeError if an input has changed since it was read, and its old values are needed or its gradient would
     no longer fit."""
     for i, (x, read) in enumerate(zip(function.inputs or (), function.read, strict=True)):
@@ -31,18 +29,11 @@ def check_unwritten(function: Function) -> None:
             )
 
 
-def modules_alive() -> list[Module]:
-    """All modules that there are, without those half built."""
-    from .nn import Module, Sequential
-
-    found = [x for x in gc.get_objects() if issubclass(type(x), Module)]
-    return [x for x in found if not isinstance(x, Sequential) or "layers" in vars(x)]
-
-
-def _name_of(tensor: Tensor) -> str:
-    """The longest name of a parameter in the models that there are, or else what is known of any tensor."""
-    names = [name for module in modules_alive() for name, x in module.named_parameters() if x is tensor]
-    return max(names, key=len, default=f"a {tensor.dtype} tensor of shape {tensor.shape}")
+def _name_of(tensor: Any) -> str:
+    """The longest name that is known of a tensor, or else what it is."""
+    return max((namer(tensor) for namer in namers), key=len, default="") or (
+        f"a {tensor.dtype} tensor of shape {tensor.shape}"
+    )
 
 
 def _arrays_in(value: Any, kind: type) -> Iterator[Any]:

@@ -69,7 +69,7 @@ def self_test() -> list[Finding]:
 
 
 def _convolve(k: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    from .ops.conv import conv_geometry
+    from .backend.geometry import conv_geometry
 
     x, weight, bias, gy = (k.from_host(a) for a in arrays)
     geometry = conv_geometry((9, 8), (3, 3), 2, "same")

@@ -21,7 +21,7 @@ from typing import Any
 from . import nn, optim
 from .backend import Array
 from .backend.capture import Captured
-from .checks import modules_alive
+from .nn.module import modules_alive
 from .tensor import Function, Operand, Tensor
 
 _one_at_a_time = threading.Lock()

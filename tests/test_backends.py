@@ -32,10 +32,11 @@ from faults import Campaign
 
 import minigrad.backend
 from minigrad.backend import Backend, cpu, cuda
+from minigrad.backend.chain import ChainBackend
 from minigrad.backend.winograd import winograd
 from minigrad.ops.conv import ConvGeometry, conv_geometry
 
-PLAIN = Backend(np)
+PLAIN = ChainBackend(np)
 DTYPE = object()  # among a case's arguments: the dtype that is tested
 SIZES = (1, 4, 7)  # batches; three threads divide none of them evenly
 EMPTY = ((0, 5, 4, 3),)  # no images

@@ -19,7 +19,7 @@ import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
 from autoencoders.memory import COPIES, WORKSPACE, check_memory, step_memory
 from autoencoders.training import Trainer
-from minigrad.backend.pool import free_memory
+from minigrad.backend.memory import free_memory
 from minigrad.ops.conv import conv_geometry
 
 LINUX = pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs /proc")
@@ -178,7 +178,7 @@ def test_what_is_free_is_less_than_there_is_and_what_a_limit_leaves() -> None:
     assert 0 < found < total
     code = """
 import resource
-from minigrad.backend.pool import free_memory
+from minigrad.backend.memory import free_memory
 with open("/proc/self/statm") as file:
     size = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 50_000_000, -1))

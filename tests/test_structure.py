@@ -47,7 +47,8 @@ def is_core(place: str) -> bool:
     folder, _, name = place.rpartition("/")
     if folder in ("minigrad/ops", "minigrad/nn"):
         return name not in ("fused.py", "summary.py", "__init__.py")
-    files = ("tensor.py", "optim.py", "random.py", "init.py", "backend/__init__.py", "backend/reference.py")
+    files = ["tensor.py", "optim.py", "random.py", "init.py"]
+    files += [f"backend/{name}.py" for name in ("__init__", "geometry", "reference", "device", "errors")]
     return place in [f"minigrad/{file}" for file in files]
 
 
@@ -55,23 +56,26 @@ def is_core(place: str) -> bool:
 
 
 def imports_of(source: str, place: str) -> Iterator[tuple[int, str]]:
-    """(line, absolute module name) of each import outside `if TYPE_CHECKING`; `from a import b` gives a and a.b."""
-    package = place.removesuffix("/__init__.py").removesuffix(".py").split("/")
-    if not place.endswith("/__init__.py"):
-        package = package[:-1]
-    yield from _imports(ast.parse(source), package)
+    """(line, absolute module name) of each import; `from a import b` gives a and a.b."""
+    yield from _imports(ast.parse(source), package_of(place))
+
+
+def package_of(place: str) -> list[str]:
+    return place.split("/")[:-1]
+
+
+def base_of(node: ast.ImportFrom, package: list[str]) -> str:
+    """The absolute name of what a `from` names."""
+    start = package[: len(package) - node.level + 1] if node.level else []
+    return ".".join([*start, *((node.module or "").split(".") if node.module else [])])
 
 
 def _imports(node: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            for other in child.orelse:
-                yield from _imports(other, package)
-        elif isinstance(child, ast.Import):
+        if isinstance(child, ast.Import):
             yield from ((child.lineno, alias.name) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
-            start = package[: len(package) - child.level + 1] if child.level else []
-            base = ".".join([*start, *((child.module or "").split(".") if child.module else [])])
+            base = base_of(child, package)
             yield child.lineno, base
             yield from ((child.lineno, f"{base}.{alias.name}") for alias in child.names)
         elif isinstance(child, ast.Call) and ast.unparse(child.func).endswith("import_module") and child.args:
@@ -142,9 +146,48 @@ def test_a_wrong_import_is_found(place: str, line: str) -> None:
     assert direction_faults(place, line)
 
 
-def test_imports_for_types_alone_are_allowed() -> None:
-    line = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..ops.conv import ConvGeometry"
-    assert not direction_faults("minigrad/backend/reference.py", line)
+def circles(sources: dict[str, str]) -> list[list[str]]:
+    """The sets of files that import each other in a circle, imports inside functions and for types included."""
+    modules = {place.removesuffix(".py").removesuffix("/__init__").replace("/", "."): place for place in sources}
+    graph: dict[str, set[str]] = {}
+    for place, source in sources.items():
+        package = package_of(place)
+        graph[place] = set()
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            names = [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom):  # a module of that name, or what `base` itself defines
+                base = base_of(node, package)
+                names = [name if (name := f"{base}.{alias}") in modules else base for alias in names]
+            graph[place] |= {modules[name] for name in names if name in modules}
+    reached = {place: _reached(graph, place) for place in graph}
+    found = {tuple(sorted(other for other in reached[place] if place in reached[other])) for place in graph}
+    return [list(circle) for circle in sorted(found) if circle]
+
+
+def _reached(graph: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for place in graph[waiting.pop()] - found:
+            found.add(place)
+            waiting.append(place)
+    return found
+
+
+def test_there_is_no_circle() -> None:
+    assert circles({place: source for place, source in SOURCES.items() if place.startswith("minigrad/")}) == []
+
+
+def test_a_circle_is_found() -> None:
+    sources = {
+        "a/__init__.py": "from . import x",
+        "a/x.py": "def f():\n    from .y import g",
+        "a/y.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.x import f",
+        "a/z.py": "from . import y",
+    }
+    assert circles(sources) == [["a/x.py", "a/y.py"]]
 
 
 def test_import_of_minigrad_is_light() -> None:

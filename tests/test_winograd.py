@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import BACKENDS, NEEDS_NUMBA
 
-from minigrad.backend import Backend
+from minigrad.backend.chain import ChainBackend
 from minigrad.backend.winograd import ALGORITHMS, LEAST_CHANNELS, winograd
 from minigrad.ops.conv import conv_geometry
 
@@ -90,7 +90,7 @@ def test_where_it_does_not_pay_there_is_none(
 
 # ---- rounding ----
 
-PLAIN = Backend(np)
+PLAIN = ChainBackend(np)
 
 
 def growth(strides: tuple[int, int]) -> tuple[float, float]:

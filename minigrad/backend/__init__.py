@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .machine import DeviceError, working_cupy
+from .chain import ChainBackend
+from .errors import DeviceError
+from .machine import working_cupy
 from .reference import Backend
 
 Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
@@ -183,7 +185,7 @@ def again(kind: str, kernels: str, threads: int, precision: str) -> Backend:
 
 def _cpu_backend(kernels: str, threads: int | None) -> Backend:
     if kernels == "plain":
-        backend, reason = Backend(np), "asked for"
+        backend, reason = ChainBackend(np), "asked for"
     elif kernels == "numpy":
         from .cpu import CpuBackend
 
@@ -202,18 +204,18 @@ def _cpu_backend(kernels: str, threads: int | None) -> Backend:
             from .cpu import CpuBackend
 
             backend, reason = CpuBackend(threads), f"the fastest without Numba, the extra fast: {error}"
-    backend.reason = reason
+    backend.reason, backend.make = reason, again
     return backend
 
 
 def _cuda_backend(kernels: str, cupy: Any, precision: str = "fp32") -> Backend:
     if kernels == "plain":
-        backend = Backend(cupy)
+        backend = ChainBackend(cupy)
     else:
         from .cuda import CudaBackend
 
         backend = CudaBackend(cupy, precision)
-    backend.reason = "the fastest" if kernels == "auto" else "asked for"
+    backend.reason, backend.make = "the fastest" if kernels == "auto" else "asked for", again
     return backend
 
 

@@ -9,16 +9,15 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from .chain import FastBackend, LayerGradients, Statistics
+from .geometry import ConvGeometry
 from .plan import THIN, Plan, Product, ThinAdjoint, Window, adjoint, conv_window, convolution
 from .pool import Pool, usable_cores
-from .reference import Backend, LayerGradients, Statistics
-
-if TYPE_CHECKING:
-    from ..ops.conv import ConvGeometry
+from .reference import Backend
 
 Array = Any
 Planner = Callable[[Array, Any], Plan | ThinAdjoint]  # `convolution` or `adjoint`
@@ -31,7 +30,7 @@ CHUNK_ROWS = 512  # rows summed in the arrays' own precision; sums of these go o
 SHIFT_ROWS = 4096  # of the first image, whose mean the sums of squares are shifted by
 
 
-class CpuBackend(Backend):
+class CpuBackend(FastBackend):
     """The kernels on `threads` threads; None: the cores that this process may use."""
 
     kernels = "numpy"

@@ -12,16 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from . import DeviceError
 from .capture import Captured
-from .reference import Backend, LayerGradients, Statistics
-
-if TYPE_CHECKING:
-    from ..ops.conv import ConvGeometry
+from .chain import FastBackend, LayerGradients, Statistics
+from .errors import DeviceError
+from .geometry import ConvGeometry
 
 Array = Any
 MOST_NUMBERS = 2**31 - 2**20  # of an array: the kernels count in 32 bits, in steps that go beyond the end
@@ -42,7 +40,7 @@ def _source() -> str:
     return SOURCE.read_text(encoding="utf-8")
 
 
-class CudaBackend(Backend):
+class CudaBackend(FastBackend):
     """The kernels on the current CUDA device.
 
     Args:

@@ -11,18 +11,16 @@ import ctypes
 import math
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import loops
 from .cpu import FUNCTION_NUMBERS, CpuBackend, Moments, Planner, coverage_of
+from .geometry import ConvGeometry
 from .plan import THIN, adjoint, convolution, phases
 from .pool import blas_libraries
 from .winograd import AXIS, winograd
-
-if TYPE_CHECKING:
-    from ..ops.conv import ConvGeometry
 
 Array = Any
 NAMES = (  # prefix and suffix of the functions of BLAS, and its integers: those of NumPy's wheels first

@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
-class DeviceError(RuntimeError):
-    """The device or kernel set that was asked for cannot be used here; the message names the fix."""
+from .errors import DeviceError
 
 
 class Finding(NamedTuple):

@@ -9,15 +9,13 @@ stride 2 that is four products without overlap; at stride 1 the convolution with
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ..ops.conv import ConvGeometry
+from .geometry import ConvGeometry, Size
 
 Array = Any
-Size = tuple[int, int]
 THIN = 4  # from so many channels on, the result of an adjoint is computed through im2col
 
 

@@ -12,86 +12,16 @@ Read next: ../random.py and ../serialize.py, then ../../autoencoders/conv_autoen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .pool import free_memory
-
-if TYPE_CHECKING:
-    from ..ops.conv import ConvGeometry
+from .device import Device
+from .geometry import ConvGeometry
 
 Array = Any
-Statistics = tuple[Array, Array, Array, float]  # gamma, mean, variance and epsilon of a batch_norm
-LayerGradients = tuple[Array | None, Array, Array, Array | None, Array | None, Array | None]
 
 
-class Backend:
-    """The kernels in plain code on one array library.
-
-    Args:
-        xp: the module numpy or cupy.
-    """
-
-    kernels = "plain"
-    threads = 1
-    precision = "fp32"  # of convolutions of float32 arrays
-    reason = ""  # why `use` chose this backend
-
-    def __init__(self, xp: Any) -> None:
-        self.xp = xp
-        self.on_host = xp.__name__ == "numpy"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles hold what was chosen, not the library and the threads."""
-        from . import again
-
-        return again, ("cpu" if self.on_host else "cuda", self.kernels, self.threads, self.precision)
-
-    # ---- devices ----
-
-    def device_of(self, array: Array) -> str:
-        """Where the array lives: `"cpu"`, `"cuda:0"`, ..."""
-        return "cpu" if self.on_host else f"cuda:{array.device.id}"
-
-    def from_host(self, array: Array) -> Array:
-        """A NumPy array as an array of this backend."""
-        return array if self.on_host else self.xp.asarray(array)
-
-    def to_host(self, array: Array) -> Array:
-        """An array of this backend as a NumPy array. Waits for the device."""
-        return array if self.on_host else array.get()
-
-    def describe(self) -> str:
-        """Device, kernels (and why these) and threads in one line."""
-        device = "cpu" if self.on_host else f"cuda:{self.xp.cuda.Device().id}"
-        return f"device {device}, kernels {self.kernels} ({self.reason}), threads {self.threads}"
-
-    def prepare(self, dtype: Any) -> None:
-        """Do now what the kernels for a dtype need once, such as being compiled: these need nothing."""
-
-    def free_memory(self) -> int | None:
-        """Bytes that new arrays may take on the current device; None where nobody knows."""
-        if self.on_host:
-            return free_memory()
-        pool, (free, _) = self.xp.get_default_memory_pool(), self.xp.cuda.runtime.memGetInfo()
-        free += pool.free_bytes()
-        limit = pool.get_limit()
-        return min(free, limit - pool.used_bytes()) if limit else free
-
-    def limit_memory(self, size: int) -> None:
-        """Let the arrays of the current device take no more than so many bytes; on the host this does nothing."""
-        if not self.on_host:
-            self.xp.get_default_memory_pool().set_limit(size=size)
-
-    def session(self) -> AbstractContextManager[None]:
-        """A context for many kernel calls in a row: the CPU's fast kernels set BLAS to one thread once for all of them
-        and not in each. The results are the same without it."""
-        return nullcontext()
-
-    def capture(self, step: Callable[..., Array]) -> Callable[..., Array]:
-        """The step, a function of arrays only, as something to be called again and again: here the step itself."""
-        return step
+class Backend(Device):
+    """The kernels in plain code on one array library, NumPy or CuPy: `self.xp`."""
 
     # ---- images and gradients ----
 
@@ -237,48 +167,30 @@ class Backend:
         self, x: Array, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float
     ) -> Array:
         """y = (x - mean) * (gamma / sqrt(variance + epsilon)) + beta with given statistics."""
-        return self.normalise(x, self.norm_rows(gamma, beta, mean, variance, epsilon))
-
-    def norm_rows(self, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> Array:
-        """What `normalise` takes: mean, scale = gamma / sqrt(variance + epsilon) and beta as rows (3, C)."""
-        return self.xp.stack([mean, gamma / self.xp.sqrt(variance + epsilon), beta])
-
-    def normalise(self, x: Array, norm: Array | None) -> Array:
-        """(x - mean) * scale + beta with the rows of norm (3, C); x where norm is None."""
-        return x if norm is None else (x - norm[0]) * norm[1] + norm[2]
+        return (x - mean) * (gamma / self.xp.sqrt(variance + epsilon)) + beta
 
     def batch_norm_grad(
         self, gy: Array, x: Array, gamma: Array, mean: Array, variance: Array, epsilon: float
     ) -> tuple[Array, Array, Array]:
-        """(gx, ggamma, gbeta) of batch_norm, where mean and variance depend on x too.
+        """(gx, ggamma, gbeta) of batch_norm, where mean and variance depend on x, too.
 
-        With z = (x - mean) / sqrt(variance + epsilon) and M values a channel:
-        gx = gamma / sqrt(variance + epsilon) * (gy - gbeta / M - z * ggamma / M).
+        Per channel let s = sqrt(variance + epsilon), z = (x - mean) / s, y = gamma * z + beta, and M the number of
+        values. Then gbeta = sum gy and ggamma = sum gy * z, and the gradient of z is gz = gamma * gy.
+
+        A value x_i changes the loss in three ways:
+        - Its own z_i moves by 1 / s: gz_i / s.
+        - The mean moves by 1 / M, and with it every z_j by -1 / (M s): -sum(gz) / (M s).
+        - The variance moves by 2 (x_i - mean) / M = 2 s z_i / M, and with it every z_j by -z_j / (2 s^2) of that:
+          -z_i sum(gz * z) / (M s). (That the mean moves does not change the variance: the deviations sum to 0.)
+
+        The sum of the three is gx = gamma / s * (gy - gbeta / M - z * ggamma / M).
         """
         M = x.size // max(x.shape[-1], 1)
-        sums = self.batch_norm_sums(gy, x, mean)
-        through, ggamma, gbeta = self.through_rows(sums, gamma, mean, variance, epsilon, M)
-        return self.norm_gradient(gy, x, through), ggamma, gbeta
-
-    def batch_norm_sums(self, gy: Array, x: Array, mean: Array) -> Array:
-        """The sums (2, C) of gy and of gy * (x - mean) over all axes but the last."""
-        return self.xp.stack([self.channel_sum(gy), self.channel_sum(gy * (x - mean))])
-
-    def through_rows(
-        self, sums: Array, gamma: Array, mean: Array, variance: Array, epsilon: float, M: int
-    ) -> tuple[Array, Array, Array]:
-        """(through (4, C), ggamma, gbeta) from batch_norm_sums of M values a channel: `through` is what `norm_gradient`
-        takes, the rows mean, scale = gamma / sqrt(variance + epsilon), offset = gbeta / M and slope = ggamma /
-        sqrt(variance + epsilon) / M."""
         inverse_deviation = 1 / self.xp.sqrt(variance + epsilon)
-        gbeta, ggamma = sums[0].copy(), sums[1] * inverse_deviation
-        scale, slope = gamma * inverse_deviation, ggamma * inverse_deviation / M
-        return self.xp.stack([mean, scale, gbeta / M, slope]), ggamma, gbeta
-
-    def norm_gradient(self, gy: Array, x: Array, through: Array) -> Array:
-        """gx = scale * (gy - offset - (x - mean) * slope)."""
-        mean, scale, offset, slope = through
-        return scale * (gy - offset - (x - mean) * slope)
+        gbeta = self.channel_sum(gy)
+        ggamma = self.channel_sum(gy * (x - mean)) * inverse_deviation
+        gx = gamma * inverse_deviation * (gy - gbeta / M - (x - mean) * (ggamma * inverse_deviation / M))
+        return gx, ggamma, gbeta
 
     def batch_norm_update_(
         self, moving_mean: Array, moving_variance: Array, mean: Array, variance: Array, momentum: float
@@ -286,83 +198,6 @@ class Backend:
         """moving = momentum * moving + (1 - momentum) * batch, in place."""
         moving_mean[...] = momentum * moving_mean + (1 - momentum) * mean
         moving_variance[...] = momentum * moving_variance + (1 - momentum) * variance
-
-    # ---- one layer of ops.fused.ConvChain; here its steps one by one, in faster backends one kernel ----
-    # The batch_norm behind a layer is applied where the next one reads it: `norm` (3, C) is mean, scale and beta of x.
-
-    def conv_layer(
-        self,
-        x: Array,
-        norm: Array | None,
-        weight: Array,
-        bias: Array,
-        geometry: ConvGeometry,
-        transposed: bool,
-        after: tuple[Array, Array, float] | None,
-    ) -> tuple[Array, Array | None, Array | None, Array | None]:
-        """(y, mean, variance, norm): y = conv2d(x) + bias, or transposed, of the normalised x. With `after`, the gamma,
-        beta and epsilon of the batch_norm behind convolution and ReLU, y is the ReLU of the convolution, not yet
-        normalised, mean and variance are those of y, and norm is what the next layer normalises it with."""
-        x = self.normalise(x, norm)
-        if transposed:
-            y = self.add_bias(self.conv2d_grad_input(x, weight, geometry), bias)
-        else:
-            y = self.conv2d(x, weight, bias, geometry)
-        if after is None:
-            return y, None, None, None
-        y, (gamma, beta, epsilon) = self.relu(y), after
-        mean, variance = self.moments(y)
-        return y, mean, variance, self.norm_rows(gamma, beta, mean, variance, epsilon)
-
-    def conv_layer_grad(
-        self,
-        gy: Array,
-        through: Array | None,
-        y: Array,
-        x: Array,
-        norm: Array | None,
-        before: Statistics | None,
-        weight: Array,
-        geometry: ConvGeometry,
-        transposed: bool,
-        needs_gx: bool,
-    ) -> LayerGradients:
-        """(gx, gweight, gbias, the next through, ggamma, gbeta) of conv_layer, where gx belongs to the normalised x.
-
-        `through` (4, F), of `through_rows`, leads back through the batch_norm and the ReLU that follow y. `before` are
-        gamma, mean, variance and epsilon of the batch_norm that normalised x; the last three results belong to it.
-        """
-        if through is not None:
-            gy = self.relu_grad(self.norm_gradient(gy, y, through), y)
-        gx, z = None, self.normalise(x, norm)
-        if transposed:
-            if needs_gx:
-                gx = self.conv2d(gy, weight, None, geometry)
-            gweight = self.conv2d_grad_weight(gy, z, geometry)
-        else:
-            if needs_gx:
-                gx = self.conv2d_grad_input(gy, weight, geometry)
-            gweight = self.conv2d_grad_weight(z, gy, geometry)
-        gradients = gx, gweight, self.channel_sum(gy)
-        if before is None or gx is None:
-            return *gradients, None, None, None
-        sums = self.batch_norm_sums(gx, x, before[1])
-        return *gradients, *self.through_rows(sums, *before, x.size // x.shape[3])
-
-    def conv_chain_inference(
-        self,
-        x: Array,
-        weights: list[Array],
-        biases: list[Array],
-        norms: list[Array | None],
-        geometries: list[ConvGeometry],
-        transposed: list[bool],
-    ) -> Array:
-        """For each layer in turn normalise(relu(conv2d(x) + bias)), or transposed; without norm the convolution."""
-        for weight, bias, norm, geometry, back in zip(weights, biases, norms, geometries, transposed, strict=True):
-            x = self.conv_layer(x, None, weight, bias, geometry, back, None)[0]
-            x = x if norm is None else self.normalise(self.relu(x), norm)
-        return x
 
     # ---- optimiser steps over flat arrays; scalars is a row of numbers that change from step to step ----
 

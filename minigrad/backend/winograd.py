@@ -23,12 +23,11 @@ Networks, 2016.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ..ops.conv import ConvGeometry
+from .geometry import ConvGeometry
 
 Array = Any
 Sum = dict[int, int]  # place: sign

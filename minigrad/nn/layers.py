@@ -11,7 +11,7 @@ import math
 
 from .. import init, ops
 from ..backend import Array, backend_of, default_backend
-from ..ops.conv import Pair, Size
+from ..backend.geometry import Pair, Size
 from ..ops.norm import BatchNorm as BatchNormFunction
 from ..ops.shape import as_sizes
 from ..tensor import Tensor

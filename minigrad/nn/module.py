@@ -12,12 +12,13 @@ Read next: layers.py.
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from .. import init
+from .. import checks, init
 from ..backend import Array, as_array, backend_of, default_backend, quietly, to_device
 from ..context import Setting
 from ..random import generator
@@ -260,3 +261,18 @@ def _first(pairs: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         if id(x) not in seen:
             seen.add(id(x))
             yield name, x
+
+
+def modules_alive() -> list[Module]:
+    """All modules in this process, except those under construction."""
+    found = [x for x in gc.get_objects() if issubclass(type(x), Module)]
+    return [x for x in found if not isinstance(x, Sequential) or "layers" in vars(x)]
+
+
+def _name_in_a_model(tensor: Tensor) -> str:
+    """The longest name of a parameter in the models of this process."""
+    names = [name for module in modules_alive() for name, x in module.named_parameters() if x is tensor]
+    return max(names, key=len, default="")
+
+
+checks.namers.append(_name_in_a_model)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..backend import Array
-from ..backend.reference import Statistics
+from ..backend.chain import ChainBackend, Statistics
+from ..backend.geometry import ConvGeometry, Pair, Size, conv_geometry, transposed_geometry
 from ..tensor import Function
-from .conv import ConvGeometry, Pair, Size, check_conv, conv_geometry, transposed_geometry
+from .conv import check_conv
 from .norm import check_norm
 
 
@@ -51,6 +52,7 @@ class ConvChain(Function):
     the sums that its gradient needs while it writes.
     """
 
+    k: ChainBackend
     optional = 2
 
     def __init__(self, links: list[Link]) -> None:
@@ -99,6 +101,7 @@ class ConvChainInference(Function):
     """ConvChain with given statistics: mean and variance follow beta among the inputs of each link. It has no gradient:
     it is for use where no graph is recorded."""
 
+    k: ChainBackend
     optional = 4
 
     def __init__(self, links: list[Link]) -> None:

@@ -1,0 +1,80 @@
+"""What a backend is besides its kernels: an array library, its devices and memory, and how a step is run.
+
+Read next: geometry.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from .memory import free_memory
+
+Array = Any
+
+
+class Device:
+    """An array library and the devices it computes on.
+
+    Args:
+        xp: the module numpy or cupy.
+    """
+
+    kernels = "plain"
+    threads = 1
+    precision = "fp32"  # of convolutions of float32 arrays
+    reason = ""  # why `use` chose this backend
+    make: Callable[..., Any]  # makes a backend of the same kind in another process
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+        self.on_host = xp.__name__ == "numpy"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles hold what was chosen, not the library and the threads."""
+        kind = "cpu" if self.on_host else "cuda"
+        return self.make, (kind, self.kernels, self.threads, self.precision)
+
+    def device_of(self, array: Array) -> str:
+        """Where the array lives: `"cpu"`, `"cuda:0"`, ..."""
+        return "cpu" if self.on_host else f"cuda:{array.device.id}"
+
+    def from_host(self, array: Array) -> Array:
+        """A NumPy array as an array of this backend."""
+        return array if self.on_host else self.xp.asarray(array)
+
+    def to_host(self, array: Array) -> Array:
+        """An array of this backend as a NumPy array. Waits for the device."""
+        return array if self.on_host else array.get()
+
+    def describe(self) -> str:
+        """Device, kernels (and why these) and threads in one line."""
+        device = "cpu" if self.on_host else f"cuda:{self.xp.cuda.Device().id}"
+        return f"device {device}, kernels {self.kernels} ({self.reason}), threads {self.threads}"
+
+    def prepare(self, dtype: Any) -> None:
+        """Do now what the kernels for a dtype need once, such as being compiled: these need nothing."""
+
+    def free_memory(self) -> int | None:
+        """Bytes that new arrays may take on the current device; None where nobody knows."""
+        if self.on_host:
+            return free_memory()
+        pool, (free, _) = self.xp.get_default_memory_pool(), self.xp.cuda.runtime.memGetInfo()
+        free += pool.free_bytes()
+        limit = pool.get_limit()
+        return min(free, limit - pool.used_bytes()) if limit else free
+
+    def limit_memory(self, size: int) -> None:
+        """Let the arrays of the current device take no more than so many bytes; on the host this does nothing."""
+        if not self.on_host:
+            self.xp.get_default_memory_pool().set_limit(size=size)
+
+    def session(self) -> AbstractContextManager[None]:
+        """A context for many kernel calls in a row: the CPU's fast kernels set BLAS to one thread once for all of them
+        and not in each. The results are the same without it."""
+        return nullcontext()
+
+    def capture(self, step: Callable[..., Array]) -> Callable[..., Array]:
+        """The step, a function of arrays only, as something to be called again and again: here the step itself."""
+        return step

@@ -1,0 +1,113 @@
+"""The sizes of a convolution: how the output follows from the input, the kernel, the stride and the padding.
+
+Read next: reference.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from numbers import Integral
+
+Pair = int | tuple[int, int]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """The sizes of one convolution. Output pixel p reads the padded rows p * stride ... p * stride + kernel - 1.
+
+    A transposed convolution has the geometry of the one that it transposes: input_size is that of its own output.
+
+    Attributes: (height, width) pairs; pads is ((top, bottom), (left, right)).
+    """
+
+    input_size: Size
+    kernel_size: Size
+    stride: Size
+    pads: tuple[Size, Size]
+    output_size: Size
+
+    def rows(self, i: int) -> slice:
+        """The padded rows that kernel row i meets, one for each output row."""
+        return slice(i, i + self.stride[0] * (self.output_size[0] - 1) + 1, self.stride[0])
+
+    def columns(self, j: int) -> slice:
+        """The padded columns that kernel column j meets, one for each output column."""
+        return slice(j, j + self.stride[1] * (self.output_size[1] - 1) + 1, self.stride[1])
+
+
+@lru_cache(maxsize=1024)
+def conv_geometry(input_size: Size, kernel_size: Size, stride: Pair, padding: Pair | str) -> ConvGeometry:
+    """The geometry of a convolution, axis by axis, with H the input and K the kernel size:
+
+    - padding p: output (H + 2p - K) // stride + 1. "valid" is p = 0.
+    - "same": output ceil(H / stride) with as few zeros as that takes, the odd one at the bottom and right, which is
+      TensorFlow's rule.
+
+    Raises:
+        ValueError: a size is not positive, padding is unknown, or the kernel exceeds the padded input.
+    """
+    strides = pair(stride, "stride", 1)
+    if min(*input_size, *kernel_size) < 1:
+        raise ValueError(f"convolution: sizes must be positive (input {input_size}, kernel {kernel_size})")
+    pads, output_size = [], []
+    for axis, (H, K, S) in enumerate(zip(input_size, kernel_size, strides, strict=True)):
+        if padding == "same":
+            total = max((-(-H // S) - 1) * S + K - H, 0)
+            before, after = total // 2, total - total // 2
+        else:
+            before = after = pair(0 if padding == "valid" else padding, "padding", 0)[axis]
+        if H + before + after < K:
+            raise ValueError(
+                f"convolution: kernel {kernel_size} is larger than the padded input "
+                f"(input {input_size}, padding {padding!r})"
+            )
+        pads.append((before, after))
+        output_size.append((H + before + after - K) // S + 1)
+    return ConvGeometry(input_size, kernel_size, strides, (pads[0], pads[1]), (output_size[0], output_size[1]))
+
+
+@lru_cache(maxsize=1024)
+def transposed_geometry(
+    input_size: Size, kernel_size: Size, stride: Pair, padding: Pair | str, output_size: Size | None
+) -> ConvGeometry:
+    """The geometry of the convolution whose adjoint maps input_size to output_size; in what is returned, which is of
+    that convolution, the two are the other way round.
+
+    Without output_size, with OH the input size here: "same" gives OH * stride, "valid" Keras' OH * stride +
+    max(K - stride, 0), and padding p (OH - 1) * stride + K - 2p. Several sizes are possible, because a convolution
+    rounds down.
+
+    Raises:
+        ValueError: no convolution of this kind maps output_size to input_size.
+    """
+    strides = pair(stride, "stride", 1)
+    if output_size is None:
+        sizes = []
+        for axis, (OH, K, S) in enumerate(zip(input_size, kernel_size, strides, strict=True)):
+            if isinstance(padding, str):
+                sizes.append(OH * S + (max(K - S, 0) if padding == "valid" else 0))
+            else:
+                sizes.append((OH - 1) * S + K - 2 * pair(padding, "padding", 0)[axis])
+        output_size = (sizes[0], sizes[1])
+    geometry = conv_geometry(output_size, kernel_size, stride, padding)
+    if geometry.output_size != input_size:
+        raise ValueError(
+            f"conv2d_transpose: output_size {output_size} does not fit: with kernel {kernel_size}, stride {stride} and "
+            f"padding {padding!r} a convolution maps it to {geometry.output_size}, but x is {input_size}"
+        )
+    return geometry
+
+
+def pair(value: Pair | str, name: str, least: int) -> Size:
+    """(height, width) of an option that is one int for both, or two.
+
+    Raises:
+        ValueError: it is neither, or below `least`.
+    """
+    both = value if isinstance(value, tuple) else (value, value)
+    if len(both) != 2 or any(not isinstance(v, Integral) or v < least for v in both):
+        kinds = ', "same" or "valid"' if name == "padding" else ""
+        raise ValueError(f"convolution: {name} is {value!r} but must be an int >= {least}, or a pair of them{kinds}")
+    return int(both[0]), int(both[1])
