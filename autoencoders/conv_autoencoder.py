@@ -144,7 +144,8 @@ class Autoencoder:
         decoder = self._build_decoder()
         # All layers by name, for saving, moving and training them as a whole; never called. Those that are run:
         self.network = nn.Sequential({**encoder, **self.heads, **decoder})
-        # fuse makes each convolution with its ReLU and BatchNorm one operation, with the same arithmetic: nn/fused.py
+        # fuse runs each convolution with its ReLU and BatchNorm as one operation, with the same arithmetic; see
+        # minigrad/nn/conv_chain.py.
         self.encoder = nn.fuse(encoder)  # images -> features
         self.decoder = nn.fuse(decoder)  # latents -> logits of the image
         for part in (self.network, self.encoder, self.decoder):

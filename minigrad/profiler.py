@@ -24,8 +24,8 @@ from . import backend, optim
 from .backend import Array
 from .context import Context
 from .ops.conv import Conv2D, Conv2DTranspose
+from .ops.conv_chain import ConvChain, ConvChainInference
 from .ops.dense import Dense, MatMul
-from .ops.fused import ConvChain, ConvChainInference
 from .ops.shape import Reshape, Transpose
 from .tensor import Function, Operand, Tensor
 from .watch import Scope, Watcher, layer_name, names_alive

@@ -3,9 +3,9 @@
 While nobody watches it costs nothing, because the engine knows nothing of it: entering the context puts own versions in
 the place of `Function.__call__`, `Function.run_backward`, `Module.__call__`, every optimiser's `update` and
 `optim.clip_grad_norm`, and leaving it puts the very same originals back. Only the thread that entered is watched.
-A ConvChain (ops/fused.py, made by nn.fuse) is run link by link meanwhile, so that each layer is seen; as one operation
-it is some 5 % faster, and on threads its last digits may be others. On a GPU a captured step runs its kernels one by
-one.
+Meanwhile a ConvChain (ops/conv_chain.py, made by nn.fuse) runs link by link, so that each layer is seen. As one
+operation it is some 5 % faster, and on threads its last digits may differ. On a GPU a captured step runs its kernels
+one by one.
 (A `clip_grad_norm` that was imported by its bare name is not seen.)
 """
 

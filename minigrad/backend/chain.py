@@ -1,4 +1,4 @@
-"""Fast path, read only if curious: the kernels of ops.fused.ConvChain, a chain of convolution, ReLU and batch
+"""Fast path, read only if curious: the kernels of ops.conv_chain.ConvChain, a chain of convolution, ReLU and batch
 normalisation, here step by step; in faster backends a layer is one kernel.
 
 The batch normalisation after a layer is applied where the next layer reads its input: `norm` (3, C) holds mean, scale

@@ -1,6 +1,6 @@
 """Neural-network layers. Read module.py, then layers.py."""
 
-from .fused import ConvChain, fuse
+from .conv_chain import ConvChain, fuse
 from .layers import (
     BatchNorm,
     Conv2D,

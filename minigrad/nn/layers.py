@@ -132,12 +132,12 @@ class BatchNorm(Module):
             return ops.batch_norm_inference(x, self.gamma, self.beta, mean, variance, epsilon=self.epsilon)
         function = BatchNormFunction(self.epsilon)
         y = function(x, self.gamma, self.beta)
-        self.follow(function.mean, function.variance)
+        self.update_statistics(function.mean, function.variance)
         return y
 
-    def follow(self, mean: Array, variance: Array) -> None:
-        """Move the moving statistics towards those of a batch; for `forward` and for nn.fused.ConvChain, which does its
-        work in the models."""
+    def update_statistics(self, mean: Array, variance: Array) -> None:
+        """Move the moving statistics towards those of a batch; for `forward`, and for nn.conv_chain.ConvChain, which
+        does the work of this layer in the models."""
         k = backend_of(mean)
         k.batch_norm_update_(self.moving_mean.data, self.moving_variance.data, mean, variance, self.momentum)
         self.moving_mean.mark_written()

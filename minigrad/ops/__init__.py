@@ -4,64 +4,20 @@ Read in this order: elementwise.py, shape.py, dense.py, conv.py, norm.py, loss.p
 """
 
 from ..tensor import Operand, Tensor
-from .conv import conv2d, conv2d_transpose
-from .dense import dense, matmul
-from .elementwise import (
-    abs,
-    add,
-    clip,
-    div,
-    exp,
-    leaky_relu,
-    log,
-    mul,
-    neg,
-    pow,
-    relu,
-    sigmoid,
-    softplus,
-    sqrt,
-    sub,
-    tanh,
-)
-from .loss import bce_with_logits, gaussian_nll, kl_to_standard_normal, mse, softmax_cross_entropy
-from .norm import batch_norm, batch_norm_inference
-from .shape import logsumexp, mean, reshape, sum, transpose
+from . import conv as _conv
+from . import dense as _dense
+from . import elementwise as _elementwise
+from . import loss as _loss
+from . import norm as _norm
+from . import shape as _shape
+from .conv import *
+from .dense import *
+from .elementwise import *
+from .loss import *
+from .norm import *
+from .shape import *
 
-__all__ = [
-    "abs",
-    "add",
-    "batch_norm",
-    "batch_norm_inference",
-    "bce_with_logits",
-    "clip",
-    "conv2d",
-    "conv2d_transpose",
-    "dense",
-    "div",
-    "exp",
-    "gaussian_nll",
-    "kl_to_standard_normal",
-    "leaky_relu",
-    "log",
-    "logsumexp",
-    "matmul",
-    "mean",
-    "mse",
-    "mul",
-    "neg",
-    "pow",
-    "relu",
-    "reshape",
-    "sigmoid",
-    "softmax_cross_entropy",
-    "softplus",
-    "sqrt",
-    "sub",
-    "sum",
-    "tanh",
-    "transpose",
-]
+__all__ = [name for file in (_elementwise, _shape, _dense, _conv, _norm, _loss) for name in file.__all__]
 
 
 def _swapped(operation):  # type: ignore[no-untyped-def]
@@ -73,10 +29,10 @@ def _swapped(operation):  # type: ignore[no-untyped-def]
     return swapped
 
 
-Tensor.__add__, Tensor.__radd__ = add, _swapped(add)
-Tensor.__sub__, Tensor.__rsub__ = sub, _swapped(sub)
-Tensor.__mul__, Tensor.__rmul__ = mul, _swapped(mul)
-Tensor.__truediv__, Tensor.__rtruediv__ = div, _swapped(div)
-Tensor.__matmul__, Tensor.__rmatmul__ = matmul, _swapped(matmul)
-Tensor.__pow__, Tensor.__neg__, Tensor.__abs__ = pow, neg, abs
-Tensor.reshape, Tensor.transpose, Tensor.sum, Tensor.mean = reshape, transpose, sum, mean
+Tensor.__add__, Tensor.__radd__ = _elementwise.add, _swapped(_elementwise.add)
+Tensor.__sub__, Tensor.__rsub__ = _elementwise.sub, _swapped(_elementwise.sub)
+Tensor.__mul__, Tensor.__rmul__ = _elementwise.mul, _swapped(_elementwise.mul)
+Tensor.__truediv__, Tensor.__rtruediv__ = _elementwise.div, _swapped(_elementwise.div)
+Tensor.__matmul__, Tensor.__rmatmul__ = _dense.matmul, _swapped(_dense.matmul)
+Tensor.__pow__, Tensor.__neg__, Tensor.__abs__ = _elementwise.pow, _elementwise.neg, _elementwise.abs
+Tensor.reshape, Tensor.transpose, Tensor.sum, Tensor.mean = _shape.reshape, _shape.transpose, _shape.sum, _shape.mean

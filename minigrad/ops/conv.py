@@ -18,8 +18,12 @@ from ..backend import Array
 from ..backend.geometry import Pair, Size, conv_geometry, pair, transposed_geometry
 from ..tensor import Function, Operand, Tensor
 
+__all__ = ["conv2d", "conv2d_transpose"]
+
 
 class Conv2D(Function):
+    """y = conv2d(x, weight) + bias; its gradients are the two other kernels, and the sum of gy over all pixels."""
+
     bilinear = True
     optional = 1
 
@@ -39,7 +43,24 @@ class Conv2D(Function):
         return gx, gweight, gbias
 
 
+def conv2d(
+    x: Operand, weight: Operand, bias: Operand | None = None, *, stride: Pair = 1, padding: Pair | str = 0
+) -> Tensor:
+    """y[n, p, q, f] = bias[f] + sum over i, j, c of padded_x[n, p*SH + i, q*SW + j, c] * weight[i, j, c, f].
+
+    Shapes: x (N, H, W, C), weight (KH, KW, C, F), bias (F,) -> y (N, OH, OW, F).
+    Args:
+        stride: an int >= 1 or a (height, width) pair. padding: zeros on each side, an int >= 0 or a pair,
+            or "same" or "valid"; the sizes that follow stand in `conv_geometry`.
+    Raises:
+        ValueError: shapes or options do not fit; both shapes are named.
+    """
+    return Conv2D(_hashable(stride), _hashable(padding))(x, weight, bias)
+
+
 class Conv2DTranspose(Function):
+    """y = conv2d_grad_input(x, weight) + bias: a convolution run backwards, so its gradient is that convolution."""
+
     bilinear = True
     optional = 1
 
@@ -58,35 +79,6 @@ class Conv2DTranspose(Function):
         gweight = self.k.conv2d_grad_weight(gy, self.x, self.geometry) if self.needs[1] else None
         gbias = self.k.channel_sum(gy) if self.needs[2] else None
         return gx, gweight, gbias
-
-
-def check_conv(name: str, x_shape: tuple[int, ...], weight: Array, bias: Array | None, channel_axis: int) -> None:
-    """Raise ValueError unless the shapes fit; x's channels lie along this axis of weight."""
-    shapes = f"(x {x_shape}, weight {weight.shape})"
-    if len(x_shape) != 4 or weight.ndim != 4:
-        raise ValueError(f"{name}: x must be (N, H, W, C) and weight must have 4 axes {shapes}")
-    if x_shape[3] != weight.shape[channel_axis]:
-        raise ValueError(
-            f"{name}: x has {x_shape[3]} channels but weight expects {weight.shape[channel_axis]} {shapes}"
-        )
-    filters = weight.shape[5 - channel_axis]  # the other one of axes 2 and 3
-    if bias is not None and bias.shape != (filters,):
-        raise ValueError(f"{name}: bias is {bias.shape} but must be ({filters},) {shapes}")
-
-
-def conv2d(
-    x: Operand, weight: Operand, bias: Operand | None = None, *, stride: Pair = 1, padding: Pair | str = 0
-) -> Tensor:
-    """y[n, p, q, f] = bias[f] + sum over i, j, c of padded_x[n, p*SH + i, q*SW + j, c] * weight[i, j, c, f].
-
-    Shapes: x (N, H, W, C), weight (KH, KW, C, F), bias (F,) -> y (N, OH, OW, F).
-    Args:
-        stride: an int >= 1 or a (height, width) pair. padding: zeros on each side, an int >= 0 or a pair,
-            or "same" or "valid"; the sizes that follow stand in `conv_geometry`.
-    Raises:
-        ValueError: shapes or options do not fit; both shapes are named.
-    """
-    return Conv2D(_hashable(stride), _hashable(padding))(x, weight, bias)
 
 
 def conv2d_transpose(
@@ -112,6 +104,20 @@ def conv2d_transpose(
     """
     size = None if output_size is None else pair(_hashable(output_size), "output_size", 1)
     return Conv2DTranspose(_hashable(stride), _hashable(padding), size)(x, weight, bias)
+
+
+def check_conv(name: str, x_shape: tuple[int, ...], weight: Array, bias: Array | None, channel_axis: int) -> None:
+    """Raise ValueError unless the shapes fit; x's channels lie along this axis of weight."""
+    shapes = f"(x {x_shape}, weight {weight.shape})"
+    if len(x_shape) != 4 or weight.ndim != 4:
+        raise ValueError(f"{name}: x must be (N, H, W, C) and weight must have 4 axes {shapes}")
+    if x_shape[3] != weight.shape[channel_axis]:
+        raise ValueError(
+            f"{name}: x has {x_shape[3]} channels but weight expects {weight.shape[channel_axis]} {shapes}"
+        )
+    filters = weight.shape[5 - channel_axis]  # the other one of axes 2 and 3
+    if bias is not None and bias.shape != (filters,):
+        raise ValueError(f"{name}: bias is {bias.shape} but must be ({filters},) {shapes}")
 
 
 def _hashable(value: Any) -> Any:

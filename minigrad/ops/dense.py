@@ -9,8 +9,12 @@ from ..backend import Array
 from ..tensor import Function, Operand, Tensor
 from .elementwise import unbroadcast
 
+__all__ = ["dense", "matmul"]
+
 
 class MatMul(Function):
+    """y = a @ b.  ga = gy @ b^T, gb = a^T @ gy."""
+
     bilinear = True
 
     def forward(self, a: Array, b: Array) -> Array:
@@ -26,7 +30,20 @@ class MatMul(Function):
         return ga, gb
 
 
+def matmul(a: Operand, b: Operand) -> Tensor:
+    """The matrix product a @ b.
+
+    Shapes: (..., I, J) @ (..., J, K) -> (..., I, K); leading axes broadcast.
+    Gradients: ga = gy @ b^T, gb = a^T @ gy.
+    Raises:
+        ValueError: fewer than two axes, or the inner sizes differ.
+    """
+    return MatMul()(a, b)
+
+
 class Dense(Function):
+    """y = x @ weight + bias.  gx = gy @ weight^T, gweight = x^T @ gy, gbias = sum of gy over N."""
+
     bilinear = True
     optional = 1
 
@@ -49,17 +66,6 @@ class Dense(Function):
         gweight = self.k.matmul(self.x.T, gy) if self.needs[1] else None
         gbias = self.k.channel_sum(gy) if self.needs[2] else None
         return gx, gweight, gbias
-
-
-def matmul(a: Operand, b: Operand) -> Tensor:
-    """The matrix product a @ b.
-
-    Shapes: (..., I, J) @ (..., J, K) -> (..., I, K); leading axes broadcast.
-    Gradients: ga = gy @ b^T, gb = a^T @ gy.
-    Raises:
-        ValueError: fewer than two axes, or the inner sizes differ.
-    """
-    return MatMul()(a, b)
 
 
 def dense(x: Operand, weight: Operand, bias: Operand | None = None) -> Tensor:

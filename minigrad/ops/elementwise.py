@@ -1,7 +1,11 @@
 """Elementwise operations: arithmetic with broadcasting, exp and friends, activations.
 
-Each operation is a Function class (forward and gradient) and a lower-case function that applies it.
-Inputs are tensors, arrays or Python numbers; shapes broadcast as in NumPy. Gradients are first order.
+Each operation is a Function class, which has the formula and the gradient, and below it the lower-case function that
+applies it. Inputs are tensors, arrays or Python numbers; shapes broadcast as in NumPy. Gradients are first order.
+
+`self.k` is the backend of the inputs. An operation calls one of its kernels, such as `self.k.relu`, where a backend may
+have a faster one. What is a single call in every array library is an operator, or a function of `self.k.xp`, which is
+NumPy or CuPy.
 
 Read next: shape.py, then dense.py and conv.py.
 """
@@ -13,6 +17,11 @@ from numbers import Real
 
 from ..backend import Array, Backend
 from ..tensor import Function, Operand, Tensor
+
+__all__ = [
+    "abs", "add", "clip", "div", "exp", "leaky_relu", "log", "mul", "neg", "pow",
+    "relu", "sigmoid", "softplus", "sqrt", "sub", "tanh",
+]  # fmt: skip
 
 
 def unbroadcast(k: Backend, gy: Array, shape: tuple[int, ...]) -> Array:
@@ -27,6 +36,8 @@ def unbroadcast(k: Backend, gy: Array, shape: tuple[int, ...]) -> Array:
 
 
 class Add(Function):
+    """y = a + b.  ga = gy, gb = gy."""
+
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
         return a + b
@@ -35,7 +46,14 @@ class Add(Function):
         return unbroadcast(self.k, gy, self.shapes[0]), unbroadcast(self.k, gy, self.shapes[1])
 
 
+def add(a: Operand, b: Operand) -> Tensor:
+    """a + b."""
+    return Add()(a, b)
+
+
 class Sub(Function):
+    """y = a - b.  ga = gy, gb = -gy."""
+
     def forward(self, a: Array, b: Array) -> Array:
         self.shapes = a.shape, b.shape
         return a - b
@@ -44,7 +62,14 @@ class Sub(Function):
         return unbroadcast(self.k, gy, self.shapes[0]), unbroadcast(self.k, -gy, self.shapes[1])
 
 
+def sub(a: Operand, b: Operand) -> Tensor:
+    """a - b."""
+    return Sub()(a, b)
+
+
 class Mul(Function):
+    """y = a * b.  ga = gy * b, gb = gy * a."""
+
     bilinear = True
 
     def forward(self, a: Array, b: Array) -> Array:
@@ -57,7 +82,14 @@ class Mul(Function):
         return ga, gb
 
 
+def mul(a: Operand, b: Operand) -> Tensor:
+    """a * b, element by element."""
+    return Mul()(a, b)
+
+
 class Div(Function):
+    """y = a / b.  ga = gy / b, gb = -gy * a / b^2."""
+
     def forward(self, a: Array, b: Array) -> Array:
         self.shape, self.b = a.shape, b
         if self.needs[1]:
@@ -70,7 +102,14 @@ class Div(Function):
         return ga, gb
 
 
+def div(a: Operand, b: Operand) -> Tensor:
+    """a / b, element by element."""
+    return Div()(a, b)
+
+
 class Neg(Function):
+    """y = -x.  gx = -gy."""
+
     def forward(self, x: Array) -> Array:
         return -x
 
@@ -78,140 +117,26 @@ class Neg(Function):
         return (-gy,)
 
 
+def neg(x: Operand) -> Tensor:
+    """-x."""
+    return Neg()(x)
+
+
 class Pow(Function):
+    """y = x^p.  gx = gy * p * x^(p - 1)."""
+
     def __init__(self, exponent: float) -> None:
         self.exponent = exponent
 
     def forward(self, x: Array) -> Array:
         self.x = x
-        # NumPy, too, takes the root; but the pow of a GPU, as that of C, makes infinity of minus infinity.
+        # C and CUDA define pow(-inf, 0.5) as +inf; sqrt gives NaN, as NumPy does.
         return self.k.xp.sqrt(x) if self.exponent == 0.5 else x**self.exponent
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
         if self.exponent == 0:  # the general formula would give 0 * inf at x = 0
             return (self.k.xp.zeros_like(gy),)
         return (gy * (self.exponent * self.x ** (self.exponent - 1)),)
-
-
-class Exp(Function):
-    def forward(self, x: Array) -> Array:
-        self.y = self.k.xp.exp(x)
-        return self.y
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (gy * self.y,)
-
-
-class Log(Function):
-    def forward(self, x: Array) -> Array:
-        self.x = x
-        return self.k.xp.log(x)
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (gy / self.x,)
-
-
-class Sqrt(Function):
-    def forward(self, x: Array) -> Array:
-        self.y = self.k.xp.sqrt(x)
-        return self.y
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (gy / (2 * self.y),)
-
-
-class Abs(Function):
-    def forward(self, x: Array) -> Array:
-        self.x = x
-        return self.k.xp.abs(x)
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (gy * self.k.xp.sign(self.x),)
-
-
-class Clip(Function):
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
-
-    def forward(self, x: Array) -> Array:
-        self.x = x
-        return self.k.xp.clip(x, self.low, self.high)
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (gy * ((self.x >= self.low) & (self.x <= self.high)),)
-
-
-class ReLU(Function):
-    def forward(self, x: Array) -> Array:
-        self.y = self.k.relu(x)
-        return self.y
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (self.k.relu_grad(gy, self.y),)
-
-
-class LeakyReLU(Function):
-    def __init__(self, slope: float) -> None:
-        self.slope = slope
-
-    def forward(self, x: Array) -> Array:
-        self.x = x
-        return self.k.xp.where(x > 0, x, self.slope * x)
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (self.k.xp.where(self.x > 0, gy, self.slope * gy),)
-
-
-class Sigmoid(Function):
-    def forward(self, x: Array) -> Array:
-        self.y = self.k.sigmoid(x)
-        return self.y
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (gy * self.y * (1 - self.y),)
-
-
-class Tanh(Function):
-    def forward(self, x: Array) -> Array:
-        self.y = self.k.xp.tanh(x)
-        return self.y
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (gy * (1 - self.y * self.y),)
-
-
-class Softplus(Function):
-    def forward(self, x: Array) -> Array:
-        self.x = x
-        return self.k.softplus(x)
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (gy * self.k.sigmoid(self.x),)
-
-
-def add(a: Operand, b: Operand) -> Tensor:
-    """a + b."""
-    return Add()(a, b)
-
-
-def sub(a: Operand, b: Operand) -> Tensor:
-    """a - b."""
-    return Sub()(a, b)
-
-
-def mul(a: Operand, b: Operand) -> Tensor:
-    """a * b, element by element."""
-    return Mul()(a, b)
-
-
-def div(a: Operand, b: Operand) -> Tensor:
-    """a / b, element by element."""
-    return Div()(a, b)
-
-
-def neg(x: Operand) -> Tensor:
-    """-x."""
-    return Neg()(x)
 
 
 def pow(x: Operand, exponent: float) -> Tensor:
@@ -225,9 +150,31 @@ def pow(x: Operand, exponent: float) -> Tensor:
     return Pow(float(exponent))(x)
 
 
+class Exp(Function):
+    """y = e^x.  gx = gy * y."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = self.k.xp.exp(x)
+        return self.y
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * self.y,)
+
+
 def exp(x: Operand) -> Tensor:
     """e ** x."""
     return Exp()(x)
+
+
+class Log(Function):
+    """y = log x.  gx = gy / x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.xp.log(x)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy / self.x,)
 
 
 def log(x: Operand) -> Tensor:
@@ -235,14 +182,50 @@ def log(x: Operand) -> Tensor:
     return Log()(x)
 
 
+class Sqrt(Function):
+    """y = sqrt x.  gx = gy / (2 y)."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = self.k.xp.sqrt(x)
+        return self.y
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy / (2 * self.y),)
+
+
 def sqrt(x: Operand) -> Tensor:
     """Square root; NaN below 0. The gradient at 0 is infinite."""
     return Sqrt()(x)
 
 
+class Abs(Function):
+    """y = |x|.  gx = gy * sign(x)."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.xp.abs(x)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * self.k.xp.sign(self.x),)
+
+
 def abs(x: Operand) -> Tensor:
     """Magnitude. Gradients: sign(x), 0 at 0."""
     return Abs()(x)
+
+
+class Clip(Function):
+    """y = min(max(x, low), high).  gx = gy where low <= x <= high, else 0."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.xp.clip(x, self.low, self.high)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * ((self.x >= self.low) & (self.x <= self.high)),)
 
 
 def clip(x: Operand, low: float = -math.inf, high: float = math.inf) -> Tensor:
@@ -256,9 +239,34 @@ def clip(x: Operand, low: float = -math.inf, high: float = math.inf) -> Tensor:
     return Clip(float(low), float(high))(x)
 
 
+class ReLU(Function):
+    """y = max(x, 0).  gx = gy where y > 0, else 0."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = self.k.relu(x)
+        return self.y
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (self.k.relu_grad(gy, self.y),)
+
+
 def relu(x: Operand) -> Tensor:
     """max(x, 0). Gradients: 1 above 0, 0 elsewhere."""
     return ReLU()(x)
+
+
+class LeakyReLU(Function):
+    """y = x where x > 0, else slope * x.  gx = gy there, else slope * gy."""
+
+    def __init__(self, slope: float) -> None:
+        self.slope = slope
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.xp.where(x > 0, x, self.slope * x)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (self.k.xp.where(self.x > 0, gy, self.slope * gy),)
 
 
 def leaky_relu(x: Operand, slope: float = 0.01) -> Tensor:
@@ -266,14 +274,47 @@ def leaky_relu(x: Operand, slope: float = 0.01) -> Tensor:
     return LeakyReLU(float(slope))(x)
 
 
+class Sigmoid(Function):
+    """y = 1 / (1 + e^-x).  gx = gy * y * (1 - y)."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = self.k.sigmoid(x)
+        return self.y
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * self.y * (1 - self.y),)
+
+
 def sigmoid(x: Operand) -> Tensor:
     """1 / (1 + exp(-x)), without overflow."""
     return Sigmoid()(x)
 
 
+class Tanh(Function):
+    """y = tanh x.  gx = gy * (1 - y^2)."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = self.k.xp.tanh(x)
+        return self.y
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * (1 - self.y * self.y),)
+
+
 def tanh(x: Operand) -> Tensor:
     """(exp(x) - exp(-x)) / (exp(x) + exp(-x))."""
     return Tanh()(x)
+
+
+class Softplus(Function):
+    """y = log(1 + e^x).  gx = gy * sigmoid(x)."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.softplus(x)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * self.k.sigmoid(self.x),)
 
 
 def softplus(x: Operand) -> Tensor:

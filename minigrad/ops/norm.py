@@ -1,12 +1,14 @@
 """Batch normalisation.
 
-Read next: loss.py (fused.py only if curious).
+Read next: loss.py (conv_chain.py only if curious).
 """
 
 from __future__ import annotations
 
 from ..backend import Array, backend_of
 from ..tensor import Function, Operand, Tensor
+
+__all__ = ["batch_norm", "batch_norm_inference"]
 
 
 class BatchNorm(Function):
@@ -26,6 +28,21 @@ class BatchNorm(Function):
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
         return self.k.batch_norm_grad(gy, self.x, self.gamma, self.mean, self.variance, self.epsilon)
+
+
+def batch_norm(x: Operand, gamma: Operand, beta: Operand, *, epsilon: float = 1e-3) -> Tensor:
+    """y = (x - mean) / sqrt(variance + epsilon) * gamma + beta with the batch's own statistics per channel.
+
+    mean and variance run over all axes but the last; the variance is the biased one (divided by the count).
+
+    Shapes: x (..., C), gamma (C,), beta (C,) -> y (..., C).
+    Gradients: with z = (x - mean) / sqrt(variance + epsilon) and M values a channel, gbeta = sum gy,
+        ggamma = sum gy * z, gx = gamma / sqrt(variance + epsilon) * (gy - gbeta / M - z * ggamma / M).
+    Raises:
+        ValueError: shapes do not fit, or x is empty.
+    Source: Ioffe and Szegedy, Batch Normalization, 2015, Algorithm 1 and section 3.
+    """
+    return BatchNorm(float(epsilon))(x, gamma, beta)
 
 
 class BatchNormInference(Function):
@@ -52,29 +69,6 @@ class BatchNormInference(Function):
         return gx, ggamma, self.k.channel_sum(gy)
 
 
-def check_norm(x_shape: tuple[int, ...], gamma: Array, beta: Array) -> None:
-    """Raise ValueError unless gamma and beta fit an x of this shape."""
-    if len(x_shape) < 2 or gamma.shape != x_shape[-1:] or beta.shape != x_shape[-1:]:
-        raise ValueError(
-            f"batch_norm: x (..., C) needs gamma and beta (C,) (x {x_shape}, gamma {gamma.shape}, beta {beta.shape})"
-        )
-
-
-def batch_norm(x: Operand, gamma: Operand, beta: Operand, *, epsilon: float = 1e-3) -> Tensor:
-    """y = (x - mean) / sqrt(variance + epsilon) * gamma + beta with the batch's own statistics per channel.
-
-    mean and variance run over all axes but the last; the variance is the biased one (divided by the count).
-
-    Shapes: x (..., C), gamma (C,), beta (C,) -> y (..., C).
-    Gradients: with z = (x - mean) / sqrt(variance + epsilon) and M values a channel, gbeta = sum gy,
-        ggamma = sum gy * z, gx = gamma / sqrt(variance + epsilon) * (gy - gbeta / M - z * ggamma / M).
-    Raises:
-        ValueError: shapes do not fit, or x is empty.
-    Source: Ioffe and Szegedy, Batch Normalization, 2015, Algorithm 1 and section 3.
-    """
-    return BatchNorm(float(epsilon))(x, gamma, beta)
-
-
 def batch_norm_inference(
     x: Operand, gamma: Operand, beta: Operand, mean: Array, variance: Array, *, epsilon: float = 1e-3
 ) -> Tensor:
@@ -87,3 +81,11 @@ def batch_norm_inference(
         ValueError: shapes do not fit.
     """
     return BatchNormInference(mean, variance, float(epsilon))(x, gamma, beta)
+
+
+def check_norm(x_shape: tuple[int, ...], gamma: Array, beta: Array) -> None:
+    """Raise ValueError unless gamma and beta fit an x of this shape."""
+    if len(x_shape) < 2 or gamma.shape != x_shape[-1:] or beta.shape != x_shape[-1:]:
+        raise ValueError(
+            f"batch_norm: x (..., C) needs gamma and beta (C,) (x {x_shape}, gamma {gamma.shape}, beta {beta.shape})"
+        )

@@ -14,6 +14,8 @@ from typing import Any
 from ..backend import Array
 from ..tensor import Function, Operand, Tensor
 
+__all__ = ["logsumexp", "mean", "reshape", "sum", "transpose"]
+
 Axis = int | tuple[int, ...] | None
 
 
@@ -37,6 +39,8 @@ def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Reshape(Function):
+    """The same elements in another shape.  gx is gy in the shape of x."""
+
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
 
@@ -48,7 +52,14 @@ class Reshape(Function):
         return (gy.reshape(self.x_shape),)
 
 
+def reshape(x: Operand, *shape: int | tuple[int, ...]) -> Tensor:
+    """The same elements in another shape, given as ints or one tuple; one entry may be -1."""
+    return Reshape(as_sizes(shape))(x)
+
+
 class Transpose(Function):
+    """Axes in another order.  gx is gy with the axes back in their places."""
+
     def __init__(self, axes: tuple[int, ...] | None) -> None:
         self.axes = axes
 
@@ -62,7 +73,14 @@ class Transpose(Function):
         return (gy.transpose(inverse),)
 
 
+def transpose(x: Operand, *axes: int | tuple[int, ...]) -> Tensor:
+    """Axes in another order; without an order, reversed."""
+    return Transpose(as_sizes(axes) or None)(x)
+
+
 class Sum(Function):
+    """y = sum of x over axes.  gx is gy, repeated along these axes."""
+
     def __init__(self, axis: Axis, keepdims: bool) -> None:
         self.axis, self.keepdims = axis, keepdims
 
@@ -75,7 +93,14 @@ class Sum(Function):
         return (self.k.xp.broadcast_to(gy, self.x_shape),)
 
 
+def sum(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Sum over axes."""
+    return Sum(axis, bool(keepdims))(x)
+
+
 class LogSumExp(Function):
+    """y = log(sum of e^x over axes).  gx = gy * e^(x - y), the softmax of x."""
+
     def __init__(self, axis: Axis, keepdims: bool) -> None:
         self.axis, self.keepdims = axis, keepdims
 
@@ -97,19 +122,9 @@ class LogSumExp(Function):
         return (gy.reshape(self.y.shape) * xp.exp(self.x - finite),)
 
 
-def reshape(x: Operand, *shape: int | tuple[int, ...]) -> Tensor:
-    """The same elements in another shape, given as ints or one tuple; one entry may be -1."""
-    return Reshape(as_sizes(shape))(x)
-
-
-def transpose(x: Operand, *axes: int | tuple[int, ...]) -> Tensor:
-    """Axes in another order; without an order, reversed."""
-    return Transpose(as_sizes(axes) or None)(x)
-
-
-def sum(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Sum over axes."""
-    return Sum(axis, bool(keepdims))(x)
+def logsumexp(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """log(sum(exp(x))) over axes, without overflow. Gradients: softmax of x over those axes."""
+    return LogSumExp(axis, keepdims)(x)
 
 
 def mean(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -123,8 +138,3 @@ def mean(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
     if count == 0:
         raise ValueError(f"mean: no elements to average over axis {axis} of shape {x.shape}")
     return sum(x, axis, keepdims) * (1 / count)
-
-
-def logsumexp(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """log(sum(exp(x))) over axes, without overflow. Gradients: softmax of x over those axes."""
-    return LogSumExp(axis, keepdims)(x)

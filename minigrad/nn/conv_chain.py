@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..ops import fused
+from ..ops import conv_chain
 from ..tensor import Tensor, is_recording
 from .layers import BatchNorm, Conv2D, Conv2DTranspose, ReLU
 from .module import Module, Parameter, Sequential
@@ -52,13 +52,13 @@ class ConvChain(Module):
 
     def run(self, x: Tensor, links: list[tuple[Any, ...]]) -> Tensor:
         """x through some of the links as one operation, with the statistics of the batch."""
-        function = fused.ConvChain([_options(*layers) for layers in links])
+        function = conv_chain.ConvChain([_options(*layers) for layers in links])
         parameters: list[Parameter | None] = []
         for conv, *rest in links:
             parameters += [conv.weight, conv.bias, *((rest[1].gamma, rest[1].beta) if rest else (None, None))]
         y = function(x, *parameters)
         for (_, *rest), moments in zip(links, function.moments, strict=False):
-            rest[1].follow(*moments)
+            rest[1].update_statistics(*moments)
         return y
 
     def _infer(self, x: Tensor, links: list[tuple[Any, ...]]) -> Tensor:
@@ -68,13 +68,13 @@ class ConvChain(Module):
             norm = rest[1] if rest else None
             statistics = (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance) if norm else 4 * (None,)
             arrays += [conv.weight, conv.bias, *statistics]
-        return fused.ConvChainInference([_options(*layers) for layers in links])(x, *arrays)
+        return conv_chain.ConvChainInference([_options(*layers) for layers in links])(x, *arrays)
 
 
-def _options(conv: Any, relu: Any = None, norm: Any = None) -> fused.Link:
+def _options(conv: Any, relu: Any = None, norm: Any = None) -> conv_chain.Link:
     transposed = isinstance(conv, Conv2DTranspose)
     output_size = conv.output_size if transposed else None
-    return fused.Link(conv.stride, conv.padding, transposed, output_size, norm.epsilon if norm else 0.0)
+    return conv_chain.Link(conv.stride, conv.padding, transposed, output_size, norm.epsilon if norm else 0.0)
 
 
 def fuse(layers: dict[str, Module]) -> Sequential:
