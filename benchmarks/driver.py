@@ -25,7 +25,7 @@ import autoencoders
 import minigrad
 from autoencoders.data import load_dataset
 from minigrad import nn
-from minigrad.backend.pool import usable_cores
+from minigrad.backend.cpu.threads import usable_cores
 from minigrad.random import generator
 from minigrad.serialize import DataError, write_atomically
 

@@ -32,7 +32,7 @@ from autoencoders import TrainingOptions
 from autoencoders.training import Trainer
 from minigrad import DeviceError
 from minigrad.backend import PRECISIONS
-from minigrad.backend.machine import release
+from minigrad.backend.cuda.driver import release
 from minigrad.ops.conv import conv_geometry, transposed_geometry
 
 # Of the first three losses, relative to the plain kernels in float64. TF32 rounds both factors of a product by up to

@@ -40,7 +40,7 @@ from tqdm import tqdm
 import minigrad
 from minigrad.backend import Backend
 from minigrad.backend.chain import ChainBackend
-from minigrad.backend.pool import keep_freed_memory
+from minigrad.backend.memory import keep_freed_memory
 from minigrad.ops.conv import ConvGeometry, conv_geometry
 from minigrad.random import generator
 

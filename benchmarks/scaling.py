@@ -40,7 +40,7 @@ from driver import (
 from tqdm import tqdm
 
 import minigrad
-from minigrad.backend.pool import usable_cores
+from minigrad.backend.cpu.threads import usable_cores
 
 LINEAR = 1.1  # the largest slope that counts as linear
 # axis: its values and the batch they are measured with, each given as (full run, --quick)

@@ -7,7 +7,7 @@ at least `--steps` of them, and as many reconstructions of one batch. Medians an
 to benchmarks/results/train.json, and `python benchmarks/report.py` makes the tables and plots.
 
 The C library (glibc) returns large freed blocks to the system, and the next step pays for fresh pages. Our programs
-tell it to keep them (minigrad.backend.pool.keep_freed_memory). So minigrad and PyTorch are measured both ways, and a
+tell it to keep them (minigrad.backend.memory.keep_freed_memory). So minigrad and PyTorch are measured both ways, and a
 row's `ratio` compares it with the fastest PyTorch row that has the same setting.
 
     python benchmarks/train.py [--models vae,ae] [--batches 32,128,256] [--rounds 7] [--threads N]

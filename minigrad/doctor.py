@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend.machine import Finding, gpu, install
+from .backend.cuda.driver import Finding, gpu, install
 
 
 def examine() -> list[Finding]:
@@ -29,7 +29,7 @@ def examine() -> list[Finding]:
 
 def cpu() -> list[Finding]:
     """Python, NumPy and its BLAS, cores, and Numba."""
-    from .backend.pool import blas_libraries, usable_cores
+    from .backend.cpu.threads import blas_libraries, usable_cores
 
     blas = ", ".join(f"{b.internal_api} {b.version} on {b.num_threads} threads" for b in blas_libraries())
     numba = f"none; twice as fast with it: {install('fast')}"

@@ -20,7 +20,7 @@ from typing import Any
 
 from . import nn, optim
 from .backend import Array
-from .backend.capture import Captured
+from .backend.cuda.capture import Captured
 from .nn.module import modules_alive
 from .tensor import Function, Operand, Tensor
 

@@ -27,8 +27,8 @@ from PIL import Image, ImageSequence
 
 import minigrad
 from autoencoders.data import Dataset
-from minigrad.backend.machine import release
-from minigrad.backend.pool import usable_cores
+from minigrad.backend.cpu.threads import usable_cores
+from minigrad.backend.cuda.driver import release
 from minigrad.random import generator
 
 ROOT = Path(__file__).parent.parent

@@ -31,9 +31,11 @@ from conftest import NEEDS_NUMBA
 from faults import Campaign
 
 import minigrad.backend
-from minigrad.backend import Backend, cpu, cuda
+from minigrad.backend import Backend
 from minigrad.backend.chain import ChainBackend
-from minigrad.backend.winograd import winograd
+from minigrad.backend.cpu import numpy_kernels as cpu
+from minigrad.backend.cpu.winograd import winograd
+from minigrad.backend.cuda import kernels as cuda
 from minigrad.ops.conv import ConvGeometry, conv_geometry
 
 PLAIN = ChainBackend(np)
@@ -661,8 +663,8 @@ def small_blocks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "PASS_BYTES", 1)
     monkeypatch.setattr(cpu, "FUNCTION_NUMBERS", 4)
     monkeypatch.setattr(cpu, "MATMUL_PRODUCTS", 1)
-    if "minigrad.backend.jit" in sys.modules:
-        monkeypatch.setattr("minigrad.backend.jit.FUNCTION_NUMBERS", 4)
+    if "minigrad.backend.cpu.numba_kernels" in sys.modules:
+        monkeypatch.setattr("minigrad.backend.cpu.numba_kernels.FUNCTION_NUMBERS", 4)
 
 
 @pytest.mark.parametrize("name", INPUTS)
@@ -965,7 +967,7 @@ def _with_number(backend: Backend, case: Case, place: int, index: tuple[int, ...
 @NEEDS_NUMBA
 def test_no_loop_is_compiled_for_finite_numbers_only() -> None:
     """LLVM's flags `nnan`, `ninf` and `fast` let a compiler drop what is not finite, on some machines."""
-    importlib.import_module("minigrad.backend.jit")
+    importlib.import_module("minigrad.backend.cpu.numba_kernels")
     modules = [module for name, module in sys.modules.items() if name.startswith("minigrad.")]
     loops = {x for module in modules for x in vars(module).values() if hasattr(x, "targetoptions")}
     assert len(loops) > 10
@@ -979,7 +981,7 @@ def test_no_loop_is_compiled_for_finite_numbers_only() -> None:
 def test_all_loops_are_compiled_before_the_first_step(restored_backends: None) -> None:
     """`prepare` names the types of all arguments: with others, a loop would be compiled in the middle of a training."""
     backend = minigrad.use(kernels="numba", threads=3)
-    loops = importlib.import_module("minigrad.backend.loops")
+    loops = importlib.import_module("minigrad.backend.cpu.loops")
     for dtype in ("float32", "float64"):
         backend.prepare(np.dtype(dtype))
         for layout in ("C", "F"):
@@ -1023,9 +1025,9 @@ def test_numbers_that_are_not_finite_pass_as_in_the_specification(
 
 @NEEDS_NUMBA
 def test_a_damaged_cache_of_numba_is_told_of_and_not_used(tmp_path, monkeypatch, caplog):
-    loops = importlib.import_module("minigrad.backend.loops")
+    loops = importlib.import_module("minigrad.backend.cpu.loops")
     monkeypatch.setattr(loops.numba.config, "CACHE_DIR", "")  # whatever NUMBA_CACHE_DIR says
-    text = "from minigrad.backend.loops import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
+    text = "from minigrad.backend.cpu.loops import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
     (tmp_path / "twice_of.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     for loop in [x for x in vars(loops).values() if hasattr(x, "_cache")]:
@@ -1059,7 +1061,7 @@ def test_a_damaged_cache_of_numba_is_told_of_and_not_used(tmp_path, monkeypatch,
 
 @NEEDS_NUMBA
 def test_a_missing_folder_for_numbas_cache_is_told_of(tmp_path, monkeypatch, caplog):
-    loops = importlib.import_module("minigrad.backend.loops")
+    loops = importlib.import_module("minigrad.backend.cpu.loops")
     for cached in (True, False):
         if not cached:
             njit = loops.numba.njit
@@ -1071,7 +1073,7 @@ def test_a_missing_folder_for_numbas_cache_is_told_of(tmp_path, monkeypatch, cap
 
             monkeypatch.setattr(loops.numba, "njit", without)
         (tmp_path / f"thrice_{cached}.py").write_text(
-            "from minigrad.backend.loops import compiled\n@compiled\ndef thrice(x):\n    return 3 * x\n"
+            "from minigrad.backend.cpu.loops import compiled\n@compiled\ndef thrice(x):\n    return 3 * x\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
         thrice = importlib.import_module(f"thrice_{cached}").thrice

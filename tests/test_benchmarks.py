@@ -20,8 +20,8 @@ from faults import started
 from test_backends import kernels_of, subclasses
 
 from minigrad.backend import Backend
-from minigrad.backend.cpu import CpuBackend
-from minigrad.backend.pool import keep_freed_memory
+from minigrad.backend.cpu.numpy_kernels import CpuBackend
+from minigrad.backend.memory import keep_freed_memory
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RUNS = {  # result: program and options

@@ -29,7 +29,8 @@ import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
 from autoencoders.memory import step_memory
 from autoencoders.training import Trainer
-from minigrad.backend import Backend, cuda
+from minigrad.backend import Backend
+from minigrad.backend.cuda import kernels as cuda
 from minigrad.ops.conv import conv_geometry
 
 SOURCE = cuda.SOURCE.read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ import strict_cupy
 import minigrad
 from minigrad import Backend, DeviceError, Tensor, nn, ops, optim
 from minigrad.backend import to_device
-from minigrad.backend.pool import usable_cores
+from minigrad.backend.cpu.threads import usable_cores
 from minigrad.random import generator
 
 # The only places where float32 inputs may give float64 numbers, each a sum over many values that goes back to float32.
@@ -439,7 +439,7 @@ def test_auto_takes_the_best_that_is_installed_and_says_why(
 def test_numba_is_left_out_where_its_loops_cannot_call_blas(
     restored_backends: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minigrad.backend import jit
+    from minigrad.backend.cpu import numba_kernels as jit
 
     monkeypatch.setattr(jit, "NAMES", ())
     jit.matrix_products.cache_clear()

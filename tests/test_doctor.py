@@ -13,13 +13,13 @@ import strict_cupy
 
 import minigrad
 from minigrad import DeviceError, doctor
-from minigrad.backend import machine
-from minigrad.backend.cpu import CpuBackend
+from minigrad.backend.cpu.numpy_kernels import CpuBackend
+from minigrad.backend.cuda import driver as machine
 
 
 @pytest.fixture
 def a_machine(monkeypatch: pytest.MonkeyPatch, restored_backends: None) -> Any:
-    """make(driver's CUDA version, CuPy's wheels, fault): what machine.py finds."""
+    """make(driver's CUDA version, CuPy's wheels, fault): what driver.py finds."""
 
     def make(version: tuple[int, ...], wheels: list[str], fault: str = "") -> None:
         monkeypatch.setattr(machine, "driver_version", lambda: (version, fault))

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minigrad.backend.cpu import CpuBackend
-from minigrad.backend.pool import Pool, free_memory, usable_cores
+from minigrad.backend.cpu.numpy_kernels import CpuBackend
+from minigrad.backend.cpu.threads import Pool, usable_cores
+from minigrad.backend.memory import free_memory
 
 FAULTS = """
 import resource, sys
 import numpy as np
-from minigrad.backend.pool import keep_freed_memory
+from minigrad.backend.memory import keep_freed_memory
 done = keep_freed_memory()
 def touch():
     return [np.ones(1 << 22, np.uint8) for _ in range(4)]
@@ -261,7 +262,7 @@ def test_a_fork_after_use_does_not_hang():
         pytest.skip("no fork")
     code = (
         "import os, numpy as np\n"
-        "from minigrad.backend.pool import Pool\n"
+        "from minigrad.backend.cpu.threads import Pool\n"
         "pool = Pool(2)\n"
         "pool.run(lambda *_: None, 4, 1)\n"
         "child = os.fork()\n"

@@ -684,7 +684,7 @@ def test_the_host_keeps_an_output_that_fails(monkeypatch, capsys):
 
 # ---- the cache of Numba ----
 
-CACHED = "from minigrad.backend.loops import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
+CACHED = "from minigrad.backend.cpu.loops import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
 
 
 @NEEDS_NUMBA
@@ -696,7 +696,7 @@ CACHED = "from minigrad.backend.loops import compiled\n@compiled\ndef twice(x):\
 def test_a_cache_that_others_can_write_is_not_used(outer, inner, kept, asked, tmp_path, monkeypatch):
     import numba
 
-    from minigrad.backend import loops
+    from minigrad.backend.cpu import loops
 
     (tmp_path / "source").mkdir()
     source = tmp_path / "source" / "of_twice.py"
@@ -726,7 +726,7 @@ def test_a_cache_that_others_can_write_is_not_used(outer, inner, kept, asked, tm
 
 @NEEDS_NUMBA
 def test_the_cache_of_another_owner_is_not_used(tmp_path, monkeypatch):
-    from minigrad.backend import loops
+    from minigrad.backend.cpu import loops
 
     assert loops._private(tmp_path)
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
@@ -738,7 +738,7 @@ def test_the_cache_of_another_owner_is_not_used(tmp_path, monkeypatch):
 @NEEDS_NUMBA
 def test_another_stamp_compiles_anew(tmp_path, monkeypatch):
     """A constant of another module is frozen in, which Numba does not look at."""
-    from minigrad.backend import loops
+    from minigrad.backend.cpu import loops
 
     (tmp_path / "of_twice.py").write_text(CACHED)
     misses = []
@@ -752,7 +752,7 @@ def test_another_stamp_compiles_anew(tmp_path, monkeypatch):
 
 @NEEDS_NUMBA
 def test_the_stamp_covers_every_constant_that_is_frozen_in():
-    from minigrad.backend import loops, plan, winograd
+    from minigrad.backend.cpu import loops, plan, winograd
 
     dispatchers = {name: x for name, x in vars(loops).items() if isinstance(x, loops.Dispatcher)}
     assert len(dispatchers) > 10

@@ -52,7 +52,7 @@ from autoencoders.training import (
     progress_bar,
 )
 from autoencoders.training import interrupt as signal_raises
-from minigrad.backend.pool import Pool
+from minigrad.backend.cpu.threads import Pool
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import BACKENDS, NEEDS_NUMBA
 
 from minigrad.backend.chain import ChainBackend
-from minigrad.backend.winograd import ALGORITHMS, LEAST_CHANNELS, winograd
+from minigrad.backend.cpu.winograd import ALGORITHMS, LEAST_CHANNELS, winograd
 from minigrad.ops.conv import conv_geometry
 
 

@@ -10,7 +10,7 @@ from protocol import Arrays, Program, Service, Spec, serve
 import autoencoders
 import minigrad
 from autoencoders.training import Trainer
-from minigrad.backend.pool import keep_freed_memory
+from minigrad.backend.memory import keep_freed_memory
 
 
 class MinigradProgram(Program):

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from .chain import ChainBackend
+from .cuda.driver import working_cupy
 from .errors import DeviceError
-from .machine import working_cupy
 from .reference import Backend
 
 Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
@@ -187,12 +187,12 @@ def _cpu_backend(kernels: str, threads: int | None) -> Backend:
     if kernels == "plain":
         backend, reason = ChainBackend(np), "asked for"
     elif kernels == "numpy":
-        from .cpu import CpuBackend
+        from .cpu.numpy_kernels import CpuBackend
 
         backend, reason = CpuBackend(threads), "asked for"
     else:
         try:
-            from .jit import JitBackend
+            from .cpu.numba_kernels import JitBackend
 
             backend, reason = JitBackend(threads), "asked for" if kernels == "numba" else "the fastest"
         except ImportError as error:
@@ -201,7 +201,7 @@ def _cpu_backend(kernels: str, threads: int | None) -> Backend:
                     f'kernels numba need Numba: pip install ".[fast]" in the project\'s folder; and a BLAS that it can '
                     f"call ({error})"
                 ) from error
-            from .cpu import CpuBackend
+            from .cpu.numpy_kernels import CpuBackend
 
             backend, reason = CpuBackend(threads), f"the fastest without Numba, the extra fast: {error}"
     backend.reason, backend.make = reason, again
@@ -212,7 +212,7 @@ def _cuda_backend(kernels: str, cupy: Any, precision: str = "fp32") -> Backend:
     if kernels == "plain":
         backend = ChainBackend(cupy)
     else:
-        from .cuda import CudaBackend
+        from .cuda.kernels import CudaBackend
 
         backend = CudaBackend(cupy, precision)
     backend.reason, backend.make = "the fastest" if kernels == "auto" else "asked for", again
@@ -231,7 +231,7 @@ def available() -> dict[str, tuple[str, ...]]:
     """The devices that work here with their kernel sets, best first, e.g. `{"cpu": ("numpy", "plain")}`."""
     found = {"cpu": KERNELS["cpu"]}
     try:
-        from .jit import matrix_products
+        from .cpu.numba_kernels import matrix_products
 
         matrix_products()
     except ImportError:

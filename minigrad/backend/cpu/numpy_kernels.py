@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .chain import FastBackend, LayerGradients, Statistics
-from .geometry import ConvGeometry
+from ..chain import FastBackend, LayerGradients, Statistics
+from ..geometry import ConvGeometry
+from ..reference import Backend
 from .plan import THIN, Plan, Product, ThinAdjoint, Window, adjoint, conv_window, convolution
-from .pool import Pool, usable_cores
-from .reference import Backend
+from .threads import Pool, usable_cores
 
 Array = Any
 Planner = Callable[[Array, Any], Plan | ThinAdjoint]  # `convolution` or `adjoint`

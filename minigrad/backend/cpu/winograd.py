@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .geometry import ConvGeometry
+from ..geometry import ConvGeometry
 
 Array = Any
 Sum = dict[int, int]  # place: sign

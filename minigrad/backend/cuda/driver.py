@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import DeviceError
+from ..errors import DeviceError
 
 
 class Finding(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .geometry import ConvGeometry, Size
+from ..geometry import ConvGeometry, Size
 
 Array = Any
 THIN = 4  # from so many channels on, the result of an adjoint is computed through im2col

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from .errors import DeviceError
+from ..errors import DeviceError
 
 Array = Any
 Step = Callable[..., Array]  # takes arrays or None, returns one array

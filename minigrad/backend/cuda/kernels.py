@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from ..chain import FastBackend, LayerGradients, Statistics
+from ..errors import DeviceError
+from ..geometry import ConvGeometry
 from .capture import Captured
-from .chain import FastBackend, LayerGradients, Statistics
-from .errors import DeviceError
-from .geometry import ConvGeometry
 
 Array = Any
 MOST_NUMBERS = 2**31 - 2**20  # of an array: the kernels count in 32 bits, in steps that go beyond the end

@@ -1,4 +1,4 @@
-// The CUDA kernels that cuda.py launches. REAL is float or double: the file is compiled once for each. With float and
+// The CUDA kernels that kernels.py launches. REAL is float or double: the file is compiled once for each. With float and
 // TF32=1 the tensor cores take the products of `correlate` and `weight_gradient`, from factors rounded to TF32.
 //
 // Arrays are contiguous and images NHWC, with the sizes that ops/conv.py names: a convolution maps (N, H, W, C) to
@@ -724,7 +724,7 @@ extern "C" __global__ void __launch_bounds__(512) add_shares(const real *shares,
 // ---- products of small matrices, for dense layers ----
 //
 // Number m, n of the z-th share is the sum over that share of k of a[m * am + k * ak] * b[k * bk + n * bn]. It goes to place
-// m * ym + n * yn of shares[z], because cuda.py may swap a and b; `add_shares` adds the shares. 256 threads compute BM by BN
+// m * ym + n * yn of shares[z], because kernels.py may swap a and b; `add_shares` adds the shares. 256 threads compute BM by BN
 // numbers, each TM by TN of them.
 
 template <int BM, int BN, int TM, int TN>

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..geometry import ConvGeometry
 from . import loops
-from .cpu import FUNCTION_NUMBERS, CpuBackend, Moments, Planner, coverage_of
-from .geometry import ConvGeometry
+from .numpy_kernels import FUNCTION_NUMBERS, CpuBackend, Moments, Planner, coverage_of
 from .plan import THIN, adjoint, convolution, phases
-from .pool import blas_libraries
+from .threads import blas_libraries
 from .winograd import AXIS, winograd
 
 Array = Any

@@ -1,0 +1,1 @@
+"""The CUDA kernel set: kernels.py launches those of kernels.cu."""
