@@ -981,7 +981,7 @@ def test_no_loop_is_compiled_for_finite_numbers_only() -> None:
 def test_all_loops_are_compiled_before_the_first_step(restored_backends: None) -> None:
     """`prepare` names the types of all arguments: with others, a loop would be compiled in the middle of a training."""
     backend = minigrad.use(kernels="numba", threads=3)
-    loops = importlib.import_module("minigrad.backend.cpu.loops")
+    loops = importlib.import_module("minigrad.backend.cpu.layer_loops")
     for dtype in ("float32", "float64"):
         backend.prepare(np.dtype(dtype))
         for layout in ("C", "F"):
@@ -1025,12 +1025,13 @@ def test_numbers_that_are_not_finite_pass_as_in_the_specification(
 
 @NEEDS_NUMBA
 def test_a_damaged_cache_of_numba_is_told_of_and_not_used(tmp_path, monkeypatch, caplog):
-    loops = importlib.import_module("minigrad.backend.cpu.loops")
-    monkeypatch.setattr(loops.numba.config, "CACHE_DIR", "")  # whatever NUMBA_CACHE_DIR says
-    text = "from minigrad.backend.cpu.loops import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
+    numba, loops = importlib.import_module("numba"), importlib.import_module("minigrad.backend.cpu.layer_loops")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # whatever NUMBA_CACHE_DIR says
+    text = "from minigrad.backend.cpu.compiling import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
     (tmp_path / "twice_of.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    for loop in [x for x in vars(loops).values() if hasattr(x, "_cache")]:
+    modules = loops, loops.pixel_loops, loops.row_loops, loops.tile_loops
+    for loop in {x for module in modules for x in vars(module).values() if hasattr(x, "_cache")}:
         monkeypatch.setattr(loop, "_cache", loop._cache)  # kept for the other tests
     for damage in (b"", b"random bytes", None):
         monkeypatch.delitem(sys.modules, "twice_of", raising=False)
@@ -1061,19 +1062,19 @@ def test_a_damaged_cache_of_numba_is_told_of_and_not_used(tmp_path, monkeypatch,
 
 @NEEDS_NUMBA
 def test_a_missing_folder_for_numbas_cache_is_told_of(tmp_path, monkeypatch, caplog):
-    loops = importlib.import_module("minigrad.backend.cpu.loops")
+    numba, loops = importlib.import_module("numba"), importlib.import_module("minigrad.backend.cpu.layer_loops")
     for cached in (True, False):
         if not cached:
-            njit = loops.numba.njit
+            njit = numba.njit
 
             def without(loop, *, cache=False, njit=njit, **options):
                 if cache:
                     raise RuntimeError("cannot cache function: no locator available")
                 return njit(loop, **options)
 
-            monkeypatch.setattr(loops.numba, "njit", without)
+            monkeypatch.setattr(numba, "njit", without)
         (tmp_path / f"thrice_{cached}.py").write_text(
-            "from minigrad.backend.cpu.loops import compiled\n@compiled\ndef thrice(x):\n    return 3 * x\n"
+            "from minigrad.backend.cpu.compiling import compiled\n@compiled\ndef thrice(x):\n    return 3 * x\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
         thrice = importlib.import_module(f"thrice_{cached}").thrice

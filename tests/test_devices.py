@@ -425,9 +425,10 @@ def test_auto_takes_the_best_that_is_installed_and_says_why(
     assert k.kernels == CPU_KERNELS[0]
     assert f"kernels {k.kernels} (the fastest" in k.describe()
     monkeypatch.setitem(sys.modules, "numba", None)
-    for name in ("jit", "loops"):  # as if they had not been imported yet
-        monkeypatch.delitem(sys.modules, f"minigrad.backend.{name}", raising=False)
-        monkeypatch.delattr(minigrad.backend, name, raising=False)
+    loops = ("compiling", *(f"{kind}_loops" for kind in ("layer", "pixel", "row", "tile")))
+    for name in ("numba_kernels", *loops):  # as if they had not been imported yet
+        monkeypatch.delitem(sys.modules, f"minigrad.backend.cpu.{name}", raising=False)
+        monkeypatch.delattr(minigrad.backend.cpu, name, raising=False)
     assert minigrad.use().kernels == "numpy"
     assert "without Numba, the extra fast" in minigrad.use().describe()
     with pytest.raises(DeviceError, match=r"kernels numba need Numba: pip install .*\[fast\]"):

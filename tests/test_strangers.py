@@ -684,7 +684,7 @@ def test_the_host_keeps_an_output_that_fails(monkeypatch, capsys):
 
 # ---- the cache of Numba ----
 
-CACHED = "from minigrad.backend.cpu.loops import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
+CACHED = "from minigrad.backend.cpu.compiling import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
 
 
 @NEEDS_NUMBA
@@ -696,7 +696,7 @@ CACHED = "from minigrad.backend.cpu.loops import compiled\n@compiled\ndef twice(
 def test_a_cache_that_others_can_write_is_not_used(outer, inner, kept, asked, tmp_path, monkeypatch):
     import numba
 
-    from minigrad.backend.cpu import loops
+    from minigrad.backend.cpu import compiling
 
     (tmp_path / "source").mkdir()
     source = tmp_path / "source" / "of_twice.py"
@@ -704,7 +704,7 @@ def test_a_cache_that_others_can_write_is_not_used(outer, inner, kept, asked, tm
     place = tmp_path / "source" if not asked else tmp_path / "asked"
     place.mkdir(exist_ok=True)
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(place) if asked else "")
-    monkeypatch.setattr(loops.AppDirs, "user_cache_dir", property(lambda _: str(tmp_path / "user")))
+    monkeypatch.setattr(compiling.AppDirs, "user_cache_dir", property(lambda _: str(tmp_path / "user")))
 
     def make() -> Any:
         return runpy.run_path(str(source))["twice"]
@@ -726,24 +726,24 @@ def test_a_cache_that_others_can_write_is_not_used(outer, inner, kept, asked, tm
 
 @NEEDS_NUMBA
 def test_the_cache_of_another_owner_is_not_used(tmp_path, monkeypatch):
-    from minigrad.backend.cpu import loops
+    from minigrad.backend.cpu import compiling
 
-    assert loops._private(tmp_path)
+    assert compiling._private(tmp_path)
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    assert loops._private(tmp_path) == (tmp_path.stat().st_uid == tmp_path.parent.stat().st_uid == 0)
+    assert compiling._private(tmp_path) == (tmp_path.stat().st_uid == tmp_path.parent.stat().st_uid == 0)
     monkeypatch.setattr(Path, "stat", lambda _: os.stat_result((0o40755, 0, 0, 0, 4321, 0, 0, 0, 0, 0)))
-    assert not loops._private(tmp_path)
+    assert not compiling._private(tmp_path)
 
 
 @NEEDS_NUMBA
 def test_another_stamp_compiles_anew(tmp_path, monkeypatch):
     """A constant of another module is frozen in, which Numba does not look at."""
-    from minigrad.backend.cpu import loops
+    from minigrad.backend.cpu import compiling
 
     (tmp_path / "of_twice.py").write_text(CACHED)
     misses = []
     for stamp in ("one", "one", "two"):
-        monkeypatch.setattr(loops, "STAMP", stamp)
+        monkeypatch.setattr(compiling, "STAMP", stamp)
         twice = runpy.run_path(str(tmp_path / "of_twice.py"))["twice"]
         assert twice(2.0) == 4.0
         misses.append(bool(twice.stats.cache_misses))
@@ -752,16 +752,16 @@ def test_another_stamp_compiles_anew(tmp_path, monkeypatch):
 
 @NEEDS_NUMBA
 def test_the_stamp_covers_every_constant_that_is_frozen_in():
-    from minigrad.backend.cpu import loops, plan, winograd
+    from minigrad.backend.cpu import compiling, layer_loops
 
-    dispatchers = {name: x for name, x in vars(loops).items() if isinstance(x, loops.Dispatcher)}
+    modules = layer_loops, layer_loops.pixel_loops, layer_loops.row_loops, layer_loops.tile_loops
+    dispatchers = {x for module in modules for x in vars(module).values() if isinstance(x, layer_loops.Dispatcher)}
     assert len(dispatchers) > 10
-    assert all(x.py_func.__module__ == loops.__name__ for x in dispatchers.values())
-    names = {name for x in dispatchers.values() for name in x.py_func.__code__.co_names if name in vars(loops)}
-    constants = {name for name in names if isinstance(vars(loops)[name], int | float | tuple | np.dtype)}
+    used = [(name, x.py_func.__globals__.get(name)) for x in dispatchers for name in x.py_func.__code__.co_names]
+    constants = {name for name, value in used if isinstance(value, int | float | tuple | np.dtype)}
     assert "THIN" in constants
+    source = "".join(file.read_text() for file in Path(compiling.__file__).parent.glob("*.py"))
     for name in constants:
-        source = "".join(Path(module.__file__).read_text() for module in (loops, plan, winograd))
         assert re.search(rf"^(\w+, )*{name}(, \w+)* = ", source, re.MULTILINE), name
 
 

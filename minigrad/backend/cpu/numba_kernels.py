@@ -1,4 +1,4 @@
-"""The CPU kernels with the work between matrix products compiled by Numba (extra `fast`); see loops.py.
+"""The CPU kernels with the work between matrix products compiled by Numba (extra `fast`); see layer_loops.py.
 
 Faster because a thread goes through its images in one compiled call, without the interpreter, and because one pass
 does what takes NumPy one pass over the block for each operation. The matrix products stay those of NumPy's BLAS.
@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import ConvGeometry
-from . import loops
+from . import layer_loops, row_loops
 from .numpy_kernels import FUNCTION_NUMBERS, CpuBackend, Moments, Planner, coverage_of
+from .pixel_loops import STEP
 from .plan import THIN, adjoint, convolution, phases
 from .threads import blas_libraries
 from .winograd import AXIS, winograd
@@ -29,11 +30,11 @@ NAMES = (  # prefix and suffix of the functions of BLAS, and its integers: those
     ("scipy_", "", ctypes.c_int),
     ("", "", ctypes.c_int),
 )
-NO_STEPS, NO_AXES = np.zeros(0, loops.STEP), np.zeros(0, AXIS)
+NO_STEPS, NO_AXES = np.zeros(0, STEP), np.zeros(0, AXIS)
 
 
 class CompiledPlan(NamedTuple):
-    """A plan as `loops.convolve` takes it: products over columns, or else a Winograd algorithm."""
+    """A plan as `layer_loops.convolve` takes it: products over columns, or else a Winograd algorithm."""
 
     output_size: tuple[int, int]
     channels: int
@@ -100,7 +101,7 @@ class JitBackend(CpuBackend):
         def task(shard: int, part: slice) -> None:
             results = y[part], moments.shifts[shard], moments.sums[shard]
             scratch = self._scratch(min(images, len(x[part])), (*plan.work, 0), x.dtype)
-            loops.conv_layer(_ready(x.dtype), x[part], *plan[4:], bias, active, *results, images, scratch)
+            layer_loops.conv_layer(_ready(x.dtype), x[part], *plan[4:], bias, active, *results, images, scratch)
             moments.counts[shard] = (part.stop - part.start) * math.prod(plan.output_size)
 
         self.pool.run(task, len(x), len(x))
@@ -135,7 +136,7 @@ class JitBackend(CpuBackend):
             results = gx[part], gweights[shard], totals[shard]
             scratch = self._scratch(min(images, len(x[part])), (*numbers, y[:1].size), x.dtype)
             arrays = gy[part], through_rows, y[part], x[part]
-            loops.conv_layer_grad(_ready(x.dtype), *arrays, *plans, *results, images, scratch)
+            layer_loops.conv_layer_grad(_ready(x.dtype), *arrays, *plans, *results, images, scratch)
 
         self.pool.run(task, len(x), len(x))
         gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(self.threads, -1, y.shape[3])
@@ -151,7 +152,7 @@ class JitBackend(CpuBackend):
         norm, weight, bias = _contiguous(norm, weight, bias)
         arguments = norm, weight, bias, coverage, transposed, folded, bias_image
         with self.pool.single_threaded_blas:
-            loops.fold(_ready(weight.dtype), *arguments)
+            layer_loops.fold(_ready(weight.dtype), *arguments)
         size = geometry.input_size if transposed else geometry.output_size
         return folded, bias_image.reshape(*size, -1)
 
@@ -169,12 +170,12 @@ class JitBackend(CpuBackend):
         sums = np.zeros((2, weight.shape[3 if transposed else 2]))
         arguments = _or_empty(norm, 2, dtype), np.ascontiguousarray(weight), gweights, totals, coverage, transposed
         with self.pool.single_threaded_blas:
-            loops.unfold(_ready(dtype), *arguments, sums, gweight, gbias)
+            layer_loops.unfold(_ready(dtype), *arguments, sums, gweight, gbias)
         return None if norm is None else sums.astype(dtype), gweight, gbias
 
     def _chain(self, layers: list[tuple[Any, Array, bool, int]]) -> Callable[[Array, Array], None]:
         """Faster because a block goes through all layers in one call."""
-        table = np.zeros(len(layers), loops.LAYER)
+        table = np.zeros(len(layers), layer_loops.LAYER)
         arrays = [(plan.steps, plan.axes, plan.matrices, bias_image.reshape(-1)) for plan, bias_image, _, _ in layers]
         starts = [0, 0, 0, 0]
         for row, (plan, _, active, images), parts in zip(table, layers, arrays, strict=True):
@@ -190,12 +191,12 @@ class JitBackend(CpuBackend):
             columns, product = (max(images * plan.work[i] for plan, *_, images in layers) for i in (0, 1))
             *scratch, even, odd = self._scratch(1, (columns, product, *2 * (len(x) * max(pixels),)), x.dtype)
             arguments = np.ascontiguousarray(x), table, *joined, y, (even, odd), (*scratch, even)
-            loops.chain(_ready(x.dtype), *arguments)
+            layer_loops.chain(_ready(x.dtype), *arguments)
 
         return infer
 
     def _scratch(self, images: int, numbers: tuple[int, ...], dtype: Any) -> tuple[Array, ...]:
-        """Arrays of this thread (loops.COLUMNS, PRODUCT, GRADIENT, ...) for so many numbers an image."""
+        """Arrays of this thread (layer_loops.COLUMNS, PRODUCT, GRADIENT, ...) for so many numbers an image."""
         return tuple(self.pool.scratch(f"flat {i}", (images * count,), dtype) for i, count in enumerate(numbers))
 
     # ---- what a block of images goes through ----
@@ -204,17 +205,17 @@ class JitBackend(CpuBackend):
         return np.ascontiguousarray(values)
 
     def _normalise(self, x: Array, norm: Array, y: Array) -> None:
-        loops.normalise(_rows(x), norm, _rows(y))
+        row_loops.normalise(_rows(x), norm, _rows(y))
 
     def _add_moments(self, x: Array, moments: Moments, shard: int) -> None:
         sums, shift = moments.begin(x, shard)
-        loops.add_moments(_rows(x), shift, sums)
+        row_loops.add_moments(_rows(x), shift, sums)
 
     def _gradient_sums(self, gy: Array, x: Array, wide_mean: Array, sums: Array) -> None:
-        loops.gradient_sums(_rows(gy), _rows(x), wide_mean, sums)
+        row_loops.gradient_sums(_rows(gy), _rows(x), wide_mean, sums)
 
     def _norm_gradient(self, gy: Array, x: Array, through: Array, gx: Array) -> None:
-        loops.norm_gradient(_rows(gy), _rows(x), through, _rows(gx))
+        row_loops.norm_gradient(_rows(gy), _rows(x), through, _rows(gx))
 
     def adam_step_(
         self,
@@ -232,7 +233,7 @@ class JitBackend(CpuBackend):
         options = np.array((beta_1, beta_2, epsilon, weight_decay), parameters.dtype)
 
         def task(_: int, block: slice) -> None:
-            loops.adam(parameters[block], mean[block], variance[block], gradients[block], scalars, *options)
+            row_loops.adam(parameters[block], mean[block], variance[block], gradients[block], scalars, *options)
 
         self.pool.run(task, len(parameters), len(parameters), least=FUNCTION_NUMBERS)
 
@@ -259,7 +260,7 @@ def _joined(arrays: tuple[Array, ...]) -> Array:
 
 @lru_cache(maxsize=256)
 def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> tuple[int, Array, Array | None]:
-    """For a weight of this shape the numbers in the columns of an image; the products as records of loops.STEP; and
+    """For a weight of this shape the numbers in the columns of an image; the products as records of STEP; and
     which entries of the weight their matrices are, found by making the plan of the numbers 0, 1, 2, ... (None: all)."""
     numbers = np.arange(math.prod(shape)).reshape(shape)
     plan = phases(numbers, geometry) if planner is adjoint else convolution(numbers, geometry)
@@ -284,14 +285,14 @@ def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> 
             matrices.append(product.matrix.T if plan.channels < THIN else product.matrix)
     order = np.concatenate([matrix.reshape(-1) for matrix in matrices])
     columns = plan.numbers(shape[3 if planner is adjoint else 2]) - math.prod(plan.output_size) * plan.channels
-    return columns, np.array(steps, loops.STEP), None if np.array_equal(order, numbers.reshape(-1)) else order
+    return columns, np.array(steps, STEP), None if np.array_equal(order, numbers.reshape(-1)) else order
 
 
 @cache
 def _ready(dtype: Any) -> Any:
     """BLAS's matrix product for a dtype, after the loops that call it were compiled."""
     gemm = matrix_products()[dtype]
-    loops.prepare(gemm, dtype)
+    layer_loops.prepare(gemm, dtype)
     return gemm
 
 
