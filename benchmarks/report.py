@@ -1,12 +1,13 @@
 """Tables (Markdown) and plots (PNG) of the benchmarks, made from their JSON files and from nothing else.
 
-python benchmarks/report.py [--results benchmarks/results] [--readme README.md]
+python benchmarks/report.py [--results benchmarks/results] [--readme README.md */README.md]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -666,14 +667,24 @@ def sum_of(rows: Rows, name: str) -> int | float | None:
     return sum(values) if values else None
 
 
-def renew(readme: Path, name: str, text: str) -> None:
-    """Write a table between its two marks in the README."""
+def renew(readmes: Sequence[Path], name: str, text: str) -> None:
+    """Write a table between its two marks, in the README that has them."""
     begin, end = f"<!-- {name}: made by benchmarks/report.py -->", f"<!-- end of {name} -->"
-    before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise SystemExit(f"error: {readme.name} lacks the marks {begin} and {end}")
-    readme.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
+    for readme in readmes:
+        before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
+        _, closed, after = rest.partition(end)
+        if found and closed:
+            readme.write_text(f"{before}{begin}\n{linked_from(readme, text)}{end}{after}", encoding="utf-8")
+            return
+    names = ", ".join(map(str, readmes))
+    raise SystemExit(f"error: no file has the marks {begin} and {end}: {names}")
+
+
+def linked_from(readme: Path, text: str) -> str:
+    """The text with its links, which start at the project's folder, as a README in a folder below has them."""
+    place = readme.resolve().parent
+    to_root = os.path.relpath(FOLDER.parent, place) if place.is_relative_to(FOLDER.parent) else "."
+    return re.sub(r"\]\((?=benchmarks/)", "](" if to_root == "." else f"]({to_root}/", text)
 
 
 # ---- the program ----
@@ -715,7 +726,9 @@ def readme_tables(results: Path) -> dict[str, str]:
         tables["default"] = default_training(records[0])
     times = {name: records[0] for name in ("train", "reconstruct", "startup") if (records := read(name))}
     if "train" in times:
-        tables["speed"] = "\n".join([speed(times), *map(memory_in_short, read("memory"))])
+        tables["speed"] = speed(times)
+    if records := read("memory"):
+        tables["memory"] = memory_in_short(records[0])
     if (records := read("gpu")) and any("torch" in row.get("program", "") for row in records[0]["rows"]):
         tables["gpu"] = gpu_in_short(records[0])
     if records := read("quality/*"):
@@ -728,7 +741,7 @@ def readme_tables(results: Path) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", metavar="DIR", type=Path, default=RESULTS, help="where the JSON files are")
-    parser.add_argument("--readme", metavar="FILE", type=Path, help="renew the tables in this file as well")
+    parser.add_argument("--readme", metavar="FILE", type=Path, nargs="+", help="renew the tables in these files")
     args = parser.parse_args(argv)
     results = args.results
     made = 0

@@ -235,7 +235,7 @@ def test_the_table_of_recipes_has_mean_and_deviation_over_seeds(recipes, tmp_pat
     assert readme.read_text().endswith(f"{marks[1]}\nafter\n")
     assert "old" not in readme.read_text()
     readme.write_text("no marks\n")
-    assert "lacks the marks" in run("report.py", "--results", str(recipes), "--readme", str(readme)).stderr
+    assert "no file has the marks" in run("report.py", "--results", str(recipes), "--readme", str(readme)).stderr
     assert readme.read_text() == "no marks\n"
 
 
