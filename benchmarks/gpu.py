@@ -33,7 +33,7 @@ from autoencoders.training import Trainer
 from minigrad import DeviceError
 from minigrad.backend import PRECISIONS
 from minigrad.backend.cuda.driver import release
-from minigrad.ops.conv import conv_geometry, transposed_geometry
+from minigrad.backend.geometry import conv_geometry, transposed_geometry
 
 # Of the first three losses, relative to the plain kernels in float64. TF32 rounds both factors of a product by up to
 # 2^-11, 1e-3 together; Adam, whose first steps follow the signs of gradients, carries that on to the second and third.

@@ -40,8 +40,8 @@ from tqdm import tqdm
 import minigrad
 from minigrad.backend import Backend
 from minigrad.backend.chain import ChainBackend
+from minigrad.backend.geometry import ConvGeometry, conv_geometry
 from minigrad.backend.memory import keep_freed_memory
-from minigrad.ops.conv import ConvGeometry, conv_geometry
 from minigrad.random import generator
 
 EPSILON = 1e-3

@@ -1,12 +1,12 @@
 """Tensor, Function, no_grad and evaluation: the whole autodiff engine.
 
-A `Tensor` is an array that remembers the `Function` that made it. Functions remember their input
-tensors, so the tensors and functions of one computation form a graph. `Tensor.backward` walks that
-graph from a result to the leaves, in reverse running order, and adds up gradients.
+A `Tensor` is an array that remembers the `Function` that made it. Functions remember their input tensors, so the
+tensors and functions of one computation form a graph. `Tensor.backward` walks that graph from a result to the leaves,
+in the reverse of the order in which the functions ran, and adds up gradients.
 
 Arrays are NumPy's or CuPy's: `backend_of(x)` has the kernels for x, and its `xp` is the library itself.
 
-Read next: ops/elementwise.py, where the first Functions are.
+Read next: ops/elementwise.py, with the first Functions.
 """
 
 from __future__ import annotations
@@ -24,59 +24,58 @@ from .context import Setting
 
 Operand = Any  # what an operation takes as an input: a Tensor, an array, a (nested) list or a Python number
 
-# The contexts entered here: each thread and each async task has its own.
+# The contexts that are active; each thread and each async task has its own.
 _unrecorded: ContextVar[tuple[Setting, ...]] = ContextVar("minigrad_no_grad", default=())
 _evaluating: ContextVar[tuple[Setting, ...]] = ContextVar("minigrad_evaluation", default=())
 _running_order = itertools.count()
 
 
 def no_grad(function: Any = None) -> Any:
-    """Operations inside this context record no graph, so their results need no gradient and hold no memory.
+    """A context in which operations record no graph, so that their results keep no memory for a backward pass.
 
-    It holds for the thread or async task that enters it. Also a decorator of functions, generators and coroutines:
-    `@no_grad()` or `@no_grad`.
+    It applies to the thread or async task that enters it. It is also a decorator of functions, generators and
+    coroutines: `@no_grad()` or `@no_grad`.
     """
     return Setting("no_grad", _unrecorded).around(function)
 
 
 def is_recording() -> bool:
-    """Whether operations record a graph here: not inside `no_grad`."""
+    """Whether operations record a graph here, that is, outside `no_grad`."""
     return not _unrecorded.get()
 
 
 def evaluation(function: Any = None) -> Any:
-    """Inside this context every module evaluates, whatever its own flag says: BatchNorm uses its moving statistics and
-    changes nothing.
+    """A context in which every module is in evaluation mode, whatever its own mode: BatchNorm uses its moving
+    statistics and changes nothing.
 
-    Like `no_grad`, it holds for the thread or async task that enters it, and is a decorator, too.
+    Like `no_grad` it applies to the thread or async task that enters it, and is also a decorator.
     """
     return Setting("evaluation", _evaluating).around(function)
 
 
 def is_evaluating() -> bool:
-    """Whether modules evaluate here whatever their flag says: inside `evaluation`."""
+    """Whether this is inside `evaluation`."""
     return bool(_evaluating.get())
 
 
 class Tensor:
     """An array with a gradient.
 
-    A Tensor of one element converts with `bool`, `float` and `int`. Comparing, indexing and iterating are for its
-    array, `x.data`.
+    `bool`, `float` and `int` convert a Tensor of one element. To compare, index or iterate, use its array, `x.data`.
 
     Args:
-        data: a float32 or float64 array of any device, which is kept and not copied; or a number or
-            nested list, which becomes a float32 array on the device chosen by `minigrad.use` (True is 1).
-        requires_grad: whether `backward` shall leave a gradient in `grad`.
+        data: a float32 or float64 array on any device, which is not copied; or a number or nested list, which becomes a
+            float32 array on the device chosen by `minigrad.use`.
+        requires_grad: whether `backward` adds up a gradient in `grad`.
 
     Attributes:
         data: the array. grad: its gradient, an array of the same shape, or None.
-        creator: the Function that computed this tensor; None for a leaf: made by hand, inside `no_grad`, or from
-            inputs of which none requires a gradient.
-        version: how often `mark_written` was called, in a list that views of one array share.
+        creator: the Function that computed this tensor. None for a leaf, which was made by hand, inside `no_grad`, or
+            from inputs that require no gradient.
+        version: the number of calls of `mark_written`, in a list that all views of one array share.
 
     Raises:
-        TypeError: data is no array of float32 or float64, nor numbers: None, text, complex, masked, ...
+        TypeError: data is neither an array of float32 or float64 nor numbers.
     """
 
     __array_ufunc__ = None  # makes `ndarray + Tensor` call Tensor.__radd__ instead of NumPy's own addition
@@ -151,7 +150,7 @@ class Tensor:
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _for_arrays_only
     __len__ = __iter__ = __contains__ = __getitem__ = __setitem__ = __array__ = _for_arrays_only
-    __hash__ = object.__hash__  # tensors are keys of dicts, each its own
+    __hash__ = object.__hash__  # each tensor is a dict key of its own
 
     def detach(self) -> Tensor:
         """A leaf that shares this tensor's data and stops gradients."""
@@ -160,15 +159,15 @@ class Tensor:
         return y
 
     def mark_written(self) -> None:
-        """Say that values in `data` were changed in place: `backward` raises where it needs the old ones.
+        """Record that values in `data` were changed in place, so that `backward` raises if it needs the old ones.
 
-        `optimizer.step`, `load_state_dict` and `initialize` do this. What is written by hand, `x.data[...] = 0`, cannot
-        be seen and gives wrong gradients.
+        `optimizer.step`, `load_state_dict` and `initialize` do this. A write by hand, `x.data[...] = 0`, goes unnoticed
+        and leads to wrong gradients.
         """
         self.version[0] += 1
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles hold."""
+        """The state that copies and pickles hold."""
         if self.creator is not None:
             raise RuntimeError(
                 f"copy: a tensor made by {self.creator.name} is part of a graph, which cannot be copied or pickled; "
@@ -180,7 +179,7 @@ class Tensor:
         vars(self).update(state)
         self.data, self.grad = in_memory(self.data), in_memory(self.grad)
 
-    # Operators. `ops/__init__.py` assigns the functions of the same meaning, because imports go one way.
+    # Operators. `ops/__init__.py` assigns the functions, because imports go one way.
     __add__: ClassVar[Callable[[Tensor, Operand], Tensor]]
     __radd__: ClassVar[Callable[[Tensor, Operand], Tensor]]
     __sub__: ClassVar[Callable[[Tensor, Operand], Tensor]]
@@ -203,16 +202,16 @@ class Tensor:
     def backward(self, gy: Operand = None) -> None:
         """Add the gradient of (this tensor * gy).sum() to `grad` of every leaf that requires one.
 
-        Functions run backward in the reverse of their running order, so each has received the gradients
-        of all its uses when its turn comes. What a function saved is released as soon as it was used.
+        Functions run backward in the reverse of the order in which they ran, so that each has received the gradients of
+        all its uses when its turn comes. The arrays that a function saved are released as soon as they are used.
 
         Args:
-            gy: gradient of whatever follows with respect to this tensor, of its shape and dtype;
-                may be omitted for a single number, where it is 1.
+            gy: the gradient with respect to this tensor, of its shape and dtype. May be omitted for a single number,
+                where it is 1.
 
         Raises:
-            RuntimeError: nothing here requires a gradient; part of the graph was used before; or values that are
-                needed were changed since by an optimiser, `load_state_dict` or `initialize`.
+            RuntimeError: nothing here requires a gradient; part of the graph was already used; or needed values were
+                changed by an optimiser, `load_state_dict` or `initialize`.
             ValueError: gy is missing or has the wrong shape; a Function returned a gradient of wrong shape.
         """
         if not self.requires_grad:
@@ -221,8 +220,8 @@ class Tensor:
         if self.creator is None:
             _add_to_grad({self: gy})
             return
-        # Gradients of outputs whose functions have not yet run backward (a Function has one output, so its order is the
-        # key), and of leaves, which wait to the end.
+        # Gradients of outputs whose functions have not yet run backward, keyed by the function's order, because a
+        # Function has one output; and of leaves, until the end.
         waiting: dict[int | Tensor, Array] = {self.creator.order: gy}
         queue = [(-self.creator.order, self.creator)]  # a heap: the function that ran last comes first
         while queue:
@@ -255,8 +254,8 @@ class Tensor:
 
 
 def _add_to_grad(gradients: dict[Tensor, Array]) -> None:
-    """Add each gradient to its tensor's `grad`, in place. Where there is none, which no Parameter lacks, it becomes a
-    copy, because what `backward` returned may be shared with other tensors."""
+    """Add each gradient to its tensor's `grad`, in place. A tensor without one (never a Parameter) gets a copy, because
+    what `backward` returned may be shared with other tensors."""
     added = {x: gx for x, gx in gradients.items() if x.grad is not None}
     for x, gx in gradients.items():
         if x.grad is None:
@@ -282,10 +281,10 @@ class Function:
         y = Square()(x)
 
     Attributes:
-        k: the kernels of the device that the inputs live on; `k.xp` is the array library.
-        needs: for each input, whether its gradient is asked for; `backward` may return None for the others.
-        bilinear: whether each of the first two inputs is needed for the gradient of the other alone.
-        optional: how many of the last inputs may be None, which are absent then.
+        k: the kernels of the device of the inputs; `k.xp` is the array library.
+        needs: for each input, whether its gradient is needed; `backward` may return None for the others.
+        bilinear: whether each of the first two inputs is needed only for the gradient of the other.
+        optional: how many of the last inputs may be None, that is, absent.
     """
 
     k: Backend
@@ -295,7 +294,7 @@ class Function:
     inputs: tuple[Tensor | None, ...] | None = None  # set by a call that is recorded
     read: list[tuple[Array, list[int], int] | None]  # for each input its array, and its version as it was
     order: int
-    used = False  # whether its backward pass is over
+    used = False  # whether its backward pass has run
 
     @property
     def name(self) -> str:
@@ -308,15 +307,15 @@ class Function:
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
         """One gradient for each input, of the input's shape. Must not change gy, but may return it or a view of it,
-        even twice: nobody writes into what is returned."""
+        even twice: nothing is written into the results."""
         raise NotImplementedError
 
     @quietly
     def __call__(self, *operands: Operand) -> Tensor:
-        """Run forward, and record this function in the graph if a gradient may be asked for.
+        """Run forward, and record this function in the graph if a gradient may be needed.
 
         Raises:
-            TypeError: the inputs live on different devices or have different dtypes.
+            TypeError: the inputs are on different devices or have different dtypes.
             RuntimeError: this object is or was part of a graph.
         """
         if self.used or self.inputs is not None:  # what it saved for that graph would be overwritten, or is gone
@@ -352,7 +351,7 @@ class Function:
         return tuple(x if x is None or isinstance(x, Tensor) else Tensor(k.xp.full((), x, dtype=dtype)) for x in given)
 
     def run_backward(self, gy: Array) -> list[tuple[Tensor, Array]]:
-        """Pairs (input, its gradient) for the inputs that need one. Afterwards this function is used up."""
+        """Pairs (input, its gradient) for the inputs that need one. Works only once."""
         if self.inputs is None:
             raise RuntimeError(
                 f"backward: the graph through this {self.name} was used before and released; compute the result again"

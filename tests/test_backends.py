@@ -36,7 +36,7 @@ from minigrad.backend.chain import ChainBackend
 from minigrad.backend.cpu import numpy_kernels as cpu
 from minigrad.backend.cpu.winograd import winograd
 from minigrad.backend.cuda import kernels as cuda
-from minigrad.ops.conv import ConvGeometry, conv_geometry
+from minigrad.backend.geometry import ConvGeometry, conv_geometry
 
 PLAIN = ChainBackend(np)
 DTYPE = object()  # among a case's arguments: the dtype that is tested

@@ -31,7 +31,7 @@ from autoencoders.memory import step_memory
 from autoencoders.training import Trainer
 from minigrad.backend import Backend
 from minigrad.backend.cuda import kernels as cuda
-from minigrad.ops.conv import conv_geometry
+from minigrad.backend.geometry import conv_geometry
 
 SOURCE = cuda.SOURCE.read_text(encoding="utf-8")
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")

@@ -19,8 +19,8 @@ import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
 from autoencoders.memory import COPIES, WORKSPACE, check_memory, step_memory
 from autoencoders.training import Trainer
+from minigrad.backend.geometry import conv_geometry
 from minigrad.backend.memory import free_memory
-from minigrad.ops.conv import conv_geometry
 
 LINUX = pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs /proc")
 

@@ -14,7 +14,7 @@ from op_cases import BY_OP, CASES, Case, values
 
 import minigrad
 from minigrad import Backend, Tensor, nn, ops
-from minigrad.ops.conv import conv_geometry, transposed_geometry
+from minigrad.backend.geometry import conv_geometry, transposed_geometry
 from minigrad.testing import adjoint_check, gradcheck
 
 F64 = 1e-12  # of the largest magnitude: some thousand roundings of 2e-16

@@ -9,7 +9,7 @@ from conftest import BACKENDS, NEEDS_NUMBA
 
 from minigrad.backend.chain import ChainBackend
 from minigrad.backend.cpu.winograd import ALGORITHMS, LEAST_CHANNELS, winograd
-from minigrad.ops.conv import conv_geometry
+from minigrad.backend.geometry import conv_geometry
 
 
 @pytest.mark.parametrize("stride", sorted(ALGORITHMS))

@@ -1,10 +1,10 @@
 """Backends: which library computes, on which device, with which kernels.
 
-A device is where an array lives: `cpu` (NumPy) or `cuda`, `cuda:1`, ... (CuPy). A kernel set is how the work
-is done there: `plain` is the readable specification (reference.py), the others are faster and checked
-against it. Arrays pick the device: `backend_of(x).conv2d(x, ...)` runs where x lives.
+A device is where an array is: `cpu` (NumPy) or `cuda`, `cuda:1`, ... (CuPy). A kernel set is how the work is done
+there: `plain` is the readable specification (reference.py); the others are faster and checked against it. Arrays choose
+the device: `backend_of(x).conv2d(x, ...)` runs where x is.
 
-Read next: ../tensor.py; reference.py, every kernel in plain code, comes after optim.py.
+Read next: device.py.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .reference import Backend
 Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
 KERNELS = {"cpu": ("numba", "numpy", "plain"), "cuda": ("cuda", "plain")}  # per device, in the order of `auto`
 PRECISIONS = "fp32", "tf32"
-# A decorator: what overflows is infinite, what underflows 0 and what is undefined NaN, whatever np.seterr says.
+# A decorator: overflow gives infinity, underflow 0 and undefined results NaN, whatever np.seterr says.
 quietly = np.errstate(all="ignore")
 
 
 _backends: dict[type, Backend] = {}  # array type -> the kernels that work on it
-_default: Backend | None = None  # where new parameters and lists go; None before the first use
-_threads: int | None = None  # what set_num_threads asked for
+_default: Backend | None = None  # where new parameters and lists are put; None before the first use
+_threads: int | None = None  # as set_num_threads was called
 _pinned: ContextVar[Backend | None] = ContextVar("minigrad_pinned", default=None)  # that of the running training
 
 
@@ -40,7 +40,7 @@ def backend_of(*arrays: Array, what: str = "operation") -> Backend:
     """The kernels for these arrays.
 
     Raises:
-        TypeError: they live on different devices (each is named), or one is not an array of a known library.
+        TypeError: they are on different devices (each is named), or one is not an array of a known library.
     """
     found = [_lookup(x) for x in arrays]
     devices = [k.device_of(x) for k, x in zip(found, arrays, strict=True)]
@@ -69,7 +69,7 @@ def as_array(data: Any) -> Array:
     """data as an array: arrays stay as they are; numbers and lists become float32 on the default device.
 
     Raises:
-        TypeError: data holds something else than real numbers, or is masked.
+        TypeError: data holds anything but real numbers, or is masked.
     """
     if type(data) in _backends or type(data).__module__.split(".")[0] == "cupy":
         return data
@@ -88,19 +88,19 @@ def as_array(data: Any) -> Array:
 
 
 def in_memory(x: Any) -> Any:
-    """x; or a copy, if it is a read-only array in a file, as joblib gives them to its worker processes."""
+    """x, or a copy if it is a read-only array in a file, which is what joblib gives its worker processes."""
     return np.array(x) if isinstance(x, np.memmap) else x
 
 
 def default_backend() -> Backend:
-    """The kernels of the device chosen by `use`; without it, the best for the CPU."""
+    """The kernels of the device chosen by `use`; by default the best for the CPU."""
     return _pinned.get() or _default or _lookup(np.empty(0))
 
 
 @contextmanager
 def pinned(backend: Backend) -> Iterator[None]:
-    """Inside this context the backend stays in use, whatever other threads choose with `use` or `set_num_threads`: a
-    training keeps the device, kernels, threads and precision that it began with."""
+    """Keep this backend in use inside the context, whatever other threads choose with `use` or `set_num_threads`: a
+    training keeps the device, kernels, threads and precision with which it began."""
     token = _pinned.set(backend)
     try:
         yield
@@ -114,22 +114,22 @@ def _check_not_pinned(what: str) -> None:
 
 
 def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, precision: str = "fp32") -> Backend:
-    """Choose where new parameters are made and with which kernels the device works, also on arrays made before.
+    """Select the default device and its kernel set. Existing arrays on that device use the new kernels, too.
 
     Args:
         device: `cpu`, `cuda` or `cuda:<index>`.
-        kernels: `auto` takes the best that is installed for the device; or, on the CPU, `numba` (needs the extra
-            `fast`), `numpy` or `plain`; on a GPU `cuda` or `plain`.
-        threads: of the CPU kernels chosen now; None: what `set_num_threads` was last told.
-        precision: `fp32`, or with kernels `cuda` also `tf32`: the tensor cores take the convolutions of float32 arrays
-            (but the smallest; see CudaBackend), and round what they multiply to 10 bits after the point.
+        kernels: `auto` takes the best that is installed; on the CPU also `numba` (needs the extra `fast`), `numpy` or
+            `plain`; on a GPU `cuda` or `plain`.
+        threads: number of threads of the CPU kernels; None: as `set_num_threads` was last called.
+        precision: `fp32`; or, with the kernels `cuda`, `tf32`: tensor cores compute the convolutions of float32 arrays
+            (all but the smallest; see CudaBackend) and round their factors to 10 bits after the point.
 
     Returns:
         the backend; `describe()` says what was chosen and why.
 
     Raises:
         DeviceError: there is no such device, kernel set or precision here; the message says how to get it.
-        RuntimeError: a training calls this, for example from a callback.
+        RuntimeError: called from within a training, for example from a callback.
     """
     global _default
     _check_not_pinned("use")
@@ -154,13 +154,13 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, 
 
 
 def set_num_threads(threads: int | None) -> None:
-    """Let the CPU kernels use so many threads from now on; None: all cores that this process may use.
+    """Set the number of threads that the CPU kernels use; None: all cores that this process may use.
 
-    Results depend on this number, never on timing. The `plain` kernels have no threads of their own. The setting of
-    the BLAS library, which other code may use, is changed only while a kernel or a training step runs.
+    Results depend on this number, never on timing. The `plain` kernels have no threads of their own. The BLAS library's
+    own setting is changed only while a kernel or a training step runs, because other code may use it.
 
     Raises:
-        DeviceError: threads is below 1. RuntimeError: a training calls this, for example from a callback.
+        DeviceError: threads is below 1. RuntimeError: called from within a training, for example from a callback.
     """
     global _default, _threads
     _check_not_pinned("set_num_threads")
@@ -174,12 +174,12 @@ def set_num_threads(threads: int | None) -> None:
 
 
 def get_num_threads() -> int:
-    """The threads of the CPU kernels."""
+    """The number of threads of the CPU kernels."""
     return _lookup(np.empty(0)).threads
 
 
 def again(kind: str, kernels: str, threads: int, precision: str) -> Backend:
-    """The backend that a pickle holds; it is not chosen for what else this process computes."""
+    """The backend that a pickle holds. It does not become the default of this process."""
     return _cpu_backend(kernels, threads) if kind == "cpu" else _cuda_backend(kernels, working_cupy(0), precision)
 
 
@@ -228,7 +228,7 @@ def _parse(device: str) -> tuple[str, int]:
 
 
 def available() -> dict[str, tuple[str, ...]]:
-    """The devices that work here with their kernel sets, best first, e.g. `{"cpu": ("numpy", "plain")}`."""
+    """The devices that work here and their kernel sets, the best first, such as `{"cpu": ("numpy", "plain")}`."""
     found = {"cpu": KERNELS["cpu"]}
     try:
         from .cpu.numba_kernels import matrix_products
@@ -244,7 +244,7 @@ def available() -> dict[str, tuple[str, ...]]:
 
 
 def to_device(array: Array, device: str) -> Array:
-    """The array on another device; itself where it is there already.
+    """A copy of the array on another device; the array itself if it is there already.
 
     Raises:
         DeviceError: the device cannot be used here.

@@ -1,6 +1,6 @@
-"""What a backend is besides its kernels: an array library, its devices and memory, and how a step is run.
+"""What a backend is besides its kernels: an array library, its devices and memory, and how a step runs.
 
-Read next: geometry.py.
+Read next: ../tensor.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Device:
         return self.make, (kind, self.kernels, self.threads, self.precision)
 
     def device_of(self, array: Array) -> str:
-        """Where the array lives: `"cpu"`, `"cuda:0"`, ..."""
+        """Where the array is: `"cpu"`, `"cuda:0"`, ..."""
         return "cpu" if self.on_host else f"cuda:{array.device.id}"
 
     def from_host(self, array: Array) -> Array:
@@ -54,10 +54,10 @@ class Device:
         return f"device {device}, kernels {self.kernels} ({self.reason}), threads {self.threads}"
 
     def prepare(self, dtype: Any) -> None:
-        """Do now what the kernels for a dtype need once, such as being compiled: these need nothing."""
+        """Do now what the kernels for a dtype need once, such as compiling them. Plain kernels need nothing."""
 
     def free_memory(self) -> int | None:
-        """Bytes that new arrays may take on the current device; None where nobody knows."""
+        """Bytes that new arrays may take on the current device; None if unknown."""
         if self.on_host:
             return free_memory()
         pool, (free, _) = self.xp.get_default_memory_pool(), self.xp.cuda.runtime.memGetInfo()
@@ -66,15 +66,15 @@ class Device:
         return min(free, limit - pool.used_bytes()) if limit else free
 
     def limit_memory(self, size: int) -> None:
-        """Let the arrays of the current device take no more than so many bytes; on the host this does nothing."""
+        """Limit the memory of all arrays on the current device to `size` bytes. Does nothing on the host."""
         if not self.on_host:
             self.xp.get_default_memory_pool().set_limit(size=size)
 
     def session(self) -> AbstractContextManager[None]:
-        """A context for many kernel calls in a row: the CPU's fast kernels set BLAS to one thread once for all of them
-        and not in each. The results are the same without it."""
+        """A context for many kernel calls in a row: the fast CPU kernels then set BLAS to one thread only once. The
+        results are the same without it."""
         return nullcontext()
 
     def capture(self, step: Callable[..., Array]) -> Callable[..., Array]:
-        """The step, a function of arrays only, as something to be called again and again: here the step itself."""
+        """A faster way to call the step, a function of arrays only, again and again. Here it is the step itself."""
         return step

@@ -19,7 +19,7 @@ class ConvGeometry:
 
     A transposed convolution has the geometry of the one that it transposes: input_size is that of its own output.
 
-    Attributes: (height, width) pairs; pads is ((top, bottom), (left, right)).
+    Attributes: pairs (height, width); pads is ((top, bottom), (left, right)).
     """
 
     input_size: Size
@@ -72,12 +72,12 @@ def conv_geometry(input_size: Size, kernel_size: Size, stride: Pair, padding: Pa
 def transposed_geometry(
     input_size: Size, kernel_size: Size, stride: Pair, padding: Pair | str, output_size: Size | None
 ) -> ConvGeometry:
-    """The geometry of the convolution whose adjoint maps input_size to output_size; in what is returned, which is of
-    that convolution, the two are the other way round.
+    """The geometry of a transposed convolution from input_size to output_size. The result describes the forward
+    convolution, so its input_size is our output_size.
 
     Without output_size, with OH the input size here: "same" gives OH * stride, "valid" Keras' OH * stride +
-    max(K - stride, 0), and padding p (OH - 1) * stride + K - 2p. Several sizes are possible, because a convolution
-    rounds down.
+    max(K - stride, 0), and padding p gives (OH - 1) * stride + K - 2p. Several sizes are possible, because a
+    convolution rounds down.
 
     Raises:
         ValueError: no convolution of this kind maps output_size to input_size.

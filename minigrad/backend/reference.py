@@ -1,12 +1,12 @@
 """Every kernel in plain code: the specification that all faster kernels are compared with.
 
-A kernel takes arrays and returns new arrays; it knows nothing of tensors or graphs. A trailing underscore
-means that it writes into its first arguments. `xp` is NumPy or CuPy: the same text runs on both.
+A kernel takes arrays and returns new arrays; it knows nothing of tensors or graphs. A trailing underscore means that it
+writes into its first arguments. `xp` is NumPy or CuPy: the same code runs on both.
 
 Images are NHWC: (N batch, H height, W width, C channels). A convolution maps (N, H, W, C) to (N, OH, OW, F)
 with weight (KH, KW, C, F).
 
-Read next: ../random.py and ../serialize.py, then ../../autoencoders/conv_autoencoder.py, the models made of all this.
+Read next: ../random.py and ../serialize.py, then ../../autoencoders/conv_autoencoder.py, the models.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Backend(Device):
     # ---- images and gradients ----
 
     def unit_range(self, images: Array, dtype: Any, rows: Array | None = None) -> Array:
-        """The images, or those whose numbers are in rows, as floats: uint8 is divided by 255."""
+        """The images, or only those with the indices in `rows`, as floats; uint8 is divided by 255."""
         if rows is not None:
             images = images[rows]
         return images.astype(dtype) / 255 if images.dtype == "uint8" else images.astype(dtype)
@@ -43,8 +43,8 @@ class Backend(Device):
         return self._for_blas(a) @ self._for_blas(b)
 
     def _for_blas(self, x: Array) -> Array:
-        """x; or a copy, where neither rows nor columns are contiguous: of those NumPy adds products one after another,
-        which loses digits as in `sum`."""
+        """x, or a copy if neither its rows nor its columns are contiguous: then NumPy would add the products one after
+        another, which loses digits as in `sum`."""
         (M, K), (row, column), size = x.shape[-2:], x.strides[-2:], x.itemsize
         good = (column == size and row >= K * size) or (row == size and column >= M * size)
         return x if good else x.copy()
@@ -101,8 +101,9 @@ class Backend(Device):
     def sum(self, x: Array, axes: tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
         """Sum over axes; None: over all.
 
-        Numbers that follow each other in memory are added in pairs of pairs, and a few in any way. All others are added
-        one after another, which in float32 loses digits with their count (up to half of the sum), so float64 adds them.
+        NumPy adds numbers that are adjacent in memory in pairs of pairs, and others one after another. In float32 that
+        loses digits, for many numbers up to half of the sum, so these are added in float64. (A few may be added in any
+        order.)
         """
         axes = tuple(range(x.ndim)) if axes is None else axes
         kept = [axis for axis, size in enumerate(x.shape) if axis not in axes and size > 1]
@@ -139,8 +140,8 @@ class Backend(Device):
     def bernoulli_nll(self, logits: Array, targets: Array) -> Array:
         """Sum over everything of -log p(target | logit) = softplus(logit) - logit * target, in nats.
 
-        With softplus(logit) = max(logit, 0) + log(1 + exp(-|logit|)): the first part cancels with logit * target
-        exactly, so that the second keeps its digits where the logit is large and right.
+        softplus(logit) = max(logit, 0) + log(1 + exp(-|logit|)). The first part cancels exactly with logit * target, so
+        the second keeps its digits if the logit is large and right.
         """
         xp = self.xp
         return (xp.maximum(logits, 0) - logits * targets + xp.log1p(xp.exp(-xp.abs(logits)))).sum()
@@ -150,8 +151,8 @@ class Backend(Device):
     def batch_norm(self, x: Array, gamma: Array, beta: Array, epsilon: float) -> tuple[Array, Array, Array]:
         """(y, mean, variance): y = (x - mean) / sqrt(variance + epsilon) * gamma + beta, with the batch's statistics.
 
-        The sums run in float64 and the variance is that of the deviations, because E[x^2] - E[x]^2 loses all
-        digits in float32 when the mean is large against the deviation.
+        The sums run in float64, and the variance is the mean of the squared deviations, because E[x^2] - E[x]^2 loses
+        all digits in float32 if the mean is much larger than the deviation.
         """
         mean, variance = self.moments(x)
         return self.batch_norm_apply(x, gamma, beta, mean, variance, epsilon), mean, variance

@@ -1,11 +1,11 @@
 """Convolution and transposed convolution of images.
 
-Both are made of three kernels of the backend: `conv2d` and its two gradients. The transposed convolution is
-the adjoint of a convolution, so it *is* that convolution's gradient with respect to its input, with the same
-weight and geometry; and its own gradients are a convolution and a weight gradient.
+Both use three kernels of the backend: `conv2d` and its two gradients. The transposed convolution is the adjoint of a
+convolution, so it *is* that convolution's gradient with respect to its input, with the same weight and geometry. Its
+own gradients are a convolution and a weight gradient.
 
-Images are (N, H, W, C), weights (KH, KW, C, F). "Convolution" slides the kernel without flipping it, as in
-all deep-learning libraries (mathematically a cross-correlation).
+Images are (N, H, W, C), weights (KH, KW, C, F). As in all deep-learning libraries, the kernel is not flipped:
+mathematically this is a cross-correlation. backend/geometry.py computes the sizes.
 
 Read next: norm.py.
 """
@@ -50,8 +50,8 @@ def conv2d(
 
     Shapes: x (N, H, W, C), weight (KH, KW, C, F), bias (F,) -> y (N, OH, OW, F).
     Args:
-        stride: an int >= 1 or a (height, width) pair. padding: zeros on each side, an int >= 0 or a pair,
-            or "same" or "valid"; the sizes that follow stand in `conv_geometry`.
+        stride: an int >= 1 or a pair (height, width). padding: zeros on each side, an int >= 0 or a pair, or "same" or
+            "valid"; `conv_geometry` has the resulting sizes.
     Raises:
         ValueError: shapes or options do not fit; both shapes are named.
     """
@@ -98,7 +98,7 @@ def conv2d_transpose(
     Shapes: x (N, OH, OW, F), weight (KH, KW, C, F), i.e. (KH, KW, out, in), bias (C,) -> y (N, H, W, C).
     Args:
         stride, padding: those of the convolution that is transposed.
-        output_size: (H, W), any size that this convolution maps to (OH, OW); None: as `transposed_geometry` says.
+        output_size: (H, W), any size that this convolution maps to (OH, OW); None: see `transposed_geometry`.
     Raises:
         ValueError: shapes or options do not fit; both shapes are named.
     """
@@ -107,7 +107,7 @@ def conv2d_transpose(
 
 
 def check_conv(name: str, x_shape: tuple[int, ...], weight: Array, bias: Array | None, channel_axis: int) -> None:
-    """Raise ValueError unless the shapes fit; x's channels lie along this axis of weight."""
+    """Raise ValueError unless the shapes fit; channel_axis is the axis of weight that belongs to x's channels."""
     shapes = f"(x {x_shape}, weight {weight.shape})"
     if len(x_shape) != 4 or weight.ndim != 4:
         raise ValueError(f"{name}: x must be (N, H, W, C) and weight must have 4 axes {shapes}")

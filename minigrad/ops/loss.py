@@ -1,7 +1,7 @@
-"""Losses: one number from a batch; those of probabilities take logits, from which nothing overflows.
+"""Losses: one number from a batch. Losses of probabilities take logits, so that nothing overflows.
 
-Those that are negative log-likelihoods are in nats per image: summed over all axes but the first and averaged
-over the first (N), so they do not depend on the batch size and can be added to each other.
+Negative log-likelihoods are in nats per image: summed over all axes but the first and averaged over the first (N). So
+they do not depend on the batch size and can be added to each other.
 
 Read next: ../nn/module.py.
 """
@@ -147,8 +147,8 @@ def softmax_cross_entropy(logits: Operand, labels: Array) -> Tensor:
     Gradients: glogits = (softmax(logits) - one_hot(labels)) / N.
     Raises:
         TypeError: labels is a Tensor, None, text, masked, ...
-        ValueError: shapes do not fit, or a label is 1.5 or NaN, or lies outside 0 ... K - 1 (this is looked for on the
-            CPU only, because on a GPU it would wait for the device; there such a label counts as no class).
+        ValueError: shapes do not fit, a label is not a whole number, or it is outside 0 ... K - 1. (The range is
+            checked only on the CPU: on a GPU it would wait for the device. There such a label counts as no class.)
     """
     return SoftmaxCrossEntropy(labels)(logits)
 

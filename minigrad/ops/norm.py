@@ -12,8 +12,8 @@ __all__ = ["batch_norm", "batch_norm_inference"]
 
 
 class BatchNorm(Function):
-    """With the statistics of the batch. After the call, until backward, `mean` and `variance` hold them, for the moving
-    statistics of `nn.BatchNorm`."""
+    """Normalisation with the statistics of the batch. After the call and until backward, `mean` and `variance` hold
+    them, for the moving statistics of `nn.BatchNorm`. Its gradient is derived in backend/reference.py."""
 
     def __init__(self, epsilon: float) -> None:
         self.epsilon = epsilon
@@ -46,7 +46,7 @@ def batch_norm(x: Operand, gamma: Operand, beta: Operand, *, epsilon: float = 1e
 
 
 class BatchNormInference(Function):
-    """With given statistics, which are constants for the gradient."""
+    """Normalisation with given statistics, which are constants for the gradient."""
 
     def __init__(self, mean: Array, variance: Array, epsilon: float) -> None:
         self.mean, self.variance, self.epsilon = mean, variance, epsilon

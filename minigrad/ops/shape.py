@@ -28,7 +28,7 @@ def _axes(axis: Axis, ndim: int) -> tuple[int, ...]:
 
 
 def as_sizes(given: tuple[Any, ...]) -> tuple[int, ...]:
-    """What was given as several numbers, or as one tuple, list or array of them."""
+    """Sizes given as several numbers, or as one tuple, list or array, as a tuple of ints."""
     several = given[0] if len(given) == 1 and hasattr(given[0], "__len__") else given
     return tuple(map(index, several))
 
