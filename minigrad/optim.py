@@ -1,12 +1,12 @@
 """Optimisers, gradient clipping and learning-rate schedules.
 
-An optimiser moves its parameters into one flat array, and their gradients into another; each parameter becomes
-a view. One step is then one kernel over flat arrays, whatever the number of layers, at addresses that never change.
+An optimiser moves its parameters into one flat array and their gradients into another; each parameter becomes a view.
+A step is then one kernel over flat arrays, whatever the number of layers, at addresses that never change.
 
-A parameter with `requires_grad = False` is frozen, whenever that is set: its values and moments stay as they are, and
-its gradient is not looked at, until it is True again.
+A parameter with `requires_grad = False` is frozen: its values and moments do not change and its gradient is ignored
+until this is True again.
 
-Read next: backend/reference.py, where the steps' formulas are.
+Read next: backend/reference.py, which has the formulas of the steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Rate = float | Schedule
 
 
 class Flat:
-    """The values and the gradients of some parameters as two flat arrays, in the parameters' order."""
+    """The values and gradients of parameters as two flat arrays, in the order of the parameters."""
 
     def __init__(self, parameters: Any) -> None:
         one = isinstance(parameters, Tensor) or not isinstance(parameters, Iterable)
@@ -57,12 +57,12 @@ class Flat:
 
     @property
     def intact(self) -> bool:
-        """Whether the parameters still live here."""
+        """Whether the parameters are still views of these arrays."""
         pairs = zip(self.parameters, self.views, strict=True)
         return all(p.data is data and p.grad is grad for p, (data, grad) in pairs)
 
     def check(self) -> None:
-        """Raise RuntimeError unless the parameters still live here."""
+        """Raise RuntimeError unless the parameters are still views of these arrays."""
         if not self.intact:
             raise RuntimeError(
                 "optimizer: the parameters have moved (model.to, or a newer optimizer took them) or data or grad was "
@@ -70,13 +70,13 @@ class Flat:
             )
 
     def mark_written(self) -> None:
-        """Say that all parameters but the frozen ones were changed: see `Tensor.mark_written`."""
+        """Record that all parameters but the frozen ones were changed; see `Tensor.mark_written`."""
         for p in self.parameters:
             if p.requires_grad:
                 p.mark_written()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles: the copy moves its parameters into arrays of its own, unless they have moved here."""
+        """For copies and pickles: the copy moves its parameters into arrays of its own, if they are intact here."""
         return (Flat, (self.parameters,)) if self.intact else super().__reduce_ex__(protocol)
 
 
@@ -84,13 +84,13 @@ class Optimizer:
     """Base of the optimisers.
 
     Args:
-        parameters: e.g. `model.parameters()`; also Tensors that require a gradient. A newer optimiser of the same
+        parameters: for example `model.parameters()`, or Tensors that require a gradient. A newer optimiser of the same
             parameters makes this one unusable.
         learning_rate: a number, or a function of the step, which counts from 1.
 
     Attributes:
-        steps: how many steps were taken.
-        moments: names and flat arrays of what the optimiser remembers between steps.
+        steps: the number of steps taken.
+        moments: the optimiser's state between steps, flat arrays by name.
     """
 
     def __new__(cls, *_: Any, **options: Any) -> Any:
@@ -124,16 +124,16 @@ class Optimizer:
         return (self.rate(step),)
 
     def update(self, scalars: Array) -> None:
-        """Change what `trained` gives by its gradients; `step`, or who else calls this, counts `steps`.
+        """Update the arrays of `trained` by their gradients. The caller increments `steps`.
 
-        scalars: what `self.scalars(step)` gave, as an array on the device: a CUDA graph, which replays a recorded step,
-        reads it anew each time, while a Python number would be frozen in it.
+        scalars: the result of `self.scalars(step)` as an array on the device. A CUDA graph, which replays a recorded
+        step, reads it anew each time, whereas a Python number would be a constant.
         """
         raise NotImplementedError
 
     def trained(self) -> Iterator[Any]:
-        """[values, the moments, gradients] of the parameters that are not frozen, those of neighbours as one part.
-        A CUDA graph replays the parts that it was recorded with."""
+        """[values, moments..., gradients] of the parameters that are not frozen, one part for each run of neighbours.
+        A CUDA graph replays the parts with which it was recorded."""
         start = 0
         for trained, group in groupby(self.flat.parameters, lambda p: p.requires_grad):
             part = slice(start, start + sum(p.data.size for p in group))
@@ -150,7 +150,7 @@ class Optimizer:
         self.flat.mark_written()
 
     def zero_grad(self) -> None:
-        """Set all gradients to zero. `backward` adds to them, so call this before every one."""
+        """Set all gradients to zero. `backward` adds to them, so call this before each backward pass."""
         self.flat.gradients[...] = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class Optimizer:
         return {"steps": self.steps, **{name: self.k.to_host(x).copy() for name, x in self.moments.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set what `state_dict` gave, in place.
+        """Restore the result of `state_dict`, in place.
 
         Raises:
             ValueError: names or shapes differ.
@@ -195,8 +195,8 @@ class Adam(Optimizer):
     """mean = beta_1 * mean + (1 - beta_1) * g; variance = beta_2 * variance + (1 - beta_2) * g^2;
     parameter -= rate * mean / (1 - beta_1^t) / (sqrt(variance / (1 - beta_2^t)) + epsilon).
 
-    Source: Kingma and Ba, Adam, 2015, Algorithm 1 (epsilon after the bias correction, as in
-    PyTorch; Keras puts it before). t counts the optimiser's steps, also those in which the parameter was frozen.
+    Source: Kingma and Ba, Adam, 2015, Algorithm 1, with epsilon after the bias correction, as in PyTorch (Keras puts it
+    before). t counts all steps of the optimiser, including those in which a parameter was frozen.
     """
 
     weight_decay = 0.0
@@ -225,7 +225,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam, with its options, and parameter -= rate * weight_decay * parameter apart from the gradient.
+    """Adam with decoupled weight decay: each step also does parameter -= rate * weight_decay * parameter.
 
     Source: Loshchilov and Hutter, Decoupled weight decay regularization, 2019.
     """
@@ -239,11 +239,11 @@ class AdamW(Adam):
 
 @quietly
 def clip_grad_norm(optimizer: Optimizer, limit: float) -> Array:
-    """Scale all gradients by min(1, limit / norm), where norm is the Euclidean length of all of them together, without
-    those of frozen parameters.
+    """Scale all gradients by min(1, limit / norm), where norm is their common Euclidean norm, without those of frozen
+    parameters.
 
-    There is no branch and nothing is read back. A NaN makes all gradients NaN; an infinite one becomes NaN and those
-    beside it 0.
+    There is no branch and nothing is read back. A NaN makes all gradients NaN; an infinite gradient becomes NaN and the
+    others 0.
 
     Returns:
         the norm before clipping, a float64 array of shape (1,) on the device.
@@ -262,8 +262,8 @@ def clip_grad_norm(optimizer: Optimizer, limit: float) -> Array:
 
 
 def cosine_schedule(peak: float, steps: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
-    """Linear from 0 to peak over `warmup` steps, then half a cosine from peak at step
-    warmup + 1 towards final, which step `steps` + 1 would have.
+    """Linear from 0 to peak over `warmup` steps, then half a cosine from peak at step warmup + 1 to final, which step
+    `steps` + 1 would reach.
 
     Source: Loshchilov and Hutter, SGDR, 2017, eq. 5.
     """

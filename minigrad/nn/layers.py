@@ -1,6 +1,6 @@
-"""The layers: parameters plus an operation of ops/.
+"""The layers: parameters and an operation of ops/.
 
-Weights start as Glorot uniform and biases at zero, as in Keras. `model.initialize(seed)` draws each by its name.
+Weights start as Glorot uniform and biases as zeros, as in Keras. `model.initialize(seed)` samples each by its name.
 
 Read next: ../optim.py.
 """
@@ -66,9 +66,9 @@ class Conv2D(Module):
 
 
 class Conv2DTranspose(Module):
-    """Transposed convolution, (N, OH, OW, channels) -> (N, H, W, filters); letters as in `ops.conv2d_transpose`.
+    """Transposed convolution, (N, OH, OW, channels) -> (N, H, W, filters); sizes as in `ops.conv2d_transpose`.
 
-    weight is (KH, KW, filters, channels): that of the convolution which goes the other way.
+    weight is (KH, KW, filters, channels), as in the convolution in the other direction.
 
     Args:
         stride, padding: those of the convolution that it transposes.
@@ -106,11 +106,11 @@ class Conv2DTranspose(Module):
 class BatchNorm(Module):
     """Batch normalisation per channel (last axis); see `ops.batch_norm`.
 
-    In training mode the batch's statistics are used and the moving ones follow them:
-    moving = momentum * moving + (1 - momentum) * batch, with the biased variance, as in Keras
-    (PyTorch's momentum is 1 minus this one, and its moving variance is the unbiased one).
-    The moving statistics are used, and stay as they are, in evaluation mode (`eval()`, or inside
-    `minigrad.evaluation`) and where gamma and beta are both frozen (`requires_grad = False`).
+    In training mode it uses the statistics of the batch and updates the moving ones:
+    moving = momentum * moving + (1 - momentum) * batch, with the biased variance, as in Keras. (PyTorch's momentum is 1
+    minus this one, and its moving variance is the unbiased one.)
+    In evaluation mode (`eval()`, or inside `minigrad.evaluation`), or if gamma and beta are both frozen
+    (`requires_grad = False`), it uses the moving statistics and does not change them.
     """
 
     def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-3) -> None:
@@ -123,7 +123,7 @@ class BatchNorm(Module):
 
     @property
     def uses_batch(self) -> bool:
-        """Whether the statistics of the batch are used here and now, and followed."""
+        """Whether a call uses the statistics of the batch and updates the moving ones."""
         return self.training and (self.gamma.requires_grad or self.beta.requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:

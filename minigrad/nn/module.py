@@ -1,11 +1,11 @@
 """Module and Parameter: named weights and the things made of them.
 
-A Module is an object whose attributes are parameters (trained), buffers (other tensors: saved but not trained)
-and further modules. Names follow the attributes: `encoder.conv1.weight`. Order is that of assignment. Every tensor
-that is an attribute is a buffer, so what `forward` computes must not be kept as one.
+A Module's attributes are parameters (trained), buffers (other tensors, saved but not trained) and further modules.
+Names follow the attributes, `encoder.conv1.weight`, and the order is that of assignment. Every tensor attribute is a
+buffer, so `forward` must not keep results as attributes.
 
-A tensor or module may have several names: a layer that is used twice, or one weight in two layers. It counts once,
-under its first name; only `state_dict` holds it under every name.
+A tensor or module may have several names, for example a layer that is used twice, or one weight in two layers. It
+counts once, under its first name; only `state_dict` holds it under every name.
 
 Read next: layers.py.
 """
@@ -30,15 +30,15 @@ _parameters_made = itertools.count()
 
 
 class Parameter(Tensor):
-    """A trained tensor. Its `grad` is never None: zeros at first. An optimiser puts data and grad into flat arrays.
+    """A trained tensor. Its `grad` is never None; it starts as zeros. An optimiser moves both into flat arrays.
 
-    With `requires_grad = False` it is frozen: no optimiser moves it, until it is True again.
+    With `requires_grad = False` it is frozen: no optimiser changes it until this is True again.
 
-    The first values depend on how many parameters this process has made before, so that no two layers start alike.
-    `Module.initialize` draws them from a seed.
+    The first values depend on the number of parameters made before in this process, so that no two layers start alike.
+    `Module.initialize` samples them from a seed.
 
     Args:
-        shape: of the array. initializer: a function of init.py, called as initializer(rng, shape, *fans).
+        shape: shape of the array. initializer: a function of init.py, called as initializer(rng, shape, *fans).
         fans: (fan_in, fan_out).
     """
 
@@ -59,7 +59,7 @@ class Parameter(Tensor):
         self.initialize(generator(0, "init", next(_parameters_made)))
 
     def initialize(self, rng: Any) -> None:
-        """Draw new values, in place."""
+        """Sample new values, in place."""
         values = self.initializer(rng, self.shape, *self.fans).astype(self.dtype)
         self.data[...] = backend_of(self.data).from_host(values)
         self.mark_written()
@@ -75,7 +75,7 @@ class Module:
     Modules inside lists or dicts are not found; put them into a Sequential.
 
     Attributes:
-        training_mode: what `train` and `eval` set. None: training only inside `nn.training`.
+        training_mode: set by `train` and `eval`; None: training only inside `nn.training`.
     """
 
     training_mode: bool | None = True
@@ -91,11 +91,11 @@ class Module:
         yield from ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(full name, module) for this module (the prefix) and all below it, parents first, each once."""
+        """(full name, module) for this module (named by the prefix) and all below it, parents first, each once."""
         yield from _first(self._places(prefix, ()))
 
     def _places(self, prefix: str, above: tuple[Module, ...]) -> Iterator[tuple[str, Module]]:
-        """Like `modules`, but under every name. A module inside itself is left out there."""
+        """Like `modules`, but under every name. A module that contains itself is not entered again."""
         yield prefix, self
         above = (*above, self)
         for name, child in self.children():
@@ -103,7 +103,7 @@ class Module:
                 yield from child._places(f"{prefix}.{name}" if prefix else name, above)
 
     def named_tensors(self, *, every_name: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """(full name, tensor) for all parameters and buffers, each once, or under every name that it has."""
+        """(full name, tensor) for all parameters and buffers, each once or under every one of its names."""
         found = (
             (f"{prefix}.{name}" if prefix else name, value)
             for prefix, module in self._places("", ())
@@ -122,12 +122,12 @@ class Module:
 
     @property
     def trainable(self) -> bool:
-        """Whether no parameter in here is frozen."""
+        """Whether no parameter of this module is frozen."""
         return all(parameter.requires_grad for parameter in self.parameters())
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        """Freeze all parameters in here, or none."""
+        """Freeze (False) or unfreeze (True) all parameters of this module."""
         for parameter in self.parameters():
             parameter.requires_grad = bool(value)
 
@@ -137,22 +137,22 @@ class Module:
             parameter.zero_grad()
 
     def initialize(self, seed: int = 0) -> None:
-        """Draw all parameters anew, each from generator(seed, "init", its full name). Buffers stay as they are."""
+        """Sample all parameters anew, each from generator(seed, "init", its full name). Buffers do not change."""
         for name, parameter in self.named_parameters():
             parameter.initialize(generator(seed, "init", name))
 
     @property
     def training(self) -> bool:
-        """Whether this module is in training mode here and now: by its mode, and not inside `evaluation`."""
+        """Whether this module is in training mode here: by its own mode, and outside `evaluation`."""
         return bool(_training.get() if self.training_mode is None else self.training_mode) and not is_evaluating()
 
     @training.setter
     def training(self, mode: bool | None) -> None:
-        """Set the mode of this module, and not of those in it."""
+        """Set the mode of this module, but not of those below it."""
         self.training_mode = mode
 
     def train(self, mode: bool | None = True) -> None:
-        """Training mode: BatchNorm uses, and learns from, the statistics of the batch."""
+        """Training mode: BatchNorm uses the statistics of the batch and updates the moving ones."""
         for _, module in self.modules():
             module.training_mode = mode
 
@@ -180,8 +180,8 @@ class Module:
         """Set all parameters and buffers, in place. Nothing changes unless everything fits.
 
         Raises:
-            ValueError: names are missing or unexpected, shapes differ, or a value is no number; all of them are listed.
-                Or two names of one tensor have different values.
+            ValueError: names are missing or unexpected, shapes differ, values are not numbers, or two names of one
+                tensor have different values; the message lists them all.
         """
         own = dict(self.named_tensors(every_name=True))
         first: dict[int, str] = {}  # the first name of each tensor
@@ -203,7 +203,7 @@ class Module:
             x.mark_written()
 
     def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
-        """Multiplications with a weight for inputs and outputs of these shapes; layers with weights override it."""
+        """The number of multiplications with weights for these shapes; layers with weights override it."""
         return 0
 
 
@@ -211,7 +211,7 @@ class Sequential(Module):
     """Modules applied one after another.
 
     Args:
-        modules: named "0", "1", ... in order; or one dict of name to module.
+        modules: named "0", "1", ... in order; or one dict from names to modules.
     """
 
     def __init__(self, *modules: Module | dict[str, Module]) -> None:
@@ -223,7 +223,7 @@ class Sequential(Module):
         yield from self.layers.items()
 
     def __getitem__(self, key: Any) -> Any:
-        """A module by its name or number, or several in a list by a slice."""
+        """A module by name or number, or a list of them by a slice."""
         return self.layers[key] if isinstance(key, str) else list(self.layers.values())[key]
 
     def forward(self, x: Any) -> Any:
@@ -236,7 +236,7 @@ class Sequential(Module):
         return format_summary(self.summary_rows(input_shape))
 
     def summary_rows(self, input_shape: tuple[int, ...]) -> list[tuple[str, Module, tuple[int, ...], int]]:
-        """(name, layer, output shape, multiply-adds) of each layer, found by running one zero image through."""
+        """(name, layer, output shape, multiply-adds) of each layer, found by running one image of zeros."""
         rows: list[tuple[str, Module, tuple[int, ...], int]] = []
         parameters = self.parameters()
         k = backend_of(parameters[0].data) if parameters else default_backend()
@@ -250,7 +250,7 @@ class Sequential(Module):
 
 
 def training() -> Setting:
-    """Inside this context modules whose mode is None are in training mode, in this thread only: a Trainer's step."""
+    """A context in which modules whose mode is None are in training mode, in this thread only: a Trainer's step."""
     return Setting("nn.training", _training)
 
 
