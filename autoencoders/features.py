@@ -1,32 +1,23 @@
 """A small classifier of Fashion-MNIST whose features measure how far two sets of images are apart.
 
-`python -m autoencoders.features` is the recipe: it trains the classifier on all 60,000 training images and writes the
-weights that are shipped with the package. The distance is called FD and is no FID: other network, other features,
-and values that compare only with values of this very file.
+`python benchmarks/train_features.py` trains it on all 60,000 training images and writes the weights that come with the
+package. The distance is called FD. It is not an FID: compare it only with other FDs from this file.
 
 Read next: metrics.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from minigrad import Tensor, backend_of, nn, no_grad, ops, optim
-from minigrad.random import generator
-from minigrad.serialize import DataError, load_state, save_state
-
-from .data import load_dataset
-from .training import progress_bar
+from minigrad import Tensor, backend_of, nn, no_grad
+from minigrad.serialize import load_state
 
 WEIGHTS = Path(__file__).with_name("fd_classifier.safetensors")
 INPUT_SHAPE = (28, 28, 1)
 FEATURES = 64
-SEED, EPOCHS, BATCH, LEARNING_RATE = 0, 5, 128, 3e-3
-LEAST_ACCURACY = 0.90  # on the test images; below it the recipe has failed and writes nothing
 
 
 class Classifier(nn.Module):
@@ -95,58 +86,3 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariance_b @ root), 0)).sum()
     shift = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
     return max(0.0, float(shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross))
-
-
-def train_classifier(images: np.ndarray, labels: np.ndarray, epochs: int = EPOCHS) -> Classifier:
-    """A new classifier, trained with Adam and a cosine schedule; every second image is mirrored, drawn anew each epoch.
-
-    Shapes: images (N, 28, 28, 1), uint8; labels (N,), integers 0 ... 9.
-    """
-    classifier = Classifier()
-    classifier.initialize(SEED)
-    classifier.train()
-    k, dtype = backend_of(classifier.scores.weight.data), np.dtype("float32")
-    batches = -(-len(images) // BATCH)
-    optimizer = optim.Adam(classifier.parameters(), optim.cosine_schedule(LEARNING_RATE, epochs * batches, warmup=100))
-    with progress_bar(epochs * len(images), " images", show=True) as bar:
-        for epoch in range(epochs):
-            rng = generator(SEED, "features", epoch)
-            order, mirrored = rng.permutation(len(images)), rng.random(len(images)) < 0.5
-            for start in range(0, len(images), BATCH):
-                rows = order[start : start + BATCH]
-                x = np.where(mirrored[rows][:, None, None, None], images[rows][:, :, ::-1], images[rows])
-                scores = classifier(Tensor(k.unit_range(k.from_host(x), dtype)))
-                loss = ops.softmax_cross_entropy(scores, k.from_host(labels[rows].astype(np.int64)))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                bar.update(len(rows))
-    return classifier
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train the classifier on Fashion-MNIST and write its weights into the package."""
-    from .cli import Parser, run_program  # which import the metrics, and they this module
-
-    parser: argparse.ArgumentParser = Parser(main.__doc__, prog="python -m autoencoders.features")
-    parser.parse_args(argv)
-
-    def body() -> None:
-        dataset = load_dataset("fashion-mnist")
-        print(dataset.source)
-        assert dataset.train_labels is not None
-        assert dataset.test_labels is not None
-        classifier = train_classifier(dataset.train_images, dataset.train_labels)
-        accuracy = classifier.accuracy(dataset.test_images, dataset.test_labels)
-        print(f"test accuracy {accuracy:.2%}")
-        if accuracy < LEAST_ACCURACY:
-            raise DataError(f"test accuracy {accuracy:.2%} is below {LEAST_ACCURACY:.0%}; nothing was written")
-        record = {"kind": "fd classifier", "seed": SEED, "epochs": EPOCHS, "test_accuracy": accuracy}
-        save_state(WEIGHTS, classifier.state_dict(), record)
-        print(f"wrote {WEIGHTS}")
-
-    return run_program(body, debug=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

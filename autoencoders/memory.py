@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigrad import DeviceError, backend_of, nn
 from minigrad.backend import default_backend
 
-if TYPE_CHECKING:
-    from .conv_autoencoder import Autoencoder
+from .trainable import Trainable
 
 WORKSPACE = 16 << 20  # partial sums of the kernels, in bytes, whatever the batch
 MARGIN = 1.05  # for what is small and not counted
@@ -62,7 +61,7 @@ def check_size(config: dict[str, Any], images: int = 1) -> None:
         )
 
 
-def step_memory(model: Autoencoder, iw_samples: int = 1, batch: int = 1 << 30) -> tuple[int, int]:
+def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> tuple[int, int]:
     """(fixed bytes, bytes per image) that a training step on a batch allocates, beside model, optimiser and data.
 
     What stays until the gradients are known is the result of every layer with weights. Where the backward pass is, it
@@ -111,7 +110,7 @@ def _columns(layer: nn.Module, inputs: int, outputs: int) -> int:
     return (outputs if isinstance(layer, nn.Conv2D) else inputs) // F * KH * KW * C
 
 
-def check_memory(model: Autoencoder, batch: int, iw_samples: int, free: int | None, device: str) -> None:
+def check_memory(model: Trainable, batch: int, iw_samples: int, free: int | None, device: str) -> None:
     """Raise DeviceError unless a step on so many images, and on the CPU a checkpoint as well, fit into the free bytes;
     None: nobody knows how many."""
     if free is None:

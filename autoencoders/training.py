@@ -41,7 +41,7 @@ from functools import partial
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -54,9 +54,7 @@ from minigrad.tensor import is_evaluating, is_recording
 
 from .advice import remedies
 from .memory import check_memory
-
-if TYPE_CHECKING:
-    from .conv_autoencoder import Autoencoder
+from .trainable import Trainable
 
 Array = Any
 FETCH_EVERY = 10  # steps between readings of the losses from the device
@@ -190,7 +188,7 @@ class TrainingOptions:
         order = generator(self.seed, "split").permutation(count)
         return np.sort(order[held_out:]), np.sort(order[:held_out])
 
-    def check_model(self, model: Autoencoder) -> None:
+    def check_model(self, model: Trainable) -> None:
         """Raise ValueError unless this model can be trained so."""
         if self.binarise and getattr(model, "likelihood", None) != "bernoulli":
             raise ValueError("binarise needs a vae with the bernoulli likelihood")
@@ -398,7 +396,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Autoencoder,
+        model: Trainable,
         images: np.ndarray,
         options: TrainingOptions,
         *,
@@ -412,7 +410,8 @@ class Trainer:
         if model.optimizer is None:
             raise RuntimeError("train: call compile(learning_rate) first")
         options.check_model(model)
-        self.model, self.optimizer, self.options = model, model.optimizer, options
+        self.model: Any = model  # callbacks may use what else it has
+        self.optimizer, self.options = model.optimizer, options
         self.callbacks, self.show, self.data, self.signals = callbacks, progress, data or {}, signals
         self.folder = None if folder is None else Path(folder)
         images = model.check_images(images)
@@ -1099,7 +1098,7 @@ def short(value: float) -> str:
 
 
 def mean_losses(
-    model: Autoencoder,
+    model: Trainable,
     images: np.ndarray,
     rng: np.random.Generator,
     batch: int = 256,

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import statistics
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,13 @@ from minigrad.serialize import DataError, load_state
 
 SHAPE = (12, 12, 1)
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-learned")
+
+
+_spec = importlib.util.spec_from_file_location(
+    "train_features", Path(__file__).parent.parent / "benchmarks/train_features.py"
+)
+train_features = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(train_features)
 
 
 @pytest.fixture(autouse=True)
@@ -475,7 +483,9 @@ def test_the_shipped_classifier_knows_the_classes():
     assert classifier.accuracy(data.test_images, data.test_labels) > 0.89
     _, record, _ = load_state(features.WEIGHTS)
     assert record["test_accuracy"] >= 0.9
-    assert (record["seed"], record["epochs"]) == (features.SEED, features.EPOCHS), "it was made by this recipe"
+    assert (record["seed"], record["epochs"]) == (train_features.SEED, train_features.EPOCHS), (
+        "it was made by this recipe"
+    )
     assert features.WEIGHTS.stat().st_size < 300_000
     found = classifier.features(data.test_images[:300])
     assert found.shape == (300, 64)
@@ -499,7 +509,7 @@ def test_fd_grows_with_what_is_done_to_the_images():
 
 def test_the_recipe_trains_the_same_classifier_every_time():
     data = load_dataset("fashion-mnist-sample")
-    one, two = (features.train_classifier(data.train_images, data.train_labels, 3) for _ in range(2))
+    one, two = (train_features.train_classifier(data.train_images, data.train_labels, 3) for _ in range(2))
     for name, x in one.state_dict().items():
         np.testing.assert_array_equal(x, two.state_dict()[name])
     assert one.accuracy(data.test_images, data.test_labels) > 0.6
@@ -511,7 +521,7 @@ def test_the_recipe_shows_every_image_once_an_epoch_and_half_of_them_mirrored(mo
     images[:, 0, 0], images[:, 27, 13:15, 0] = 255, np.arange(200)[:, None]  # the left upper corner; its own number
     seen, real = [], Classifier.forward
     monkeypatch.setattr(Classifier, "forward", lambda self, x: seen.append(x.numpy()) or real(self, x))
-    features.train_classifier(images, np.arange(200) % 10, epochs=2)
+    train_features.train_classifier(images, np.arange(200) % 10, epochs=2)
     assert [len(batch) for batch in seen] == [128, 72, 128, 72]
     epochs = []
     for x in (np.concatenate(seen[:2]), np.concatenate(seen[2:])):
@@ -527,12 +537,12 @@ def test_the_recipe_shows_every_image_once_an_epoch_and_half_of_them_mirrored(mo
 
 def test_the_recipe_writes_nothing_below_nine_in_ten(monkeypatch, tmp_path, capsys):
     sample = load_dataset("fashion-mnist-sample")
-    monkeypatch.setattr(features, "load_dataset", lambda name: sample)
-    monkeypatch.setattr(features, "WEIGHTS", tmp_path / "written.safetensors")
-    monkeypatch.setattr(features, "train_classifier", lambda images, labels: Classifier())
+    monkeypatch.setattr(train_features, "load_dataset", lambda name: sample)
+    monkeypatch.setattr(train_features, "WEIGHTS", tmp_path / "written.safetensors")
+    monkeypatch.setattr(train_features, "train_classifier", lambda images, labels: Classifier())
     for accuracy, code in ((0.8999, 3), (0.9, 0)):
         monkeypatch.setattr(Classifier, "accuracy", lambda *_, accuracy=accuracy: accuracy)
-        assert features.main([]) == code
+        assert train_features.main([]) == code
         assert (tmp_path / "written.safetensors").exists() == (code == 0)
     assert "below 90%" in capsys.readouterr().err
 
@@ -540,14 +550,14 @@ def test_the_recipe_writes_nothing_below_nine_in_ten(monkeypatch, tmp_path, caps
 @pytest.mark.parametrize("least", [0.5, 0.99])
 def test_the_recipe_as_a_program(least, monkeypatch, tmp_path, capsys):
     sample = load_dataset("fashion-mnist-sample")
-    monkeypatch.setattr(features, "load_dataset", lambda name: sample)
-    monkeypatch.setattr(features, "LEAST_ACCURACY", least)
-    monkeypatch.setattr(features, "WEIGHTS", tmp_path / "written.safetensors")
-    monkeypatch.setattr(features, "train_classifier", lambda images, labels: load_classifier_of(shipped))
+    monkeypatch.setattr(train_features, "load_dataset", lambda name: sample)
+    monkeypatch.setattr(train_features, "LEAST_ACCURACY", least)
+    monkeypatch.setattr(train_features, "WEIGHTS", tmp_path / "written.safetensors")
+    monkeypatch.setattr(train_features, "train_classifier", lambda images, labels: load_classifier_of(shipped))
     shipped = load_state(
         importlib.util.find_spec("autoencoders.features").origin.replace("features.py", "fd_classifier.safetensors")
     )[0]
-    assert features.main([]) == (0 if least == 0.5 else 3)
+    assert train_features.main([]) == (0 if least == 0.5 else 3)
     out = capsys.readouterr()
     assert "test accuracy 9" in out.out
     assert (tmp_path / "written.safetensors").exists() == (least == 0.5)
