@@ -30,16 +30,16 @@ import minigrad
 from minigrad.random import generator
 from minigrad.serialize import DataError, numbered, open_file, parse_json, read_file, write_atomically
 
-from . import figures
-from .bounds import latents_of, reconstructions_of, to_unit_range
 from .conv_autoencoder import MODEL_FILE, VAE, Autoencoder, folder_of, from_config, models_near
 from .data import NAMES, Dataset, load_dataset
 from .dataset import MAX_BYTES, Reading, as_data_error
-from .diagnosis import fatal
-from .film import FRAMES, PROGRESS_FILE, SCATTERED, SHOWN, Film
-from .metrics import quick_figures
-from .mixture import MIXTURE_FILE, Mixture
+from .evaluation.bounds import latents_of, reconstructions_of, to_unit_range
+from .evaluation.diagnosis import fatal
+from .evaluation.metrics import quick_figures
+from .evaluation.mixture import MIXTURE_FILE, Mixture
 from .own_images import read_picture
+from .pictures import figures
+from .pictures.film import FRAMES, PROGRESS_FILE, SCATTERED, SHOWN, Film
 from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE
 from .training import (
     CHECKPOINTS,

@@ -236,7 +236,7 @@ class History:
 
     def plot(self) -> Any:
         """The losses drawn over the epochs, as a figure of Matplotlib, which a notebook shows."""
-        from . import figures
+        from .pictures import figures
 
         return figures.loss_curves(self.rows, unit=self.unit)
 

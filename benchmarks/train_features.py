@@ -1,4 +1,4 @@
-"""Trains the classifier of autoencoders/features.py on Fashion-MNIST and writes its weights into the package.
+"""Trains the classifier of autoencoders/evaluation/features.py on Fashion-MNIST and writes its weights there.
 
 python benchmarks/train_features.py
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from autoencoders.cli import Parser, run_program
 from autoencoders.data import load_dataset
-from autoencoders.features import WEIGHTS, Classifier
+from autoencoders.evaluation.features import WEIGHTS, Classifier
 from autoencoders.training import progress_bar
 from minigrad import Tensor, backend_of, ops, optim
 from minigrad.random import generator

@@ -29,10 +29,10 @@ from autoencoders.cli import (
     use_backend,
 )
 from autoencoders.conv_autoencoder import folder_of
-from autoencoders.diagnosis import diagnose, verdict
-from autoencoders.metrics import library_versions, measure, table
-from autoencoders.mixture import load_mixture
-from autoencoders.report import all_pictures, draw_film, write_report
+from autoencoders.evaluation.diagnosis import diagnose, verdict
+from autoencoders.evaluation.metrics import library_versions, measure, table
+from autoencoders.evaluation.mixture import load_mixture
+from autoencoders.pictures.report import all_pictures, draw_film, write_report
 from autoencoders.runs import (
     CLOSE_UPS,
     PICTURES,

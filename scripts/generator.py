@@ -14,8 +14,6 @@ import os
 from pathlib import Path
 
 import autoencoders
-from autoencoders import figures
-from autoencoders.bounds import latents_of
 from autoencoders.cli import (
     Option,
     Output,
@@ -32,7 +30,9 @@ from autoencoders.cli import (
 )
 from autoencoders.conv_autoencoder import folder_of
 from autoencoders.dataset import did_you_mean
-from autoencoders.mixture import fit_mixture, load_mixture, save_mixture
+from autoencoders.evaluation.bounds import latents_of
+from autoencoders.evaluation.mixture import fit_mixture, load_mixture, save_mixture
+from autoencoders.pictures import figures
 from autoencoders.runs import (
     PICTURES,
     check_results,

@@ -43,8 +43,8 @@ from autoencoders.cli import (
 from autoencoders.conv_autoencoder import folder_of, source_of
 from autoencoders.data import NAMES, Dataset, load_dataset
 from autoencoders.dataset import Reading, did_you_mean
-from autoencoders.film import PROGRESS_FILE
-from autoencoders.metrics import table
+from autoencoders.evaluation.metrics import table
+from autoencoders.pictures.film import PROGRESS_FILE
 from autoencoders.runs import Run, check_folder, data_of_run, replaced_runs, resume_run, start_run
 from autoencoders.tensorboard import TensorBoard
 from autoencoders.training import DivergedError, Trainer

@@ -33,8 +33,9 @@ from faults import ROOT, halves, toy
 from matplotlib.figure import Figure
 
 import minigrad
-from autoencoders import VAE, Autoencoder, TrainingOptions, cli, figures, runs
-from autoencoders.mixture import Mixture
+from autoencoders import VAE, Autoencoder, TrainingOptions, cli, runs
+from autoencoders.evaluation.mixture import Mixture
+from autoencoders.pictures import figures
 from autoencoders.training import LEFTOVERS, latest_checkpoint, load_checkpoint
 from minigrad.serialize import DataError, load_state, save_state
 

@@ -34,10 +34,11 @@ from safetensors.numpy import save as save_arrays
 
 import autoencoders
 import minigrad
-from autoencoders import Callback, TrainingOptions, figures, runs
+from autoencoders import Callback, TrainingOptions, runs
 from autoencoders.cli import RECIPES
 from autoencoders.conv_autoencoder import VAE
 from autoencoders.data import load_dataset, read_idx
+from autoencoders.pictures import figures
 from autoencoders.seed_files import read_parameters, read_weights
 from autoencoders.training import DivergedError, Trainer
 from minigrad import DeviceError

@@ -13,7 +13,7 @@ import autoencoders
 import minigrad
 from autoencoders import VAE, Autoencoder
 from autoencoders.conv_autoencoder import BATCH, MODEL_FILE, from_config
-from autoencoders.metrics import quick_figures
+from autoencoders.evaluation.metrics import quick_figures
 from minigrad import Tensor, nn, no_grad, ops
 from minigrad.serialize import DataError, load_state, save_state
 from minigrad.testing import gradcheck

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from conftest import NEEDS_EVAL
 
-from autoencoders import VAE, Autoencoder, diagnosis
+from autoencoders import VAE, Autoencoder
 from autoencoders import advice as advice_of
 from autoencoders.advice import STEPS, remedies
 from autoencoders.conv_autoencoder import SoftBound, from_config
 from autoencoders.data import Dataset
-from autoencoders.diagnosis import diagnose
-from autoencoders.metrics import measure
+from autoencoders.evaluation import diagnosis
+from autoencoders.evaluation.diagnosis import diagnose
+from autoencoders.evaluation.metrics import measure
 from autoencoders.network import network_for
 from autoencoders.training import DivergedError
 from minigrad import Tensor, optim

@@ -12,8 +12,8 @@ from conftest import NEEDS_EVAL
 
 from autoencoders import VAE, Autoencoder
 from autoencoders.data import Dataset, load_dataset
-from autoencoders.diagnosis import FATAL, FAULTS, diagnose, verdict
-from autoencoders.metrics import FIGURES, measure
+from autoencoders.evaluation.diagnosis import FATAL, FAULTS, diagnose, verdict
+from autoencoders.evaluation.metrics import FIGURES, measure
 
 HEALTHY = {  # of the VAE that the README shows
     **dict.fromkeys(FIGURES),
@@ -208,7 +208,7 @@ def test_the_options_exist():
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     known = {name for action in program.build_parser()._actions for name in action.option_strings}
-    places = (Path(__file__).parent.parent / "autoencoders" / f"{name}.py" for name in ("diagnosis", "advice"))
+    places = (Path(__file__).parent.parent / "autoencoders" / f"{name}.py" for name in ("evaluation/diagnosis", "advice"))
     named = {option for place in places for option in re.findall(r"--[a-z][a-z-]+", place.read_text())}
     assert len(named) >= 6
     assert named <= known

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from autoencoders import figures
+from autoencoders.pictures import figures
 from minigrad.serialize import DataError
 
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -838,7 +838,7 @@ def test_show_needs_a_display_and_the_others_never_touch_pyplot(backend, tmp_pat
         pytest.skip("this system may well have a display")
     out = run(
         "import sys\n"
-        "from autoencoders import figures\n"
+        "from autoencoders.pictures import figures\n"
         "figure = figures.loss_curves([{'loss': 2.0}, {'loss': 1.0}])\n"
         "figures.save(figure, sys.argv[1])\n"
         "print('matplotlib.pyplot' in sys.modules)\n"
@@ -874,7 +874,7 @@ def test_show_opens_one_window_a_figure_and_closes_them(tmp_path):
     )
     out = run(
         "import numpy as np\n"
-        "from autoencoders import figures\n"
+        "from autoencoders.pictures import figures\n"
         "figures.show(figures.samples(np.zeros((n, 4, 4, 1))) for n in (1, 2))\n"
         "from matplotlib import pyplot\n"
         "print('left', pyplot.get_fignums())\n"

@@ -14,8 +14,10 @@ from conftest import NEEDS_EVAL
 from test_random import philox
 
 import minigrad
-from autoencoders import VAE, Autoencoder, DivergedError, bounds, features, metrics
-from autoencoders.bounds import (
+from autoencoders import VAE, Autoencoder, DivergedError
+from autoencoders.data import Dataset, load_dataset
+from autoencoders.evaluation import bounds, features, metrics
+from autoencoders.evaluation.bounds import (
     at_the_mean,
     bernoulli_entropy,
     binarised,
@@ -24,9 +26,8 @@ from autoencoders.bounds import (
     nll_rows,
     psnr,
 )
-from autoencoders.data import Dataset, load_dataset
-from autoencoders.features import Classifier, frechet_distance, load_classifier
-from autoencoders.metrics import (
+from autoencoders.evaluation.features import Classifier, frechet_distance, load_classifier
+from autoencoders.evaluation.metrics import (
     active_units,
     largest_correlation,
     measure,
@@ -35,7 +36,7 @@ from autoencoders.metrics import (
     quick_figures,
     table,
 )
-from autoencoders.mixture import Mixture
+from autoencoders.evaluation.mixture import Mixture
 from minigrad import Tensor
 from minigrad.serialize import DataError, load_state
 
@@ -554,9 +555,7 @@ def test_the_recipe_as_a_program(least, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(train_features, "LEAST_ACCURACY", least)
     monkeypatch.setattr(train_features, "WEIGHTS", tmp_path / "written.safetensors")
     monkeypatch.setattr(train_features, "train_classifier", lambda images, labels: load_classifier_of(shipped))
-    shipped = load_state(
-        importlib.util.find_spec("autoencoders.features").origin.replace("features.py", "fd_classifier.safetensors")
-    )[0]
+    shipped = load_state(Path(features.__file__).with_name("fd_classifier.safetensors"))[0]
     assert train_features.main([]) == (0 if least == 0.5 else 3)
     out = capsys.readouterr()
     assert "test accuracy 9" in out.out

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autoencoders import Autoencoder
-from autoencoders.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
+from autoencoders.evaluation.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
 from minigrad.serialize import DataError, save_state
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
@@ -97,7 +97,7 @@ def test_a_mixture_stays_with_the_weights_it_was_fitted_to(tmp_path):
 def test_drawing_needs_no_scikit_learn_and_fitting_names_the_extra():
     program = (
         "import sys; sys.modules['sklearn'] = None; import numpy as np; "
-        "from autoencoders.mixture import Mixture, fit_mixture; "
+        "from autoencoders.evaluation.mixture import Mixture, fit_mixture; "
         "Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None]).sample(3); fit_mixture(np.zeros((9, 2)), 2)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

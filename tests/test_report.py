@@ -17,10 +17,11 @@ from PIL import Image
 from test_random import philox
 
 import minigrad
-from autoencoders import VAE, Autoencoder, TrainingOptions, figures, film, report, runs
+from autoencoders import VAE, Autoencoder, TrainingOptions, runs
 from autoencoders.data import Dataset
-from autoencoders.metrics import FIGURES, nearest, quick_figures
-from autoencoders.mixture import Mixture
+from autoencoders.evaluation.metrics import FIGURES, nearest, quick_figures
+from autoencoders.evaluation.mixture import Mixture
+from autoencoders.pictures import figures, film, report
 from autoencoders.runs import draw, own_files, resume_run, save_pictures, start_run, trained_on
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state

@@ -33,9 +33,11 @@ from PIL import Image
 
 import autoencoders
 import minigrad.backend
-from autoencoders import cli, diagnosis, figures, runs
+from autoencoders import cli, runs
 from autoencoders.cli import run_program
 from autoencoders.data import Dataset, load_dataset
+from autoencoders.evaluation import diagnosis
+from autoencoders.pictures import figures
 from autoencoders.training import DivergedError, Trainer, latest_checkpoint
 from minigrad import DeviceError
 from minigrad.serialize import DataError, load_state, save_state

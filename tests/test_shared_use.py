@@ -10,7 +10,7 @@ import pytest
 
 import minigrad
 from autoencoders import VAE, Autoencoder, Callback, DivergedError, TrainingOptions, load
-from autoencoders.metrics import quick_figures
+from autoencoders.evaluation.metrics import quick_figures
 from autoencoders.training import Trainer, load_checkpoint, mean_losses
 from minigrad import Tensor, nn, optim
 from minigrad.random import generator

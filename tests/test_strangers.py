@@ -30,8 +30,8 @@ import autoencoders
 import minigrad
 from autoencoders import VAE, Autoencoder, cli, memory, runs
 from autoencoders.data import load_dataset
-from autoencoders.mixture import Mixture, load_mixture, save_mixture
-from autoencoders.report import loss_curves
+from autoencoders.evaluation.mixture import Mixture, load_mixture, save_mixture
+from autoencoders.pictures.report import loss_curves
 from autoencoders.training import check_writable, latest_checkpoint, load_checkpoint
 from minigrad.serialize import MOST_LISTS, MOST_TEXT, DataError, load_state, numbered, open_file, read_file, save_state
 
@@ -69,12 +69,12 @@ def run(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored_b
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIGRAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(runs, "draw", lambda *_, **__: {})
-    monkeypatch.setattr("autoencoders.report.draw", lambda *_, **__: {})
-    monkeypatch.setattr("autoencoders.report.close_ups", lambda *_, **__: {})
+    monkeypatch.setattr("autoencoders.pictures.report.draw", lambda *_, **__: {})
+    monkeypatch.setattr("autoencoders.pictures.report.close_ups", lambda *_, **__: {})
     monkeypatch.setattr(EVALUATE, "measure", measure)
     monkeypatch.setattr(runs, "fatal", lambda figures: [])  # no model of a few steps works
-    monkeypatch.setattr(autoencoders.figures, "film_frame", lambda *_: None)
-    monkeypatch.setattr(autoencoders.figures, "pixels", lambda _: np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(autoencoders.pictures.figures, "film_frame", lambda *_: None)
+    monkeypatch.setattr(autoencoders.pictures.figures, "pixels", lambda _: np.zeros((8, 8, 3), np.uint8))
     shutil.copytree(shelf / "run", "run")
     shutil.copy(shelf / "own.npz", "own.npz")
     for name in (*runs.OWN_FILES, "id_rsa", "sub/diary.txt", ".history.csv.a.part", ".step-1.safetensors.b.part"):
@@ -434,7 +434,7 @@ def test_nothing_is_downloaded_to_where_only_the_folder_says(kind, run, capsys, 
 )
 def test_out_replaces_what_no_run_made_only_on_request(program, words, names, run, capsys, monkeypatch):
     pytest.importorskip("sklearn")
-    drawn = {"reconstructions": autoencoders.figures.samples(np.zeros((1, 8, 8, 1)))}
+    drawn = {"reconstructions": autoencoders.pictures.figures.samples(np.zeros((1, 8, 8, 1)))}
     monkeypatch.setattr(GENERATE, "draw", lambda *_, **__: drawn)
     words = ["--model-dir", run, "--dataset", "own.npz", *words]
     for name in names:
@@ -534,7 +534,7 @@ def test_class_names_of_a_model_cannot_break_an_error(run, capsys):
 
 
 def test_a_class_name_as_long_as_a_file_is_cut_before_it_is_measured(monkeypatch):
-    drawn = autoencoders.figures
+    drawn = autoencoders.pictures.figures
     measured: list[str] = []
     monkeypatch.setattr(drawn, "_text_width", lambda text, *_: measured.append(text) or 8.0 * len(text))
     names = ["x" * 10**6, "b\n" * 10**5]

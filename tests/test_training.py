@@ -29,8 +29,8 @@ import minigrad
 from autoencoders import VAE, Autoencoder, Callback, DivergedError, History, TrainingOptions, load
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import load_dataset
-from autoencoders.film import SCATTERED, SHOWN
-from autoencoders.metrics import quick_figures
+from autoencoders.evaluation.metrics import quick_figures
+from autoencoders.pictures.film import SCATTERED, SHOWN
 from autoencoders.runs import (
     data_of_run,
     film_images,
@@ -1405,7 +1405,7 @@ def execute(run) -> list[str]:
 def no_pictures(monkeypatch):
     """Drawing takes long and is tested elsewhere."""
     monkeypatch.setattr("autoencoders.runs.draw", lambda *_, **__: {})
-    monkeypatch.setattr("autoencoders.figures.loss_curves", lambda *_, **__: None)
+    monkeypatch.setattr("autoencoders.pictures.figures.loss_curves", lambda *_, **__: None)
     monkeypatch.setattr("autoencoders.runs.save_pictures", lambda *_, **__: [])
 
 

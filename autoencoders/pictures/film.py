@@ -17,9 +17,9 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, numbered, save_state, write_atomically
 
+from ..evaluation.bounds import to_unit_range
+from ..training import Callback, Trainer
 from . import figures
-from .bounds import to_unit_range
-from .training import Callback, Trainer
 
 FRAMES = "film/epoch-*.safetensors"
 PROGRESS_FILE = "figures/progress.png"

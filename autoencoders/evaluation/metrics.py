@@ -19,6 +19,9 @@ import numpy as np
 from minigrad import backend_of
 from minigrad.random import generator
 
+from ..conv_autoencoder import BATCH, VAE, Autoencoder
+from ..data import Dataset
+from ..training import TRY_AGAIN, DivergedError
 from .bounds import (
     DRAWS,
     at_the_mean,
@@ -32,11 +35,8 @@ from .bounds import (
     standard_error,
     to_unit_range,
 )
-from .conv_autoencoder import BATCH, VAE, Autoencoder
-from .data import Dataset
 from .features import INPUT_SHAPE, frechet_distance, load_classifier
 from .mixture import Mixture
-from .training import TRY_AGAIN, DivergedError
 
 ACTIVE = 0.01  # variance of mu over the images above which a unit is active (Burda et al. 2015)
 IW_IMAGES = 1_000  # of the importance-weighted NLL on a CPU; all on a GPU

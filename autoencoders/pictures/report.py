@@ -17,15 +17,15 @@ import numpy as np
 from minigrad.random import generator
 from minigrad.serialize import DataError, parse_json, read_file, write_atomically
 
+from ..conv_autoencoder import VAE, Autoencoder
+from ..data import Dataset
+from ..dataset import printable
+from ..evaluation.bounds import to_unit_range
+from ..evaluation.metrics import lines_of, nearest
+from ..evaluation.mixture import Mixture
+from ..runs import draw, film_images, has_used, pick_images, trained_on, training_of_run
 from . import figures
-from .bounds import to_unit_range
-from .conv_autoencoder import VAE, Autoencoder
-from .data import Dataset
-from .dataset import printable
 from .film import gif
-from .metrics import lines_of, nearest
-from .mixture import Mixture
-from .runs import draw, film_images, has_used, pick_images, trained_on, training_of_run
 
 TRAVERSED = 8  # latent dimensions at most
 STEPS = np.linspace(-3, 3, 9)  # of a traversal, in standard deviations of N(0, I)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .advice import STEPS, remedies
+from ..advice import STEPS, remedies
 
 Figures = dict[str, Any]
 Finding = dict[str, str]

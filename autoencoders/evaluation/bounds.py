@@ -17,8 +17,8 @@ import numpy as np
 from minigrad import Tensor, backend_of
 from minigrad.random import generator
 
-from .conv_autoencoder import VAE, Autoencoder
-from .training import TRY_AGAIN, DivergedError, progress_bar
+from ..conv_autoencoder import VAE, Autoencoder
+from ..training import TRY_AGAIN, DivergedError, progress_bar
 
 Array = Any
 DRAWS = 4  # of the latent for each image, which give -ELBO its Monte Carlo error

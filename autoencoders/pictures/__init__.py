@@ -1,0 +1,1 @@
+"""Pictures of what a model has learnt, a film of its training, and the report."""
