@@ -208,7 +208,8 @@ def test_the_options_exist():
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     known = {name for action in program.build_parser()._actions for name in action.option_strings}
-    places = (Path(__file__).parent.parent / "autoencoders" / f"{name}.py" for name in ("evaluation/diagnosis", "advice"))
+    package = Path(__file__).parent.parent / "autoencoders"
+    places = package / "evaluation/diagnosis.py", package / "advice.py"
     named = {option for place in places for option in re.findall(r"--[a-z][a-z-]+", place.read_text())}
     assert len(named) >= 6
     assert named <= known
