@@ -1483,7 +1483,8 @@ ON_RESUME = [  # what the run had, what is given, what is asked for
 @pytest.mark.parametrize(("was", "given", "expected"), ON_RESUME)
 def test_what_is_recorded_of_a_device_holds_for_all_of_its_kind(was, given, expected, tmp_path, monkeypatch):
     """Another GPU of the kind goes on with kernels, threads and precision of the run; another kind has its own best."""
-    record = {"environment": {"kernels": "plain", "threads": 3, **was}, "data": {"name": "x", "limit_train": None}}
+    data = {"name": "x", "limit_train": None, "content_hash": ""}
+    record = {"environment": {"kernels": "plain", "threads": 3, **was}, "data": data}
     record |= {"learning_rate": 1e-3, "options": {}, "model": {}}
     monkeypatch.setattr("autoencoders.runs.load_checkpoint", lambda *_: ({}, record, tmp_path / "step"))
     asked = []
