@@ -689,6 +689,7 @@ class VAE(Autoencoder):
         for name, values in zip(names, changed, strict=True):
             data = named[name].data
             data[...] = backend_of(data).from_host(values.astype(data.dtype))
+            named[name].mark_written()
         return gain
 
     def reconstruct(

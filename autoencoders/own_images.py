@@ -117,10 +117,11 @@ def load_folder(folder: Path, reading: Reading, progress: bool, broken: Collecti
         raise fault(folder, "content", "at least 2 images" + ", of them 1 for testing" * bool(aside), found)
     number = {name: label for label, name in enumerate(names)}
     labels = np.array([number[name] for _, name in pictures]) if names else None
-    order = split_order(count, labels, reading.every_tenth)
     if len(parts) == 2:
         shuffled = np.concatenate(split_order(count, every_tenth=True))  # as runs of earlier versions had them
         order = shuffled[shuffled < first], shuffled[shuffled >= first]
+    else:
+        order = split_order(count, labels, reading.every_tenth)
     paths = [path for path, _ in pictures]
     images, done, faults = _read_pictures(folder, paths, np.concatenate(order), reading, progress)
     if faults and reading.skip_broken:
