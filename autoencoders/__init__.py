@@ -1,4 +1,4 @@
-"""Convolutional autoencoders built on minigrad. Read conv_autoencoder.py, training.py, data.py."""
+"""Convolutional autoencoders built on minigrad. Read minimal.py, conv_autoencoder.py and training/trainer.py."""
 
 from .conv_autoencoder import VAE, Autoencoder, load
 from .training import Callback, DivergedError, History, TrainingOptions

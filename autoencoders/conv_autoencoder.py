@@ -4,71 +4,41 @@ Both mirror one stack of convolutions: conv, ReLU, BatchNorm for each entry of c
 latent space; and back through transposed convolutions, the last of which gives logits whose sigmoid is the image.
 Public methods take and return NumPy arrays on any device.
 
-Read next: training.py.
+Read next: training/trainer.py, the loop; network.py, the layers.
 """
 
 from __future__ import annotations
 
-import glob
 import math
-import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minigrad import Function, Tensor, backend_of, evaluation, nn, no_grad, ops, optim
+from minigrad import Tensor, backend_of, evaluation, nn, no_grad, ops, optim
 from minigrad.nn.summary import format_summary
 from minigrad.random import generator
-from minigrad.serialize import DataError, load_state, save_state
+from minigrad.serialize import DataError, save_state
 
-from .dataset import as_data_error, class_labels, did_you_mean, value_fault
-from .memory import check_size, least_size
-from .network import network_for
-from .seed_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
+from .guards import ELSEWHERE, check_images, check_latents, one_hot, refuse
+from .layers import BoundedDense, LogVariance, append
+from .network import decoder_layers, encoder_layers, is_size, network_for
+from .saved import MODEL_FILE, read_saved, source_of
 from .training import (
-    CHECKPOINTS,
-    MOMENT,
     Callback,
     DivergedError,
     History,
-    Progress,
     Trainer,
     TrainingOptions,
-    latest_checkpoint,
-    load_checkpoint,
 )
+from .training.memory import check_size, least_size
 
 Array = Any
-MODEL_FILE = "model.safetensors"
 BATCH = 256  # images at a time outside training,
 BATCH_VALUES = 1 << 22  # of which large ones are fewer: so many numbers at a time
 BOUNDS = (-20.0, 10.0)  # of log_variance
-
-
-# what other libraries call methods and arguments, and what they are here
-ELSEWHERE = {
-    "fit": "train(images, batch_size, num_epochs)",
-    "predict": "reconstruct(images)",
-    "forward": "reconstruct(images)",
-    "generate": "sample(count)",
-    "parameters": "network.parameters()",
-    "layers": "network.layers",
-    "state_dict": "network.state_dict()",
-    "load_state_dict": "network.load_state_dict(state)",
-    "save_weights": "save(folder)",
-    "load_weights": "load(folder)",
-    "lr": "learning_rate, an argument of compile",
-    "learning_rate": "learning_rate, an argument of compile",
-    "epochs": "num_epochs",
-    "validation_split": "validation",
-    "validation_data": "validation, a count or share of the images",
-    "verbose": "progress",
-}
 
 
 class Autoencoder:
@@ -111,37 +81,20 @@ class Autoencoder:
     ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum} but must lie in [0, 1)")
-        if len(input_shape) != 3 or not all(map(_is_size, input_shape)):
+        if len(input_shape) != 3 or not all(map(is_size, input_shape)):
             raise ValueError(f"input_shape must be (H, W, C), whole numbers >= 1, found {tuple(input_shape)}")
-        conv_filters, conv_kernels, conv_strides = network_for(input_shape, conv_filters, conv_kernels, conv_strides)
-        if not len(conv_filters) == len(conv_kernels) == len(conv_strides) > 0:
-            raise ValueError(
-                "conv_filters, conv_kernels and conv_strides need one entry for each convolution, found "
-                f"{len(conv_filters)}, {len(conv_kernels)} and {len(conv_strides)}"
-            )
-        if not all(map(_is_size, conv_filters)):
-            raise ValueError(f"conv_filters must be whole numbers >= 1, found {tuple(conv_filters)}")
-        if not _is_size(latent_space_dim):
-            raise ValueError(f"latent_space_dim must be a whole number >= 1, found {latent_space_dim}")
-        for value in (*conv_kernels, *conv_strides):
-            pair = (value, value) if _is_size(value) else value
-            if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_size, pair)):
-                raise ValueError(f"conv_kernels and conv_strides must be whole numbers >= 1 or pairs, found {value!r}")
-        # Python's own ints, because NumPy's cannot be saved as JSON
         self.input_shape = tuple(map(int, input_shape))
-        self.conv_filters = tuple(map(int, conv_filters))
-        self.conv_kernels: tuple[Any, ...]
-        self.conv_strides: tuple[Any, ...]
-        self.conv_kernels, self.conv_strides = (
-            tuple(int(value) if _is_size(value) else tuple(map(int, value)) for value in values)
-            for values in (conv_kernels, conv_strides)
-        )
+        convolutions = network_for(input_shape, conv_filters, conv_kernels, conv_strides)
+        self.conv_filters, self.conv_kernels, self.conv_strides = convolutions
+        if not is_size(latent_space_dim):
+            raise ValueError(f"latent_space_dim must be a whole number >= 1, found {latent_space_dim}")
         self.latent_space_dim = int(latent_space_dim)
         self.momentum, self.seed = float(momentum), seed.item() if isinstance(seed, np.generic) else seed
         check_size(self.config)
-        encoder = self._build_encoder()
+        encoder, sizes = encoder_layers(self.input_shape, *convolutions, momentum)
+        self._encoded_shape = sizes[-1]
         self.heads = self._build_heads(math.prod(self._encoded_shape) + self.classes)  # features (N, D) -> latents
-        decoder = self._build_decoder()
+        decoder = decoder_layers(self.latent_space_dim + self.classes, sizes, *convolutions[1:], momentum)
         # All layers by name, for saving, moving and training them as a whole; never called. Those that are run:
         self.network = nn.Sequential({**encoder, **self.heads, **decoder})
         # fuse runs each convolution with its ReLU and BatchNorm as one operation, with the same arithmetic; see
@@ -161,46 +114,8 @@ class Autoencoder:
 
     # ---- the network ----
 
-    def _build_encoder(self) -> dict[str, nn.Module]:
-        layers: dict[str, nn.Module] = {}
-        shape = self.input_shape
-        self._layer_inputs: list[
-            tuple[int, int]
-        ] = []  # (H, W) that each convolution receives; the decoder returns to them
-        for i, (filters, kernel, stride) in enumerate(
-            zip(self.conv_filters, self.conv_kernels, self.conv_strides, strict=True), 1
-        ):
-            self._layer_inputs.append((shape[0], shape[1]))
-            layers[f"encoder_conv_layer_{i}"] = conv = nn.Conv2D(shape[2], filters, kernel, stride=stride)
-            layers[f"encoder_relu_{i}"] = nn.ReLU()
-            layers[f"encoder_bn_{i}"] = nn.BatchNorm(filters, momentum=self.momentum)
-            shape = nn.Sequential(conv).summary_rows(shape)[-1][2]
-        layers["encoder_flatten"] = nn.Flatten()
-        self._encoded_shape = shape
-        return layers
-
     def _build_heads(self, features: int) -> dict[str, nn.Module]:
         return {"encoder_output": nn.Dense(features, self.latent_space_dim)}
-
-    def _build_decoder(self) -> dict[str, nn.Module]:
-        channels = self._encoded_shape[2]
-        layers: dict[str, nn.Module] = {
-            "decoder_dense": nn.Dense(self.latent_space_dim + self.classes, math.prod(self._encoded_shape)),
-            "decoder_reshape": nn.Reshape(*self._encoded_shape),
-        }
-        last = len(self.conv_filters)
-        for i, (kernel, stride, size) in enumerate(
-            zip(reversed(self.conv_kernels), reversed(self.conv_strides), reversed(self._layer_inputs), strict=True), 1
-        ):
-            filters = self.conv_filters[last - i] if i < last else self.input_shape[2]
-            layers[f"decoder_conv_transpose_layer_{i}"] = nn.Conv2DTranspose(
-                channels, filters, kernel, stride=stride, output_size=size
-            )
-            if i < last:
-                layers[f"decoder_relu_{i}"] = nn.ReLU()
-                layers[f"decoder_bn_{i}"] = nn.BatchNorm(filters, momentum=self.momentum)
-            channels = filters
-        return layers
 
     def _layer_rows(self) -> list[tuple[str, nn.Module, tuple[int, ...], int]]:
         """(name, layer, output shape, multiply-adds) of each layer for one image; the heads lie side by side."""
@@ -243,7 +158,7 @@ class Autoencoder:
 
     def compile(self, learning_rate: float = 5e-4, **others: Any) -> None:
         """Set the optimiser: Adam with this learning rate, a number."""
-        _refuse("compile", others)
+        refuse("compile", others)
         if callable(learning_rate):
             raise TypeError(
                 "compile: learning_rate must be a number; choose a schedule in train(..., schedule='cosine')"
@@ -277,7 +192,7 @@ class Autoencoder:
                 of another run.
             KeyboardInterrupt: on Ctrl-C, after the step, with a checkpoint if there is a folder.
         """
-        _refuse("train", options, set(TrainingOptions.__dataclass_fields__) - {"epochs"})
+        refuse("train", options, set(TrainingOptions.__dataclass_fields__) - {"epochs"})
         chosen = TrainingOptions(batch_size=batch_size, epochs=num_epochs, **options)
         return Trainer(
             self, x_train, chosen, labels=labels, folder=folder, callbacks=callbacks, progress=progress
@@ -300,17 +215,7 @@ class Autoencoder:
         Raises:
             DataError: latents have another shape or are not finite; a conditional model has no fitting labels.
         """
-        latents = np.asanyarray(latents)
-        if np.ma.isMaskedArray(latents):
-            raise DataError("latents: expected a plain array, found a masked one; latents.filled(0) makes it so")
-        if latents.ndim != 2 or latents.shape[1] != self.latent_space_dim or not len(latents):
-            raise DataError(f"latents: expected (N, {self.latent_space_dim}) with N >= 1, found {latents.shape}")
-        if latents.dtype.kind not in "iuf":
-            raise DataError(f"latents: expected real numbers, found {latents.dtype}")
-        with np.errstate(all="ignore"):
-            latents = latents.astype(self.dtype)  # _map would divide uint8 by 255
-        if not np.isfinite(latents).all():
-            raise DataError("latents: expected finite numbers, found NaN or infinity")
+        latents = check_latents(latents, self.latent_space_dim, self.dtype)
         return self._decode(latents, self.one_hot(labels, len(latents)))
 
     def interpolate(
@@ -395,7 +300,7 @@ class Autoencoder:
         Raises:
             DataError: there is none, it is damaged, or it is of the other class.
         """
-        model = _load(folder, cls)
+        model = load(folder, cls)
         if not isinstance(model, cls):
             raise DataError(f"{folder}: holds a {type(model).__name__}, not a {cls.__name__}")
         return model
@@ -408,27 +313,7 @@ class Autoencoder:
         Raises:
             DataError: wrong shape, dtype or range, not finite, or none at all.
         """
-        with as_data_error("images"):
-            images = np.asanyarray(images)  # a masked array stays one, to be refused
-        H, W, C = self.input_shape
-        if images.ndim != 4 or images.shape[1:] != self.input_shape:
-            mends = {
-                (H, W): "; add the channel axis with images[..., None]",
-                (C, H, W): "; images.transpose(0, 2, 3, 1) brings the channels last",
-                (H * W * C,): f"; images.reshape(-1, {H}, {W}, {C}) makes images of the rows",
-            }
-            mend = "; images[None] makes one image a batch" if images.shape == self.input_shape else ""
-            mend = mend or mends.get(images.shape[1:], "")
-            raise DataError(f"images: expected (N, {H}, {W}, {C}), found {images.shape}{mend}")
-        if not len(images):
-            raise DataError("images: there are none")
-        if fault := value_fault(images):
-            raise DataError(f"images: {fault}")
-        if images.dtype == np.uint8:
-            return images
-        with np.errstate(all="ignore"):
-            images = images.astype(self.dtype, copy=False)
-        return images if images.min() >= 0 and images.max() <= 1 else images.clip(0, 1)  # after rounding
+        return check_images(images, self.input_shape, self.dtype)
 
     def one_hot(self, labels: Any, count: int) -> np.ndarray | None:
         """What a conditional model is told of `count` images: a 1 in the column of the class (count, classes).
@@ -438,15 +323,7 @@ class Autoencoder:
         Raises:
             DataError: there are no labels, not one for each image, or they lie outside 0 ... classes - 1.
         """
-        if not self.classes:
-            return None
-        if labels is None:
-            raise DataError(f"labels: a conditional model needs the class of each image, 0 to {self.classes - 1}")
-        labels = class_labels(labels, count)
-        wrong = labels[labels >= self.classes]
-        if len(wrong):
-            raise DataError(f"labels: expected 0 to {self.classes - 1}, found {wrong[0]}")
-        return (labels[:, None] == np.arange(self.classes)).astype(self.dtype)
+        return one_hot(labels, count, self.classes, self.dtype) if self.classes else None
 
     @property
     def dtype(self) -> Any:
@@ -458,14 +335,14 @@ class Autoencoder:
 
     def _encode(self, images: np.ndarray, labels: np.ndarray | None) -> list[np.ndarray]:
         def heads(x: Tensor, given: Array | None) -> tuple[Tensor, ...]:
-            features = _append(self.encoder(x), given)
+            features = append(self.encoder(x), given)
             return tuple(head(features) for head in self.heads.values())
 
         images = self.check_images(images)
         return self._map(heads, images, self.one_hot(labels, len(images)))
 
     def _decode(self, latents: np.ndarray, one_hot: np.ndarray | None) -> np.ndarray:
-        return self._map(lambda z, given: (ops.sigmoid(self.decoder(_append(z, given))),), latents, one_hot)[0]
+        return self._map(lambda z, given: (ops.sigmoid(self.decoder(append(z, given))),), latents, one_hot)[0]
 
     def batches(self, count: int) -> Iterator[slice]:
         """Of so many images, those that are computed together outside training."""
@@ -550,7 +427,7 @@ class VAE(Autoencoder):
             raise ValueError(f"beta must be >= 0 and finite, found {beta}")
         if not 0 < variance < math.inf:
             raise ValueError(f"variance must be > 0 and finite, found {variance}")
-        if not (classes == 0 or _is_size(classes)) or len(class_names) not in (0, classes):
+        if not (classes == 0 or is_size(classes)) or len(class_names) not in (0, classes):
             raise ValueError(
                 "classes must be a whole number >= 0, and class_names none or one for each class, found "
                 f"{classes} and {len(class_names)} names"
@@ -565,11 +442,11 @@ class VAE(Autoencoder):
             input_shape, conv_filters, conv_kernels, conv_strides, latent_space_dim, momentum=momentum, seed=seed
         )
         if likelihood == "gaussian-learned":
-            self.network.layers["likelihood"] = _LogVariance(math.log(variance))
+            self.network.layers["likelihood"] = LogVariance(math.log(variance))
 
     def _build_heads(self, features: int) -> dict[str, nn.Module]:
         sizes = features, self.latent_space_dim
-        return {"mu": nn.Dense(*sizes), "log_variance": _BoundedDense(*sizes, self.log_variance_bounds)}
+        return {"mu": nn.Dense(*sizes), "log_variance": BoundedDense(*sizes, self.log_variance_bounds)}
 
     @property
     def noise_dim(self) -> int:
@@ -589,14 +466,14 @@ class VAE(Autoencoder):
         targets: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         targets = images if targets is None else targets
-        features = _append(self.encoder(images), labels)
+        features = append(self.encoder(images), labels)
         mu, log_variance = self.heads["mu"](features), self.heads["log_variance"](features)
         kl = ops.kl_to_standard_normal(mu, log_variance)
         if noise is not None and noise.ndim == 3:
             bound, reconstruction = self._weighted_bound(mu, log_variance, noise, beta, labels, targets)
             return bound, [reconstruction, kl]
         z = mu + ops.exp(log_variance * 0.5) * noise
-        reconstruction = self.negative_log_likelihood(self.decoder(_append(z, labels)), targets)
+        reconstruction = self.negative_log_likelihood(self.decoder(append(z, labels)), targets)
         return reconstruction + kl * beta, [reconstruction, kl]
 
     def _weighted_bound(
@@ -613,7 +490,7 @@ class VAE(Autoencoder):
         log_ratio = ((log_variance - z * z + noise * noise) * 0.5).sum(axis=2)  # (N, K)
         if labels is not None:  # once for each sample
             labels = backend_of(labels).xp.broadcast_to(labels[:, None], (N, K, self.classes)).reshape(N * K, -1)
-        logits = self.decoder(_append(z.reshape(N * K, Z), labels)).reshape(N, K, *self.input_shape)
+        logits = self.decoder(append(z.reshape(N * K, Z), labels)).reshape(N, K, *self.input_shape)
         x = targets.reshape(N, 1, *self.input_shape)
         if self.likelihood == "bernoulli":
             nll = ops.softplus(logits) - logits * x  # not split as in the kernel: |logit| has no gradient at 0
@@ -658,40 +535,6 @@ class VAE(Autoencoder):
         mu, log_variance = self._encode(images, labels)
         return mu, log_variance
 
-    def standardize(self, images: np.ndarray, *, labels: np.ndarray | None = None, least: float = 0.0) -> float:
-        """Shift and scale each latent dimension so that z has mean 0 and variance 1 over these images, as the prior
-        has, and undo it in the decoder's first layer. Returns by how many nats per image the KL falls.
-
-        With m and s^2 the mean and variance of z over images and noise, z' = (z - m) / s has mu' = (mu - m) / s and
-        log_variance' = log_variance - 2 log s; the decoder's weight of z becomes s * weight, its bias bias + m weight.
-        So reconstructions stay what they are, and no other shift and scale has a smaller KL. Training finds them only
-        roughly where the reconstruction counts thousands of nats: there a KL that is a few nats too large is noise.
-
-        Args:
-            least: share of the KL; where it would fall by less, nothing is changed, and 0 returned.
-        """
-        mu, log_variance = (x.astype(np.float64) for x in self.encode_distribution(images, labels=labels))
-        with np.errstate(all="ignore"):  # of a model that has diverged, which stays as it is
-            mean, power = mu.mean(axis=0), (mu**2 + np.exp(log_variance)).mean(axis=0)
-            variance = power - mean**2
-            kl = (power - 1 - log_variance.mean(axis=0)).sum() / 2
-            gain = float((power - 1 - np.log(variance)).sum() / 2)
-            worth_it = least * kl < gain < math.inf
-        if not worth_it:
-            return 0.0
-        scale, Z = np.sqrt(variance), self.latent_space_dim
-        named = dict(self.network.named_parameters())
-        names = ("mu.weight", "mu.bias", "log_variance.bias", "decoder_dense.weight", "decoder_dense.bias")
-        weight, bias, log_bias, first, first_bias = (named[name].numpy().astype(np.float64) for name in names)
-        first_bias += mean @ first[:Z]
-        first[:Z] *= scale[:, None]
-        changed = weight / scale, (bias - mean) / scale, log_bias - 2 * np.log(scale), first, first_bias
-        for name, values in zip(names, changed, strict=True):
-            data = named[name].data
-            data[...] = backend_of(data).from_host(values.astype(data.dtype))
-            named[name].mark_written()
-        return gain
-
     def reconstruct(
         self, images: np.ndarray, sample: bool = False, seed: int = 0, *, labels: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -709,75 +552,6 @@ class VAE(Autoencoder):
         if count < 1:
             raise DataError(f"sample: count is {count} but must be at least 1")
         return self.decode(generator(seed, "sample").standard_normal((count, self.latent_space_dim)), labels=labels)
-
-
-class SoftBound(Function):
-    """Numbers kept between two bounds: x itself but for the last unit before a bound, where it bends towards it.
-
-    With c = x cut to low + 1 and high - 1, and the excess t = x - c:  y = c + t / (1 + |t|),  dy/dx = 1 / (1 + |t|)^2.
-    y and dy/dx are continuous, and dy/dx is never 0: what went too far can come back.
-    """
-
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low + 1, high - 1
-
-    def forward(self, x: Array) -> Array:
-        inside = x.clip(self.low, self.high)
-        excess = x - inside
-        self.slope = 1 + abs(excess)
-        return inside + excess / self.slope
-
-    def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        return (gy / (self.slope * self.slope),)
-
-
-class _BoundedDense(nn.Dense):
-    """A dense layer whose outputs are kept between bounds, if there are any."""
-
-    def __init__(self, inputs: int, outputs: int, bounds: tuple[float, float] | None) -> None:
-        super().__init__(inputs, outputs)
-        self.bounds = bounds
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return y if self.bounds is None else SoftBound(*self.bounds)(y)
-
-
-class _Append(Function):
-    """(N, D) and label rows (N, K), which have no gradient, side by side: (N, D + K)."""
-
-    def forward(self, x: Array, rows: Array) -> Array:
-        self.features = x.shape[1]
-        return self.k.xp.concatenate([x, rows], axis=1)
-
-    def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        return gy[:, : self.features].copy(), None
-
-
-def _append(x: Tensor, one_hot: Array | None) -> Tensor:
-    return x if one_hot is None else _Append()(x, one_hot)
-
-
-class _LogVariance(nn.Module):
-    """Holds the trained logarithm of the pixels' variance."""
-
-    def __init__(self, value: float) -> None:
-        self.log_variance = nn.Parameter((1,), partial(_constant, value))
-
-
-def _constant(value: float, rng: Any, shape: tuple[int, ...], fan_in: int, fan_out: int) -> np.ndarray:
-    return np.full(shape, value)
-
-
-def _refuse(where: str, given: dict[str, Any], known: set[str] | None = None) -> None:
-    """Raise TypeError for an argument that is not known, with what it is called here."""
-    for name in given.keys() - (known or set()):
-        hint = f"; use {ELSEWHERE[name]}" if name in ELSEWHERE else did_you_mean(name, known or ["learning_rate"])
-        raise TypeError(f"{where}: unknown argument {name!r}{hint}")
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def from_config(
@@ -812,84 +586,18 @@ def from_config(
         raise DataError(f"model record: not a model of this version ({type(error).__name__}: {error})") from error
 
 
-def load(folder: str | Path) -> Autoencoder:
-    """The Autoencoder or VAE in folder/model.safetensors, or else in the seed's parameters.pkl and weights.h5, or else
-    in the newest valid checkpoint of an unfinished run, which is said. The path of the file itself will do, too.
+def load(folder: str | Path, cls: type[Autoencoder] | None = None) -> Autoencoder:
+    """The Autoencoder or VAE in folder/model.safetensors, or else in the original's parameters.pkl and weights.h5, or
+    else in the newest valid checkpoint of an unfinished run, which is said. The path of the file itself will do, too.
 
+    Args:
+        cls: the class to make for a record of its kind.
     Raises:
         DataError: the file is missing, damaged, or does not fit its own configuration.
     """
-    return _load(folder, None)
-
-
-def folder_of(path: str | Path) -> Path:
-    """The folder of a model or run, from its path or that of a model or checkpoint in it."""
-    path = Path(path)
-    if not path.is_file() and path.name != MODEL_FILE:
-        return path
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
-
-
-def source_of(path: str | Path, tell: Callable[[str], None] = print) -> Path:
-    """The file that `load` reads for a path. tell hears of it if that is a checkpoint because there is no model.
-
-    Raises:
-        DataError: there is none, or no valid checkpoint.
-    """
-    path = Path(path)
-    if path.is_file():
-        return path.with_name(WEIGHTS_FILE) if path.name == PARAMETERS_FILE else path
-    path = folder_of(path)
-    if (path / MODEL_FILE).exists():
-        return path / MODEL_FILE
-    if (path / PARAMETERS_FILE).exists():
-        return path / WEIGHTS_FILE
-    if not latest_checkpoint(path):
-        raise DataError(f"{path / MODEL_FILE}: there is no such model; {models_near(path)}")
-    _, record, source = load_checkpoint(path, tell)
+    path = source_of(folder)
+    arrays, record = read_saved(path)
     try:
-        when = f"{Progress(**record['progress']).place} of {record['options']['epochs']}"
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{source}: not a checkpoint of this version ({type(error).__name__}: {error})") from error
-    tell(f"no finished model: taken from {source.relative_to(path)}, {when}")
-    return source
-
-
-def models_near(path: Path) -> str:
-    """What to do about a folder without a model: which ones in it or beside it have some, the newest first, or how one
-    is made."""
-    inside, beside = glob.escape(str(path)), glob.escape(str(path.parent))
-    folders = [f"{inside}/*", f"{inside}/*/*", beside, f"{beside}/*", *([] if path.is_absolute() else ["*", "*/*"])]
-    files = [file for folder in folders for name in (MODEL_FILE, CHECKPOINTS) for file in glob.glob(f"{folder}/{name}")]
-    files = sorted(filter(os.path.isfile, files), key=os.path.getmtime, reverse=True)
-    found = list(dict.fromkeys(str(folder_of(file)) for file in files))
-    if not found:
-        return f"scripts/train_conv_autoencoder.py --out {shlex.quote(str(path))} makes one"
-    return f"there is one in {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
-
-
-def _load(given: str | Path, cls: type[Autoencoder] | None) -> Autoencoder:
-    path = source_of(given)
-    folder = folder_of(path)
-    if path.name == WEIGHTS_FILE:
-        arrays = read_weights(path, folder)
-        parameters = read_parameters(path.with_name(PARAMETERS_FILE), folder)
-        record: dict[str, Any] = {"model": {"kind": "vae" if "mu.weight" in arrays else "ae", **parameters}}
-    else:
-        own = path.name == MODEL_FILE or folder != path.parent  # and no file that may be a link
-        try:
-            arrays, record, _ = load_state(path, folder if own else None)
-        except DataError as error:
-            hint = "a run's folder or its model.safetensors will do"
-            if own and path.is_file() and latest_checkpoint(folder):
-                hint = f"scripts/train_conv_autoencoder.py --out {shlex.quote(str(folder))} --resume saves it again"
-            elif own:
-                hint = "put a whole file there, or train again with --overwrite"
-            raise DataError(f"{error}; {hint}") from error
-    try:
-        if record.get("kind", "checkpoint") != "checkpoint":
-            raise DataError(f"expected a model, found a {record['kind']}")
-        arrays = {name: x for name, x in arrays.items() if not name.startswith(MOMENT)}
         model = from_config(record.get("model", {}), arrays, cls)
         if {x.dtype.str for x in arrays.values()} == {"<f8"}:
             model.to(dtype="float64")

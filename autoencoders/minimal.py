@@ -1,6 +1,6 @@
 """A convolutional VAE and its training loop on the bare engine. Read this first.
 
-conv_autoencoder.py and training.py do the same with options, checkpoints and speed; a test compares their losses with
+conv_autoencoder.py and training/ do the same with options, checkpoints and speed; a test compares their losses with
 those of this file.
 
     python -m autoencoders.minimal

@@ -1,11 +1,17 @@
-"""Which convolutions suit an image, where nobody has chosen them."""
+"""The network of an autoencoder: which convolutions suit an image, and the layers of encoder and decoder."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from minigrad import nn
+
 LAST_MAP = 8  # pixels: the most that a side of the last feature map has
+Shape = tuple[int, ...]  # (H, W, C)
 PUBLISHED = (28, 28)  # images of this size keep the network of the published figures, with kernels of 3
 
 
@@ -20,6 +26,9 @@ def network_for(
     as its neighbours. Where the stride is 1 it is 3.
 
     Kernels and strides of one number are those of every convolution. Filters of one number are one convolution.
+
+    Raises:
+        ValueError: the lengths differ or a value is out of range.
 
     Source: Odena, Dumoulin and Olah, Deconvolution and Checkerboard Artifacts, 2016.
     """
@@ -39,7 +48,70 @@ def network_for(
         kernels = [3 if stride == 1 or tuple(input_shape[:2]) == PUBLISHED else _double(stride) for stride in strides]
     if filters is None:
         filters = [min(64, (32 if side <= 32 else 16) * 2**i) for i in range(depth)]
-    return tuple(filters), depth * (kernels,) if _is_one(kernels) else tuple(kernels), strides
+    return _checked(tuple(filters), depth * (kernels,) if _is_one(kernels) else tuple(kernels), strides)
+
+
+def _checked(filters: Any, kernels: Any, strides: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+    """The same in Python's own ints, because NumPy's cannot be saved as JSON."""
+    if not len(filters) == len(kernels) == len(strides) > 0:
+        raise ValueError(
+            "conv_filters, conv_kernels and conv_strides need one entry for each convolution, found "
+            f"{len(filters)}, {len(kernels)} and {len(strides)}"
+        )
+    if not all(map(is_size, filters)):
+        raise ValueError(f"conv_filters must be whole numbers >= 1, found {filters}")
+    for value in (*kernels, *strides):
+        pair = (value, value) if is_size(value) else value
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(is_size, pair)):
+            raise ValueError(f"conv_kernels and conv_strides must be whole numbers >= 1 or pairs, found {value!r}")
+    kernels, strides = (
+        tuple(int(value) if is_size(value) else tuple(map(int, value)) for value in values)
+        for values in (kernels, strides)
+    )
+    return tuple(map(int, filters)), kernels, strides
+
+
+def is_size(value: Any) -> bool:
+    """Whether this is a whole number >= 1."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def encoder_layers(
+    input_shape: Shape, filters: Sequence[int], kernels: Sequence[Any], strides: Sequence[Any], momentum: float
+) -> tuple[dict[str, nn.Module], list[Shape]]:
+    """(layers from images to flat features, the shapes before, between and after the convolutions)."""
+    layers: dict[str, nn.Module] = {}
+    shapes = [input_shape]
+    for i, (count, kernel, stride) in enumerate(zip(filters, kernels, strides, strict=True), 1):
+        layers[f"encoder_conv_layer_{i}"] = conv = nn.Conv2D(shapes[-1][2], count, kernel, stride=stride)
+        layers[f"encoder_relu_{i}"] = nn.ReLU()
+        layers[f"encoder_bn_{i}"] = nn.BatchNorm(count, momentum=momentum)
+        shapes.append(nn.Sequential(conv).summary_rows(shapes[-1])[-1][2])
+    layers["encoder_flatten"] = nn.Flatten()
+    return layers, shapes
+
+
+def decoder_layers(
+    inputs: int, shapes: Sequence[Shape], kernels: Sequence[Any], strides: Sequence[Any], momentum: float
+) -> dict[str, nn.Module]:
+    """Layers from latents back to the logits of the image: a transposed convolution for each convolution, in reverse
+    order, with as many filters; the last one has as many as the image has channels."""
+    layers: dict[str, nn.Module] = {
+        "decoder_dense": nn.Dense(inputs, math.prod(shapes[-1])),
+        "decoder_reshape": nn.Reshape(*shapes[-1]),
+    }
+    channels = shapes[-1][2]
+    back = list(zip(shapes[:-1], shapes[1:], kernels, strides, strict=True))[::-1]
+    for i, ((H, W, C), (*_, filters), kernel, stride) in enumerate(back, 1):
+        last = i == len(back)
+        layers[f"decoder_conv_transpose_layer_{i}"] = nn.Conv2DTranspose(
+            channels, C if last else filters, kernel, stride=stride, output_size=(H, W)
+        )
+        if not last:
+            layers[f"decoder_relu_{i}"] = nn.ReLU()
+            layers[f"decoder_bn_{i}"] = nn.BatchNorm(filters, momentum=momentum)
+        channels = filters
+    return layers
 
 
 def last_map(model: dict[str, Any]) -> int:

@@ -112,7 +112,7 @@ def minigrad_step(k: Any, weights: dict[str, np.ndarray], batches: Any, capture:
     steps = iter(range(10**9))
 
     def step(i: int) -> Any:
-        batch = k.unit_range(images, trainer.dtype, order[i % INPUTS])
+        batch = k.unit_range(images, trainer.feed.dtype, order[i % INPUTS])
         return take_step(batch, noise[i % INPUTS], scalars[next(steps) % 2000])
 
     return step

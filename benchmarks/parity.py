@@ -59,9 +59,7 @@ def ours(model: Any, images: np.ndarray, options: TrainingOptions) -> list[float
     return losses.values
 
 
-def theirs(
-    weights: dict[str, np.ndarray], images: np.ndarray, options: TrainingOptions, epsilon: float
-) -> list[float]:
+def theirs(weights: dict[str, np.ndarray], images: np.ndarray, options: TrainingOptions, epsilon: float) -> list[float]:
     """The losses of all steps by PyTorch, with the shuffle and the noise that the Trainer draws."""
     import torch
     from tqdm import tqdm

@@ -25,8 +25,8 @@ from typing import Any
 import driver
 from driver import BenchmarkError
 
-from autoencoders.cli import recipes
-from autoencoders.runs import read_record
+from autoencoders.cli.settings import recipes
+from autoencoders.runs.record import read_record
 
 TRAIN, EVALUATE = "train_conv_autoencoder.py", "evaluate.py"
 DEFAULT = "default"  # the recipe that is no --config

@@ -9,10 +9,11 @@ import sys
 
 import numpy as np
 
-from autoencoders.cli import Parser, run_program
+from autoencoders.cli.options import Parser
+from autoencoders.cli.program import run_program
 from autoencoders.data import load_dataset
 from autoencoders.evaluation.features import WEIGHTS, Classifier
-from autoencoders.training import progress_bar
+from autoencoders.training.display import progress_bar
 from minigrad import Tensor, backend_of, ops, optim
 from minigrad.random import generator
 from minigrad.serialize import DataError, save_state

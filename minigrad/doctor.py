@@ -1,4 +1,4 @@
-"""What this machine offers minigrad, whether it works, and how to mend what does not: `python -m minigrad.doctor`.
+"""What this machine offers minigrad, whether it works, and how to mend what does not: `minigrad doctor`.
 
 It looks at the CPU (cores, BLAS, kernel sets) and at the GPU (driver, CuPy's wheels, devices), runs a small convolution
 with every kernel set that works here, and compares it with the plain kernels. Exit status: 0, or 4 where something is
@@ -80,7 +80,7 @@ def _convolve(k: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the report."""
-    parser = argparse.ArgumentParser(prog="python -m minigrad.doctor", description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="minigrad doctor", description=__doc__.partition("\n\n")[0])
     parser.parse_args(argv)
     findings = examine()
     width = max(len(f.what) for f in findings)

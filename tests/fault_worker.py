@@ -29,19 +29,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faults import ROOT, halves, toy
+from faults import halves, toy
 from matplotlib.figure import Figure
 
 import minigrad
-from autoencoders import VAE, Autoencoder, TrainingOptions, cli, runs
+from autoencoders import VAE, Autoencoder, TrainingOptions
+from autoencoders.cli import evaluate, generate
+from autoencoders.cli import models as cli_models
 from autoencoders.evaluation.mixture import Mixture
-from autoencoders.pictures import figures
-from autoencoders.training import LEFTOVERS, latest_checkpoint, load_checkpoint
+from autoencoders.pictures import charts
+from autoencoders.runs import record as run_record
+from autoencoders.runs import replace as run_files
+from autoencoders.runs import run as run_module
+from autoencoders.runs import start as run_start
+from autoencoders.training import latest_checkpoint, load_checkpoint
+from autoencoders.training.folder import LEFTOVERS
 from minigrad.serialize import DataError, load_state, save_state
-
-sys.path.insert(0, str(ROOT / "scripts"))
-import evaluate
-import generator
 
 whole_save = save_state
 LAYER = ctypes.CDLL(None)
@@ -53,7 +56,7 @@ PICTURE = Figure((0.5, 0.5))  # stands for all of them; how fine it is tells the
 DATA = dataclasses.replace(toy(), name="fashion-mnist-sample")  # others would need --dataset
 PROGRAMS: dict[str, tuple[Any, list[str]]] = {
     "evaluate": (evaluate, []),
-    "generator": (generator, ["--mixture-components", "2"]),
+    "generator": (generate, ["--mixture-components", "2"]),
 }
 Outcome = tuple[int, str, list[str]]  # calls that were counted, the documented error or KILLED, what was lost
 Inject = Callable[[Callable[[], object]], tuple[int, str]]  # does it while a call fails; (calls, error or KILLED)
@@ -102,14 +105,14 @@ def save(folder: Path, inject: Inject) -> Outcome:
     return calls, told, lost + [f"left behind: {name}" for name in others]
 
 
-def start(folder: Path, seed: int = 0, *, overwrite: bool = False, kind: type[Autoencoder] = VAE) -> runs.Run:
+def start(folder: Path, seed: int = 0, *, overwrite: bool = False, kind: type[Autoencoder] = VAE) -> run_module.Run:
     """The run of a folder goes on, or a new one is ready to start."""
     PICTURE.set_dpi(30 + seed)
     if latest_checkpoint(folder) and not overwrite:
-        return runs.resume_run(folder, progress=False, tell=lambda _: None)
+        return run_start.resume_run(folder, progress=False, tell=lambda _: None)
     model = kind((8, 8, 1), (2, 3), (3, 3), (2, 1), 2, seed=seed)
     options = TrainingOptions(4, epochs=2, save_every=1, seed=seed)
-    return runs.start_run(model, DATA, options, folder, learning_rate=1e-2, progress=False, overwrite=overwrite)
+    return run_start.start_run(model, DATA, options, folder, learning_rate=1e-2, progress=False, overwrite=overwrite)
 
 
 def execute(folder: Path, seed: int = 0, **options: Any) -> None:
@@ -120,7 +123,7 @@ def other_weights(folder: Path, whole: str) -> list[str]:
     """What a finished run has that the undisturbed one has not."""
     found, expected = (load_state(place / "model.safetensors")[2] for place in (folder, folder.parent / whole))
     lost = [] if found == expected else ["other weights at the end"]
-    if runs.read_record(folder)["status"] != "finished":
+    if run_record.read_record(folder)["status"] != "finished":
         lost.append("not finished")
     missing = set(contents(folder.parent / whole)) - set(contents(folder))
     hidden = [path.name for path in folder.rglob(".*") if path.name != ".lock"]
@@ -145,29 +148,21 @@ def train(folder: Path, inject: Inject) -> Outcome:
 
 
 def replace(folder: Path, inject: Inject) -> Outcome:
-    """A run that replaces a finished one. Where it failed, either the old one is there again, every file of it, or the
-    new one can go on; and never is one taken for no run."""
+    """A run that replaces a finished one. Wherever it failed, every file of the old one is in its place or in old-1,
+    and the new one can go on or start again."""
     shutil.copytree(folder.parent / "whole", folder, dirs_exist_ok=True)
-    before = {path: path.read_bytes() for path in runs.own_files(folder)}
+    before = {path.relative_to(folder): path.read_bytes() for path in run_files.own_files(folder)}
     calls, told = inject(lambda: execute(folder, seed=1, overwrite=True))
     lost = unnamed(told, folder) + halves(folder)
-    try:
-        runs.recover(folder)
-        runs.check_folder(folder, overwrite=False)
-        lost.append("the folder counts as empty")
-    except FileExistsError:
-        pass
-    if runs.read_record(folder)["options"]["seed"] == 0:
-        if not told:
-            lost.append("not replaced, without an error")
-        if {path: path.read_bytes() for path in runs.own_files(folder)} != before:
-            lost.append("the old run is not what it was")
-        return calls, told, lost + other_weights(folder, "whole")
-    if runs.read_record(folder)["status"] != "finished":
-        execute(folder)
-    lost += other_weights(folder, "other")
-    rest = f"left behind: {runs.REPLACED}1"  # where its removal failed, after all was done
-    return calls, told, [text for text in lost if text != rest]
+    for name, content in before.items():
+        places = folder / name, folder / "old-1" / name
+        if content not in [path.read_bytes() for path in places if path.exists()]:
+            lost.append(f"the old run has lost {name}")
+    record = run_record.read_record(folder)
+    new = record.get("options", {}).get("seed") == 1 and latest_checkpoint(folder)
+    if told and not (new and record["status"] == "finished"):
+        execute(folder, seed=1, overwrite=not new)
+    return calls, told, lost + other_weights(folder, "other")
 
 
 def call(what: str, folder: Path, seed: int) -> None:
@@ -260,12 +255,12 @@ def main() -> None:
     plain = minigrad.use(kernels="plain")
     minigrad.use = lambda *_: plain
     # what takes long is not the writing
-    runs.load_dataset = cli.load_dataset = lambda *_, **__: DATA
-    figures.loss_curves = figures.film_frame = lambda *_, **__: PICTURE
-    runs.draw = generator.draw = lambda *_, **__: {"samples": PICTURE}
+    run_start.load_dataset = cli_models.load_dataset = lambda *_, **__: DATA
+    charts.loss_curves = charts.film_frame = lambda *_, **__: PICTURE
+    run_module.draw = generate.draw = lambda *_, **__: {"samples": PICTURE}
     evaluate.all_pictures = lambda *_: {"samples": PICTURE, "loss_curves": PICTURE}
     evaluate.measure = first_of(evaluate.measure)
-    generator.fit_mixture = lambda *_: Mixture(np.ones(2) / 2, np.full((2, 2), PICTURE.dpi), np.array([np.eye(2)] * 2))
+    generate.fit_mixture = lambda *_: Mixture(np.ones(2) / 2, np.full((2, 2), PICTURE.dpi), np.array([np.eye(2)] * 2))
     attempts = {"save": save, "run": train, "replace": replace, **{name: partial(look, name) for name in PROGRAMS}}
     attempt, folder = attempts[what], place / "try"
     execute(place / "whole", kind=Autoencoder if what == "generator" else VAE)

@@ -34,12 +34,14 @@ from safetensors.numpy import save as save_arrays
 
 import autoencoders
 import minigrad
-from autoencoders import Callback, TrainingOptions, runs
-from autoencoders.cli import RECIPES
+from autoencoders import Callback, TrainingOptions
+from autoencoders.cli import settings
 from autoencoders.conv_autoencoder import VAE
 from autoencoders.data import load_dataset, read_idx
-from autoencoders.pictures import figures
-from autoencoders.seed_files import read_parameters, read_weights
+from autoencoders.keras_files import read_parameters, read_weights
+from autoencoders.pictures import charts
+from autoencoders.runs import record as run_record
+from autoencoders.runs import start as run_start
 from autoencoders.training import DivergedError, Trainer
 from minigrad import DeviceError
 from minigrad.random import generator
@@ -226,7 +228,9 @@ def odd_checkpoint(folder: Path) -> tuple[list[bytes], str, Check]:
     minigrad.use()  # imports what "" may choose
     minigrad.use(kernels="numpy", threads=1)
     options = TrainingOptions(4, epochs=3, validation=2, patience=2, save_every=1, schedule="cosine", clip_norm=9.0)
-    run = runs.start_run(VAE((8, 8, 1), (2,), (3,), (2,), 2), data, options, whole, learning_rate=1e-2, progress=False)
+    run = run_start.start_run(
+        VAE((8, 8, 1), (2,), (3,), (2,), 2), data, options, whole, learning_rate=1e-2, progress=False
+    )
     run.trainer.callbacks = [*run.trainer.callbacks, _Stop(3)]
     with suppress(KeyboardInterrupt):
         run.execute(print)
@@ -235,8 +239,8 @@ def odd_checkpoint(folder: Path) -> tuple[list[bytes], str, Check]:
         path.unlink()
     arrays, record, _ = load_state(checkpoint)
     os.fsync = lambda _: None  # what is written is thrown away
-    runs.load_dataset = lambda *_, **__: data
-    autoencoders.training.libraries = lambda _: []  # it opens the libraries anew to ask them
+    run_start.load_dataset = lambda *_, **__: data
+    autoencoders.training.checkpoints.libraries = lambda _: []  # it opens the libraries anew to ask them
 
     def make(document: dict[str, Any]) -> Path:
         """The run that a document describes; its checkpoint."""
@@ -261,7 +265,7 @@ def odd_checkpoint(folder: Path) -> tuple[list[bytes], str, Check]:
         told: list[str] = []
         inside[0] = True
         try:
-            run = runs.resume_run(place, progress=False, tell=told.append)
+            run = run_start.resume_run(place, progress=False, tell=told.append)
         except (DataError, DeviceError) as error:
             inside[0] = False
             if isinstance(error, DataError) and not any(name in f"{error} {told}" for name in names):
@@ -273,10 +277,15 @@ def odd_checkpoint(folder: Path) -> tuple[list[bytes], str, Check]:
             run._write_record()
             run.trainer.run()
         if "rows" in str(document["changes"]):
-            figures.loss_curves(run.trainer.history.rows)
+            charts.loss_curves(run.trainer.history.rows)
         return True
 
-    document = {"changes": [], "record": record, "run": runs.read_record(whole), "arrays": dict.fromkeys(arrays, "")}
+    document = {
+        "changes": [],
+        "record": record,
+        "run": run_record.read_record(whole),
+        "arrays": dict.fromkeys(arrays, ""),
+    }
     return [json.dumps(document).encode()], "changes.json", check
 
 
@@ -341,14 +350,13 @@ def image(folder: Path) -> tuple[list[bytes], str, Check]:
 
 
 def recipe(folder: Path) -> tuple[list[bytes], str, Check]:
-    sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-    import train_conv_autoencoder as program
-
     def check(path: Path) -> bool:
-        found = program.read_config(str(path))
-        return all(isinstance(value, program.OPTIONS[name.replace("_", "-")][1] | int) for name, value in found.items())
+        found = settings.read_config(str(path))
+        return all(
+            isinstance(value, settings.OPTIONS[name.replace("_", "-")][1] | int) for name, value in found.items()
+        )
 
-    return [file.read_bytes() for file in RECIPES.iterdir()], "x.toml", check
+    return [file.read_bytes() for file in settings.RECIPES.iterdir()], "x.toml", check
 
 
 def record(folder: Path) -> tuple[list[bytes], str, Check]:
@@ -356,12 +364,12 @@ def record(folder: Path) -> tuple[list[bytes], str, Check]:
     good |= {"options": vars(TrainingOptions()), "commands": ["x"], "earlier_environments": [{"numpy": "2"}]}
 
     def check(path: Path) -> bool:
-        found = runs.read_record(path.parent)
+        found = run_record.read_record(path.parent)
         lists = {str: found.get("commands", []), dict: found.get("earlier_environments", [])}
         if not all(isinstance(values, list) and all(isinstance(x, of) for x in values) for of, values in lists.items()):
             return False
-        name, place = runs.data_of_run(path.parent, None, None)
-        limit, options = runs.training_of_run(path.parent)
+        name, place = run_record.data_of_run(path.parent, None, None)
+        limit, options = run_record.training_of_run(path.parent)
         kinds = isinstance(name, str) and isinstance(place, str | None) and isinstance(limit[0], int | None)
         return kinds and isinstance(options, TrainingOptions)
 
@@ -369,7 +377,7 @@ def record(folder: Path) -> tuple[list[bytes], str, Check]:
 
 
 def seed_parameters(folder: Path) -> tuple[list[bytes], str, Check]:
-    """The pickle of sizes that the seed writes, by every protocol, and pickles of other things."""
+    """The pickle of sizes that the original writes, by every protocol, and pickles of other things."""
     sizes = [(28, 28, 1), (32, 64, 64, 64), (3, 3, 3, 3), (1, 2, 2, 1), 2]
     good = [pickle.dumps(sizes, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     codecs.lookup("raw-unicode-escape")  # Python reads it when the first text of protocol 0 is parsed

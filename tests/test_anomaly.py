@@ -156,7 +156,7 @@ def test_the_model_is_left_as_it_was_saved_last(tmp_path: Path, monkeypatch, cap
     model = compiled("vae")
 
     def mark(trainer: Trainer) -> None:
-        trainer.images[MARK] = 255
+        trainer.feed.images[MARK] = 255
 
     callbacks = [At(8, mark)]  # in the second epoch
     trainer = Trainer(model, images, TrainingOptions(BATCH, epochs=4), folder=tmp_path, callbacks=callbacks)
@@ -177,7 +177,7 @@ def test_a_step_without_an_anomaly_is_named_all_the_same(monkeypatch):
     """Operation by operation some sums run in another order, so that the fault may hide."""
     images = planted(monkeypatch, "forward")
     trainer = Trainer(compiled("vae"), images, TrainingOptions(BATCH, epochs=2), progress=False)
-    monkeypatch.setattr(trainer, "_anomaly", lambda _: None)
+    monkeypatch.setattr("autoencoders.training.divergence._anomaly", lambda _: None)
     with pytest.raises(DivergedError, match=f"; first in step {expected_step(0)}; try a smaller"):
         trainer.run()
 
@@ -185,7 +185,7 @@ def test_a_step_without_an_anomaly_is_named_all_the_same(monkeypatch):
 def test_a_validation_that_diverges(monkeypatch):
     planted(monkeypatch, "forward")
     trainer = Trainer(compiled("vae"), pictures(), TrainingOptions(BATCH, validation=3), progress=False)
-    trainer.validation_images[1] = 255
+    trainer.feed.held_out.images[1] = 255
     with pytest.raises(DivergedError, match=r"after step 6 .*; in evaluation mode: BCEWithLogits, forward"):
         trainer.run()
 
@@ -193,13 +193,7 @@ def test_a_validation_that_diverges(monkeypatch):
 def test_a_signal_ends_the_search(monkeypatch):
     images = planted(monkeypatch, "backward")
     trainer = Trainer(compiled("vae"), images, TrainingOptions(BATCH, epochs=2), progress=False)
-    real = trainer._cause
-
-    def signalled() -> str:
-        trainer.received.append(2)
-        return real()
-
-    monkeypatch.setattr(trainer, "_cause", signalled)
+    monkeypatch.setattr(trainer.display, "line", lambda _: trainer.received.append(2))  # said before the search
     with pytest.raises(DivergedError, match=r"is not finite( \([^)]*\))?; try a smaller learning rate \(--lr .*\)$"):
         trainer.run()
     assert weights(trainer.model) == weights(compiled("vae"))

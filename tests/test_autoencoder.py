@@ -12,8 +12,10 @@ from conftest import CPU_KERNELS
 import autoencoders
 import minigrad
 from autoencoders import VAE, Autoencoder
-from autoencoders.conv_autoencoder import BATCH, MODEL_FILE, from_config
-from autoencoders.evaluation.metrics import quick_figures
+from autoencoders.conv_autoencoder import BATCH, from_config
+from autoencoders.evaluation.metrics import quick_metrics
+from autoencoders.saved import MODEL_FILE
+from autoencoders.standardize import standardize
 from minigrad import Tensor, nn, no_grad, ops
 from minigrad.serialize import DataError, load_state, save_state
 from minigrad.testing import gradcheck
@@ -206,7 +208,12 @@ def test_state_shapes():
         "encoder_conv_layer_2.weight": (5, 5, 2, 4),
         "encoder_output.weight": (4 * 3 * 4, 7),
         "decoder_dense.weight": (7, 4 * 3 * 4),
-        "decoder_conv_transpose_layer_1.weight": (5, 5, 4, 4),  # filters backwards, as in the seed: 4, then the image's
+        "decoder_conv_transpose_layer_1.weight": (
+            5,
+            5,
+            4,
+            4,
+        ),  # filters backwards, as in the original: 4, then the image's
         "decoder_conv_transpose_layer_2.weight": (3, 2, 3, 4),
         "decoder_conv_transpose_layer_2.bias": (3,),
         "decoder_bn_1.gamma": (4,),
@@ -377,7 +384,7 @@ def test_bad_images_are_told_by_every_method(case):
         lambda: model.reconstruct(bad),
         lambda: model.encode_distribution(bad),
         lambda: model.train(bad, 2, 1, progress=False),
-        lambda: quick_figures(model, bad),
+        lambda: quick_metrics(model, bad),
     ]
     if isinstance(bad, np.ndarray):
         calls.append(lambda: model.interpolate(bad, bad))
@@ -510,7 +517,7 @@ def test_bad_labels_are_told_by_every_method(labels, message):
         lambda: model.sample(5, labels=labels),
         lambda: model.interpolate(x, x, labels=(labels, labels)),
         lambda: model.train(x, 2, 1, labels=labels, progress=False),
-        lambda: quick_figures(model, x, labels=labels),
+        lambda: quick_metrics(model, x, labels=labels),
     ]
     for call in calls:
         with pytest.raises(DataError, match=f"^labels: .*{message}"):
@@ -818,7 +825,7 @@ def test_the_other_class_is_told(tmp_path):
 
 
 def test_a_missing_or_damaged_file_is_told(tmp_path):
-    made = "there is no such model; scripts.train_conv_autoencoder.py --out .*nowhere makes one"
+    made = "there is no such model; a training with --out .*nowhere makes one"
     with pytest.raises(DataError, match=f"{MODEL_FILE}: {made}"):
         autoencoders.load(tmp_path / "nowhere")
     new().save(tmp_path)
@@ -1134,9 +1141,9 @@ def test_standardized_latents_have_the_mean_and_variance_of_the_prior(options):
 
     mu, log_variance = vae.encode_distribution(images, labels=labels)
     before, reconstructed = kl(mu, log_variance), vae.reconstruct(images, labels=labels)[0]
-    assert vae.standardize(images, labels=labels, least=0.99) == 0
+    assert standardize(vae, images, labels=labels, least=0.99) == 0
     np.testing.assert_array_equal(vae.encode(images, labels=labels), mu)
-    gain = vae.standardize(images, labels=labels)
+    gain = standardize(vae, images, labels=labels)
     new_mu, new_log_variance = vae.encode_distribution(images, labels=labels)
     np.testing.assert_allclose(new_mu.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(new_mu.var(axis=0) + np.exp(new_log_variance).mean(axis=0), 1, rtol=1e-4)
@@ -1147,12 +1154,12 @@ def test_standardized_latents_have_the_mean_and_variance_of_the_prior(options):
         moved, wider = new_mu.copy(), new_log_variance.copy()  # any other shift or scale costs more
         moved[:, i], wider[:, i] = scale * moved[:, i] + shift, wider[:, i] + 2 * np.log(scale)
         assert kl(moved, wider) > before - gain
-    assert vae.standardize(images, labels=labels, least=0.01) == 0, "once is enough"
+    assert standardize(vae, images, labels=labels, least=0.01) == 0, "once is enough"
 
 
 def test_a_model_that_has_diverged_is_not_standardized():
     vae = VAE((8, 8, 1), (4,), 3, 2)
     vae.heads["mu"].weight.data[...] = np.float32(3e38)
     before = vae.heads["mu"].bias.numpy().copy()
-    assert vae.standardize(np.ones((4, 8, 8, 1), np.float32)) == 0
+    assert standardize(vae, np.ones((4, 8, 8, 1), np.float32)) == 0
     np.testing.assert_array_equal(vae.heads["mu"].bias.numpy(), before)

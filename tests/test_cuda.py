@@ -27,8 +27,8 @@ import test_backends
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
-from autoencoders.memory import step_memory
 from autoencoders.training import Trainer
+from autoencoders.training.memory import step_memory
 from minigrad.backend import Backend
 from minigrad.backend.cuda import kernels as cuda
 from minigrad.backend.geometry import conv_geometry
@@ -683,11 +683,11 @@ def test_a_replay_is_a_handful_of_launches(cupy_double: object) -> None:
 def trained_launches(trainer: Trainer) -> Any:
     """What an epoch of a captured run launches."""
     take_step = trainer.k.capture(trainer.step)
-    order, noise, scalars = trainer._draw_epoch()
+    order, noise, scalars = trainer.sample_epoch()
 
     def step(i: int) -> None:
         rows = slice(5 * i, 5 * i + 5)
-        images = trainer.k.unit_range(trainer.images, trainer.dtype, order[rows])
+        images = trainer.k.unit_range(trainer.feed.images, trainer.feed.dtype, order[rows])
         take_step(images, noise[rows], scalars[i])
 
     for i in range(4):
@@ -880,15 +880,15 @@ def check_step_memory(trainer: Trainer) -> None:
     strict_cupy.reset()
     trainer.run()
     held = strict_cupy.counters.peak_memory - before
-    fixed, an_image = step_memory(trainer.model, trainer.options.iw_samples)
-    assert held - fixed / 4 <= 40 * an_image <= 1.5 * held, (held, an_image)
+    fixed, bytes_per_image = step_memory(trainer.model, trainer.options.iw_samples)
+    assert held - fixed / 4 <= 40 * bytes_per_image <= 1.5 * held, (held, bytes_per_image)
 
 
 def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(cupy_double: object) -> None:
     trainer = trainer_on_the_device(40)
-    fixed, an_image = step_memory(trainer.model)
+    fixed, bytes_per_image = step_memory(trainer.model)
     used = strict_cupy.cupy.get_default_memory_pool().used_bytes()
-    trainer.k.limit_memory(used + fixed + 10 * an_image)
+    trainer.k.limit_memory(used + fixed + 10 * bytes_per_image)
     with pytest.raises(minigrad.DeviceError, match=r"40 images needs about 0.0\d GiB on cuda:0.*fits is \d+ \(--batch"):
         trainer.run()
     trainer.k.limit_memory(used + fixed)
@@ -903,7 +903,7 @@ def test_running_out_of_memory_says_what_to_do(
 ) -> None:
     trainer = trainer_on_the_device(40)
     trainer.capture = capture
-    monkeypatch.setattr("autoencoders.training.check_memory", lambda *_: None)
+    monkeypatch.setattr("autoencoders.training.steps.check_memory", lambda *_: None)
     trainer.k.limit_memory(strict_cupy.cupy.get_default_memory_pool().used_bytes() + 100_000)
     with pytest.raises(minigrad.DeviceError, match=r"out of memory in a step on 40 images: .*try --batch-size 20"):
         trainer.run()

@@ -28,12 +28,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autoencoders.data import collections, download, search
+from autoencoders.data import idx as idx_module
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from autoencoders import data, own_arrays, own_images
-from autoencoders.data import DataError, Dataset, load_dataset, read_idx
-from autoencoders.dataset import class_labels, value_fault
+from autoencoders.data import DataError, Dataset, load_dataset, own_arrays, own_images, read_idx
+from autoencoders.data.dataset import class_labels, value_fault
 from minigrad.random import generator
 
 SAMPLE_TRAIN, SAMPLE_TEST = 400, 100  # images of each class
@@ -53,12 +55,12 @@ def first_of_each_class(images: np.ndarray, labels: np.ndarray, count: int) -> t
 def sample_of(full: Dataset) -> dict[str, np.ndarray]:
     train = first_of_each_class(full.train_images[..., 0], full.train_labels, SAMPLE_TRAIN)
     test = first_of_each_class(full.test_images[..., 0], full.test_labels, SAMPLE_TEST)
-    return dict(zip(data.SIZES, (*train, *test), strict=True))
+    return dict(zip(collections.SIZES, (*train, *test), strict=True))
 
 
 def make_sample() -> None:
     for file, array in sample_of(load_dataset("fashion-mnist")).items():
-        (data.SAMPLE_FOLDER / f"{file}.gz").write_bytes(gzip.compress(idx(array), 9, mtime=0))
+        (search.SAMPLE_FOLDER / f"{file}.gz").write_bytes(gzip.compress(idx(array), 9, mtime=0))
 
 
 # ------------------------------------------------------------------------------------------ a small set, its hashes
@@ -67,7 +69,7 @@ def make_sample() -> None:
 def small_arrays(seed: int) -> dict[str, np.ndarray]:
     draw = np.random.Generator(np.random.PCG64(seed))
     shapes = ((20, 4, 4), (20,), (10, 4, 4), (10,))
-    return {file: draw.integers(0, 10, shape, np.uint8) for file, shape in zip(data.SIZES, shapes, strict=True)}
+    return {file: draw.integers(0, 10, shape, np.uint8) for file, shape in zip(collections.SIZES, shapes, strict=True)}
 
 
 def digests(arrays: dict[str, np.ndarray]) -> dict[str, str]:
@@ -91,13 +93,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         return tmp_path
     monkeypatch.setenv("MINIGRAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MINIGRAD_DATA", raising=False)
-    monkeypatch.setattr(data, "SYSTEM_FOLDER", tmp_path / "system")
+    monkeypatch.setattr(search, "SYSTEM_FOLDER", tmp_path / "system")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
     for name, arrays in (("fashion-mnist", FASHION), ("mnist", DIGITS)):
-        small = dataclasses.replace(data.COLLECTIONS[name], sha256=digests(arrays), mirrors=())
-        monkeypatch.setitem(data.COLLECTIONS, name, small)
+        small = dataclasses.replace(collections.COLLECTIONS[name], sha256=digests(arrays), mirrors=())
+        monkeypatch.setitem(collections.COLLECTIONS, name, small)
     return tmp_path
 
 
@@ -108,7 +110,7 @@ def same(dataset: Dataset, arrays: dict[str, np.ndarray]) -> bool:
 
 def leftovers(folder: Path) -> list[str]:
     """Files under `folder` that are not one of the four by name."""
-    good = {f"{file}{suffix}" for file in data.SIZES for suffix in ("", ".gz")}
+    good = {f"{file}{suffix}" for file in collections.SIZES for suffix in ("", ".gz")}
     return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name not in good)
 
 
@@ -130,7 +132,7 @@ def test_read_idx(tmp_path: Path, pack, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("pack", [bytes, functools.partial(gzip.compress, compresslevel=1)], ids=["plain", "gzip"])
 def test_read_idx_of_several_pieces(tmp_path: Path, pack) -> None:
-    array = np.random.Generator(np.random.PCG64(0)).integers(0, 256, 2 * data.CHUNK + 1, np.uint8)
+    array = np.random.Generator(np.random.PCG64(0)).integers(0, 256, 2 * idx_module.CHUNK + 1, np.uint8)
     path = tmp_path / "file"
     path.write_bytes(pack(idx(array)))
     assert np.array_equal(read_idx(path), array)
@@ -233,7 +235,7 @@ def test_read_idx_stops_a_bomb(tmp_path: Path) -> None:
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(GOOD + bytes(200_000_000), 1))  # announces 24 bytes
     assert peak_memory(path) < 2_000_000
-    header = struct.pack(">BBBBI", 0, 0, 8, 1, data.MAX_BYTES - 8)
+    header = struct.pack(">BBBBI", 0, 0, 8, 1, idx_module.MAX_BYTES - 8)
     for content in (header, header + bytes(1000), gzip.compress(header + bytes(1000))):
         path.write_bytes(content)  # announces 1 GiB, holds little
         assert peak_memory(path) < 4_000_000
@@ -242,9 +244,9 @@ def test_read_idx_stops_a_bomb(tmp_path: Path) -> None:
 def test_read_idx_cap_is_inclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(GOOD)
-    monkeypatch.setattr(data, "MAX_BYTES", len(GOOD))
+    monkeypatch.setattr(idx_module, "MAX_BYTES", len(GOOD))
     read_idx(path)
-    monkeypatch.setattr(data, "MAX_BYTES", len(GOOD) - 1)
+    monkeypatch.setattr(idx_module, "MAX_BYTES", len(GOOD) - 1)
     with pytest.raises(DataError, match=f"at most {len(GOOD) - 1} bytes, found {len(GOOD)} bytes"):
         read_idx(path)
 
@@ -296,19 +298,19 @@ def test_first_folder_that_holds_the_set_is_taken(world: Path, monkeypatch: pyte
 
 def test_wrong_files_elsewhere_are_skipped_and_said(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIGRAD_DATA", str(put(world / "environment", DIGITS)))
-    put(world / "cache" / "fashion-mnist", FASHION | {data.TEST_LABELS: DIGITS[data.TEST_LABELS]})
+    put(world / "cache" / "fashion-mnist", FASHION | {collections.TEST_LABELS: DIGITS[collections.TEST_LABELS]})
     put(world / "system", FASHION)
     dataset = load_dataset("fashion-mnist", download=False)
     assert same(dataset, FASHION)
     assert dataset.source.startswith(f"Fashion-MNIST from {world / 'system'} (skipped: {world / 'environment'}")
-    assert f"{world / 'cache' / 'fashion-mnist' / data.TEST_LABELS}.gz: SHA-256" in dataset.source
+    assert f"{world / 'cache' / 'fashion-mnist' / collections.TEST_LABELS}.gz: SHA-256" in dataset.source
     assert dataset.source.count("this is a file of MNIST digits, not Fashion-MNIST's") == 5
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("name", ["fashion-mnist", "auto"])
 def test_wrong_file_in_the_folder_asked_for_is_an_error(world: Path, name: str, suffix: str) -> None:
-    file = data.TRAIN_LABELS
+    file = collections.TRAIN_LABELS
     altered = FASHION[file].copy()
     altered[3] ^= 1
     folder = put(world / "explicit", FASHION | {file: altered}, suffix)
@@ -336,7 +338,7 @@ def test_the_two_sets_are_told_apart(world: Path) -> None:
 
 def test_an_announced_size_beyond_the_set_is_refused(world: Path) -> None:
     folder = put(world / "explicit", FASHION)
-    (folder / f"{data.TEST_LABELS}.gz").write_bytes(gzip.compress(idx(np.zeros(10_001, np.uint8))))
+    (folder / f"{collections.TEST_LABELS}.gz").write_bytes(gzip.compress(idx(np.zeros(10_001, np.uint8))))
     with pytest.raises(DataError, match=r"expected at most 10008 bytes, found 10009 bytes"):
         load_dataset("fashion-mnist", folder)
 
@@ -415,8 +417,8 @@ def offer(server, monkeypatch: pytest.MonkeyPatch, name: str, *offers: dict[str,
     for number, arrays in enumerate(offers):
         for file, array in arrays.items():
             server.files[f"/{number}/{file}.gz"] = gzip.compress(idx(array))
-    changed = dataclasses.replace(data.COLLECTIONS[name], mirrors=tuple(mirrors))
-    monkeypatch.setitem(data.COLLECTIONS, name, changed)
+    changed = dataclasses.replace(collections.COLLECTIONS[name], mirrors=tuple(mirrors))
+    monkeypatch.setitem(collections.COLLECTIONS, name, changed)
     return mirrors
 
 
@@ -427,7 +429,7 @@ def test_download_into_the_cache_happens_once(world: Path, server, monkeypatch, 
     folder = world / "cache" / name
     assert same(dataset, arrays)
     assert f"downloaded from {mirror}, now in {folder}" in dataset.source
-    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{file}.gz" for file in data.SIZES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{file}.gz" for file in collections.SIZES)
     assert len(server.asked) == 4
     again = load_dataset(name)
     assert len(server.asked) == 4
@@ -437,28 +439,30 @@ def test_download_into_the_cache_happens_once(world: Path, server, monkeypatch, 
 
 def test_download_into_the_folder_asked_for_and_only_what_is_missing(world: Path, server, monkeypatch) -> None:
     offer(server, monkeypatch, "fashion-mnist", FASHION)
-    folder = put(world / "explicit", {file: FASHION[file] for file in (data.TRAIN_IMAGES, data.TEST_LABELS)}, "")
+    folder = put(
+        world / "explicit", {file: FASHION[file] for file in (collections.TRAIN_IMAGES, collections.TEST_LABELS)}, ""
+    )
     assert same(load_dataset("auto", folder), FASHION)
-    assert server.asked == [f"/0/{data.TRAIN_LABELS}.gz", f"/0/{data.TEST_IMAGES}.gz"]
-    assert (folder / f"{data.TEST_IMAGES}.gz").is_file()
+    assert server.asked == [f"/0/{collections.TRAIN_LABELS}.gz", f"/0/{collections.TEST_IMAGES}.gz"]
+    assert (folder / f"{collections.TEST_IMAGES}.gz").is_file()
     offer(server, monkeypatch, "mnist", DIGITS)
     assert same(load_dataset("mnist", world / "new" / "folder"), DIGITS)
-    assert (world / "new" / "folder" / "mnist" / f"{data.TEST_IMAGES}.gz").is_file()
+    assert (world / "new" / "folder" / "mnist" / f"{collections.TEST_IMAGES}.gz").is_file()
     assert not (world / "cache").exists()
 
 
 def test_wrong_file_in_the_cache_is_downloaded_again(world: Path, server, monkeypatch) -> None:
     offer(server, monkeypatch, "fashion-mnist", FASHION)
-    bad = put(world / "cache" / "fashion-mnist", FASHION) / f"{data.TEST_IMAGES}.gz"
+    bad = put(world / "cache" / "fashion-mnist", FASHION) / f"{collections.TEST_IMAGES}.gz"
     bad.write_bytes(bad.read_bytes()[:-9])
     dataset = load_dataset("fashion-mnist")
     assert same(dataset, FASHION)
     assert f"skipped: {bad}: gzip stream" in dataset.source
-    assert server.asked == [f"/0/{data.TEST_IMAGES}.gz"]
-    assert np.array_equal(read_idx(bad), FASHION[data.TEST_IMAGES])
+    assert server.asked == [f"/0/{collections.TEST_IMAGES}.gz"]
+    assert np.array_equal(read_idx(bad), FASHION[collections.TEST_IMAGES])
 
 
-FILE = data.TEST_IMAGES
+FILE = collections.TEST_IMAGES
 PACKED_FILE = gzip.compress(idx(FASHION[FILE]))
 BAD_ANSWERS = {
     "missing": (None, "404"),
@@ -467,8 +471,8 @@ BAD_ANSWERS = {
     "cut short": (PACKED_FILE[:-5], "truncated"),
     "connection lost": ((len(PACKED_FILE), PACKED_FILE[:-5]), "IncompleteRead|truncated"),
     "trailing member": (PACKED_FILE * 2, "after the gzip stream"),
-    "too long": (PACKED_FILE + bytes(data.SIZES[FILE] + data.CHUNK), "size: expected at most"),
-    "too long, unannounced": ((None, PACKED_FILE + bytes(2 * data.SIZES[FILE])), "size: expected at most"),
+    "too long": (PACKED_FILE + bytes(collections.SIZES[FILE] + idx_module.CHUNK), "size: expected at most"),
+    "too long, unannounced": ((None, PACKED_FILE + bytes(2 * collections.SIZES[FILE])), "size: expected at most"),
     "announced too long": (
         (1 << 40, PACKED_FILE + bytes(1 << 17)),
         "size: expected at most [0-9]+ bytes, found 1099511627776",
@@ -498,27 +502,27 @@ def test_bad_answers_leave_no_file_and_the_next_mirror_is_asked(world: Path, ser
     dataset = load_dataset("auto")
     assert same(dataset, FASHION)
     assert f"downloaded from {mirrors[1]}" in dataset.source
-    from_second = [f"/1/{FILE}.gz", f"/1/{data.TEST_LABELS}.gz"]
+    from_second = [f"/1/{FILE}.gz", f"/1/{collections.TEST_LABELS}.gz"]
     # What the first mirror gave and was right was kept from the first time.
     assert server.asked == [f"/0/{FILE}.gz", *from_second]
     server.asked.clear()
     assert same(load_dataset("fashion-mnist", world / "new"), FASHION)
-    assert server.asked == [*(f"/0/{file}.gz" for file in list(data.SIZES)[:3]), *from_second]
+    assert server.asked == [*(f"/0/{file}.gz" for file in list(collections.SIZES)[:3]), *from_second]
 
 
 def test_a_silent_mirror_costs_a_bounded_time(world: Path, server, monkeypatch) -> None:
-    monkeypatch.setattr(data, "MIRROR_SECONDS", 0.3)
+    monkeypatch.setattr(download, "MIRROR_SECONDS", 0.3)
     (good,) = offer(server, monkeypatch, "fashion-mnist", FASHION)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         mirrors = [f"http://127.0.0.1:{silent.getsockname()[1]}/", good]
-        changed = dataclasses.replace(data.COLLECTIONS["fashion-mnist"], mirrors=tuple(mirrors))
-        monkeypatch.setitem(data.COLLECTIONS, "fashion-mnist", changed)
+        changed = dataclasses.replace(collections.COLLECTIONS["fashion-mnist"], mirrors=tuple(mirrors))
+        monkeypatch.setitem(collections.COLLECTIONS, "fashion-mnist", changed)
         start = time.monotonic()
         assert same(load_dataset("auto"), FASHION)
         changed = dataclasses.replace(changed, mirrors=(mirrors[0],) * 5)
-        monkeypatch.setitem(data.COLLECTIONS, "fashion-mnist", changed)
+        monkeypatch.setitem(collections.COLLECTIONS, "fashion-mnist", changed)
         dataset = load_dataset("auto", world / "other")
         assert time.monotonic() - start < 5
     assert f"{mirrors[0]} does not answer" in dataset.source
@@ -540,8 +544,8 @@ def test_a_server_that_drips_is_given_up(world: Path, server, monkeypatch, statu
             handler.wfile.flush()
 
     monkeypatch.setattr(server, "RequestHandlerClass", FaultyHandler)
-    monkeypatch.setattr(data, "SLOW_SECONDS", 0.5)
-    monkeypatch.setattr(data, "SLOW_RATE", 1 << 30)
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.5)
+    monkeypatch.setattr(download, "SLOW_RATE", 1 << 30)
     mirrors = offer(server, monkeypatch, "fashion-mnist", FASHION, FASHION)
     server.faults = [drip]
     start = time.monotonic()
@@ -571,10 +575,12 @@ def test_a_name_lookup_that_hangs_costs_a_bounded_time(world: Path, monkeypatch)
         released.wait(10)
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
-    monkeypatch.setattr(data, "MIRROR_SECONDS", 0.2)
+    monkeypatch.setattr(download, "MIRROR_SECONDS", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    changed = dataclasses.replace(data.COLLECTIONS["fashion-mnist"], mirrors=("http://a.invalid/", "http://b.invalid/"))
-    monkeypatch.setitem(data.COLLECTIONS, "fashion-mnist", changed)
+    changed = dataclasses.replace(
+        collections.COLLECTIONS["fashion-mnist"], mirrors=("http://a.invalid/", "http://b.invalid/")
+    )
+    monkeypatch.setitem(collections.COLLECTIONS, "fashion-mnist", changed)
     start = time.monotonic()
     assert load_dataset("auto").name == "fashion-mnist-sample"
     assert time.monotonic() - start < 5
@@ -598,7 +604,9 @@ def test_no_room_or_no_permission_is_an_error_with_the_path(world: Path, server,
 
         with monkeypatch.context() as patch:
             patch.setattr(os, function, full)
-            with pytest.raises(DataError, match=f"^{world / 'cache'}.*{data.TRAIN_IMAGES}.gz: No space left on device"):
+            with pytest.raises(
+                DataError, match=f"^{world / 'cache'}.*{collections.TRAIN_IMAGES}.gz: No space left on device"
+            ):
                 load_dataset("fashion-mnist")
         assert list((world / "cache" / "fashion-mnist").iterdir()) == []
     import pooch
@@ -607,7 +615,7 @@ def test_no_room_or_no_permission_is_an_error_with_the_path(world: Path, server,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", full_disk)
-    with pytest.raises(DataError, match=f"^{world / 'cache'}.*{data.TRAIN_IMAGES}.gz: No space left on device"):
+    with pytest.raises(DataError, match=f"^{world / 'cache'}.*{collections.TRAIN_IMAGES}.gz: No space left on device"):
         load_dataset("fashion-mnist")
     assert list((world / "cache" / "fashion-mnist").iterdir()) == []
 
@@ -618,7 +626,7 @@ def test_interrupted_download_leaves_nothing(world: Path, server, monkeypatch) -
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data, "_read_verified", interrupt)
+    monkeypatch.setattr(download, "read_verified", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load_dataset("auto")
     assert list((world / "cache" / "fashion-mnist").iterdir()) == []
@@ -628,7 +636,7 @@ def test_racing_downloads_and_readers_see_whole_files_only(world: Path, server, 
     offer(server, monkeypatch, "fashion-mnist", FASHION)
     faults: list[BaseException] = []
     done = threading.Event()
-    target = world / "cache" / "fashion-mnist" / f"{data.TRAIN_IMAGES}.gz"
+    target = world / "cache" / "fashion-mnist" / f"{collections.TRAIN_IMAGES}.gz"
 
     def load() -> None:
         try:
@@ -678,7 +686,7 @@ class FaultyHandler(Handler):
 def random_fault(draw: np.random.Generator):
     """What a server or the way to it may do to one file."""
     kind, share, position = int(draw.integers(9)), float(draw.random()), int(draw.integers(1 << 30))
-    other = gzip.compress(idx(DIGITS[list(data.SIZES)[position % 4]]))
+    other = gzip.compress(idx(DIGITS[list(collections.SIZES)[position % 4]]))
 
     def fault(handler: FaultyHandler, good: bytes) -> None:
         part = good[: int(share * len(good))]
@@ -715,7 +723,7 @@ def random_fault(draw: np.random.Generator):
 def test_random_faults_of_mirrors(world: Path, server, monkeypatch, campaign) -> None:
     """Whatever a mirror answers, under the file's name lies the right content or nothing."""
     monkeypatch.setattr(server, "RequestHandlerClass", FaultyHandler)
-    monkeypatch.setattr(data, "READ_SECONDS", 2.0)
+    monkeypatch.setattr(download, "READ_SECONDS", 2.0)
     count, lost = campaign.count(15, 300), 0
     for number in range(count):
         draw = campaign.rng(number)
@@ -734,11 +742,12 @@ def test_random_faults_of_mirrors(world: Path, server, monkeypatch, campaign) ->
 
 RACER = """
 import dataclasses, json, sys
-from autoencoders import data
+from autoencoders.data import collections, load_dataset
 spec = json.load(sys.stdin)
-small = dataclasses.replace(data.COLLECTIONS["fashion-mnist"], sha256=spec["sha256"], mirrors=tuple(spec["mirrors"]))
-data.COLLECTIONS["fashion-mnist"] = small
-print(data.load_dataset("fashion-mnist").content_hash)
+mirrors = tuple(spec["mirrors"])
+small = dataclasses.replace(collections.COLLECTIONS["fashion-mnist"], sha256=spec["sha256"], mirrors=mirrors)
+collections.COLLECTIONS["fashion-mnist"] = small
+print(load_dataset("fashion-mnist").content_hash)
 """
 
 
@@ -772,7 +781,7 @@ def test_progress_is_drawn_on_a_terminal_only(world: Path, server, monkeypatch) 
         screen.terminal = terminal
         monkeypatch.setattr(sys, "stderr", screen)
         load_dataset("fashion-mnist", world / f"{terminal}-{wanted}", progress=wanted)
-        assert (data.TRAIN_IMAGES in screen.getvalue()) == (terminal and wanted)
+        assert (collections.TRAIN_IMAGES in screen.getvalue()) == (terminal and wanted)
 
 
 # ------------------------------------------------------------------------------------------------------------- apt
@@ -839,7 +848,7 @@ def test_debian_package_is_unpacked_into_the_cache(world: Path, apt) -> None:
     folder = world / "cache" / "fashion-mnist"
     assert same(dataset, FASHION)
     assert f"unpacked from Debian's package dataset-fashion-mnist, now in {folder}" in dataset.source
-    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{file}.gz" for file in data.SIZES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{file}.gz" for file in collections.SIZES)
     assert [call[0] for call in calls(world)] == ["apt-get", "dpkg-deb"]
     assert "Dir::Cache=" in (world / "calls").read_text()
     assert load_dataset("auto").source == f"Fashion-MNIST from {folder}"
@@ -849,7 +858,7 @@ def test_debian_package_is_unpacked_into_the_cache(world: Path, apt) -> None:
 def test_debian_lists_are_made_privately_where_the_system_has_none(world: Path, apt) -> None:
     apt("no lists", FASHION)
     assert same(load_dataset("fashion-mnist", world / "asked"), FASHION)
-    assert (world / "asked" / f"{data.TEST_LABELS}.gz").is_file()
+    assert (world / "asked" / f"{collections.TEST_LABELS}.gz").is_file()
     assert [call[1] for call in calls(world)][:3] == ["dataset-fashion-mnist", "update", "dataset-fashion-mnist"]
     for line in (world / "calls").read_text().splitlines()[1:3]:
         for option in ("Dir::State", "Dir::State::lists", "Dir::Cache"):
@@ -865,7 +874,7 @@ def test_debian_lists_are_made_privately_where_the_system_has_none(world: Path, 
         ("no file", FASHION, "found no such file", 1),
         ("broken", FASHION, "dpkg-deb: exit 1: dpkg-deb: error: not a Debian archive", 2),
         ("lists", DIGITS, "this is a file of MNIST digits, not Fashion-MNIST's", 2),
-        ("lists", {data.TRAIN_IMAGES: FASHION[data.TRAIN_IMAGES]}, "lacks train-labels", 2),
+        ("lists", {collections.TRAIN_IMAGES: FASHION[collections.TRAIN_IMAGES]}, "lacks train-labels", 2),
     ],
 )
 def test_debian_faults_lead_to_the_sample(world: Path, apt, mode: str, content, message: str, programs: int) -> None:
@@ -886,7 +895,7 @@ def test_debian_is_not_asked_for_digits(world: Path, apt) -> None:
 
 def test_a_hanging_apt_is_ended_with_its_helpers(world: Path, apt, monkeypatch: pytest.MonkeyPatch) -> None:
     apt("hang", FASHION)
-    monkeypatch.setattr(data, "APT_SECONDS", 1.0)
+    monkeypatch.setattr(download, "APT_SECONDS", 1.0)
     start = time.monotonic()
     assert "apt-get: not done after 1 s" in load_dataset("auto").source
     assert time.monotonic() - start < 10
@@ -908,7 +917,7 @@ def test_a_hanging_apt_is_ended_with_its_helpers(world: Path, apt, monkeypatch: 
 
 
 def test_sample_is_small_balanced_and_ordinary() -> None:
-    assert sum((data.SAMPLE_FOLDER / f"{file}.gz").stat().st_size for file in data.SIZES) <= 3_000_000
+    assert sum((search.SAMPLE_FOLDER / f"{file}.gz").stat().st_size for file in collections.SIZES) <= 3_000_000
     sample = load_dataset("fashion-mnist-sample")
     assert sample.train_images.shape == (CLASSES * SAMPLE_TRAIN, 28, 28, 1)
     assert sample.test_images.shape == (CLASSES * SAMPLE_TEST, 28, 28, 1)
@@ -917,7 +926,9 @@ def test_sample_is_small_balanced_and_ordinary() -> None:
     assert np.array_equal(np.bincount(sample.test_labels), [SAMPLE_TEST] * CLASSES)
     assert len(sample.class_names) == CLASSES
     assert list(sample.train_labels[:10]) == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]  # the original's beginning
-    assert (data.SAMPLE_FOLDER / "LICENSE").read_text().count("Copyright (c) 2017 Zalando SE, https://tech.zalando.com")
+    assert (
+        (search.SAMPLE_FOLDER / "LICENSE").read_text().count("Copyright (c) 2017 Zalando SE, https://tech.zalando.com")
+    )
 
 
 @pytest.fixture
@@ -930,7 +941,7 @@ def real_set() -> Dataset:
 
 def test_sample_is_part_of_the_real_set(real_set: Dataset) -> None:
     for file, array in sample_of(real_set).items():
-        assert np.array_equal(read_idx(data.SAMPLE_FOLDER / f"{file}.gz"), array)
+        assert np.array_equal(read_idx(search.SAMPLE_FOLDER / f"{file}.gz"), array)
 
 
 def test_content_hash_covers_dtype_shape_bytes_and_place() -> None:
@@ -1440,8 +1451,8 @@ def test_own_idx_files(tmp_path: Path, suffix: str, prefix: str) -> None:
     assert dataset.ordered
     assert dataset.source.startswith(f"20 training and 10 test images from {folder}; own IDX files, not compared")
     assert dataset.name == str(folder)
-    (folder / f"._x-{data.TRAIN_IMAGES}").write_text("hidden")
-    (folder / f"y-{data.TRAIN_IMAGES}").mkdir()  # Kaggle's copies are in folders of their names
+    (folder / f"._x-{collections.TRAIN_IMAGES}").write_text("hidden")
+    (folder / f"y-{collections.TRAIN_IMAGES}").mkdir()  # Kaggle's copies are in folders of their names
     if suffix:  # a copy of each that is unpacked
         for path in list(folder.glob("[!.]*.gz")):
             path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
@@ -1455,7 +1466,7 @@ def test_own_idx_files(tmp_path: Path, suffix: str, prefix: str) -> None:
 
 def test_idx_files_that_are_not_a_set(tmp_path: Path) -> None:
     folder = put(tmp_path / "own", FASHION, "")
-    (folder / data.TEST_IMAGES).rename(tmp_path / "test")
+    (folder / collections.TEST_IMAGES).rename(tmp_path / "test")
     dataset = load_dataset(folder)
     assert (len(dataset.train_images), len(dataset.test_images)) == (18, 2)
     (tmp_path / "test").rename(folder / "x-train-images-idx3-ubyte")
@@ -1464,13 +1475,13 @@ def test_idx_files_that_are_not_a_set(tmp_path: Path) -> None:
     ):
         load_dataset(folder)
     (folder / "x-train-images-idx3-ubyte").unlink()
-    path = folder / data.TRAIN_IMAGES
+    path = folder / collections.TRAIN_IMAGES
     good = path.read_bytes()
     for content, message in ((good[:-1], "cannot be read"), (good + b"\0", "after the data"), (b"x", "magic number")):
         path.write_bytes(content)
         with pytest.raises(DataError, match=f"^{path}: {message}"):
             load_dataset(folder)
-    path.write_bytes(idx(FASHION[data.TRAIN_LABELS]))
+    path.write_bytes(idx(FASHION[collections.TRAIN_LABELS]))
     with pytest.raises(DataError, match=r"shape: expected \(N, H, W\) .* found \(20,\)"):
         load_dataset(folder)
 
@@ -1496,7 +1507,7 @@ def test_npy(tmp_path: Path, shape: tuple[int, ...], dtype, order: str, monkeypa
         shape[0], *((28, 28) if shape[1:] == (784,) else shape[1:3]), -1
     )
     train, test = shuffled(shape[0])
-    for chunk in (data.CHUNK, 1000, 1):
+    for chunk in (idx_module.CHUNK, 1000, 1):
         monkeypatch.setattr(own_arrays, "CHUNK", chunk)
         dataset = load_dataset(path)
         assert dataset.train_images.dtype == wanted.dtype
@@ -1675,7 +1686,7 @@ def test_both_parts_in_an_npz(tmp_path: Path, names: str) -> None:
     path = tmp_path / "set.npz"
     np.savez_compressed(path, **dict(zip(names.split(), arrays, strict=True)), other=np.array(["ignored"]))
     dataset = load_dataset(path)
-    assert same(dataset, dict(zip(data.SIZES, arrays, strict=True)))
+    assert same(dataset, dict(zip(collections.SIZES, arrays, strict=True)))
     assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int64
     assert dataset.class_names == ()
     note = "val/imgs are for testing; " if "val" in names else ""
@@ -2125,7 +2136,7 @@ def test_sizes_that_images_cannot_have(size) -> None:
 OTHERS = {  # a file in place of a data set; what helps
     "x.zip": "is an archive; unpack it and give the folder$",
     "x.tar.gz": "is an archive; unpack it and give the folder$",
-    "face": "is one picture; give its folder, or reconstruct it with generator.py --image$",
+    "face": "is one picture; give its folder, or generate --image reconstructs it$",
     "x.pdf": r"data set: expected auto, .* or a file of arrays \(.npy .npz .csv .* found another kind of file$",
 }
 
@@ -2177,7 +2188,7 @@ def test_csv(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None
     path = tmp_path / ("x.csv.gz" if case == "gzip" else "x.csv")
     path.write_bytes(content)
     train, _ = shuffled(12, NUMBERS if labels else None)
-    for chunk in (data.CHUNK, 500):
+    for chunk in (idx_module.CHUNK, 500):
         monkeypatch.setattr(own_arrays, "CHUNK", chunk)
         dataset = load_dataset(path)
         assert dataset.train_images.dtype == (np.float32 if case == "floats" else np.uint8)
@@ -2218,7 +2229,7 @@ def test_training_and_test_files_belong_together(tmp_path: Path) -> None:
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     for path in (place, place / "fashion-mnist_train.csv", folder):
-        assert same(load_dataset(path), dict(zip(data.SIZES, arrays.values(), strict=True)))
+        assert same(load_dataset(path), dict(zip(collections.SIZES, arrays.values(), strict=True)))
     assert load_dataset(place / "fashion-mnist_test.csv").train_images.shape == (4, 6, 6, 1)
     put_files(place, {"old_train.csv": lines(FIRST)})
     with pytest.raises(DataError, match="files: expected one of training and one of test images, found fashion"):
@@ -2239,7 +2250,7 @@ def test_hdf5(tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch) ->
             if test:
                 file[test] = ROWS[:3, ..., None]
         rows = range(12) if test else shuffled(12, NUMBERS)[0]
-        for chunk in (data.CHUNK, 50):
+        for chunk in (idx_module.CHUNK, 50):
             monkeypatch.setattr(own_arrays, "CHUNK", chunk)
             dataset = load_dataset(path)
             assert np.array_equal(dataset.train_images[..., 0], ROWS[rows])
@@ -2280,7 +2291,7 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         {"fine_label": NUMBERS.tolist(), "img": [file["bytes"] for file in files]},
     ):
         write_parquet(path, **columns)
-        for chunk in (data.CHUNK, 50):
+        for chunk in (idx_module.CHUNK, 50):
             monkeypatch.setattr(own_arrays, "CHUNK", chunk)
             dataset = load_dataset(path)
             assert np.array_equal(dataset.train_images[..., 0], ROWS[train])

@@ -11,15 +11,16 @@ import pytest
 from conftest import NEEDS_EVAL
 
 from autoencoders import VAE, Autoencoder
-from autoencoders import advice as advice_of
-from autoencoders.advice import STEPS, remedies
-from autoencoders.conv_autoencoder import SoftBound, from_config
+from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import Dataset
 from autoencoders.evaluation import diagnosis
 from autoencoders.evaluation.diagnosis import diagnose
 from autoencoders.evaluation.metrics import measure
+from autoencoders.layers import SoftBound
 from autoencoders.network import network_for
 from autoencoders.training import DivergedError
+from autoencoders.training import advice as advice_of
+from autoencoders.training.advice import STEPS, remedies
 from minigrad import Tensor, optim
 from minigrad.testing import gradcheck
 

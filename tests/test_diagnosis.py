@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -11,12 +10,14 @@ import pytest
 from conftest import NEEDS_EVAL
 
 from autoencoders import VAE, Autoencoder
+from autoencoders.cli import train
+from autoencoders.cli.program import Program
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.evaluation.diagnosis import FATAL, FAULTS, diagnose, verdict
-from autoencoders.evaluation.metrics import FIGURES, measure
+from autoencoders.evaluation.metrics import METRICS, measure
 
 HEALTHY = {  # of the VAE that the README shows
-    **dict.fromkeys(FIGURES),
+    **dict.fromkeys(METRICS),
     "mse": 0.0274, "train_mse": 0.0271, "mean_mse": 0.0867, "pca_mse": 0.0461, "pca_mse_active": 0.0461,
     "neg_elbo": 261.1, "train_neg_elbo": 257.7, "kl": 6.16, "active_units": 2, "log_variance_per_dim": [-5.78, -5.82],
     "aggregate_mean": [-0.02, -0.07], "aggregate_std": [1.15, 1.18], "prior_holes": 0.03,
@@ -27,13 +28,13 @@ HEALTHY = {  # of the VAE that the README shows
     },
     "training": {"learning_rate": 0.002, "epochs": 8, "steps": 3752},
 }  # fmt: skip
-SEED = {  # the seed's VAE, measured
+SEED = {  # the original's VAE, measured
     **HEALTHY, "mse": 0.02525, "train_mse": 0.0250, "neg_elbo": 1737.6, "train_neg_elbo": 1730, "kl": 1485.6,
     "log_variance_per_dim": [-77, -88], "aggregate_mean": [3.1, -2.2], "aggregate_std": [30.0, 41.0],
     "prior_holes": 0.0, "reconstruction_std": 0.226, "sample_std": 0.010,
 }  # fmt: skip
 AE = {
-    **dict.fromkeys(FIGURES),
+    **dict.fromkeys(METRICS),
     "mse": 0.0286, "train_mse": 0.0283, "mean_mse": 0.0867, "pca_mse": 0.0461, "image_std": 0.274,
     "reconstruction_std": 0.22,
     "model": {"kind": "ae", "latent_space_dim": 2, "input_shape": (28, 28, 1), "conv_strides": (1, 2, 2, 1)},
@@ -203,13 +204,10 @@ def test_a_smaller_beta_does_not_over_regularise():
 
 
 def test_the_options_exist():
-    path = Path(__file__).parent.parent / "scripts" / "train_conv_autoencoder.py"
-    spec = importlib.util.spec_from_file_location("train", path)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    known = {name for action in program.build_parser()._actions for name in action.option_strings}
+    parser = train.build_parser(Program.installed("train"))
+    known = {name for action in parser._actions for name in action.option_strings}
     package = Path(__file__).parent.parent / "autoencoders"
-    places = package / "evaluation/diagnosis.py", package / "advice.py"
+    places = package / "evaluation/diagnosis.py", package / "training/advice.py"
     named = {option for place in places for option in re.findall(r"--[a-z][a-z-]+", place.read_text())}
     assert len(named) >= 6
     assert named <= known

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from autoencoders.pictures import figures
+from autoencoders.pictures import canvas, charts, sheets
 from minigrad.serialize import DataError
 
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -39,7 +39,7 @@ def history(epochs: int, *, kl: bool = True, validation: bool = True) -> list[di
 
 def pixels(figure: Figure, tmp_path: Path) -> np.ndarray:
     """The saved file, (H, W, 3) in [0, 1]."""
-    return imread(figures.save(figure, tmp_path / "figure.png"))[..., :3]
+    return imread(canvas.save(figure, tmp_path / "figure.png"))[..., :3]
 
 
 def shown(figure: Figure) -> list[tuple[float, float, np.ndarray]]:
@@ -73,45 +73,45 @@ ten = np.arange(10)
 latents = np.random.default_rng(1).normal(size=(500, 7)) * np.arange(1, 8)
 LONG = ["a class with a name much longer than its column"] * 10
 GALLERY = {
-    "reconstructions": lambda: figures.reconstructions(images(10), images(10), ten, NAMES, np.linspace(0.1, 40, 10)),
-    "reconstructions, one": lambda: figures.reconstructions(images(1), images(1), [3], NAMES, [241.32]),
-    "reconstructions, long names": lambda: figures.reconstructions(images(23), images(23), np.arange(23) % 10, LONG),
-    "reconstructions, large rgb": lambda: figures.reconstructions(
+    "reconstructions": lambda: sheets.reconstructions(images(10), images(10), ten, NAMES, np.linspace(0.1, 40, 10)),
+    "reconstructions, one": lambda: sheets.reconstructions(images(1), images(1), [3], NAMES, [241.32]),
+    "reconstructions, long names": lambda: sheets.reconstructions(images(23), images(23), np.arange(23) % 10, LONG),
+    "reconstructions, large rgb": lambda: sheets.reconstructions(
         images(12, 64, 48, 3).round(), np.zeros((12, 64, 48, 3)), None, (), np.full(12, 123456.7), error_name="e" * 300
     ),
-    "samples": lambda: figures.samples(images(25, 28, 28), title="A title that is far too long for one line " * 5),
-    "samples, named": lambda: figures.samples(images(12, 28, 28), names=[*NAMES, *LONG[:2]]),
-    "samples, one": lambda: figures.samples(images(1, 64, 48, 3)),
-    "interpolations": lambda: figures.interpolations(images(30).reshape(3, 10, 8, 8, 1)),
-    "interpolations, two steps": lambda: figures.interpolations(images(4).reshape(2, 2, 8, 8, 1)),
-    "interpolations, long": lambda: figures.interpolations(images(80).reshape(2, 40, 8, 8, 1)),
-    "traversals": lambda: figures.traversals(
+    "samples": lambda: sheets.samples(images(25, 28, 28), title="A title that is far too long for one line " * 5),
+    "samples, named": lambda: sheets.samples(images(12, 28, 28), names=[*NAMES, *LONG[:2]]),
+    "samples, one": lambda: sheets.samples(images(1, 64, 48, 3)),
+    "interpolations": lambda: sheets.interpolations(images(30).reshape(3, 10, 8, 8, 1)),
+    "interpolations, two steps": lambda: sheets.interpolations(images(4).reshape(2, 2, 8, 8, 1)),
+    "interpolations, long": lambda: sheets.interpolations(images(80).reshape(2, 40, 8, 8, 1)),
+    "traversals": lambda: sheets.traversals(
         images(1)[0],
         images(27).reshape(3, 9, 8, 8, 1),
         ["z1, 10.25 nats", "z12, 0.12 nats", "n" * 99],
         np.arange(-4, 5) / 3,
     ),
-    "traversals, large rgb": lambda: figures.traversals(
+    "traversals, large rgb": lambda: sheets.traversals(
         images(1, 64, 48, 3)[0], images(2, 64, 48, 3)[None], ["z1"], [-1, 1]
     ),
-    "manifold": lambda: figures.manifold_grid(images(400, 28, 28)),
-    "manifold, wide images": lambda: figures.manifold_grid(images(225, 12, 40)),
-    "manifold, many": lambda: figures.manifold_grid(np.linspace(0, 1, 2500).repeat(900).reshape(2500, 30, 30, 1)),
-    "scatter": lambda: figures.latent_scatter(latents[:, :2], np.arange(500) % 10, NAMES),
-    "scatter, projected": lambda: figures.latent_scatter(latents, np.arange(500) % 10, NAMES),
-    "scatter, 1 dimension": lambda: figures.latent_scatter(latents[:, :1], np.arange(500) % 10, NAMES),
-    "scatter, no labels": lambda: figures.latent_scatter(latents[:, :2], None),
-    "scatter, 45 classes": lambda: figures.latent_scatter(latents[:90, :2], np.arange(90) % 45),
-    "losses, 1 epoch": lambda: figures.loss_curves(history(1)),
-    "losses, 100 epochs": lambda: figures.loss_curves(history(100)),
-    "losses, a cut first epoch": lambda: figures.loss_curves(
+    "manifold": lambda: sheets.manifold_grid(images(400, 28, 28)),
+    "manifold, wide images": lambda: sheets.manifold_grid(images(225, 12, 40)),
+    "manifold, many": lambda: sheets.manifold_grid(np.linspace(0, 1, 2500).repeat(900).reshape(2500, 30, 30, 1)),
+    "scatter": lambda: charts.latent_scatter(latents[:, :2], np.arange(500) % 10, NAMES),
+    "scatter, projected": lambda: charts.latent_scatter(latents, np.arange(500) % 10, NAMES),
+    "scatter, 1 dimension": lambda: charts.latent_scatter(latents[:, :1], np.arange(500) % 10, NAMES),
+    "scatter, no labels": lambda: charts.latent_scatter(latents[:, :2], None),
+    "scatter, 45 classes": lambda: charts.latent_scatter(latents[:90, :2], np.arange(90) % 45),
+    "losses, 1 epoch": lambda: charts.loss_curves(history(1)),
+    "losses, 100 epochs": lambda: charts.loss_curves(history(100)),
+    "losses, a cut first epoch": lambda: charts.loss_curves(
         [{"loss": 1 / i**4, "val_loss": 1 / i**3} for i in range(1, 12)]
     ),
-    "losses, autoencoder with schedule and validation": lambda: figures.loss_curves(
+    "losses, autoencoder with schedule and validation": lambda: charts.loss_curves(
         [row | {"learning_rate": 1 / row["epoch"]} for row in history(100, kl=False)]
     ),
-    "losses, autoencoder": lambda: figures.loss_curves(history(7, kl=False), unit="squared error per image"),
-    "losses, schedule": lambda: figures.loss_curves(
+    "losses, autoencoder": lambda: charts.loss_curves(history(7, kl=False), unit="squared error per image"),
+    "losses, schedule": lambda: charts.loss_curves(
         [row | {"learning_rate": 0.001 * 0.9 ** row["epoch"]} for row in history(40)]
     ),
 }
@@ -153,15 +153,15 @@ FOREIGN = "\N{LATIN SMALL LETTER D WITH PALATAL HOOK}ove"
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: figures.reconstructions(images(1), images(1), [0], [FOREIGN]),
-        lambda: figures.samples(images(2), columns=1, row_names=[FOREIGN, "other"]),
-        lambda: figures.latent_scatter(latents[:, :2], np.arange(500) % 2, [FOREIGN, "other"]),
-        lambda: figures.latent_scatter(latents[:, :1], np.arange(500) % 2, [FOREIGN, "other"]),
+        lambda: sheets.reconstructions(images(1), images(1), [0], [FOREIGN]),
+        lambda: sheets.samples(images(2), columns=1, row_names=[FOREIGN, "other"]),
+        lambda: charts.latent_scatter(latents[:, :2], np.arange(500) % 2, [FOREIGN, "other"]),
+        lambda: charts.latent_scatter(latents[:, :1], np.arange(500) % 2, [FOREIGN, "other"]),
     ],
 )
 def test_a_letter_that_the_font_lacks_is_taken_from_another(draw, tmp_path):
     figure = draw()
-    figures.save(figure, tmp_path / "figure.png")  # a box in place of a letter would be a warning
+    canvas.save(figure, tmp_path / "figure.png")  # a box in place of a letter would be a warning
     families = {t.get_text(): t.get_fontfamily() for t in texts(figure)}
     assert len(families.pop(FOREIGN)) == 2
     assert {tuple(family) for family in families.values()} == {("sans-serif",)}
@@ -169,15 +169,15 @@ def test_a_letter_that_the_font_lacks_is_taken_from_another(draw, tmp_path):
 
 def test_fonts_are_looked_through_once_and_only_for_letters_that_are_lacking(monkeypatch):
     looked = []
-    figures._other_fonts.cache_clear()
-    real = figures.fontManager.ttflist
+    canvas._other_fonts.cache_clear()
+    real = canvas.fontManager.ttflist
     monkeypatch.setattr(
-        figures, "fontManager", type("Fonts", (), {"ttflist": property(lambda _: looked.append(1) or real)})()
+        canvas, "fontManager", type("Fonts", (), {"ttflist": property(lambda _: looked.append(1) or real)})()
     )
-    assert figures._fonts("Ünïcöde, Ελληνικά, кириллица, ✓") == ["sans-serif"]
+    assert canvas.fonts_for("Ünïcöde, Ελληνικά, кириллица, ✓") == ["sans-serif"]
     assert not looked
-    assert figures._fonts("\N{CJK UNIFIED IDEOGRAPH-65E5}\ue000")[0] == "sans-serif"
-    figures._fonts(FOREIGN)
+    assert canvas.fonts_for("\N{CJK UNIFIED IDEOGRAPH-65E5}\ue000")[0] == "sans-serif"
+    canvas.fonts_for(FOREIGN)
     assert looked == [1]
 
 
@@ -186,7 +186,7 @@ def test_fonts_are_looked_through_once_and_only_for_letters_that_are_lacking(mon
 
 def test_originals_stand_above_their_reconstructions():
     above, below = images(13, seed=1), images(13, seed=2)
-    placed = shown(figures.reconstructions(above, below))
+    placed = shown(sheets.reconstructions(above, below))
     assert len(placed) == 26
     left = [placed[2 * i][0] for i in range(13)]
     assert left[:10] == sorted(set(left[:10])), "ten columns from left to right"
@@ -203,7 +203,7 @@ def test_originals_stand_above_their_reconstructions():
 def test_pixels_of_a_saved_reconstruction(tmp_path):
     """Read back from the file: white above, mid-grey below, on either side of the middle."""
     white, grey = np.ones((1, 8, 8, 1), np.float32), np.full((1, 8, 8, 1), 128, np.uint8)
-    figure = figures.reconstructions(white * 0.8, grey / np.float32(255))
+    figure = sheets.reconstructions(white * 0.8, grey / np.float32(255))
     picture = pixels(figure, tmp_path)
     (x, y, _), (_, y2, _) = shown(figure)
     x, y, y2 = round(x), round(y), round(y2)
@@ -214,7 +214,7 @@ def test_pixels_of_a_saved_reconstruction(tmp_path):
 
 def test_names_and_errors_stand_in_their_column():
     labels = [9, 0, 3]
-    figure = figures.reconstructions(
+    figure = sheets.reconstructions(
         images(3), images(3), labels, NAMES, [0.01234567, 241.32, 12345.6], error_name="nats", rows_are=("one", "other")
     )
     placed = shown(figure)
@@ -232,12 +232,12 @@ def test_names_and_errors_stand_in_their_column():
 
 
 def test_labels_without_names_are_written_as_numbers():
-    figure = figures.reconstructions(images(2), images(2), np.array([41, 7], np.uint8))
+    figure = sheets.reconstructions(images(2), images(2), np.array([41, 7], np.uint8))
     assert {"41", "7"} <= {t.get_text() for t in texts(figure)}
 
 
 def test_a_dollar_in_a_class_name_is_a_dollar():
-    figure = figures.reconstructions(images(1), images(1), [0], [r"$\broken$"])
+    figure = sheets.reconstructions(images(1), images(1), [0], [r"$\broken$"])
     figure.canvas.draw()
     assert r"$\broken$" in {t.get_text() for t in texts(figure)}
 
@@ -247,32 +247,32 @@ def test_a_dollar_in_a_class_name_is_a_dollar():
 )
 def test_channels(C, expected):
     x = images(2, 6, 5, C)
-    for (_, _, values), image in zip(shown(figures.samples(x)), x, strict=True):
+    for (_, _, values), image in zip(shown(sheets.samples(x)), x, strict=True):
         np.testing.assert_array_equal(values, expected(image))
 
 
 def test_uint8_is_scaled_and_floats_are_clipped():
     x = np.array([0, 51, 255, 102], np.uint8).reshape(1, 2, 2, 1)
-    np.testing.assert_allclose(shown(figures.samples(x))[0][2], [[0, 0.2], [1, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(shown(sheets.samples(x))[0][2], [[0, 0.2], [1, 0.4]], rtol=1e-6)
     y = np.array([-0.5, 0.25, 1.5, 1.0]).reshape(1, 2, 2, 1)
-    np.testing.assert_array_equal(shown(figures.samples(y))[0][2], [[0, 0.25], [1, 1]])
+    np.testing.assert_array_equal(shown(sheets.samples(y))[0][2], [[0, 0.25], [1, 1]])
 
 
 def test_grey_is_shown_on_a_fixed_scale():
     """A dark image stays dark: no stretching of the contrast, black is 0 and white is 1."""
-    for artist in figures.samples(images(3) * 0.1).axes[0].images:
+    for artist in sheets.samples(images(3) * 0.1).axes[0].images:
         assert artist.get_clim() == (0.0, 1.0)
         assert artist.get_cmap().name == "gray"
 
 
 @pytest.mark.parametrize(("H", "W"), [(28, 28), (64, 48), (10, 40), (200, 300)])
 def test_the_pixels_of_an_image_are_shown_square(H, W):
-    for figure in (figures.samples(images(12, H, W)), figures.reconstructions(images(3, H, W), images(3, H, W))):
+    for figure in (sheets.samples(images(12, H, W)), sheets.reconstructions(images(3, H, W), images(3, H, W))):
         figure.canvas.draw()
         for artist in figure.axes[0].images:
             box = artist.get_window_extent()
             assert abs(abs(box.width / box.height) * H / W - 1) < 0.03
-    figure = figures.manifold_grid(images(25, H, W))
+    figure = sheets.manifold_grid(images(25, H, W))
     figure.canvas.draw()
     box = figure.axes[0].get_window_extent()
     assert abs(box.width / box.height * H / W - 1) < 0.01
@@ -280,7 +280,7 @@ def test_the_pixels_of_an_image_are_shown_square(H, W):
 
 def test_samples_fill_rows():
     x = images(7)
-    placed = shown(figures.samples(x, columns=3, title="Drawn"))
+    placed = shown(sheets.samples(x, columns=3, title="Drawn"))
     lefts, tops = sorted({left for left, _, _ in placed}), sorted({top for _, top, _ in placed})
     assert [(lefts.index(left), tops.index(top)) for left, top, _ in placed] == [(i % 3, i // 3) for i in range(7)]
     for (_, _, values), image in zip(placed, x, strict=True):
@@ -289,7 +289,7 @@ def test_samples_fill_rows():
 
 def test_interpolations_mark_both_ends_of_every_row():
     paths = images(12).reshape(2, 6, 8, 8, 1)
-    figure = figures.interpolations(list(paths))
+    figure = sheets.interpolations(list(paths))
     placed = shown(figure)
     for (left, top, values), (r, s) in zip(placed, itertools.product(range(2), range(6)), strict=True):
         np.testing.assert_array_equal(values, paths[r, s, ..., 0])
@@ -308,7 +308,7 @@ def test_interpolations_mark_both_ends_of_every_row():
 
 def test_traversals_stand_in_order_with_the_image_that_they_start_from_on_the_left():
     start, rows = images(1, seed=3)[0], images(10).reshape(2, 5, 8, 8, 1)
-    figure = figures.traversals(start, rows, ["z4", "z1"], [-3, -1.5, 0, 1.5, 3])
+    figure = sheets.traversals(start, rows, ["z4", "z1"], [-3, -1.5, 0, 1.5, 3])
     placed = shown(figure)
     assert len(placed) == 12
     heads = {t.get_text(): t.get_window_extent() for t in texts(figure)}
@@ -343,14 +343,14 @@ def normal_cdf(z: np.ndarray) -> np.ndarray:
 
 
 def test_manifold_points_are_evenly_spaced_in_probability():
-    points = figures.manifold_points(5, 0.1, 0.9)
+    points = sheets.manifold_points(5, 0.1, 0.9)
     assert points.shape == (25, 2)
     assert points.dtype == np.float32
     grid = normal_cdf(points).reshape(5, 5, 2)
     for i in range(5):
         np.testing.assert_allclose(grid[i, :, 0], [0.1, 0.3, 0.5, 0.7, 0.9], atol=1e-6)  # z1 grows to the right
         np.testing.assert_allclose(grid[:, i, 1], [0.9, 0.7, 0.5, 0.3, 0.1], atol=1e-6)  # z2 grows upwards
-    default = normal_cdf(figures.manifold_points())
+    default = normal_cdf(sheets.manifold_points())
     assert len(default) == 400
     np.testing.assert_allclose([default.min(), default.max()], [0.02, 0.98], atol=1e-6)
 
@@ -358,10 +358,10 @@ def test_manifold_points_are_evenly_spaced_in_probability():
 def test_manifold_picture_has_the_points_where_its_axes_say():
     """The images carry their own z as grey values, so that the picture itself tells where each point went."""
     side, H, W = 4, 3, 5
-    z = figures.manifold_points(side, 0.1, 0.9)
+    z = sheets.manifold_points(side, 0.1, 0.9)
     for axis in (0, 1):
         x = np.broadcast_to((z[:, axis] + 2) / 4, (H, W, 1, side * side)).transpose(3, 0, 1, 2).astype(np.float32)
-        figure = figures.manifold_grid(x, quantiles=(0.1, 0.9))
+        figure = sheets.manifold_grid(x, quantiles=(0.1, 0.9))
         axes = figure.axes[0]
         mosaic = np.asarray(axes.images[0].get_array())
         assert mosaic.shape == (side * H, side * W)
@@ -379,7 +379,7 @@ def test_manifold_picture_has_the_points_where_its_axes_say():
 
 def test_manifold_tiles_are_whole_images():
     x = images(6, 3, 4, 3).reshape(2, 3, 3, 4, 3)
-    mosaic = np.asarray(figures.manifold_grid(x, quantiles=(0.2, 0.8)).axes[0].images[0].get_array())
+    mosaic = np.asarray(sheets.manifold_grid(x, quantiles=(0.2, 0.8)).axes[0].images[0].get_array())
     for row, column in itertools.product(range(2), range(3)):
         np.testing.assert_array_equal(mosaic[row * 3 : row * 3 + 3, column * 4 : column * 4 + 4], x[row, column])
 
@@ -389,7 +389,7 @@ def test_manifold_tiles_are_whole_images():
 
 def test_projection_agrees_with_the_eigenvectors_of_the_covariance():
     x = np.random.default_rng(5).normal(size=(300, 6)) @ np.random.default_rng(6).normal(size=(6, 6)) + 3
-    projected, shares = figures.principal_components(x)
+    projected, shares = charts.principal_components(x)
     values, vectors = np.linalg.eigh(np.cov(x, rowvar=False))
     np.testing.assert_allclose(shares, values[::-1][:2] / values.sum(), rtol=1e-10)
     for i in range(2):
@@ -401,9 +401,9 @@ def test_projection_agrees_with_the_eigenvectors_of_the_covariance():
 
 def test_projection_does_not_depend_on_the_sign_that_the_svd_happens_to_choose():
     x = np.random.default_rng(5).normal(size=(50, 4)) * [9, 3, 1, 1]
-    first = figures.principal_components(x)[0][:, 0]
+    first = charts.principal_components(x)[0][:, 0]
     assert np.corrcoef(first, x[:, 0])[0, 1] > 0.99
-    mirrored = figures.principal_components(-x)[0][:, 0]
+    mirrored = charts.principal_components(-x)[0][:, 0]
     assert np.corrcoef(mirrored, -x[:, 0])[0, 1] > 0.99
 
 
@@ -411,7 +411,7 @@ def test_more_than_two_dimensions_say_how_much_of_the_variance_is_shown():
     x = latents
     values = np.linalg.eigvalsh(np.cov(x, rowvar=False))[::-1]
     share = 100 * values / values.sum()
-    figure = figures.latent_scatter(x, np.arange(500) % 10, NAMES)
+    figure = charts.latent_scatter(x, np.arange(500) % 10, NAMES)
     axes = figure.axes[0]
     assert f"{share[0]:.1f} %" in axes.get_xlabel()
     assert f"{share[1]:.1f} %" in axes.get_ylabel()
@@ -430,7 +430,7 @@ def scattered(figure: Figure) -> dict[tuple, set]:
 
 def test_two_dimensions_are_shown_as_they_are_with_one_colour_and_legend_entry_a_class():
     z, labels = latents[:, :2], np.arange(500) % 10
-    figure = figures.latent_scatter(z, labels, NAMES)
+    figure = charts.latent_scatter(z, labels, NAMES)
     entries = figure.legends[0]
     assert [t.get_text() for t in entries.get_texts()] == NAMES
     by_colour = scattered(figure)
@@ -439,19 +439,19 @@ def test_two_dimensions_are_shown_as_they_are_with_one_colour_and_legend_entry_a
         assert by_colour[to_rgb(handle.get_color())] == set(map(tuple, z[labels == c]))
     assert figure.axes[0].get_aspect() == 1.0
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("z1", "z2")
-    renamed = figures.latent_scatter(z, labels, NAMES, axis_names=("width", "height")).axes[0]
+    renamed = charts.latent_scatter(z, labels, NAMES, axis_names=("width", "height")).axes[0]
     assert (renamed.get_xlabel(), renamed.get_ylabel()) == ("width", "height")
 
 
 def test_ten_markers_differ_and_colour_with_marker_stays_unique_for_a_hundred_classes():
-    pairs = [(figures.CLASS_COLOURS[i % 10], figures.CLASS_MARKERS[i % len(figures.CLASS_MARKERS)]) for i in range(100)]
+    pairs = [(charts.CLASS_COLOURS[i % 10], charts.CLASS_MARKERS[i % len(charts.CLASS_MARKERS)]) for i in range(100)]
     assert len(set(pairs)) == 100
-    assert len(set(figures.CLASS_MARKERS[:10])) == 10
+    assert len(set(charts.CLASS_MARKERS[:10])) == 10
 
 
 def test_the_palette_is_told_apart_with_every_kind_of_colour_vision():
     """Dichromats simulated by Machado, Oliveira and Fernandes (2009), distances in OKLab (Ottosson, 2020)."""
-    hexes = figures.CLASS_COLOURS
+    hexes = charts.CLASS_COLOURS
     assert len(hexes) == 10
 
     def smallest_distance(colours) -> float:
@@ -485,19 +485,19 @@ def test_the_palette_is_told_apart_with_every_kind_of_colour_vision():
 
 def test_awkward_class_names_stay_in_the_legend():
     names = ["_hidden", "$x", r"$\nonsense$"]
-    figure = figures.latent_scatter(latents[:, :2], np.arange(500) % 3, names)
+    figure = charts.latent_scatter(latents[:, :2], np.arange(500) % 3, names)
     figure.canvas.draw()
     assert [t.get_text() for t in figure.legends[0].get_texts()] == names
 
 
 def test_a_class_without_images_still_has_its_colour_and_entry():
-    figure = figures.latent_scatter(latents[:, :2], np.full(500, 7), NAMES)
+    figure = charts.latent_scatter(latents[:, :2], np.full(500, 7), NAMES)
     assert len(figure.legends[0].get_texts()) == 10
-    assert set(scattered(figure)) == {to_rgb(figures.CLASS_COLOURS[7])}
+    assert set(scattered(figure)) == {to_rgb(charts.CLASS_COLOURS[7])}
 
 
 def test_labels_none_has_no_legend_and_all_points():
-    figure = figures.latent_scatter(latents[:, :2], None, NAMES)
+    figure = charts.latent_scatter(latents[:, :2], None, NAMES)
     assert not figure.legends
     assert sum(map(len, scattered(figure).values())) == 500
 
@@ -505,7 +505,7 @@ def test_labels_none_has_no_legend_and_all_points():
 def test_one_dimension_is_a_histogram_a_class():
     z = latents[:, :1]
     labels = np.arange(500) % 3
-    figure = figures.latent_scatter(z, labels, ["a", "b", "c"])
+    figure = charts.latent_scatter(z, labels, ["a", "b", "c"])
     axes = figure.axes[0]
     steps = [patch.get_data() for patch in axes.patches]
     assert len(steps) == 3
@@ -528,7 +528,7 @@ def test_one_dimension_is_a_histogram_a_class():
 @pytest.mark.parametrize("D", [1, 2, 5])
 def test_degenerate_latents_are_drawn(D, tmp_path):
     for z in (np.zeros((6, D)), np.full((1, D), 1e6, np.float32)):
-        figures.save(figures.latent_scatter(z, np.zeros(len(z), int), ["the only"]), tmp_path / "z.png")
+        canvas.save(charts.latent_scatter(z, np.zeros(len(z), int), ["the only"]), tmp_path / "z.png")
         assert (tmp_path / "z.png").read_bytes().startswith(b"\x89PNG")
         (tmp_path / "z.png").unlink()
 
@@ -547,20 +547,20 @@ def ticks(figure: Figure) -> list[list[str]]:
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: figures.latent_scatter(np.full((60, 2), 0.1), None),
-        lambda: figures.latent_scatter(0.5 + 1e-8 * latents[:, :2], None),
-        lambda: figures.latent_scatter(latents[:, :2] * 1e-17, None),
-        lambda: figures.latent_scatter(np.full((60, 5), 0.1), None),
-        lambda: figures.latent_scatter(np.full((60, 1), 0.1), None),
-        lambda: figures.latent_scatter(0.5 + 1e-8 * latents[:, :1], None),
-        lambda: figures.film_frame(
+        lambda: charts.latent_scatter(np.full((60, 2), 0.1), None),
+        lambda: charts.latent_scatter(0.5 + 1e-8 * latents[:, :2], None),
+        lambda: charts.latent_scatter(latents[:, :2] * 1e-17, None),
+        lambda: charts.latent_scatter(np.full((60, 5), 0.1), None),
+        lambda: charts.latent_scatter(np.full((60, 1), 0.1), None),
+        lambda: charts.latent_scatter(0.5 + 1e-8 * latents[:, :1], None),
+        lambda: charts.film_frame(
             images(4), images(4), np.full((60, 2), 1e6), None, (), ((1e6 - 1e-3, 1e6 + 1e-3),) * 2, "after epoch 1"
         ),
-        lambda: figures.loss_curves([{"loss": 0.5 + 1e-10 * i, "val_loss": 0.5} for i in range(4)]),
-        lambda: figures.loss_curves([{"loss": 1e-9 * (1 + i), "kl": 0.0} for i in range(4)]),
-        lambda: figures.loss_curves([{"loss": 0.5, "val_loss": 0.5 + 1e-10}]),
-        lambda: figures.kl_bars(np.zeros(5)),
-        lambda: figures.kl_bars(np.full(5, 1e-17)),
+        lambda: charts.loss_curves([{"loss": 0.5 + 1e-10 * i, "val_loss": 0.5} for i in range(4)]),
+        lambda: charts.loss_curves([{"loss": 1e-9 * (1 + i), "kl": 0.0} for i in range(4)]),
+        lambda: charts.loss_curves([{"loss": 0.5, "val_loss": 0.5 + 1e-10}]),
+        lambda: charts.kl_bars(np.zeros(5)),
+        lambda: charts.kl_bars(np.full(5, 1e-17)),
     ],
 )
 def test_the_numbers_at_an_axis_can_be_read_where_all_data_are_alike(draw):
@@ -571,19 +571,19 @@ def test_the_numbers_at_an_axis_can_be_read_where_all_data_are_alike(draw):
 
 
 def test_a_tiny_range_is_told_from_zero():
-    small = figures.loss_curves([{"loss": 1e-9 * i} for i in range(1, 5)])
+    small = charts.loss_curves([{"loss": 1e-9 * i} for i in range(1, 5)])
     assert "2e\N{MINUS SIGN}09" in ticks(small)[1]
-    assert "0.0002" in ticks(figures.loss_curves([{"loss": 0.00025 * i} for i in range(5)]))[1]
+    assert "0.0002" in ticks(charts.loss_curves([{"loss": 0.00025 * i} for i in range(5)]))[1]
 
 
 def test_equal_latents_have_no_variance():
-    projected, shares = figures.principal_components(np.full((60, 5), 0.1))
+    projected, shares = charts.principal_components(np.full((60, 5), 0.1))
     assert not projected.any()
     assert not shares.any()
 
 
 def test_bars_stand_in_the_order_of_their_divergences_with_the_number_of_their_dimension():
-    axes = figures.kl_bars([0.5, 3.0, 0.0, 1.25]).axes[0]
+    axes = charts.kl_bars([0.5, 3.0, 0.0, 1.25]).axes[0]
     assert [bar.get_height() for bar in axes.patches] == [3.0, 1.25, 0.5, 0.0]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["z2", "z4", "z1", "z3"]
     assert axes.texts[0].get_text() == "in all 4.75 nats per image"
@@ -592,7 +592,7 @@ def test_bars_stand_in_the_order_of_their_divergences_with_the_number_of_their_d
 def test_a_frame_of_a_film_shows_each_image_above_its_reconstruction_and_each_class_in_its_colour():
     above, below, points = images(5, 4, 3, seed=1), images(5, 4, 3, seed=2), latents[:60, :2]
     labels = np.arange(60) % 3
-    figure = figures.film_frame(above, below, points, labels, NAMES[:3], ((-4, 5), (-6, 7)), "after epoch 3")
+    figure = charts.film_frame(above, below, points, labels, NAMES[:3], ((-4, 5), (-6, 7)), "after epoch 3")
     (picture,) = figure.axes[0].images
     mosaic = np.asarray(picture.get_array())
     assert picture.get_clim() == (0, 1)
@@ -611,13 +611,13 @@ def test_a_frame_of_a_film_shows_each_image_above_its_reconstruction_and_each_cl
     for drawn in figure.axes[1].collections:
         found.setdefault(tuple(drawn.get_facecolor()[0][:3]), []).extend(map(tuple, np.asarray(drawn.get_offsets())))
     for c in range(3):
-        assert set(found[to_rgb(figures.CLASS_COLOURS[c])]) == set(map(tuple, points[labels == c]))
-    assert not figures.film_frame(above, below, points, None, (), ((-4, 5), (-6, 7)), "").legends
+        assert set(found[to_rgb(charts.CLASS_COLOURS[c])]) == set(map(tuple, points[labels == c]))
+    assert not charts.film_frame(above, below, points, None, (), ((-4, 5), (-6, 7)), "").legends
 
 
 @pytest.mark.parametrize(("kl", "top"), [(0.0, 0.05), (1e-17, 0.05), (0.01, 0.05), (3.0, 3.0)])
 def test_no_divergence_is_neither_a_negative_one_nor_a_high_bar(kl, top):
-    low, high = figures.kl_bars(np.full(3, kl)).axes[0].get_ylim()
+    low, high = charts.kl_bars(np.full(3, kl)).axes[0].get_ylim()
     assert low == 0
     assert high == pytest.approx(1.05 * top)
 
@@ -631,7 +631,7 @@ def lines(axes) -> dict[str, tuple[list, list]]:
 
 def test_total_reconstruction_and_kl_have_panels_of_their_own():
     rows = history(5)
-    figure = figures.loss_curves(rows, unit="bits per image")
+    figure = charts.loss_curves(rows, unit="bits per image")
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Total loss", "Reconstruction", "KL divergence"]
     for axes, key in zip(figure.axes, ("loss", "reconstruction", "kl"), strict=True):
         drawn = lines(axes)
@@ -643,22 +643,22 @@ def test_total_reconstruction_and_kl_have_panels_of_their_own():
         assert train.get_color() != validation.get_color()
         assert train.get_linestyle() != validation.get_linestyle(), "told apart without colour too"
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["training", "validation"]
-    assert figures.loss_curves(rows).axes[0].get_ylabel() == "nats per image"
+    assert charts.loss_curves(rows).axes[0].get_ylabel() == "nats per image"
 
 
 def test_the_lowest_loss_of_each_curve_is_marked_and_named():
     rows = history(6)
     rows[3]["val_loss"] = 201.23
-    axes = figures.loss_curves(rows).axes[0]
+    axes = charts.loss_curves(rows).axes[0]
     assert axes.get_title(loc="right") == "lowest training 296.3 at epoch 6\nlowest validation 201.2 at epoch 4"
     rings = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines[2:]]
     assert rings == [([6], [pytest.approx(296 + 1 / 3)]), ([4], [201.23])]
-    alone = figures.loss_curves(history(6, validation=False)).axes[0]
+    alone = charts.loss_curves(history(6, validation=False)).axes[0]
     assert alone.get_title(loc="right") == "lowest training 296.3 at epoch 6"
 
 
 def test_a_single_epoch_has_large_markers_with_their_values():
-    for axes, key in zip(figures.loss_curves(history(1)).axes, ("loss", "reconstruction", "kl"), strict=True):
+    for axes, key in zip(charts.loss_curves(history(1)).axes, ("loss", "reconstruction", "kl"), strict=True):
         assert axes.get_title(loc="right") == "", "there is nothing to be lower than"
         assert [t.get_text() for t in axes.texts] == [f"{history(1)[0][name]:g}" for name in (key, "val_" + key)]
         assert [t.get_ha() for t in axes.texts] == ["right", "left"], "on either side, so that they never overlap"
@@ -670,18 +670,18 @@ def test_a_single_epoch_has_large_markers_with_their_values():
 
 
 def test_an_autoencoder_has_one_panel_and_without_validation_one_line():
-    figure = figures.loss_curves(history(3, kl=False, validation=False))
+    figure = charts.loss_curves(history(3, kl=False, validation=False))
     (axes,) = figure.axes
     assert "training" in lines(axes)
     assert "validation" not in lines(axes)
     assert figure.get_suptitle() == "Training loss"
     different = [row | {"loss": row["loss"] + 1} for row in history(3, kl=False, validation=False)]
-    assert len(figures.loss_curves(different).axes) == 2, "a reconstruction that is not the whole loss keeps its panel"
+    assert len(charts.loss_curves(different).axes) == 2, "a reconstruction that is not the whole loss keeps its panel"
 
 
 def test_a_first_epoch_far_above_the_others_is_cut_off():
     rows = [{"loss": loss, "val_loss": loss - 60} for loss in (570.0, 275.0, 268.0, 262.0, 258.0, *range(257, 252, -1))]
-    figure = figures.loss_curves(rows)
+    figure = charts.loss_curves(rows)
     axes = figure.axes[0]
     low, high = axes.get_ylim()
     assert low < 193
@@ -693,36 +693,36 @@ def test_a_first_epoch_far_above_the_others_is_cut_off():
     for line in axes.lines:
         assert not line.get_path().transformed(line.get_transform()).intersects_bbox(box, filled=False)
     rows[0]["val_loss"] = 250.0
-    assert figures.loss_curves(rows).axes[0].texts[0].get_text().endswith("epoch 1: training 570"), "the other is seen"
+    assert charts.loss_curves(rows).axes[0].texts[0].get_text().endswith("epoch 1: training 570"), "the other is seen"
     rows[0]["loss"] = 300.0
-    axes = figures.loss_curves(rows).axes[0]
+    axes = charts.loss_curves(rows).axes[0]
     assert axes.get_ylim()[1] >= 300
     assert not axes.texts
 
 
 def test_of_few_epochs_none_is_cut_off():
     rows = [{"loss": loss} for loss in (570.0, 275.0, 268.0, 262.0, 258.0, 257.0, 256.0, 255.0, 254.0)]
-    axes = figures.loss_curves(rows).axes[0]
+    axes = charts.loss_curves(rows).axes[0]
     assert axes.get_ylim()[1] >= 570
     assert not axes.texts
 
 
 def test_missing_and_non_finite_numbers_leave_gaps():
     rows = [{"loss": 3.0}, {"epoch": 2}, {"loss": None}, {"loss": math.inf}, {"loss": 1.0}]
-    x, y = lines(figures.loss_curves(rows).axes[0])["training"]
+    x, y = lines(charts.loss_curves(rows).axes[0])["training"]
     assert x == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(y, [3, math.nan, math.nan, math.nan, 1])
 
 
 def test_the_learning_rate_has_a_panel_only_when_it_changes():
-    assert len(figures.loss_curves(history(4)).axes) == 3
+    assert len(charts.loss_curves(history(4)).axes) == 3
     falling = [row | {"learning_rate": 10.0 ** -row["epoch"]} for row in history(4)]
-    axes = figures.loss_curves(falling).axes
+    axes = charts.loss_curves(falling).axes
     assert len(axes) == 4
     assert axes[3].get_yscale() == "log"
     np.testing.assert_allclose(axes[3].lines[0].get_ydata(), [0.1, 0.01, 0.001, 0.0001])
     to_zero = [row | {"learning_rate": rate} for row, rate in zip(history(4), [2e-3, 1e-3, 2e-4, 1e-8], strict=True)]
-    assert figures.loss_curves(to_zero).axes[3].get_yscale() == "linear"
+    assert charts.loss_curves(to_zero).axes[3].get_yscale() == "linear"
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------
@@ -737,42 +737,42 @@ latents_with_nan[3, 1] = np.nan
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: figures.reconstructions(EMPTY, EMPTY), "originals are empty"),
-        (lambda: figures.samples(EMPTY), "samples: images are empty"),
-        (lambda: figures.manifold_grid(EMPTY), "manifold_grid: images are empty"),
-        (lambda: figures.interpolations([]), "no path to show"),
-        (lambda: figures.interpolations(np.zeros((0, 5, 8, 8, 1))), "no path to show"),
-        (lambda: figures.latent_scatter(np.zeros((0, 2)), []), "latents are empty"),
-        (lambda: figures.latent_scatter(np.zeros((5, 0)), None), "latents are empty"),
-        (lambda: figures.loss_curves([]), "history is empty"),
-        (lambda: figures.loss_curves([{"epoch": 1, "accuracy": 0.5}]), "no finite loss.*accuracy"),
-        (lambda: figures.loss_curves([{"loss": math.nan}]), "no finite loss"),
-        (lambda: figures.samples(images(3)[0]), r"shape \(N, H, W, C\), got \(8, 8, 1\)"),
-        (lambda: figures.samples(with_nan), "NaN or infinite"),
-        (lambda: figures.samples(images(2) * 255), r"reach 25.*expected float in \[0, 1\] or uint8"),
-        (lambda: figures.samples(np.zeros((2, 8, 8, 1), np.int64)), "uint8 or float.*int64"),
-        (lambda: figures.samples(images(2), columns=0), "columns must be at least 1, got 0"),
-        (lambda: figures.samples(np.zeros((3000, 8, 8, 1), np.uint8), columns=1), "pass fewer images"),
-        (lambda: figures.reconstructions(images(3), images(2)), r"originals are \(3, .*reconstructed \(2, "),
-        (lambda: figures.reconstructions(images(3), images(3), [1, 2]), "one label for each of 3 images"),
-        (lambda: figures.reconstructions(images(1), images(1), [1.0]), "labels must be integers, got float64"),
-        (lambda: figures.reconstructions(images(2), images(2), [0, 10], NAMES), "label 10 has no name.*0 to 9"),
-        (lambda: figures.reconstructions(images(2), images(2), [0, -1], NAMES), "label -1 has no name"),
-        (lambda: figures.reconstructions(images(2), images(2), errors=[1.0]), "one error for each of 2 images"),
-        (lambda: figures.interpolations([images(3), images(4)]), "every row must have the same shape"),
-        (lambda: figures.interpolations([images(1)]), "at least 2 steps"),
-        (lambda: figures.traversals(images(1), images(6)[None], ["a"], range(6)), "start must have the shape"),
-        (lambda: figures.traversals(images(1, 7)[0], images(6)[None], ["a"], range(6)), r"start is \(7, 8, 1\)"),
-        (lambda: figures.traversals(images(1)[0], images(6)[None], ["a", "b"], range(6)), "1 rows of 6 images, got 2"),
-        (lambda: figures.manifold_grid(images(5)), "5 images do not fill a square"),
-        (lambda: figures.manifold_grid(images(3)[0]), "manifold_grid: images must be"),
-        (lambda: figures.manifold_grid(images(4), quantiles=(0.0, 0.9)), "0 < low < high < 1, got low 0 and high 0.9"),
-        (lambda: figures.manifold_points(1), "side must be at least 2"),
-        (lambda: figures.manifold_points(5, 0.9, 0.1), "0 < low < high < 1"),
-        (lambda: figures.latent_scatter(latents_with_nan, None), "NaN or infinite values in 1 of 500 rows.*row 3"),
-        (lambda: figures.latent_scatter(latents[:, 0], None), r"shape \(N, dimensions\), got \(500,\)"),
-        (lambda: figures.latent_scatter(latents, np.arange(3)), "one label for each of 500"),
-        (lambda: figures.latent_scatter(latents[:, :1], np.arange(500)), "pass fewer classes"),
+        (lambda: sheets.reconstructions(EMPTY, EMPTY), "originals are empty"),
+        (lambda: sheets.samples(EMPTY), "samples: images are empty"),
+        (lambda: sheets.manifold_grid(EMPTY), "manifold_grid: images are empty"),
+        (lambda: sheets.interpolations([]), "no path to show"),
+        (lambda: sheets.interpolations(np.zeros((0, 5, 8, 8, 1))), "no path to show"),
+        (lambda: charts.latent_scatter(np.zeros((0, 2)), []), "latents are empty"),
+        (lambda: charts.latent_scatter(np.zeros((5, 0)), None), "latents are empty"),
+        (lambda: charts.loss_curves([]), "history is empty"),
+        (lambda: charts.loss_curves([{"epoch": 1, "accuracy": 0.5}]), "no finite loss.*accuracy"),
+        (lambda: charts.loss_curves([{"loss": math.nan}]), "no finite loss"),
+        (lambda: sheets.samples(images(3)[0]), r"shape \(N, H, W, C\), got \(8, 8, 1\)"),
+        (lambda: sheets.samples(with_nan), "NaN or infinite"),
+        (lambda: sheets.samples(images(2) * 255), r"reach 25.*expected float in \[0, 1\] or uint8"),
+        (lambda: sheets.samples(np.zeros((2, 8, 8, 1), np.int64)), "uint8 or float.*int64"),
+        (lambda: sheets.samples(images(2), columns=0), "columns must be at least 1, got 0"),
+        (lambda: sheets.samples(np.zeros((3000, 8, 8, 1), np.uint8), columns=1), "pass fewer images"),
+        (lambda: sheets.reconstructions(images(3), images(2)), r"originals are \(3, .*reconstructed \(2, "),
+        (lambda: sheets.reconstructions(images(3), images(3), [1, 2]), "one label for each of 3 images"),
+        (lambda: sheets.reconstructions(images(1), images(1), [1.0]), "labels must be integers, got float64"),
+        (lambda: sheets.reconstructions(images(2), images(2), [0, 10], NAMES), "label 10 has no name.*0 to 9"),
+        (lambda: sheets.reconstructions(images(2), images(2), [0, -1], NAMES), "label -1 has no name"),
+        (lambda: sheets.reconstructions(images(2), images(2), errors=[1.0]), "one error for each of 2 images"),
+        (lambda: sheets.interpolations([images(3), images(4)]), "every row must have the same shape"),
+        (lambda: sheets.interpolations([images(1)]), "at least 2 steps"),
+        (lambda: sheets.traversals(images(1), images(6)[None], ["a"], range(6)), "start must have the shape"),
+        (lambda: sheets.traversals(images(1, 7)[0], images(6)[None], ["a"], range(6)), r"start is \(7, 8, 1\)"),
+        (lambda: sheets.traversals(images(1)[0], images(6)[None], ["a", "b"], range(6)), "1 rows of 6 images, got 2"),
+        (lambda: sheets.manifold_grid(images(5)), "5 images do not fill a square"),
+        (lambda: sheets.manifold_grid(images(3)[0]), "manifold_grid: images must be"),
+        (lambda: sheets.manifold_grid(images(4), quantiles=(0.0, 0.9)), "0 < low < high < 1, got low 0 and high 0.9"),
+        (lambda: sheets.manifold_points(1), "side must be at least 2"),
+        (lambda: sheets.manifold_points(5, 0.9, 0.1), "0 < low < high < 1"),
+        (lambda: charts.latent_scatter(latents_with_nan, None), "NaN or infinite values in 1 of 500 rows.*row 3"),
+        (lambda: charts.latent_scatter(latents[:, 0], None), r"shape \(N, dimensions\), got \(500,\)"),
+        (lambda: charts.latent_scatter(latents, np.arange(3)), "one label for each of 500"),
+        (lambda: charts.latent_scatter(latents[:, :1], np.arange(500)), "pass fewer classes"),
     ],
 )
 def test_wrong_input_is_named(call, message):
@@ -785,12 +785,12 @@ def test_wrong_input_is_named(call, message):
 
 def test_save_makes_folders_and_replaces_and_is_repeatable(tmp_path):
     path = tmp_path / "a" / "b" / "figure.png"
-    assert figures.save(figures.samples(images(2)), str(path)) == path
+    assert canvas.save(sheets.samples(images(2)), str(path)) == path
     first = path.read_bytes()
     assert first.startswith(b"\x89PNG\r\n\x1a\n")
-    figures.save(figures.samples(images(3)), path)
+    canvas.save(sheets.samples(images(3)), path)
     assert path.read_bytes() != first
-    figures.save(figures.samples(images(2)), path)
+    canvas.save(sheets.samples(images(2)), path)
     assert path.read_bytes() == first
     assert os.listdir(path.parent) == ["figure.png"]
 
@@ -804,14 +804,14 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(DataError, match=r"figure\.png: cannot be written: the disk is full"):
-        figures.save(figures.samples(images(1)), path)
+        canvas.save(sheets.samples(images(1)), path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["figure.png"]
 
 
 def test_save_refuses_another_kind_of_file(tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.png"):
-        figures.save(figures.samples(images(1)), tmp_path / "figure.jpg")
+        canvas.save(sheets.samples(images(1)), tmp_path / "figure.jpg")
     assert os.listdir(tmp_path) == []
 
 
@@ -838,12 +838,12 @@ def test_show_needs_a_display_and_the_others_never_touch_pyplot(backend, tmp_pat
         pytest.skip("this system may well have a display")
     out = run(
         "import sys\n"
-        "from autoencoders.pictures import figures\n"
-        "figure = figures.loss_curves([{'loss': 2.0}, {'loss': 1.0}])\n"
-        "figures.save(figure, sys.argv[1])\n"
+        "from autoencoders.pictures import canvas, charts\n"
+        "figure = charts.loss_curves([{'loss': 2.0}, {'loss': 1.0}])\n"
+        "canvas.save(figure, sys.argv[1])\n"
         "print('matplotlib.pyplot' in sys.modules)\n"
         "try:\n"
-        "    figures.show(figure)\n"
+        "    canvas.show(figure)\n"
         "except RuntimeError as error:\n"
         "    print(error)\n",
         tmp_path,
@@ -874,11 +874,11 @@ def test_show_opens_one_window_a_figure_and_closes_them(tmp_path):
     )
     out = run(
         "import numpy as np\n"
-        "from autoencoders.pictures import figures\n"
-        "figures.show(figures.samples(np.zeros((n, 4, 4, 1))) for n in (1, 2))\n"
+        "from autoencoders.pictures import canvas, sheets\n"
+        "canvas.show(sheets.samples(np.zeros((n, 4, 4, 1))) for n in (1, 2))\n"
         "from matplotlib import pyplot\n"
         "print('left', pyplot.get_fignums())\n"
-        "figures.show([])\n",
+        "canvas.show([])\n",
         tmp_path,
         MPLBACKEND="module://counting_windows",
     )
@@ -888,19 +888,19 @@ def test_show_opens_one_window_a_figure_and_closes_them(tmp_path):
 @pytest.mark.parametrize(("classes", "each", "highest"), [(10, 1, 1800), (10, 5, 1800), (99, 1, 6500), (900, 1, 32000)])
 def test_a_row_for_each_of_many_classes_is_no_tower(classes: int, each: int, highest: int) -> None:
     images = np.zeros((classes * each, 28, 28, 1))
-    picture = figures.samples(images, columns=each, row_names=[str(i) for i in range(classes)])
+    picture = sheets.samples(images, columns=each, row_names=[str(i) for i in range(classes)])
     assert picture.get_size_inches()[1] * picture.dpi <= highest
 
 
 def test_rows_of_samples_have_names() -> None:
-    picture = figures.samples(np.zeros((6, 5, 4, 1)), columns=3, row_names=["Bag", "Coat"])
+    picture = sheets.samples(np.zeros((6, 5, 4, 1)), columns=3, row_names=["Bag", "Coat"])
     assert [text.get_text() for text in picture.axes[0].texts[1:]] == ["Bag", "Coat"]
     with pytest.raises(ValueError, match="one name for each of 2 rows, got 3"):
-        figures.samples(np.zeros((6, 5, 4, 1)), columns=3, row_names=["a", "b", "c"])
+        sheets.samples(np.zeros((6, 5, 4, 1)), columns=3, row_names=["a", "b", "c"])
 
 
 def test_samples_have_names_above_them() -> None:
-    picture = figures.samples(images(12), names=[*NAMES, "Hat", "Scarf"])
+    picture = sheets.samples(images(12), names=[*NAMES, "Hat", "Scarf"])
     placed = shown(picture)
     at = {text.get_text(): text.get_window_extent() for text in picture.axes[0].texts[1:]}
     assert list(at) == [*NAMES, "Hat", "Scarf"]
@@ -910,10 +910,10 @@ def test_samples_have_names_above_them() -> None:
         assert 0 <= top - (height - box.y0) < 20
     assert placed[10][1] > placed[0][1], "the eleventh starts a new row"
     with pytest.raises(ValueError, match="one name for each of 6 images, got 3"):
-        figures.samples(np.zeros((6, 5, 4, 1)), names=["a", "b", "c"])
+        sheets.samples(np.zeros((6, 5, 4, 1)), names=["a", "b", "c"])
 
 
 def test_rows_of_few_named_samples_are_no_wide_white_sheet() -> None:
-    picture = figures.samples(np.zeros((20, 28, 28, 1)), columns=2, row_names=NAMES)
+    picture = sheets.samples(np.zeros((20, 28, 28, 1)), columns=2, row_names=NAMES)
     right = max(artist.get_extent()[1] for artist in picture.axes[0].images)
     assert right > 0.5 * picture.get_size_inches()[0] * picture.dpi

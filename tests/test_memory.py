@@ -17,8 +17,8 @@ from conftest import CPU_KERNELS
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
-from autoencoders.memory import COPIES, WORKSPACE, check_memory, step_memory
 from autoencoders.training import Trainer
+from autoencoders.training.memory import COPIES, WORKSPACE, check_memory, step_memory
 from minigrad.backend.geometry import conv_geometry
 from minigrad.backend.memory import free_memory
 
@@ -53,9 +53,9 @@ def test_the_memory_of_a_step_is_known_before(kernels: str, options: dict[str, A
     """An image's share is what it is at the peak, or up to half as much again; the rest is within the workspace."""
     minigrad.use(kernels=kernels)
     few, many = peak(8, **options), peak(40, **options)
-    fixed, an_image = step_memory(trainer(8).model, options.get("iw_samples", 1))
+    fixed, bytes_per_image = step_memory(trainer(8).model, options.get("iw_samples", 1))
     share = (many - few) / 32
-    assert 0.98 * share <= an_image <= 1.5 * share
+    assert 0.98 * share <= bytes_per_image <= 1.5 * share
     assert few - 8 * share <= fixed
     if kernels == "plain":  # which hold nothing for each thread: what is left is the last good state
         assert few - 8 * share == pytest.approx(fixed - WORKSPACE, rel=0.1)
@@ -66,8 +66,8 @@ def test_the_memory_of_a_step_is_known_before(kernels: str, options: dict[str, A
 def test_what_large_kernels_take_whatever_the_batch_is_known_too(kernels: str) -> None:
     minigrad.use(kernels=kernels)
     few = peak(2, kernels=(27, 27))
-    fixed, an_image = step_memory(trainer(2, kernels=(27, 27)).model)
-    assert few <= fixed + 2 * an_image <= 5 * few
+    fixed, bytes_per_image = step_memory(trainer(2, kernels=(27, 27)).model)
+    assert few <= fixed + 2 * bytes_per_image <= 5 * few
 
 
 def test_the_memory_of_a_save_is_known_before(tmp_path: Path) -> None:
@@ -218,5 +218,5 @@ def test_the_batch_that_fits_fits(kernels: str) -> None:
         made.run()
         held = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        fixed, an_image = step_memory(model, batch=batch)
-        assert held <= fixed + batch * an_image, (size, filters, sides, strides, batch)
+        fixed, bytes_per_image = step_memory(model, batch=batch)
+        assert held <= fixed + batch * bytes_per_image, (size, filters, sides, strides, batch)

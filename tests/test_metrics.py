@@ -33,7 +33,7 @@ from autoencoders.evaluation.metrics import (
     measure,
     pixel_std,
     prior_holes,
-    quick_figures,
+    quick_metrics,
     table,
 )
 from autoencoders.evaluation.mixture import Mixture
@@ -147,7 +147,7 @@ def test_neg_elbo_equals_loops(likelihood):
 @pytest.mark.parametrize("kind", ["ae", *LIKELIHOODS])
 def test_quick_figures_are_those_of_the_full_evaluation(kind):
     model, x = tiny(Autoencoder) if kind == "ae" else tiny(likelihood=kind), grey()
-    found = quick_figures(model, x, seed=5)
+    found = quick_metrics(model, x, seed=5)
     mse, bce, _ = at_the_mean(model, x, model.encode(x))
     assert found["mse"] == mse == pytest.approx(((model.reconstruct(x)[0] - x / 255.0) ** 2).mean())
     assert (found["bce"], found["psnr"]) == (bce, pytest.approx(10 * math.log10(1 / mse)))
@@ -615,7 +615,7 @@ def test_every_figure_of_a_vae_is_measured():
     model = tiny(shape=(28, 28, 1), dtype="float32")
     figures, notes = measure(model, data, iw_samples=3)
     assert (missing(figures), notes) == (set(), [])
-    assert set(figures) == set(metrics.FIGURES)
+    assert set(figures) == set(metrics.METRICS)
     assert measure(model, data, iw_samples=3)[0] == figures
     other = measure(model, data, iw_samples=3, seed=1)[0]
     for name in ("neg_elbo", "iw_nll", "aggregate_mean", "fd", "sample_std"):
@@ -857,7 +857,7 @@ def test_every_backend_measures_the_same(on_plain_kernels, backend):
 
 
 def test_the_table_shows_what_was_measured():
-    figures = dict.fromkeys(metrics.FIGURES) | {
+    figures = dict.fromkeys(metrics.METRICS) | {
         "mse": 0.0123456,
         "kl": 3.5,
         "kl_per_dim": [1.234, 2.0],

@@ -17,12 +17,16 @@ from PIL import Image
 from test_random import philox
 
 import minigrad
-from autoencoders import VAE, Autoencoder, TrainingOptions, runs
+from autoencoders import VAE, Autoencoder, TrainingOptions
 from autoencoders.data import Dataset
-from autoencoders.evaluation.metrics import FIGURES, nearest, quick_figures
+from autoencoders.evaluation.metrics import METRICS, nearest, quick_metrics
 from autoencoders.evaluation.mixture import Mixture
-from autoencoders.pictures import figures, film, report
-from autoencoders.runs import draw, own_files, resume_run, save_pictures, start_run, trained_on
+from autoencoders.pictures import canvas, charts, film, gallery, sheets
+from autoencoders.pictures.gallery import draw, save_pictures
+from autoencoders.runs import report, resume_run, start_run
+from autoencoders.runs import run as run_module
+from autoencoders.runs.record import trained_on
+from autoencoders.runs.replace import own_files
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
@@ -32,7 +36,8 @@ NAMES = ("<b>bags</b>", "A & B", "$x_1$")
 @pytest.fixture(autouse=True)
 def _backend(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> None:
     minigrad.use(kernels="numpy", threads=1)
-    monkeypatch.setattr(VAE, "standardize", lambda *_, **__: 0.0)  # the model of a run is that of its last frame
+    # the model of a run is that of its last frame
+    monkeypatch.setattr("autoencoders.runs.run.standardize", lambda *_, **__: 0.0)
 
 
 def dataset(count: int = 24, labelled: bool = True, name: str = "toy") -> Dataset:
@@ -124,9 +129,10 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[tuple, dict]]
     """The arguments of every call of the functions that draw, by their names."""
     seen: dict[str, list[tuple[tuple, dict]]] = {"film_frame": [], "reconstructions": []}
     for name, calls in seen.items():
-        real = getattr(figures, name)
+        where = charts if name == "film_frame" else sheets
+        real = getattr(where, name)
         spy = lambda *a, real=real, calls=calls, **k: calls.append((a, k)) or real(*a, **k)  # noqa: E731
-        monkeypatch.setattr(figures, name, spy)
+        monkeypatch.setattr(where, name, spy)
     return seen
 
 
@@ -210,10 +216,10 @@ def test_a_film_has_at_most_sixty_frames_from_the_first_to_the_last(
     def drawn(originals, reconstructed, points, labels, names, limits, title):
         seen.append((title, int(points[0, 0])))
         assert limits[0][0] < 10 < 140 < limits[0][1], "one plane for all but what training has left behind"
-        return figures.samples(np.full((1, 4, 4, 1), len(seen) / 60))
+        return sheets.samples(np.full((1, 4, 4, 1), len(seen) / 60))
 
-    monkeypatch.setattr(figures, "film_frame", drawn)
-    monkeypatch.setattr(figures, "pixels", lambda _: np.full((8, 8, 3), 4 * len(seen), np.uint8))
+    monkeypatch.setattr(charts, "film_frame", drawn)
+    monkeypatch.setattr(canvas, "pixels", lambda _: np.full((8, 8, 3), 4 * len(seen), np.uint8))
     content = film.gif(tmp_path, np.zeros((2, 4, 4, 1), np.uint8))
     epochs = [epoch for _, epoch in seen]
     assert len(epochs) == 60
@@ -237,10 +243,10 @@ def test_a_finished_run_is_measured_and_drawn_with_its_own_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, made, seen = dataset(), model(), []
-    monkeypatch.setattr(runs, "draw", lambda *a, **k: seen.append((a, k)) or {})
+    monkeypatch.setattr(run_module, "draw", lambda *a, **k: seen.append((a, k)) or {})
     options = TrainingOptions(batch_size=8, epochs=1, seed=3)
     start_run(made, data, options, tmp_path, learning_rate=1e-3, progress=False).execute(lambda _: None)
-    assert json.loads((tmp_path / "run.json").read_text())["test"] == quick_figures(
+    assert json.loads((tmp_path / "run.json").read_text())["test"] == quick_metrics(
         made, data.test_images, 3, train_images=data.train_images
     )
     assert seen == [((made, data), {"seed": 3, "count": 48})]
@@ -248,7 +254,7 @@ def test_a_finished_run_is_measured_and_drawn_with_its_own_seed(
 
 def test_interpolations_go_from_one_class_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
     data, made, seen = dataset(), model(classes=3), []
-    monkeypatch.setattr(figures, "interpolations", lambda rows: seen.append(rows))
+    monkeypatch.setattr(sheets, "interpolations", lambda rows: seen.append(rows))
     draw(made, data, seed=4)
     every = made.reconstruct(data.test_images, labels=data.test_labels)[0]
     (rows,) = seen
@@ -272,7 +278,7 @@ def test_a_resumed_run_goes_on_with_its_film(tmp_path: Path, monkeypatch: pytest
     data = dataset()
     folder = tmp_path / "run"
     trained(folder, data, epochs=1)
-    monkeypatch.setattr("autoencoders.runs.load_dataset", lambda *args, **kwargs: data)
+    monkeypatch.setattr("autoencoders.runs.start.load_dataset", lambda *args, **kwargs: data)
     before = next(iter(sorted(folder.glob(film.FRAMES)))).read_bytes()
     resume_run(folder, epochs=3, progress=False, tell=lambda _: None).execute(lambda _: None)
     assert [record["epoch"] for _, record in frames(folder)] == [0, 1, 2, 3]
@@ -295,7 +301,7 @@ def test_the_film_has_a_picture_a_frame(kind: type, Z: int, labelled: bool, tmp_
     assert (pictures[0][0, 0] == 255).all(), "paper is white"
     tinted = np.ptp(pictures[0][:, :430], axis=2)  # the half of grey images and black text
     assert tinted.max() <= 4, "grey is grey"
-    for colour in figures.CLASS_COLOURS[: 3 if labelled else 0]:
+    for colour in charts.CLASS_COLOURS[: 3 if labelled else 0]:
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert abs(pictures[-1] - wanted).max(axis=2).min() <= 4, f"{colour} is among them"
 
@@ -305,7 +311,7 @@ def test_the_numbers_of_a_film_of_equal_latents_stand_apart_and_one_dimension_ha
     latents = np.full((30, Z), 0.1, np.float32)
     axes, limits = film._plane([latents, latents])
     shown = np.zeros((10, 8, 8, 1), np.uint8)
-    figure = figures.film_frame(shown, shown, latents @ axes, None, (), limits, "after epoch 1")
+    figure = charts.film_frame(shown, shown, latents @ axes, None, (), limits, "after epoch 1")
     figure.canvas.draw()
     (low, high), axis = figure.axes[1].get_xlim(), figure.axes[1].xaxis
     seen = [tick.label1.get_window_extent() for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
@@ -353,7 +359,7 @@ def test_a_frame_that_cannot_be_drawn_is_named(record: dict, changed: dict, tmp_
 
 def test_worst_and_best_are_those(spied: dict) -> None:
     data, made = dataset(), model()
-    assert set(report.close_ups(made, data, None)) == {"worst", "best", "neighbours"}
+    assert set(gallery.close_ups(made, data, None)) == {"worst", "best", "neighbours"}
     shown = {options["title"].split()[-1]: (a, options) for a, options in spied["reconstructions"]}
     errors = [float(np.mean((made.reconstruct(x[None])[0] - x / 255) ** 2)) for x in data.test_images]
     order = sorted(range(30), key=errors.__getitem__)
@@ -375,7 +381,7 @@ def test_the_neighbours_of_samples_are_training_images(kind: type, classes: int,
     mixture = Mixture(np.ones(1), np.zeros((1, 3)), np.eye(3)[None])
     made, data = model(kind, classes=classes) if classes else model(kind), dataset()
     rows = np.arange(1, len(data.train_images), 3)  # those that the model was trained on
-    report.close_ups(made, data, None, 5, mixture, rows)
+    gallery.close_ups(made, data, None, 5, mixture, rows)
     (new, found, labels, _, written), options = next(x for x in spied["reconstructions"] if "rows_are" in x[1])
     numbers = [i % 3 for i in range(10)] if classes else None
     expected = made.sample(10, 5, labels=numbers) if kind is VAE else made.decode(mixture.sample(10, 5))
@@ -404,7 +410,7 @@ def test_all_pictures_stand_in_order_and_are_of_one_seed(tmp_path: Path, spied: 
     clean, given = {}, {}
     for seed in (7, 8):
         spied["reconstructions"].clear()
-        report.denoised(made, data, 0.2, seed)
+        gallery.denoised(made, data, 0.2, seed)
         ((noisy, _, labels, *_), _), *_ = spied["reconstructions"]
         clean[seed] = [int(np.abs(data.test_images / 255 - x).mean(axis=(1, 2, 3)).argmin()) for x in noisy]
         given[seed] = labels.tolist()
@@ -417,8 +423,8 @@ def test_a_denoising_run_shows_noise_and_what_is_left_of_it(monkeypatch: pytest.
     made = trained(tmp_path / "plain", data)
     assert "denoised" not in report.all_pictures(made, data, tmp_path / "plain", None)
     made = trained(tmp_path / "run", data, denoise=0.2)
-    real = report.figures.reconstructions
-    monkeypatch.setattr(report.figures, "reconstructions", lambda *a, **k: shown.append((a, k)) or real(*a, **k))
+    real = sheets.reconstructions
+    monkeypatch.setattr(sheets, "reconstructions", lambda *a, **k: shown.append((a, k)) or real(*a, **k))
     assert "denoised" in report.all_pictures(made, data, tmp_path / "run", None)
     (noisy, restored, _, _, errors), options = next(x for x in shown if x[1].get("rows_are") == ("noisy", "denoised"))
     assert noisy.shape == (20, 8, 8, 1)
@@ -453,7 +459,7 @@ def test_a_plain_autoencoder_with_a_mixture_has_samples_and_their_neighbours() -
 
 
 def test_the_neighbours_of_a_conditional_model_bear_the_names_of_its_classes() -> None:
-    names = {t.get_text() for t in report.close_ups(model(classes=3), dataset(), None)["neighbours"].findobj(Text)}
+    names = {t.get_text() for t in gallery.close_ups(model(classes=3), dataset(), None)["neighbours"].findobj(Text)}
     assert {"0", "1", "2"} <= names
 
 
@@ -478,7 +484,7 @@ def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> N
     made, seen = model(Z=3), []
     real = made.decode
     monkeypatch.setattr(made, "decode", lambda z, **labels: seen.append(z) or real(z, **labels))
-    pictures = report.close_ups(made, dataset(), [0.1, 3.0, 2.0])
+    pictures = gallery.close_ups(made, dataset(), [0.1, 3.0, 2.0])
     assert set(pictures) == {"worst", "best", "kl_per_dimension", "traversals", "neighbours"}
     points = next(z for z in seen if len(z) == 27).reshape(3, 9, 3)
     for row, dimension in enumerate((1, 2, 0)):  # by their KL divergence
@@ -497,7 +503,7 @@ def test_eight_dimensions_are_traversed_with_the_class_of_the_start(monkeypatch:
     made, data, seen = model(Z=10, classes=3), dataset(), []
     real = made.decode
     monkeypatch.setattr(made, "decode", lambda z, *, labels=None: seen.append((z, labels)) or real(z, labels=labels))
-    pictures = report.close_ups(made, data, list(range(10)), seed=2)
+    pictures = gallery.close_ups(made, data, list(range(10)), seed=2)
     assert sum("nats" in t.get_text() for t in pictures["traversals"].findobj(Text)) == 8
     drawn = np.asarray(pictures["traversals"].axes[0].images[0].get_array())
     (start,) = (i for i, image in enumerate(data.test_images) if np.allclose(image[..., 0] / 255, drawn))
@@ -551,10 +557,10 @@ class Page(HTMLParser):
 def test_the_report_is_one_file_that_says_everything(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     data, made = dataset(name="<i>"), model(Z=2)
-    pictures = save_pictures(report.close_ups(made, data, [1.0, 2.0]), tmp_path / "figures")
+    pictures = save_pictures(gallery.close_ups(made, data, [1.0, 2.0]), tmp_path / "figures")
     Image.new("RGB", (3, 2)).save(tmp_path / "film.gif")
     measured = {
-        **dict.fromkeys(FIGURES),
+        **dict.fromkeys(METRICS),
         "model": made.config,
         "mse": 0.0125,
         "diagnosis": [{"finding": "dead <prior>", "why": "samples & all", "option": "--beta 1"}],
@@ -602,7 +608,7 @@ def test_the_report_is_one_file_that_says_everything(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     (tmp_path / "report.html").mkdir()
-    measured = {**dict.fromkeys(FIGURES), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
+    measured = {**dict.fromkeys(METRICS), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
     measured["model"] = {}
     nothing = {"measured": measured, "pictures": [], "film": None, "record": {}}
     with pytest.raises(DataError, match=r"report\.html"):
@@ -611,7 +617,7 @@ def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
 
 def test_a_report_shows_what_utf_8_cannot_write_by_number(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
-    measured = {**dict.fromkeys(FIGURES), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
+    measured = {**dict.fromkeys(METRICS), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
     given = {"measured": measured | {"model": {}}, "pictures": [], "film": None, "record": {"commands": ["\ud800"]}}
     report.write_report(tmp_path / "report.html", model=model(), dataset=dataset(), **given)
     assert "\\ud800" in (tmp_path / "report.html").read_text(encoding="utf-8")

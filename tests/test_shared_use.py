@@ -10,8 +10,9 @@ import pytest
 
 import minigrad
 from autoencoders import VAE, Autoencoder, Callback, DivergedError, TrainingOptions, load
-from autoencoders.evaluation.metrics import quick_figures
-from autoencoders.training import Trainer, load_checkpoint, mean_losses
+from autoencoders.evaluation.metrics import quick_metrics
+from autoencoders.training import Trainer, load_checkpoint
+from autoencoders.training.validation import mean_losses
 from minigrad import Tensor, nn, optim
 from minigrad.random import generator
 from minigrad.tensor import is_evaluating
@@ -59,7 +60,7 @@ READS = {
     "decode": lambda model, x: model.decode(np.linspace(-1, 1, 48).reshape(24, 2)),
     "interpolate": lambda model, x: model.interpolate(x[:2], x[2:4], 3),
     "mean losses": lambda model, x: list(mean_losses(model, x, generator(0, "test")).values()),
-    "figures": lambda model, x: [v for v in quick_figures(model, x, 0).values() if isinstance(v, float)],
+    "figures": lambda model, x: [v for v in quick_metrics(model, x, 0).values() if isinstance(v, float)],
     "summary": lambda model, x: [len(model.summary())],
     "encoder": lambda model, x: model.encoder(Tensor(x / np.float32(255))).numpy(),
     "sample": lambda model, x: model.sample(5),
@@ -257,7 +258,7 @@ def test_every_call_of_train_draws_new_numbers_and_the_same_in_every_process(opt
 def test_the_images_held_out_stay_the_same_in_every_call():
     model = compiled()
     first, second = (trainer_of(model, validation=5), trainer_of(model, validation=5))
-    np.testing.assert_array_equal(first.validation_images, second.validation_images)
+    np.testing.assert_array_equal(first.feed.held_out.images, second.feed.held_out.images)
 
 
 @pytest.mark.parametrize(
@@ -383,16 +384,19 @@ def test_numbers_that_callbacks_set_are_written_down(kind, tmp_path):
     assert history["val_loss"][2] == pytest.approx(value, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["beta_1", "beta_2", "epsilon", "weight_decay", "variance", "likelihood", "options"])
+@pytest.mark.parametrize("name", ["beta_1", "beta_2", "epsilon", "weight_decay", "variance", "likelihood"])
 def test_what_does_not_act_in_a_run_cannot_be_set_by_a_callback(name):
     def change(trainer):
-        owner = {"variance": trainer.model, "likelihood": trainer.model, "options": trainer}.get(
-            name, trainer.optimizer
-        )
-        setattr(owner, name, TrainingOptions(clip_norm=1.0) if name == "options" else 0.25)
+        owner = trainer.model if name in ("variance", "likelihood") else trainer.optimizer
+        setattr(owner, name, 0.25)
 
     with pytest.raises(ValueError, match=rf"\.{name}: a callback has changed it, .* before the training$"):
         trainer_of(compiled(), On("on_batch_end", change)).run()
+
+
+def test_the_options_of_a_run_cannot_be_set():
+    with pytest.raises(AttributeError, match="options"):
+        trainer_of(compiled(), Callback()).options = TrainingOptions(clip_norm=1.0)
 
 
 def test_what_is_frozen_in_a_run_is_frozen_from_the_next_step_on_and_after_a_resume(tmp_path):

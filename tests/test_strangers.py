@@ -13,7 +13,6 @@ import runpy
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import threading
 import warnings
@@ -25,25 +24,26 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import NEEDS_NUMBA
+from programs import EVALUATE, GENERATE, TRAIN
 
 import autoencoders
 import minigrad
-from autoencoders import VAE, Autoencoder, cli, memory, runs
-from autoencoders.data import load_dataset
+from autoencoders import VAE, Autoencoder
+from autoencoders.cli import program as cli
+from autoencoders.data import NAMES, load_dataset
 from autoencoders.evaluation.mixture import Mixture, load_mixture, save_mixture
-from autoencoders.pictures.report import loss_curves
-from autoencoders.training import check_writable, latest_checkpoint, load_checkpoint
+from autoencoders.pictures import sheets
+from autoencoders.runs import record as run_record
+from autoencoders.runs import replace as run_files
+from autoencoders.runs import run as run_module
+from autoencoders.runs.report import loss_curves
+from autoencoders.training import latest_checkpoint, load_checkpoint, memory
+from autoencoders.training.folder import check_writable
 from minigrad.serialize import MOST_LISTS, MOST_TEXT, DataError, load_state, numbered, open_file, read_file, save_state
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-import evaluate as EVALUATE  # noqa: E402
-import generator as GENERATE  # noqa: E402
-import train_conv_autoencoder as TRAIN  # noqa: E402
 
 TINY = "--filters 2 --kernels 3 --strides 2 --epochs 2 --batch-size 8 --threads 1".split()  # noqa: SIM905
 TINY += ["--dataset", "own.npz", "--quiet"]
-REAL_MEASURE = EVALUATE.measure
+REAL_MEASURE = EVALUATE.module.measure
 FIFOS = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
 READ, RESUME, REPLACE = "read", "resume", "replace"
 
@@ -56,9 +56,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(place / "own.npz", x_train=images[:30], y_train=np.arange(30) % 3, x_test=images[30:])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setattr(runs, "draw", lambda *_, **__: {})
-        patch.setattr(runs, "save_pictures", lambda *_: [])
-        patch.setattr(runs, "fatal", lambda figures: [])
+        patch.setattr(run_module, "draw", lambda *_, **__: {})
+        patch.setattr(run_module, "save_pictures", lambda *_: [])
+        patch.setattr(run_module, "fatal", lambda figures: [])
         assert TRAIN.main([*TINY, "--model", "ae", "--out", "run"]) == 0
     return place
 
@@ -68,16 +68,16 @@ def run(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored_b
     """A run to change, in the working folder, beside what belongs to the user: the folder `mine`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIGRAD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runs, "draw", lambda *_, **__: {})
-    monkeypatch.setattr("autoencoders.pictures.report.draw", lambda *_, **__: {})
-    monkeypatch.setattr("autoencoders.pictures.report.close_ups", lambda *_, **__: {})
-    monkeypatch.setattr(EVALUATE, "measure", measure)
-    monkeypatch.setattr(runs, "fatal", lambda figures: [])  # no model of a few steps works
-    monkeypatch.setattr(autoencoders.pictures.figures, "film_frame", lambda *_: None)
-    monkeypatch.setattr(autoencoders.pictures.figures, "pixels", lambda _: np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.setattr(run_module, "draw", lambda *_, **__: {})
+    monkeypatch.setattr("autoencoders.runs.report.draw", lambda *_, **__: {})
+    monkeypatch.setattr("autoencoders.runs.report.close_ups", lambda *_, **__: {})
+    monkeypatch.setattr(EVALUATE.module, "measure", measure)
+    monkeypatch.setattr(run_module, "fatal", lambda figures: [])  # no model of a few steps works
+    monkeypatch.setattr("autoencoders.pictures.charts.film_frame", lambda *_: None)
+    monkeypatch.setattr("autoencoders.pictures.canvas.pixels", lambda _: np.zeros((8, 8, 3), np.uint8))
     shutil.copytree(shelf / "run", "run")
     shutil.copy(shelf / "own.npz", "own.npz")
-    for name in (*runs.OWN_FILES, "id_rsa", "sub/diary.txt", ".history.csv.a.part", ".step-1.safetensors.b.part"):
+    for name in (*run_files.OWN_FILES, "id_rsa", "sub/diary.txt", ".history.csv.a.part", ".step-1.safetensors.b.part"):
         path = Path("mine") / name.replace("*", "00000001")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"mine, {name}")
@@ -165,11 +165,6 @@ def brackets(name: str) -> Callable[[Path], None]:
 
 EVERY = (READ, RESUME, REPLACE)
 FOLDERS = [
-    (link(".moving"), EVERY, 3, ".moving: expected a folder of an old run"),
-    (link(".replaced-1"), EVERY, 3, ".replaced-1: expected a folder of an old run"),
-    (link(".moving/checkpoints"), EVERY, 3, "checkpoints: expected a folder of an old run"),
-    (link(".replaced-3/figures"), EVERY, 3, "figures: expected a folder of an old run"),
-    (link_to_file(".moving"), EVERY, 3, ".moving: expected a folder of an old run"),
     (link_to_file(".lock"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
     (link(".lock"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
     (link_to_file(".lock", "not there yet"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
@@ -239,7 +234,7 @@ def test_a_record_that_cannot_be_is_named(changes, run):
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps(record | changes))
     with pytest.raises(DataError, match=r"^run/run\.json: "):
-        runs.trained_on(run, load_dataset("own.npz"))
+        run_record.trained_on(run, load_dataset("own.npz"))
 
 
 def test_links_that_stay_in_the_folder_and_links_to_it_are_fine(run, capsys):
@@ -251,8 +246,8 @@ def test_links_that_stay_in_the_folder_and_links_to_it_are_fine(run, capsys):
 
 
 def test_what_is_not_of_a_run_stays_where_it_is(run, capsys):
-    """In the hidden places of an old run, too."""
-    for place in (".moving", ".replaced-1"):
+    """In the place of an old run, too."""
+    for place in ("old-1", "old-2"):
         (run / place / "checkpoints").mkdir(parents=True)
         for name in ("diary.txt", "checkpoints/step-good.safetensors"):
             (run / place / name).write_text("mine")
@@ -412,7 +407,7 @@ def test_nothing_is_downloaded_to_where_only_the_folder_says(kind, run, capsys, 
     arrays, saved, _ = load_state(path)
     saved.pop("format")
     save_state(path, arrays, saved | {"data": record["data"]})
-    monkeypatch.setattr("autoencoders.data._fetch", lambda *_: pytest.fail("downloads"), raising=False)
+    monkeypatch.setattr("autoencoders.data.search.fetch", lambda *_: pytest.fail("downloads"), raising=False)
     before = content("mine")
     for program, *words in programs(run, kind):
         words = [word for word in words if word not in ("--dataset", "own.npz")]
@@ -434,8 +429,8 @@ def test_nothing_is_downloaded_to_where_only_the_folder_says(kind, run, capsys, 
 )
 def test_out_replaces_what_no_run_made_only_on_request(program, words, names, run, capsys, monkeypatch):
     pytest.importorskip("sklearn")
-    drawn = {"reconstructions": autoencoders.pictures.figures.samples(np.zeros((1, 8, 8, 1)))}
-    monkeypatch.setattr(GENERATE, "draw", lambda *_, **__: drawn)
+    drawn = {"reconstructions": sheets.samples(np.zeros((1, 8, 8, 1)))}
+    monkeypatch.setattr(GENERATE.module, "draw", lambda *_, **__: drawn)
     words = ["--model-dir", run, "--dataset", "own.npz", *words]
     for name in names:
         out = Path("out") / name
@@ -534,7 +529,7 @@ def test_class_names_of_a_model_cannot_break_an_error(run, capsys):
 
 
 def test_a_class_name_as_long_as_a_file_is_cut_before_it_is_measured(monkeypatch):
-    drawn = autoencoders.pictures.figures
+    drawn = sheets
     measured: list[str] = []
     monkeypatch.setattr(drawn, "_text_width", lambda text, *_: measured.append(text) or 8.0 * len(text))
     names = ["x" * 10**6, "b\n" * 10**5]
@@ -603,9 +598,9 @@ def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeyp
         def fail(*_: Any, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr(runs.Run, "execute", fail)
+        monkeypatch.setattr(run_module.Run, "execute", fail)
     monkeypatch.setattr(sys, "argv", ["train", *words])
-    script = str(SCRIPTS / "train_conv_autoencoder.py")
+    script = str(TRAIN.file)
     codes: list[Any] = []
 
     def start() -> None:
@@ -630,23 +625,6 @@ def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeyp
     if where == "threads":  # the second may find the run of the first
         codes = [min(codes)]
     assert codes == [{"well": 0, "help": 0, "usage": 2, "data": 3, "interrupt": 130, "stop": 130, "crash": 1}[end]]
-
-
-def test_a_script_that_is_executed_in_a_console_leaves_it_alone(run):
-    code = f"""if True:
-        import signal, sys
-        sys.path.insert(0, {str(SCRIPTS)!r})
-        names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM")
-        before = [signal.getsignal(getattr(signal, name)) for name in names], sys.unraisablehook
-        sys.argv = ["train", "--help"]
-        try:
-            exec(compile(open({str(SCRIPTS / "train_conv_autoencoder.py")!r}).read(), "<console>", "exec"))
-        except SystemExit as stop:
-            assert stop.code == 0
-        assert before == ([signal.getsignal(getattr(signal, name)) for name in names], sys.unraisablehook)
-    """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_output_of_a_notebook_is_enough(monkeypatch):
@@ -677,7 +655,6 @@ def test_the_host_keeps_an_output_that_fails(monkeypatch, capsys):
 
     gone = Gone()
     monkeypatch.setattr(sys, "stdout", gone)
-    monkeypatch.setattr(cli, "_drop_stdout", lambda: pytest.fail("changes the outputs of the whole process"))
     assert cli.run_program(lambda: print("x"), debug=False) == 1
     assert sys.stdout is gone
 
@@ -767,4 +744,4 @@ def test_the_stamp_covers_every_constant_that_is_frozen_in():
 
 def test_the_data_of_a_run_are_found_without_a_stranger(run):
     """A published set by its name is fine."""
-    assert load_dataset("fashion-mnist-sample").name in cli.NAMES
+    assert load_dataset("fashion-mnist-sample").name in NAMES

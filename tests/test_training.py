@@ -29,29 +29,19 @@ import minigrad
 from autoencoders import VAE, Autoencoder, Callback, DivergedError, History, TrainingOptions, load
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import load_dataset
-from autoencoders.evaluation.metrics import quick_figures
+from autoencoders.evaluation.metrics import quick_metrics
 from autoencoders.pictures.film import SCATTERED, SHOWN
-from autoencoders.runs import (
-    data_of_run,
-    film_images,
-    read_record,
-    recover,
-    resume_run,
-    start_run,
-    trained_on,
-    training_of_run,
-)
-from autoencoders.training import (
-    Trainer,
-    catch_signals,
-    claim,
-    epoch_line,
-    libraries,
-    load_checkpoint,
-    mean_losses,
-    progress_bar,
-)
-from autoencoders.training import interrupt as signal_raises
+from autoencoders.pictures.gallery import film_images
+from autoencoders.runs import resume_run, start_run
+from autoencoders.runs.record import data_of_run, read_record, trained_on, training_of_run
+from autoencoders.training import Trainer, load_checkpoint
+from autoencoders.training.checkpoints import libraries
+from autoencoders.training.display import progress_bar
+from autoencoders.training.folder import claim
+from autoencoders.training.history import epoch_line
+from autoencoders.training.signals import catch_signals
+from autoencoders.training.signals import interrupt as signal_raises
+from autoencoders.training.validation import mean_losses
 from minigrad.backend.cpu.threads import Pool
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
@@ -293,8 +283,8 @@ def test_the_labels_stay_with_their_images_in_a_split():
     options = TrainingOptions(batch_size=4, epochs=1, validation=6)
     trainer = Trainer(compiled("vae", classes=3), x, options, labels=labels, progress=False)
     for images, rows in (
-        (trainer.images[trainer.trained], trainer.labels[trainer.trained]),
-        (trainer.validation_images, trainer.validation_labels),
+        (trainer.feed.images[trainer.feed.trained], trainer.feed.labels[trainer.feed.trained]),
+        (trainer.feed.held_out.images, trainer.feed.held_out.one_hot),
     ):
         np.testing.assert_array_equal(rows, np.eye(3)[images[:, 0, 0, 0] % 3])
 
@@ -341,7 +331,7 @@ def test_augmented_images_are_flipped_and_shifted_by_up_to_a_16th():
     assert set(counts) == {(flip, y, x) for flip in (False, True) for y in (-1, 0, 1) for x in (-1, 0, 1)}
     assert min(counts.values()) > 5
     held = Trainer(compiled("ae"), pictures(), TrainingOptions(validation=3, augment=True), progress=False)
-    assert {image.tobytes() for image in held.validation_images} <= {image.tobytes() for image in pictures()}
+    assert {image.tobytes() for image in held.feed.held_out.images} <= {image.tobytes() for image in pictures()}
 
 
 @pytest.mark.parametrize("kind", ["ae", "vae"])
@@ -385,16 +375,16 @@ def test_the_loss_of_a_noisy_image_is_that_of_its_clean_target():
 def test_held_out_images_are_disturbed_once(kind, options):
     trainer, _ = batches_of(compiled(kind), pictures(), epochs=2, validation=6, **options)
     again = Trainer(compiled(kind), pictures(), TrainingOptions(validation=6, **options), progress=False)
-    np.testing.assert_array_equal(trainer.validation_images, again.validation_images)
-    clean = Trainer(compiled(kind), pictures(), TrainingOptions(validation=6), progress=False).validation_images / 255
+    np.testing.assert_array_equal(trainer.feed.held_out.images, again.feed.held_out.images)
+    clean = Trainer(compiled(kind), pictures(), TrainingOptions(validation=6), progress=False).feed.held_out.images / 255
     if kind == "vae":
-        assert set(np.unique(trainer.validation_images)) == {0, 1}
-        assert trainer.validation_targets is None
+        assert set(np.unique(trainer.feed.held_out.images)) == {0, 1}
+        assert trainer.feed.held_out.targets is None
     else:
-        np.testing.assert_allclose(trainer.validation_targets, clean, atol=1e-7)
-        assert 0.1 < np.std(trainer.validation_images - clean) < 0.3
+        np.testing.assert_allclose(trainer.feed.held_out.targets, clean, atol=1e-7)
+        assert 0.1 < np.std(trainer.feed.held_out.images - clean) < 0.3
         with trainer.model.evaluating():
-            rebuilt = trainer.model.reconstruct(trainer.validation_images)[0]
+            rebuilt = trainer.model.reconstruct(trainer.feed.held_out.images)[0]
         assert trainer.history["val_loss"][-1] == pytest.approx(np.mean((rebuilt - clean) ** 2), rel=1e-5)
     assert trainer.validate() == trainer.validate()
 
@@ -412,7 +402,7 @@ def test_the_importance_weighted_bound_is_the_loss_of_the_history():
     real = trainer.step
     trainer.step = lambda *arrays: (seen.append([*arrays[:2], real(*arrays)]), seen[-1][2])[1]
     row, last = trainer.run().rows
-    x = trainer.validation_images.astype(np.float32) / 255
+    x = trainer.feed.held_out.images.astype(np.float32) / 255
     noise = generator(0, "validation").standard_normal((5, 3, 2)).astype(np.float32)
     with model.evaluating():
         loss, parts = model.losses(minigrad.Tensor(x), noise, 1.0)
@@ -440,7 +430,7 @@ def test_the_importance_weighted_bound_needs_a_vae_with_beta_1(model):
 def test_a_step_changes_the_threads_of_blas_only_once(monkeypatch, restored_backends):
     minigrad.use(kernels="numpy", threads=2)
     trainer = Trainer(compiled("vae"), pictures(5), TrainingOptions(batch_size=5, epochs=1), progress=False)
-    images = trainer.k.unit_range(trainer.images, "float32")
+    images = trainer.k.unit_range(trainer.feed.images, "float32")
     noise = np.zeros((5, trainer.model.noise_dim), np.float32)
     changes = []
     monkeypatch.setattr(type(Pool.single_threaded_blas), "_set", lambda self, counts: changes.append(counts))
@@ -595,7 +585,7 @@ def test_the_validation_images_are_taken_from_the_training_images(validation):
     def split(seed):
         options = TrainingOptions(batch_size=BATCH, epochs=1, validation=validation, seed=seed)
         trainer = Trainer(compiled(), images, options, progress=False)
-        parts = trainer.images[trainer.trained], trainer.validation_images
+        parts = trainer.feed.images[trainer.feed.trained], trainer.feed.held_out.images
         return [[x.tobytes() for x in as_floats(part)] for part in parts]
 
     train, held_out = split(0)
@@ -621,7 +611,7 @@ def test_validation_losses_are_those_of_the_held_out_images():
     model = compiled("vae", beta=0.3)
     trainer = Trainer(model, pictures(), options, progress=False)
     row = trainer.run().rows[-1]
-    held_out = trainer.validation_images
+    held_out = trainer.feed.held_out.images
     noise = generator(0, "validation").standard_normal((5, 2)).astype("float32")
     total = np.zeros(2)
     with model.evaluating():
@@ -848,7 +838,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, kind, stops, re
         with pytest.raises(Killed):
             trainer.run()
         trainer = resumed(tmp_path / "run", [] if following is None else [At(following, kill)])
-        per_epoch = trainer.batches  # killed before the checkpoint of its own step
+        per_epoch = trainer.feed.steps  # killed before the checkpoint of its own step
         assert trainer.progress.step == max(n for n in range(stop) if n % 3 == 0 or n % per_epoch == 0)
     trainer.run()
     assert_same(outcome(trainer), expected)
@@ -865,7 +855,7 @@ def test_long_epochs_end_in_the_same_bits(tmp_path, stops):
             trainer.run()
         trainer = resumed(tmp_path / "run", [] if following is None else [At(following, interrupt)])
     trainer.run()
-    assert whole.batches == 12
+    assert whole.feed.steps == 12
     assert_same(outcome(trainer), outcome(whole))
 
 
@@ -1021,7 +1011,7 @@ def test_save_every_counts_steps(tmp_path, monkeypatch):
         saved: list[str] = []
         with monkeypatch.context() as patch:
             patch.setattr(
-                "autoencoders.training.save_state",
+                "autoencoders.training.checkpoints.save_state",
                 lambda path, *rest, saved=saved: saved.append(path.stem) or save_state(path, *rest),
             )
             trainer_of("plain", tmp_path / str(every), save_every=every, validation=3, epochs=2).run()
@@ -1404,9 +1394,9 @@ def execute(run) -> list[str]:
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Drawing takes long and is tested elsewhere."""
-    monkeypatch.setattr("autoencoders.runs.draw", lambda *_, **__: {})
-    monkeypatch.setattr("autoencoders.pictures.figures.loss_curves", lambda *_, **__: None)
-    monkeypatch.setattr("autoencoders.runs.save_pictures", lambda *_, **__: [])
+    monkeypatch.setattr("autoencoders.runs.run.draw", lambda *_, **__: {})
+    monkeypatch.setattr("autoencoders.pictures.charts.loss_curves", lambda *_, **__: None)
+    monkeypatch.setattr("autoencoders.runs.run.save_pictures", lambda *_, **__: [])
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -1415,10 +1405,10 @@ def test_the_latents_of_a_finished_run_have_the_mean_and_variance_of_the_prior(
     tmp_path, array_file, samples, monkeypatch
 ):
     """Over the images that it was trained on; not where the loss is another bound, and not in checkpoints."""
-    monkeypatch.setattr("autoencoders.runs.WORTH_A_SHIFT", 0)
+    monkeypatch.setattr("autoencoders.runs.run.WORTH_A_SHIFT", 0)
     run = run_of(array_file, tmp_path / "run", validation=10, iw_samples=samples)
     told = execute(run)
-    images = load_dataset(array_file).train_images[run.trainer.trained]
+    images = load_dataset(array_file).train_images[run.trainer.feed.trained]
     last = VAE.load(load_checkpoint(tmp_path / "run")[2])
     for model, moved in ((VAE.load(tmp_path / "run"), samples == 1), (last, False)):
         mu, log_variance = model.encode_distribution(images)
@@ -1486,7 +1476,7 @@ def test_what_is_recorded_of_a_device_holds_for_all_of_its_kind(was, given, expe
     data = {"name": "x", "limit_train": None, "content_hash": ""}
     record = {"environment": {"kernels": "plain", "threads": 3, **was}, "data": data}
     record |= {"learning_rate": 1e-3, "options": {}, "model": {}}
-    monkeypatch.setattr("autoencoders.runs.load_checkpoint", lambda *_: ({}, record, tmp_path / "step"))
+    monkeypatch.setattr("autoencoders.runs.start.load_checkpoint", lambda *_: ({}, record, tmp_path / "step"))
     asked = []
 
     def use(*arguments) -> None:
@@ -1510,10 +1500,10 @@ def test_the_data_folder_of_a_run_is_kept_unless_another_is_given(tmp_path, arra
         asked.append((name, data_dir, download, progress))
         return dataset
 
-    monkeypatch.setattr("autoencoders.runs.load_dataset", load)
+    monkeypatch.setattr("autoencoders.runs.start.load_dataset", load)
     resume_run(folder, progress=False, tell=lambda _: None)
     told: list[str] = []
-    assert resume_run(folder, data_dir="there", tell=told.append).trainer.show
+    assert resume_run(folder, data_dir="there", tell=told.append).trainer.display.show
     assert asked == [(dataset.name, "here", False, False), (dataset.name, "there", True, True)]
     again = "--resume --epochs N goes on, or --init-from"
     assert told[-1].startswith(f"resuming after step 7, all epochs are trained; {again}")
@@ -1618,23 +1608,15 @@ def test_an_old_run_comes_back_if_its_replacement_saves_nothing(stop, tmp_path, 
     assert files_in(folder) == before
 
 
-def replaced_and_interrupted(array_file, folder, step):
-    """A finished run, and one that should replace it and was interrupted."""
-    execute(run_of(array_file, folder))
-    again = run_of(array_file, folder, overwrite=True, seed=5)
-    again.trainer.callbacks = [At(step, interrupt)]
-    with pytest.raises(KeyboardInterrupt):
-        execute(again)
-
-
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "signal"])
 @pytest.mark.parametrize("call", ["mkdir", "replace", "write"])
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_moving_an_old_run_aside_is_all_or_nothing(call, error, tmp_path, array_file, monkeypatch):
     """An older one, aside since before, and what is not ours are left alone."""
     folder = tmp_path / "run"
-    replaced_and_interrupted(array_file, folder, 3)
-    (folder / ".replaced-by-hand").mkdir()
+    execute(run_of(array_file, folder))
+    execute(run_of(array_file, folder, overwrite=True, seed=5))
+    (folder / "old-by-hand").mkdir()
     before = files_in(folder)
     third = run_of(array_file, folder, overwrite=True, seed=6)
     real = {"mkdir": Path.mkdir, "replace": Path.replace}
@@ -1648,7 +1630,7 @@ def test_moving_an_old_run_aside_is_all_or_nothing(call, error, tmp_path, array_
 
     with monkeypatch.context() as patch:
         if call == "write":
-            patch.setattr("autoencoders.runs.write_json", lambda *_: fail(None))
+            patch.setattr("autoencoders.runs.run.write_json", lambda *_: fail(None))
         else:
             patch.setattr(Path, call, fail)
         with pytest.raises((OSError, DataError, KeyboardInterrupt)) as raised:
@@ -1657,36 +1639,27 @@ def test_moving_an_old_run_aside_is_all_or_nothing(call, error, tmp_path, array_
     if call == "replace" and isinstance(error, OSError):
         assert str(raised.value) == f"{folder}: the old run cannot be moved aside ({error})"
     assert files_in(folder) == before
-    execute(resume_run(folder, progress=False, tell=lambda _: None))
     assert read_record(folder)["options"]["seed"] == 5
-    assert sorted(path.name for path in folder.glob(".*")) == [".lock", ".replaced-by-hand"]
+    assert sorted(path.name for path in folder.glob("old-*")) == ["old-1", "old-by-hand"]
 
 
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_an_old_run_is_kept_until_its_replacement_is_finished(tmp_path, array_file):
+def test_an_old_run_is_kept(tmp_path, array_file):
     folder = tmp_path / "run"
-    replaced_and_interrupted(array_file, folder, 2)
-    assert [p.name for p in folder.glob(".replaced-*/model.safetensors")] == ["model.safetensors"]
+    execute(run_of(array_file, folder))
+    before = files_in(folder)
+    again = run_of(array_file, folder, overwrite=True, seed=5)
+    again.trainer.callbacks = [At(3, interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        execute(again)
+    assert files_in(folder / "old-1") == {name: x for name, x in before.items() if name != ".lock"}
     execute(resume_run(folder, progress=False, tell=lambda _: None))
-    assert [path.name for path in folder.glob(".*")] == [".lock"]
-
-
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_a_replaced_run_that_cannot_be_removed_spoils_nothing(tmp_path, array_file, monkeypatch):
-    remove = os.rmdir
-
-    def rmdir(path, **where):
-        if ".replaced-" in str(path):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        remove(path, **where)
-
-    execute(run_of(array_file, tmp_path))
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "rmdir", rmdir)
-        execute(run_of(array_file, tmp_path, overwrite=True, epochs=1))
-    assert len([*tmp_path.glob(".replaced-*")]) == 1
-    record = read_record(tmp_path)
-    assert (record["status"], record["options"]["epochs"]) == ("finished", 1)
+    assert files_in(folder / "old-1") == {name: x for name, x in before.items() if name != ".lock"}
+    told: list[str] = []
+    run_of(array_file, folder, overwrite=True, seed=6).execute(told.append)
+    assert read_record(folder / "old-2")["options"]["seed"] == 5
+    assert read_record(folder)["options"]["seed"] == 6
+    assert f"the run before lies in {folder / 'old-2'}" in told
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "history.jsonl", "figures/loss_curves.png"])
@@ -1705,7 +1678,7 @@ def test_a_folder_in_the_place_of_a_result_is_told_before_the_training(name, tmp
 def test_a_signal_while_the_results_are_drawn_leaves_a_run_that_can_go_on(number, tmp_path, array_file, monkeypatch):
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("autoencoders.runs.draw", lambda *_, **__: signal.raise_signal(number))
+        patch.setattr("autoencoders.runs.run.draw", lambda *_, **__: signal.raise_signal(number))
         with pytest.raises(KeyboardInterrupt) as stop:
             execute(run_of(array_file, folder))
     assert not stop.value.args or stop.value.args[0] == number
@@ -1725,7 +1698,7 @@ def test_a_model_is_saved_also_where_memory_is_too_short_to_measure_it(tmp_path,
 
     run = run_of(array_file, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("autoencoders.runs.quick_figures", short)
+        patch.setattr("autoencoders.runs.run.quick_metrics", short)
         with pytest.raises(MemoryError, match="no memory"):
             execute(run)
     images = run.dataset.test_images
@@ -1742,7 +1715,7 @@ def test_a_run_without_its_best_weights_goes_on(damage, tmp_path, array_file, ca
     options = {"epochs": 3, "validation": 4, "patience": 3}
     execute(run_of(array_file, tmp_path / "whole", **options))
     broken = run_of(array_file, tmp_path / "broken", **options)
-    broken.trainer.callbacks = [At(broken.trainer.batches + 1, interrupt)]
+    broken.trainer.callbacks = [At(broken.trainer.feed.steps + 1, interrupt)]
     with pytest.raises(KeyboardInterrupt):
         execute(broken)
     best = tmp_path / "broken" / "checkpoints" / "best.safetensors"
@@ -1798,7 +1771,7 @@ def test_the_record_of_a_run(tmp_path, array_file):
     assert record["options"] == asdict(run.trainer.options)
     assert record["data"]["content_hash"] == load_dataset(array_file).content_hash
     assert record["training_seconds"] == pytest.approx(sum(run.trainer.history["seconds"]))
-    assert record["test"] == quick_figures(
+    assert record["test"] == quick_metrics(
         run.trainer.model, run.dataset.test_images, seed=4, train_images=run.dataset.train_images
     )
     assert read_record(tmp_path / "nowhere") == {}
@@ -1930,7 +1903,7 @@ def test_no_run_is_replaced_unless_that_is_asked_for(tmp_path, array_file):
 def test_nobody_is_told_to_go_on_with_a_run_that_has_diverged(tmp_path, array_file):
     """It would again."""
     run = run_of(array_file, tmp_path, epochs=3)
-    second = run.trainer.batches + 1
+    second = run.trainer.feed.steps + 1
     run.trainer.callbacks = [At(second, lambda trainer: trainer.model.network.parameters()[0].data.fill(np.nan))]
     with pytest.raises(DivergedError):
         execute(run)
@@ -1958,7 +1931,10 @@ def test_a_record_that_cannot_be_written_does_not_hide_why_a_run_ended(tmp_path,
         raise DataError("disk full")
 
     run = run_of(array_file, tmp_path / "run")
-    run.trainer.callbacks = [At(8, lambda _: monkeypatch.setattr("autoencoders.runs.write_json", full)), At(9, kill)]
+    run.trainer.callbacks = [
+        At(8, lambda _: monkeypatch.setattr("autoencoders.runs.run.write_json", full)),
+        At(9, kill),
+    ]
     with pytest.raises(Killed):
         execute(run)
 
@@ -1979,15 +1955,10 @@ def test_an_old_run_is_not_touched_while_another_training_holds_its_folder(tmp_p
     assert held.wait(60)
     try:
         before = files_in(folder)
-        monkeypatch.setattr("autoencoders.runs.set_aside", lambda _: pytest.fail("moved the old run"))
+        monkeypatch.setattr("autoencoders.runs.run.set_aside", lambda _: pytest.fail("moved the old run"))
         with pytest.raises(FileExistsError, match="another training is running"):
             execute(run)
         assert files_in(folder) == before
-        for name in (".moving", ".replaced-1"):
-            (folder / name).mkdir()
-            with pytest.raises(FileExistsError, match="another training is running"):
-                recover(folder)
-            (folder / name).rmdir()
     finally:
         done.set()
         thread.join()
@@ -2047,9 +2018,9 @@ def test_the_bar_of_a_run_that_goes_on_begins_where_it_stands(tmp_path, monkeypa
 
     monkeypatch.setattr("tqdm.autonotebook.tqdm", Bar)
     again = resumed(tmp_path)
-    for again.show, disable in ((True, None), (False, True)):
-        with again._bar():
-            pass
+    for again.display.show, disable in ((True, None), (False, True)):
+        again.display.open(again.progress)
+        again.display.close()
         assert (asked["total"], asked["initial"], asked["unit"]) == (3 * COUNT, COUNT + 2 * BATCH, " images")
         assert asked["disable"] is disable
 
@@ -2060,7 +2031,7 @@ def test_a_notebook_gets_its_own_bar_and_without_widgets_no_warning(monkeypatch)
         shell = types.SimpleNamespace(config={"IPKernelApp": {}})  # a kernel is played
         sys.modules |= {"IPython": types.SimpleNamespace(get_ipython=lambda: shell), "ipywidgets": None}
         sys.modules["ipykernel.zmqshell"] = sys
-        from autoencoders.training import progress_bar
+        from autoencoders.training.display import progress_bar
         progress_bar(3, " images", show=True)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -2330,25 +2301,6 @@ def test_a_lock_that_cannot_be_made_is_named(tmp_path):
 
 
 @pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_an_old_run_that_comes_back_is_told_of(tmp_path, array_file, monkeypatch):
-    """The one that should replace it was killed, and could put nothing back itself."""
-    folder = tmp_path / "run"
-    execute(run_of(array_file, folder))
-    again = run_of(array_file, folder, overwrite=True, seed=5)
-    again.trainer.callbacks = [At(1, kill)]
-    with monkeypatch.context() as patch:
-        patch.setattr("autoencoders.runs.bring_back", lambda _: False)
-        with pytest.raises(Killed):
-            execute(again)
-    told: list[str] = []
-    resume_run(folder, progress=False, tell=told.append)
-    assert "the old one is back" in told[0]
-    told.clear()
-    resume_run(folder, progress=False, tell=told.append)
-    assert "the old one is back" not in told[0]
-
-
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_a_finished_run_can_be_resumed(tmp_path, array_file):
     """So a signal after its end is answered with that."""
     run = run_of(array_file, tmp_path / "run")
@@ -2371,8 +2323,8 @@ class Hangup(Callback):
 @pytest.mark.parametrize(("callbacks", "ends"), [([Hangup()], KeyboardInterrupt), ([], OSError)])
 def test_a_terminal_that_takes_no_line_any_more_hides_no_signal(callbacks, ends, tmp_path, monkeypatch):
     trainer = trainer_of("ae", tmp_path, callbacks)
-    trainer.show = True
-    monkeypatch.setattr("autoencoders.training.print", _closed_terminal, raising=False)
+    trainer.display.show = True
+    monkeypatch.setattr("autoencoders.training.display.print", _closed_terminal, raising=False)
     with pytest.raises(ends):
         trainer.run()
     assert steps_of(tmp_path)

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 
 import minigrad
-from autoencoders import VAE, Autoencoder, Callback, TrainingOptions, training
-from autoencoders.cli import run_program
+from autoencoders import VAE, Autoencoder, Callback, TrainingOptions
+from autoencoders.cli.program import run_program
 from autoencoders.conv_autoencoder import from_config
-from autoencoders.training import Trainer, latest_checkpoint, load_checkpoint
+from autoencoders.training import Trainer, checkpoints, latest_checkpoint, load_checkpoint
 
 with suppress(ImportError):  # for its children; only they may touch a device, because CUDA does not survive a fork
     import cupy  # noqa: F401
@@ -93,7 +93,7 @@ def train(
     side: int = 8,
     latent: int = 64,
     threads: int = 1,
-    keep: int = training.KEPT_CHECKPOINTS,
+    keep: int = checkpoints.KEPT_CHECKPOINTS,
     stop_at: int | None = None,
     capture: bool = True,
     plant: str | None = None,
@@ -101,7 +101,7 @@ def train(
     """Start the run of a folder, or go on with it; as another user, with so many more bytes of memory, with so many
     checkpoints kept, interrupted in a step, on a GPU without capturing the step, or with a planted fault."""
     minigrad.use("cuda" if kernels == "cuda" else "cpu", kernels, threads)
-    training.KEPT_CHECKPOINTS = keep
+    checkpoints.KEPT_CHECKPOINTS = keep
     images = np.random.default_rng(0).integers(0, 256, (STEPS_PER_EPOCH * BATCH, side, side, 1), dtype=np.uint8)
     if user is not None:
         with tempfile.TemporaryDirectory() as other:  # imports what may be unreadable later

@@ -18,7 +18,9 @@ from minigrad import Tensor, backend_of
 from minigrad.random import generator
 
 from ..conv_autoencoder import VAE, Autoencoder
-from ..training import TRY_AGAIN, DivergedError, progress_bar
+from ..training import DivergedError
+from ..training.display import progress_bar
+from ..training.divergence import TRY_AGAIN
 
 Array = Any
 DRAWS = 4  # of the latent for each image, which give -ELBO its Monte Carlo error

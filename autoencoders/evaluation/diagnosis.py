@@ -1,6 +1,6 @@
-"""What the figures of metrics.py say in words: which fault a model has, on which figures that rests, what to change.
+"""What the metrics of metrics.py say in words: which fault a model has, on which metrics that rests, what to change.
 
-Each rule is a function of the figures and returns a finding or None.
+Each rule is a function of the metrics and returns a finding or None.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..advice import STEPS, remedies
+from ..training.advice import STEPS, remedies
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 Finding = dict[str, str]
 
 # A good VAE's samples vary about as much as its reconstructions: 0.92 times with 2 dimensions, 0.75 with 10 and 0.79
@@ -33,48 +33,48 @@ PRIOR_HOLES = 0.33
 OVERFITTED = 1.25
 
 
-def diagnose(figures: Figures) -> list[Finding]:
+def diagnose(metrics: Metrics) -> list[Finding]:
     """All findings, the worst first; none for a model without a known fault, or where the test images are all alike.
 
     Args:
-        figures: those of `metrics.FIGURES`, None where not measured; `model`, the model's configuration; and if it is
+        metrics: those of `metrics.METRICS`, None where not measured; `model`, the model's configuration; and if it is
             known, `training`: learning_rate, epochs and steps.
     Returns:
-        each {"finding": what is wrong, "why": the figures it rests on, "option": what to change}.
+        each {"finding": what is wrong, "why": the metrics it rests on, "option": what to change}.
     """
-    if figures["image_std"] < ALIKE:
+    if metrics["image_std"] < ALIKE:
         return []
-    found = (rule(figures) for rule in (*FATAL, *FAULTS))
+    found = (rule(metrics) for rule in (*FATAL, *FAULTS))
     return [finding for finding in found if finding]
 
 
-def fatal(figures: Figures) -> list[Finding]:
-    """Those of the findings that make a model useless. They need what `metrics.quick_figures` measures."""
-    if figures["image_std"] < ALIKE:
+def fatal(metrics: Metrics) -> list[Finding]:
+    """Those of the findings that make a model useless. They need what `metrics.quick_metrics` measures."""
+    if metrics["image_std"] < ALIKE:
         return []
-    figures = {"kl": None, "active_units": None, "log_variance_per_dim": None, **figures}  # if it is no VAE
-    return [finding for rule in FATAL if (finding := rule(figures))]
+    metrics = {"kl": None, "active_units": None, "log_variance_per_dim": None, **metrics}  # if it is no VAE
+    return [finding for rule in FATAL if (finding := rule(metrics))]
 
 
-def verdict(figures: Figures) -> str:
-    """One sentence: whether the model works, and the findings or the figures that say so."""
-    kind = "VAE" if figures["model"]["kind"] == "vae" else "autoencoder"
-    if figures["image_std"] < ALIKE:
+def verdict(metrics: Metrics) -> str:
+    """One sentence: whether the model works, and the findings or the metrics that say so."""
+    kind = "VAE" if metrics["model"]["kind"] == "vae" else "autoencoder"
+    if metrics["image_std"] < ALIKE:
         return f"this {kind} cannot be judged: the test images are all alike"
-    findings = [finding["finding"] for finding in diagnose(figures)]
-    if fatal(figures):
+    findings = [finding["finding"] for finding in diagnose(metrics)]
+    if fatal(metrics):
         return f"this is not a working {kind}: {', '.join(findings)}"
     if findings:
         return f"this {kind} works, but: {', '.join(findings)}"
-    reasons = [f"mse {figures['mse']:.4f}"]
-    if figures["pca_mse"] is not None:
-        reasons[0] += f" (PCA {figures['pca_mse']:.4f})"
-    if figures["train_mse"]:
-        reasons.append(f"{figures['mse'] / figures['train_mse']:.2f} times that on training images")
+    reasons = [f"mse {metrics['mse']:.4f}"]
+    if metrics["pca_mse"] is not None:
+        reasons[0] += f" (PCA {metrics['pca_mse']:.4f})"
+    if metrics["train_mse"]:
+        reasons.append(f"{metrics['mse'] / metrics['train_mse']:.2f} times that on training images")
     if kind == "VAE":
-        reasons.append(f"{figures['active_units']} of {figures['model']['latent_space_dim']} units active")
+        reasons.append(f"{metrics['active_units']} of {metrics['model']['latent_space_dim']} units active")
         reasons.append(
-            f"samples vary {_ratio(figures, 'sample_std', 'reconstruction_std'):.2f} times as much as reconstructions"
+            f"samples vary {_ratio(metrics, 'sample_std', 'reconstruction_std'):.2f} times as much as reconstructions"
         )
     return f"no fault found in this {kind}: {', '.join(reasons)}"
 
@@ -82,68 +82,68 @@ def verdict(figures: Figures) -> str:
 # ---- what makes a model useless ----
 
 
-def posterior_collapse(figures: Figures) -> Finding | None:
+def posterior_collapse(metrics: Metrics) -> Finding | None:
     """No unit tells images apart, or the decoder does not listen: reconstructions are all alike."""
-    varies = _ratio(figures, "reconstruction_std", "image_std")
-    active = figures["active_units"]
+    varies = _ratio(metrics, "reconstruction_std", "image_std")
+    active = metrics["active_units"]
     if not (active == 0 or varies < IGNORED_LATENT):
         return None
     why = f"reconstructions vary {varies:.3f} times as much as the images"
-    if figures["model"]["kind"] == "ae":
-        return _finding("ignored latent: reconstructions are all alike", why, _remedy(figures, fatal=True))
-    why += f", kl is {figures['kl']:.3g} nats, {active} of {figures['model']['latent_space_dim']} units are active"
-    return _finding("posterior collapse: the latent says nothing about the image", why, _remedy(figures, fatal=True))
+    if metrics["model"]["kind"] == "ae":
+        return _finding("ignored latent: reconstructions are all alike", why, _remedy(metrics, fatal=True))
+    why += f", kl is {metrics['kl']:.3g} nats, {active} of {metrics['model']['latent_space_dim']} units are active"
+    return _finding("posterior collapse: the latent says nothing about the image", why, _remedy(metrics, fatal=True))
 
 
-def no_better_than_the_mean(figures: Figures) -> Finding | None:
+def no_better_than_the_mean(metrics: Metrics) -> Finding | None:
     """Reconstructions differ, but one and the same picture for every image would have smaller errors."""
-    if figures["mse"] < figures["mean_mse"] or posterior_collapse(figures):
+    if metrics["mse"] < metrics["mean_mse"] or posterior_collapse(metrics):
         return None
     return _finding(
         "reconstructions are no better than the mean image",
-        f"mse {figures['mse']:.4f}, of the mean of the training images {figures['mean_mse']:.4f}",
-        _remedy(figures, fatal=True),
+        f"mse {metrics['mse']:.4f}, of the mean of the training images {metrics['mean_mse']:.4f}",
+        _remedy(metrics, fatal=True),
     )
 
 
-def dead_prior(figures: Figures) -> Finding | None:
+def dead_prior(metrics: Metrics) -> Finding | None:
     """Reconstructions differ, samples of the prior do not: the encoder does not use the region where the prior is."""
-    if figures["kl"] is None or _ratio(figures, "reconstruction_std", "image_std") < IGNORED_LATENT:
+    if metrics["kl"] is None or _ratio(metrics, "reconstruction_std", "image_std") < IGNORED_LATENT:
         return None
-    varies = _ratio(figures, "sample_std", "reconstruction_std")
+    varies = _ratio(metrics, "sample_std", "reconstruction_std")
     if varies >= DEAD_PRIOR:
         return None
     return _finding(
         "dead prior: samples are all alike",
-        f"pixels vary by {figures['sample_std']:.3f} across samples, by {figures['reconstruction_std']:.3f} across "
-        f"reconstructions; kl is {figures['kl']:.4g} nats; z has std {_numbers(figures['aggregate_std'])}",
-        _remedy(figures, fatal=True),
+        f"pixels vary by {metrics['sample_std']:.3f} across samples, by {metrics['reconstruction_std']:.3f} across "
+        f"reconstructions; kl is {metrics['kl']:.4g} nats; z has std {_numbers(metrics['aggregate_std'])}",
+        _remedy(metrics, fatal=True),
     )
 
 
-def diverged_variance(figures: Figures) -> Finding | None:
+def diverged_variance(metrics: Metrics) -> Finding | None:
     """q(z | x) is a point, or far wider than the prior."""
-    values = figures["log_variance_per_dim"]
+    values = metrics["log_variance_per_dim"]
     low, high = LOG_VARIANCE_RANGE
     if values is None or all(low <= value <= high for value in values):
         return None
     return _finding(
         "diverged variance: q(z | x) is no distribution to sample from",
-        f"mean log_variance {_numbers(values)}, outside {low:g} to {high:g}; kl is {figures['kl']:.4g} nats",
-        _remedy(figures, fatal=True),
+        f"mean log_variance {_numbers(values)}, outside {low:g} to {high:g}; kl is {metrics['kl']:.4g} nats",
+        _remedy(metrics, fatal=True),
     )
 
 
 # ---- what makes it worse than it could be ----
 
 
-def prior_mismatch(figures: Figures) -> Finding | None:
+def prior_mismatch(metrics: Metrics) -> Finding | None:
     """Images are encoded elsewhere than the prior lies, so that samples are worse than reconstructions."""
-    mean, std, holes = (figures[name] for name in ("aggregate_mean", "aggregate_std", "prior_holes"))
-    if mean is None or dead_prior(figures):
+    mean, std, holes = (metrics[name] for name in ("aggregate_mean", "aggregate_std", "prior_holes"))
+    if mean is None or dead_prior(metrics):
         return None
     low, high = AGGREGATE_STD
-    varies = _ratio(figures, "sample_std", "reconstruction_std")
+    varies = _ratio(metrics, "sample_std", "reconstruction_std")
     places = []
     if max(std) > high or max(map(abs, mean)) > AGGREGATE_MEAN or varies < PALE_PRIOR:
         places.append("many images are encoded where samples are seldom drawn")
@@ -156,15 +156,15 @@ def prior_mismatch(figures: Figures) -> Finding | None:
         f"prior mismatch: {' and '.join(places)}",
         f"z has mean {_numbers(mean)} and std {_numbers(std)}; samples vary {varies:.2f} times as much as "
         f"reconstructions{share}",
-        _remedy(figures),
+        _remedy(metrics),
     )
 
 
-def over_regularised(figures: Figures) -> Finding | None:
+def over_regularised(metrics: Metrics) -> Finding | None:
     """The KL counts for more than in the ELBO, and a linear map keeps more of the image."""
-    pca, model = figures["pca_mse"], figures["model"]
-    weight = _kl_weight(figures)
-    if pca is None or weight <= 1 or figures["mse"] <= pca:
+    pca, model = metrics["pca_mse"], metrics["model"]
+    weight = _kl_weight(metrics)
+    if pca is None or weight <= 1 or metrics["mse"] <= pca:
         return None
     fixed = model["likelihood"] == "gaussian"
     basis = f"beta {model['beta']:g}"
@@ -172,34 +172,34 @@ def over_regularised(figures: Figures) -> Finding | None:
         basis += f" and pixel variance {model['variance']:g} weight the KL {weight:.3g} times"
     return _finding(
         "over-regularised: reconstructions are blurred for the sake of the KL",
-        f"mse {figures['mse']:.4f} is above {pca:.4f} of PCA with as many dimensions; {basis}",
-        "a variance that is learned (--likelihood gaussian-learned)" if fixed else _remedy(figures),
+        f"mse {metrics['mse']:.4f} is above {pca:.4f} of PCA with as many dimensions; {basis}",
+        "a variance that is learned (--likelihood gaussian-learned)" if fixed else _remedy(metrics),
     )
 
 
-def blurred(figures: Figures) -> Finding | None:
+def blurred(metrics: Metrics) -> Finding | None:
     """Worse than a linear map to as many dimensions as are used."""
-    key = "pca_mse" if figures["active_units"] is None else "pca_mse_active"
-    pca = figures[key]
-    if pca is None or figures["mse"] <= pca:
+    key = "pca_mse" if metrics["active_units"] is None else "pca_mse_active"
+    pca = metrics[key]
+    if pca is None or metrics["mse"] <= pca:
         return None
-    if any(rule(figures) for rule in (posterior_collapse, no_better_than_the_mean, over_regularised, over_fitting)):
+    if any(rule(metrics) for rule in (posterior_collapse, no_better_than_the_mean, over_regularised, over_fitting)):
         return None
-    used = figures["active_units"] or figures["model"]["latent_space_dim"]
+    used = metrics["active_units"] or metrics["model"]["latent_space_dim"]
     return _finding(
         "blurred: a linear map reconstructs better",
-        f"mse {figures['mse']:.4f} is above {pca:.4f} of PCA with {used} component{'s' if used > 1 else ''}",
-        _remedy(figures),
+        f"mse {metrics['mse']:.4f} is above {pca:.4f} of PCA with {used} component{'s' if used > 1 else ''}",
+        _remedy(metrics),
     )
 
 
-def over_fitting(figures: Figures) -> Finding | None:
+def over_fitting(metrics: Metrics) -> Finding | None:
     """Training images are reconstructed much better than others."""
-    if not figures["train_mse"] or figures["mse"] / figures["train_mse"] <= OVERFITTED:
+    if not metrics["train_mse"] or metrics["mse"] / metrics["train_mse"] <= OVERFITTED:
         return None
-    why = f"mse {figures['mse']:.4f}, on training images {figures['train_mse']:.4f}"
-    if figures["neg_elbo"] is not None and figures["neg_elbo"] > figures["train_neg_elbo"]:
-        why += f"; -ELBO {figures['neg_elbo']:.1f}, on training images {figures['train_neg_elbo']:.1f}"
+    why = f"mse {metrics['mse']:.4f}, on training images {metrics['train_mse']:.4f}"
+    if metrics["neg_elbo"] is not None and metrics["neg_elbo"] > metrics["train_neg_elbo"]:
+        why += f"; -ELBO {metrics['neg_elbo']:.1f}, on training images {metrics['train_neg_elbo']:.1f}"
     return _finding(
         "over-fitting: training images are reconstructed much better than others",
         why,
@@ -207,7 +207,7 @@ def over_fitting(figures: Figures) -> Finding | None:
     )
 
 
-Rules = tuple[Callable[[Figures], Finding | None], ...]
+Rules = tuple[Callable[[Metrics], Finding | None], ...]
 FATAL: Rules = (posterior_collapse, no_better_than_the_mean, dead_prior, diverged_variance)
 FAULTS: Rules = (prior_mismatch, over_regularised, blurred, over_fitting)
 
@@ -216,28 +216,28 @@ def _finding(finding: str, why: str, option: str) -> Finding:
     return {"finding": finding, "why": why, "option": option}
 
 
-def _remedy(figures: Figures, fatal: bool = False) -> str:
+def _remedy(metrics: Metrics, fatal: bool = False) -> str:
     """What to change. A smaller learning rate helps a model that does not work in spite of a long training."""
-    training = figures.get("training", {})
+    training = metrics.get("training", {})
     rate, epochs, steps = (training.get(name) for name in ("learning_rate", "epochs", "steps"))
-    found = remedies(figures["model"], rate, epochs or 0, steps or 0, diverged=fatal and (steps or 0) >= STEPS)
+    found = remedies(metrics["model"], rate, epochs or 0, steps or 0, diverged=fatal and (steps or 0) >= STEPS)
     return ", ".join(found) or f"a longer training (--epochs{f' {2 * epochs}' if epochs else ''})"
 
 
-def _ratio(figures: Figures, part: str, whole: str) -> float:
-    return figures[part] / figures[whole] if figures[whole] else math.inf
+def _ratio(metrics: Metrics, part: str, whole: str) -> float:
+    return metrics[part] / metrics[whole] if metrics[whole] else math.inf
 
 
-def _kl_weight(figures: Figures) -> float:
+def _kl_weight(metrics: Metrics) -> float:
     """How much the KL counts beside what the ELBO of the errors found would give it.
 
     A Gaussian with a fixed variance divides the squared error by it; the variance that fits is the error itself.
     """
-    model = figures["model"]
+    model = metrics["model"]
     if model["kind"] != "vae":
         return 0.0
-    fixed = model["likelihood"] == "gaussian" and figures["mse"]
-    return model["beta"] * (model["variance"] / figures["mse"] if fixed else 1.0)
+    fixed = model["likelihood"] == "gaussian" and metrics["mse"]
+    return model["beta"] * (model["variance"] / metrics["mse"] if fixed else 1.0)
 
 
 def _numbers(values: list[float]) -> str:

@@ -1,9 +1,9 @@
-"""How good a model is, in full: what scripts/evaluate.py measures on the test images.
+"""How good a model is, in full: what `evaluate` measures on the test images.
 
 Quantities in nats are per image. What scikit-learn and scikit-image compute comes from them (the extra `eval`);
-without them those figures are None and the rest is measured all the same.
+without them those metrics are None and the rest is measured all the same.
 
-Read next: diagnosis.py, what the figures say in words.
+Read next: diagnosis.py, what the metrics say in words.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from minigrad.random import generator
 
 from ..conv_autoencoder import BATCH, VAE, Autoencoder
 from ..data import Dataset
-from ..training import TRY_AGAIN, DivergedError
+from ..training import DivergedError
+from ..training.divergence import TRY_AGAIN
 from .bounds import (
     DRAWS,
     at_the_mean,
@@ -45,7 +46,7 @@ HOLE_POINTS = 10_000  # latents compared with each other
 SSIM_SIDE = 11  # pixels that the Gaussian window is wide
 
 # every figure in the order of the table: its unit and what it is
-FIGURES = {
+METRICS = {
     "mse": "per pixel, of the reconstruction from the mean latent",
     "train_mse": "per pixel, the same on training images",
     "mean_mse": "per pixel, the mean of the training images instead of any reconstruction",
@@ -90,7 +91,7 @@ def measure(
     mixture: Mixture | None = None,
     progress: bool = True,
 ) -> tuple[dict[str, Any], list[str]]:
-    """(all of FIGURES, None where one does not apply; notes on those that are None or need a remark).
+    """(all of METRICS, None where one does not apply; notes on those that are None or need a remark).
 
     Args:
         seed: of the latent noise, prior samples and what scikit-learn draws.
@@ -107,40 +108,40 @@ def measure(
     if trained is None:
         trained = np.arange(len(train_images))
     found, (latents, reconstructed, z, samples) = _quick(model, images, train_images, labels, seed, DRAWS, mixture)
-    figures: dict[str, Any] = dict.fromkeys(FIGURES) | found
+    metrics: dict[str, Any] = dict.fromkeys(METRICS) | found
     notes: list[str] = []
-    figures["data_entropy"] = bernoulli_entropy(images)
+    metrics["data_entropy"] = bernoulli_entropy(images)
     chosen = trained[some(len(trained), len(images), seed, "seen")]
     seen, seen_labels = train_images[chosen], None if train_labels is None else train_labels[chosen]
-    figures["train_mse"] = at_the_mean(model, seen, latents_of(model, seen, seen_labels), seen_labels)[0]
+    metrics["train_mse"] = at_the_mean(model, seen, latents_of(model, seen, seen_labels), seen_labels)[0]
     if isinstance(model, VAE):
         assert z is not None
         points = z[some(len(z), HOLE_POINTS, seed, "holes")]
-        figures["prior_holes"] = prior_holes(points, generator(seed, "prior").standard_normal(points.shape))
-        figures["aggregate_correlation"] = largest_correlation(z)
-        figures["train_neg_elbo"] = neg_elbo(model, seen, seed, draws=1, labels=seen_labels)["neg_elbo"]
+        metrics["prior_holes"] = prior_holes(points, generator(seed, "prior").standard_normal(points.shape))
+        metrics["aggregate_correlation"] = largest_correlation(z)
+        metrics["train_neg_elbo"] = neg_elbo(model, seen, seed, draws=1, labels=seen_labels)["neg_elbo"]
     if samples is not None:
         if model.input_shape != INPUT_SHAPE:
             notes.append("fd is measured for images of 28 x 28 x 1 only")
         elif min(len(images), len(train_images)) < 2:
             notes.append("fd needs at least two test and two training images")
         else:
-            figures |= _distances(images, train_images, samples, seed)
+            metrics |= _distances(images, train_images, samples, seed)
     if isinstance(model, VAE):
         if iw_samples and model.likelihood == "bernoulli":
             limit = IW_IMAGES if backend_of(model.network.parameters()[0].data).on_host else None
             binary, given = binarised(images)[:limit], None if labels is None else labels[:limit]
             rows = importance_weighted_nll(model, binary, iw_samples, seed, progress, labels=given)
-            figures |= {"iw_nll": float(rows.mean()), "iw_nll_se": standard_error(rows)}
+            metrics |= {"iw_nll": float(rows.mean()), "iw_nll_se": standard_error(rows)}
             if len(binary) < len(images):
                 notes.append(f"iw_nll is of the first {len(binary):,} test images")
-            _check_finite(figures)
+            _check_finite(metrics)
         elif iw_samples:
             notes.append("iw_nll is measured for the Bernoulli likelihood only")
         if model.classes:
-            notes.append("the model was told the class of every image and sample: its figures are of p(x | class)")
-    notes += _library_figures(model, dataset, images, train_images, latents, reconstructed, figures, seed)
-    return figures, notes
+            notes.append("the model was told the class of every image and sample: its metrics are of p(x | class)")
+    notes += _library_metrics(model, dataset, images, train_images, latents, reconstructed, metrics, seed)
+    return metrics, notes
 
 
 class _Made(NamedTuple):
@@ -152,7 +153,7 @@ class _Made(NamedTuple):
     samples: np.ndarray | None
 
 
-def quick_figures(
+def quick_metrics(
     model: Autoencoder,
     images: np.ndarray,
     seed: int = 0,
@@ -160,7 +161,7 @@ def quick_figures(
     labels: np.ndarray | None = None,
     train_images: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Those of FIGURES that a training records of its test images, in seconds: the errors, the losses of a VAE with one
+    """Those of METRICS that a training records of its test images, in seconds: the errors, the losses of a VAE with one
     draw, and all that tells whether the model works.
 
     train_images: of which mean_mse takes the mean; None: the images themselves.
@@ -183,12 +184,12 @@ def _quick(
 ) -> tuple[dict[str, Any], _Made]:
     latents, z, samples = latents_of(model, images, labels), None, None
     mse, bce, reconstructed = at_the_mean(model, images, latents, labels)
-    figures: dict[str, Any] = {"mse": mse, "psnr": psnr(mse), "bce": bce, "mean_mse": mean_mse(train_images, images)}
-    figures |= {"image_std": pixel_std(images), "reconstruction_std": pixel_std(reconstructed)}
+    metrics: dict[str, Any] = {"mse": mse, "psnr": psnr(mse), "bce": bce, "mean_mse": mean_mse(train_images, images)}
+    metrics |= {"image_std": pixel_std(images), "reconstruction_std": pixel_std(reconstructed)}
     if isinstance(model, VAE):
         mu, log_variance = distribution_of(model, images, labels)
         z = mu + np.exp(log_variance / 2) * generator(seed, "aggregate").standard_normal(mu.shape)
-        figures |= {
+        metrics |= {
             **neg_elbo(model, images, seed, draws, labels=labels),
             "active_units": active_units(mu),
             "log_variance_per_dim": log_variance.mean(axis=0).tolist(),
@@ -199,9 +200,9 @@ def _quick(
     elif mixture is not None:
         samples = model.decode(mixture.sample(len(images), seed))
     if samples is not None:
-        figures["sample_std"] = pixel_std(samples)
-    _check_finite(figures)
-    return figures, _Made(latents, reconstructed, z, samples)
+        metrics["sample_std"] = pixel_std(samples)
+    _check_finite(metrics)
+    return metrics, _Made(latents, reconstructed, z, samples)
 
 
 def some(total: int, count: int, seed: int, what: str) -> np.ndarray:
@@ -210,22 +211,22 @@ def some(total: int, count: int, seed: int, what: str) -> np.ndarray:
     return np.sort(generator(seed, what).permutation(total)[:count])
 
 
-def _check_finite(figures: dict[str, Any]) -> None:
+def _check_finite(metrics: dict[str, Any]) -> None:
     """Raise DivergedError if a figure is not finite: latents, too, that no image is encoded to can be too large for the
     decoder, and such numbers have no place in a JSON file."""
-    wrong = [name for name, value in figures.items() if value is not None and not np.isfinite(value).all()]
+    wrong = [name for name, value in metrics.items() if value is not None and not np.isfinite(value).all()]
     if wrong:
         raise DivergedError(f"the model diverged: {', '.join(wrong)} not finite; {TRY_AGAIN}")
 
 
-def _library_figures(
+def _library_metrics(
     model: Autoencoder,
     dataset: Dataset,
     images: np.ndarray,
     train_images: np.ndarray,
     latents: np.ndarray,
     reconstructed: np.ndarray,
-    figures: dict[str, Any],
+    metrics: dict[str, Any],
     seed: int,
 ) -> list[str]:
     """Set what scikit-image and scikit-learn compute; returns notes on what could not be."""
@@ -234,14 +235,14 @@ def _library_figures(
         notes.append(f"ssim needs images of at least {SSIM_SIDE} x {SSIM_SIDE} pixels")
     else:
         try:
-            figures["ssim"] = ssim(images, reconstructed)
+            metrics["ssim"] = ssim(images, reconstructed)
         except ImportError:
             missing.append("ssim")
     try:
         errors = pca_errors(train_images, images, model.latent_space_dim, seed)
-        figures["pca_mse"] = errors[-1]
-        if figures["active_units"] is not None:
-            figures["pca_mse_active"] = errors[min(figures["active_units"], len(errors) - 1)]
+        metrics["pca_mse"] = errors[-1]
+        if metrics["active_units"] is not None:
+            metrics["pca_mse_active"] = errors[min(metrics["active_units"], len(errors) - 1)]
     except ImportError:
         missing += ["pca_mse", "pca_mse_active"]
     if dataset.train_labels is None or dataset.test_labels is None or len(np.unique(dataset.train_labels)) < 2:
@@ -251,7 +252,7 @@ def _library_figures(
         train_labels = dataset.train_labels[known]
         train_latents = latents_of(model, train_images[known], train_labels)
         try:
-            figures |= accuracies(train_latents, train_labels, latents, dataset.test_labels, seed)
+            metrics |= accuracies(train_latents, train_labels, latents, dataset.test_labels, seed)
         except ImportError:
             missing += ["probe_accuracy", "knn_accuracy"]
     if missing:
@@ -421,17 +422,17 @@ def _distances(images: np.ndarray, train_images: np.ndarray, samples: np.ndarray
 # ---- what is shown ----
 
 
-def table(figures: dict[str, Any]) -> str:
-    """What was measured, of FIGURES all or some, as lines of text for 80 columns."""
-    rows = [(name, text, textwrap.wrap(meaning, 38)) for name, text, meaning in lines_of(figures)]
+def table(metrics: dict[str, Any]) -> str:
+    """What was measured, of METRICS all or some, as lines of text for 80 columns."""
+    rows = [(name, text, textwrap.wrap(meaning, 38)) for name, text, meaning in lines_of(metrics)]
     return "\n".join(f"  {name:<22}{text:<18}{f'{chr(10):<43}'.join(meaning)}" for name, text, meaning in rows)
 
 
-def lines_of(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+def lines_of(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(name, value, unit and meaning) of all that was measured; long lists as their range."""
     lines = []
-    for name, meaning in FIGURES.items():
-        value = figures.get(name)
+    for name, meaning in METRICS.items():
+        value = metrics.get(name)
         if value is None:
             continue
         if not isinstance(value, list):

@@ -15,7 +15,7 @@ import numpy as np
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
 
-from ..conv_autoencoder import folder_of, source_of
+from ..saved import folder_of, source_of
 
 MIXTURE_FILE = "mixture.safetensors"
 FARTHEST = 1e9  # from zero: no latent or variance is

@@ -1,7 +1,7 @@
 """How a model learns: after each epoch of a run a picture of reconstructions and new images, and a small frame for the
 film of reconstructions and latent space, which `gif` draws.
 
-Read next: report.py.
+Read next: gallery.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minigrad.serialize import DataError, load_state, numbered, save_state, writ
 
 from ..evaluation.bounds import to_unit_range
 from ..training import Callback, Trainer
-from . import figures
+from . import canvas, charts
 
 FRAMES = "film/epoch-*.safetensors"
 PROGRESS_FILE = "figures/progress.png"
@@ -122,8 +122,8 @@ def gif(
     for arrays, record in frames:
         plane = arrays["latents"] @ axes
         when = f"after epoch {record['epoch']}" if record["epoch"] else "before training"
-        figure = figures.film_frame(originals, arrays["reconstructed"], plane, labels, class_names, limits, when)
-        pictures.append(Image.fromarray(figures.pixels(figure)))
+        figure = charts.film_frame(originals, arrays["reconstructed"], plane, labels, class_names, limits, when)
+        pictures.append(Image.fromarray(canvas.pixels(figure)))
     coloured = originals.shape[3] == 3
     palette = _palette(pictures[-1])
     dither = Image.Dither.FLOYDSTEINBERG if coloured else Image.Dither.NONE
@@ -139,7 +139,7 @@ def _palette(picture: Image.Image) -> Image.Image:
     of others, and what is frequent in a picture."""
     # of each channel Pillow compares six bits, so that white must have no rival
     greys = [(grey, grey, grey) for grey in (*range(0, 248, 4), 255)]
-    classes = [ImageColor.getrgb(colour) for colour in figures.CLASS_COLOURS]
+    classes = [ImageColor.getrgb(colour) for colour in charts.CLASS_COLOURS]
     found = picture.quantize(256 - len(greys + classes), method=Image.Quantize.MAXCOVERAGE).getpalette()
     frequent = np.array(found).reshape(-1, 3)
     frequent[(frequent >= 248).all(axis=1)] = 255

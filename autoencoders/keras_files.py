@@ -1,7 +1,8 @@
-"""Models that the seed, the Keras program that this one is rebuilt from, has saved: parameters.pkl and weights.h5.
+"""Models that the original, the Keras program that this one is rebuilt from, has saved: parameters.pkl and weights.h5.
 
 The pickle holds sizes only. It is never unpickled: `read_parameters` reads the few opcodes that make up whole numbers,
-tuples and lists, and refuses every other one. The weights have the names that our layers have (h5py, the extra `seed`).
+tuples and lists, and refuses every other one. The weights have the names that our layers have. Needs h5py, of the extra
+`keras`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from minigrad.serialize import DataError, read_file, require_file
 
 PARAMETERS_FILE, WEIGHTS_FILE = "parameters.pkl", "weights.h5"
-LARGEST = 10_000  # bytes of a parameters.pkl; the seed's have 62
+LARGEST = 10_000  # bytes of a parameters.pkl; the original's have 62
 LONGEST, DEEPEST = 100, 3  # of its tuples: a small file can share them, so that they have 2^40 leaves
 NAMES = {"kernel:0": "weight"} | {f"{x}:0": x for x in ("bias", "gamma", "beta", "moving_mean", "moving_variance")}
 TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -23,7 +24,7 @@ _MARK = object()
 
 
 def read_parameters(path: Path, root: Path | None = None) -> dict[str, Any]:
-    """The seed's constructor arguments, by name. root: as for `require_file`.
+    """The original's constructor arguments, by name. root: as for `require_file`.
 
     Raises:
         DataError: the file is missing or no regular one, or holds anything but whole numbers in tuples and lists.
@@ -65,7 +66,7 @@ def read_parameters(path: Path, root: Path | None = None) -> dict[str, Any]:
             raise ValueError("something else than whole numbers in short tuples")
         shape, filters, kernels, strides, latent = values
     except Exception as error:  # pickletools raises many types on damaged files
-        raise DataError(f"{path}: not the seed's parameters ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path}: not the original's parameters ({type(error).__name__}: {error})") from error
     names = ("input_shape", "conv_filters", "conv_kernels", "conv_strides", "latent_space_dim")
     return dict(zip(names, (shape, filters, kernels, strides, latent), strict=True))
 
@@ -85,7 +86,7 @@ def read_weights(path: Path, root: Path | None = None) -> dict[str, np.ndarray]:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError(f'{path}: reading it needs h5py, which is not installed: pip install ".[seed]"') from error
+        raise ImportError(f'{path}: reading it needs h5py, which is not installed: pip install ".[keras]"') from error
     found: dict[str, np.ndarray] = {}
 
     def take(name: str, node: Any) -> None:
@@ -102,5 +103,5 @@ def read_weights(path: Path, root: Path | None = None) -> dict[str, np.ndarray]:
         with h5py.File(real, "r") as file:
             file.visititems(take)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not the seed's weights ({error})") from error
+        raise DataError(f"{path}: not the original's weights ({error})") from error
     return found

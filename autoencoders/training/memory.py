@@ -13,7 +13,9 @@ from .trainable import Trainable
 
 WORKSPACE = 16 << 20  # partial sums of the kernels, in bytes, whatever the batch
 MARGIN = 1.05  # for what is small and not counted
-A_WEIGHT = 6  # numbers: itself, its gradient, two moments; and the first two again while they move into the optimiser
+NUMBERS_PER_WEIGHT = (
+    6  # numbers: itself, its gradient, two moments; and the first two again while they move into the optimiser
+)
 COPIES = 4  # of weights and moments on the host at the worst moment of a save: two states, one laid out, and its bytes
 SMALLER = "take fewer latent dimensions or filters, or smaller kernels"
 
@@ -52,7 +54,7 @@ def check_size(config: dict[str, Any], images: int = 1) -> None:
     k = default_backend()
     free = k.free_memory()
     weights, columns, passing = least_size(**config)
-    needed = 4 * (A_WEIGHT * weights + images * passing + (2 * columns if k.on_host else 0))
+    needed = 4 * (NUMBERS_PER_WEIGHT * weights + images * passing + (2 * columns if k.on_host else 0))
     if free is not None and needed > free:
         raise DeviceError(
             f"a model with at least {weights:,} weights and {columns:,} numbers in the im2col matrix of an image, and "
@@ -71,7 +73,7 @@ def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> 
     """
     k = backend_of(model.network.parameters()[0].data)
     results: list[int] = []
-    passing = a_thread = 0
+    passing = per_thread = 0
     itemsize = model.dtype.itemsize
     inputs = (("encoder", model.input_shape, 1), ("decoder", (model.latent_space_dim + model.classes,), iw_samples))
     for part, shape, copies in inputs:
@@ -88,17 +90,17 @@ def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> 
                 else:
                     passing = max(passing, (1 if k.on_host else 2) * output + size)
                     weights = sum(p.size for p in layer.parameters())
-                    a_thread = max(a_thread, weights + (2 * columns + output) // copies)
+                    per_thread = max(per_thread, weights + (2 * columns + output) // copies)
                     if k.on_host and columns:  # a block has many images if their columns are few
                         block = min(
                             getattr(k, "block_bytes", 0) // (itemsize * (columns + min(output, size)) // copies), batch
                         )
-                        a_thread = max(a_thread, weights + block * (2 * columns + 2 * size + 4 * output) // copies)
+                        per_thread = max(per_thread, weights + block * (2 * columns + 2 * size + 4 * output) // copies)
             size = output
         results.append(size)  # what the last layer with a BatchNorm hands on; or else the logits, with their gradient
     images = (2 + 2 * iw_samples) * math.prod(model.input_shape)  # as bytes and floats, and temporaries of the loss
     state = 3 * sum(p.data.nbytes for p in model.network.parameters())  # the last good one: weights and moments
-    fixed = WORKSPACE + (state + k.threads * itemsize * a_thread if k.on_host else 0)
+    fixed = WORKSPACE + (state + k.threads * itemsize * per_thread if k.on_host else 0)
     return fixed, math.ceil(MARGIN * itemsize * (sum(results) + passing + images))
 
 
@@ -124,8 +126,8 @@ def check_memory(model: Trainable, batch: int, iw_samples: int, free: int | None
         )
 
     def needed(batch: int) -> int:
-        fixed, an_image = step_memory(model, iw_samples, batch)
-        return fixed + batch * an_image
+        fixed, bytes_per_image = step_memory(model, iw_samples, batch)
+        return fixed + batch * bytes_per_image
 
     if needed(batch) <= free:
         return

@@ -1,6 +1,7 @@
-"""Models that the Keras seed has saved: read without unpickling, with the numbers that Keras gives.
+"""Models that the original has saved: read without unpickling, with the numbers that Keras gives.
 
-reference/seed_ae and seed_vae were saved by tf_keras 2 from the seed's architecture with random weights and statistics;
+reference/seed_ae and seed_vae were saved by tf_keras 2 from the original's architecture with random weights and
+statistics;
 golden.npz holds what it made of three images.
 """
 
@@ -18,7 +19,7 @@ import pytest
 
 import autoencoders
 from autoencoders import VAE, Autoencoder
-from autoencoders.seed_files import LARGEST, read_parameters, read_weights
+from autoencoders.keras_files import LARGEST, read_parameters, read_weights
 from minigrad.serialize import DataError
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -74,7 +75,7 @@ class Evil:
 )
 def test_everything_else_is_refused_and_nothing_runs(parameters, content, capsys):
     path = parameters(content)
-    with pytest.raises(DataError, match=f"{path}: not the seed's parameters"):
+    with pytest.raises(DataError, match=f"{path}: not the original's parameters"):
         read_parameters(path)
     assert "executed" not in capsys.readouterr().out
 
@@ -102,7 +103,7 @@ def test_special_files_are_refused_and_not_waited_for(tmp_path, reader):
 def test_no_opcode_that_can_run_code_is_known():
     running = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "PERSID"}
     assert running <= {opcode.name for opcode in pickletools.opcodes}
-    source = Path(autoencoders.seed_files.__file__).read_text()
+    source = Path(autoencoders.keras_files.__file__).read_text()
     assert not any(f'"{name}"' in source for name in running)
 
 
@@ -117,7 +118,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "kind"), [("seed_ae", Autoencoder), ("seed_vae", VAE)])
-def test_a_model_of_the_seed_computes_what_keras_computes(name, kind):
+def test_a_model_of_the_original_computes_what_keras_computes(name, kind):
     pytest.importorskip("h5py")
     model = autoencoders.load(REFERENCE / name)
     assert type(model) is kind
@@ -142,7 +143,7 @@ def test_damaged_weights_are_refused(tmp_path):
     h5py = pytest.importorskip("h5py")
     for content in (b"", b"no HDF5", (REFERENCE / "seed_ae/weights.h5").read_bytes()[:3000]):
         (tmp_path / "weights.h5").write_bytes(content)
-        with pytest.raises(DataError, match=r"weights.h5: not the seed's weights"):
+        with pytest.raises(DataError, match=r"weights.h5: not the original's weights"):
             read_weights(tmp_path / "weights.h5")
     (tmp_path / "secret").write_bytes(bytes(4000))
     with h5py.File(tmp_path / "weights.h5", "w") as file:  # numbers that lie in another file
@@ -158,5 +159,5 @@ def test_damaged_weights_are_refused(tmp_path):
 
 def test_without_h5py_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match=r'weights.h5: reading it needs h5py, .*: pip install "\.\[seed\]"'):
+    with pytest.raises(ImportError, match=r'weights.h5: reading it needs h5py, .*: pip install "\.\[keras\]"'):
         autoencoders.load(REFERENCE / "seed_ae")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .network import LAST_MAP, last_map
+from ..network import LAST_MAP, last_map
 
 LEARNING_RATE = 2e-3  # with which every published run works
 STEPS = 2000  # that a model needs, whatever the number of images

@@ -1,7 +1,6 @@
 """What a data set is, and the words for arrays that are no images or no labels.
 
-Read next: data.py, which finds and loads the published sets, own_images.py, which reads a user's own pictures, and
-own_arrays.py, which reads arrays of them.
+Read next: load.py.
 """
 
 from __future__ import annotations
@@ -297,3 +296,19 @@ def class_labels(labels: Any, count: int) -> np.ndarray:
     if found is not None:
         raise DataError(f"labels: expected whole numbers from 0 on ({count},), found {found}")
     return labels.astype(np.int64)
+
+
+def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) -> np.ndarray:
+    """Indices of `count` different random images: as many of each class as possible, ordered by class."""
+    rng = generator(seed, "pick")
+    if labels is None:
+        return np.sort(rng.permutation(total)[:count])
+    shuffled = rng.permutation(total)
+    seen: dict[int, int] = {}
+    rank = np.empty(total, int)  # how many of its class come before an image in the shuffle
+    for index in shuffled:
+        label = int(labels[index])
+        rank[index] = seen.get(label, 0)
+        seen[label] = rank[index] + 1
+    chosen = sorted(shuffled, key=lambda index: rank[index])[:count]
+    return np.array(sorted(chosen, key=lambda index: (labels[index], rank[index])))

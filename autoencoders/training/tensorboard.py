@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .training import Callback, Trainer
+from .trainer import Callback, Trainer
 
 SHOWN = 8  # images whose reconstructions are shown
 
@@ -35,7 +35,7 @@ class TensorBoard(Callback):
         row = trainer.progress.rows[-1]
         for name in set(row) - {"epoch"}:
             self.writer.add_scalar(name, row[name], row["epoch"])
-        images, one_hot = trainer.k.to_host(trainer.images[:SHOWN]), trainer.labels
+        images, one_hot = trainer.k.to_host(trainer.feed.images[:SHOWN]), trainer.feed.labels
         labels = None if one_hot is None else trainer.k.to_host(one_hot[:SHOWN]).argmax(axis=1)
         shown, _ = trainer.model.reconstruct(images, labels=labels)
         self.writer.add_images("reconstructions", shown, row["epoch"], dataformats="NHWC")

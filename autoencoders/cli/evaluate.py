@@ -1,0 +1,132 @@
+"""Measure a saved model on the test images, say what the metrics mean, and write
+it all down: evaluation.json, and with pictures report.html."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from minigrad.serialize import DataError, write_atomically
+
+from ..conv_autoencoder import VAE
+from ..evaluation.diagnosis import diagnose, verdict
+from ..evaluation.metrics import library_versions, measure, table
+from ..evaluation.mixture import load_mixture
+from ..pictures.gallery import save_pictures, tell_pictures
+from ..runs.record import model_hash, read_record, trained_on, training_of_run, write_json
+from ..runs.replace import CLOSE_UPS, PICTURES, RESULT_FILE, RESULTS, check_results
+from ..runs.report import all_pictures, draw_film, write_report
+from ..saved import folder_of
+from ..training.checkpoints import environment
+from ..training.folder import check_writable
+from .models import add_model_options, check_place, data_of_model, model_of
+from .options import Option, Parser, number, use_backend
+from .program import Output, Program, run_program
+
+MOST_IW_SAMPLES = 1_000_000  # an image: a day of work, and the bound has long stopped moving
+
+
+WRITTEN: dict[str, Option] = {
+    "out": (None, str, "folder for what is written (default: --model-dir)"),
+    "overwrite": (None, bool, "replace files in --out that no run has made"),
+    "iw-samples": (0, number(int, 0, MOST_IW_SAMPLES), "per image for iw_nll, a tighter bound; 500 take minutes"),
+}
+
+
+def build_parser(program: Program) -> Parser:
+    """The options of the program."""
+    parser = Parser(
+        __doc__,
+        f"{program.example} --model-dir variational/model",
+        f"{program.example} --model-dir runs/vae10 --out results/vae10",
+        prog=program.prog,
+    )
+    add_model_options(parser, WRITTEN, images="images to measure on", seed="of the latent noise and the samples")
+    return parser
+
+
+def main(argv: list[str] | None = None, program: Program | None = None) -> int:
+    """Run the program; returns its exit code."""
+    program = program or Program.installed("evaluate")
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser(program).parse_args(argv)
+    console = Output(args.quiet)
+
+    def body() -> None:
+        backend = use_backend(args)
+        folder = folder_of(args.model_dir)
+        out = Path(args.out) if args.out else folder
+        if args.out and not args.overwrite:
+            check_results(out, (*RESULTS, *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS)))
+        model, source, check_unchanged = model_of(args, console.line)
+        mixture = None if isinstance(model, VAE) else load_mixture(source)
+        dataset = data_of_model(model, folder, args, console.prose)
+        check_place(args, folder, dataset)
+        made = not out.exists()
+        check_writable(out)
+        if made:
+            out.rmdir()  # until there is something to lie in it
+        console.line(f"test set, {len(dataset.test_images):,} images:")
+        given: dict[str, Any] = {"trained": trained_on(folder, dataset), "mixture": mixture, "progress": not args.quiet}
+        metrics, notes = measure(model, dataset, seed=args.seed, iw_samples=args.iw_samples, **given)
+        if metrics["iw_nll"] is not None and not training_of_run(folder)[1].binarise:
+            notes.append("iw_nll is of binarised images, on which the model was not trained")
+        console.tell(table(metrics))
+        record = {**metrics, "model": model.config, "training": read_record(folder).get("training", {})}
+        findings = diagnose(record)
+        console.prose(verdict(record))
+        for finding in findings:
+            console.prose(f"  {finding['finding']}", "  ")
+            console.prose(f"    why: {finding['why']}", " " * 9)
+            console.prose(f"    try: {finding['option']}", " " * 9)
+        for note in notes:
+            console.prose(note)
+        if source.parent != folder:
+            notes.append(f"measured with {source.relative_to(folder)}, a checkpoint of the run")
+        record |= {
+            "diagnosis": findings,
+            "verdict": verdict(record),
+            "notes": notes,
+            "seed": args.seed,
+            "iw_samples": args.iw_samples,
+            "command": f"{program} {shlex.join(argv)}".strip(),
+            "model_sha256": model_hash(source),
+            "data": {"name": dataset.name, "content_hash": dataset.content_hash},
+            "environment": environment(backend),
+            "versions": library_versions(),
+        }
+        check_unchanged()
+        write_json(out / RESULT_FILE, record)
+        console.line(f"wrote {out / RESULT_FILE}")
+        drawn = all_pictures(model, dataset, folder, metrics["kl_per_dim"], args.seed, mixture, console.warn)
+        check_unchanged()
+        pictures = save_pictures(drawn, out / "figures")
+        tell_pictures(pictures, console.line, args.verbose)
+        film = None  # and not what lay there before
+        try:
+            drawing = draw_film(folder, dataset)
+        except DataError as error:
+            drawing = b""
+            console.warn(f"no film: {error}")
+        if drawing:
+            film = out / "figures" / "film.gif"
+            write_atomically(film, drawing)
+            console.line(f"drew {film}")
+        check_unchanged()
+        try:
+            write_report(
+                out / "report.html",
+                model=model,
+                dataset=dataset,
+                measured=record,
+                pictures=pictures,
+                film=film,
+                record=read_record(folder),
+            )
+            console.line(f"wrote {out / 'report.html'}; open it in a browser")
+        except ImportError:
+            console.line('report.html needs the extra eval: pip install ".[eval]"')
+
+    return run_program(body, debug=args.debug, quiet=args.quiet)

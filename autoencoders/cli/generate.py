@@ -1,0 +1,154 @@
+"""Draw what a saved model does: reconstructions, its latent space and newly
+generated images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from minigrad.serialize import DataError, numbered
+
+from ..conv_autoencoder import VAE, Autoencoder
+from ..data.dataset import did_you_mean
+from ..evaluation.bounds import latents_of
+from ..evaluation.mixture import fit_mixture, load_mixture, save_mixture
+from ..pictures import canvas
+from ..pictures.export import save_latents, save_singles
+from ..pictures.gallery import draw, draw_files, new_images, save_pictures, tell_pictures
+from ..runs.record import has_used
+from ..runs.replace import PICTURES, check_results
+from ..saved import folder_of
+from ..training.folder import check_writable
+from .models import add_model_options, check_place, data_of_model, model_of
+from .options import Option, Parser, number, use_backend
+from .program import Output, Program, UsageError, run_program
+
+MOST_SAMPLES, MOST_SINGLES = 1000, 100_000  # that one picture can hold, and that --format writes
+
+DRAWN: dict[str, Option] = {
+    "out": (None, str, "folder for the pictures (default: figures in --model-dir)"),
+    "overwrite": (None, bool, "replace pictures in --out that no run has made"),
+    "samples": (48, number(int, 1, MOST_SINGLES), "new images to draw, rounded up to as many of every class"),
+    "class": (None, str, "draw new images of this class, a name or number, with a conditional model (default: all)"),
+    "format": (None, str, "write new images also as --out/samples/0001.png and so on, or samples.npz (default: no)"),
+    "encode": (None, str, ".csv or .npz file for the latents of the test images, or of all --dataset (default: no)"),
+    "mixture-components": (
+        None,
+        number(int, 1),
+        "Gaussians to fit to an ae's latents for new images (default: saved)",
+    ),
+    "show": (None, bool, "open the pictures in windows as well"),
+}
+
+
+def build_parser(program: Program) -> Parser:
+    """The options of the program."""
+    parser = Parser(
+        __doc__,
+        f"{program.example} --model-dir runs/vae10 --samples 100 --seed 7",
+        f'{program.example} --model-dir runs/cvae --class "Ankle boot"',
+        prog=program.prog,
+    )
+    add_model_options(parser, DRAWN, images="images to encode", seed="of all choices")
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help="reconstruct these picture files, and draw nothing else (default: draw samples and test images)",
+    )
+    return parser
+
+
+def class_number(model: Autoencoder, wanted: str) -> int:
+    """The number of a class of a conditional model by its name or number.
+
+    Raises:
+        UsageError: there is no such class, or the model is not conditional.
+    """
+    if not model.classes:
+        raise UsageError("--class needs a conditional model (train one with --conditional); this one is not")
+    numbers = [str(i) for i in range(model.classes)]
+    for names in (model.class_names, numbers):
+        found = [i for i, name in enumerate(names) if name.casefold() == wanted.casefold()]
+        if found:
+            return found[0]
+    known = ", ".join(model.class_names) or f"0 to {model.classes - 1}"
+    raise UsageError(f"--class is {wanted!r} but this model knows {known}{did_you_mean(wanted, model.class_names)}")
+
+
+def main(argv: list[str] | None = None, program: Program | None = None) -> int:
+    """Run the program; returns its exit code."""
+    program = program or Program.installed("generate")
+    parser = build_parser(program)
+    args = parser.parse_args(argv)
+    if args.samples > MOST_SAMPLES and not args.format:
+        parser.error(f"--samples is {args.samples}, but a picture holds {MOST_SAMPLES}; --format writes more")
+    if args.encode and Path(args.encode).suffix.lower() not in (".csv", ".npz"):
+        parser.error(f"--encode is {args.encode!r} but must end in .csv or .npz")
+    if len(asked := [f"--{name}" for name in ("image", "encode", "format") if getattr(args, name)]) > 1:
+        parser.error(f"{' and '.join(asked)} cannot be combined; call the program once for each")
+    console = Output(args.quiet)
+
+    def body() -> None:
+        use_backend(args)
+        folder = folder_of(args.model_dir)
+        out = Path(args.out) if args.out else folder / "figures"
+        if args.encode and os.path.lexists(args.encode) and not args.overwrite:
+            raise FileExistsError(f"{args.encode} exists; use --overwrite to replace it, or another name")
+        if args.out and not args.overwrite and out.resolve() != (folder / "figures").resolve():
+            singles = (path.relative_to(out).as_posix() for path in numbered(out, "samples/*.png"))
+            check_results(out, (*(f"{name}.png" for name in PICTURES), "samples.npz", *singles))
+        model, source, check_unchanged = model_of(args, console.line)
+        generates = isinstance(model, VAE)
+        if generates and args.mixture_components is not None:
+            raise UsageError("--mixture-components belongs to a plain autoencoder; a vae draws from its prior")
+        label = None if vars(args)["class"] is None else class_number(model, vars(args)["class"])
+        if args.image:
+            if model.classes and label is None:
+                raise UsageError("--image needs the --class of the pictures with a conditional model")
+            check_writable(out)
+            drawn = save_pictures(draw_files(model, args.image, label, console.line), out)
+            tell_pictures(drawn, console.line, args.verbose)
+            return
+        mixture = None if generates or args.mixture_components else load_mixture(source)
+        dataset = None
+        try:
+            dataset = data_of_model(model, folder, args, console.prose)
+        except DataError as error:
+            if args.dataset or args.data_dir or args.encode or not (generates or mixture):
+                raise
+            console.warn(f"left out are reconstructions, latent space and interpolations, which need images: {error}")
+        if args.encode and dataset:
+            parts = ("train", "test") if args.dataset else ("test",)
+            split = not args.dataset or has_used(folder, dataset)
+            console.prose(f"wrote {save_latents(model, dataset, parts, split, Path(args.encode))}")
+            return
+        if dataset:
+            check_place(args, folder, dataset)
+        if args.mixture_components and dataset:
+            mixture = fit_mixture(latents_of(model, dataset.train_images), args.mixture_components, args.seed)
+            check_unchanged()
+            saved = save_mixture(source, mixture)
+            images = f"{len(dataset.train_images):,} training images"
+            console.line(f"fitted {len(mixture.weights)} Gaussians to the latents of {images}")
+            console.line(f"saved {saved}")
+        if not (generates or mixture):
+            none = "no new images: a plain autoencoder draws them from a mixture; --mixture-components 50 fits one"
+            if args.format:
+                raise UsageError(none)
+            console.prose(none)
+        count = min(args.samples, MOST_SAMPLES)
+        pictures = draw(model, dataset, seed=args.seed, count=count, label=label, mixture=mixture)
+        check_unchanged()
+        if not args.out:
+            check_writable(folder)
+        tell_pictures(save_pictures(pictures, out), console.line, args.verbose)
+        if args.format:
+            classes = range(model.classes) if label is None else [label]
+            new, labels = new_images(model, args.samples, args.seed, classes, mixture)
+            console.line(f"wrote {len(new):,} new images to {save_singles(new, labels, out, args.format)}")
+        if args.show:
+            canvas.show(list(pictures.values()))
+
+    return run_program(body, debug=args.debug, quiet=args.quiet)

@@ -1,0 +1,121 @@
+"""What the programs that read a saved model share: the model, its images, and where results may go."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from minigrad.serialize import DataError
+
+from ..conv_autoencoder import BATCH, Autoencoder, load
+from ..data import NAMES, Dataset, Reading, load_dataset
+from ..data.collections import COLLECTIONS
+from ..keras_files import WEIGHTS_FILE
+from ..pictures.gallery import reading_for
+from ..runs.record import RECORD_FILE, data_of_run, model_hash, read_record
+from ..runs.start import check_fit
+from ..saved import MODEL_FILE, folder_of, source_of
+from ..training import latest_checkpoint
+from ..training.folder import check_readable
+from ..training.memory import check_size
+from .options import Option, add_common_options, add_options, number
+from .program import UsageError
+
+
+def add_model_options(parser: argparse.ArgumentParser, options: dict[str, Option], *, images: str, seed: str) -> None:
+    """--model-dir, what is done with the model, which images and random numbers it gets, and the common options."""
+    add_options(parser, {"model-dir": ("variational/model", str, "a trained model's folder"), **options}, keep=True)
+    data: dict[str, Option] = {
+        "dataset": (None, str, f"{images} (default: those of the run; own ones must be named again)"),
+        "skip-broken": (None, bool, "leave out picture files that cannot be read"),
+        "data-dir": (None, str, "folder of its files (default: that of the run)"),
+        "seed": (0, number(least=0), seed),
+    }
+    add_options(parser.add_argument_group("data"), data, keep=True)
+    add_common_options(parser)
+
+
+def model_of(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Autoencoder, Path, Callable[[], None]]:
+    """(the model of --model-dir, its file, what raises RuntimeError if the folder holds another model meanwhile).
+
+    A checkpoint counts as long as no model is there, also if the run goes on.
+
+    Raises:
+        DataError: there is no model, or no valid one. UsageError: --out is needed for results of this file.
+    """
+    folder = folder_of(args.model_dir)
+    check_readable(folder)
+    source = source_of(args.model_dir, tell)
+    if Path(args.model_dir).is_file() and source.name not in (MODEL_FILE, WEIGHTS_FILE) and not args.out:
+        raise UsageError(f"--out is needed: the results in {folder} are of its own model, not of {source.name}")
+    watched = source if source.parent == folder else folder / MODEL_FILE
+    known = model_hash(watched)
+    steps = read_record(folder).get("training", {}).get("steps")
+    newest = latest_checkpoint(folder)
+    if source.name == MODEL_FILE and steps and newest and int(newest.stem.rpartition("-")[2]) > steps:
+        tell(f"the run has gone on since {source} was saved; training with --finish makes a model of {newest.name}")
+
+    def check() -> None:
+        if model_hash(watched) != known:
+            raise RuntimeError(f"{folder}: the model has changed meanwhile; run this again")
+
+    return load(source), source, check
+
+
+def check_data_dir(dataset: str, data_dir: str | None) -> None:
+    """Raise UsageError where a folder is given for a data set that takes none."""
+    if data_dir is not None and dataset not in ("auto", *COLLECTIONS):
+        raise UsageError(f"--data-dir is of no use with --dataset {dataset}; leave it out")
+
+
+def reading_of_data(model: Autoencoder, folder: Path, dataset: str) -> Reading:
+    """How a data set is read for a model: as in its run, but folders always in the model's size and colour."""
+    data = read_record(folder).get("data", {})
+    path, found = Path(dataset).expanduser(), Reading.recorded(data)
+    if os.path.realpath(path) != os.path.realpath(data.get("name") or ""):  # of the run's own data set alone
+        found = replace(found, test_dir=None, every_tenth=False)
+    if found.image_size or found.grayscale or path.is_dir():
+        fitting = reading_for(model)
+        found = replace(found, image_size=fitting.image_size, grayscale=fitting.grayscale)
+    return found
+
+
+def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, tell: Callable[[str], None]) -> Dataset:
+    """The data set that the options name, or else the published one of the run in a folder; tell hears which it is.
+
+    A folder may come from a stranger: what only its run.json names is not read as own images, and gets no downloads.
+
+    Raises:
+        UsageError: --data-dir is of no use. DataError: it cannot be had, or does not fit the model. DeviceError: the
+            model takes more memory than there is.
+    """
+    name, place = data_of_run(folder, args.dataset, args.data_dir, tell)
+    record = folder / RECORD_FILE
+    if not args.dataset and name not in NAMES:
+        raise DataError(f"{record}: data: names own images; if you trust it, add --dataset {shlex.quote(name)}")
+    check_data_dir(name, args.data_dir)
+    mine = place == args.data_dir
+    try:
+        how = vars(reading_of_data(model, folder, name))
+        how["skip_broken"] |= args.skip_broken
+        dataset = load_dataset(name, place, **how, download=mine, progress=not args.quiet)
+    except DataError as error:
+        hint = "" if mine else f"; {record} names this folder, and only with --data-dir is anything put there"
+        raise DataError(f"{error}{hint}") from error
+    data = read_record(folder).get("data", {})
+    dataset = dataset.as_recorded(data.get("content_hash"), "image_size" not in data)
+    tell(dataset.source)
+    check_fit(model, dataset)
+    check_size(model.config, next(model.batches(BATCH)).stop)
+    return dataset
+
+
+def check_place(args: argparse.Namespace, folder: Path, dataset: Dataset) -> None:
+    """Raise UsageError where results of other images would take the place of those of the run's own."""
+    recorded = read_record(folder).get("data", {}).get("content_hash")
+    if not args.out and recorded not in (None, dataset.content_hash):
+        raise UsageError(f"--out is needed: the results in {folder} are of its own images, not of {dataset.name}")

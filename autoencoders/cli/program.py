@@ -1,0 +1,277 @@
+"""How a program starts and ends: the words that start it, exit codes from errors, signals, and what is printed."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shlex
+import signal
+import sys
+import textwrap
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from minigrad import DeviceError, backend
+from minigrad.backend.memory import keep_freed_memory
+from minigrad.serialize import DataError
+
+from ..data.dataset import printable
+from ..training import DivergedError
+from ..training.signals import raise_signals
+
+_door = threading.Lock()
+_guests: list[None] = []  # one for each program that runs in this process
+_host = ExitStack()  # what the last of them puts back
+COLOURS = {"error": 31, "warning": 33}  # red and yellow
+LONGEST, MOST_LETTERS = 1000, 10_000  # of an error and of a line: what it quotes can be a whole file
+
+
+class UsageError(ValueError):
+    """An option has a value that it cannot have."""
+
+
+EXIT_CODES: dict[type[Exception], int] = {
+    UsageError: 2,
+    DataError: 3,
+    FileExistsError: 1,  # a folder in use, and not a fault of the file system
+    OSError: 3,
+    DeviceError: 4,
+    MemoryError: 4,
+    DivergedError: 5,
+}
+SCRIPTS = {"train": "train_conv_autoencoder.py", "generate": "generator.py", "evaluate": "evaluate.py"}
+
+
+class Program(NamedTuple):
+    """One of the three programs, and the words that start it: `autoencoders train`, or a script of the repository."""
+
+    name: str
+    words: tuple[str, ...]
+
+    @classmethod
+    def of_script(cls, file: str) -> Program:
+        """The program that a script in scripts/ starts."""
+        name = next(name for name, script in SCRIPTS.items() if script == Path(file).name)
+        return cls(name, (as_typed(sys.executable or "python"), as_typed(file)))
+
+    @classmethod
+    def installed(cls, name: str) -> Program:
+        """The program as the console command starts it."""
+        return cls(name, ("autoencoders", name))
+
+    def __str__(self) -> str:
+        return shlex.join(self.words)
+
+    @property
+    def example(self) -> str:
+        """What the help calls it in its examples."""
+        script = self.words[-1].endswith(".py")
+        return f"python scripts/{Path(self.words[-1]).name}" if script else str(self)
+
+    @property
+    def prog(self) -> str:
+        """What the help and its errors call it."""
+        return Path(self.words[-1]).name if self.words[-1].endswith(".py") else str(self)
+
+    def other(self, name: str) -> Program:
+        """Another program, started in the same way."""
+        script = self.words[-1].endswith(".py")
+        last = str(Path(self.words[-1]).with_name(SCRIPTS[name])) if script else name
+        return Program(name, (*self.words[:-1], last))
+
+
+def as_typed(path: str) -> str:
+    """A path as it would be typed here: relative where it lies below the working folder."""
+    try:
+        return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+    except OSError:  # the working folder is gone
+        return path
+
+
+def start(main: Callable[[], int]) -> NoReturn:
+    """Run a program's main as a process of its own, and end it with the exit code."""
+    keep_freed_memory()
+    code = main()
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:  # the reader has gone, which was told; Python would tell it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run_program(
+    body: Callable[[], None],
+    *,
+    debug: bool,
+    quiet: bool = False,
+    what_remains: Callable[[BaseException], str] = lambda error: "",
+) -> int:
+    """Run a program's body and return its exit code: 0; 2 usage, 3 data, 4 device or memory, 5 diverged, 1 other; 128 +
+    signal.
+
+    An error is one line on stderr, whose end is what_remains(error); what follows a new line there is a command, and is
+    printed on a line of its own. A terminal gets lines of 80 letters. With debug a traceback comes first. With quiet,
+    minigrad does not say that it compiles. Afterwards the process is what it was before, in its outputs, signals,
+    warnings and kernels.
+    """
+    log = logging.getLogger("minigrad")
+    level = log.level
+    with _guest():
+        try:
+            log.setLevel(logging.ERROR if quiet else level)
+            return _run(body, debug, what_remains)
+        finally:
+            log.setLevel(level)
+
+
+def _run(body: Callable[[], None], debug: bool, what_remains: Callable[[BaseException], str]) -> int:
+    try:
+        # numbers that are not finite are looked for, and told
+        with raise_signals(), np.errstate(all="ignore"):
+            body()
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt as stop:
+        _tell("interrupted", what_remains(stop))
+        return 128 + (stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT)
+    except BrokenPipeError as error:
+        _tell("error: the reader of the output has gone", what_remains(error))
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text = " ".join(str(error).split())[:LONGEST] or type(error).__name__
+        if isinstance(error, MemoryError):
+            text = f"out of memory: {text}; a smaller model, batch or data set needs less"
+        elif isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        elif isinstance(error, OSError) and error.errno:  # one of our own has no number
+            text = f"{error.strerror}: the standard output, or the working folder"
+        _tell(f"error: {text}", what_remains(error))
+        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+def _tell(text: str, what_remains: str) -> None:
+    """Print an error, and on a line of its own the command that goes on, ready to be copied."""
+    more, _, command = what_remains.partition("\n")
+    with suppress(OSError):  # nobody can be told where stderr, too, has gone
+        for line in wrapped(text + more, sys.stderr):
+            show(line, sys.stderr)
+        if command:
+            show(f"  {command}", sys.stderr)
+
+
+@contextmanager
+def _guest() -> Iterator[None]:
+    """Outputs are shown. After the last of the programs that run at once, the process is what it was before the first:
+    each for itself would bring back what another one has set."""
+    with _door:
+        if not _guests:
+            _host.enter_context(_same_kernels())
+            out: Any = _Shown(sys.stdout)
+            err: Any = _Shown(sys.stderr, "\r")  # which progress bars need
+            _host.enter_context(redirect_stdout(out))
+            _host.enter_context(redirect_stderr(err))
+            _host.enter_context(warnings.catch_warnings())
+            # a box stands for a letter that the font lacks, and nobody here can give it another font
+            warnings.filterwarnings("ignore", "Glyph .* missing from|Matplotlib .* does not support .* natively")
+        _guests.append(None)
+    try:
+        yield
+    finally:
+        with _door:
+            _guests.pop()
+            if not _guests:
+                _host.close()
+
+
+@contextmanager
+def _same_kernels() -> Iterator[None]:
+    """Afterwards the default device, its kernels and threads are those of before."""
+    before, kernels = (backend._default, backend._threads), dict(backend._backends)
+    try:
+        yield
+    finally:
+        backend._default, backend._threads = before
+        backend._backends.clear()
+        backend._backends.update(kernels)
+
+
+# ---- what is printed ----
+
+
+class _Shown:
+    """An output that shows what comes from outside and obeys none of it: names of files and classes can hold control
+    characters. It fails neither where it was closed at the start nor at a letter that it does not know.
+
+    keep: control characters that are obeyed, besides new lines and tabs.
+    """
+
+    def __init__(self, output: Any, keep: str = "") -> None:
+        self.output, self.keep = output or io.StringIO(), f"\n\t{keep}"
+
+    def write(self, text: str) -> int:
+        code = getattr(self.output, "encoding", None) or "utf-8"
+        text = printable(text, self.keep).encode(code, "backslashreplace").decode(code)
+        self.output.write(coloured(text, self))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:  # a host's own output need not have all
+        return getattr(self.output if hasattr(self.output, name) else io.StringIO(), name)
+
+
+def coloured(text: str, output: Any) -> str:
+    """The text with the first word of an error or warning in colour, if the output is a terminal that shows colours and
+    NO_COLOR is not set."""
+    word = text.partition(":")[0]
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    if word not in COLOURS or plain or not output.isatty():
+        return text
+    return f"\033[{COLOURS[word]}m{word}\033[0m{text[len(word) :]}"
+
+
+def show(text: str, file: Any = None) -> None:
+    """Print one line, whatever is in the text."""
+    print(printable(text[:MOST_LETTERS]), file=file, flush=True)
+
+
+def wrapped(text: str, output: Any, indent: str = "") -> list[str]:
+    """A text in lines of 80 letters for a terminal; other readers look for sentences."""
+    if output is None or not output.isatty():
+        return [text]
+    return textwrap.wrap(text, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+class Output:
+    """What a program says besides its errors; with quiet only warnings."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def tell(self, text: str) -> None:
+        """Print text of our own, which may have several lines."""
+        if not self.quiet:
+            print(text, flush=True)
+
+    def line(self, text: str) -> None:
+        """Print one line, whatever is in the text."""
+        if not self.quiet:
+            show(text)
+
+    def prose(self, text: str, indent: str = "") -> None:
+        """Print a text, for a terminal in lines of 80 letters."""
+        for line in wrapped(text, sys.stdout, indent):
+            self.line(line)
+
+    def warn(self, text: str) -> None:
+        """Print a warning; with quiet, too."""
+        show(f"warning: {text}", sys.stderr if self.quiet else sys.stdout)

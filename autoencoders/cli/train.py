@@ -1,0 +1,267 @@
+"""Train a convolutional autoencoder or VAE and save it with pictures of what it
+learnt."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import minigrad
+from minigrad.serialize import DataError
+
+from ..conv_autoencoder import Autoencoder
+from ..data import NAMES, Reading, load_dataset
+from ..evaluation.metrics import table
+from ..pictures.film import PROGRESS_FILE
+from ..runs import Run, resume_run, start_run
+from ..runs.replace import check_folder
+from ..saved import folder_of
+from ..training import DivergedError, Trainer
+from ..training.tensorboard import TensorBoard
+from .options import Parser, add_common_options, add_options, number
+from .program import Output, Program, UsageError, as_typed, run_program
+from .settings import (
+    FOLDERS,
+    GROUPS,
+    OPTIONS,
+    RUN,
+    VAE_ONLY,
+    WITH_RESUME,
+    check_counts,
+    check_settings,
+    in_options,
+    length_of,
+    new_model,
+    read_config,
+    take_model,
+    training_options,
+)
+
+
+def build_parser(program: Program) -> Parser:
+    """The options of the program."""
+    parser = Parser(
+        __doc__,
+        f"{program.example} --latent-dim 10 --out runs/vae10",
+        f"{program.example} --out runs/vae10 --resume",
+        f"{program.example} --dataset images/ --out runs/mine",
+        prog=program.prog,
+    )
+    add_options(parser, GROUPS[""])
+    add_options(parser, RUN, keep=True)
+    for title, options in GROUPS.items():
+        if title:
+            add_options(parser.add_argument_group(title), options)
+    add_common_options(parser)
+    gpu = parser.add_argument_group("GPU")
+    gpu.add_argument("--memory-limit", type=number(float), metavar="GIB", help="of its memory (default: all)")
+    gpu.add_argument("--no-capture", action="store_true", help="launch every kernel: no CUDA graph")
+    return parser
+
+
+def main(argv: list[str] | None = None, program: Program | None = None) -> int:
+    """Run the program; returns its exit code."""
+    program = program or Program.installed("train")
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser(program)
+    args = parser.parse_args(argv)
+    again = "--finish" if args.finish else "--resume"
+    args.resume |= args.finish
+    training = Training(args, program, f"{program} {shlex.join(argv)}".strip())
+    if args.resume and (args.overwrite or args.smoke or args.config or args.init_from):
+        parser.error(f"{again} cannot be combined with --overwrite, --smoke, --config or --init-from")
+    if args.resume and (refused := (training.typed - WITH_RESUME) - {"model"}):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(refused))
+        parser.error(f"{again} takes {names} from the checkpoint; leave it out")
+    return run_program(training.run, debug=args.debug, quiet=args.quiet, what_remains=training.what_remains)
+
+
+class Training:
+    """One call of the program.
+
+    Attributes:
+        typed: the options on the command line. config: those of --config.
+        started: the run, once it trains.
+    """
+
+    def __init__(self, args: argparse.Namespace, program: Program, command: str) -> None:
+        self.args, self.program, self.command = args, program, command
+        self.console = Output(args.quiet)
+        names = (name.replace("-", "_") for name in OPTIONS)
+        self.typed = {name for name in names if getattr(args, name) is not None}
+        self.config: dict[str, Any] = {}
+        self.started: Run | None = None
+
+    def run(self) -> None:
+        """Train."""
+        try:
+            self._run()
+        except UsageError as error:
+            option = re.match(r"--([a-z-]+)", str(error))
+            if option and option[1].replace("-", "_") in set(self.config) - self.typed:
+                raise UsageError(f"{self.args.config}: {error}") from error
+            raise
+
+    def _run(self) -> None:
+        args, console = self.args, self.console
+        settings, given = self._settings()
+        folder = Path(args.out or FOLDERS[settings["model"]] + ("-smoke" if args.smoke else ""))
+        check_counts(settings)
+        callbacks = [TensorBoard(folder / "tensorboard")] if args.tensorboard else []
+        if args.memory_limit is not None and not 0 < args.memory_limit < 2**33:
+            raise UsageError(f"--memory-limit is {args.memory_limit:g} but must be a number of GiB above 0, below 2^33")
+        if args.resume:
+            run = self._resume(folder, settings["model"])
+        else:
+            if settings["model"] == "ae" and (refused := given & VAE_ONLY):
+                raise UsageError(f"--{min(refused).replace('_', '-')} belongs to --model vae")
+            run = new_run(settings, args, folder, self.command, console)
+        trainer = run.trainer
+        trainer.capture = not args.no_capture
+        if args.memory_limit is not None:
+            if trainer.k.on_host:
+                raise UsageError("--memory-limit is of a GPU's memory; leave it out with --device cpu")
+            trainer.k.limit_memory(int(args.memory_limit * 2**30))
+        trainer.callbacks = [*trainer.callbacks, *callbacks]
+        run.verbose, self.started = args.verbose, run
+        if not args.finish:
+            console.line(f"all files go to {folder}{os.sep}; after every epoch look at")
+            console.line(f"  {folder / PROGRESS_FILE}")
+        run.execute(console.line)
+        console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
+        console.line(f"look at {folder / 'figures'}{os.sep}; then measure the model or draw more:")
+        own = [] if run.dataset.name in NAMES else ["--dataset", as_typed(run.dataset.name)]
+        for name in ("evaluate", "generate"):
+            console.line(f"  {self.program.other(name)} {shlex.join(['--model-dir', str(folder), *own])}")
+
+    def _settings(self) -> tuple[dict[str, Any], set[str]]:
+        """(all settings, the names of those that were given): typed, or else of --config, or else the defaults."""
+        settings = {name.replace("-", "_"): default for name, (default, _, _) in OPTIONS.items()}
+        given = set(self.typed)
+        if self.args.config:
+            self.config.update(read_config(self.args.config))
+            if "model" not in self.typed:
+                given |= {name for name, value in self.config.items() if value != (settings[name] or False)}
+            settings |= self.config
+        settings |= {name: getattr(self.args, name) for name in self.typed}
+        if self.args.init_from:
+            take_model(self.args.init_from, settings, given, self.console.line)
+        return settings, given
+
+    def _resume(self, folder: Path, kind: str) -> Run:
+        args = self.args
+        try:
+            run = resume_run(
+                folder_of(folder),
+                kernels=args.backend,
+                finish=args.finish,
+                **{name: getattr(args, name) for name in WITH_RESUME - {"backend"}},
+                command=self.command,
+                progress=not args.quiet,
+                tell=self.console.prose,
+                warn=self.console.warn,
+            )
+        except DataError:
+            raise
+        except ValueError as error:
+            raise UsageError(in_options(str(error))) from error
+        if "model" in self.typed and run.trainer.model.kind != kind:
+            raise UsageError(f"{folder} holds a run of --model {run.trainer.model.kind}, not {kind}")
+        return run
+
+    def what_remains(self, error: BaseException) -> str:
+        """After an error: what is saved, and the command that goes on with it."""
+        stopped = isinstance(error, KeyboardInterrupt)
+        if stopped and self.args.resume and not self.started:
+            return f" before the training went on. Go on with:\n{self.command}"
+        if not self.started or not self.started.resumable or isinstance(error, FileExistsError):
+            return " before the first checkpoint" if stopped else ""
+        folder, old = self.started.folder, self.started.replaced
+        kept = f"; the run that was replaced lies in {old}" if old else ""
+        if isinstance(error, DivergedError):  # it would again
+            return kept
+        now = "saved" if stopped else "what was saved is kept"
+        then = "--finish in place of --resume makes the model now. Go on" if stopped else "When that is mended, go on"
+        again = "--resume --tensorboard" if self.args.tensorboard else "--resume"
+        return f"; {now}{kept}. {then} with:\n{self.program} --out {shlex.quote(str(folder))} {again}"
+
+
+def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, console: Output) -> Any:
+    """A run from settings."""
+    tell = console.prose
+    overwrite = args.overwrite or (args.smoke and not args.out)
+    check_settings(settings)
+    check_folder(folder, overwrite)
+    backend = minigrad.use(args.device or "cpu", settings["backend"], settings["threads"], settings["precision"])
+    tell(backend.describe())
+    if settings["dataset"] not in NAMES:  # a path, recorded so that it is found from every folder
+        settings["dataset"] = str(Path(settings["dataset"]).expanduser().absolute())
+        place = Path(settings["dataset"]).resolve()
+        if place.is_dir() and place in (folder.resolve(), *folder.resolve().parents):
+            raise UsageError(f"--out {folder} lies in the folder of the images, {place}; choose another one")
+    if settings["data_dir"] is not None:
+        settings["data_dir"] = str(Path(settings["data_dir"]).absolute())
+    mine = settings["data_dir"] is None or args.data_dir is not None  # and not a folder that only a record names
+    how = vars(Reading.of(settings))
+    dataset = load_dataset(settings["dataset"], settings["data_dir"], **how, download=mine, progress=not args.quiet)
+    tell(dataset.source)
+    if args.smoke:
+        batch = settings["batch_size"] = settings["batch_size"] or 128
+        settings |= {"epochs": 1, "limit_train": 2 * batch, "warmup_steps": 0}
+    images = len(dataset.train_images[: settings["limit_train"]])
+    settings["batch_size"], settings["epochs"] = length_of(images, settings["batch_size"], settings["epochs"])
+    steps = settings["epochs"] * -(-images // settings["batch_size"])
+    if settings["warmup_steps"] is None:
+        settings["warmup_steps"] = min(200, max(steps // 10, min(50, steps // 2)))
+    options = training_options(settings)
+    if options.warmup_steps > steps:
+        tell(f"--warmup-steps {options.warmup_steps} is more than all {steps} steps: --lr is not reached")
+    if options.kl_warmup > options.epochs:
+        tell(f"--kl-warmup {options.kl_warmup:g} is more than all {options.epochs} epochs: --beta is not reached")
+    # BatchNorm's moving statistics shall forget where they started, also in a short training, and in a long one of few
+    # images soon enough for those who look at its first epochs.
+    settled = min(steps, max(300, 10 * -(-images // settings["batch_size"])))
+    model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / settled)), dataset)
+    if "init_from" in settings:
+        tell(f"training {settings['init_from']} on, after {model.trained_steps} steps")
+    console.tell(model.summary() if args.verbose else model.outline())
+    run = start_run(
+        model,
+        dataset,
+        options,
+        folder,
+        learning_rate=settings["lr"],
+        limit_train=settings["limit_train"],
+        data_dir=settings["data_dir"],
+        overwrite=overwrite,
+        init_from=settings.get("init_from"),
+        command=command,
+        progress=not args.quiet,
+        judged=not args.smoke,
+        keep_old=bool(args.out) or not args.smoke,
+    )
+    if not args.quiet:
+        tell(network_of(model))
+        tell(plan_of(run.trainer))
+    return run
+
+
+def network_of(model: Autoencoder) -> str:
+    """One line: the convolutions as the options that give them."""
+    values = {"filters": model.conv_filters, "kernels": model.conv_kernels, "strides": model.conv_strides}
+    return " ".join(f"--{name} {' '.join(map(str, several))}" for name, several in values.items())
+
+
+def plan_of(trainer: Trainer) -> str:
+    """One line: how much work a training is."""
+    options, steps = trainer.options, trainer.options.epochs * trainer.feed.steps
+    minutes = steps * trainer.seconds_per_step() / 60
+    time = f"{minutes:.0f} min" if minutes >= 1.5 else f"{60 * minutes:.0f} s"
+    images = f"{len(trainer.feed.trained):,} images in batches of {options.batch_size}"
+    epochs = f"{options.epochs} epoch{'s' * (options.epochs > 1)}"
+    return f"{images}, {epochs}: {steps:,} steps, about {time}"

@@ -1,0 +1,70 @@
+"""The layers that only the two models need."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from minigrad import Function, Tensor, nn
+
+Array = Any
+
+
+class SoftBound(Function):
+    """Numbers kept between two bounds: x itself but for the last unit before a bound, where it bends towards it.
+
+    With c = x cut to low + 1 and high - 1, and the excess t = x - c:  y = c + t / (1 + |t|),  dy/dx = 1 / (1 + |t|)^2.
+    y and dy/dx are continuous, and dy/dx is never 0: what went too far can come back.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low + 1, high - 1
+
+    def forward(self, x: Array) -> Array:
+        inside = x.clip(self.low, self.high)
+        excess = x - inside
+        self.slope = 1 + abs(excess)
+        return inside + excess / self.slope
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        return (gy / (self.slope * self.slope),)
+
+
+class BoundedDense(nn.Dense):
+    """A dense layer whose outputs are kept between bounds, if there are any."""
+
+    def __init__(self, inputs: int, outputs: int, bounds: tuple[float, float] | None) -> None:
+        super().__init__(inputs, outputs)
+        self.bounds = bounds
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.bounds is None else SoftBound(*self.bounds)(y)
+
+
+class _Append(Function):
+    """(N, D) and label rows (N, K), which have no gradient, side by side: (N, D + K)."""
+
+    def forward(self, x: Array, rows: Array) -> Array:
+        self.features = x.shape[1]
+        return self.k.xp.concatenate([x, rows], axis=1)
+
+    def backward(self, gy: Array) -> tuple[Array | None, ...]:
+        return gy[:, : self.features].copy(), None
+
+
+def append(x: Tensor, one_hot: Array | None) -> Tensor:
+    return x if one_hot is None else _Append()(x, one_hot)
+
+
+class LogVariance(nn.Module):
+    """Holds the trained logarithm of the pixels' variance."""
+
+    def __init__(self, value: float) -> None:
+        self.log_variance = nn.Parameter((1,), partial(_constant, value))
+
+
+def _constant(value: float, rng: Any, shape: tuple[int, ...], fan_in: int, fan_out: int) -> np.ndarray:
+    return np.full(shape, value)

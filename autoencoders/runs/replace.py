@@ -1,0 +1,158 @@
+"""The files of a run in its folder, and how a new run replaces an old one."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from pathlib import Path
+
+from minigrad.serialize import DataError, numbered
+
+from ..evaluation.mixture import MIXTURE_FILE
+from ..pictures.film import FRAMES, PROGRESS_FILE
+from ..saved import MODEL_FILE
+from ..training import latest_checkpoint
+from ..training.checkpoints import CHECKPOINTS
+from ..training.folder import FOLDERS
+from .record import RECORD_FILE, read_record
+
+EVENTS = "tensorboard/events.out.tfevents.*"
+RESULT_FILE = "evaluation.json"  # of `evaluate`
+RESULTS = (RESULT_FILE, "report.html", "figures/film.gif")
+SINGLES = ("figures/samples/*.png", "figures/samples.npz")  # of `generate`
+PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold", "image")
+CLOSE_UPS = ("denoised", "worst", "best", "kl_per_dimension", "traversals", "neighbours")  # of `evaluate`
+OWN_FILES = (
+    MODEL_FILE,
+    MIXTURE_FILE,
+    RECORD_FILE,
+    "history.csv",
+    "history.jsonl",
+    CHECKPOINTS,
+    "checkpoints/best.safetensors",
+    FRAMES,
+    *RESULTS,
+    *SINGLES,
+    PROGRESS_FILE,
+    *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS),
+)
+OLD = "old-{}"  # in the folder of a run: the runs that --overwrite has replaced
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The files of a run in a folder, whatever else it holds; none if there is no run."""
+    return _own_names(folder) if _holds_model(folder) or (folder / RECORD_FILE).exists() else []
+
+
+def _own_names(folder: Path) -> list[Path]:
+    """The files that have the name of a run's file; none that a link leads to."""
+    names = [x for x in OWN_FILES if not any((folder / place).is_symlink() for place in list(Path(x).parents)[:-1])]
+    found = [numbered(folder, name) if "*" in name else [folder / name] for name in names]
+    found.append([] if (folder / EVENTS).parent.is_symlink() else sorted(folder.glob(EVENTS)))
+    return [path for paths in found for path in paths if path.is_file()]
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether there is something that would be lost: a model or a checkpoint."""
+    return (folder / MODEL_FILE).exists() or latest_checkpoint(folder) is not None
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds a model or a checkpoint, unless it may be overwritten; and one where a file that is
+    not of a run has the name of a run's file, because nobody has allowed to overwrite that.
+
+    Raises:
+        FileExistsError: it does. DataError: run.json, which says what lies there, cannot be read.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: cannot be written: it is no folder; use another --out")
+    if latest_checkpoint(folder) is None:
+        check_foreign(folder, _own_names(folder), "use another --out")
+    if overwrite or not _holds_model(folder):
+        return
+    status = str(read_record(folder).get("status"))
+    finished = status == "finished"
+    broken = ("diverged" in status or "does not work" in status) and "--resume" not in status  # it would be again
+    resumable = latest_checkpoint(folder) and not finished and not broken
+    advice = "--resume to go on with it, --finish to make its model now, " if resumable else ""
+    raise FileExistsError(
+        f"{folder} already holds {'a finished' if finished else 'an unfinished'} run; "
+        f"use {advice}--overwrite to replace it, or another --out; --init-from trains its model on"
+    )
+
+
+def check_foreign(folder: Path, paths: list[Path], advice: str) -> None:
+    """Refuse to overwrite those of the paths that exist in a folder, unless a run has made it.
+
+    Raises:
+        FileExistsError: one does. DataError: run.json cannot be read.
+    """
+    names = [path.relative_to(folder).as_posix() for path in paths if os.path.lexists(path)]
+    if names and read_record(folder).get("status") is None:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise FileExistsError(
+            f"{folder} holds {', '.join(names[:3])}{more}, but no run that made them; move them away, or {advice}"
+        )
+
+
+def check_results(folder: Path, names: tuple[str, ...]) -> None:
+    """Refuse to overwrite files of these names that neither a run nor `evaluate` has made.
+
+    Raises:
+        FileExistsError: there are some. DataError: run.json cannot be read.
+    """
+    with contextlib.suppress(DataError):
+        if "model_sha256" in read_record(folder, RESULT_FILE):
+            return
+    check_foreign(folder, [folder / name for name in names], "use another --out or --overwrite")
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move the files of a run into the first free of the folders old-1, old-2 ... in its own; returns that folder, or
+    None if there is no run.
+
+    Raises:
+        DataError: they cannot be moved; then all are where they were.
+    """
+    if not (files := own_files(folder)):
+        return None
+    old = next(place for i in itertools.count(1) if not os.path.lexists(place := folder / OLD.format(i)))
+    try:
+        for path in sorted(files, key=lambda path: path.name == RECORD_FILE):  # last: it says whose the others are
+            _move(path, folder, old)
+    except BaseException as error:
+        put_back(old, folder)
+        if isinstance(error, OSError):
+            raise DataError(f"{folder}: the old run cannot be moved aside ({error})") from error
+        raise
+    return old
+
+
+def put_back(old: Path, folder: Path) -> None:
+    """Move a run back to where it was, over what the run after it has left; what cannot be moved stays in `old`."""
+    with contextlib.suppress(OSError):
+        for path in sorted(_own_names(old), key=lambda path: path.name != RECORD_FILE):
+            _move(path, old, folder)
+    _remove_empty(old)
+
+
+def remove(old: Path) -> None:
+    """Remove the run in `old`, as far as that can be done, and nothing else that somebody has put there."""
+    for path in _own_names(old):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    _remove_empty(old)
+
+
+def _remove_empty(old: Path) -> None:
+    for name in (*FOLDERS, "."):
+        with contextlib.suppress(OSError):
+            (old / name).rmdir()
+
+
+def _move(path: Path, folder: Path, other: Path) -> None:
+    """Move a file from one folder, or a folder in it, to the same place in another one."""
+    target = other / path.relative_to(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)

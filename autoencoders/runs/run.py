@@ -1,0 +1,172 @@
+"""One training in one folder: train, save the model, measure it, draw it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minigrad.serialize import DataError
+
+from ..conv_autoencoder import VAE
+from ..data import Dataset
+from ..evaluation.diagnosis import fatal
+from ..evaluation.metrics import quick_metrics
+from ..pictures import charts
+from ..pictures.film import PROGRESS_FILE
+from ..pictures.gallery import draw, save_pictures, tell_pictures
+from ..saved import MODEL_FILE
+from ..standardize import standardize
+from ..training import DivergedError, History, Trainer, latest_checkpoint
+from ..training.checkpoints import environment
+from ..training.folder import FOLDERS, check_writable, claim
+from ..training.signals import raise_signals
+from .record import RECORD_FILE, read_record, write_json
+from .replace import PICTURES, RESULT_FILE, check_folder, put_back, remove, set_aside
+
+MOST_ENCODED, WORTH_A_SHIFT = 10_000, 0.02  # images, and share of the KL, for `standardize`
+
+
+class Run:
+    """One training in one folder.
+
+    Args:
+        trainer: ready to run. dataset: its images. folder: where everything goes.
+        command: recorded as what was typed. found: the newest checkpoint there when this run was made ready.
+        resumed: whether run.json is to be continued. overwrite: whether a new run may replace one in the folder.
+        judged: whether a model that does not work is an error. keep_old: whether a run that is replaced is kept.
+
+    Attributes:
+        resumable: whether `execute`, ended by an error or signal, leaves a checkpoint of this run.
+        replaced: where the run lies that this one has replaced.
+        verbose: whether it names every picture.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        dataset: Dataset,
+        folder: Path,
+        command: str,
+        found: Path | None,
+        *,
+        resumed: bool = False,
+        overwrite: bool = False,
+        judged: bool = False,
+        keep_old: bool = True,
+    ) -> None:
+        self.trainer, self.dataset, self.folder = trainer, dataset, folder
+        self.resumed, self.overwrite = resumed, overwrite
+        self.found, self.resumable, self.verbose = found, resumed, False
+        self.replaced: Path | None = None
+        self.keep_old = keep_old
+        before = read_record(folder) if resumed else {}
+        self.record: dict[str, Any] = {
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            "judged": judged and not resumed,  # a resumed run goes by what it has recorded
+            **before,
+            "status": "running",
+            "commands": [*before.get("commands", []), command],
+            "model": trainer.model.config,
+            "options": vars(trainer.options),
+            "learning_rate": trainer.controls.peak,
+            "data": trainer.data,
+            "environment": environment(trainer.k),
+        }
+        earlier = before.get("environment")
+        if isinstance(earlier, dict) and earlier != self.record["environment"]:
+            self.record["earlier_environments"] = [*before.get("earlier_environments", []), earlier]
+
+    def execute(self, tell: Callable[[str], None]) -> None:
+        """Train to the end, save the model, measure it on the test images and draw it.
+
+        An error or signal leaves what was there before, or a run that can be resumed; run.json says which.
+
+        Raises:
+            FileExistsError: another training is running in the folder, or has meanwhile.
+        """
+        with claim(self.folder):
+            if latest_checkpoint(self.folder) != self.found:
+                raise FileExistsError(f"{self.folder}: another training has changed this folder meanwhile; start again")
+            for name in FOLDERS:
+                if (self.folder / name).exists():
+                    check_writable(self.folder / name)
+            drawn = PROGRESS_FILE, *(f"figures/{name}.png" for name in PICTURES)
+            for name in (MODEL_FILE, "history.csv", "history.jsonl", *drawn):
+                if (self.folder / name).is_dir():
+                    raise DataError(f"{self.folder / name}: kind: expected a file, found a folder; move it away")
+            if not self.resumed:
+                check_folder(self.folder, self.overwrite)
+                with raise_signals():
+                    self.replaced = set_aside(self.folder)
+            self._execute(tell)
+
+    def _execute(self, tell: Callable[[str], None]) -> None:
+        try:
+            self._write_record()
+            history = self.trainer.run()
+            with raise_signals():
+                self._finish(history, tell)
+        except BaseException as error:
+            self.record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {error}"
+            self.resumable = latest_checkpoint(self.folder) is not None
+            if self.replaced and not self.resumable:
+                remove(self.folder)
+                put_back(self.replaced, self.folder)
+                self.replaced = None
+            elif self.folder.is_dir():
+                with contextlib.suppress(DataError):
+                    self._write_record()
+            raise
+        self.resumable = True
+        if self.replaced and self.keep_old:
+            tell(f"the run before lies in {self.replaced}")
+        elif self.replaced:
+            remove(self.replaced)
+
+    def _finish(self, history: History, tell: Callable[[str], None]) -> None:
+        model, seed = self.trainer.model, self.trainer.options.seed
+        self.record["training_seconds"] = sum(history["seconds"])
+        p = self.trainer.progress
+        self.record["training"] = {"learning_rate": self.trainer.given_rate, "epochs": p.epoch, "steps": p.step}
+        self._standardize(tell)
+        images, labels = self.dataset.test_images, self.dataset.test_labels
+        try:  # first, because a model that gives numbers that are not finite is not saved
+            self.record["test"] = quick_metrics(
+                model, images, seed, labels=labels, train_images=self.dataset.train_images
+            )
+        except MemoryError:
+            model.save(self.folder)
+            raise
+        model.save(self.folder)
+        tell(f"saved {self.folder / MODEL_FILE}")
+        if self.resumed and (self.folder / RESULT_FILE).exists():
+            tell(f"{RESULT_FILE} and report.html there are of the model before")
+        pictures = {"loss_curves": charts.loss_curves(history.rows, unit=model.unit)}
+        pictures |= draw(model, self.dataset, seed=seed, count=48)
+        tell_pictures(save_pictures(pictures, self.folder / "figures"), tell, self.verbose)
+        self.record.update(status="finished", finished=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+        found = fatal({**self.record["test"], "model": model.config, "training": self.record["training"]})
+        if self.record["judged"] and found:
+            fault = found[0]
+            more = fault["option"] if self.trainer.trained_enough else "--resume, which trains on"
+            again = "" if more.startswith("--resume") else ", with another --out or --overwrite"
+            raise DivergedError(f"the model does not work: {fault['finding']} ({fault['why']}); try {more}{again}")
+        self._write_record()
+
+    def _standardize(self, tell: Callable[[str], None]) -> None:
+        """Move the latents of a VAE onto the prior, where the training has left them far from it."""
+        trainer, model = self.trainer, self.trainer.model
+        if not isinstance(model, VAE) or trainer.options.iw_samples > 1:  # whose bound has another optimum
+            return
+        feed = trainer.feed
+        rows = trainer.k.from_host(feed.trained[:: -(-len(feed.trained) // MOST_ENCODED)])
+        labels = None if feed.labels is None else trainer.k.to_host(feed.labels[rows]).argmax(axis=1)
+        gain = standardize(model, trainer.k.to_host(feed.images[rows]), labels=labels, least=WORTH_A_SHIFT)
+        if gain:
+            tell(f"latents shifted and scaled to the prior: the KL falls by {gain:.2g} nats")
+
+    def _write_record(self) -> None:
+        write_json(self.folder / RECORD_FILE, self.record)

@@ -1,0 +1,228 @@
+"""Start a run in a folder, or go on with one that was interrupted."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import minigrad
+from minigrad.serialize import DataError
+
+from ..conv_autoencoder import Autoencoder, from_config
+from ..data import NAMES, Dataset, Reading, load_dataset
+from ..pictures.film import Film
+from ..pictures.gallery import film_images
+from ..saved import MODEL_FILE, models_near
+from ..training import Trainer, TrainingOptions, latest_checkpoint, load_checkpoint
+from ..training.checkpoints import environment, made_by
+from ..training.folder import FOLDERS, check_readable
+from ..training.signals import STOPS
+from .record import limit_of, model_hash
+from .replace import check_folder
+from .run import Run
+
+MOST_THREADS = 1024  # each takes memory
+
+
+def start_run(
+    model: Autoencoder,
+    dataset: Dataset,
+    options: TrainingOptions,
+    folder: Path,
+    *,
+    learning_rate: float,
+    limit_train: int | None = None,
+    data_dir: str | None = None,
+    overwrite: bool = False,
+    init_from: Path | None = None,
+    command: str = "",
+    progress: bool = True,
+    judged: bool = False,
+    keep_old: bool = True,
+) -> Run:
+    """A new run in a folder that holds none, or whose run may be overwritten. init_from: the file of a model that was
+    trained before, for the record.
+
+    Raises:
+        FileExistsError: the folder holds a run and overwrite is False, or another training is running there.
+        DataError: data or folder cannot be used.
+    """
+    check_readable(folder)
+    check_folder(folder, overwrite)
+    check_fit(model, dataset)
+    found = latest_checkpoint(folder)
+    model.compile(learning_rate)
+    data = {
+        "name": dataset.name,
+        "source": dataset.source,
+        "content_hash": dataset.content_hash,
+        "limit_train": limit_train,
+        "limit_seed": options.seed,
+        "data_dir": data_dir,
+        **vars(dataset.reading),
+    }
+    trainer = _trainer(model, dataset, options, folder, data, progress)
+    trainer.check_memory()  # before anything is written
+    run = Run(trainer, dataset, folder, command, found, overwrite=overwrite, judged=judged, keep_old=keep_old)
+    if init_from:
+        before = {"file": str(init_from.absolute()), "sha256": model_hash(init_from)}
+        run.record["init_from"] = {**before, "trained_steps": model.trained_steps}
+    return run
+
+
+def resume_run(
+    folder: Path,
+    *,
+    device: str | None = None,
+    kernels: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    epochs: int | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    finish: bool = False,
+    command: str = "",
+    progress: bool = True,
+    tell: Callable[[str], None] = print,
+    warn: Callable[[str], None] | None = None,
+) -> Run:
+    """The run of a folder, ready to go on from its newest valid checkpoint, with the options recorded there.
+
+    Args:
+        device, kernels, threads, precision: others than those recorded; the result is then not bitwise that of an
+            unbroken run.
+        dataset: where the run's own images are now.
+        data_dir: another one than that recorded, into which nothing is downloaded.
+        epochs: another number than recorded, not below that of the epochs that are trained.
+        finish: train no further, and make model and pictures of what is trained.
+        tell: hears what is done. warn: hears of checkpoints that were skipped, and why the result will not be that of
+            an unbroken run; None: tell does.
+    Raises:
+        DataError: no valid checkpoint, or the data are not those of the run.
+        FileExistsError: another training is running there. ValueError: epochs cannot be changed so.
+    """
+    warn = warn or tell
+    check_readable(folder)
+    found = latest_checkpoint(folder)
+    try:
+        arrays, record, path = load_checkpoint(folder, warn)
+    except DataError as error:
+        if os.path.lexists(folder / FOLDERS[0]):
+            raise
+        only = f"only a model; {_train_on(folder, 'N')}" if (folder / MODEL_FILE).exists() else models_near(folder)
+        raise DataError(f"{folder}: no valid checkpoint to resume from; {only}") from error
+    try:
+        was = {"precision": "fp32", **record["environment"]}  # older runs had no other
+        data, learning_rate = record["data"], record["learning_rate"]
+        options = TrainingOptions(**record["options"])
+        name, reading, _ = data["name"], Reading.recorded(data), limit_of(data)
+        if not (isinstance(learning_rate, float | int) and learning_rate > 0):
+            raise ValueError(f"learning_rate is {learning_rate!r}")
+        named = name, data["content_hash"], data.get("data_dir") or ""
+        if not all(isinstance(text, str) for text in named):
+            raise ValueError(f"data is {data!r}")
+        texts = all(isinstance(was[key], str) for key in ("device", "kernels", "precision"))
+        if not (texts and isinstance(was["threads"], int) and 0 < was["threads"] <= MOST_THREADS):
+            raise ValueError(f"environment is {was!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: cannot be resumed{made_by(record)} ({error})") from error
+    if device is None or device.partition(":")[0] == was["device"].partition(":")[0]:
+        kernels, threads = kernels or was["kernels"], was["threads"] if threads is None else threads
+        precision = precision or was["precision"]
+    backend = minigrad.use(device or was["device"], kernels or "auto", threads, precision or "fp32")
+    tell(backend.describe())
+    now = environment(backend)
+    changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key != "backend" and now[key] != was.get(key)]
+    if changed:
+        warn(f"not bitwise what an unbroken run would give, because these changed: {', '.join(changed)}")
+    if epochs is not None and epochs != options.epochs:
+        if options.schedule != "constant":
+            left = epochs - options.epochs
+            raise ValueError(
+                f"epochs cannot change in a resumed run: its {options.schedule} schedule ends with epoch "
+                f"{options.epochs}; {_train_on(folder, left) if left > 0 else '--finish makes the model now'}"
+            )
+        options = replace(options, epochs=epochs)
+    place = data_dir or data.get("data_dir")
+    if dataset:
+        name = str(Path(dataset).expanduser().absolute())
+    try:
+        images = load_dataset(name, place, **vars(reading), download=place == data_dir, progress=progress)
+    except DataError as error:
+        moved = "" if name in NAMES else "; if they were moved, --dataset names the new place"
+        raise DataError(f"{error}{moved}") from error
+    images = images.as_recorded(data.get("content_hash"), "image_size" not in data)
+    tell(images.source)
+    if images.content_hash != data.get("content_hash"):
+        raise DataError(
+            f"{name}: not the data of this run (SHA-256 {images.content_hash}, recorded {data.get('content_hash')}); "
+            "put those back where they were, or name their place with --dataset"
+        )
+    try:
+        model = from_config(record.get("model", {}), arrays)
+        model.compile(learning_rate)
+        trainer = _trainer(model, images, options, folder, {**data, "name": name}, progress)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    trainer.restore(arrays, record, path)
+    at = trainer.progress
+    if epochs is not None and at.epoch + bool(at.batch) > epochs:
+        raise ValueError(f"epochs is {epochs} but the run stands {at.place}; --finish makes the model now")
+    if trainer.trained_enough:
+        more = "--resume --epochs N goes on, or " if options.schedule == "constant" else ""
+        last = "all epochs are trained" if at.epoch >= options.epochs else f"--patience has ended it {at.place}"
+        where = f"{last}; {more}{_train_on(folder, options.epochs)}"
+    else:
+        where = f"{at.place if finish else f'in epoch {at.epoch + 1}'} of {options.epochs}"
+    tell(f"{'finishing' if finish else 'resuming'} after step {at.step}, {where}")
+    if finish:
+        trainer.stop()
+    return Run(trainer, images, folder, command, found, resumed=True)
+
+
+def _train_on(folder: Path, epochs: object) -> str:
+    """The options that train the model of a run on."""
+    new = next(name for i in itertools.count(2) if not os.path.lexists(name := f"{folder}-{i}"))
+    return f"{shlex.join(['--init-from', str(folder), '--out', new, '--epochs', str(epochs)])} trains its model on"
+
+
+def _trainer(
+    model: Autoencoder,
+    dataset: Dataset,
+    options: TrainingOptions,
+    folder: Path,
+    data: dict[str, Any],
+    progress: bool,
+) -> Trainer:
+    """The trainer of a run, filmed, and ended by the signals of STOPS."""
+    rows = dataset.limited(*limit_of(data))
+    images, labels = dataset.train_images, dataset.train_labels
+    return Trainer(
+        model,
+        images[rows],
+        options,
+        labels=None if labels is None else labels[rows],
+        folder=folder,
+        callbacks=[Film(*((images[i], None if labels is None else labels[i]) for i in film_images(dataset, rows)))],
+        progress=progress,
+        data=data,
+        signals=STOPS,
+    )
+
+
+def check_fit(model: Autoencoder, dataset: Dataset) -> None:
+    """Raise DataError, which names the data set, unless the model can take its images and labels."""
+    try:
+        for images, labels in (
+            (dataset.train_images, dataset.train_labels),
+            (dataset.test_images, dataset.test_labels),
+        ):
+            model.check_images(images)
+            model.one_hot(labels, len(images))
+    except DataError as error:
+        raise DataError(f"{dataset.name}: does not fit the model: {error}") from error

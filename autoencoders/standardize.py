@@ -1,0 +1,46 @@
+"""Latents moved onto the prior after a training."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minigrad import backend_of
+
+from .conv_autoencoder import VAE
+
+
+def standardize(model: VAE, images: np.ndarray, *, labels: np.ndarray | None = None, least: float = 0.0) -> float:
+    """Shift and scale each latent dimension so that z has mean 0 and variance 1 over these images, as the prior
+    has, and undo it in the decoder's first layer. Returns by how many nats per image the KL falls.
+
+    With m and s^2 the mean and variance of z over images and noise, z' = (z - m) / s has mu' = (mu - m) / s and
+    log_variance' = log_variance - 2 log s; the decoder's weight of z becomes s * weight, its bias bias + m weight.
+    So reconstructions stay what they are, and no other shift and scale has a smaller KL. Training finds them only
+    roughly where the reconstruction counts thousands of nats: there a KL that is a few nats too large is noise.
+
+    Args:
+        least: share of the KL; where it would fall by less, nothing is changed, and 0 returned.
+    """
+    mu, log_variance = (x.astype(np.float64) for x in model.encode_distribution(images, labels=labels))
+    with np.errstate(all="ignore"):  # of a model that has diverged, which stays as it is
+        mean, power = mu.mean(axis=0), (mu**2 + np.exp(log_variance)).mean(axis=0)
+        variance = power - mean**2
+        kl = (power - 1 - log_variance.mean(axis=0)).sum() / 2
+        gain = float((power - 1 - np.log(variance)).sum() / 2)
+        worth_it = least * kl < gain < math.inf
+    if not worth_it:
+        return 0.0
+    scale, Z = np.sqrt(variance), model.latent_space_dim
+    named = dict(model.network.named_parameters())
+    names = ("mu.weight", "mu.bias", "log_variance.bias", "decoder_dense.weight", "decoder_dense.bias")
+    weight, bias, log_bias, first, first_bias = (named[name].numpy().astype(np.float64) for name in names)
+    first_bias += mean @ first[:Z]
+    first[:Z] *= scale[:, None]
+    changed = weight / scale, (bias - mean) / scale, log_bias - 2 * np.log(scale), first, first_bias
+    for name, values in zip(names, changed, strict=True):
+        data = named[name].data
+        data[...] = backend_of(data).from_host(values.astype(data.dtype))
+        named[name].mark_written()
+    return gain

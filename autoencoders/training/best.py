@@ -1,0 +1,44 @@
+"""The weights with the best validation loss, which early stopping restores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigrad.serialize import DataError, load_state, save_state
+
+from .trainable import Trainable
+
+BEST = "checkpoints/best.safetensors"
+
+
+class BestWeights:
+    """The best weights so far: a file in the run's folder, or without one a copy in memory.
+
+    Args:
+        config: of the model, for the file's record.
+    """
+
+    def __init__(self, model: Trainable, config: dict[str, Any], folder: Path | None) -> None:
+        self.model, self.config, self.folder = model, config, folder
+        self.state: dict[str, np.ndarray] | None = None
+
+    def keep(self, best: dict[str, Any]) -> dict[str, Any]:
+        """Keep the model's weights; returns `best` (epoch and loss), with the file's SHA-256 if there is one."""
+        state = self.model.network.state_dict()
+        if self.folder is None:
+            self.state = state
+            return best
+        return {**best, "sha256": save_state(self.folder / BEST, state, {"model": self.config, "best": dict(best)})}
+
+    def load(self, best: dict[str, Any]) -> dict[str, np.ndarray] | None:
+        """The weights that `keep` returned this for; None if they are lost or damaged."""
+        if self.folder is None:
+            return self.state
+        try:
+            state, _, digest = load_state(self.folder / BEST, self.folder)
+        except DataError:
+            return None
+        return state if digest == best["sha256"] else None

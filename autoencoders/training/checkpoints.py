@@ -1,0 +1,141 @@
+"""Checkpoints: what a training needs to go on, written and read."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minigrad
+from minigrad import Backend, backend_of, optim
+from minigrad.serialize import DataError, load_state, numbered, save_state
+
+from .options import TrainingOptions
+from .progress import Progress
+from .trainable import Trainable
+
+KEPT_CHECKPOINTS = 3
+CHECKPOINT = "checkpoints/step-{:08d}.safetensors"
+CHECKPOINTS = "checkpoints/step-*.safetensors"  # with digits; other names are copies that somebody keeps
+MOMENT = "optimizer."  # before the names of moments in a checkpoint
+
+
+def copy_state(model: Trainable, optimizer: optim.Adam) -> dict[str, np.ndarray]:
+    """Copies on the host of all that a step changes: weights, statistics and moments."""
+    moments = {name: x for name, x in optimizer.state_dict().items() if name != "steps"}
+    return {**model.network.state_dict(), **{f"{MOMENT}{name}": x for name, x in moments.items()}}
+
+
+def set_state(model: Trainable, optimizer: optim.Adam, arrays: dict[str, np.ndarray], at: Progress) -> None:
+    """Set what `copy_state` has copied, and the optimiser's steps."""
+    moments = {name.removeprefix(MOMENT): x for name, x in arrays.items() if name.startswith(MOMENT)}
+    model.network.load_state_dict({n: x for n, x in arrays.items() if not n.startswith(MOMENT)})
+    optimizer.load_state_dict({"steps": at.first_step + at.step, **moments})
+
+
+def not_finite(model: Trainable, optimizer: optim.Adam) -> str | None:
+    """The name of a weight, statistic or moment that holds NaN or infinity; None if there is none."""
+    state = {name: x.data for name, x in model.network.named_tensors()}
+    state |= {f"Adam's {name}": x for name, x in optimizer.moments.items()}
+    return next((name for name, x in state.items() if not np.isfinite(backend_of(x).to_host(x)).all()), None)
+
+
+def write_checkpoint(folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any], step: int) -> None:
+    """Write checkpoints/step-<n>.safetensors, and remove all but the newest KEPT_CHECKPOINTS."""
+    path = folder / CHECKPOINT.format(step)
+    save_state(path, arrays, {"kind": "checkpoint", **record})
+    # files of later steps are damaged ones that a resume has skipped: they neither count nor go
+    saved = numbered(folder, CHECKPOINTS)
+    for old in saved[: saved.index(path) + 1][:-KEPT_CHECKPOINTS]:
+        with suppress(OSError):
+            old.unlink()
+
+
+def check_record(
+    record: dict[str, Any], config: dict[str, Any], options: TrainingOptions, learning_rate: float
+) -> None:
+    """Raise ValueError unless a checkpoint is of a model and training like these; the number of epochs may differ."""
+    theirs = asdict(TrainingOptions(**record["options"]))
+    theirs |= {name: record[name] for name in ("learning_rate", "model")}
+    ours = {**asdict(options), "learning_rate": learning_rate}
+    config = json.loads(json.dumps(config))  # lists for tuples, as in a record
+    # an older record lacks what models could not have then
+    ours["model"] = {name: value for name, value in config.items() if name in record["model"]}
+    other = [name for name in ours if name != "epochs" and ours[name] != theirs[name]]
+    if other:
+        raise ValueError(f"made with another {', '.join(other)}")
+
+
+def environment(k: Backend) -> dict[str, Any]:
+    """Where and with what a run is computed: results are bitwise equal only where all of this is."""
+    return {
+        "backend": k.describe(),
+        "kernels": k.kernels,
+        "precision": k.precision,
+        "threads": k.threads,
+        "device": "cpu" if k.on_host else f"cuda:{k.xp.cuda.Device().id}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "minigrad": minigrad.__version__,
+        "machine": platform.machine(),
+        "libraries": libraries(k),
+    }
+
+
+def libraries(k: Backend) -> list[str]:
+    """What computes: BLAS libraries with the processor they chose their code for, and Numba; or GPU and CuPy."""
+    if not k.on_host:
+        name = k.xp.cuda.runtime.getDeviceProperties(k.xp.cuda.Device().id)["name"].decode()
+        return [f"CuPy {k.xp.__version__}", name]
+    from threadpoolctl import threadpool_info
+
+    # SciPy, which others load, brings one of its own that computes nothing here
+    found = [x for x in threadpool_info() if x["user_api"] == "blas"]
+    found = [x for x in found if Path(x["filepath"]).parent.name != "scipy.libs"]
+    blas = sorted(f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in found)
+    compiled = [f"{name} {version(name)}" for name in ("numba", "llvmlite") if k.kernels == "numba"]
+    return blas + compiled
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint's path, unread; None if there is none."""
+    return next(reversed(numbered(folder, CHECKPOINTS)), None)
+
+
+def made_by(record: dict[str, Any]) -> str:
+    """Who has written a checkpoint, where that is another version than this one."""
+    environment = record.get("environment")
+    theirs = environment.get("minigrad") if isinstance(environment, dict) else None
+    return "" if theirs == minigrad.__version__ else f"; it is of minigrad {theirs}, this is {minigrad.__version__}"
+
+
+def load_checkpoint(
+    folder: str | Path, tell: Callable[[str], None] = print
+) -> tuple[dict[str, np.ndarray], dict[str, Any], Path]:
+    """(arrays, record, path) of the newest valid checkpoint of a run; tell hears of each skipped one, and why.
+
+    Raises:
+        DataError: there is no valid one.
+    """
+    place = Path(folder) / "checkpoints"
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        raise DataError(f"{place}: expected a folder, found something else; put the run's checkpoints back there")
+    paths = numbered(Path(folder), CHECKPOINTS)
+    for path in reversed(paths):
+        try:
+            arrays, record, _ = load_state(path, Path(folder))
+            if record.get("kind") != "checkpoint":
+                raise DataError(f"{path}: not a checkpoint")
+            return arrays, record, path
+        except DataError as error:
+            tell(f"skipped a checkpoint: {error}")
+    left = "a model there can still be used, or the run be replaced with --overwrite"
+    mend = left if paths else "there is none; start a training without --resume"
+    raise DataError(f"{folder}: no valid checkpoint to resume from; {mend}")

@@ -1,0 +1,400 @@
+"""The training loop of both models.
+
+`Trainer.run` is the loop and `Trainer.step` its step. Beside it: feed.py, what a step is given and where the random
+numbers come from; controls.py, the learning rate and what callbacks may change; checkpoints.py, what is saved so that a
+run can go on to the same bits; divergence.py, what is said when numbers run away.
+
+Read next, for what a run leaves in its folder: runs/run.py; for how good the model is: evaluation/metrics.py.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigrad import DeviceError
+from minigrad.backend import pinned
+from minigrad.serialize import DataError
+from minigrad.tensor import is_evaluating, is_recording
+
+from .advice import remedies
+from .best import BestWeights
+from .checkpoints import (
+    CHECKPOINT,
+    check_record,
+    environment,
+    latest_checkpoint,
+    made_by,
+    write_checkpoint,
+)
+from .display import Display
+from .divergence import DivergedError, find_cause
+from .folder import alone, claim
+from .history import History, short
+from .options import TrainingOptions
+from .progress import Progress
+from .signals import catch_signals
+from .steps import Steps
+from .trainable import Trainable
+
+Array = Any
+FETCH_EVERY = 10  # steps between readings of the losses from the device
+SETTLED = 100  # steps after which a loss that is far too large is no beginning any more
+
+
+class Callback:
+    """Override what you need; each method gets the running `Trainer`.
+
+    To change the learning rate, set `trainer.optimizer.learning_rate` to a number, which replaces the schedule; to
+    change the weight of the KL term, set `trainer.model.beta`; to freeze a parameter, its `requires_grad`; to keep a
+    BatchNorm as it is, call its `eval()`. All act from the next step on; the history names the rate and beta that the
+    steps used, and a resumed run goes on with all of them. Other options of model, optimiser and training cannot be
+    changed in a run. `trainer.rate(trainer.optimizer.steps)` is the learning rate of the last step, whatever sets it.
+
+    `trainer.stop()` ends the run after the current step, as if it had been the last one: a checkpoint is written, the
+    history gets a row for the part of the epoch, best weights are restored if there is `patience`, and `train` returns.
+    """
+
+    def on_fit_begin(self, trainer: Trainer) -> None: ...
+
+    def on_epoch_begin(self, trainer: Trainer) -> None: ...
+
+    def on_batch_begin(self, trainer: Trainer) -> None: ...
+
+    def on_batch_end(self, trainer: Trainer) -> None: ...
+
+    def on_epoch_end(self, trainer: Trainer) -> None: ...
+
+    def on_fit_end(self, trainer: Trainer) -> None: ...
+
+
+class Trainer(Steps):
+    """One run of a compiled model on images (N, H, W, C). `run` starts it or, after `restore`, goes on.
+
+    Args:
+        labels: the class of each image (N,), which a conditional model needs and others ignore.
+        folder: for checkpoints and logs; None: no files.
+        callbacks: notified of training events.
+        progress: show a bar (only on a terminal) and lines about epochs. (The attribute is the run's `Progress`.)
+        data: what describes the images (name, content hash), for the record.
+        signals: those that end the run after the step, with a checkpoint if there is a folder.
+
+    Attributes:
+        feed: the images, on the device.
+        capture: whether a GPU replays the step as a CUDA graph instead of launching each kernel; the same bits.
+
+    Raises:
+        RuntimeError: the model is not compiled. DataError: images or labels do not fit it. ValueError: nor the options.
+    """
+
+    def __init__(
+        self,
+        model: Trainable,
+        images: np.ndarray,
+        options: TrainingOptions,
+        *,
+        labels: np.ndarray | None = None,
+        folder: str | Path | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+        data: dict[str, Any] | None = None,
+        signals: tuple[signal.Signals, ...] = (signal.SIGINT,),
+    ) -> None:
+        super().__init__(model, images, options, labels)
+        self.config: dict[str, Any] = model.config
+        self.callbacks, self.data, self.signals = callbacks, data or {}, signals
+        self.folder = None if folder is None else Path(folder)
+        self.best = BestWeights(model, self.config, self.folder)
+        self.display = Display(progress, options, len(self.feed.trained))
+        self.capture, self.restored, self.stopping = True, False, False
+        self.received: list[int] = []  # signals
+        # (step, images, beta, losses) not yet read from the device
+        self.pending: list[tuple[int, int, float, Array]] = []
+        self.good: tuple[dict[str, np.ndarray], Progress] | None = None  # the last state that was seen to be finite
+        self.part: list[dict[str, Any]] = []  # the row of an epoch that was stopped
+        self.captured: list[str] | None = None  # what was switched off when the step was captured
+        self.clock = time.perf_counter()
+
+    @property
+    def history(self) -> History:
+        return History([*self.progress.rows, *self.part], self.model.unit)
+
+    @property
+    def trained_enough(self) -> bool:
+        """Whether all epochs are trained, or as many as `patience` allows."""
+        p, patience = self.progress, self.options.patience
+        return p.epoch >= self.options.epochs or (patience is not None and p.waited >= patience)
+
+    # ---- the loop ----
+
+    def run(self) -> History:
+        """Train to the end.
+
+        Raises:
+            DivergedError: a loss or weight is not finite; the model is in its last good state, whose checkpoint stays.
+            KeyboardInterrupt: a signal arrived; the step was finished and saved. The argument is the signal's number.
+            FileExistsError: the folder holds checkpoints of another run, which would count as newer than this one's, or
+                another training is running there.
+            RuntimeError: another training of this model is running, of which a callback or another thread calls this;
+                or this is called inside `no_grad` or `evaluation`.
+        """
+        if is_evaluating() or not is_recording():
+            raise RuntimeError("train: nothing is learned inside evaluation() or no_grad(); call it outside of them")
+        with claim(self.folder), alone(self.model.network, self.folder):
+            self._prepare()
+            try:
+                self.controls.begin(self.progress)
+                with pinned(self.k):
+                    self._call("on_fit_begin")
+                    self._run_epochs()
+            finally:
+                self.controls.end()
+                self.stopping = False
+                self.model.trained_steps = self.progress.draws_after + self.progress.step
+            if self.folder and len(self.history):
+                self.history.write(self.folder)  # again, in case that a kill hit the last time
+            if self.options.patience is not None and (best := self.progress.best) is not None:
+                self._restore_best(best)
+            self._call("on_fit_end")
+            return self.history
+
+    def stop(self) -> None:
+        """End the run after the current step, or without one if none is running. A callback or another thread may call
+        this; what was trained is kept as at the end of a run, and a resumed run goes on from here."""
+        self.stopping = True
+
+    def _prepare(self) -> None:
+        if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
+            raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
+        self.check_memory()
+        self.k.prepare(self.feed.dtype)
+        self.optimizer.flat.check()
+        if name := self.not_finite():
+            raise DivergedError(f"the training cannot begin: {name} is not finite")
+        self.good = self.state(), deepcopy(self.progress)
+        network = self.model.network
+        if not any(module.training_mode is not False for name, module in network.modules() if name):
+            network.train(None)  # somebody has called network.eval(), which means the model as it is now
+        self.part, self.clock = [], time.perf_counter()
+
+    def _run_epochs(self) -> None:
+        with catch_signals(self.signals) as self.received:
+            self.display.open(self.progress)
+            try:
+                while not (self.trained_enough or self.received or self.stopping):
+                    self._run_epoch()
+                if self.progress.batch and not self.received:  # stopped within an epoch
+                    self._fetch()
+                    self.part = [self._row()]
+                    self.save_checkpoint()
+            finally:
+                self.display.close()
+        if self.received:  # between two epochs, with the checkpoint of the first; or before any step
+            raise KeyboardInterrupt(self.received[0])
+
+    def _run_epoch(self) -> None:
+        p = self.progress
+        self._call("on_epoch_begin")
+        self.controls.take_changes(p)
+        order, noise, scalars = self.sample_epoch()
+        p.sums = p.sums or [0.0] * len(self.columns)
+        self.clock = time.perf_counter()
+        while p.batch < self.feed.steps and not self.stopping:
+            self._call("on_batch_begin")
+            if self.controls.take_changes(p):
+                scalars = self._scalars()
+            self.used = self.rate(self.optimizer.steps + 1), self.beta(p.step + 1)
+            if (off := self.controls.switched_off()) != self.captured:
+                self.captured, self.take_step = off, self.k.capture(self.step) if self.capture else self.step
+            arguments = self.arguments(order, noise, scalars)
+            count = len(arguments[0])
+            try:
+                losses = self.take_step(*arguments)
+            except MemoryError as error:
+                mend = f"try --batch-size {count // 2}" if count > 1 else "take a smaller model"
+                raise DeviceError(f"out of memory in a step on {count} images: {error}; {mend}") from error
+            p.batch, p.step = p.batch + 1, p.step + 1
+            self.optimizer.steps += 1
+            self.pending.append((p.step, count, self.used[1], losses))
+            if len(self.pending) >= FETCH_EVERY or p.batch == self.feed.steps:
+                self._fetch()
+            self.display.bar.update(count)
+            self._call("on_batch_end")
+            if self.received:
+                self.save_checkpoint()
+                raise KeyboardInterrupt(self.received[0])
+            save_every = self.options.save_every
+            if save_every and p.step % save_every == 0 and p.batch < self.feed.steps:
+                self.save_checkpoint()
+        if p.batch == self.feed.steps:
+            self._end_epoch()
+
+    def _fetch(self) -> None:
+        """Read the losses of the last steps from the device and add them to the epoch's sums."""
+        p = self.progress
+        if not self.pending:
+            return
+        rows = self.k.to_host(self.k.xp.stack([losses for *_, losses in self.pending])).astype(np.float64)
+        for (step, count, beta, _), values in zip(self.pending, rows, strict=True):
+            if not np.isfinite(values).all():
+                found = ", ".join(f"{n} {v:g}" for n, v in zip(self.model.loss_names, values, strict=False))
+                self._diverged(f"the loss of step {step} is not finite ({found})")
+            parts = self.with_total(values.tolist(), beta).values()
+            p.sums = [total + count * value for total, value in zip(p.sums, parts, strict=True)]
+            p.images += count
+        self.pending.clear()
+        self.display.loss(p, short(self.running["loss"]))
+
+    def _end_epoch(self) -> None:
+        p, row = self.progress, self._row()
+        p.rows.append(row)
+        p.epoch, p.batch, p.sums, p.images, p.seconds = p.epoch + 1, 0, [], 0, 0.0
+        self.model.trained_steps = p.draws_after + p.step  # if a callback saves the model
+        self._call("on_epoch_end")
+        self._track_best(row)
+        self.save_checkpoint()
+        try:
+            self.display.epoch(row)
+        except OSError:
+            if not self.received:  # a terminal that is closed takes no line, but has sent a signal
+                raise
+
+    # ---- losses ----
+
+    def _row(self) -> dict[str, Any]:
+        """A row of the history: of the steps of the running epoch, and of the held-out images after them."""
+        self._require_folder()
+        p = self.progress
+        seconds = p.seconds + time.perf_counter() - self.clock
+        row: dict[str, Any] = {"epoch": p.epoch + 1, **self.running}
+        try:
+            validation = self.with_total(list(self.validate().values()), self.model.beta)
+        except MemoryError as error:
+            self.save_checkpoint()  # the steps are done
+            raise DeviceError(f"out of memory in the validation: {error}") from error
+        if not all(map(math.isfinite, validation.values())):
+            self._check_finite()
+            self._diverged(f"the loss in evaluation mode after step {p.step} is not finite ({validation['loss']:g})")
+        if absurd := p.step > max(self.options.warmup_steps, SETTLED) and self.model.absurd(row):
+            self._diverged(f"in epoch {row['epoch']} {absurd}", search=False)
+        if len(self.feed.held_out.images):
+            row.update({f"val_{name}": value for name, value in validation.items()})
+        row.update(zip(("learning_rate", "beta"), self.used, strict=True))
+        row.update(images_per_second=p.images / max(seconds, 1e-9), seconds=seconds)
+        return row
+
+    def _track_best(self, row: dict[str, Any]) -> None:
+        p = self.progress
+        if "val_loss" not in row:
+            return
+        p.waited += 1
+        if p.best is None or row["val_loss"] < p.best["val_loss"]:
+            p.waited = 0
+            self._check_finite()
+            p.best = self.best.keep({"epoch": row["epoch"], "val_loss": row["val_loss"]})
+
+    def _restore_best(self, best: dict[str, Any]) -> None:
+        if (state := self.best.load(best)) is not None:
+            self.model.network.load_state_dict(state)
+        else:
+            print("the best weights are lost or damaged; the last ones are kept", file=sys.stderr)
+
+    # ---- checkpoints ----
+
+    def save_checkpoint(self) -> None:
+        """Write checkpoints/step-<n>.safetensors and the logs, if there is a folder. Never saves what is not finite."""
+        self._fetch()
+        self._check_finite()
+        self.controls.take_changes(self.progress)
+        p, now = self.progress, time.perf_counter()
+        p.seconds, self.clock = (p.seconds + now - self.clock) if p.batch else 0.0, now
+        state = self.state()
+        self.good = state, deepcopy(p)
+        if self.folder is None:
+            return
+        self._require_folder()
+        record = {
+            "model": self.config,
+            "options": asdict(self.options),
+            "learning_rate": self.controls.peak,
+            "progress": asdict(p),
+            "off": self.controls.switched_off(),
+            "data": self.data,
+            "environment": environment(self.k),
+        }
+        write_checkpoint(self.folder, state, record, p.step)
+        if len(self.history):
+            self.history.write(self.folder)
+
+    def _require_folder(self) -> None:
+        """A folder that was moved is not made again: the run would lie in two places."""
+        if self.folder and self.progress.step and not self.folder.is_dir():
+            raise DataError(f"{self.folder}: was moved or removed during the training; resume it where it is now")
+
+    def restore(self, arrays: dict[str, np.ndarray], record: dict[str, Any], source: str | Path = "checkpoint") -> None:
+        """Take weights, moments and progress from a checkpoint of `load_checkpoint`; source names it in errors.
+
+        Raises:
+            DataError: the checkpoint does not belong to this model, these options or this learning rate.
+        """
+        try:
+            check_record(record, self.config, self.options, self.controls.peak)
+            at = Progress(**record["progress"])
+            at.check(self.options, len(self.feed.trained), self.columns)
+            self.go_to(arrays, at)
+            if "off" in record:
+                self.controls.switch_off(record["off"])
+            at.sort_columns(self.columns)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{source}: does not fit the training{made_by(record)} ({error})") from error
+        self.restored = True
+        self.used = self.rate(self.optimizer.steps), self.beta(at.step)  # if no step follows in the epoch
+        if self.folder is not None and at.best is not None and not self.best.load(at.best):
+            # damaged; or of a kill between the best weights and the checkpoint, and what comes again will be them again
+            print("the best weights so far are not there; those of the epochs to come are kept", file=sys.stderr)
+            at.best = None
+
+    # ---- divergence ----
+
+    def _check_finite(self) -> None:
+        """Nothing that is not finite may be saved."""
+        if name := self.not_finite():
+            self._diverged(f"after step {self.progress.step} {name} is not finite")
+
+    def _diverged(self, what: str, search: bool = True) -> None:
+        """Go back to the last good state, find out (with search) what went wrong, and stop."""
+        cause, reached = "", self.progress.step
+        self._back()
+        if search and self.controls.installed:
+            steps = reached - self.progress.step
+            self.display.line(f"not finite: doing the last {steps} steps again to find the cause")
+            with np.errstate(all="ignore"):
+                cause = find_cause(self, steps, self.received)
+            self._back()
+        last = self.folder / CHECKPOINT.format(self.progress.step) if self.folder and self.good else None
+        kept = f"; the last good checkpoint is {last}" if last and last.exists() else ""
+        epochs, config = self.options.epochs, {**self.config, "beta": self.model.beta}
+        found = remedies(config, self.given_rate, epochs, epochs * self.feed.steps, diverged=True)
+        raise DivergedError(f"training diverged: {what}{cause}; try {', '.join(found)}{kept}")
+
+    def _back(self) -> None:
+        """Go back to the last good state."""
+        if self.good is None or self.controls.installed is None:  # not in a run
+            return
+        state, at = self.good
+        self.pending.clear()
+        self.go_to(state, deepcopy(at))
+        self.controls.install(self.progress)
+
+    def _call(self, event: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self)
