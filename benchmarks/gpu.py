@@ -32,6 +32,7 @@ from autoencoders import TrainingOptions
 from autoencoders.training import Trainer
 from minigrad import DeviceError
 from minigrad.backend import PRECISIONS
+from minigrad.backend.chain import Layer, Norm, Source, Statistics
 from minigrad.backend.cuda.driver import release
 from minigrad.backend.geometry import conv_geometry, transposed_geometry
 
@@ -263,14 +264,15 @@ def measure_kernels(cupy: Any, batch: int, precision: str, quick: bool) -> list[
         weight, bias = array(3, 3, C, F), array(C if transposed else F)
         if transposed:
             x, y = y, x
-        norm, through = array(3, x.shape[3]), array(4, y.shape[3])
+        norm, grad_rows = array(3, x.shape[3]), array(4, y.shape[3])
         flops = 2 * batch * int(np.prod(geometry.output_size)) * 9 * C * F
         size = x.nbytes + y.nbytes + weight.nbytes
-        after = (array(y.shape[3]), array(y.shape[3]), 1e-3)
-        before = (array(x.shape[3]), norm[0], array(x.shape[3]) ** 2, 1e-3)
-        layer = (x, norm, weight, bias, geometry, transposed, after)
-        cases.append((f"{name}: forward with moments", lambda _, a=layer: k.conv_layer(*a), size, flops))
-        back = (y, through, y, x, norm, before, weight, geometry, transposed, True)
+        after = Norm(array(y.shape[3]), array(y.shape[3]), 1e-3)
+        before = Statistics(array(x.shape[3]), norm[0], array(x.shape[3]) ** 2, 1e-3)
+        source, layer = Source(x, norm, before), Layer(weight, bias, geometry, transposed)
+        forth = (source, layer, after)
+        cases.append((f"{name}: forward with moments", lambda _, a=forth: k.conv_layer(*a), size, flops))
+        back = (y, grad_rows, y, source, layer, True)
         bytes_back = 4 * y.nbytes + 3 * x.nbytes + 2 * weight.nbytes
         cases.append((f"{name}: backward", lambda _, a=back: k.conv_layer_grad(*a), bytes_back, 2 * flops))
     if precision == "fp32":  # the others are the same in TF32

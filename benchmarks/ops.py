@@ -39,9 +39,10 @@ from tqdm import tqdm
 
 import minigrad
 from minigrad.backend import Backend
-from minigrad.backend.chain import ChainBackend
+from minigrad.backend.chain import ChainBackend, Layer, Norm, Source
 from minigrad.backend.geometry import ConvGeometry, conv_geometry
 from minigrad.backend.memory import keep_freed_memory
+from minigrad.backend.reference import AdamOptions
 from minigrad.random import generator
 
 EPSILON = 1e-3
@@ -151,7 +152,7 @@ def cases(batch: int) -> Iterator[Case]:
     D = 250_000  # about as many parameters as the default VAE has
     weights, gradients, zeros = array(D), array(D), np.zeros(D, np.float32)
     first_step = np.array([1e-3, 1 / (1 - 0.9), 1 / (1 - 0.999)], np.float32)
-    arguments = weights, zeros, zeros.copy(), gradients, first_step, 0.9, 0.999, 1e-8, 0.0
+    arguments = weights, zeros, zeros.copy(), gradients, first_step, AdamOptions(0.9, 0.999, 1e-8, 0.0)
     arrays = {"parameters": weights, "gradients": gradients}
     yield Case("adam_step_", "250,000 parameters", arguments, torch=("adam", arrays, {}))
     arguments = weights.copy(), zeros.copy(), gradients, first_step[:1], 0.9, False
@@ -188,17 +189,15 @@ def block_cases(
     flops = 2 * N * math.prod(g.output_size) * weight.size
     options = {**mirrored_options(g), "transposed": transposed, "epsilon": EPSILON}
     arrays = {"x": x, "weight": weight, "bias": bias, "gamma": gamma, "beta": beta}
-    after = gamma, beta, EPSILON
-    yield Case(
-        "conv_layer", shape, (x, None, weight, bias, g, transposed, after), flops, ("conv_layer", arrays, options)
-    )
-    y, mean, variance, norm = ChainBackend(np).conv_layer(x, None, weight, bias, g, transposed, after)
+    forth = Source(x), Layer(weight, bias, g, transposed), Norm(gamma, beta, EPSILON)
+    yield Case("conv_layer", shape, forth, flops, ("conv_layer", arrays, options))
+    y, mean, variance, norm = ChainBackend(np).conv_layer(*forth)
     inference = "conv_block_inference", {**arrays, "mean": mean, "variance": variance}, options
-    arguments = x, [weight], [bias], [norm], [g], [transposed]
+    arguments: tuple[Any, ...] = x, [forth[1]], [norm]
     yield Case("conv_chain_inference", shape, arguments, flops, inference)
     needs_gx = C > 1  # nobody needs the gradient of the images
-    through = np.stack([mean, norm[1], beta / 1000, beta / 1000])
-    arguments = gy, through, y, x, None, None, weight, g, transposed, needs_gx
+    grad_rows = np.stack([mean, norm[1], beta / 1000, beta / 1000])
+    arguments = gy, grad_rows, y, *forth[:2], needs_gx
     yield Case("conv_layer_grad", shape, arguments, flops * (1 + needs_gx))
 
 

@@ -18,6 +18,7 @@ from itertools import groupby
 from typing import Any
 
 from .backend import Array, Backend, backend_of, in_memory, quietly, to_device
+from .backend.reference import AdamOptions
 from .nn import Parameter
 from .tensor import Tensor
 
@@ -192,8 +193,9 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """mean = beta_1 * mean + (1 - beta_1) * g; variance = beta_2 * variance + (1 - beta_2) * g^2;
-    parameter -= rate * mean / (1 - beta_1^t) / (sqrt(variance / (1 - beta_2^t)) + epsilon).
+    """m = beta_1 * m + (1 - beta_1) * g; v = beta_2 * v + (1 - beta_2) * g^2;
+    parameter -= rate * m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon),
+    with the first moment m and the second moment v, which files call mean and variance.
 
     Source: Kingma and Ba, Adam, 2015, Algorithm 1, with epsilon after the bias correction, as in PyTorch (Keras puts it
     before). t counts all steps of the optimiser, including those in which a parameter was frozen.
@@ -219,9 +221,9 @@ class Adam(Optimizer):
         return self.rate(step), 1 / (1 - self.beta_1**step), 1 / (1 - self.beta_2**step)
 
     def update(self, scalars: Array) -> None:
-        options = self.beta_1, self.beta_2, self.epsilon, self.weight_decay
-        for values, mean, variance, gradients in self.trained():
-            self.k.adam_step_(values, mean, variance, gradients, scalars, *options)
+        options = AdamOptions(self.beta_1, self.beta_2, self.epsilon, self.weight_decay)
+        for values, first_moment, second_moment, gradients in self.trained():
+            self.k.adam_step_(values, first_moment, second_moment, gradients, scalars, options)
 
 
 class AdamW(Adam):

@@ -1,4 +1,4 @@
-// As much of CUDA C++ as kernels.cu uses, on a CPU: see cuda_on_cpu.py.
+// As much of CUDA C++ as the CUDA source uses, on a CPU: see cuda_on_cpu.py.
 //
 // Each CUDA thread is a fiber; blocks run one after another. A fiber runs until it waits for others; which one is next is
 // drawn anew each time, so that a barrier that is missing shows. Two things are waited for: all threads of the block at a
@@ -176,7 +176,7 @@ static float tf32(float x) {
     return x;
 }
 
-// The lanes' numbers of four matrices (8, 4), whose rows they bring, as kernels.cu describes.
+// The lanes' numbers of four matrices (8, 4), whose rows they bring, as the CUDA source describes.
 static void load_matrices(float *numbers, const float *row) {
     struct Lane {
         float *numbers;
@@ -190,7 +190,7 @@ static void load_matrices(float *numbers, const float *row) {
     });
 }
 
-// The tensor cores' product that kernels.cu describes, of numbers that are TF32 already: c (16, 8) += a (16, 8) b (8, 8).
+// The tensor cores' product that the CUDA source describes, of numbers that are TF32 already: c (16, 8) += a (16, 8) b (8, 8).
 static void mma(float *upper, float *lower, const float *a, const float *b) {
     struct Lane {
         float *c[2];

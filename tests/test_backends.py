@@ -32,11 +32,12 @@ from faults import Campaign
 
 import minigrad.backend
 from minigrad.backend import Backend
-from minigrad.backend.chain import ChainBackend, FastBackend
+from minigrad.backend.chain import ChainBackend, FastBackend, Layer, Norm, Source, Statistics
 from minigrad.backend.cpu import numpy_kernels as cpu
 from minigrad.backend.cpu.winograd import winograd
 from minigrad.backend.cuda import kernels as cuda
 from minigrad.backend.geometry import ConvGeometry, conv_geometry
+from minigrad.backend.reference import AdamOptions
 
 PLAIN = ChainBackend(np)
 DTYPE = object()  # among a case's arguments: the dtype that is tested
@@ -258,8 +259,8 @@ def _norms(r: np.random.Generator, C: int, i: int) -> np.ndarray | None:
 def _conv_layer(r: np.random.Generator, N: int) -> Iterator[Case]:
     for i, (x, weight, shape, g, transposed) in enumerate(_block_arrays(r, N)):
         norm, bias = _norms(r, x.shape[3], i), r.normal(size=shape[-1])
-        after = (r.normal(size=shape[-1]), r.normal(size=shape[-1]), 1e-3) if i % 4 else None
-        arguments = x, norm, weight, bias, g, transposed, after
+        after = Norm(r.normal(size=shape[-1]), r.normal(size=shape[-1]), 1e-3) if i % 4 else None
+        arguments = Source(x, norm), Layer(weight, bias, g, transposed), after
         # an error e of the convolution (relative to L, its terms' magnitudes) moves the mean by e, the variance by
         # 2 * deviation * e, and gamma / sqrt(variance + epsilon) by half of that over its third power
         kernel = PLAIN.conv2d_grad_input if transposed else PLAIN.conv2d
@@ -298,7 +299,8 @@ def _conv_chain_inference(r: np.random.Generator, N: int) -> Iterator[Case]:
         for weight, bias, norm, g, back in zip(weights, biases, norms, geometries, transposed, strict=True):
             L = _magnitude(kernels[back](L, np.abs(weight), *((g,) if back else (None, g))) + np.abs(bias), norm)
             terms += max(weight[..., 0].size, weight[..., 0, :].size) + 4
-        arguments = x, weights, biases, norms, geometries, transposed
+        layers = [Layer(*parts) for parts in zip(weights, biases, geometries, transposed, strict=True)]
+        arguments = x, layers, norms
         yield Case("conv_chain_inference", arguments, terms, scales=(L.max(),))
 
 
@@ -306,11 +308,11 @@ def _conv_layer_grad(r: np.random.Generator, N: int) -> Iterator[Case]:
     for i, (x, weight, shape, g, transposed) in enumerate(_block_arrays(r, N)):
         y, gy = np.maximum(r.normal(size=shape), 0), r.normal(size=shape)
         norm, needs_gx, C = _norms(r, x.shape[3], i), i % 4 > 0, x.shape[3]
-        before = None if norm is None else (r.normal(size=C), norm[0], r.uniform(0.5, 2, C), 1e-3)
-        through = r.normal(size=(4, shape[-1])) if i % 5 else None
+        before = None if norm is None else Statistics(r.normal(size=C), norm[0], r.uniform(0.5, 2, C), 1e-3)
+        grad_rows = r.normal(size=(4, shape[-1])) if i % 5 else None
         magnitudes = np.abs(gy)
-        if through is not None:
-            mean, scale, offset, slope = np.abs(through)
+        if grad_rows is not None:
+            mean, scale, offset, slope = np.abs(grad_rows)
             magnitudes = scale * (magnitudes + offset + (y + mean) * slope) * (y > 0)
         sizes = np.abs(weight), magnitudes, _magnitude(x, norm)
         if transposed:
@@ -325,8 +327,9 @@ def _conv_layer_grad(r: np.random.Generator, N: int) -> Iterator[Case]:
         if needs_gx and before is not None:
             sums = PLAIN.batch_norm_sums(gx, np.abs(x) + np.abs(norm[0]), np.zeros(C))
             sizes = [np.abs(v) if isinstance(v, np.ndarray) else v for v in before]
-            scales += [rows.max() for rows in PLAIN.through_rows(sums, *sizes, x.size // C)]
-        arguments = gy, through, y, x, norm, before, weight, g, transposed, needs_gx
+            scales += [rows.max() for rows in PLAIN.norm_grad_rows(sums, *sizes, x.size // C)]
+        layer = Layer(weight, r.normal(size=shape[-1]), g, transposed)
+        arguments = gy, grad_rows, y, Source(x, norm, before), layer, needs_gx
         terms = weight.size + x[..., 0].size + gy[..., 0].size
         yield Case("conv_layer_grad", arguments, terms, scales=tuple(scales))
 
@@ -349,18 +352,18 @@ def _norm_rows(r: np.random.Generator, N: int) -> Iterator[Case]:
         yield Case("norm_rows", (*(r.normal(size=C) for _ in range(3)), r.uniform(0.5, 2, C), 1e-3))
 
 
-def _through_rows(r: np.random.Generator, N: int) -> Iterator[Case]:
+def _norm_grad_rows(r: np.random.Generator, N: int) -> Iterator[Case]:
     for C in (N, 9):
         vectors = r.normal(size=C), r.normal(size=C), r.uniform(0.5, 2, C)
-        yield Case("through_rows", (r.normal(size=(2, C)), *vectors, 1e-3, 7))
+        yield Case("norm_grad_rows", (r.normal(size=(2, C)), *vectors, 1e-3, 7))
 
 
 def _norm_gradient(r: np.random.Generator, N: int) -> Iterator[Case]:
     for shape in [*_shapes(N), *EMPTY]:
-        gy, x, through = r.normal(size=shape), r.normal(size=shape), r.normal(size=(4, shape[-1]))
-        mean, scale, offset, slope = np.abs(through)
+        gy, x, rows = r.normal(size=shape), r.normal(size=shape), r.normal(size=(4, shape[-1]))
+        mean, scale, offset, slope = np.abs(rows)
         L = (scale * (np.abs(gy) + offset + (np.abs(x) + mean) * slope)).max(initial=0)
-        yield Case("norm_gradient", (gy, x, through), scales=(L,))
+        yield Case("norm_gradient", (gy, x, rows), scales=(L,))
 
 
 def _batch_norm_sums(r: np.random.Generator, N: int) -> Iterator[Case]:
@@ -391,7 +394,7 @@ def _adam_step_(r: np.random.Generator, N: int) -> Iterator[Case]:
         D = 100 * N + 1
         arrays = r.normal(size=D), r.normal(size=D), r.uniform(least, 1, D), r.normal(size=D)
         scalars = np.array([1e-3, 1 / (1 - 0.9**3), 1 / (1 - 0.999**3)])
-        yield Case("adam_step_", (*arrays, scalars, 0.9, 0.999, epsilon, decay), written=3)
+        yield Case("adam_step_", (*arrays, scalars, AdamOptions(0.9, 0.999, epsilon, decay)), written=3)
 
 
 INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
@@ -418,7 +421,7 @@ INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
     "normalise": _normalise,
     "batch_norm_sums": _batch_norm_sums,
     "norm_rows": _norm_rows,
-    "through_rows": _through_rows,
+    "norm_grad_rows": _norm_grad_rows,
     "norm_gradient": _norm_gradient,
     "conv_layer": _conv_layer,
     "conv_chain_inference": _conv_chain_inference,
@@ -438,7 +441,7 @@ def kernels_of(cls: type) -> list[str]:
     for name, value in vars(cls).items():
         if not name.startswith("_") and inspect.isfunction(value) and name not in NOT_KERNELS:
             annotations = [str(p.annotation) for p in inspect.signature(value).parameters.values()]
-            if any("Array" in annotation for annotation in annotations):
+            if any(word in annotation for annotation in annotations for word in ("Array", "Layer")):
                 found.append(name)
     return found
 
@@ -533,8 +536,8 @@ def inputs_of(backend: Backend, case: Case, dtype: str, layout: str = "C") -> li
     """The case's arguments on the backend: new arrays, those that are only read in the given layout."""
 
     def convert(value: Any, written: bool) -> Any:
-        if type(value) in (list, tuple):
-            return type(value)(convert(part, written) for part in value)
+        if is_nested(value):
+            return rebuilt(value, [convert(part, written) for part in value])
         if value is DTYPE:
             return np.dtype(dtype)
         if isinstance(value, np.ndarray):
@@ -546,9 +549,19 @@ def inputs_of(backend: Backend, case: Case, dtype: str, layout: str = "C") -> li
     return [convert(value, i < case.written) for i, value in enumerate(case.arguments)]
 
 
+def is_nested(value: Any) -> bool:
+    """Whether this is a list, a tuple, or one of the nouns of chain.py, and no geometry."""
+    return type(value) in (list, tuple) or isinstance(value, Layer | Norm | Source | Statistics)
+
+
+def rebuilt(value: Any, parts: list[Any]) -> Any:
+    """The same kind of thing with other parts."""
+    return type(value)(parts) if type(value) in (list, tuple) else type(value)(*parts)
+
+
 def flat(values: Iterable[Any]) -> list[Any]:
-    """The values, with those of lists in their place."""
-    return [part for value in values for part in (value if type(value) in (list, tuple) else [value])]
+    """The values, with those of what is nested in their place."""
+    return [part for value in values for part in (flat(value) if is_nested(value) else [value])]
 
 
 def results_of(backend: Backend, case: Case, arguments: list[Any]) -> list[Any]:
@@ -575,8 +588,8 @@ def expected_of(case: Case, dtype: str) -> tuple[list[np.ndarray], list[float]]:
 
 
 def _copied(value: Any) -> Any:
-    if type(value) in (list, tuple):
-        return type(value)(_copied(part) for part in value)
+    if is_nested(value):
+        return rebuilt(value, [_copied(part) for part in value])
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
@@ -659,7 +672,8 @@ def small_blocks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cuda, "MOST_BLOCKS", 2)
         monkeypatch.setattr(cuda, "FILL", 1)
         return
-    monkeypatch.setattr(backend, "block_bytes", 1)
+    if hasattr(backend, "layers"):
+        monkeypatch.setattr(backend.layers, "block_bytes", 1)
     monkeypatch.setattr(cpu, "PASS_BYTES", 1)
     monkeypatch.setattr(cpu, "FUNCTION_NUMBERS", 4)
     monkeypatch.setattr(cpu, "MATMUL_PRODUCTS", 1)
@@ -818,8 +832,8 @@ def test_statistics_keep_their_digits_when_the_mean_is_large(backend: Backend, o
     for mean, variance in (
         backend.batch_norm(images, gamma, beta, 1e-3)[1:],
         backend.moments(images),
-        backend.conv_layer(images, None, weight, bias, g, False, (gamma, beta, 1e-3))[1:3],
-        backend.conv_layer(images, None, weight, bias, g, True, (gamma, beta, 1e-3))[1:3],
+        backend.conv_layer(Source(images), Layer(weight, bias, g, False), Norm(gamma, beta, 1e-3))[1:3],
+        backend.conv_layer(Source(images), Layer(weight, bias, g, True), Norm(gamma, beta, 1e-3))[1:3],
     ):
         errors = np.abs(backend.to_host(variance) / truth.var(axis=0) - 1)
         np.testing.assert_allclose(backend.to_host(mean), truth.mean(axis=0), rtol=bound)
@@ -957,8 +971,8 @@ def _with_number(backend: Backend, case: Case, place: int, index: tuple[int, ...
     """The results in float32 on the host, with the number put into the argument at this place."""
     arguments = [_copied(value) for value in case.arguments]
     flat(arguments)[place][index] = number
-    if case.name == "conv_layer_grad" and arguments[5]:
-        arguments[5][1][...] = arguments[4][0]  # the same mean, given twice
+    if case.name == "conv_layer_grad" and arguments[3].previous:
+        arguments[3].previous.mean[...] = arguments[3].rows[0]  # the same mean, given twice
     changed = replace(case, arguments=tuple(arguments))
     results = results_of(backend, changed, inputs_of(backend, changed, "float32"))
     return [np.array(backend.to_host(y) if getattr(y, "shape", ()) else y.item()) for y in results]

@@ -1,4 +1,4 @@
-"""The CUDA backend without a GPU: kernels.cu compiled for one, and executed on the CPU (cuda_on_cpu.py).
+"""The CUDA backend without a GPU: the CUDA source compiled for one, and executed on the CPU (cuda_on_cpu.py).
 
 That its kernels compute what the plain ones do is tested in test_backends.py (`cuda-on-cpu`); here is what is special
 to CUDA: that threads wait for each other where they must, that faults would be seen, what the compiler makes of it.
@@ -33,7 +33,7 @@ from minigrad.backend import Backend
 from minigrad.backend.cuda import kernels as cuda
 from minigrad.backend.geometry import conv_geometry
 
-SOURCE = cuda.SOURCE.read_text(encoding="utf-8")
+SOURCE = cuda._source()
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 
 
@@ -139,7 +139,7 @@ def test_lanes_multiply_matrices() -> None:
 
 # ---- faults in the kernels are seen ----
 
-# (method whose inputs show it, what stands in kernels.cu, the same with an off-by-one in its index arithmetic)
+# (method whose inputs show it, what stands in the CUDA source, the same with an off-by-one in its index arithmetic)
 FAULTS = {
     "a phase's first row": ("conv2d_grad_input", "(phase + before - first) / S", "(phase + before - first) / S + 1"),
     "a phase's first pixel": (
@@ -232,12 +232,12 @@ FAULTS = {
     "finish_gradients": ("conv_layer_grad", "sums[c] = both[0]", "sums[c] = both[1]"),
     "sigmoid": ("sigmoid", "real e = exp(-fabs(x[i]))", "real e = exp(-fabs(x[i ? i - 1 : 0]))"),
     "normalise": ("normalise", "beta = norm[2 * C + c];", "beta = norm[2 * C + (c ? c - 1 : 0)];"),
-    "through_norm": ("norm_gradient", "through[2 * C + c]", "through[2 * C + c - 1]"),
+    "norm_gradient": ("norm_gradient", "grad_rows[2 * C + c]", "grad_rows[2 * C + c - 1]"),
     "finish_sums": ("channel_sum", "block += 16", "block += 17"),
     "finish_moments": ("moments", ": shift[c]) + m", ": shift[c ? c - 1 : 0]) + m"),
     "norm_rows": ("norm_rows", "norm[2 * C + c] = beta;", "norm[2 * C + (c ? c - 1 : 0)] = beta;"),
-    "through_rows": ("through_rows", "sums[C + c]);", "sums[C + c - 1]);"),
-    "finish_through": ("conv_layer_grad", "- mean[c] * total[0]);", "- mean[c ? c - 1 : 0] * total[0]);"),
+    "norm_grad_rows": ("norm_grad_rows", "sums[C + c]);", "sums[C + c - 1]);"),
+    "finish_norm_grad": ("conv_layer_grad", "- mean[c] * total[0]);", "- mean[c ? c - 1 : 0] * total[0]);"),
     "unit_range": ("unit_range", "rows[blockIdx.x] * size", "rows[blockIdx.x ? blockIdx.x - 1 : 0] * size"),
     "add_all": ("add_all_", "+= list.value[array][i]", "+= list.value[array][i ? i - 1 : 0]"),
     "batch_norm_update": ("batch_norm_update_", "rest * variance[c]", "rest * variance[c ? c - 1 : 0]"),
@@ -247,7 +247,7 @@ FAULTS = {
 
 
 def _fault(old: str, new: str) -> str:
-    assert SOURCE.count(old) >= 1, f"kernels.cu no longer holds {old!r}"
+    assert SOURCE.count(old) >= 1, f"the source no longer holds {old!r}"
     return SOURCE.replace(old, new, 1)
 
 
@@ -463,7 +463,7 @@ def test_thin_convolutions_and_float64_are_not_rounded(cuda_device: str, monkeyp
         np.testing.assert_array_equal(fp32.to_host(a[0]), tf32.to_host(b[0]))
 
 
-# what stands in kernels.cu, and the same with a fault that only TF32 meets
+# what stands in the CUDA source, and the same with a fault that only TF32 meets
 TF32_FAULTS = {
     "numbers that are not rounded": ("values.v[e] = tf32(values.v[e])", "values.v[e] = values.v[e]"),
     "a warp's columns": ("x / 4 * 4 * TN + j / 2 * 8 + x % 4", "x / 4 * 4 * TN + j / 2 * 8 + (x + 1) % 4"),
@@ -511,13 +511,19 @@ def test_tf32_trains_nearly_as_fp32(cuda_device: str, monkeypatch: pytest.Monkey
 # ---- what the compiler for GPUs makes of it ----
 
 
+def whole_source(folder: Path) -> Path:
+    """A file of all that is compiled."""
+    (folder / "kernels.cu").write_text(SOURCE)
+    return folder / "kernels.cu"
+
+
 @needs_nvcc
 @pytest.mark.parametrize(("real", "tf32"), [("float", 0), ("float", 1), ("double", 0)])
 def test_it_compiles_without_spilling_registers(real: str, tf32: int, tmp_path: Any) -> None:
     """Spilled registers live in memory, as do arrays with an index that is computed. In float two blocks of 256 threads
     fit a multiprocessor: one alone would wait for memory."""
     command = ["nvcc", "-arch=sm_90", "--cubin", "-std=c++17", f"-DREAL={real}", f"-DTF32={tf32}", "-Xptxas", "-v"]
-    command.append(str(cuda.SOURCE))
+    command.append(str(whole_source(tmp_path)))
     done = subprocess.run([*command, "-o", tmp_path / "k.cubin"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
@@ -531,7 +537,7 @@ def test_it_compiles_without_spilling_registers(real: str, tf32: int, tmp_path: 
 @needs_nvcc
 def test_the_large_kernels_say_how_many_threads_they_have(tmp_path: Any) -> None:
     """Else the compiler may give them so many registers that one block fills a multiprocessor."""
-    command = ["nvcc", "-arch=sm_90", "--ptx", "-std=c++17", "-DREAL=float", "-DTF32=0", str(cuda.SOURCE)]
+    command = ["nvcc", "-arch=sm_90", "--ptx", "-std=c++17", "-DREAL=float", "-DTF32=0", str(whole_source(tmp_path))]
     subprocess.run([*command, "-o", tmp_path / "k.ptx"], check=True)
     entries = re.split(r"\.visible \.entry ", (tmp_path / "k.ptx").read_text())[1:]
     bounds = {re.match(r"\w+", text)[0]: re.search(r"\.maxntid (\d+)", text.split("{")[0]) for text in entries}

@@ -417,7 +417,7 @@ def test_views_of_the_double_are_those_of_cupy(expression: str, real_array: Any)
         assert mine.data.ptr - double.data.ptr == theirs.data.ptr - real_array.data.ptr
     meaningful = [i for i, size in enumerate(mine.shape) if size > 1 and mine.size]
     assert [mine.strides[i] for i in meaningful] == [theirs.strides[i] for i in meaningful]
-    assert mine.flags.c_contiguous == theirs.flags.c_contiguous  # which decide whether kernels.cu gets a copy
+    assert mine.flags.c_contiguous == theirs.flags.c_contiguous  # which decide whether the CUDA source gets a copy
     assert mine.flags.f_contiguous == theirs.flags.f_contiguous
     assert not strict_cupy.counters.launches
 

@@ -19,6 +19,7 @@ import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
 from autoencoders.training import Trainer
 from autoencoders.training.memory import COPIES, WORKSPACE, check_memory, step_memory
+from minigrad.backend.chain import Layer, Source
 from minigrad.backend.geometry import conv_geometry
 from minigrad.backend.memory import free_memory
 
@@ -147,7 +148,7 @@ def test_the_workspace_is_what_the_partial_sums_of_a_gpu_take(monkeypatch: pytes
         geometry = conv_geometry((28, 28), (kernel, kernel), (stride, stride), "same")
         x, weight = k.from_host(np.zeros((32, 28, 28, C), "f4")), k.from_host(np.zeros((kernel, kernel, C, F), "f4"))
         y = k.from_host(np.zeros((32, *geometry.output_size, F), "f4"))
-        layer = partial(k.conv_layer_grad, y, None, y, x, None, None, weight, geometry, False, True)
+        layer = partial(k.conv_layer_grad, y, None, y, Source(x), Layer(weight, None, geometry, False), True)
         most = max(most, held(layer) - x.nbytes - 2 * weight.nbytes)
     assert 0.7 * WORKSPACE < most <= WORKSPACE
 

@@ -12,12 +12,21 @@ Read next: ../random.py and ../serialize.py, then ../../autoencoders/conv_autoen
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from .device import Device
 from .geometry import ConvGeometry
 
 Array = Any
+
+
+class AdamOptions(NamedTuple):
+    """What stays the same in all steps of Adam."""
+
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    weight_decay: float  # 0: none
 
 
 class Backend(Device):
@@ -215,24 +224,22 @@ class Backend(Device):
     def adam_step_(
         self,
         parameters: Array,
-        mean: Array,
-        variance: Array,
+        first_moment: Array,
+        second_moment: Array,
         gradients: Array,
         scalars: Array,
-        beta_1: float,
-        beta_2: float,
-        epsilon: float,
-        weight_decay: float,
+        options: AdamOptions,
     ) -> None:
-        """Algorithm 1 of the Adam paper; weight_decay is the decoupled one of AdamW.
+        """Algorithm 1 of the Adam paper; options.weight_decay is the decoupled one of AdamW.
 
         scalars: (rate, 1 / (1 - beta_1^t), 1 / (1 - beta_2^t)).
         """
         # slices, because an index would give NumPy a scalar of its own kind
         rate, correction_1, correction_2 = scalars[0:1], scalars[1:2], scalars[2:3]
-        mean[...] = beta_1 * mean + (1 - beta_1) * gradients
-        variance[...] = beta_2 * variance + (1 - beta_2) * gradients * gradients
-        update = mean * correction_1 / (self.xp.sqrt(variance * correction_2) + epsilon)
+        beta_1, beta_2, epsilon, weight_decay = options
+        first_moment[...] = beta_1 * first_moment + (1 - beta_1) * gradients
+        second_moment[...] = beta_2 * second_moment + (1 - beta_2) * gradients * gradients
+        update = first_moment * correction_1 / (self.xp.sqrt(second_moment * correction_2) + epsilon)
         if weight_decay:
             update += weight_decay * parameters
         parameters -= rate * update

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..backend import Array
-from ..backend.chain import ChainBackend, Statistics
+from ..backend.chain import ChainBackend, Layer, Norm, Source, Statistics
 from ..backend.geometry import ConvGeometry, Pair, Size, conv_geometry, transposed_geometry
 from ..tensor import Function
 from .conv import check_conv
@@ -35,10 +35,8 @@ class Link(NamedTuple):
 class _Step(NamedTuple):
     """What backward needs of one link."""
 
-    x: Array
-    norm: Array | None
-    weight: Array
-    geometry: ConvGeometry
+    source: Source
+    layer: Layer
     y: Array
     statistics: Statistics | None  # of the batch_norm behind it
 
@@ -60,38 +58,30 @@ class ConvChain(Function):
 
     def forward(self, x: Array, *parameters: Array | None) -> Array:
         self.steps: list[_Step] = []
-        norm = None
+        source = Source(x)
         for i, link in enumerate(self.links):
             weight, bias, gamma, beta = parameters[4 * i : 4 * i + 4]
-            geometry = link.check(x.shape, weight, bias, gamma, beta)
-            after = None if gamma is None else (gamma, beta, link.epsilon)
-            y, mean, variance, next_norm = self.k.conv_layer(x, norm, weight, bias, geometry, link.transposed, after)
-            statistics = None if after is None else (gamma, mean, variance, link.epsilon)
-            self.steps.append(_Step(x, norm, weight, geometry, y, statistics))
-            x, norm = y, next_norm
-        self.moments = [step.statistics[1:3] for step in self.steps if step.statistics is not None]
-        return self.k.normalise(x, norm)
+            geometry = link.check(source.x.shape, weight, bias, gamma, beta)
+            layer = Layer(weight, bias, geometry, link.transposed)
+            norm = None if gamma is None else Norm(gamma, beta, link.epsilon)
+            y, mean, variance, rows = self.k.conv_layer(source, layer, norm)
+            statistics = None if norm is None else Statistics(gamma, mean, variance, link.epsilon)
+            self.steps.append(_Step(source, layer, y, statistics))
+            source = Source(y, rows, statistics)
+        self.moments = [(step.statistics.mean, step.statistics.variance) for step in self.steps if step.statistics]
+        return self.k.normalise(source.x, source.rows)
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
         gradients: list[Array | None] = []
-        gx, through, ggamma, gbeta = gy, None, None, None
+        gx, grad_rows, ggamma, gbeta = gy, None, None, None
         last = self.steps[-1]
         if last.statistics is not None:
-            sums = self.k.batch_norm_sums(gy, last.y, last.statistics[1])
-            through, ggamma, gbeta = self.k.through_rows(sums, *last.statistics, gy.size // gy.shape[-1])
-        for i, (link, step) in reversed(list(enumerate(zip(self.links, self.steps, strict=True)))):
+            sums = self.k.batch_norm_sums(gy, last.y, last.statistics.mean)
+            grad_rows, ggamma, gbeta = self.k.norm_grad_rows(sums, *last.statistics, gy.size // gy.shape[-1])
+        for i, (source, layer, y, _) in reversed(list(enumerate(self.steps))):
             behind = [ggamma, gbeta]
-            gx, gweight, gbias, through, ggamma, gbeta = self.k.conv_layer_grad(
-                gx,
-                through,
-                step.y,
-                step.x,
-                step.norm,
-                self.steps[i - 1].statistics if i else None,
-                step.weight,
-                step.geometry,
-                link.transposed,
-                needs_gx=i > 0 or self.needs[0],
+            gx, gweight, gbias, grad_rows, ggamma, gbeta = self.k.conv_layer_grad(
+                gx, grad_rows, y, source, layer, needs_gx=i > 0 or self.needs[0]
             )
             gradients = [gweight, gbias, *behind, *gradients]
         return gx, *gradients
@@ -108,15 +98,14 @@ class ConvChainInference(Function):
         self.links = links
 
     def forward(self, x: Array, *arrays: Any) -> Array:
-        layers: list[tuple[Any, ...]] = []
+        layers: list[Layer] = []
+        rows: list[Array | None] = []
         shape = x.shape
         for i, link in enumerate(self.links):
             weight, bias, gamma, beta, mean, variance = arrays[6 * i : 6 * i + 6]
-            geometry = link.check(shape, weight, bias, gamma, beta)
-            norm = None
-            if gamma is not None and variance is not None:
-                norm = self.k.norm_rows(gamma, beta, mean, variance, link.epsilon)
-            layers.append((weight, bias, norm, geometry, link.transposed))
-            size = geometry.input_size if link.transposed else geometry.output_size
-            shape = len(x), *size, len(bias)
-        return self.k.conv_chain_inference(x, *map(list, zip(*layers, strict=True)))
+            layer = Layer(weight, bias, link.check(shape, weight, bias, gamma, beta), link.transposed)
+            layers.append(layer)
+            known = gamma is not None and variance is not None
+            rows.append(self.k.norm_rows(gamma, beta, mean, variance, link.epsilon) if known else None)
+            shape = len(x), *layer.output_size, len(bias)
+        return self.k.conv_chain_inference(x, layers, rows)

@@ -17,7 +17,16 @@ from . import pixel_loops, row_loops, tile_loops
 from .compiling import compiled
 from .pixel_loops import STEP, activate, dots, im2col, im2col_thin, pair, spread
 from .plan import THIN
-from .row_loops import adam, add_images, add_moments, gradient_sums, norm_gradient, normalise, row_sums, through_relu
+from .row_loops import (
+    adam,
+    add_images,
+    add_moments,
+    gradient_sums,
+    norm_gradient,
+    normalise,
+    relu_norm_gradient,
+    row_sums,
+)
 from .tile_loops import gather, scatter
 from .winograd import AXIS
 
@@ -27,7 +36,7 @@ COLUMNS, PRODUCT, GRADIENT = 0, 1, 2  # the arrays of scratch
 ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE = 101, 111, 112  # of the C interface of BLAS
 
 LAYER = np.dtype(
-    [("channels", "i8"), ("active", "i8"), ("images", "i8")]
+    [("channels", "i8"), ("relu", "i8"), ("images", "i8")]
     + [(name, "i8", 2) for name in ("output_size", "steps", "axes", "matrices", "bias")]
 )
 """One layer of a chain: its size, how many images it takes at a time, and from where to where its parts are."""
@@ -186,12 +195,12 @@ def convolve(
     axes: Array,
     matrices: Array,
     bias: Array,
-    active: bool,
+    relu: bool,
     out: Array,
     scratch: tuple[Array, ...],
 ) -> None:
     """out = what the steps, or else the axes (of the source and the result), compute from the block x; + bias (H, W, F)
-    unless that is empty, and its ReLU if active."""
+    unless that is empty, and its ReLU if relu."""
     n, C = x.shape[0], x.shape[3]
     _, H, W, F = out.shape
     if len(axes):
@@ -217,7 +226,7 @@ def convolve(
             spread(product.reshape(n, PH, PW, F), pair(step.first), pair(step.every), out)
     if len(bias):
         for i in range(n):
-            activate(out[i].reshape(-1), bias.reshape(-1), active)
+            activate(out[i].reshape(-1), bias.reshape(-1), relu)
 
 
 @compiled
@@ -244,7 +253,7 @@ def chain(
         out = y if i == len(layers) - 1 else between[i % 2][: n * H * W * F].reshape(n, H, W, F)
         for start in range(0, n, images):
             block, result = source[start : start + images], out[start : start + images]
-            convolve(gemm, block, parts, sums, weights, bias, layer.active != 0, result, scratch)
+            convolve(gemm, block, parts, sums, weights, bias, layer.relu != 0, result, scratch)
         source = out
 
 
@@ -256,21 +265,21 @@ def conv_layer(
     axes: Array,
     matrices: Array,
     bias: Array,
-    active: bool,
+    relu: bool,
     y: Array,
     shift: Array,
     sums: Array,
     block: int,
     scratch: tuple[Array, ...],
 ) -> None:
-    """y = what the steps or the axes compute from a shard x, + bias; if active its ReLU, and sums (2, F) += the sum of
+    """y = what the steps or the axes compute from a shard x, + bias; if relu its ReLU, and sums (2, F) += the sum of
     y - shift, and of its square, where shift (F,) becomes the mean of the first image."""
     F = y.shape[3]
     centre = np.empty(F, x.dtype)
     for start in range(0, len(x), block):
         out = y[start : start + block]
-        convolve(gemm, x[start : start + block], steps, axes, matrices, bias, active, out, scratch)
-        if active:
+        convolve(gemm, x[start : start + block], steps, axes, matrices, bias, relu, out, scratch)
+        if relu:
             rows = out.reshape(out.size // F, F)
             if start == 0:
                 pixels = y.shape[1] * y.shape[2]
@@ -285,7 +294,7 @@ def conv_layer(
 def conv_layer_grad(
     gemm: Any,
     gy: Array,
-    through: Array,
+    grad_rows: Array,
     y: Array,
     x: Array,
     window: Array,
@@ -310,10 +319,10 @@ def conv_layer_grad(
     for start in range(0, len(x), block):
         source, result, g = x[start : start + block], y[start : start + block], gy[start : start + block]
         x_rows, g_rows = source.reshape(source.size // C, C), g.reshape(g.size // F, F)
-        if len(through):
+        if len(grad_rows):
             g = scratch[GRADIENT][: result.size].reshape(result.shape)
             gy_rows, g_rows = g_rows, g.reshape(g.size // F, F)
-            through_relu(gy_rows, result.reshape(result.size // F, F), through, g_rows)
+            relu_norm_gradient(gy_rows, result.reshape(result.size // F, F), grad_rows, g_rows)
         add_images(g.reshape(len(g), total.size), total)
         out = gx[start : start + block]
         if len(axes):
@@ -371,14 +380,14 @@ def _examples(gemm: Any, ones: Callable[..., Array]) -> Iterator[tuple[Any, tupl
     """Each loop that is called from outside, with arguments of the types that it is called with: a layer with one image
     of one pixel with two channels, and one tap."""
     vector, rows, image, sums = ones(2), ones((2, 2)), ones((1, 1, 1, 2)), np.ones((2, 2))
-    norm, through, matrices, weights = ones((3, 2)), ones((4, 2)), ones(4), ones((1, 1, 1, 2, 2))
+    norm, grad_rows, matrices, weights = ones((3, 2)), ones((4, 2)), ones(4), ones((1, 1, 1, 2, 2))
     steps = np.zeros(1, STEP)
     for name in ("output_size", "kernel_size", "stride", "every"):
         steps[name] = 1
     steps["taps"], steps["matrix"] = (0, 2), (0, 4)
     block, scratch = 1, 3 * (ones(8),)
     yield normalise, (rows, norm, rows)
-    yield norm_gradient, (rows, rows, through, rows)
+    yield norm_gradient, (rows, rows, grad_rows, rows)
     yield add_moments, (rows, vector, sums)
     yield gradient_sums, (rows, rows, vector, sums)
     yield fold, (gemm, norm, weights[0], vector, ones((1, 2)), False, ones((1, 1, 2, 2)), ones((1, 2)))
@@ -390,6 +399,6 @@ def _examples(gemm: Any, ones: Callable[..., Array]) -> Iterator[tuple[Any, tupl
     axes = np.zeros(0, AXIS)
     yield chain, (gemm, image, layers, steps, axes, matrices, vector, image, scratch[:2], scratch)
     yield conv_layer, (gemm, image, steps, axes, matrices, image[0], True, image, sums[0], sums, block, scratch)
-    arrays = gemm, image, through, image, image, steps, axes, rows[:0], rows, False, steps, matrices
+    arrays = gemm, image, grad_rows, image, image, steps, axes, rows[:0], rows, False, steps, matrices
     yield conv_layer_grad, (*arrays, image, rows, vector, block, scratch)
     yield adam, (vector, vector, vector, vector, vector, *ones(4))

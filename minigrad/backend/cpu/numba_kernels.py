@@ -15,12 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..chain import Layer
 from ..geometry import ConvGeometry
+from ..reference import AdamOptions
 from . import layer_loops, row_loops
-from .numpy_kernels import FUNCTION_NUMBERS, CpuBackend, Moments, Planner, coverage_of
+from .numpy_kernels import FUNCTION_NUMBERS, CpuBackend
+from .numpy_layers import Link, Planner, coverage_of, images_a_block
+from .numpy_rows import Moments
 from .pixel_loops import STEP
 from .plan import THIN, adjoint, convolution, phases
-from .threads import blas_libraries
+from .threads import Pool, blas_libraries
 from .winograd import AXIS, winograd
 
 Array = Any
@@ -49,21 +53,16 @@ class CompiledPlan(NamedTuple):
         return sum(self.work)
 
 
-class JitBackend(CpuBackend):
-    """The kernels on `threads` threads; None: the cores that this process may use."""
+class NumbaLayers:
+    """Runs layers on the threads of a pool, as NumpyLayers does; faster because a thread does all of its images in one
+    call, without the interpreter."""
 
-    kernels = "numba"
     block_bytes = 1 << 19
 
-    def __init__(self, threads: int | None = None) -> None:
-        self.prepare(np.dtype("float32"))
-        super().__init__(threads)
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
 
-    def prepare(self, dtype: Any) -> None:
-        """Compile the loops for a dtype, or load them from Numba's cache on disk."""
-        _ready(dtype)
-
-    def _plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> CompiledPlan:
+    def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> CompiledPlan:
         """Faster because 3x3 layers with many channels take fewer multiplications; see winograd.py."""
         C, F = weight.shape[2:]
         back = planner is adjoint
@@ -82,116 +81,103 @@ class JitBackend(CpuBackend):
         work, taps = (columns, math.prod(size) * channels), np.empty((0, 9), weight.dtype)
         return CompiledPlan(size, channels, work, taps, steps, NO_AXES, matrices)
 
-    def _layer(
+    def run(
         self,
         planner: Planner,
         x: Array,
         weight: Array,
         bias_image: Array | None,
         geometry: ConvGeometry,
-        active: bool,
+        relu: bool,
     ) -> tuple[Array, Moments]:
-        """Faster because a thread does all of its images in one call."""
-        plan = self._plan(planner, weight, geometry)
+        """What the planner's convolution gives of all images, + bias; with relu its ReLU, and the moments of that."""
+        plan = self.plan(planner, weight, geometry)
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
-        moments = Moments(self.threads, plan.channels)
-        images = self._images_a_block(plan, x.shape[3], x.itemsize)
+        moments = Moments(self.pool.threads, plan.channels)
+        images = images_a_block(self, plan, x)
         x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 3, x.dtype)
 
         def task(shard: int, part: slice) -> None:
             results = y[part], moments.shifts[shard], moments.sums[shard]
             scratch = self._scratch(min(images, len(x[part])), (*plan.work, 0), x.dtype)
-            layer_loops.conv_layer(_ready(x.dtype), x[part], *plan[4:], bias, active, *results, images, scratch)
+            gemm = compiled_gemm(x.dtype)
+            layer_loops.conv_layer(gemm, x[part], *plan[4:], bias, relu, *results, images, scratch)
             moments.counts[shard] = (part.stop - part.start) * math.prod(plan.output_size)
 
         self.pool.run(task, len(x), len(x))
         return y, moments
 
-    def _layer_grad(
-        self,
-        gy: Array,
-        through: Array | None,
-        y: Array,
-        x: Array,
-        weight: Array,
-        geometry: ConvGeometry,
-        transposed: bool,
-        needs_gx: bool,
+    def gradients(
+        self, gy: Array, grad_rows: Array | None, y: Array, x: Array, layer: Layer, needs_gx: bool
     ) -> tuple[Array | None, Array, Array]:
-        """Faster because a thread does all of its images in one call."""
+        """What NumpyLayers.gradients computes."""
+        weight, _, geometry, transposed = layer
         gy, y, x, weight = _contiguous(gy, y, x, weight)
-        C, F = weight.shape[2:]
-        forward = self._plan(convolution, weight, geometry)
-        back = self._plan(adjoint, weight, geometry) if needs_gx and not transposed else forward
+        threads, F = self.pool.threads, weight.shape[3]
+        forward = self.plan(convolution, weight, geometry)
+        back = self.plan(adjoint, weight, geometry) if needs_gx and not transposed else forward
         numbers = [max(sizes) for sizes in zip(forward.work, back.work, strict=True)]
-        images = self._images_a_block(forward, C, x.itemsize)
+        images = images_a_block(self, forward, x)
         gx = np.empty(x.shape if needs_gx else (0,) * 4, x.dtype)
-        rows = weight.reshape(-1, F)
-        gweights = np.zeros((self.threads, *rows.shape), x.dtype)
-        totals = np.zeros((self.threads, math.prod(y.shape[1:])), x.dtype)
-        through_rows = _or_empty(through, 2, x.dtype)
+        matrix = weight.reshape(-1, F)
+        gweights = np.zeros((threads, *matrix.shape), x.dtype)
+        totals = np.zeros((threads, math.prod(y.shape[1:])), x.dtype)
+        rows = _or_empty(grad_rows, 2, x.dtype)
 
         def task(shard: int, part: slice) -> None:
-            plans = forward.steps, forward.axes, forward.taps, rows, transposed, back.steps, back.matrices
+            plans = forward.steps, forward.axes, forward.taps, matrix, transposed, back.steps, back.matrices
             results = gx[part], gweights[shard], totals[shard]
             scratch = self._scratch(min(images, len(x[part])), (*numbers, y[:1].size), x.dtype)
-            arrays = gy[part], through_rows, y[part], x[part]
-            layer_loops.conv_layer_grad(_ready(x.dtype), *arrays, *plans, *results, images, scratch)
+            arrays = gy[part], rows, y[part], x[part]
+            layer_loops.conv_layer_grad(compiled_gemm(x.dtype), *arrays, *plans, *results, images, scratch)
 
         self.pool.run(task, len(x), len(x))
-        gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(self.threads, -1, y.shape[3])
+        gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(threads, -1, y.shape[3])
         return gx if needs_gx else None, gweights, totals
 
-    def _folded(
-        self, norm: Array | None, weight: Array, bias: Array, geometry: ConvGeometry, transposed: bool
-    ) -> tuple[Array, Array]:
-        if norm is None:
-            return super()._folded(norm, weight, bias, geometry, transposed)
+    def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
+        """What NumpyLayers.fold computes."""
+        weight, bias, geometry, transposed = layer
         coverage = coverage_of(geometry, transposed, weight.dtype)
         folded, bias_image = np.empty(weight.shape, weight.dtype), np.empty((len(coverage), len(bias)), weight.dtype)
-        norm, weight, bias = _contiguous(norm, weight, bias)
-        arguments = norm, weight, bias, coverage, transposed, folded, bias_image
+        rows, weight, bias = _contiguous(rows, weight, bias)
+        arguments = rows, weight, bias, coverage, transposed, folded, bias_image
         with self.pool.single_threaded_blas:
-            layer_loops.fold(_ready(weight.dtype), *arguments)
-        size = geometry.input_size if transposed else geometry.output_size
-        return folded, bias_image.reshape(*size, -1)
+            layer_loops.fold(compiled_gemm(weight.dtype), *arguments)
+        return folded, bias_image.reshape(*layer.output_size, -1)
 
-    def _unfolded(
-        self,
-        norm: Array | None,
-        weight: Array,
-        gweights: Array,
-        totals: Array,
-        geometry: ConvGeometry,
-        transposed: bool,
+    def unfold(
+        self, rows: Array | None, layer: Layer, gweights: Array, totals: Array
     ) -> tuple[Array | None, Array, Array]:
+        """What NumpyLayers.unfold computes."""
+        weight, _, geometry, transposed = layer
         dtype, coverage = weight.dtype, coverage_of(geometry, transposed, weight.dtype)
         gweight, gbias = np.empty(weight.shape, dtype), np.empty(totals.shape[2], dtype)
         sums = np.zeros((2, weight.shape[3 if transposed else 2]))
-        arguments = _or_empty(norm, 2, dtype), np.ascontiguousarray(weight), gweights, totals, coverage, transposed
+        arguments = _or_empty(rows, 2, dtype), np.ascontiguousarray(weight), gweights, totals, coverage, transposed
         with self.pool.single_threaded_blas:
-            layer_loops.unfold(_ready(dtype), *arguments, sums, gweight, gbias)
-        return None if norm is None else sums.astype(dtype), gweight, gbias
+            layer_loops.unfold(compiled_gemm(dtype), *arguments, sums, gweight, gbias)
+        return None if rows is None else sums.astype(dtype), gweight, gbias
 
-    def _chain(self, layers: list[tuple[Any, Array, bool, int]]) -> Callable[[Array, Array], None]:
-        """Faster because a block goes through all layers in one call."""
-        table = np.zeros(len(layers), layer_loops.LAYER)
-        arrays = [(plan.steps, plan.axes, plan.matrices, bias_image.reshape(-1)) for plan, bias_image, _, _ in layers]
+    def chain(self, links: list[Link]) -> Callable[[Array, Array], None]:
+        """The function of a block x and its result y that takes x through layers, in one call."""
+        table = np.zeros(len(links), layer_loops.LAYER)
+        arrays = [(plan.steps, plan.axes, plan.matrices, bias_image.reshape(-1)) for plan, bias_image, _, _ in links]
         starts = [0, 0, 0, 0]
-        for row, (plan, _, active, images), parts in zip(table, layers, arrays, strict=True):
-            row["output_size"], row["channels"], row["active"] = plan.output_size, plan.channels, active
-            row["images"] = images
+        for record, (plan, _, relu, images), parts in zip(table, links, arrays, strict=True):
+            record["output_size"], record["channels"], record["relu"] = plan.output_size, plan.channels, relu
+            record["images"] = images
             stops = [start + len(part) for start, part in zip(starts, parts, strict=True)]
-            row["steps"], row["axes"], row["matrices"], row["bias"] = zip(starts, stops, strict=True)
+            record["steps"], record["axes"], record["matrices"], record["bias"] = zip(starts, stops, strict=True)
             starts = stops
         joined = [_joined(parts) for parts in zip(*arrays, strict=True)]
-        pixels = [math.prod(plan.output_size) * plan.channels for plan, *_ in layers]
+        pixels = [math.prod(plan.output_size) * plan.channels for plan, *_ in links]
 
         def infer(x: Array, y: Array) -> None:
-            columns, product = (max(images * plan.work[i] for plan, *_, images in layers) for i in (0, 1))
+            columns, product = (max(images * plan.work[i] for plan, *_, images in links) for i in (0, 1))
             *scratch, even, odd = self._scratch(1, (columns, product, *2 * (len(x) * max(pixels),)), x.dtype)
             arguments = np.ascontiguousarray(x), table, *joined, y, (even, odd), (*scratch, even)
-            layer_loops.chain(_ready(x.dtype), *arguments)
+            layer_loops.chain(compiled_gemm(x.dtype), *arguments)
 
         return infer
 
@@ -199,41 +185,59 @@ class JitBackend(CpuBackend):
         """Arrays of this thread (layer_loops.COLUMNS, PRODUCT, GRADIENT, ...) for so many numbers an image."""
         return tuple(self.pool.scratch(f"flat {i}", (images * count,), dtype) for i, count in enumerate(numbers))
 
-    # ---- what a block of images goes through ----
 
-    def _per_channel(self, values: Array, x: Array) -> Array:
+class NumbaRows:
+    """What NumpyRows does, in one pass over a block."""
+
+    def per_channel(self, values: Array, x: Array) -> Array:
+        """Values (..., C) in the form in which these methods want them."""
         return np.ascontiguousarray(values)
 
-    def _normalise(self, x: Array, norm: Array, y: Array) -> None:
-        row_loops.normalise(_rows(x), norm, _rows(y))
+    def normalise(self, x: Array, rows: Array, y: Array) -> None:
+        row_loops.normalise(_rows(x), rows, _rows(y))
 
-    def _add_moments(self, x: Array, moments: Moments, shard: int) -> None:
+    def add_moments(self, x: Array, moments: Moments, shard: int) -> None:
+        """Count the values of a block."""
         sums, shift = moments.begin(x, shard)
         row_loops.add_moments(_rows(x), shift, sums)
 
-    def _gradient_sums(self, gy: Array, x: Array, wide_mean: Array, sums: Array) -> None:
-        row_loops.gradient_sums(_rows(gy), _rows(x), wide_mean, sums)
+    def gradient_sums(self, gy: Array, x: Array, mean: Array, sums: Array) -> None:
+        """sums (2, C) += sum of gy, and of gy * (x - mean)."""
+        row_loops.gradient_sums(_rows(gy), _rows(x), mean, sums)
 
-    def _norm_gradient(self, gy: Array, x: Array, through: Array, gx: Array) -> None:
-        row_loops.norm_gradient(_rows(gy), _rows(x), through, _rows(gx))
+    def norm_gradient(self, gy: Array, x: Array, grad_rows: Array, gx: Array) -> None:
+        row_loops.norm_gradient(_rows(gy), _rows(x), grad_rows, _rows(gx))
+
+
+class JitBackend(CpuBackend):
+    """The kernels on `threads` threads; None: the cores that this process may use."""
+
+    kernels = "numba"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.prepare(np.dtype("float32"))
+        super().__init__(threads)
+        self.layers, self.rows = NumbaLayers(self.pool), NumbaRows()
+
+    def prepare(self, dtype: Any) -> None:
+        """Compile the loops for a dtype, or load them from Numba's cache on disk."""
+        compiled_gemm(dtype)
 
     def adam_step_(
         self,
         parameters: Array,
-        mean: Array,
-        variance: Array,
+        first_moment: Array,
+        second_moment: Array,
         gradients: Array,
         scalars: Array,
-        beta_1: float,
-        beta_2: float,
-        epsilon: float,
-        weight_decay: float,
+        options: AdamOptions,
     ) -> None:
         """Faster because one pass on threads does all."""
-        options = np.array((beta_1, beta_2, epsilon, weight_decay), parameters.dtype)
+        numbers = np.array(options, parameters.dtype)
 
         def task(_: int, block: slice) -> None:
-            row_loops.adam(parameters[block], mean[block], variance[block], gradients[block], scalars, *options)
+            arrays = parameters[block], first_moment[block], second_moment[block], gradients[block]
+            row_loops.adam(*arrays, scalars, *numbers)
 
         self.pool.run(task, len(parameters), len(parameters), least=FUNCTION_NUMBERS)
 
@@ -289,7 +293,7 @@ def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> 
 
 
 @cache
-def _ready(dtype: Any) -> Any:
+def compiled_gemm(dtype: Any) -> Any:
     """BLAS's matrix product for a dtype, after the loops that call it were compiled."""
     gemm = matrix_products()[dtype]
     layer_loops.prepare(gemm, dtype)

@@ -140,10 +140,10 @@ def spread(product: Array, first: tuple[int, int], step: tuple[int, int], out: A
 
 
 @compiled
-def activate(y: Array, bias: Array, active: bool) -> None:
-    """y = y + bias, and its ReLU if active; (numbers,) or, for an empty bias, nothing."""
+def activate(y: Array, bias: Array, relu: bool) -> None:
+    """y = y + bias, and its ReLU if relu; (numbers,) or, for an empty bias, nothing."""
     zero = y.dtype.type(0)
-    if not active:
+    if not relu:
         for k in range(len(bias)):
             y[k] += bias[k]
     else:

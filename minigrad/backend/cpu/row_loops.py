@@ -60,20 +60,20 @@ def normalise(x: Array, norm: Array, y: Array) -> None:
 
 
 @compiled
-def norm_gradient(gy: Array, x: Array, through: Array, gx: Array) -> None:
-    """gx = scale * (gy - offset - (x - mean) * slope) with the rows of through (4, C); gy, x and gx (rows, C)."""
+def norm_gradient(gy: Array, x: Array, grad_rows: Array, gx: Array) -> None:
+    """gx = scale * (gy - offset - (x - mean) * slope) with grad_rows (4, C); gy, x and gx (rows, C)."""
     rows, C = x.shape
-    mean, scale, offset, slope = through[0], through[1], through[2], through[3]
+    mean, scale, offset, slope = grad_rows[0], grad_rows[1], grad_rows[2], grad_rows[3]
     for i in range(rows):
         for k in range(C):
             gx[i, k] = scale[k] * (gy[i, k] - offset[k] - (x[i, k] - mean[k]) * slope[k])
 
 
 @compiled
-def through_relu(gy: Array, y: Array, through: Array, g: Array) -> None:
+def relu_norm_gradient(gy: Array, y: Array, grad_rows: Array, g: Array) -> None:
     """g = norm_gradient where y > 0, else 0; gy, y and g (rows, C)."""
     rows, C = y.shape
-    mean, scale, offset, slope = through[0], through[1], through[2], through[3]
+    mean, scale, offset, slope = grad_rows[0], grad_rows[1], grad_rows[2], grad_rows[3]
     zero = y.dtype.type(0)
     for i in range(rows):
         for k in range(C):

@@ -1,1 +1,1 @@
-"""The CUDA kernel set: kernels.py launches those of kernels.cu."""
+"""The CUDA kernel set: kernels.py launches those of source/."""

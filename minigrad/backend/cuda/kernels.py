@@ -1,9 +1,9 @@
-"""The CUDA kernels: kernels.cu on the arrays of CuPy.
+"""The CUDA kernels: those of source/ on the arrays of CuPy.
 
 None of them reads anything back from the device, uses an atomic operation or depends on the number of the GPU's
 processors: the same call gives the same bits on every device of one kind.
 
-Compared with the plain kernels by tests/test_backends.py, on a GPU and, by running kernels.cu on the CPU, without one.
+Compared with the plain kernels by tests/test_backends.py, on a GPU and, by running source/ on the CPU, without one.
 Measured by benchmarks/gpu.py.
 """
 
@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..chain import FastBackend, LayerGradients, Statistics
+from ..chain import FastBackend, Layer, LayerGradients, Norm, Source
 from ..errors import DeviceError
 from ..geometry import ConvGeometry
+from ..reference import AdamOptions
 from .capture import Captured
 
 Array = Any
@@ -26,8 +27,9 @@ MOST_NUMBERS = 2**31 - 2**20  # of an array: the kernels count in 32 bits, in st
 MOST_BLOCKS = 512  # that a pass over all numbers of an array is cut into
 FEW_ROWS = 256  # that one block of threads sums
 FILL = 132  # multiprocessors of a large GPU; `resident`, in float, so many blocks of a kernel run on one at a time
-SOURCE = Path(__file__).with_name("kernels.cu")
-THIN, PIXELS, LANES, TAPS, RUN, LISTED = 16, 64, 16, 9, 8, 64  # as in kernels.cu, and so are LARGE and FEW_COLUMNS
+NAMES = "common", "tiles", "correlate", "weight_gradient", "thin", "products", "rows", "elementwise"
+SOURCES = [Path(__file__).parent / f"source/{name}.cu" for name in NAMES]  # one text, in this order
+THIN, PIXELS, LANES, TAPS, RUN, LISTED = 16, 64, 16, 9, 8, 64  # as in source/, and so are LARGE and FEW_COLUMNS
 LARGE = {"float32": 128, "float64": 64}  # pixels of a large tile; and of gweight its taps times channels
 FEW = 4  # channels to which a convolution goes that has a kernel of its own
 FEW_COLUMNS = 4  # of a product that has a kernel of its own
@@ -37,7 +39,7 @@ NULL = np.uint64(0)  # an array that is absent
 
 @cache
 def _source() -> str:
-    return SOURCE.read_text(encoding="utf-8")
+    return "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
 
 
 class CudaBackend(FastBackend):
@@ -193,12 +195,12 @@ class CudaBackend(FastBackend):
         bias: Array | None,
         geometry: ConvGeometry,
         adjoint: bool,
-        active: bool = False,
+        relu: bool = False,
         other: Array | None = None,
         sums: bool = False,
     ) -> tuple[Array, Array | None]:
-        """(y, partials) of the convolution of the normalised x, or its adjoint, + bias, and its ReLU if active; and if
-        asked for, the partial sums of y and of y * other (y * y without other)."""
+        """(y, partials) of the convolution of the normalised x, or its adjoint, + bias, and its ReLU if asked for; and
+        with sums the partial sums of y and of y * other (y * y without other)."""
         x, norm, weight, bias, other = self._contiguous(x, norm, weight, bias, other)
         (KH, KW), (SH, SW), ((top, _), (left, _)) = geometry.kernel_size, geometry.stride, geometry.pads
         N, H, W, C = x.shape
@@ -211,7 +213,7 @@ class CudaBackend(FastBackend):
         if F <= FEW and not sums and C <= 4 * LANES and KH * KW <= TAPS and x_quads:
             grid = min(-(-pixels * LANES // (256 * RUN)), 8 * MOST_BLOCKS), 1, phases
             arrays = x, norm, weight, bias, y
-            self._launch("correlate_thin_output", x.dtype, grid, 256, *arrays, *sizes, adjoint, active)
+            self._launch("correlate_thin_output", x.dtype, grid, 256, *arrays, *sizes, adjoint, relu)
             return y, None
         thin = KH * KW * C <= THIN and not adjoint
         large = LARGE[x.dtype.name]
@@ -225,7 +227,7 @@ class CudaBackend(FastBackend):
         partials = self.xp.empty((phases * blocks, 2, F), dtype="float64") if sums else None
         everything = x, norm, weight, bias, other, y, partials
         w_quads = C % 4 == 0 and weight.data.ptr % 16 == 0  # of the adjoint, which reads channels of x in a row
-        options = (active,) if thin else (adjoint, active, x_quads, w_quads, self._quads(y, other))
+        options = (relu,) if thin else (adjoint, relu, x_quads, w_quads, self._quads(y, other))
         self._launch(name, x.dtype, (blocks, -(-F // columns), phases), threads, *everything, *sizes, *options)
         return y, partials
 
@@ -259,59 +261,42 @@ class CudaBackend(FastBackend):
     # ---- layers of a chain ----
 
     def conv_layer(
-        self,
-        x: Array,
-        norm: Array | None,
-        weight: Array,
-        bias: Array,
-        geometry: ConvGeometry,
-        transposed: bool,
-        after: tuple[Array, Array, float] | None,
+        self, source: Source, layer: Layer, norm: Norm | None
     ) -> tuple[Array, Array | None, Array | None, Array | None]:
         """Faster because x is normalised while it is read, and bias, ReLU and the sums of the moments are taken before
         y is written."""
-        active = after is not None
-        sums = active and x.dtype == "float32"  # for float64 they would not be exact enough
-        y, partials = self._correlate(x, norm, weight, bias, geometry, transposed, active, sums=sums)
-        if after is None:
+        relu = norm is not None
+        sums = relu and source.x.dtype == "float32"  # for float64 they would not be exact enough
+        y, partials = self._correlate(source.x, source.rows, *layer, relu, sums=sums)
+        if norm is None:
             return y, None, None, None
         if partials is None:
             shift = self._first_row(y)
-            return y, *self._moments(self._row_sums(y, None, shift), y, shift, after)
-        return y, *self._moments(partials, y, bias, after, relu=True)
+            return y, *self._moments(self._row_sums(y, None, shift), y, shift, norm)
+        return y, *self._moments(partials, y, layer.bias, norm, relu=True)
 
     def conv_layer_grad(
-        self,
-        gy: Array,
-        through: Array | None,
-        y: Array,
-        x: Array,
-        norm: Array | None,
-        before: Statistics | None,
-        weight: Array,
-        geometry: ConvGeometry,
-        transposed: bool,
-        needs_gx: bool,
+        self, gy: Array, grad_rows: Array | None, y: Array, source: Source, layer: Layer, needs_gx: bool
     ) -> LayerGradients:
         """Faster because x is normalised while it is read, and the sums are taken while gx is written."""
-        if through is None:
+        x, rows, previous = source
+        if grad_rows is None:
             g, g_sums = gy, self._row_sums(gy, None, None)
         else:
-            g, g_sums = self._through(gy, y, through, relu=True)
+            g, g_sums = self._norm_gradient(gy, y, grad_rows, relu=True)
         gx = partials = None
         if needs_gx:
-            other = None if before is None else x
-            gx, partials = self._correlate(
-                g, None, weight, None, geometry, not transposed, False, other, before is not None
-            )
-        if transposed:
-            shares = self._weight_gradient(g, None, x, norm, geometry)
+            back, other = not layer.transposed, None if previous is None else x
+            arguments = g, None, layer.weight, None, layer.geometry, back, False, other
+            gx, partials = self._correlate(*arguments, previous is not None)
+        if layer.transposed:
+            shares = self._weight_gradient(g, None, x, rows, layer.geometry)
         else:
-            shares = self._weight_gradient(x, norm, g, None, geometry)
+            shares = self._weight_gradient(x, rows, g, None, layer.geometry)
         gradients = gx, *self._finished(shares, g_sums)
-        if before is None or partials is None:
+        if previous is None or partials is None:
             return *gradients, None, None, None
-        return *gradients, *self._through_rows(partials, *before, x.size // x.shape[3])
+        return *gradients, *self._norm_grad_rows(partials, *previous, x.size // x.shape[3])
 
     def _finished(self, shares: Array, partials: Array) -> tuple[Array, Array]:
         """(the sum of the shares, the first of the sums from the partial ones)."""
@@ -322,21 +307,13 @@ class CudaBackend(FastBackend):
         self._launch("finish_gradients", total.dtype, grid, 512, shares, total, partials, sums, *sizes)
         return total, sums
 
-    def conv_chain_inference(
-        self,
-        x: Array,
-        weights: list[Array],
-        biases: list[Array],
-        norms: list[Array | None],
-        geometries: list[ConvGeometry],
-        transposed: list[bool],
-    ) -> Array:
+    def conv_chain_inference(self, x: Array, layers: list[Layer], rows: list[Array | None]) -> Array:
         """Faster because each layer normalises what it reads from the one before."""
-        norm = None
-        for weight, bias, after, geometry, back in zip(weights, biases, norms, geometries, transposed, strict=True):
-            x, _ = self._correlate(x, norm, weight, bias, geometry, back, active=after is not None)
-            norm = after
-        return self.normalise(x, norm)
+        before = None
+        for layer, after in zip(layers, rows, strict=True):
+            x, _ = self._correlate(x, before, *layer, relu=after is not None)
+            before = after
+        return self.normalise(x, before)
 
     # ---- sums over all axes but the last ----
 
@@ -367,7 +344,7 @@ class CudaBackend(FastBackend):
         partials: Array,
         x: Array,
         shift: Array,
-        after: tuple[Array, Array, float] | None = None,
+        after: Norm | None = None,
         relu: bool = False,
     ) -> tuple[Array, Array, Array | None]:
         """(mean, variance, norm_rows if a batch_norm comes after) from the partial sums of x less the shift (its ReLU,
@@ -414,48 +391,48 @@ class CudaBackend(FastBackend):
         self._launch("norm_rows", gamma.dtype, grid, 256, *arrays, norm, len(gamma), float(epsilon))
         return norm
 
-    def normalise(self, x: Array, norm: Array | None) -> Array:
+    def normalise(self, x: Array, rows: Array | None) -> Array:
         """Faster as one launch."""
-        if norm is None:
+        if rows is None:
             return x
-        x, norm = self._contiguous(x, norm)
+        x, rows = self._contiguous(x, rows)
         y = self.xp.empty(x.shape, dtype=x.dtype)
         M, C, blocks = self._rows(x)
-        self._launch("normalise", x.dtype, (blocks, -(-C // 32)), 256, x, norm, y, M, C)
+        self._launch("normalise", x.dtype, (blocks, -(-C // 32)), 256, x, rows, y, M, C)
         return y
 
-    def through_rows(
+    def norm_grad_rows(
         self, sums: Array, gamma: Array, mean: Array, variance: Array, epsilon: float, M: int
     ) -> tuple[Array, Array, Array]:
         """Faster as one launch."""
         arrays = self._contiguous(sums, gamma, mean, variance)
         C, dtype = len(gamma), gamma.dtype
         results = tuple(self.xp.empty(shape, dtype=dtype) for shape in ((4, C), C, C))
-        self._launch("through_rows", dtype, (-(-C // 256),), 256, *arrays, *results, C, float(epsilon), float(M))
+        self._launch("norm_grad_rows", dtype, (-(-C // 256),), 256, *arrays, *results, C, float(epsilon), float(M))
         return results
 
-    def _through_rows(
+    def _norm_grad_rows(
         self, partials: Array, gamma: Array, mean: Array, variance: Array, epsilon: float, M: int
     ) -> tuple[Array, Array, Array]:
-        """through_rows from the partial sums of gy and of gy * x."""
+        """norm_grad_rows from the partial sums of gy and of gy * x."""
         blocks, _, C = partials.shape
         arrays, dtype = self._contiguous(gamma, mean, variance), gamma.dtype
         results = tuple(self.xp.empty(shape, dtype=dtype) for shape in ((4, C), C, C))
         sizes = blocks, C, float(epsilon), float(M)
-        self._launch("finish_through", dtype, (-(-C // 32),), 512, partials, *arrays, *results, *sizes)
+        self._launch("finish_norm_grad", dtype, (-(-C // 32),), 512, partials, *arrays, *results, *sizes)
         return results
 
-    def norm_gradient(self, gy: Array, x: Array, through: Array) -> Array:
+    def norm_gradient(self, gy: Array, x: Array, rows: Array) -> Array:
         """Faster as one launch."""
-        return self._through(gy, x, through, relu=False)[0]
+        return self._norm_gradient(gy, x, rows, relu=False)[0]
 
-    def _through(self, gy: Array, y: Array, through: Array, relu: bool) -> tuple[Array, Array]:
+    def _norm_gradient(self, gy: Array, y: Array, rows: Array, relu: bool) -> tuple[Array, Array]:
         """(g, partials): the gradient before the batch_norm, and before the ReLU if there is one; and its sums."""
-        gy, y, through = self._contiguous(gy, y, through)
+        gy, y, rows = self._contiguous(gy, y, rows)
         g = self.xp.empty(y.shape, dtype=y.dtype)
         M, C, blocks = self._rows(y)
         partials = self.xp.empty((blocks, 2, C), dtype="float64")
-        self._launch("through_norm", y.dtype, (blocks, -(-C // 32)), 256, gy, y, through, g, partials, M, C, relu)
+        self._launch("norm_gradient", y.dtype, (blocks, -(-C // 32)), 256, gy, y, rows, g, partials, M, C, relu)
         return g, partials
 
     def batch_norm_update_(
@@ -487,17 +464,15 @@ class CudaBackend(FastBackend):
     def adam_step_(
         self,
         parameters: Array,
-        mean: Array,
-        variance: Array,
+        first_moment: Array,
+        second_moment: Array,
         gradients: Array,
         scalars: Array,
-        beta_1: float,
-        beta_2: float,
-        epsilon: float,
-        weight_decay: float,
+        options: AdamOptions,
     ) -> None:
         """Faster in one pass."""
         size = len(parameters)
-        arrays = parameters, mean, variance, *self._contiguous(gradients, scalars)
+        arrays = parameters, first_moment, second_moment, *self._contiguous(gradients, scalars)
+        beta_1, beta_2, epsilon, weight_decay = options
         numbers = beta_1, 1 - beta_1, beta_2, 1 - beta_2, epsilon, weight_decay
         self._launch("adam_step", parameters.dtype, (-(-size // 256),), 256, *arrays, size, *map(float, numbers))

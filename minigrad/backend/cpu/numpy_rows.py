@@ -1,0 +1,137 @@
+"""What the CPU kernels do with the channels of a block of images, with NumPy: normalise, sums, gradients."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .threads import Pool
+
+Array = Any
+ROW_NUMBERS = 8192  # see _wide
+CHUNK_ROWS = 512  # rows summed in the arrays' own precision; sums of these go on in float64
+SHIFT_ROWS = 4096  # of the first image, whose mean the sums of squares are shifted by
+
+
+class NumpyRows:
+    """Faster than the plain kernels because a row of pixels is computed at once, and a block stays in the cache."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    def per_channel(self, values: Array, x: Array) -> Array:
+        """Values (..., C) in the form in which these methods want them."""
+        return tiled(values, x)
+
+    def normalise(self, x: Array, rows: Array, y: Array) -> None:
+        mean, scale, beta = rows
+        out = wide(y)
+        np.subtract(wide(x), mean, out=out)
+        out *= scale
+        out += beta
+
+    def add_moments(self, x: Array, moments: Moments, shard: int) -> None:
+        """Count the values of a block."""
+        sums, shift = moments.begin(x, shard)
+        shifted = self.pool.scratch("shifted", x.shape, x.dtype)
+        np.subtract(wide(x), self.per_channel(shift, x), out=wide(shifted))
+        rows = shifted.reshape(-1, x.shape[-1])
+        sums[0] += row_sums(rows)
+        sums[1] += row_sums(np.multiply(rows, rows, out=rows))
+
+    def gradient_sums(self, gy: Array, x: Array, wide_mean: Array, sums: Array) -> None:
+        """sums (2, C) += sum of gy, and of gy * (x - mean)."""
+        rows = gy.reshape(-1, x.shape[-1])
+        sums[0] += row_sums(rows)
+        centred = self.pool.scratch("centred", x.shape, x.dtype)
+        np.subtract(wide(x), wide_mean, out=wide(centred))
+        products = centred.reshape(rows.shape)
+        sums[1] += row_sums(np.multiply(rows, products, out=products))
+
+    def norm_gradient(self, gy: Array, x: Array, grad_rows: Array, gx: Array) -> None:
+        mean, scale, offset, slope = grad_rows
+        out = wide(gx)
+        np.multiply(wide(x), slope, out=out)
+        np.subtract(wide(gy), out, out=out)
+        out += mean * slope - offset
+        out *= scale
+
+
+class Moments:
+    """Mean and variance of each channel of what threads count block by block.
+
+    A shard sums its values less a shift, and their squares; the shift is the mean of its first image, so near the mean
+    that nothing cancels. The shards' moments are then joined in float64.
+
+    Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983, eq. 2.1 (joining).
+    """
+
+    def __init__(self, threads: int, channels: int) -> None:
+        self.shifts = np.zeros((threads, channels))
+        self.sums = np.zeros((threads, 2, channels))
+        self.counts = np.zeros((threads, 1))
+
+    def begin(self, x: Array, shard: int) -> tuple[Array, Array]:
+        """(sums (2, C), shift (C,)) of the shard to which the block x (n, ..., C) is going to be added."""
+        C = x.shape[-1]
+        if not self.counts[shard]:
+            rows = x[:1].reshape(-1, C)[:SHIFT_ROWS]
+            self.shifts[shard] = (row_sums(rows) / max(len(rows), 1)).astype(x.dtype)
+        self.counts[shard] += x.size // max(C, 1)
+        return self.sums[shard], self.shifts[shard].astype(x.dtype)
+
+    def result(self, dtype: Any) -> tuple[Array, Array]:
+        """(mean, variance)."""
+        shares = self.counts / self.counts.sum()  # 0 for a shard that had nothing to do
+        first, second = (self.sums / np.maximum(self.counts, 1)[:, None]).transpose(1, 0, 2)  # (shards, C)
+        means = self.shifts + first
+        mean = (shares * means).sum(axis=0)
+        variance = (shares * (np.maximum(second - first * first, 0) + (means - mean) ** 2)).sum(axis=0)
+        return mean.astype(dtype), variance.astype(dtype)
+
+
+def tiled(values: Array, x: Array) -> Array:
+    """Values (..., C) repeated along the last axis for one row of `wide(x)`. (np.tile takes ten times as long.)"""
+    C = x.shape[-1]
+    tiled = np.empty((*values.shape[:-1], _row_length(x.shape) // max(C, 1), C), values.dtype)
+    tiled[...] = values[..., None, :]
+    return tiled.reshape(*values.shape[:-1], -1)
+
+
+def wide(x: Array) -> Array:
+    """(N, H, W, C) as long rows of whole image rows: per-channel arithmetic is faster over them than over C."""
+    return x.reshape(-1, _row_length(x.shape)) if x.size else x.reshape(0, _row_length(x.shape))
+
+
+@lru_cache(maxsize=256)
+def _row_length(shape: tuple[int, ...]) -> int:
+    """Numbers a row: as many image rows as divide the height and fit ROW_NUMBERS."""
+    if len(shape) < 4:
+        return shape[-1]
+    _, H, W, C = shape
+    return W * C * max((r for r in range(1, H + 1) if H % r == 0 and r * W * C <= ROW_NUMBERS), default=1)
+
+
+@lru_cache
+def ones(count: int, dtype: Any) -> Array:
+    return np.ones((1, count), dtype)
+
+
+def row_sums(rows: Array) -> Array:
+    """Sum over rows, (R, C) -> (C,): 512 rows at a time in the rows' dtype, then in float64."""
+    whole = len(rows) // CHUNK_ROWS * CHUNK_ROWS
+    column = ones(CHUNK_ROWS, rows.dtype)
+    total = (column[:, : len(rows) - whole] @ rows[whole:])[0].astype(np.float64)
+    if whole:
+        total += (column @ rows[:whole].reshape(-1, CHUNK_ROWS, rows.shape[1])).sum(axis=(0, 1), dtype=np.float64)
+    return total
+
+
+def where_positive(pool: Pool, y: Array, gy: Array, out: Array) -> None:
+    """out = gy where y > 0, else 0, by integers: np.where takes ten times as long, and gy * (y > 0) would spoil
+    infinities."""
+    bits = np.dtype(f"i{gy.itemsize}")
+    positive = np.greater(y, 0, out=pool.scratch("positive", y.shape, bits))
+    np.multiply(gy.view(bits), positive, out=out.view(bits))

@@ -1,0 +1,130 @@
+// ---- the product of two tiles in shared memory ----
+
+#ifdef __CUDACC__  // not where the tests run this file on a CPU
+// x rounded to TF32: 10 bits after the point, ties away from zero.
+__device__ float tf32(float x) {
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return __uint_as_float(bits);
+}
+
+// c (16, 8) += a (16, 8) b (8, 8) by the 32 lanes of a warp: PTX ISA, matrix fragments for mma.m16n8k8. Lane 4 g + t
+// brings a[g, t], a[g + 8, t], a[g, t + 4], a[g + 8, t + 4] and b[t, g], b[t + 4, g]; its part of c is c[g, 2 t] and
+// c[g, 2 t + 1] (upper), c[g + 8, 2 t] and c[g + 8, 2 t + 1] (lower).
+__device__ void mma(float *upper, float *lower, const float *a, const float *b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(upper[0]), "+f"(upper[1]), "+f"(lower[0]), "+f"(lower[1])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+          "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+// Four matrices (8, 4) from shared memory: lane 8 i + r brings the place of row r of matrix i, 16 aligned bytes, and lane
+// 4 g + t gets the number [g, t] of each. (PTX ISA, ldmatrix, which takes a float for two numbers of 16 bits.)
+__device__ void load_matrices(float *numbers, const float *row) {
+    unsigned n[4];
+    asm volatile(
+        "{\n .reg .u64 place;\n .reg .u32 shared;\n cvta.to.shared.u64 place, %4;\n cvt.u32.u64 shared, place;\n"
+        " ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [shared];\n}"
+        : "=r"(n[0]), "=r"(n[1]), "=r"(n[2]), "=r"(n[3]) : "l"(row) : "memory");
+#pragma unroll
+    for (int i = 0; i < 4; i++) numbers[i] = __uint_as_float(n[i]);
+}
+#endif
+
+// A thread's part of c[m, n] = sum over k of a[m, k] * b[n, k], for a (BM, BK) and b (BN, BK): TM of the m by TN of the n.
+// By itself it takes every ROWS-th m and every COLUMNS-th n. With the tensor cores a warp takes 8 TM by 4 TN of them, 16
+// by 8 in each mma: its lane 4 g + t has g, g + 8, ... of the m, and 2 t and 2 t + 1 of every 8 of the n.
+template <int BM, int BN, int BK, int TM, int TN>
+struct Part {
+    static const int ROWS = BM / TM, COLUMNS = BN / TN, THREADS = ROWS * COLUMNS;
+    static const int WIDTH = BK + 4;  // of a row in memory: so rows that are read together lie in other banks
+    typedef real A[BM][WIDTH];
+    typedef real B[BN][WIDTH];
+    typedef real C[BM][BN + 4];
+    int y, x;  // the thread's place along m and n
+
+    __device__ Part(int thread) {
+        int warp = thread / 32, lane = thread % 32;
+        y = TF32 ? warp / (COLUMNS / 4) * 8 + lane / 4 : thread / COLUMNS;
+        x = TF32 ? warp % (COLUMNS / 4) * 4 + lane % 4 : thread % COLUMNS;
+    }
+    __device__ int row(int i) const { return TF32 ? y / 8 * 8 * TM + i * 8 + y % 8 : y + i * ROWS; }
+    __device__ int column(int j) const { return TF32 ? x / 4 * 4 * TN + j / 2 * 8 + x % 4 * 2 + j % 2 : x + j * COLUMNS; }
+
+    // Four numbers as they are stored in a or b.
+    __device__ static real4 factors(real4 values) {
+#if TF32
+        for (int e = 0; e < 4; e++) values.v[e] = tf32(values.v[e]);
+#endif
+        return values;
+    }
+
+    __device__ void add(const A &a, const B &b, real (&sums)[TM][TN]) const {
+#if TF32
+        const int lane = y % 8 * 4 + x % 4, matrix = lane / 8, line = lane % 8;
+        const real *rows = &a[y / 8 * 8 * TM + matrix % 2 * 8 + line][matrix / 2 * 4];
+        const real *columns = &b[x / 4 * 4 * TN + matrix / 2 * 8 + line][matrix % 2 * 4];
+#pragma unroll
+        for (int k = 0; k < BK; k += 8) {
+            real of_b[TN / 4][4], of_a[4];
+#pragma unroll
+            for (int j = 0; j < TN / 4; j++) load_matrices(of_b[j], columns + j * 16 * WIDTH + k);
+#pragma unroll
+            for (int i = 0; i < TM; i += 2) {
+                load_matrices(of_a, rows + i * 8 * WIDTH + k);
+#pragma unroll
+                for (int j = 0; j < TN; j += 2) mma(&sums[i][j], &sums[i + 1][j], of_a, &of_b[j / 4][j % 4]);
+            }
+        }
+#else
+#pragma unroll 1  // or there are not enough registers
+        for (int k = 0; k < BK; k += 4) {
+            real4 columns[TN];
+#pragma unroll
+            for (int j = 0; j < TN; j++) columns[j] = *(const real4 *)&b[column(j)][k];
+#pragma unroll
+            for (int i = 0; i < TM; i++) {
+                const real4 line = *(const real4 *)&a[row(i)][k];
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+#pragma unroll
+                    for (int j = 0; j < TN; j++) sums[i][j] += line.v[e] * columns[j].v[e];
+            }
+        }
+#endif
+    }
+};
+
+// Channels c ... c + 3 of a norm (3, C): value = (value - mean) * scale + beta. 0 beyond the last channel.
+struct Norm4 {
+    real4 mean, scale, beta;
+
+    __device__ void read(const real *norm, int c, int C, bool quads) {
+        if (quads) {
+            mean = *(const real4 *)&norm[c], scale = *(const real4 *)&norm[C + c], beta = *(const real4 *)&norm[2 * C + c];
+            return;
+        }
+        mean = scale = beta = real4{};
+        for (int e = 0; e < 4 && c + e < C; e++)
+            mean.v[e] = norm[c + e], scale.v[e] = norm[C + c + e], beta.v[e] = norm[2 * C + c + e];
+    }
+    __device__ void apply(real4 &value) const {
+#pragma unroll
+        for (int e = 0; e < 4; e++) value.v[e] = (value.v[e] - mean.v[e]) * scale.v[e] + beta.v[e];
+    }
+};
+
+// Numbers n ... n + 3 of a row of N numbers; 0 beyond the last.
+__device__ real4 read4(const real *row, int n, int N, bool quads) {
+    real4 values = {};
+    if (quads) {
+        if (n < N) values = *(const real4 *)&row[n];
+    } else {
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (n + e < N) values.v[e] = row[n + e];
+    }
+    return values;
+}

@@ -1,0 +1,99 @@
+// ---- the gradient of a convolution's weight ----
+//
+// gweight[k, f] = sum over pixels m of a[k, m] * g[f, m]. blockIdx.z takes a share of the pixels and writes partial sums
+// (shares, KH*KW*C, F), which `add_shares` adds. A block computes GK by GF of them, from GM pixels at a time. A thread reads
+// four k, or four f, or both, of four pixels.
+
+const int GM = DEEP, GK = LARGE, GF = 64, LINES = 256 / (GM / 4) * 4;  // that the threads can read
+
+extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) weight_gradient(
+    const real *x, const real *x_norm, const real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
+    int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int x_quads, int g_quads, int pixels_a_share) {
+    typedef Part<GK, GF, GM, TALL, WIDE> Part;
+    static_assert(Part::THREADS == 256 && GK <= LINES, "tile");
+    __shared__ __align__(16) Part::A as;
+    __shared__ __align__(16) Part::B gs;
+    const int thread = threadIdx.x, K = KH * KW * C;
+    const Part part(thread);
+    const Pixels pixels(OH, OW);
+    const int first = blockIdx.z * pixels_a_share, M = N * OH * OW;
+    const int last = first + pixels_a_share < M ? first + pixels_a_share : M;
+    const int pixel = thread % (GM / 4) * 4, line = thread / (GM / 4) * 4;  // of a tile, the first of those it reads
+    const int g_line = line - (LINES - GF), k = blockIdx.x * GK + line, f = blockIdx.y * GF + g_line;
+    const bool reads_x = line < GK && k < K, reads_g = g_line >= 0 && f < F;
+    const int tap_row = k / C / KW - top, tap_col = k / C % KW - left, channel = k % C;  // of the four k if x_quads
+
+    // Of four pixels. Where there are threads enough for all lines, none reads both a and b, and they share their registers.
+    real4 a[4], others[4];
+    real4 *const b = LINES < GK + GF ? others : a;
+    int inside = 0;  // bit i: whether a[i] is to be normalised
+    int m = first + pixel;
+    auto read = [&]() {
+        Place p = pixels.place(m);
+        inside = 0;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            a[i] = b[i] = real4{};
+            if (m + i < last && reads_x && x_quads) {  // all four are of one tap
+                const unsigned row = p.row * SH + tap_row, col = p.col * SW + tap_col;
+                if (row < H && col < W) {
+                    inside |= 1 << i;
+                    a[i] = *(const real4 *)&x[((p.image * H + (int)row) * W + (int)col) * C + channel];
+                }
+            } else if (m + i < last && reads_x) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const int c = (k + e) % C, tap = (k + e) / C;
+                    const unsigned row = p.row * SH + tap / KW - top, col = p.col * SW + tap % KW - left;
+                    if (k + e >= K || row >= H || col >= W) continue;
+                    const real value = x[((p.image * H + (int)row) * W + (int)col) * C + c];
+                    a[i].v[e] = x_norm ? (value - x_norm[c]) * x_norm[C + c] + x_norm[2 * C + c] : value;
+                }
+            }
+            if (m + i < last && reads_g) b[i] = read4(g + (size_t)(m + i) * F, f, F, g_quads);
+            if (++p.col == OW) {
+                p.col = 0;
+                if (++p.row == OH) {
+                    p.row = 0;
+                    p.image++;
+                }
+            }
+        }
+    };
+    auto normalise_read = [&]() {
+        Norm4 norm;
+        if (x_norm && inside) {
+            norm.read(x_norm, channel, C, true);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (inside >> i & 1) norm.apply(a[i]);
+        }
+        if (g_norm && reads_g) {
+            norm.read(g_norm, f, F, g_quads);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (m + i < last) norm.apply(b[i]);
+        }
+    };
+
+    real acc[TALL][WIDE] = {};
+    read();
+    for (int m0 = first; m0 < last; m0 += GM) {
+        normalise_read();
+        m += GM;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            if (line < GK) *(real4 *)&as[line + e][pixel] = part.factors({a[0].v[e], a[1].v[e], a[2].v[e], a[3].v[e]});
+            if (g_line >= 0) *(real4 *)&gs[g_line + e][pixel] = part.factors({b[0].v[e], b[1].v[e], b[2].v[e], b[3].v[e]});
+        }
+        __syncthreads();
+        read();  // while these are multiplied
+        part.add(as, gs, acc);
+        __syncthreads();
+    }
+    for (int i = 0; i < TALL; i++)
+        for (int j = 0; j < WIDE; j++) {
+            int k = blockIdx.x * GK + part.row(i), f = blockIdx.y * GF + part.column(j);
+            if (k < K && f < F) shares[((size_t)blockIdx.z * K + k) * F + f] = acc[i][j];
+        }
+}
