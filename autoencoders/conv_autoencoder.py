@@ -1,7 +1,7 @@
-"""The convolutional autoencoder and its variational sister.
+"""The convolutional autoencoder and its variational form.
 
-Both mirror one stack of convolutions: conv, ReLU, BatchNorm for each entry of conv_filters, then a dense layer to the
-latent space; and back through transposed convolutions, the last of which gives logits whose sigmoid is the image.
+The encoder has a convolution, ReLU and BatchNorm for each entry of conv_filters, then a dense layer to the latent
+space. The decoder mirrors it with transposed convolutions. The last one gives logits, whose sigmoid is the image.
 Public methods take and return NumPy arrays on any device.
 
 Read next: training/trainer.py, the loop; network.py, the layers.
@@ -36,9 +36,9 @@ from .training import (
 from .training.memory import check_size, least_size
 
 Array = Any
-BATCH = 256  # images at a time outside training,
-BATCH_VALUES = 1 << 22  # of which large ones are fewer: so many numbers at a time
-BOUNDS = (-20.0, 10.0)  # of log_variance
+BATCH = 256  # outside training at most this many images are computed at a time,
+BATCH_VALUES = 1 << 22  # and at most this many numbers, so a batch holds fewer large images
+BOUNDS = (-20.0, 10.0)  # the default bounds of log_variance
 
 
 class Autoencoder:
@@ -63,10 +63,10 @@ class Autoencoder:
     loss_names: tuple[str, ...] = ("reconstruction",)
     loss_words = "mean squared error per pixel"
     unit = "squared error per value"
-    beta = 1.0  # the weight of a KL term; the VAE has one
-    classes = 0  # that a conditional model is told of; the VAE can be one
+    beta = 1.0  # the weight of the KL term, which only the VAE has
+    classes = 0  # the number of classes of a conditional model; only the VAE can be one
     class_names: tuple[str, ...] = ()
-    trained_steps = 0  # with all its optimisers
+    trained_steps = 0  # the number of training steps, over all optimisers
 
     def __init__(
         self,
@@ -95,7 +95,8 @@ class Autoencoder:
         self._encoded_shape = sizes[-1]
         self.heads = self._build_heads(math.prod(self._encoded_shape) + self.classes)  # features (N, D) -> latents
         decoder = decoder_layers(self.latent_space_dim + self.classes, sizes, *convolutions[1:], momentum)
-        # All layers by name, for saving, moving and training them as a whole; never called. Those that are run:
+        # network holds all layers by name, for saving, moving and training; it is never called. encoder, heads and
+        # decoder are called.
         self.network = nn.Sequential({**encoder, **self.heads, **decoder})
         # fuse runs each convolution with its ReLU and BatchNorm as one operation, with the same arithmetic; see
         # minigrad/nn/conv_chain.py.
@@ -104,7 +105,7 @@ class Autoencoder:
         for part in (self.network, self.encoder, self.decoder):
             part.train(None)  # only in a Trainer's step
         self.network.initialize(seed)
-        self.layer_rows = self._layer_rows()  # now, because it runs an image, which a profile of a training would show
+        self.layer_rows = self._layer_rows()  # computed here, so that the image it runs is in no profile of a training
         self.learning_rate = 0.0
         self.optimizer: optim.Adam | None = None
 
@@ -138,8 +139,8 @@ class Autoencoder:
     ) -> tuple[Tensor, list[Tensor]]:
         """(what is minimised, its parts in the order of loss_names) for a batch.
 
-        noise (N, Z) or for K samples (N, K, Z), beta and labels (rows of `one_hot`) belong to the VAE. The encoder
-        sees the images; what the decoder shall give are the targets, or else the images.
+        Only the VAE uses noise, (N, Z) or (N, K, Z) for K samples, beta, and labels, rows of `one_hot`. The encoder
+        sees images. The decoder should give targets; None: the images.
         """
         latents = self.heads["encoder_output"](self.encoder(images))
         reconstruction = ops.mse(ops.sigmoid(self.decoder(latents)), images if targets is None else targets)
@@ -178,7 +179,7 @@ class Autoencoder:
         progress: bool = True,
         **options: Any,
     ) -> History:
-        """Train on images; with the first three arguments it writes no files and holds nothing back for validation.
+        """Train on images. By default it writes no files and holds out no images for validation.
 
         Args:
             x_train: (N, H, W, C), uint8 or floats in [0, 1].
@@ -228,11 +229,11 @@ class Autoencoder:
     ) -> np.ndarray:
         """Images on the straight line in latent space between each pair: (N, H, W, C) twice -> (N, steps, H, W, C).
 
-        labels: those of start and of end; a conditional model goes from one to the other on a straight line, too.
+        labels: (the labels of start, the labels of end). A conditional model interpolates between their one-hot rows.
         """
         if len(start) != len(end) or steps < 2:
             raise DataError(
-                f"interpolate: needs as many ends as starts and steps >= 2, found {len(start)}, {len(end)}, {steps}"
+                f"interpolate: needs as many ends as starts, and steps >= 2; found {len(start)}, {len(end)}, {steps}"
             )
         share = np.linspace(0, 1, steps, dtype=np.float32)[:, None]  # (steps, 1)
 
@@ -295,10 +296,10 @@ class Autoencoder:
 
     @classmethod
     def load(cls, folder: str | Path) -> Autoencoder:
-        """The model that `save` wrote, as an object of this class, if it is of the same `kind`.
+        """The model that `save` wrote, as an object of this class.
 
         Raises:
-            DataError: there is none, it is damaged, or it is of the other class.
+            DataError: there is none, it is damaged, or it is of another kind.
         """
         model = load(folder, cls)
         if not isinstance(model, cls):
@@ -316,7 +317,7 @@ class Autoencoder:
         return check_images(images, self.input_shape, self.dtype)
 
     def one_hot(self, labels: Any, count: int) -> np.ndarray | None:
-        """What a conditional model is told of `count` images: a 1 in the column of the class (count, classes).
+        """The labels of `count` images as rows of 0 and 1 (count, classes), which a conditional model takes.
 
         None for a model that is not conditional, whatever the labels.
 
@@ -345,7 +346,7 @@ class Autoencoder:
         return self._map(lambda z, given: (ops.sigmoid(self.decoder(append(z, given))),), latents, one_hot)[0]
 
     def batches(self, count: int) -> Iterator[slice]:
-        """Of so many images, those that are computed together outside training."""
+        """Slices that cut `count` images into the batches that are computed together outside training."""
         size = max(1, min(BATCH, BATCH_VALUES // math.prod(self.input_shape)))
         return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
@@ -378,9 +379,9 @@ class VAE(Autoencoder):
     The loss is E_q[-log p(x | z)] + beta * KL(q(z | x) || N(0, I)) in nats per image, with one sample of
     z = mu + exp(log_variance / 2) * noise for each image and step.
 
-    With noise for K samples an image it is the importance-weighted bound, which is nearer to -log p(x):
-    -log (1/K) sum over k of p(x | z_k) * (p(z_k) / q(z_k | x))^beta, averaged over images. The parts are then those of
-    the -ELBO by the same samples, the mean of -log p(x | z_k) and the KL: with beta 1 their sum is above the loss, on
+    With noise for K samples per image the loss is the importance-weighted bound, which is closer to -log p(x):
+    -log (1/K) sum over k of p(x | z_k) * (p(z_k) / q(z_k | x))^beta, averaged over images. Its parts are then those of
+    -ELBO with the same samples: the mean of -log p(x | z_k), and the KL. With beta 1 their sum is above the loss, on
     average over the noise.
 
     Args:
@@ -389,8 +390,8 @@ class VAE(Autoencoder):
             "gaussian": mean sigmoid(logits) and the fixed `variance`; "gaussian-learned": one variance for all
             pixels, trained, starting from `variance`.
         variance: in squared units of a pixel in [0, 1].
-        classes: 0, or for a conditional VAE, q(z | x, class) and p(x | z, class), how many there are: the label as a
-            row of 0 and 1 follows the encoder's features, and z before the decoder's first layer.
+        classes: the number of classes of a conditional VAE, q(z | x, class) and p(x | z, class); 0: not conditional.
+            The label, a one-hot row, is appended to the encoder's features and to z.
         class_names: kept with the model; one for each class, or none.
         log_variance_bounds: (lowest, highest) log_variance, which `SoftBound` keeps; None: no bounds.
 
@@ -434,7 +435,8 @@ class VAE(Autoencoder):
             )
         bounds = log_variance_bounds
         if bounds is not None and not (len(bounds) == 2 and -math.inf < bounds[0] + 2 < bounds[1] < math.inf):
-            raise ValueError(f"log_variance_bounds must be two finite numbers, 2 apart, found {bounds}")
+            expected = "two finite numbers, the second more than 2 larger"
+            raise ValueError(f"log_variance_bounds must be {expected}; found {bounds}")
         self.log_variance_bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
         self.beta, self.likelihood, self.variance = float(beta), likelihood, float(variance)
         self.classes, self.class_names = int(classes), tuple(map(str, class_names))
@@ -502,11 +504,12 @@ class VAE(Autoencoder):
         return math.log(K) - ops.logsumexp(log_ratio * beta - nll, axis=1).mean(), nll.mean()
 
     def absurd(self, losses: dict[str, float]) -> str | None:
-        """A bound 100 times that of an untrained model, or a KL too large for the latents and no better bound."""
+        """A message if -ELBO is 100 times that of an untrained model, or if the KL is too large for the latents and
+        -ELBO is no better than untrained; None otherwise."""
         untrained = math.prod(self.input_shape) * (1.0 if self.likelihood == "bernoulli" else 1 + 0.2 / self.variance)
         kl, bound = losses["kl"], losses["reconstruction"] + losses["kl"]
         if bound > 100 * untrained:
-            return f"-ELBO is {bound:.3g} nats per image, of an untrained model at most {untrained:.3g}"
+            return f"-ELBO is {bound:.3g} nats per image, but at most {untrained:.3g} for an untrained model"
         if kl > max(1000, 20 * self.latent_space_dim) and bound > untrained:
             return f"the KL is {kl:.3g} nats per image"
         return None
@@ -560,8 +563,8 @@ def from_config(
     """A new model of the class and options that `config` records.
 
     Args:
-        arrays: of the file that the record comes from. One that describes a larger model is refused before memory is
-            taken for it.
+        arrays: those in the file of the record. If they are too few for the model, it is refused before memory is
+            allocated.
         cls: the class to make for a record of its kind.
     Raises:
         DataError: the record does not describe a model.
@@ -587,8 +590,11 @@ def from_config(
 
 
 def load(folder: str | Path, cls: type[Autoencoder] | None = None) -> Autoencoder:
-    """The Autoencoder or VAE in folder/model.safetensors, or else in the original's parameters.pkl and weights.h5, or
-    else in the newest valid checkpoint of an unfinished run, which is said. The path of the file itself will do, too.
+    """The Autoencoder or VAE that is saved in a folder.
+
+    It is read from model.safetensors; if that is missing, from the original's parameters.pkl and weights.h5; if they
+    are missing, from the newest valid checkpoint of an unfinished run, which a message then says. `folder` may also be
+    the path of the file itself.
 
     Args:
         cls: the class to make for a record of its kind.
@@ -602,7 +608,7 @@ def load(folder: str | Path, cls: type[Autoencoder] | None = None) -> Autoencode
         if {x.dtype.str for x in arrays.values()} == {"<f8"}:
             model.to(dtype="float64")
         model.network.load_state_dict(arrays)
-        at = record.get("progress", {"step": 1})  # models of older versions do not say how many steps: not none
+        at = record.get("progress", {"step": 1})  # models of older versions do not record their steps; more than 0
         steps = record.get("trained_steps", at.get("draws_after", 0) + at["step"])
         if type(steps) is not int or steps < 0:
             raise ValueError(f"trained_steps is {steps!r} but must be a whole number >= 0")

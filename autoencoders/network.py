@@ -10,7 +10,7 @@ import numpy as np
 
 from minigrad import nn
 
-LAST_MAP = 8  # pixels: the most that a side of the last feature map has
+LAST_MAP = 8  # the largest side of the last feature map, in pixels
 Shape = tuple[int, ...]  # (H, W, C)
 PUBLISHED = (28, 28)  # images of this size keep the network of the published figures, with kernels of 3
 
@@ -18,14 +18,14 @@ PUBLISHED = (28, 28)  # images of this size keep the network of the published fi
 def network_for(
     input_shape: Sequence[int], filters: Any = None, kernels: Any = None, strides: Any = None
 ) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
-    """(filters, kernels, strides) of each convolution: those that are given, and for None what suits the image.
+    """(filters, kernels, strides) of each convolution: as given, or for None what suits the image.
 
-    As many strides of 2 as bring the last feature map to at most 8 x 8, with a stride of 1 before and after them.
-    Filters double from 32, for images above 32 pixels from 16, up to 64. A kernel is twice as large as its stride,
-    because others leave a grid in the pictures: each output pixel of a transposed convolution then gets as many terms
-    as its neighbours. Where the stride is 1 it is 3.
+    Strides: enough strides of 2 to bring the last feature map to at most 8 x 8, with a stride of 1 before and after.
+    Filters: they double from 32, or from 16 for images above 32 pixels, up to 64.
+    Kernels: 3 where the stride is 1, else twice the stride. Then each output pixel of a transposed convolution gets as
+    many terms as its neighbours. Other sizes leave a grid in the pictures.
 
-    Kernels and strides of one number are those of every convolution. Filters of one number are one convolution.
+    One number for kernels or strides applies to every convolution. One number for filters means one convolution.
 
     Raises:
         ValueError: the lengths differ or a value is out of range.

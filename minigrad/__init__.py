@@ -1,7 +1,7 @@
 """minigrad: a deep-learning engine from scratch on NumPy and CuPy.
 
-Reading order (one evening): backend/__init__.py, tensor.py, ops/, nn/, optim.py, backend/reference.py. What you read
-there is the specification; backend/cpu/ and backend/cuda/ compute the same faster and are compared with it.
+Read tensor.py first; each file names the next one. What you read there is the specification; backend/cpu/ and
+backend/cuda/ compute the same faster and are compared with it.
 """
 
 from . import init, nn, ops, optim, random

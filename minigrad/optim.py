@@ -241,11 +241,11 @@ class AdamW(Adam):
 
 @quietly
 def clip_grad_norm(optimizer: Optimizer, limit: float) -> Array:
-    """Scale all gradients by min(1, limit / norm), where norm is their common Euclidean norm, without those of frozen
-    parameters.
+    """Scale all gradients by min(1, limit / norm), where norm is their common Euclidean norm. Gradients of frozen
+    parameters are left out.
 
-    There is no branch and nothing is read back. A NaN makes all gradients NaN; an infinite gradient becomes NaN and the
-    others 0.
+    Nothing is read back from the device. A NaN makes all gradients NaN; an infinite gradient becomes NaN and the others
+    0.
 
     Returns:
         the norm before clipping, a float64 array of shape (1,) on the device.

@@ -1,7 +1,7 @@
 """Random numbers as a function of a seed and a name, so that any of them can be drawn again at any time.
 
 There is no global generator: `generator(7, "shuffle", 3)` gives the same numbers in every process, on every
-device, whatever was drawn before. That is what makes an interrupted training resumable to the bit.
+device, whatever was drawn before. An interrupted training can therefore draw the same numbers again.
 """
 
 from __future__ import annotations

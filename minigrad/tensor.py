@@ -83,7 +83,7 @@ class Tensor:
     def __init__(self, data: Operand, requires_grad: bool = False) -> None:
         self.data: Array = as_array(data)
         if self.data.dtype not in ("float32", "float64"):
-            how = "convert it, x.astype('float32')" if self.data.dtype.kind in "biuf" else "choose numbers for it"
+            how = "convert it, x.astype('float32')" if self.data.dtype.kind in "biuf" else "give it real numbers"
             raise TypeError(f"Tensor: data is {self.data.dtype} but must be float32 or float64; {how}")
         self.requires_grad = requires_grad
         self.grad: Array | None = None
@@ -220,8 +220,8 @@ class Tensor:
         if self.creator is None:
             _add_to_grad({self: gy})
             return
-        # Gradients of outputs whose functions have not yet run backward, keyed by the function's order, because a
-        # Function has one output; and of leaves, until the end.
+        # Gradients that wait: of an output until its function runs backward, under the function's order (a Function has
+        # one output); of a leaf until the end, under the leaf.
         waiting: dict[int | Tensor, Array] = {self.creator.order: gy}
         queue = [(-self.creator.order, self.creator)]  # a heap: the function that ran last comes first
         while queue:
@@ -229,7 +229,7 @@ class Tensor:
             for x, gx in function.run_backward(waiting.pop(function.order)):
                 receiver = x if x.creator is None else x.creator.order
                 if receiver in waiting:
-                    # not in place: gx may be shared; as_array, because of two 0-d arrays NumPy makes a scalar
+                    # not in place, because gx may be shared; as_array, because NumPy adds two 0-d arrays to a scalar
                     waiting[receiver] = as_array(waiting[receiver] + gx)
                     continue
                 waiting[receiver] = gx

@@ -3,7 +3,7 @@
     x = Tensor(np.random.default_rng(0).normal(size=(3, 4)), requires_grad=True)  # float64
     gradcheck(my_operation, x)
 
-Read next: ../tests/test_ops.py, which does this for every operation.
+Read next: ../tests/engine/test_ops.py, which does this for every operation.
 """
 
 from __future__ import annotations

@@ -9,16 +9,14 @@ compiler.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import cuda_on_cpu
 import faults
 import pytest
 import strict_cupy
+from kernel_sets import BACKENDS, MARKS
 
 import minigrad
 import minigrad.backend
@@ -34,45 +32,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # A script that starts the tests with & has SIGINT ignored in them, and so in the programs that they interrupt.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def require_gpu() -> None:
-    """Skip, or with MINIGRAD_REQUIRE_GPU=1 fail, a test that needs CuPy and a CUDA device, where there is none."""
-    try:
-        import cupy
-
-        found = "CuPy finds no CUDA device" if not cupy.cuda.is_available() else ""
-    except ImportError as error:
-        found = f"CuPy is not installed ({error})"
-    if found and os.environ.get("MINIGRAD_REQUIRE_GPU") == "1":
-        pytest.fail(f"MINIGRAD_REQUIRE_GPU=1 but {found}")
-    elif found:
-        pytest.skip(found)
-
-
-def _cuda() -> minigrad.Backend:
-    require_gpu()
-    return minigrad.use(device="cuda")
-
-
-NEEDS_NUMBA = pytest.mark.skipif(not importlib.util.find_spec("numba"), reason="the extra fast is not installed")
-NEEDS_EVAL = pytest.mark.skipif(
-    not (importlib.util.find_spec("sklearn") and importlib.util.find_spec("skimage")),
-    reason="the extra eval is not installed",
-)
-CPU_KERNELS = ["plain", "numpy", pytest.param("numba", marks=NEEDS_NUMBA)]
-
-
-BACKENDS: dict[str, Callable[[], minigrad.Backend]] = {
-    "plain": lambda: minigrad.use(kernels="plain"),
-    "numpy-1": lambda: minigrad.use(kernels="numpy", threads=1),
-    "numpy-3": lambda: minigrad.use(kernels="numpy", threads=3),
-    "numba-1": lambda: minigrad.use(kernels="numba", threads=1),
-    "numba-3": lambda: minigrad.use(kernels="numba", threads=3),
-    "cuda": _cuda,
-    "cupy-double": lambda: minigrad.use(device="cuda", kernels="plain"),
-    "cuda-on-cpu": lambda: minigrad.use(device="cuda"),
-}
 
 
 @pytest.fixture
@@ -100,10 +59,6 @@ def cupy_double(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setitem(sys.modules, "cupy", strict_cupy.cupy)
     yield strict_cupy.cupy
     strict_cupy.reset(devices=1)
-
-
-NEEDS_COMPILER = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="there is no g++")
-MARKS = {"cuda": pytest.mark.gpu, "numba-1": NEEDS_NUMBA, "numba-3": NEEDS_NUMBA, "cuda-on-cpu": NEEDS_COMPILER}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in BACKENDS])

@@ -1,6 +1,6 @@
 """A report of a trained model as one HTML file that needs nothing else: numbers, words, pictures, and how it was made.
 
-Read next: metrics.py, whose numbers it shows.
+Read next: ../evaluation/metrics.py, whose numbers it shows.
 """
 
 from __future__ import annotations

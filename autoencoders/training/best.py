@@ -34,7 +34,7 @@ class BestWeights:
         return {**best, "sha256": save_state(self.folder / BEST, state, {"model": self.config, "best": dict(best)})}
 
     def load(self, best: dict[str, Any]) -> dict[str, np.ndarray] | None:
-        """The weights that `keep` returned this for; None if they are lost or damaged."""
+        """The weights for which `keep` returned `best`; None if they are lost or damaged."""
         if self.folder is None:
             return self.state
         try:

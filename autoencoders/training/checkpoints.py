@@ -1,4 +1,13 @@
-"""Checkpoints: what a training needs to go on, written and read."""
+"""Checkpoints: what a training needs to go on, written and read.
+
+A run that resumes from a checkpoint gives the same bits as one that was never interrupted, because
+- random numbers are drawn by name, so there is no generator state to save (feed.py);
+- a checkpoint holds everything else that a step reads or changes: weights, statistics, moments, and `Progress`;
+- the results of kernels depend on the number of threads, never on timing (minigrad/backend/cpu/threads.py), and CUDA
+  kernels use no atomic operations.
+
+The machine and the versions must be the same, too. `environment` records them, and runs/start.py warns if they differ.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +32,7 @@ from .trainable import Trainable
 
 KEPT_CHECKPOINTS = 3
 CHECKPOINT = "checkpoints/step-{:08d}.safetensors"
-CHECKPOINTS = "checkpoints/step-*.safetensors"  # with digits; other names are copies that somebody keeps
+CHECKPOINTS = "checkpoints/step-*.safetensors"  # * is digits; files with other names are the user's copies
 MOMENT = "optimizer."  # before the names of moments in a checkpoint
 
 
@@ -51,7 +60,7 @@ def write_checkpoint(folder: Path, arrays: dict[str, np.ndarray], record: dict[s
     """Write checkpoints/step-<n>.safetensors, and remove all but the newest KEPT_CHECKPOINTS."""
     path = folder / CHECKPOINT.format(step)
     save_state(path, arrays, {"kind": "checkpoint", **record})
-    # files of later steps are damaged ones that a resume has skipped: they neither count nor go
+    # files of later steps are damaged ones that a resume has skipped: they are neither counted nor removed
     saved = numbered(folder, CHECKPOINTS)
     for old in saved[: saved.index(path) + 1][:-KEPT_CHECKPOINTS]:
         with suppress(OSError):
@@ -74,7 +83,7 @@ def check_record(
 
 
 def environment(k: Backend) -> dict[str, Any]:
-    """Where and with what a run is computed: results are bitwise equal only where all of this is."""
+    """The machine and software that compute a run. Results are bitwise equal only if all of these are equal."""
     return {
         "backend": k.describe(),
         "kernels": k.kernels,
@@ -96,7 +105,7 @@ def libraries(k: Backend) -> list[str]:
         return [f"CuPy {k.xp.__version__}", name]
     from threadpoolctl import threadpool_info
 
-    # SciPy, which others load, brings one of its own that computes nothing here
+    # SciPy, if other code loads it, brings its own BLAS, which computes nothing here
     found = [x for x in threadpool_info() if x["user_api"] == "blas"]
     found = [x for x in found if Path(x["filepath"]).parent.name != "scipy.libs"]
     blas = sorted(f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in found)
@@ -110,7 +119,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def made_by(record: dict[str, Any]) -> str:
-    """Who has written a checkpoint, where that is another version than this one."""
+    """A note about the minigrad version that wrote a checkpoint; empty if it is this version."""
     environment = record.get("environment")
     theirs = environment.get("minigrad") if isinstance(environment, dict) else None
     return "" if theirs == minigrad.__version__ else f"; it is of minigrad {theirs}, this is {minigrad.__version__}"
@@ -119,7 +128,7 @@ def made_by(record: dict[str, Any]) -> str:
 def load_checkpoint(
     folder: str | Path, tell: Callable[[str], None] = print
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], Path]:
-    """(arrays, record, path) of the newest valid checkpoint of a run; tell hears of each skipped one, and why.
+    """(arrays, record, path) of the newest valid checkpoint of a run. tell gets a message for each skipped one.
 
     Raises:
         DataError: there is no valid one.
@@ -136,6 +145,6 @@ def load_checkpoint(
             return arrays, record, path
         except DataError as error:
             tell(f"skipped a checkpoint: {error}")
-    left = "a model there can still be used, or the run be replaced with --overwrite"
+    left = "a model there can still be used, or --overwrite replaces the run"
     mend = left if paths else "there is none; start a training without --resume"
     raise DataError(f"{folder}: no valid checkpoint to resume from; {mend}")

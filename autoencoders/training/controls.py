@@ -19,8 +19,10 @@ from .trainable import Trainable
 def scheduled(
     peak: float, options: TrainingOptions, steps_per_epoch: int, first_step: int, optimizer_step: int
 ) -> float:
-    """The learning rate of a step of the optimiser in a run that began after its first_step. A function by itself, so
-    that a callback can copy the model and its optimiser without the Trainer."""
+    """The learning rate of the optimiser's step `optimizer_step`, in a run that began after `first_step` steps.
+
+    It is a function and not a method, so that a copy of the model and its optimiser does not contain the Trainer.
+    """
     step, warmup = optimizer_step - first_step, options.warmup_steps
     if options.schedule == "cosine":
         return optim.cosine_schedule(peak, options.epochs * steps_per_epoch, warmup=warmup)(step)
@@ -30,8 +32,8 @@ def scheduled(
 class Controls:
     """What steers the steps of a run: learning rate, beta, frozen parameters, layers in evaluation mode.
 
-    A callback may set the first two by hand (`Progress.rate`, `Progress.beta`) and switch the others. What else it
-    changes is refused, because no checkpoint would hold it.
+    A callback may set the first two (they are kept in `Progress.rate` and `Progress.beta`) and switch the others on and
+    off. Any other change is refused, because a checkpoint would not hold it.
 
     Args:
         steps: batches in an epoch.
@@ -51,7 +53,7 @@ class Controls:
             for name, x in things
             if name
         }
-        self.installed: float | optim.Schedule | None = None  # the optimiser's learning rate, from here, in a run
+        self.installed: float | optim.Schedule | None = None  # what `install` gives the optimiser; None outside a run
         self.fixed: dict[str, Any] = {}
 
     def begin(self, at: Progress) -> None:
@@ -72,7 +74,7 @@ class Controls:
         self.model.beta = self.beta if at.beta is None else at.beta
 
     def schedule(self, at: Progress) -> optim.Schedule:
-        """The learning rates that no callback has set."""
+        """The learning rate of each step, if no callback sets one."""
         return partial(scheduled, self.peak, self.options, self.steps, at.first_step)
 
     def rate_of(self, at: Progress, optimizer_step: int) -> float:
@@ -96,10 +98,10 @@ class Controls:
         )
 
     def take_changes(self, at: Progress) -> bool:
-        """Take over a learning rate or beta that a callback has set; whether there was one.
+        """Apply a learning rate or beta that a callback has set. Returns whether there was one.
 
         Raises:
-            ValueError: it is no number that can be used, or something else was changed.
+            ValueError: it is not a finite number >= 0, or something else was changed.
         """
         if self.installed is None:  # not in a run
             return False
@@ -109,7 +111,7 @@ class Controls:
         if now != self.fixed:
             name = next(name for name in {**self.fixed, **now} if now.get(name) != self.fixed.get(name))
             mend = "set trainer.optimizer.learning_rate" if "learning_rate" in name else "set it before the training"
-            raise ValueError(f"{name}: a callback has changed it, which does not act in a run; {mend}")
+            raise ValueError(f"{name}: a callback has changed it, which has no effect during a run; {mend}")
         at.rate = None if rate is self.installed else _number("optimizer.learning_rate", rate)
         if beta != (self.beta if at.beta is None else at.beta):
             at.beta = _number("model.beta", beta)
@@ -128,7 +130,7 @@ class Controls:
             setattr(x, switch, False if name in names else on)
 
     def _fixed(self) -> dict[str, Any]:
-        """By name what a callback can reach and must not change."""
+        """Values that a callback can reach but must not change, by name."""
         config = {**self.model.config, "learning_rate": self.model.learning_rate}
         found = {f"model.{name}": x for name, x in config.items() if name != "beta"}
         own = vars(self.optimizer).items()

@@ -9,14 +9,14 @@ from .history import epoch_line
 from .options import TrainingOptions
 from .progress import Progress
 
-LINES = 50  # about as many epochs of a long training get a line
+LINES = 50  # a long training prints a line for about this many epochs
 
 
 class Display:
     """The bar of a training and its lines.
 
     Args:
-        show: whether there are any. images: trained on in an epoch.
+        show: whether to show them. images: how many are trained on in an epoch.
     """
 
     def __init__(self, show: bool, options: TrainingOptions, images: int) -> None:
@@ -29,7 +29,8 @@ class Display:
         self.bar = progress_bar(self.options.epochs * self.images, " images", self.show, done, self._title(at, ""))
 
     def close(self) -> None:
-        """Remove the bar. It is dropped while signals are collected: one that raises in its __del__ would be lost."""
+        """Remove the bar, while signals are still collected: an exception that a signal raises in the bar's __del__
+        would be lost."""
         self.bar.close()
         self.bar = None
 
@@ -54,7 +55,7 @@ class Display:
             print(text, flush=True)
 
     def _title(self, at: Progress, loss: str) -> str:
-        """Epoch and loss, in letters of always the same number."""
+        """Epoch and loss, as text of constant width."""
         last = str(self.options.epochs)
         epoch = min(at.epoch + 1, self.options.epochs)
         return f"epoch {epoch:{len(last)}}/{last}  loss {loss:>7}"

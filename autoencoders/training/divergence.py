@@ -29,14 +29,14 @@ def _anomaly(run: Callable[[], Any]) -> str | None:
 
 
 def find_cause(run: Steps, steps: int, received: list[int]) -> str:
-    """What made the numbers run away within so many steps from here, in words.
+    """A description of what made the numbers diverge within the next `steps` steps.
 
-    The steps are done again, which gives the same bits, up to the first bad number; that step is then done operation by
-    operation. received: signals; with one there, nothing more is searched.
+    The steps are repeated, which gives the same bits, until the first number that is not finite. That step is then
+    repeated with a check of every operation. received: the signals so far; the search stops when there is one.
     """
     p, drawn = run.progress, run.sample_epoch()
-    for _ in range(steps):  # of one epoch, because its end is a good state
-        if received:  # somebody does not want to wait for that
+    for _ in range(steps):  # all in one epoch, because the search starts at a good state and each epoch ends with one
+        if received:  # the user does not want to wait for the search
             return ""
         arguments, before = run.arguments(*drawn), run.state()
         losses = run.step(*arguments)
@@ -46,4 +46,4 @@ def find_cause(run: Steps, steps: int, received: list[int]) -> str:
             return f"; first in step {p.step + 1}" + (f": {cause}" if cause else "")
         p.batch, p.step = p.batch + 1, p.step + 1
     cause = _anomaly(run.validate)
-    return f"; in evaluation mode: {cause}" if cause else "; not in the same steps without callbacks"
+    return f"; in evaluation mode: {cause}" if cause else "; repeating the steps without callbacks gave finite numbers"

@@ -6,16 +6,16 @@ purpose:
     "init", parameter           the first values of a parameter
     "split"                     which images are held out
     "shuffle", epoch            the order of the images
-    "noise", epoch              of the latents; with several samples per image: "noise", epoch, batch
-    "pixels", epoch, batch      of denoising and binarisation
+    "noise", epoch              the noise of the latents; with several samples per image: "noise", epoch, batch
+    "pixels", epoch, batch      the random numbers of denoising and binarisation
     "augment", epoch, batch     flips and shifts
-    "validation", "validation pixels"
+    "validation"                the noise of the latents in the validation
+    "validation pixels"         denoising and binarisation of the held-out images
 
-A further run of the same model adds the steps before it to the names that have an epoch: "shuffle", epoch, "after",
-steps. So `train` called twice never repeats its random numbers, not even after another `compile`.
+If the model was trained before this run, each name that has an epoch also has the number of those earlier steps:
+"shuffle", epoch, "after", steps. So a second `train` never repeats random numbers, not even after another `compile`.
 
-A checkpoint therefore needs no state of a generator, and a run that goes on from one does the same steps on the same
-numbers as a run that was never interrupted, to the bit.
+A checkpoint therefore needs no generator state: a resumed run draws the numbers of its epoch again.
 
 Read next: trainer.py, the loop.
 """
@@ -60,7 +60,7 @@ class Feed:
         images, labels: those of the user; both are checked by the model.
 
     Attributes:
-        images, labels: on the device, those held out included (a copy of the others would take their memory again).
+        images, labels: all of them, on the device. (A copy without those held out would take the memory twice.)
         trained: indices of the images that are trained on. held_out: the others.
         steps: batches in an epoch. batch_size: images in a whole batch.
 
@@ -110,8 +110,8 @@ class Feed:
         return Batch(images, None if noise is None else noise[rows], labels, targets)
 
     def validation(self) -> HeldOut:
-        """The held-out images; if there are none, one batch of the others, because finite weights can give losses that
-        are not."""
+        """The held-out images. If there are none, one batch of the others, because even finite weights can give a loss
+        that is not finite, and the validation finds that."""
         if len(self.held_out.images):
             return self.held_out
         rows = self.k.from_host(self.trained[: min(256, self.batch_size)])
@@ -135,7 +135,7 @@ class Feed:
         return images[self.k.xp.arange(N)[:, None, None], rows, columns]
 
     def _corrupt(self, images: Array, rng: np.random.Generator) -> tuple[Array, Array | None]:
-        """(what the encoder sees of images in [0, 1], the targets if they are something else).
+        """(what the encoder sees, the targets if they differ from it) for images in [0, 1].
 
         The random numbers are drawn step by step: those of an epoch would take as much memory as all images in floats.
         """

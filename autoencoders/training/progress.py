@@ -25,7 +25,7 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)  # the history
     best: dict[str, Any] | None = None  # epoch, val_loss and SHA-256 of the best checkpoint
     waited: int = 0  # epochs since
-    draws_after: int = 0  # the model's steps before the run, a part of the names of random numbers
+    draws_after: int = 0  # the model's steps before the run, with any optimiser: a part of the names in feed.py
     rate: float | None = None  # the learning rate that a callback has set
     beta: float | None = None  # the weight of the KL term that a callback has set
 

@@ -35,7 +35,7 @@ class Steps:
         feed: the images, on the device. controls: learning rate and beta. progress: where the run stands.
 
     Raises:
-        RuntimeError: the model is not compiled. DataError: images or labels do not fit it. ValueError: nor the options.
+        RuntimeError: the model is not compiled. DataError: images or labels do not fit it. ValueError: options do not.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Steps:
     ) -> Array:
         """Train on one batch of images in [0, 1] and return its losses, (len(loss_names),), on the device.
 
-        noise: as for `losses`; if that is for several samples, the bound follows the losses.
+        noise: as for `losses`. With several samples per image the bound follows the losses.
         scalars: (beta, the optimiser's scalars), everything that changes from step to step.
-        labels: rows of `one_hot`, for a conditional model. targets: clean images, where the others are noisy.
+        labels: rows of `one_hot`, for a conditional model. targets: the clean images, if `images` are noisy.
         """
         with self.k.session(), nn.training():
             self.optimizer.zero_grad()
@@ -92,13 +92,12 @@ class Steps:
         return self.k.from_host(self.controls.scalars(self.progress).astype(self.feed.dtype))
 
     def arguments(self, order: Array, noise: Array | None, scalars: Array) -> tuple[Array, ...]:
-        """Those of the next step, from what was drawn for its epoch."""
+        """The arguments of the next `step`, from what was drawn for its epoch."""
         batch = self.feed.batch(self.progress, order, noise)
         return batch.images, batch.noise, scalars[self.progress.batch], batch.labels, batch.targets
 
     def validate(self) -> dict[str, float]:
-        """Mean losses on the held-out images, or `Feed.validation`, in evaluation mode, with the same noise every
-        time."""
+        """Mean losses on the images of `Feed.validation`, in evaluation mode, with the same noise every time."""
         images, one_hot, targets = self.feed.validation()
         rng, samples = generator(self.options.seed, "validation"), self.options.iw_samples
         batch = min(256, self.feed.batch_size)  # what fits into a step fits into this
@@ -115,7 +114,8 @@ class Steps:
         return {name: total / p.images for name, total in zip(self.columns, p.sums, strict=True)}
 
     def with_total(self, parts: list[float], beta: float) -> dict[str, float]:
-        """The losses by name, and before them what is minimised: reconstruction + beta * KL, or the bound behind."""
+        """The losses by name, after "loss", which is minimised: reconstruction + beta * KL, or the bound if parts end
+        with one."""
         count = len(self.model.loss_names)
         total = parts[0] + beta * sum(parts[1:]) if len(parts) == count else parts[count]
         return dict(zip(self.columns, [total, *parts[:count]], strict=True))
@@ -161,6 +161,7 @@ class Steps:
         return min(times)
 
     def check_memory(self) -> None:
-        """Raise DeviceError unless a step fits into the free memory; so does the validation, in batches as large."""
+        """Raise DeviceError unless a step fits into the free memory. The validation then fits, too: its batches are no
+        larger."""
         device, free = self.k.device_of(self.optimizer.flat.values), self.k.free_memory()
         check_memory(self.model, self.feed.batch_size, self.options.iw_samples, free, device)

@@ -1,8 +1,8 @@
 """The training loop of both models.
 
-`Trainer.run` is the loop and `Trainer.step` its step. Beside it: feed.py, what a step is given and where the random
-numbers come from; controls.py, the learning rate and what callbacks may change; checkpoints.py, what is saved so that a
-run can go on to the same bits; divergence.py, what is said when numbers run away.
+`Trainer.run` is the loop; its step is `Steps.step` in steps.py. Beside them: feed.py, the images, and where the random
+numbers come from; controls.py, the learning rate, and what callbacks may change; checkpoints.py, what is saved, and why
+a resumed run gives the same bits; divergence.py, how the cause is found when numbers are no longer finite.
 
 Read next, for what a run leaves in its folder: runs/run.py; for how good the model is: evaluation/metrics.py.
 """
@@ -48,7 +48,7 @@ from .trainable import Trainable
 
 Array = Any
 FETCH_EVERY = 10  # steps between readings of the losses from the device
-SETTLED = 100  # steps after which a loss that is far too large is no beginning any more
+SETTLED = 100  # a loss may be far too large in this many steps at the beginning, but not after them
 
 
 class Callback:
@@ -93,7 +93,7 @@ class Trainer(Steps):
         capture: whether a GPU replays the step as a CUDA graph instead of launching each kernel; the same bits.
 
     Raises:
-        RuntimeError: the model is not compiled. DataError: images or labels do not fit it. ValueError: nor the options.
+        RuntimeError: the model is not compiled. DataError: images or labels do not fit it. ValueError: options do not.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Trainer(Steps):
         self.pending: list[tuple[int, int, float, Array]] = []
         self.good: tuple[dict[str, np.ndarray], Progress] | None = None  # the last state that was seen to be finite
         self.part: list[dict[str, Any]] = []  # the row of an epoch that was stopped
-        self.captured: list[str] | None = None  # what was switched off when the step was captured
+        self.frozen: list[str] | None = None  # what was switched off when the step was captured last
         self.clock = time.perf_counter()
 
     @property
@@ -144,8 +144,8 @@ class Trainer(Steps):
             KeyboardInterrupt: a signal arrived; the step was finished and saved. The argument is the signal's number.
             FileExistsError: the folder holds checkpoints of another run, which would count as newer than this one's, or
                 another training is running there.
-            RuntimeError: another training of this model is running, of which a callback or another thread calls this;
-                or this is called inside `no_grad` or `evaluation`.
+            RuntimeError: another training of this model is running, and its callback or another thread calls this; or
+                this is called inside `no_grad` or `evaluation`.
         """
         if is_evaluating() or not is_recording():
             raise RuntimeError("train: nothing is learned inside evaluation() or no_grad(); call it outside of them")
@@ -161,15 +161,15 @@ class Trainer(Steps):
                 self.stopping = False
                 self.model.trained_steps = self.progress.draws_after + self.progress.step
             if self.folder and len(self.history):
-                self.history.write(self.folder)  # again, in case that a kill hit the last time
+                self.history.write(self.folder)  # again, in case the process was killed during the last write
             if self.options.patience is not None and (best := self.progress.best) is not None:
                 self._restore_best(best)
             self._call("on_fit_end")
             return self.history
 
     def stop(self) -> None:
-        """End the run after the current step, or without one if none is running. A callback or another thread may call
-        this; what was trained is kept as at the end of a run, and a resumed run goes on from here."""
+        """End the run after the current step, or at once if no step is running. A callback or another thread may call
+        this. The training so far is kept, as at the end of a run, and a resumed run continues from here."""
         self.stopping = True
 
     def _prepare(self) -> None:
@@ -183,7 +183,7 @@ class Trainer(Steps):
         self.good = self.state(), deepcopy(self.progress)
         network = self.model.network
         if not any(module.training_mode is not False for name, module in network.modules() if name):
-            network.train(None)  # somebody has called network.eval(), which means the model as it is now
+            network.train(None)  # network.eval() was called to use the model; it is not meant for the training
         self.part, self.clock = [], time.perf_counter()
 
     def _run_epochs(self) -> None:
@@ -198,7 +198,7 @@ class Trainer(Steps):
                     self.save_checkpoint()
             finally:
                 self.display.close()
-        if self.received:  # between two epochs, with the checkpoint of the first; or before any step
+        if self.received:  # the signal came before any step, or between two epochs, after the checkpoint
             raise KeyboardInterrupt(self.received[0])
 
     def _run_epoch(self) -> None:
@@ -213,8 +213,9 @@ class Trainer(Steps):
             if self.controls.take_changes(p):
                 scalars = self._scalars()
             self.used = self.rate(self.optimizer.steps + 1), self.beta(p.step + 1)
-            if (off := self.controls.switched_off()) != self.captured:
-                self.captured, self.take_step = off, self.k.capture(self.step) if self.capture else self.step
+            if (off := self.controls.switched_off()) != self.frozen:
+                self.frozen = off
+                self.take_step = self.k.capture(self.step) if self.capture else self.step
             arguments = self.arguments(order, noise, scalars)
             count = len(arguments[0])
             try:
@@ -265,13 +266,14 @@ class Trainer(Steps):
         try:
             self.display.epoch(row)
         except OSError:
-            if not self.received:  # a terminal that is closed takes no line, but has sent a signal
+            if not self.received:  # a closed terminal accepts no output, but it has sent a signal
                 raise
 
     # ---- losses ----
 
     def _row(self) -> dict[str, Any]:
-        """A row of the history: of the steps of the running epoch, and of the held-out images after them."""
+        """A row of the history: the mean losses of the epoch's steps, and the losses on the held-out images after
+        them."""
         self._require_folder()
         p = self.progress
         seconds = p.seconds + time.perf_counter() - self.clock
@@ -336,7 +338,7 @@ class Trainer(Steps):
             self.history.write(self.folder)
 
     def _require_folder(self) -> None:
-        """A folder that was moved is not made again: the run would lie in two places."""
+        """Raise DataError if the folder has been moved. Making it again would split the run over two places."""
         if self.folder and self.progress.step and not self.folder.is_dir():
             raise DataError(f"{self.folder}: was moved or removed during the training; resume it where it is now")
 
@@ -359,14 +361,15 @@ class Trainer(Steps):
         self.restored = True
         self.used = self.rate(self.optimizer.steps), self.beta(at.step)  # if no step follows in the epoch
         if self.folder is not None and at.best is not None and not self.best.load(at.best):
-            # damaged; or of a kill between the best weights and the checkpoint, and what comes again will be them again
-            print("the best weights so far are not there; those of the epochs to come are kept", file=sys.stderr)
+            # The file is damaged, or the run was killed after it wrote newer best weights and before the checkpoint. In
+            # the second case the resumed run computes those weights again.
+            print("the best weights so far are not there; the best of the coming epochs are kept", file=sys.stderr)
             at.best = None
 
     # ---- divergence ----
 
     def _check_finite(self) -> None:
-        """Nothing that is not finite may be saved."""
+        """Raise DivergedError if a weight, statistic or moment is not finite, so that it is not saved."""
         if name := self.not_finite():
             self._diverged(f"after step {self.progress.step} {name} is not finite")
 

@@ -74,7 +74,7 @@ def as_array(data: Any) -> Array:
     if type(data) in _backends or type(data).__module__.split(".")[0] == "cupy":
         return data
     if isinstance(data, np.ma.MaskedArray):
-        raise TypeError("a masked array is no array of numbers: choose what stands for the masked ones, x.filled(0)")
+        raise TypeError("expected an array without a mask; choose values for the masked elements, as in x.filled(0)")
     array = np.asarray(data)
     if isinstance(data, np.ndarray | np.floating) and array.dtype.kind in "biuf":
         return array
@@ -251,7 +251,7 @@ def to_device(array: Array, device: str) -> Array:
     """
     kind, index = _parse(device)
     host = array
-    if type(array) is not np.ndarray:  # to choose kernels for what is only moved could mean to compile them
+    if type(array) is not np.ndarray:  # _lookup might compile kernels, which a move does not need
         source = _lookup(array)
         if source.device_of(array) == f"{kind}:{index}":
             return array

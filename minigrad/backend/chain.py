@@ -1,7 +1,8 @@
-"""Fast path, read only if curious: the kernels of ops.conv_chain.ConvChain, a chain of convolution, ReLU and batch
-normalisation, here step by step; in faster backends a layer is one kernel.
+"""Fast path, read only if curious: the kernels of ops.conv_chain.ConvChain, a chain of layers, each a convolution with
+ReLU and batch normalisation.
 
-The batch normalisation after a layer is applied where the next layer reads its input.
+Here a layer runs step by step; in faster backends it is one kernel. Each layer applies the batch normalisation of the
+previous layer when it reads its input.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Statistics(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a layer reads: x as the layer before has left it; the rows (3, C) that normalise it, mean, scale and beta;
-    and the batch_norm that they come from. For the first layer both are None."""
+    """The input of a layer: x, the output of the previous layer, not normalised yet; rows (3, C) of mean, scale and
+    beta, which normalise it; and previous, the batch_norm that they come from. Both are None for the first layer."""
 
     x: Array
     rows: Array | None = None
@@ -73,9 +74,11 @@ class ChainBackend(Backend):
     def norm_grad_rows(
         self, sums: Array, gamma: Array, mean: Array, variance: Array, epsilon: float, M: int
     ) -> tuple[Array, Array, Array]:
-        """(rows (4, C), ggamma, gbeta) from batch_norm_sums of M values a channel: the rows are what `norm_gradient`
-        takes, mean, scale = gamma / sqrt(variance + epsilon), offset = gbeta / M and slope = ggamma /
-        sqrt(variance + epsilon) / M."""
+        """(rows (4, C), ggamma, gbeta) from the result of `batch_norm_sums` over M values per channel.
+
+        rows is the argument of `norm_gradient`: mean, scale = gamma / sqrt(variance + epsilon), offset = gbeta / M and
+        slope = ggamma / sqrt(variance + epsilon) / M.
+        """
         inverse_deviation = 1 / self.xp.sqrt(variance + epsilon)
         gbeta, ggamma = sums[0].copy(), sums[1] * inverse_deviation
         scale, slope = gamma * inverse_deviation, ggamma * inverse_deviation / M
@@ -89,9 +92,12 @@ class ChainBackend(Backend):
     def conv_layer(
         self, source: Source, layer: Layer, norm: Norm | None
     ) -> tuple[Array, Array | None, Array | None, Array | None]:
-        """(y, mean, variance, rows): y = conv2d(x) + bias, or transposed, of the normalised x. With the batch_norm
-        behind convolution and ReLU, y is the ReLU of the convolution, not yet normalised, mean and variance are those
-        of y, and rows are what the next layer normalises it with."""
+        """(y, mean, variance, rows) of one layer, which normalises its input x first.
+
+        Without norm, y = conv2d(x) + bias (or conv2d_transpose), and the others are None. With norm,
+        y = relu(conv2d(x) + bias). It is not normalised yet: the next layer does that with rows. mean and variance are
+        those of y.
+        """
         x = self.normalise(source.x, source.rows)
         if layer.transposed:
             y = self.add_bias(self.conv2d_grad_input(x, layer.weight, layer.geometry), layer.bias)
@@ -106,10 +112,11 @@ class ChainBackend(Backend):
     def conv_layer_grad(
         self, gy: Array, grad_rows: Array | None, y: Array, source: Source, layer: Layer, needs_gx: bool
     ) -> LayerGradients:
-        """(gx, gweight, gbias, the next grad_rows, ggamma, gbeta) of conv_layer, where gx belongs to the normalised x.
+        """(gx, gweight, gbias, next grad_rows, ggamma, gbeta) of conv_layer. gx is the gradient of the normalised x.
 
-        grad_rows (4, F), of `norm_grad_rows`, lead back through the batch_norm and the ReLU that follow y. The last
-        three results belong to the batch_norm that normalised x.
+        grad_rows (4, F), made by `norm_grad_rows`, take gy back through the batch_norm and the ReLU after the
+        convolution; None if the layer has neither. The last three results belong to the batch_norm that normalised x;
+        they are None if there was none.
         """
         if grad_rows is not None:
             gy = self.relu_grad(self.norm_gradient(gy, y, grad_rows), y)

@@ -1,6 +1,6 @@
 """What a backend is besides its kernels: an array library, its devices and memory, and how a step runs.
 
-Read next: ../tensor.py.
+Read next: ../random.py and ../serialize.py.
 """
 
 from __future__ import annotations
@@ -76,5 +76,6 @@ class Device:
         return nullcontext()
 
     def capture(self, step: Callable[..., Array]) -> Callable[..., Array]:
-        """A faster way to call the step, a function of arrays only, again and again. Here it is the step itself."""
+        """A faster way to call the step, a function of arrays only, again and again. Here it is the step itself; on a
+        GPU cuda/capture.py records and replays it."""
         return step

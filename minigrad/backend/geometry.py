@@ -1,6 +1,6 @@
 """The sizes of a convolution: how the output follows from the input, the kernel, the stride and the padding.
 
-Read next: reference.py.
+Read next: ../ops/conv.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Size = tuple[int, int]
 class ConvGeometry:
     """The sizes of one convolution. Output pixel p reads the padded rows p * stride ... p * stride + kernel - 1.
 
-    A transposed convolution has the geometry of the one that it transposes: input_size is that of its own output.
+    A transposed convolution has the geometry of the convolution that it transposes. Its result has the input_size.
 
     Attributes: pairs (height, width); pads is ((top, bottom), (left, right)).
     """
@@ -42,8 +42,8 @@ def conv_geometry(input_size: Size, kernel_size: Size, stride: Pair, padding: Pa
     """The geometry of a convolution, axis by axis, with H the input and K the kernel size:
 
     - padding p: output (H + 2p - K) // stride + 1. "valid" is p = 0.
-    - "same": output ceil(H / stride) with as few zeros as that takes, the odd one at the bottom and right, which is
-      TensorFlow's rule.
+    - "same": output ceil(H / stride), with as few zeros as possible. If their number is odd, the bottom or right side
+      gets one more, as in TensorFlow.
 
     Raises:
         ValueError: a size is not positive, padding is unknown, or the kernel exceeds the padded input.
@@ -75,9 +75,9 @@ def transposed_geometry(
     """The geometry of a transposed convolution from input_size to output_size. The result describes the forward
     convolution, so its input_size is our output_size.
 
-    Without output_size, with OH the input size here: "same" gives OH * stride, "valid" Keras' OH * stride +
-    max(K - stride, 0), and padding p gives (OH - 1) * stride + K - 2p. Several sizes are possible, because a
-    convolution rounds down.
+    Several output sizes are possible, because a convolution rounds down. If output_size is None, with OH the input
+    size here, "same" gives OH * stride, "valid" gives OH * stride + max(K - stride, 0), as in Keras, and padding p
+    gives (OH - 1) * stride + K - 2p.
 
     Raises:
         ValueError: no convolution of this kind maps output_size to input_size.

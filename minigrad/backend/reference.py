@@ -6,7 +6,7 @@ writes into its first arguments. `xp` is NumPy or CuPy: the same code runs on bo
 Images are NHWC: (N batch, H height, W width, C channels). A convolution maps (N, H, W, C) to (N, OH, OW, F)
 with weight (KH, KW, C, F).
 
-Read next: ../random.py and ../serialize.py, then ../../autoencoders/conv_autoencoder.py, the models.
+Read next: __init__.py.
 """
 
 from __future__ import annotations
@@ -70,13 +70,21 @@ class Backend(Device):
         return y.reshape(x.shape[0], *geometry.output_size, F)
 
     def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
-        """The adjoint of conv2d in x: gx with <conv2d(x, weight), gy> = <x, gx> for every x."""
+        """The gradient of conv2d with respect to x.
+
+        y = im2col(x) @ W is linear in x, so the gradient applies the transposes in reverse order. First gy @ W.T is the
+        gradient of the columns. Then col2im, the transpose of im2col: im2col copies pixels into patches, and col2im
+        adds each patch back onto its pixels. A one-dimensional example with the kernel (a, b): y[0] = a x[0] + b x[1]
+        and y[1] = a x[1] + b x[2], so gx = (a gy[0], b gy[0] + a gy[1], b gy[1]).
+
+        It is also the adjoint: <conv2d(x, weight), gy> = <x, gx> for every x.
+        """
         F = weight.shape[3]
         gcolumns = self.matmul(gy.reshape(-1, F), weight.reshape(-1, F).T)  # (N*OH*OW, KH*KW*C)
         return self.col2im(gcolumns, gy.shape[0], weight.shape[2], geometry)
 
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
-        """The adjoint of conv2d in weight: gweight with <conv2d(x, weight), gy> = <weight, gweight>."""
+        """The gradient of conv2d with respect to weight: y = im2col(x) @ W gives gW = im2col(x).T @ gy."""
         C, F = x.shape[3], gy.shape[3]
         columns = self.im2col(x, geometry)  # (N*OH*OW, KH*KW*C)
         return self.matmul(columns.T, gy.reshape(-1, F)).reshape(*geometry.kernel_size, C, F)
@@ -110,9 +118,8 @@ class Backend(Device):
     def sum(self, x: Array, axes: tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
         """Sum over axes; None: over all.
 
-        NumPy adds numbers that are adjacent in memory in pairs of pairs, and others one after another. In float32 that
-        loses digits, for many numbers up to half of the sum, so these are added in float64. (A few may be added in any
-        order.)
+        NumPy adds numbers that are adjacent in memory pairwise, and others one after another. In float32 the second way
+        loses digits: with many numbers, up to half of the sum. So it adds in float64 here, unless the numbers are few.
         """
         axes = tuple(range(x.ndim)) if axes is None else axes
         kept = [axis for axis, size in enumerate(x.shape) if axis not in axes and size > 1]
@@ -190,8 +197,9 @@ class Backend(Device):
         A value x_i changes the loss in three ways:
         - Its own z_i moves by 1 / s: gz_i / s.
         - The mean moves by 1 / M, and with it every z_j by -1 / (M s): -sum(gz) / (M s).
-        - The variance moves by 2 (x_i - mean) / M = 2 s z_i / M, and with it every z_j by -z_j / (2 s^2) of that:
-          -z_i sum(gz * z) / (M s). (That the mean moves does not change the variance: the deviations sum to 0.)
+        - The variance moves by 2 (x_i - mean) / M = 2 s z_i / M. Since dz_j / dvariance = -z_j / (2 s^2), every z_j
+          moves by -z_i z_j / (M s): -z_i sum(gz * z) / (M s). (To first order the mean's move does not change the
+          variance, because the deviations sum to 0.)
 
         The sum of the three is gx = gamma / s * (gy - gbeta / M - z * ggamma / M).
         """
@@ -199,7 +207,8 @@ class Backend(Device):
         inverse_deviation = 1 / self.xp.sqrt(variance + epsilon)
         gbeta = self.channel_sum(gy)
         ggamma = self.channel_sum(gy * (x - mean)) * inverse_deviation
-        gx = gamma * inverse_deviation * (gy - gbeta / M - (x - mean) * (ggamma * inverse_deviation / M))
+        z = (x - mean) * inverse_deviation
+        gx = gamma * inverse_deviation * (gy - gbeta / M - z * ggamma / M)
         return gx, ggamma, gbeta
 
     def batch_norm_update_(

@@ -1,11 +1,11 @@
 """Convolution and transposed convolution of images.
 
-Both use three kernels of the backend: `conv2d` and its two gradients. The transposed convolution is the adjoint of a
-convolution, so it *is* that convolution's gradient with respect to its input, with the same weight and geometry. Its
-own gradients are a convolution and a weight gradient.
+Both use three kernels, which backend/reference.py has in plain code: `conv2d` and its two gradients. The transposed
+convolution is the adjoint of a convolution, so it *is* that convolution's gradient with respect to its input, with the
+same weight and geometry. Its own gradients are a convolution and a weight gradient.
 
 Images are (N, H, W, C), weights (KH, KW, C, F). As in all deep-learning libraries, the kernel is not flipped:
-mathematically this is a cross-correlation. backend/geometry.py computes the sizes.
+mathematically this is a cross-correlation. The sizes come from backend/geometry.py.
 
 Read next: norm.py.
 """

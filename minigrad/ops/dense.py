@@ -1,6 +1,6 @@
 """Matrix products.
 
-Read next: conv.py.
+Read next: ../backend/geometry.py, then conv.py.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ Each operation is a Function class, which has the formula and the gradient, and 
 applies it. Inputs are tensors, arrays or Python numbers; shapes broadcast as in NumPy. Gradients are first order.
 
 `self.k` is the backend of the inputs. An operation calls one of its kernels, such as `self.k.relu`, where a backend may
-have a faster one. What is a single call in every array library is an operator, or a function of `self.k.xp`, which is
-NumPy or CuPy.
+have a faster one. Where one call of the array library is enough, it uses an operator or a function of `self.k.xp`,
+which is NumPy or CuPy.
 
-Read next: shape.py, then dense.py and conv.py.
+Read next: shape.py.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class BCEWithLogits(Function):
 
 
 def bce_with_logits(logits: Operand, targets: Operand) -> Tensor:
-    """-log p(targets) under independent Bernoulli distributions: sum of softplus(logit) - logit * target, / N.
+    """-log p(targets) under independent Bernoulli distributions: sum of (softplus(logit) - logit * target) / N.
 
     Shapes: (N, ...), the same for both -> a single number. targets lie in [0, 1]; grey values count as probabilities.
     Unit: nats per image: summed over all axes but the first, averaged over the first.
@@ -148,7 +148,7 @@ def softmax_cross_entropy(logits: Operand, labels: Array) -> Tensor:
     Raises:
         TypeError: labels is a Tensor, None, text, masked, ...
         ValueError: shapes do not fit, a label is not a whole number, or it is outside 0 ... K - 1. (The range is
-            checked only on the CPU: on a GPU it would wait for the device. There such a label counts as no class.)
+            checked only on the CPU, because the check would wait for a GPU. On a GPU such a label adds 0 to the loss.)
     """
     return SoftmaxCrossEntropy(labels)(logits)
 
@@ -170,7 +170,7 @@ class KLToStandardNormal(Function):
 
 
 def kl_to_standard_normal(mean: Operand, log_variance: Operand) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) = sum of (mean^2 + exp(log_variance) - 1 - log_variance) / 2, / N.
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) = sum of (mean^2 + exp(log_variance) - 1 - log_variance) / 2N.
 
     Shapes: (N, Z) both -> a single number.
     Unit: nats per image: summed over Z, averaged over N.

@@ -76,7 +76,7 @@ def matmul(gemm: Any, a: Array, b: Array, keep: float, out: Array) -> None:
 def fold(
     gemm: Any, norm: Array, weight: Array, bias: Array, coverage: Array, transposed: bool, folded: Array, image: Array
 ) -> None:
-    """folded and image become what `CpuBackend._folded` returns; image (pixels, channels of y)."""
+    """folded and image become what `NumpyLayers.fold` returns; image (pixels, channels of y)."""
     KH, KW, C, F = weight.shape
     scale, shift = norm[1], norm[2] - norm[0] * norm[1]
     taps = np.zeros((KH * KW + 1, len(bias)), weight.dtype)
@@ -108,7 +108,7 @@ def unfold(
     gweight: Array,
     gbias: Array,
 ) -> None:
-    """sums (in float64), gweight and gbias become what `CpuBackend._unfolded` returns."""
+    """sums (in float64), gweight and gbias become what `NumpyLayers.unfold` returns."""
     threads, KH, KW, C, F = gweights.shape
     taps = np.zeros((KH * KW + 1, totals.shape[2]), gweight.dtype)
     for thread in range(threads):
@@ -310,9 +310,11 @@ def conv_layer_grad(
     block: int,
     scratch: tuple[Array, ...],
 ) -> None:
-    """The gradients of conv_layer for a shard; gx is wanted if it is not empty. window: the convolution's only step;
-    axes, taps: of its Winograd algorithm, or empty; weight, gweight: (KH * KW * C, F); steps, matrices: for gx. total
-    (OH * OW * F,): the sum over images behind the ReLU. gweight and total are added to."""
+    """The gradients of conv_layer for a shard; gx is wanted if it is not empty. gweight and total are added to.
+
+    window: the convolution's only record of STEP. axes, taps: of its Winograd algorithm, or empty. weight, gweight:
+    (KH * KW * C, F). steps, matrices: for gx. total (OH * OW * F,): the sum over images behind the ReLU.
+    """
     C, F = x.shape[3], y.shape[3]
     size = (F, C) if transposed else (C, F)  # of the weight
     gproducts = np.zeros((len(taps), size[0] * size[1]), x.dtype)

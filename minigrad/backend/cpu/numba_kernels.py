@@ -1,7 +1,7 @@
 """The CPU kernels with the work between matrix products compiled by Numba (extra `fast`); see layer_loops.py.
 
-Faster because a thread goes through its images in one compiled call, without the interpreter, and because one pass
-does what takes NumPy one pass over the block for each operation. The matrix products stay those of NumPy's BLAS.
+Faster because a thread computes its images in one compiled call, without the interpreter, and because one pass over a
+block does all operations, where NumPy makes one pass for each. NumPy's BLAS still computes the matrix products.
 Measured by benchmarks/ops.py and benchmarks/train.py.
 """
 
@@ -28,7 +28,7 @@ from .threads import Pool, blas_libraries
 from .winograd import AXIS, winograd
 
 Array = Any
-NAMES = (  # prefix and suffix of the functions of BLAS, and its integers: those of NumPy's wheels first
+NAMES = (  # (prefix, suffix, integer type) of the functions of BLAS; the names in NumPy's wheels come first
     ("scipy_", "64_", ctypes.c_int64),
     ("", "64_", ctypes.c_int64),
     ("scipy_", "", ctypes.c_int),
@@ -90,7 +90,8 @@ class NumbaLayers:
         geometry: ConvGeometry,
         relu: bool,
     ) -> tuple[Array, Moments]:
-        """What the planner's convolution gives of all images, + bias; with relu its ReLU, and the moments of that."""
+        """(y, moments): y is the planner's convolution of all images plus bias. With relu, y is its ReLU and moments
+        are those of y."""
         plan = self.plan(planner, weight, geometry)
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
         moments = Moments(self.pool.threads, plan.channels)
@@ -160,7 +161,7 @@ class NumbaLayers:
         return None if rows is None else sums.astype(dtype), gweight, gbias
 
     def chain(self, links: list[Link]) -> Callable[[Array, Array], None]:
-        """The function of a block x and its result y that takes x through layers, in one call."""
+        """A function (x, y) that runs the block x through the layers in one call and writes the result into y."""
         table = np.zeros(len(links), layer_loops.LAYER)
         arrays = [(plan.steps, plan.axes, plan.matrices, bias_image.reshape(-1)) for plan, bias_image, _, _ in links]
         starts = [0, 0, 0, 0]
@@ -182,7 +183,10 @@ class NumbaLayers:
         return infer
 
     def _scratch(self, images: int, numbers: tuple[int, ...], dtype: Any) -> tuple[Array, ...]:
-        """Arrays of this thread (layer_loops.COLUMNS, PRODUCT, GRADIENT, ...) for so many numbers an image."""
+        """Scratch arrays of this thread, in the order of layer_loops.COLUMNS, PRODUCT, GRADIENT, ...
+
+        numbers: the size of each array for one image.
+        """
         return tuple(self.pool.scratch(f"flat {i}", (images * count,), dtype) for i, count in enumerate(numbers))
 
 
@@ -194,10 +198,11 @@ class NumbaRows:
         return np.ascontiguousarray(values)
 
     def normalise(self, x: Array, rows: Array, y: Array) -> None:
+        """y = (x - mean) * scale + beta."""
         row_loops.normalise(_rows(x), rows, _rows(y))
 
     def add_moments(self, x: Array, moments: Moments, shard: int) -> None:
-        """Count the values of a block."""
+        """Add the values of a block to the moments."""
         sums, shift = moments.begin(x, shard)
         row_loops.add_moments(_rows(x), shift, sums)
 
@@ -206,6 +211,7 @@ class NumbaRows:
         row_loops.gradient_sums(_rows(gy), _rows(x), mean, sums)
 
     def norm_gradient(self, gy: Array, x: Array, grad_rows: Array, gx: Array) -> None:
+        """gx = scale * (gy - offset - (x - mean) * slope)."""
         row_loops.norm_gradient(_rows(gy), _rows(x), grad_rows, _rows(gx))
 
 
@@ -264,8 +270,12 @@ def _joined(arrays: tuple[Array, ...]) -> Array:
 
 @lru_cache(maxsize=256)
 def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> tuple[int, Array, Array | None]:
-    """For a weight of this shape the numbers in the columns of an image; the products as records of STEP; and
-    which entries of the weight their matrices are, found by making the plan of the numbers 0, 1, 2, ... (None: all)."""
+    """(columns, steps, order) for a weight of this shape.
+
+    columns: how many numbers the im2col columns of one image hold. steps: the products, as records of STEP. order: the
+    indices that gather the products' matrices from the flat weight; None if it is used as it is. They are found by
+    planning with a weight of 0, 1, 2, ...
+    """
     numbers = np.arange(math.prod(shape)).reshape(shape)
     plan = phases(numbers, geometry) if planner is adjoint else convolution(numbers, geometry)
     steps: list[tuple[Any, ...]] = []
@@ -294,7 +304,7 @@ def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> 
 
 @cache
 def compiled_gemm(dtype: Any) -> Any:
-    """BLAS's matrix product for a dtype, after the loops that call it were compiled."""
+    """BLAS's matrix product for a dtype. The first call also compiles the loops that use it."""
     gemm = matrix_products()[dtype]
     layer_loops.prepare(gemm, dtype)
     return gemm

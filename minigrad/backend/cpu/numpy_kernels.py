@@ -19,18 +19,18 @@ from .plan import adjoint, convolution
 from .threads import Pool, usable_cores
 
 Array = Any
-CHAIN_BLOCKS = 4  # blocks of the largest layer that go through a chain together: small images make small products
-PASS_BYTES = 1 << 20  # of each array in an elementwise pass
-FUNCTION_NUMBERS = 1 << 15  # that are worth a thread where each takes several operations
-MATMUL_PRODUCTS = 1 << 20  # multiplications that are worth a thread
+CHAIN_BLOCKS = 4  # blocks of the largest layer that pass a chain together; with one, small layers have small products
+PASS_BYTES = 1 << 20  # bytes of each array in one block of an elementwise pass
+FUNCTION_NUMBERS = 1 << 15  # the fewest numbers worth a thread, where each takes several operations
+MATMUL_PRODUCTS = 1 << 20  # the fewest multiplications worth a thread
 
 
 class CpuBackend(FastBackend):
     """The kernels on `threads` threads; None: the cores that this process may use.
 
     Attributes:
-        layers, rows: what runs the layers of a chain, and what is done with the channels of a block. Each kernel set
-            brings its own.
+        layers: runs the layers of a chain. rows: normalises and sums the channels of a block. Each kernel set has its
+            own classes for both.
     """
 
     kernels = "numpy"
@@ -50,13 +50,13 @@ class CpuBackend(FastBackend):
         return self.layers.block_bytes
 
     def session(self) -> AbstractContextManager[None]:
-        """BLAS stays on one thread: each of the hundred changes in a training step took some 10 us."""
+        """BLAS stays on one thread. Otherwise a training step changes that a hundred times, at about 10 us each."""
         return self.pool.single_threaded_blas
 
     # ---- products ----
 
     def matmul(self, a: Array, b: Array) -> Array:
-        """Faster because rows go to our threads: threads of BLAS would wait spinning, in the way of ours."""
+        """Faster because our threads share the rows. Threads of BLAS would spin while they wait and slow ours down."""
         a, b = self._for_blas(a), self._for_blas(b)
         if a.ndim != 2 or b.ndim != 2:
             y = np.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), a.dtype)
@@ -89,8 +89,8 @@ class CpuBackend(FastBackend):
     def conv_layer(
         self, source: Source, layer: Layer, norm: Norm | None
     ) -> tuple[Array, Array | None, Array | None, Array | None]:
-        """Faster because x is not normalised but weight and bias changed instead; and because bias, ReLU and the sums
-        of the moments are taken while the product is in the cache."""
+        """Faster because weight and bias are changed so that x need not be normalised, and because bias, ReLU and the
+        sums of the moments are computed while the product is in the cache."""
         weight, bias_image = self._folded(source.rows, layer)
         planner = adjoint if layer.transposed else convolution
         y, moments = self.layers.run(planner, source.x, weight, bias_image, layer.geometry, norm is not None)
@@ -102,8 +102,8 @@ class CpuBackend(FastBackend):
     def conv_layer_grad(
         self, gy: Array, grad_rows: Array | None, y: Array, source: Source, layer: Layer, needs_gx: bool
     ) -> LayerGradients:
-        """Faster because the gradient behind the ReLU never leaves the cache: both products take it from there. gweight
-        and the sums for the batch_norm before come from the gradient for the x that is not normalised."""
+        """Faster because the gradient before the ReLU stays in the cache, where both products read it. gweight and the
+        sums for the previous batch_norm follow from the weight gradient for the x that is not normalised."""
         x, rows, previous = source
         gx, gweights, totals = self.layers.gradients(gy, grad_rows, y, x, layer, needs_gx)
         sums, gweight, gbias = self.layers.unfold(rows, layer, gweights, totals)
@@ -215,7 +215,8 @@ class CpuBackend(FastBackend):
     # ---- batch normalisation ----
 
     def moments(self, x: Array) -> tuple[Array, Array]:
-        """Faster on threads: one pass takes both sums, of the values less a shift near the mean: as exact as two."""
+        """Faster on threads, and because one pass computes both sums. A shift near the mean is subtracted first, so the
+        result is as exact as with two passes."""
         moments = Moments(self.threads, x.shape[-1])
         self._each_block(lambda shard, block: self.rows.add_moments(x[block], moments, shard), x)
         return moments.result(x.dtype)

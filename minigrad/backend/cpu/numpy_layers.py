@@ -20,7 +20,8 @@ Planner = Callable[[Array, Any], Plan | ThinAdjoint]  # `convolution` or `adjoin
 
 
 class Link(NamedTuple):
-    """A layer of a chain that is only run: its plan and bias image, whether a ReLU follows, and images at a time."""
+    """A layer of a chain in inference: its plan and bias image, whether a ReLU follows, and how many images it takes at
+    a time."""
 
     plan: Any
     bias_image: Array
@@ -29,10 +30,11 @@ class Link(NamedTuple):
 
 
 class NumpyLayers:
-    """Runs layers on the threads of a pool. rows: what is done with the channels of a block.
+    """Runs layers on the threads of a pool. rows: normalises and sums the channels of a block.
 
     Attributes:
-        block_bytes: that a thread works on at a time: they should stay in the cache, but calls cost time, too.
+        block_bytes: bytes that a thread works on at a time. They should stay in the cache, but small blocks mean more
+            calls, which cost time, too.
     """
 
     block_bytes = 3 << 20
@@ -53,7 +55,8 @@ class NumpyLayers:
         geometry: ConvGeometry,
         relu: bool,
     ) -> tuple[Array, Moments]:
-        """What the planner's convolution gives of all images, + bias; with relu its ReLU, and the moments of that."""
+        """(y, moments): y is the planner's convolution of all images plus bias. With relu, y is its ReLU and moments
+        are those of y."""
         plan = planner(weight, geometry)
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
         moments = Moments(self.pool.threads, plan.channels)
@@ -69,9 +72,11 @@ class NumpyLayers:
     def gradients(
         self, gy: Array, grad_rows: Array | None, y: Array, x: Array, layer: Layer, needs_gx: bool
     ) -> tuple[Array | None, Array, Array]:
-        """(gx, gweights, totals) as in conv_layer_grad for an x that is not normalised, where gweights
-        (threads, KH, KW, C, F) are the gradients of weight that threads found, and totals (threads, OH * OW, F) their
-        sums over images of the gradient behind the ReLU."""
+        """(gx, gweights, totals), as in conv_layer_grad but with the x that is not normalised.
+
+        Each thread has a sum over its own images: gweights (threads, KH, KW, C, F) for the gradient of weight, and
+        totals (threads, OH * OW, F) for the gradient of the convolution's output, before the ReLU.
+        """
         weight, _, geometry, transposed = layer
         F, window, threads = weight.shape[3], conv_window(geometry), self.pool.threads
         wide_rows = None if grad_rows is None else self.rows.per_channel(grad_rows, y)
@@ -108,8 +113,11 @@ class NumpyLayers:
         return gx, gweights, totals.reshape(threads, -1, y.shape[3])
 
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
-        """(weight, bias image (OH, OW, F)) with which the convolution of x is that of scale * x + shift, the x
-        normalised: what shift adds is the same for all images, less at the border, where taps meet zeros."""
+        """(weight, bias image (OH, OW, F)) that include the normalisation of x.
+
+        Their convolution of x equals the layer's convolution of the normalised x, which is scale * x + shift. What
+        shift adds is the same for all images. At the border fewer taps add it, because padding stays 0.
+        """
         weight, bias, geometry, transposed = layer
         scale, shift = rows[1], rows[2] - rows[0] * rows[1]
         taps = np.empty((weight[..., 0, 0].size + 1, len(bias)), weight.dtype)
@@ -123,10 +131,11 @@ class NumpyLayers:
     def unfold(
         self, rows: Array | None, layer: Layer, gweights: Array, totals: Array
     ) -> tuple[Array | None, Array, Array]:
-        """(sums, gweight, gbias) of the layer from what `gradients` found for the folded one; gweights are used up.
+        """(sums, gweight, gbias) of the layer, from the results of `gradients`. gweights may be overwritten.
 
-        Neither sum needs a pass over gx: with gx = W^T g, the sum of gx * x is that of W * (g x^T), which is the
-        gradient of W; and the sum of gx that of W and the g which its taps meet.
+        sums (2, C) are the sums of gx and of gx * (x - mean), computed without a pass over gx. gx = W^T g, so the sum
+        of gx * x is the sum of W * (g x^T), where g x^T is the gradient of W. In the same way the sum of gx is the
+        product of W and `taps`: for each tap, the sum of g over the pixels that it meets.
         """
         weight, _, geometry, transposed = layer
         KH, KW, C, F = weight.shape
@@ -156,7 +165,7 @@ class NumpyLayers:
         return np.stack([first, second - mean * first]), gweight, gbias
 
     def chain(self, links: list[Link]) -> Callable[[Array, Array], None]:
-        """The function of a block x and its result y that takes x through layers."""
+        """A function (x, y) that runs the block x through the layers and writes the result into y."""
 
         def infer(x: Array, y: Array) -> None:
             for i, (plan, bias_image, relu, images) in enumerate(links):
@@ -216,21 +225,22 @@ class NumpyLayers:
         gx[...] = padded[:, :, top : top + H, left : left + W].transpose(1, 2, 3, 0)
 
     def _add_product(self, total: Array, a: Array, b: Array, first: bool) -> None:
-        """total += a @ b; the first product is put there."""
+        """total += a @ b; the first time total = a @ b, because total is not initialised."""
         if first:
             np.matmul(a, b, out=total)
         else:
             total += np.matmul(a, b, out=self.pool.scratch("added", total.shape, total.dtype))
 
     def _columns(self, x: Array, window: Window) -> Array:
-        """im2col of a block: one copy of a window view; transposed, which has longer runs, where C is small."""
+        """im2col of a block, as one copy of a window view. Where C is small the copy is transposed, because its
+        contiguous runs are then longer."""
         n, H, W, C = x.shape
         (PH, PW), (KH, KW), (SH, SW), start = window
         if KH * KW == 0:  # pixels that no tap meets: the stride is larger than the kernel
             return np.empty((n * PH * PW, 0), x.dtype)
         top, left = max(0, -start[0]), max(0, -start[1])
         bottom, right = max(0, start[0] + (PH - 1) * SH + KH - H), max(0, start[1] + (PW - 1) * SW + KW - W)
-        name = f"x {top} {left} {H} {W}"  # what a border is
+        name = f"x {top} {left} {H} {W}"  # buffers of this name have the same border, which therefore stays zero
         padded = self.pool.scratch(name, (n, top + H + bottom, left + W + right, C), x.dtype)
         padded[:, top : top + H, left : left + W] = x
         s = padded.strides
@@ -257,15 +267,15 @@ def plain_bias(layer: Layer) -> Array:
 
 @lru_cache(maxsize=64)
 def coverage_of(geometry: ConvGeometry, transposed: bool, dtype: Any) -> Array:
-    """(pixels of the result, KH * KW + 1): 1 where a tap meets a pixel of the image, 0 where it meets the border; and
-    1 for the bias."""
+    """A matrix (pixels of the result, KH * KW + 1): 1 where a tap meets a pixel of the image, 0 where it meets padding.
+    The last column is 1, for the bias."""
     rows, columns = (_axis_coverage(geometry, axis, transposed).astype(dtype) for axis in (0, 1))
     covered = np.kron(rows, columns)
     return np.hstack([covered, np.ones((len(covered), 1), dtype)])
 
 
 def _axis_coverage(geometry: ConvGeometry, axis: int, transposed: bool) -> Array:
-    """(positions of the result, taps), whether the tap meets a position of the image, for rows or columns."""
+    """A matrix (positions of the result, taps) for one axis: whether the tap meets a position of the image."""
     size, steps, stride = geometry.input_size[axis], geometry.output_size[axis], geometry.stride[axis]
     taps = np.arange(geometry.kernel_size[axis]) - geometry.pads[axis][0]
     if transposed:

@@ -10,9 +10,9 @@ import numpy as np
 from .threads import Pool
 
 Array = Any
-ROW_NUMBERS = 8192  # see _wide
-CHUNK_ROWS = 512  # rows summed in the arrays' own precision; sums of these go on in float64
-SHIFT_ROWS = 4096  # of the first image, whose mean the sums of squares are shifted by
+ROW_NUMBERS = 8192  # the longest row of `wide`, unless a single image row is longer
+CHUNK_ROWS = 512  # rows that are summed in their own precision; the sums of chunks are added in float64
+SHIFT_ROWS = 4096  # the shift of Moments is the mean of at most this many rows of the first image
 
 
 class NumpyRows:
@@ -26,6 +26,7 @@ class NumpyRows:
         return tiled(values, x)
 
     def normalise(self, x: Array, rows: Array, y: Array) -> None:
+        """y = (x - mean) * scale + beta."""
         mean, scale, beta = rows
         out = wide(y)
         np.subtract(wide(x), mean, out=out)
@@ -33,7 +34,7 @@ class NumpyRows:
         out += beta
 
     def add_moments(self, x: Array, moments: Moments, shard: int) -> None:
-        """Count the values of a block."""
+        """Add the values of a block to the moments."""
         sums, shift = moments.begin(x, shard)
         shifted = self.pool.scratch("shifted", x.shape, x.dtype)
         np.subtract(wide(x), self.per_channel(shift, x), out=wide(shifted))
@@ -51,6 +52,7 @@ class NumpyRows:
         sums[1] += row_sums(np.multiply(rows, products, out=products))
 
     def norm_gradient(self, gy: Array, x: Array, grad_rows: Array, gx: Array) -> None:
+        """gx = scale * (gy - offset - (x - mean) * slope)."""
         mean, scale, offset, slope = grad_rows
         out = wide(gx)
         np.multiply(wide(x), slope, out=out)
@@ -60,10 +62,10 @@ class NumpyRows:
 
 
 class Moments:
-    """Mean and variance of each channel of what threads count block by block.
+    """Mean and variance of each channel, from blocks that several threads add.
 
-    A shard sums its values less a shift, and their squares; the shift is the mean of its first image, so near the mean
-    that nothing cancels. The shards' moments are then joined in float64.
+    Each shard sums (value - shift) and (value - shift)^2. The shift is the mean of its first image. It is so close to
+    the mean of all that no digits cancel. The moments of the shards are then joined in float64.
 
     Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983, eq. 2.1 (joining).
     """
@@ -74,7 +76,7 @@ class Moments:
         self.counts = np.zeros((threads, 1))
 
     def begin(self, x: Array, shard: int) -> tuple[Array, Array]:
-        """(sums (2, C), shift (C,)) of the shard to which the block x (n, ..., C) is going to be added."""
+        """(sums (2, C), shift (C,)) of the shard. Counts the block x (n, ..., C), which the caller adds to sums."""
         C = x.shape[-1]
         if not self.counts[shard]:
             rows = x[:1].reshape(-1, C)[:SHIFT_ROWS]
@@ -107,7 +109,7 @@ def wide(x: Array) -> Array:
 
 @lru_cache(maxsize=256)
 def _row_length(shape: tuple[int, ...]) -> int:
-    """Numbers a row: as many image rows as divide the height and fit ROW_NUMBERS."""
+    """The length of a row of `wide`: the most image rows that divide the height evenly and fit into ROW_NUMBERS."""
     if len(shape) < 4:
         return shape[-1]
     _, H, W, C = shape
@@ -130,8 +132,8 @@ def row_sums(rows: Array) -> Array:
 
 
 def where_positive(pool: Pool, y: Array, gy: Array, out: Array) -> None:
-    """out = gy where y > 0, else 0, by integers: np.where takes ten times as long, and gy * (y > 0) would spoil
-    infinities."""
+    """out = gy where y > 0, else 0, computed on the bits as integers: np.where takes ten times as long, and
+    gy * (y > 0) would turn infinity into NaN."""
     bits = np.dtype(f"i{gy.itemsize}")
     positive = np.greater(y, 0, out=pool.scratch("positive", y.shape, bits))
     np.multiply(gy.view(bits), positive, out=out.view(bits))

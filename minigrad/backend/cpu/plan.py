@@ -16,7 +16,7 @@ import numpy as np
 from ..geometry import ConvGeometry, Size
 
 Array = Any
-THIN = 4  # from so many channels on, the result of an adjoint is computed through im2col
+THIN = 4  # fewer channels than this make matrices so thin that other ways are faster
 
 
 class Window(NamedTuple):

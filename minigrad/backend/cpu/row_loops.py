@@ -106,8 +106,8 @@ def row_sums(x: Array, sums: Array) -> None:
 @compiled
 def adam(
     parameters: Array,
-    mean: Array,
-    variance: Array,
+    first_moment: Array,
+    second_moment: Array,
     gradients: Array,
     scalars: Array,
     beta_1: float,
@@ -119,7 +119,8 @@ def adam(
     one = parameters.dtype.type(1)
     for i in range(len(parameters)):
         g = gradients[i]
-        mean[i] = beta_1 * mean[i] + (one - beta_1) * g
-        variance[i] = beta_2 * variance[i] + (one - beta_2) * g * g
-        update = mean[i] * scalars[1] / (np.sqrt(variance[i] * scalars[2]) + epsilon) + weight_decay * parameters[i]
+        first_moment[i] = beta_1 * first_moment[i] + (one - beta_1) * g
+        second_moment[i] = beta_2 * second_moment[i] + (one - beta_2) * g * g
+        root = np.sqrt(second_moment[i] * scalars[2]) + epsilon
+        update = first_moment[i] * scalars[1] / root + weight_decay * parameters[i]
         parameters[i] -= scalars[0] * update

@@ -107,8 +107,8 @@ def _stop(workers: list[_Worker]) -> None:
 class Pool:
     """Runs a task over the images of a batch on a fixed number of threads.
 
-    Which images a thread gets depends on the thread count only, so results never depend on timing; unless whoever is
-    free takes the next block, where a result does not depend on the thread.
+    Results depend on the number of threads, never on timing: each thread gets the same images every time. Only where a
+    result does not depend on the thread at all does the next free thread take the next block.
     """
 
     single_threaded_blas = _SingleThreadedBlas()

@@ -21,8 +21,12 @@ WARM_UP = 3  # ordinary calls before the recording, in which kernels are compile
 
 
 class Captured:
-    """The step, to be called like it. Calls with other shapes than the first one's, such as the short last batch of an
-    epoch, run as they are.
+    """The step, to be called like it.
+
+    - Calls 1 to 3 are ordinary calls: kernels are compiled, and memory is found.
+    - Call 4 records the step, which computes nothing, copies its arguments into the recorded inputs and launches.
+    - Later calls copy their arguments and launch. Python code of the step does not run again.
+    - Calls with other shapes than the first one's, such as the short last batch of an epoch, are ordinary calls.
 
     Everything runs on a stream of its own, because the default one cannot be recorded; it waits for what was asked for
     before the call, and what follows waits for it.
@@ -60,8 +64,7 @@ class Captured:
         self.kind = self.kind or kind
         self.calls += kind == self.kind
         if kind != self.kind or self.calls <= WARM_UP:
-            # In the graph's memory, so that there is no second step's worth of it beside: what a replay writes there
-            # and reads again is free between the replays.
+            # In the graph's memory, which is free between the replays; other memory would be needed besides.
             with self.xp.cuda.using_allocator(self.pool.malloc):
                 inputs = [None if x is None else x.copy() for x in arrays]
                 result = self.step(*inputs)

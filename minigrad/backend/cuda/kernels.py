@@ -3,7 +3,8 @@
 None of them reads anything back from the device, uses an atomic operation or depends on the number of the GPU's
 processors: the same call gives the same bits on every device of one kind.
 
-Compared with the plain kernels by tests/test_backends.py, on a GPU and, by running source/ on the CPU, without one.
+Compared with the plain kernels by tests/kernels/test_backends.py, on a GPU and, by running source/ on the CPU, without
+one.
 Measured by benchmarks/gpu.py.
 """
 

@@ -1,0 +1,441 @@
+"""Downloads: slow, damaged, interrupted and at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import http.server
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_cases import DIGITS, FASHION, digests, flipped, idx, leftovers, put, same
+
+from autoencoders.data import (
+    DataError,
+    collections,
+    download,
+    load_dataset,
+    read_idx,
+)
+from autoencoders.data import idx as idx_module
+
+pytestmark = pytest.mark.usefixtures("world")
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `server.files`, from path to bytes, or to the length to announce and the bytes."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        content = self.server.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        length, body = content if isinstance(content, tuple) else (len(content), content)
+        self.send_response(200)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.files, server.asked = {}, []
+        server.handle_error = lambda *_: None  # a client that hangs up is what some tests are about
+        thread = threading.Thread(target=functools.partial(server.serve_forever, 0.01))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def offer(server, monkeypatch: pytest.MonkeyPatch, name: str, *offers: dict[str, np.ndarray]) -> list[str]:
+    """Make mirrors of `name`, one for each of `offers`."""
+    mirrors = [f"http://127.0.0.1:{server.server_port}/{number}/" for number in range(len(offers))]
+    for number, arrays in enumerate(offers):
+        for file, array in arrays.items():
+            server.files[f"/{number}/{file}.gz"] = gzip.compress(idx(array))
+    changed = dataclasses.replace(collections.COLLECTIONS[name], mirrors=tuple(mirrors))
+    monkeypatch.setitem(collections.COLLECTIONS, name, changed)
+    return mirrors
+
+
+@pytest.mark.parametrize(("name", "arrays"), [("fashion-mnist", FASHION), ("mnist", DIGITS)])
+def test_download_into_the_cache_happens_once(world: Path, server, monkeypatch, name: str, arrays) -> None:
+    (mirror,) = offer(server, monkeypatch, name, arrays)
+    dataset = load_dataset(name)
+    folder = world / "cache" / name
+    assert same(dataset, arrays)
+    assert f"downloaded from {mirror}, now in {folder}" in dataset.source
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{file}.gz" for file in collections.SIZES)
+    assert len(server.asked) == 4
+    again = load_dataset(name)
+    assert len(server.asked) == 4
+    assert again.content_hash == dataset.content_hash
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.iterdir())
+
+
+def test_download_into_the_folder_asked_for_and_only_what_is_missing(world: Path, server, monkeypatch) -> None:
+    offer(server, monkeypatch, "fashion-mnist", FASHION)
+    folder = put(
+        world / "explicit", {file: FASHION[file] for file in (collections.TRAIN_IMAGES, collections.TEST_LABELS)}, ""
+    )
+    assert same(load_dataset("auto", folder), FASHION)
+    assert server.asked == [f"/0/{collections.TRAIN_LABELS}.gz", f"/0/{collections.TEST_IMAGES}.gz"]
+    assert (folder / f"{collections.TEST_IMAGES}.gz").is_file()
+    offer(server, monkeypatch, "mnist", DIGITS)
+    assert same(load_dataset("mnist", world / "new" / "folder"), DIGITS)
+    assert (world / "new" / "folder" / "mnist" / f"{collections.TEST_IMAGES}.gz").is_file()
+    assert not (world / "cache").exists()
+
+
+def test_wrong_file_in_the_cache_is_downloaded_again(world: Path, server, monkeypatch) -> None:
+    offer(server, monkeypatch, "fashion-mnist", FASHION)
+    bad = put(world / "cache" / "fashion-mnist", FASHION) / f"{collections.TEST_IMAGES}.gz"
+    bad.write_bytes(bad.read_bytes()[:-9])
+    dataset = load_dataset("fashion-mnist")
+    assert same(dataset, FASHION)
+    assert f"skipped: {bad}: gzip stream" in dataset.source
+    assert server.asked == [f"/0/{collections.TEST_IMAGES}.gz"]
+    assert np.array_equal(read_idx(bad), FASHION[collections.TEST_IMAGES])
+
+
+FILE = collections.TEST_IMAGES
+PACKED_FILE = gzip.compress(idx(FASHION[FILE]))
+BAD_ANSWERS = {
+    "missing": (None, "404"),
+    "other content": (gzip.compress(idx(DIGITS[FILE])), "SHA-256 of the decompressed content"),
+    "a page": (b"<html>log in</html>", "magic number"),
+    "cut short": (PACKED_FILE[:-5], "truncated"),
+    "connection lost": ((len(PACKED_FILE), PACKED_FILE[:-5]), "IncompleteRead|truncated"),
+    "trailing member": (PACKED_FILE * 2, "after the gzip stream"),
+    "too long": (PACKED_FILE + bytes(collections.SIZES[FILE] + idx_module.CHUNK), "size: expected at most"),
+    "too long, unannounced": ((None, PACKED_FILE + bytes(2 * collections.SIZES[FILE])), "size: expected at most"),
+    "announced too long": (
+        (1 << 40, PACKED_FILE + bytes(1 << 17)),
+        "size: expected at most [0-9]+ bytes, found 1099511627776",
+    ),
+    "bomb": (gzip.compress(idx(FASHION[FILE]) + bytes(100_000_000), 1), "after the data"),
+    "nothing": (b"", "magic number"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ANSWERS)
+def test_bad_answers_leave_no_file_and_the_next_mirror_is_asked(world: Path, server, monkeypatch, case: str) -> None:
+    answer, message = BAD_ANSWERS[case]
+    mirrors = offer(server, monkeypatch, "fashion-mnist", FASHION)
+    server.files[f"/0/{FILE}.gz"] = answer
+    cache = world / "cache" / "fashion-mnist"
+    with pytest.raises(DataError, match=f"{FILE} could not be fetched: {mirrors[0]}.*(?:{message})"):
+        load_dataset("fashion-mnist")
+    assert not (cache / f"{FILE}.gz").exists()
+    assert leftovers(world / "cache") == []
+    dataset = load_dataset("auto")
+    assert dataset.name == "fashion-mnist-sample"
+    assert mirrors[0] in dataset.source
+
+    mirrors = offer(server, monkeypatch, "fashion-mnist", FASHION, FASHION)
+    server.files[f"/0/{FILE}.gz"] = answer
+    server.asked.clear()
+    dataset = load_dataset("auto")
+    assert same(dataset, FASHION)
+    assert f"downloaded from {mirrors[1]}" in dataset.source
+    from_second = [f"/1/{FILE}.gz", f"/1/{collections.TEST_LABELS}.gz"]
+    # What the first mirror gave and was right was kept from the first time.
+    assert server.asked == [f"/0/{FILE}.gz", *from_second]
+    server.asked.clear()
+    assert same(load_dataset("fashion-mnist", world / "new"), FASHION)
+    assert server.asked == [*(f"/0/{file}.gz" for file in list(collections.SIZES)[:3]), *from_second]
+
+
+def test_a_silent_mirror_costs_a_bounded_time(world: Path, server, monkeypatch) -> None:
+    monkeypatch.setattr(download, "MIRROR_SECONDS", 0.3)
+    (good,) = offer(server, monkeypatch, "fashion-mnist", FASHION)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        mirrors = [f"http://127.0.0.1:{silent.getsockname()[1]}/", good]
+        changed = dataclasses.replace(collections.COLLECTIONS["fashion-mnist"], mirrors=tuple(mirrors))
+        monkeypatch.setitem(collections.COLLECTIONS, "fashion-mnist", changed)
+        start = time.monotonic()
+        assert same(load_dataset("auto"), FASHION)
+        changed = dataclasses.replace(changed, mirrors=(mirrors[0],) * 5)
+        monkeypatch.setitem(collections.COLLECTIONS, "fashion-mnist", changed)
+        dataset = load_dataset("auto", world / "other")
+        assert time.monotonic() - start < 5
+    assert f"{mirrors[0]} does not answer" in dataset.source
+
+
+@pytest.mark.parametrize("status_line", [True, False])
+def test_a_server_that_drips_is_given_up(world: Path, server, monkeypatch, status_line: bool) -> None:
+    released = threading.Event()
+
+    def drip(handler: FaultyHandler, good: bytes) -> None:
+        if status_line:
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(good) + 10_000))
+            handler.end_headers()
+        for _ in range(300):
+            if released.wait(0.05):
+                return
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+
+    monkeypatch.setattr(server, "RequestHandlerClass", FaultyHandler)
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.5)
+    monkeypatch.setattr(download, "SLOW_RATE", 1 << 30)
+    mirrors = offer(server, monkeypatch, "fashion-mnist", FASHION, FASHION)
+    server.faults = [drip]
+    start = time.monotonic()
+    dataset = load_dataset("fashion-mnist")
+    released.set()
+    assert time.monotonic() - start < 10
+    assert same(dataset, FASHION)
+    assert f"downloaded from {mirrors[1]}" in dataset.source
+    assert leftovers(world / "cache") == []
+
+
+def test_what_a_killed_download_left_is_removed_a_day_later(world: Path, server, monkeypatch) -> None:
+    offer(server, monkeypatch, "fashion-mnist", FASHION)
+    folder = world / "cache" / "fashion-mnist"
+    folder.mkdir(parents=True)
+    for name, age in (("old", 2 * 86_400), ("new", 3600)):
+        (folder / f".{FILE}.gz.{name}.part").write_bytes(b"begun")
+        os.utime(folder / f".{FILE}.gz.{name}.part", (time.time() - age,) * 2)
+    assert same(load_dataset("fashion-mnist"), FASHION)
+    assert leftovers(folder) == [f".{FILE}.gz.new.part"]
+
+
+def test_a_name_lookup_that_hangs_costs_a_bounded_time(world: Path, monkeypatch) -> None:
+    released = threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        released.wait(10)
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(download, "MIRROR_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    changed = dataclasses.replace(
+        collections.COLLECTIONS["fashion-mnist"], mirrors=("http://a.invalid/", "http://b.invalid/")
+    )
+    monkeypatch.setitem(collections.COLLECTIONS, "fashion-mnist", changed)
+    start = time.monotonic()
+    assert load_dataset("auto").name == "fashion-mnist-sample"
+    assert time.monotonic() - start < 5
+    released.set()
+
+
+def test_no_room_or_no_permission_is_an_error_with_the_path(world: Path, server, monkeypatch) -> None:
+    offer(server, monkeypatch, "fashion-mnist", FASHION)
+    (world / "file").write_text("in the way")
+    with pytest.raises(DataError, match=f"^{world / 'file' / 'sub'}: "):
+        load_dataset("fashion-mnist", world / "file" / "sub")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(DataError, match=f"{world / 'new'}: download folder: expected a folder that can be written"):
+            load_dataset("auto", world / "new")
+        assert "can be written" in load_dataset("auto").source  # a cache nobody asked for: the sample
+    for function in ("fsync", "replace"):
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, function, full)
+            with pytest.raises(
+                DataError, match=f"^{world / 'cache'}.*{collections.TRAIN_IMAGES}.gz: No space left on device"
+            ):
+                load_dataset("fashion-mnist")
+        assert list((world / "cache" / "fashion-mnist").iterdir()) == []
+    import pooch
+
+    def full_disk(self: object, url: str, output: str, pooch: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", full_disk)
+    with pytest.raises(DataError, match=f"^{world / 'cache'}.*{collections.TRAIN_IMAGES}.gz: No space left on device"):
+        load_dataset("fashion-mnist")
+    assert list((world / "cache" / "fashion-mnist").iterdir()) == []
+
+
+def test_interrupted_download_leaves_nothing(world: Path, server, monkeypatch) -> None:
+    offer(server, monkeypatch, "fashion-mnist", FASHION)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "read_verified", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load_dataset("auto")
+    assert list((world / "cache" / "fashion-mnist").iterdir()) == []
+
+
+def test_racing_downloads_and_readers_see_whole_files_only(world: Path, server, monkeypatch) -> None:
+    offer(server, monkeypatch, "fashion-mnist", FASHION)
+    faults: list[BaseException] = []
+    done = threading.Event()
+    target = world / "cache" / "fashion-mnist" / f"{collections.TRAIN_IMAGES}.gz"
+
+    def load() -> None:
+        try:
+            assert same(load_dataset("fashion-mnist"), FASHION)
+        except BaseException as error:
+            faults.append(error)
+
+    def watch() -> None:
+        try:
+            while not done.is_set():
+                if target.exists():
+                    read_idx(target)
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    watcher = threading.Thread(target=watch)
+    for thread in (watcher, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    watcher.join()
+    assert faults == []
+    assert leftovers(world / "cache") == []
+
+
+class FaultyHandler(Handler):
+    """Answers each request with the next of `server.faults`, a function of (handler, good bytes); then as it should."""
+
+    def do_GET(self) -> None:
+        content = self.server.files.get(self.path)
+        if content and self.server.faults:
+            self.server.faults.pop(0)(self, content)
+        else:
+            super().do_GET()
+
+    def answer(self, body: bytes, length: int | None = None, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def random_fault(draw: np.random.Generator):
+    """What a server or the way to it may do to one file."""
+    kind, share, position = int(draw.integers(9)), float(draw.random()), int(draw.integers(1 << 30))
+    other = gzip.compress(idx(DIGITS[list(collections.SIZES)[position % 4]]))
+
+    def fault(handler: FaultyHandler, good: bytes) -> None:
+        part = good[: int(share * len(good))]
+        if kind == 0:  # cut, and told so
+            handler.answer(part)
+        elif kind == 1:  # the connection is lost
+            handler.answer(part, len(good))
+        elif kind == 2:  # a length that is not true
+            handler.answer(good, int(share * 2 * len(good)))
+        elif kind == 3:
+            handler.answer(flipped(good, position % len(good)))
+        elif kind == 4:  # MNIST's file under Fashion-MNIST's name
+            handler.answer(other)
+        elif kind == 5:
+            handler.answer(b"<html>log in</html>", status=int((403, 404, 500, 503)[position % 4]))
+        elif kind == 6:  # to a page that there is, or in a circle
+            place = handler.path if share < 0.5 else "/page"
+            handler.server.files["/page"] = b"<html>log in</html>"
+            handler.answer(b"", status=302, Location=place)
+        elif kind == 7:  # drop by drop, then nothing
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(good)))
+            handler.end_headers()
+            for i in range(min(20, len(part))):
+                handler.wfile.write(part[i : i + 1])
+                handler.wfile.flush()
+                time.sleep(0.002)
+        else:
+            handler.answer(gzip.compress(bytes(3_000_000)))
+
+    return fault
+
+
+def test_random_faults_of_mirrors(world: Path, server, monkeypatch, campaign) -> None:
+    """Whatever a mirror answers, under the file's name lies the right content or nothing."""
+    monkeypatch.setattr(server, "RequestHandlerClass", FaultyHandler)
+    monkeypatch.setattr(download, "READ_SECONDS", 2.0)
+    count, lost = campaign.count(15, 300), 0
+    for number in range(count):
+        draw = campaign.rng(number)
+        offer(server, monkeypatch, "fashion-mnist", FASHION, FASHION)
+        server.faults = [random_fault(draw) for _ in range(int(draw.integers(1, 4)))]
+        folder = world / str(number)
+        dataset = load_dataset("auto", folder)  # the second mirror, at the latest, is right after three faults
+        full = dataset.name == "fashion-mnist"
+        lost += (full and not same(dataset, FASHION)) or bool(leftovers(folder))
+        for path in folder.glob("*.gz"):
+            lost += not np.array_equal(read_idx(path), FASHION[path.name.removesuffix(".gz")])
+        server.faults = []
+        lost += not same(load_dataset("fashion-mnist", folder), FASHION)
+    campaign.survived("faulty downloads: a file with other content, or one left behind", count, lost)
+
+
+RACER = """
+import dataclasses, json, sys
+from autoencoders.data import collections, load_dataset
+spec = json.load(sys.stdin)
+mirrors = tuple(spec["mirrors"])
+small = dataclasses.replace(collections.COLLECTIONS["fashion-mnist"], sha256=spec["sha256"], mirrors=mirrors)
+collections.COLLECTIONS["fashion-mnist"] = small
+print(load_dataset("fashion-mnist").content_hash)
+"""
+
+
+def test_processes_that_race_for_one_download(world: Path, server, monkeypatch, campaign) -> None:
+    mirrors = offer(server, monkeypatch, "fashion-mnist", FASHION)
+    count = campaign.count(3, 20)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
+    spec = json.dumps({"sha256": digests(FASHION), "mirrors": mirrors})
+    command = [sys.executable, "-c", RACER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    racers = [subprocess.Popen(command, env=environment, text=True, **pipes) for _ in range(count)]
+    for racer in racers:
+        racer.stdin.write(spec)
+        racer.stdin.flush()
+    found = [racer.communicate()[0].strip() for racer in racers]
+    expected = load_dataset("fashion-mnist", download=False)
+    assert same(expected, FASHION)
+    assert leftovers(world / "cache") == []
+    lost = sum(hash_ != expected.content_hash for hash_ in found)
+    campaign.survived("processes that race for one download", count, lost)
+
+
+def test_progress_is_drawn_on_a_terminal_only(world: Path, server, monkeypatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return self.terminal
+
+    for terminal, wanted in ((True, True), (False, True), (True, False)):
+        offer(server, monkeypatch, "fashion-mnist", FASHION)
+        screen = Screen()
+        screen.terminal = terminal
+        monkeypatch.setattr(sys, "stderr", screen)
+        load_dataset("fashion-mnist", world / f"{terminal}-{wanted}", progress=wanted)
+        assert (collections.TRAIN_IMAGES in screen.getvalue()) == (terminal and wanted)

@@ -1,0 +1,115 @@
+"""Where a published set is found."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_cases import DIGITS, FASHION, digests, idx, put, same
+
+from autoencoders.data import (
+    DataError,
+    collections,
+    load_dataset,
+)
+
+pytestmark = pytest.mark.usefixtures("world")
+
+
+def test_first_folder_that_holds_the_set_is_taken(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suffix in ("", ".gz"):
+        explicit = put(world / f"explicit{suffix}", FASHION, suffix)
+        dataset = load_dataset("fashion-mnist", explicit, download=False)
+        assert same(dataset, FASHION)
+        assert dataset.source == f"Fashion-MNIST from {explicit}"
+        assert dataset.train_images.shape == (20, 4, 4, 1)
+        assert dataset.class_names[9] == "Ankle boot"
+    monkeypatch.setenv("MINIGRAD_DATA", str(world / "environment"))
+    for place in ("system", "cache/fashion-mnist", "environment/fashion-mnist", "environment"):
+        put(world / place, FASHION)
+        chosen = world / ("environment/fashion-mnist" if place == "environment" else place)
+        for name in ("fashion-mnist", "auto"):
+            dataset = load_dataset(name, download=False)
+            assert dataset.source.startswith(f"Fashion-MNIST from {chosen}")
+            assert dataset.name == "fashion-mnist"
+        if not place.startswith("environment"):
+            assert f"MINIGRAD_DATA={world / 'environment'} lacks train-images" in dataset.source
+
+
+def test_wrong_files_elsewhere_are_skipped_and_said(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIGRAD_DATA", str(put(world / "environment", DIGITS)))
+    put(world / "cache" / "fashion-mnist", FASHION | {collections.TEST_LABELS: DIGITS[collections.TEST_LABELS]})
+    put(world / "system", FASHION)
+    dataset = load_dataset("fashion-mnist", download=False)
+    assert same(dataset, FASHION)
+    assert dataset.source.startswith(f"Fashion-MNIST from {world / 'system'} (skipped: {world / 'environment'}")
+    assert f"{world / 'cache' / 'fashion-mnist' / collections.TEST_LABELS}.gz: SHA-256" in dataset.source
+    assert dataset.source.count("this is a file of MNIST digits, not Fashion-MNIST's") == 5
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("name", ["fashion-mnist", "auto"])
+def test_wrong_file_in_the_folder_asked_for_is_an_error(world: Path, name: str, suffix: str) -> None:
+    file = collections.TRAIN_LABELS
+    altered = FASHION[file].copy()
+    altered[3] ^= 1
+    folder = put(world / "explicit", FASHION | {file: altered}, suffix)
+    found = hashlib.sha256(idx(altered)).hexdigest()
+    with pytest.raises(DataError) as caught:
+        load_dataset(name, folder)
+    expected = digests(FASHION)[file]
+    assert str(caught.value) == (
+        f"{folder / file}{suffix}: SHA-256 of the decompressed content: expected {expected}, found {found}"
+    )
+
+
+def test_the_two_sets_are_told_apart(world: Path) -> None:
+    with pytest.raises(DataError, match=r"this is a file of MNIST digits, not Fashion-MNIST's train-images"):
+        load_dataset("fashion-mnist", put(world / "digits", DIGITS))
+    with pytest.raises(DataError, match=r"this is a file of Fashion-MNIST, not MNIST digits's train-images"):
+        load_dataset("mnist", put(world / "fashion", FASHION))
+    both = put(world / "both", FASHION)
+    put(both / "mnist", DIGITS)
+    assert same(load_dataset("fashion-mnist", both), FASHION)
+    digits = load_dataset("mnist", both)
+    assert same(digits, DIGITS)
+    assert digits.class_names == tuple("0123456789")
+
+
+def test_an_announced_size_beyond_the_set_is_refused(world: Path) -> None:
+    folder = put(world / "explicit", FASHION)
+    (folder / f"{collections.TEST_LABELS}.gz").write_bytes(gzip.compress(idx(np.zeros(10_001, np.uint8))))
+    with pytest.raises(DataError, match=r"expected at most 10008 bytes, found 10009 bytes"):
+        load_dataset("fashion-mnist", folder)
+
+
+def test_the_good_one_of_two_copies_is_taken(world: Path) -> None:
+    folder = put(put(world / "explicit", FASHION, ""), DIGITS, ".gz")
+    assert same(load_dataset("fashion-mnist", folder), FASHION)
+
+
+def test_auto_without_the_full_set_takes_the_sample_and_says_why(world: Path) -> None:
+    dataset = load_dataset("auto", download=False)
+    assert dataset.name == "fashion-mnist-sample"
+    assert dataset.source.startswith("the embedded sample of Fashion-MNIST (4000 training and 1000 test images)")
+    assert f"because the full set could not be had: {world / 'cache' / 'fashion-mnist'}: no valid" in dataset.source
+    assert "downloads are off" in dataset.source
+    assert dataset.content_hash == load_dataset("fashion-mnist-sample").content_hash
+    with pytest.raises(DataError, match="downloads are off"):
+        load_dataset("fashion-mnist", download=False)
+    assert "there is no apt-get here" in load_dataset("auto", world / "typo").source
+    assert not (world / "typo").exists()
+
+
+def test_unknown_names(world: Path) -> None:
+    (world / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"fashion: data set: expected auto, fashion-mnist, .* found nothing"):
+        load_dataset("fashion")
+    with pytest.raises(DataError, match=r"notes.txt: data set: .* found another kind of file"):
+        load_dataset(world / "notes.txt")
+    for bad in ("nul\0", "x" * 5000, ""):
+        with pytest.raises(DataError):
+            load_dataset(bad)

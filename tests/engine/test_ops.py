@@ -1,0 +1,914 @@
+"""Every operation: values against naive loops, gradients against differences, hard inputs, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+
+import naive
+import numpy as np
+import pytest
+from op_cases import BY_OP, CASES, Case, values
+
+import minigrad
+from minigrad import Backend, Tensor, nn, ops
+from minigrad.backend.geometry import conv_geometry, transposed_geometry
+from minigrad.testing import adjoint_check, gradcheck
+
+F64 = 1e-12  # of the largest magnitude: some thousand roundings of 2e-16
+F32 = 1e-5  # of the largest magnitude: RELIABILITY's bar for single operations, a hundred roundings of 6e-8
+EPS32 = 2.0**-23
+
+
+def check_close(actual: np.ndarray, expected: np.ndarray, relative: float) -> None:
+    """Within `relative` of the largest expected magnitude, everywhere."""
+    assert actual.shape == expected.shape
+    assert np.isfinite(actual).all()
+    error = np.abs(actual.astype("float64") - expected).max(initial=0)
+    assert error <= relative * np.abs(expected).max(initial=0), f"{error / np.abs(expected).max():.2e} of the largest"
+
+
+def tensors(case: Case, k: Backend, dtype: str, view=lambda x: x) -> list[Tensor]:
+    return [Tensor(view(k.from_host(x.astype(dtype))), requires_grad=True) for x in case.inputs()]
+
+
+@functools.cache
+def oracle(case_index: int) -> np.ndarray:
+    case = CASES[case_index]
+    return case.expected(naive, case.inputs())
+
+
+each_case = pytest.mark.parametrize("index", range(len(CASES)), ids=lambda i: str(CASES[i]))
+
+
+# ---- values ----
+
+
+@pytest.mark.parametrize("name", ops.__all__)
+def test_every_public_operation_has_an_oracle_and_cases(name):
+    assert callable(getattr(naive, name, None)), f"tests/oracles/naive.py has no {name}"
+    assert BY_OP[name], f"tests/oracles/op_cases.py has no case of {name}"
+    assert getattr(naive, name).__module__ == "naive"
+
+
+@each_case
+def test_value_float64(index, backend):
+    case = CASES[index]
+    check_close(case.run(*tensors(case, backend, "float64")).numpy(), oracle(index), F64)
+
+
+@each_case
+def test_value_float32(index, backend):
+    """The oracle gets the same float32 inputs, so only the operation's own rounding counts."""
+    case = CASES[index]
+    rounded = [x.astype("float32") for x in case.inputs()]
+    check_close(case.run(*tensors(case, backend, "float32")).numpy(), case.expected(naive, rounded, "float32"), F32)
+
+
+LINEAR = [c for c in CASES if c.op in ("conv2d", "conv2d_transpose", "dense", "matmul", "sum", "mean")]
+
+
+@pytest.mark.parametrize("case", LINEAR, ids=str)
+def test_rounding_of_sums_float32(case, backend):
+    """A sum of K rounded products errs by at most 4 eps sqrt(K) of the sum of magnitudes, element by element."""
+    rounded = [x.astype("float32") for x in case.inputs()]
+    magnitudes = case.expected(naive, [np.abs(x) for x in rounded])
+    shapes = case.shapes
+    terms = math.prod(shapes[0]) if case.op in ("sum", "mean") else math.prod(shapes[1])
+    error = np.abs(case.run(*tensors(case, backend, "float32")).numpy() - case.expected(naive, rounded))
+    assert (error <= 4 * EPS32 * math.sqrt(max(terms, 1)) * magnitudes).all()
+
+
+def in_holes(x):
+    """The same values with gaps between them in memory, axes stored in reversed order."""
+    if not x.ndim:
+        return x
+    k = minigrad.backend_of(x)
+    wide = k.xp.zeros((*x.shape[::-1], 2), dtype=x.dtype)
+    view = wide.transpose(*range(x.ndim)[::-1], x.ndim)[..., 1]
+    view[...] = x
+    return view
+
+
+@each_case
+def test_non_contiguous_inputs_and_gradients(index, backend):
+    case = CASES[index]
+    plain, holes = tensors(case, backend, "float64"), tensors(case, backend, "float64", in_holes)
+    assert all(x.data.strides != y.data.strides for x, y in zip(plain, holes, strict=True) if x.size > 1)
+    y, z = case.run(*plain), case.run(*holes)
+    check_close(z.numpy(), oracle(index), F64)
+    gy = backend.from_host(np.random.default_rng(1).normal(size=y.shape))
+    y.backward(gy)
+    z.backward(in_holes(gy))
+    for a, b in zip(plain, holes, strict=True):
+        # 1e-12 of the sums that stand behind a gradient, which may cancel: at most the largest value times their count
+        np.testing.assert_allclose(
+            backend.to_host(b.grad), backend.to_host(a.grad), rtol=1e-11, atol=1e-12 * max(gy.size, 1)
+        )
+
+
+def random_broadcast(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    full = tuple(int(n) for n in rng.choice([0, 1, 2, 3, 4], size=rng.integers(0, 4), p=[0.05, 0.2, 0.25, 0.25, 0.25]))
+    pair = [tuple(1 if rng.random() < 0.35 else n for n in full)[int(rng.integers(0, len(full) + 1)) :] for _ in "ab"]
+    return pair[0], pair[1]
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "mul", "div"])
+@pytest.mark.parametrize("seed", range(25))
+def test_random_broadcasting(op, seed):
+    rng = np.random.default_rng(seed)
+    shapes = random_broadcast(rng)
+    a, b = (Tensor(values(rng, shape), requires_grad=True) for shape in shapes)
+    y = getattr(ops, op)(a, b)
+    check_close(y.numpy(), getattr(naive, op)(a.numpy(), b.numpy()), F64)
+    gradcheck(getattr(ops, op), a, b, seed=seed)
+
+
+# ---- gradients ----
+
+
+@each_case
+def test_gradcheck(index, backend):
+    case = CASES[index]
+    gradcheck(case.run, *tensors(case, backend, "float64"))
+
+
+@each_case
+def test_float32_gradients_equal_float64_ones(index, backend):
+    case = CASES[index]
+    single, double = tensors(case, backend, "float32"), tensors(case, backend, "float64")
+    for x, wide in zip(single, double, strict=True):
+        wide.data = x.data.astype("float64")
+    y, z = case.run(*single), case.run(*double)
+    gy = np.random.default_rng(1).normal(size=y.shape).astype("float32")
+    y.backward(backend.from_host(gy))
+    z.backward(backend.from_host(gy.astype("float64")))
+    magnitude = max((float(np.abs(backend.to_host(x.grad)).max(initial=0)) for x in double), default=0)
+    for x, wide in zip(single, double, strict=True):
+        error = np.abs(backend.to_host(x.grad) - backend.to_host(wide.grad)).max(initial=0)
+        assert error <= F32 * magnitude  # of all its gradients: a single one may be exactly zero in theory
+
+
+def block(convolution: nn.Module, filters: int) -> nn.Module:
+    """A fused block that owns its layers, so that they can be found by name."""
+    return nn.ConvChain({"conv": (convolution, nn.ReLU(), nn.BatchNorm(filters))})
+
+
+LAYERS = {
+    "dense": (lambda: nn.Dense(4, 3), (2, 4)),
+    "conv": (lambda: nn.Conv2D(2, 3, (3, 2), stride=2), (2, 4, 5, 2)),
+    "conv valid": (lambda: nn.Conv2D(1, 2, 3, padding="valid"), (1, 4, 5, 1)),
+    "transposed": (lambda: nn.Conv2DTranspose(3, 2, 3, stride=2), (2, 2, 3, 3)),
+    "transposed to a size": (lambda: nn.Conv2DTranspose(1, 2, 3, stride=2, output_size=(3, 5)), (1, 2, 3, 1)),
+    "batch norm": (lambda: nn.BatchNorm(3), (5, 3)),
+    "batch norm of images": (lambda: nn.BatchNorm(2, epsilon=1e-5), (2, 3, 2, 2)),
+    "stack": (
+        lambda: nn.Sequential(
+            nn.Conv2D(1, 2, 3, stride=2), nn.Softplus(), nn.BatchNorm(2), nn.Flatten(), nn.Dense(8, 2)
+        ),
+        (3, 4, 4, 1),
+    ),
+    "block": (lambda: block(nn.Conv2D(2, 3, 3, stride=2), 3), (2, 4, 3, 2)),
+    "transposed block": (lambda: block(nn.Conv2DTranspose(2, 3, 3, stride=2, output_size=(3, 4)), 3), (2, 2, 2, 2)),
+    "chain": (
+        lambda: nn.ConvChain(
+            {
+                "one": (nn.Conv2D(2, 3, 3, stride=2), nn.ReLU(), nn.BatchNorm(3)),
+                "two": (nn.Conv2DTranspose(3, 4, 3, stride=2, output_size=(4, 3)), nn.ReLU(), nn.BatchNorm(4)),
+                "three": (nn.Conv2DTranspose(4, 1, (3, 2)),),
+            }
+        ),
+        (2, 4, 3, 2),
+    ),
+    "activations": (lambda: nn.Sequential(nn.Tanh(), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Reshape(3, 2)), (2, 6)),
+    "relu": (lambda: nn.ReLU(), (2, 6)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("which", ["gamma", "beta", "bias", "weight"])
+def test_a_block_checks_its_parameters(which, training):
+    model = block(nn.Conv2D(2, 3, 3), 4 if which == "gamma" else 3)
+    conv, norm = (
+        next(module for _, module in model.modules() if isinstance(module, kind)) for kind in (nn.Conv2D, nn.BatchNorm)
+    )
+    if which in ("gamma", "beta"):
+        norm.beta = nn.Parameter((3,)) if which == "gamma" else nn.Parameter((4,))
+    elif which == "bias":
+        conv.bias = nn.Parameter((4,))
+    else:
+        conv.weight = nn.Parameter((3, 3, 5, 3))
+    expected = {"bias": "conv_chain: bias is", "weight": "conv_chain: x has 2 channels but weight expects 5"}
+    model.train(training)
+    with minigrad.no_grad(), pytest.raises(ValueError, match=expected.get(which, "batch_norm: x")):
+        model(np.zeros((2, 4, 4, 2), np.float32))
+
+
+def test_a_block_of_constant_weights_has_a_gradient_for_its_input():
+    model = block(nn.Conv2D(2, 3, 3, stride=2), 3)
+    model.initialize(1)
+    model.to(dtype="float64")
+    found = []
+    for frozen in (False, True):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = not frozen or "gamma" in name  # one of these two keeps the batch's statistics
+        x = Tensor(np.random.default_rng(0).normal(size=(2, 4, 4, 2)), requires_grad=True)
+        y = model(x)
+        y.backward(np.random.default_rng(1).normal(size=y.shape))
+        found.append(x.grad)
+    np.testing.assert_allclose(*found, rtol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradcheck_of_layers(name, training, backend):
+    make, shape = LAYERS[name]
+    model = make()
+    model.initialize(3)
+    model.to(dtype="float64")
+    rng = np.random.default_rng(4)
+    for full_name, tensor in model.named_tensors():  # away from zero biases and unit statistics
+        shift = rng.uniform(0.2, 0.8, tensor.shape)
+        tensor.data[...] += backend.from_host(shift)
+        assert training or "moving" not in full_name or (tensor.numpy() != 0).all()
+    model.train(training)
+    gradcheck(model, Tensor(backend.from_host(values(rng, shape)), requires_grad=True), parameters=model.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["block", "transposed block", "chain"])
+def test_a_fused_block_equals_its_layers(name, training, dtype, backend):
+    """Values, every gradient and the moving statistics, against the same layers run one after another."""
+    make, shape = LAYERS[name]
+    fused, apart = make(), make()
+    inputs = values(np.random.default_rng(8), shape).astype(dtype)
+    results = []
+    for model in (fused, apart):
+        model.initialize(3)
+        model.to(dtype=dtype)
+        model.train(training)
+        x = Tensor(backend.from_host(inputs), requires_grad=True)
+        y = model(x) if model is fused else nn.Sequential(dict(model.children()))(x)
+        gy = np.random.default_rng(9).normal(size=y.shape).astype(dtype)
+        y.backward(backend.from_host(gy))
+        grads = {f"g{name}": backend.to_host(p.grad) for name, p in model.named_parameters()}
+        results.append({"y": y.numpy(), "gx": backend.to_host(x.grad), **grads, **model.state_dict()})
+    largest = max(np.abs(value).max() for value in results[1].values())
+    for key, expected in results[1].items():
+        error = np.abs(results[0][key] - expected).max()
+        assert error <= (F64 if dtype == "float64" else F32) * largest, key
+
+
+def test_batch_norm_training_gradient_is_not_the_inference_gradient():
+    """In training mode the statistics depend on x, so gx sums to zero over each channel; in evaluation it does not."""
+    rng = np.random.default_rng(0)
+    layer = nn.BatchNorm(3)
+    layer.to(dtype="float64")
+    gy = rng.normal(size=(6, 3))
+    sums = []
+    for mode in (True, False):
+        layer.train(mode)
+        x = Tensor(rng.normal(size=(6, 3)), requires_grad=True)
+        layer(x).backward(gy)
+        sums.append(np.abs(x.grad.sum(axis=0)).max())
+    assert sums[0] < 1e-13 < 0.1 < sums[1]
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "expected"),
+    [
+        (ops.relu, [-1.0, 0.0, 2.0], [0.0, 0.0, 1.0]),
+        (ops.leaky_relu, [-1.0, 0.0, 2.0], [0.01, 0.01, 1.0]),
+        (ops.abs, [-1.0, 0.0, 2.0], [-1.0, 0.0, 1.0]),
+        (lambda x: ops.clip(x, -1, 1), [-2.0, -1.0, 0.0, 1.0, 2.0], [0.0, 1.0, 1.0, 1.0, 0.0]),
+        (lambda x: ops.pow(x, 0), [0.0, 2.0], [0.0, 0.0]),
+        (lambda x: ops.pow(x, 1), [0.0, 2.0], [1.0, 1.0]),
+        (lambda x: ops.pow(x, 2), [0.0, 2.0], [0.0, 4.0]),
+    ],
+)
+def test_gradient_at_the_kink_is_the_documented_one(op, x, expected):
+    x = Tensor(np.array(x), requires_grad=True)
+    op(x).backward(np.ones(x.shape))
+    assert x.grad.tolist() == expected
+
+
+# ---- numerical safety: warnings are errors in this suite, so an overflow anywhere fails these tests ----
+
+
+def span(dtype: str) -> np.ndarray:
+    """Numbers over the whole range of a dtype, both signs, with zeros."""
+    top = float(np.finfo(dtype).max)
+    steps = [
+        0.0,
+        float(np.finfo(dtype).tiny),
+        *np.logspace(-30, math.log10(top) - 0.01, 60),
+        1e4,
+        88.7,
+        103.9,
+        709.8,
+        top,
+    ]
+    return np.array([*steps, *(-s for s in steps)], dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("op", ["sigmoid", "softplus", "tanh", "relu", "leaky_relu", "abs"])
+def test_activations_over_the_whole_range(op, dtype, backend):
+    """Each value is right to a few roundings of itself, or of the smallest normal number, and nothing overflows."""
+    x = Tensor(backend.from_host(span(dtype)), requires_grad=True)
+    y = getattr(ops, op)(x)
+    expected = getattr(naive, op)(span(dtype))
+    tiny, eps = float(np.finfo(dtype).tiny), float(np.finfo(dtype).eps)
+    np.testing.assert_allclose(y.numpy().astype("float64"), expected, rtol=8 * eps, atol=2 * tiny)
+    y.backward(backend.from_host(np.ones(x.shape, dtype)))
+    assert np.isfinite(backend.to_host(x.grad)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_logsumexp_over_the_whole_range(dtype, backend):
+    numbers = span(dtype)[:, None] * np.array([0.5, 0.25, -0.25], dtype=dtype)  # so that differences are in range too
+    x = Tensor(backend.from_host(numbers), requires_grad=True)
+    y = ops.logsumexp(x, axis=1)
+    expected = [
+        max(row) if max(map(abs, row)) > 1e4 else naive.precise_logsumexp(list(row)) for row in numbers.tolist()
+    ]
+    np.testing.assert_allclose(y.numpy().astype("float64"), expected, rtol=8 * float(np.finfo(dtype).eps))
+    y.backward(backend.from_host(np.ones(y.shape, dtype)))
+    np.testing.assert_allclose(backend.to_host(x.grad).sum(axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("planted", "expected"), [(np.nan, np.nan), (np.inf, np.inf), (-np.inf, 0.0)])
+def test_logsumexp_of_what_is_not_finite(planted, expected, backend):
+    y = ops.logsumexp(Tensor(backend.from_host(np.array([planted, 0.0])))).numpy()
+    np.testing.assert_equal(float(y), expected)
+
+
+def test_logsumexp_of_minus_infinity(backend):
+    rows = np.array([[-np.inf, -np.inf], [-np.inf, 3.0], [1.0, 2.0]])
+    x = Tensor(backend.from_host(rows), requires_grad=True)
+    y = ops.logsumexp(x, axis=1)
+    assert y.numpy().tolist() == [-np.inf, 3.0, pytest.approx(2 + math.log1p(math.exp(-1)))]
+    y.backward(backend.from_host(np.ones(3)))
+    softmax = 1 / (1 + math.exp(1))
+    np.testing.assert_allclose(backend.to_host(x.grad), [[0, 0], [0, 1], [softmax, 1 - softmax]], rtol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_the_power_of_a_half_is_the_root(backend):
+    """NaN of minus infinity on every device, as in NumPy and PyTorch; C's pow has infinity there."""
+    y = ops.pow(Tensor(backend.from_host(np.float32([-np.inf, -1, 4, np.inf]))), 0.5).numpy()
+    np.testing.assert_array_equal(y, np.float32([np.nan, np.nan, 2, np.inf]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_log_and_sqrt_over_the_whole_range(dtype, backend):
+    x = span(dtype)
+    x = x[x > 0]
+    for op in ("log", "sqrt"):
+        y = getattr(ops, op)(Tensor(backend.from_host(x)))
+        np.testing.assert_allclose(y.numpy(), getattr(naive, op)(x), rtol=4 * float(np.finfo(dtype).eps))
+
+
+LOGITS = np.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 30.0], [88.0, -88.0, -750.0]])
+CERTAIN = np.array([[1.0, 0.0, 0.5], [1.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_losses_of_extreme_logits(dtype, backend):
+    x = Tensor(backend.from_host(LOGITS.astype(dtype)), requires_grad=True)
+    loss = ops.bce_with_logits(x, backend.from_host(CERTAIN.astype(dtype)))
+    expected = naive.bce_with_logits(LOGITS, CERTAIN)
+    np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-6)
+    loss.backward()
+    np.testing.assert_allclose(backend.to_host(x.grad), (naive.sigmoid(LOGITS) - CERTAIN) / 3, rtol=1e-6, atol=1e-7)
+
+    labels = np.array([1, 1, 0])
+    x = Tensor(backend.from_host(LOGITS.astype(dtype)), requires_grad=True)
+    loss = ops.softmax_cross_entropy(x, backend.from_host(labels))
+    np.testing.assert_allclose(loss.numpy(), naive.softmax_cross_entropy(LOGITS, labels), rtol=1e-6)
+    loss.backward()
+    np.testing.assert_allclose(backend.to_host(x.grad), [[1 / 3, -1 / 3, 0], [0, 0, 0], [0, 0, 0]], atol=1e-7)
+
+
+def test_confident_and_right_costs_little(backend):
+    """-log p of a right pixel at logit 20 is exp(-20): the float32 loss must not lose it in 20 - 20."""
+    x = Tensor(backend.from_host(np.full((1, 1), 20.0, "float32")))
+    loss = ops.bce_with_logits(x, backend.from_host(np.ones((1, 1), "float32"))).item()
+    assert loss == pytest.approx(math.exp(-20), rel=1e-5, abs=0)
+
+
+def test_softmax_cross_entropy_of_an_excluded_class(backend):
+    """A logit of -inf rules a class out; where it is not the label, loss and gradient stay finite."""
+    x = Tensor(backend.from_host(np.array([[0.0, -np.inf, 1.0]])), requires_grad=True)
+    loss = ops.softmax_cross_entropy(x, backend.from_host(np.array([2])))
+    loss.backward()
+    p = 1 / (1 + math.exp(1))
+    assert loss.item() == pytest.approx(-math.log(1 - p), rel=1e-12)
+    np.testing.assert_allclose(backend.to_host(x.grad), [[p, 0, -p]], rtol=1e-12)
+
+
+def test_kl_keeps_its_digits_near_the_prior():
+    """exp(v) - 1 - v is v^2 / 2 + v^3 / 6: with expm1 right to 1e-9 at v = 1e-6, where exp(v) - 1 leaves 2e-4."""
+    loss = ops.kl_to_standard_normal(np.zeros((1, 1)), np.full((1, 1), 1e-6)).item()
+    assert loss == pytest.approx(1e-12 / 4 + 1e-18 / 12, rel=1e-8, abs=0)
+
+
+def test_batch_norm_of_a_large_mean(backend):
+    """Mean 4096 and deviation 0.25, both exact in float32: E[x^2] - E[x]^2 would lose every digit."""
+    signs = np.where(np.arange(64) % 2, 1.0, -1.0)[:, None]
+    x = Tensor(backend.from_host((4096 + 0.25 * signs).astype("float32")))
+    one, zero = (backend.from_host(v) for v in (np.ones(1, "float32"), np.zeros(1, "float32")))
+    y = ops.batch_norm(x, one, zero, epsilon=0.0).numpy()
+    np.testing.assert_allclose(y, signs, rtol=1e-6)
+
+
+# ---- convolution ----
+
+
+def random_geometry(seed: int) -> dict:
+    """Kernel 1-5, stride 1-4, sides 1-12, all paddings, rectangular; and channel counts on both sides of 4 and 8."""
+    rng = np.random.default_rng([seed, 99])
+    while True:
+        kernel = tuple(int(n) for n in rng.integers(1, 6, 2))
+        size = tuple(int(n) for n in rng.integers(1, 13, 2))
+        stride = tuple(int(n) for n in rng.integers(1, 5, 2)) if seed % 2 else int(rng.integers(1, 5))
+        pads = tuple(int(n) for n in rng.integers(0, 4, 2))
+        padding = ["same", "valid", pads[0], pads][seed % 4 if seed % 3 else 0]
+        zeros = (0, 0) if padding == "valid" else (padding, padding) if isinstance(padding, int) else padding
+        if padding == "same" or all(n + 2 * z >= k for n, z, k in zip(size, zeros, kernel, strict=True)):
+            break
+    C, F = int(rng.choice([1, 2, 3, 4, 5, 8, 9])), int(rng.integers(1, 5))
+    N = int(rng.integers(1, 5)) if max(size) < 8 else 1
+    return {"size": size, "kernel": kernel, "stride": stride, "padding": padding, "N": N, "C": C, "F": F}
+
+
+@functools.cache
+def convolution_oracle(seed: int) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    g = random_geometry(seed)
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(g["N"], *g["size"], g["C"]))
+    weight, bias = rng.normal(size=(*g["kernel"], g["C"], g["F"])), rng.normal(size=g["F"])
+    return g, x, weight, bias, naive.conv2d(x, weight, bias, stride=g["stride"], padding=g["padding"])
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_convolution_grid_against_loops(batch, backend, campaign):
+    count = campaign.count(20, 600)
+    for seed in range(count * batch, count * (batch + 1)):
+        g, x, weight, bias, expected = convolution_oracle(seed)
+        x, weight, bias = (backend.from_host(a) for a in (x, weight, bias))
+        y = ops.conv2d(x, weight, bias, stride=g["stride"], padding=g["padding"])
+        check_close(y.numpy(), expected, F64)
+    campaign.survived(f"convolutions against loops, {campaign.backends}", count)
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_transposed_convolution_grid_against_loops(batch, backend, campaign):
+    count = campaign.count(20, 600)
+    for seed in range(count * batch, count * (batch + 1)):
+        g, x, weight, expected = transposed_oracle(seed)
+        x, weight = (backend.from_host(a) for a in (x, weight))
+        y = ops.conv2d_transpose(x, weight, stride=g["stride"], padding=g["padding"], output_size=g["size"])
+        check_close(y.numpy(), expected, F64)
+    campaign.survived(f"transposed convolutions against loops, {campaign.backends}", count)
+
+
+@functools.cache
+def transposed_oracle(seed: int) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
+    """Back from the output size of a convolution to its input size."""
+    g = random_geometry(1000 + seed)
+    rng = np.random.default_rng(seed)
+    small, _ = naive.conv_positions(g["size"], g["kernel"], g["stride"], g["padding"])
+    x = rng.normal(size=(g["N"], *small, g["F"]))
+    weight = rng.normal(size=(*g["kernel"], g["C"], g["F"]))
+    expected = naive.conv2d_transpose(x, weight, stride=g["stride"], padding=g["padding"], output_size=g["size"])
+    return g, x, weight, expected
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_adjoint_identities(batch, backend, campaign):
+    """<conv2d(x, w), v> = <x, conv2d_grad_input(v, w)> = <w, conv2d_grad_weight(x, v)> on 800 geometries or more."""
+    count = campaign.count(80, 600)
+    for seed in range(count * batch, count * (batch + 1)):
+        g = random_geometry(5000 + seed)
+        geometry = conv_geometry(g["size"], g["kernel"], g["stride"], g["padding"])
+        x_shape, y_shape = (g["N"], *g["size"], g["C"]), (g["N"], *geometry.output_size, g["F"])
+        weight_shape = (*g["kernel"], g["C"], g["F"])
+        rng = np.random.default_rng(seed)
+        x, weight = (backend.from_host(rng.normal(size=shape)) for shape in (x_shape, weight_shape))
+        adjoint_check(
+            lambda v: backend.conv2d(v, weight, None, geometry),  # noqa: B023
+            lambda v: backend.conv2d_grad_input(v, weight, geometry),  # noqa: B023
+            x_shape,
+            y_shape,
+            seed=seed,
+        )
+        adjoint_check(
+            lambda v: backend.conv2d(x, v, None, geometry),  # noqa: B023
+            lambda v: backend.conv2d_grad_weight(x, v, geometry),  # noqa: B023
+            weight_shape,
+            y_shape,
+            seed=seed,
+        )
+    campaign.survived(f"adjoint identities of convolutions, {campaign.backends}", 2 * count)
+
+
+@pytest.mark.parametrize(("H", "K", "S"), [*itertools.product((1, 2, 5, 7, 12), range(1, 6), range(1, 5))])
+def test_sizes_of_same_and_valid(H, K, S):
+    for padding in ("same", "valid", 0, 1, 2):
+        before, size = naive.pads_and_output(H, K, S, padding, 0)
+        if size < 1:
+            with pytest.raises(ValueError, match="larger than the padded input"):
+                conv_geometry((H, 9), (K, 1), S, padding)
+            continue
+        geometry = conv_geometry((H, 9), (K, 1), S, padding)
+        assert (geometry.pads[0][0], geometry.output_size[0]) == (before, size)
+        if padding == "same":
+            assert 0 <= geometry.pads[0][1] - before <= 1  # the odd one at the bottom
+    assert transposed_geometry((H, 9), (K, 1), S, "same", None).input_size == (H * S, 9 * S)
+    assert transposed_geometry((H, 9), (K, 1), S, "valid", None).input_size == (H * S + max(K - S, 0), 9 * S)
+
+
+def test_every_legal_output_size_and_no_other(backend):
+    """A convolution with stride 3 rounds down, so three sizes lead to each output size."""
+    x, weight = Tensor(backend.from_host(np.ones((1, 2, 2, 1)))), Tensor(backend.from_host(np.ones((2, 2, 1, 1))))
+    legal = []
+    for size in range(1, 12):
+        try:
+            y = ops.conv2d_transpose(x, weight, stride=3, output_size=(size, size))
+        except ValueError as error:
+            assert f"output_size ({size}, {size}) does not fit" in str(error) or "larger than the padded" in str(error)  # noqa: PT017
+            continue
+        assert y.shape == (1, size, size, 1)
+        legal.append(size)
+    assert legal == [5, 6, 7]
+
+
+def test_lists_are_pairs():
+    """Options read from TOML and JSON are lists."""
+    x, weight = np.ones((1, 4, 4, 1)), np.ones((2, 2, 1, 1))
+    assert ops.conv2d(x, weight, stride=[2, 1], padding=[1, 0]).shape == (1, 3, 3, 1)
+    assert ops.conv2d_transpose(x, weight, stride=[2, 1], output_size=[8, 5]).shape == (1, 8, 5, 1)
+
+
+# ---- what is refused, and how ----
+
+
+def zeros(*shape: int) -> Tensor:
+    return Tensor(np.zeros(shape))
+
+
+CONV = "conv2d: x has 3 channels but weight expects 4 (x (2, 8, 8, 3), weight (3, 3, 4, 16))"
+TRANSPOSE = "conv2d_transpose: x has 3 channels but weight expects 16 (x (2, 8, 8, 3), weight (3, 3, 4, 16))"
+REFUSED = [
+    (lambda: ops.conv2d(zeros(2, 8, 8, 3), zeros(3, 3, 4, 16)), CONV),
+    (lambda: ops.conv2d_transpose(zeros(2, 8, 8, 3), zeros(3, 3, 4, 16)), TRANSPOSE),
+    (
+        lambda: ops.conv2d(zeros(8, 8, 3), zeros(3, 3, 3, 1)),
+        "conv2d: x must be (N, H, W, C) and weight must have 4 axes (x (8, 8, 3), weight (3, 3, 3, 1))",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 8, 8, 3), zeros(3, 3, 3, 2), zeros(3)),
+        "conv2d: bias is (3,) but must be (2,) (x (1, 8, 8, 3), weight (3, 3, 3, 2))",
+    ),
+    (
+        lambda: ops.conv2d_transpose(zeros(1, 8, 8, 2), zeros(3, 3, 3, 2), zeros(2)),
+        "conv2d_transpose: bias is (2,) but must be (3,) (x (1, 8, 8, 2), weight (3, 3, 3, 2))",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 2, 8, 1), zeros(3, 3, 1, 1)),
+        "convolution: kernel (3, 3) is larger than the padded input (input (2, 8), padding 0)",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 0, 8, 1), zeros(3, 3, 1, 1), padding="same"),
+        "convolution: sizes must be positive (input (0, 8), kernel (3, 3))",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 8, 8, 1), zeros(3, 3, 1, 1), stride=0),
+        "convolution: stride is 0 but must be an int >= 1, or a pair of them",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 8, 8, 1), zeros(3, 3, 1, 1), padding="full"),
+        'convolution: padding is \'full\' but must be an int >= 0, or a pair of them, "same" or "valid"',
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 8, 8, 1), zeros(3, 3, 1, 1), padding=(1, -1)),
+        'convolution: padding is (1, -1) but must be an int >= 0, or a pair of them, "same" or "valid"',
+    ),
+    (
+        lambda: ops.conv2d_transpose(
+            zeros(1, 3, 3, 1), zeros(3, 3, 1, 1), stride=2, padding="same", output_size=(4, 6)
+        ),
+        "conv2d_transpose: output_size (4, 6) does not fit: with kernel (3, 3), stride 2 and padding 'same' "
+        "a convolution maps it to (2, 3), but x is (3, 3)",
+    ),
+    (
+        lambda: ops.dense(zeros(2, 3), zeros(4, 5)),
+        "dense: x has 3 features but weight expects 4 (x (2, 3), weight (4, 5))",
+    ),
+    (lambda: ops.dense(zeros(2, 3), zeros(3, 5), zeros(3)), "dense: bias is (3,) but weight (3, 5) needs (5,)"),
+    (
+        lambda: ops.dense(zeros(2, 3, 4), zeros(4, 5)),
+        "dense: x and weight must have 2 axes (x (2, 3, 4), weight (4, 5))",
+    ),
+    (lambda: ops.matmul(zeros(2, 3), zeros(4, 5)), "matmul: needs (..., I, J) @ (..., J, K), found (2, 3) @ (4, 5)"),
+    (lambda: ops.matmul(zeros(3), zeros(3, 5)), "matmul: needs (..., I, J) @ (..., J, K), found (3,) @ (3, 5)"),
+    (
+        lambda: ops.batch_norm(zeros(2, 3), zeros(2), zeros(3)),
+        "batch_norm: x (..., C) needs gamma and beta (C,) (x (2, 3), gamma (2,), beta (3,))",
+    ),
+    (
+        lambda: ops.batch_norm_inference(zeros(2, 3), zeros(3), zeros(1), np.zeros(3), np.ones(3)),
+        "batch_norm: x (..., C) needs gamma and beta (C,) (x (2, 3), gamma (3,), beta (1,))",
+    ),
+    (
+        lambda: ops.batch_norm_inference(zeros(2, 3), zeros(3), zeros(3), np.zeros(1), np.ones(3)),
+        "batch_norm: mean and variance must be float64 (3,), found [('float64', (1,)), ('float64', (3,))]",
+    ),
+    (
+        lambda: ops.batch_norm_inference(zeros(2, 3), zeros(3), zeros(3), np.zeros(3), np.ones(3, "float32")),
+        "batch_norm: mean and variance must be float64 (3,), found [('float64', (3,)), ('float32', (3,))]",
+    ),
+    (lambda: ops.batch_norm(zeros(0, 3), zeros(3), zeros(3)), "batch_norm: no values to take statistics of (x (0, 3))"),
+    (
+        lambda: ops.batch_norm(zeros(2, 0, 4, 3), zeros(3), zeros(3)),
+        "batch_norm: no values to take statistics of (x (2, 0, 4, 3))",
+    ),
+    (lambda: ops.mse(zeros(2, 3), zeros(3)), "mse: x (2, 3) and targets (3,) must have one shape and not be empty"),
+    (lambda: ops.mse(zeros(0), zeros(0)), "mse: x (0,) and targets (0,) must have one shape and not be empty"),
+    (
+        lambda: ops.bce_with_logits(zeros(2, 3), zeros(2, 1)),
+        "bce_with_logits: logits (2, 3) and targets (2, 1) must have one shape and not be empty",
+    ),
+    (
+        lambda: ops.gaussian_nll(zeros(2, 3), zeros(3, 2)),
+        "gaussian_nll: mean (2, 3) and targets (3, 2) must have one shape and not be empty",
+    ),
+    (
+        lambda: ops.kl_to_standard_normal(zeros(2, 3), zeros(2)),
+        "kl_to_standard_normal: mean (2, 3) and log_variance (2,) must have one shape and not be empty",
+    ),
+    (
+        lambda: ops.softmax_cross_entropy(zeros(2, 3), np.zeros(3, int)),
+        "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), found (2, 3) and (3,)",
+    ),
+    (
+        lambda: ops.softmax_cross_entropy(zeros(2, 3, 1), np.zeros(2, int)),
+        "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), found (2, 3, 1) and (2,)",
+    ),
+    (
+        lambda: ops.softmax_cross_entropy(zeros(0, 3), np.zeros(0, int)),
+        "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), found (0, 3) and (0,)",
+    ),
+    (
+        lambda: ops.softmax_cross_entropy(zeros(2, 3), np.array([0, 3])),
+        "softmax_cross_entropy: labels must lie in 0 ... 2, found 0 ... 3",
+    ),
+    (
+        lambda: ops.softmax_cross_entropy(zeros(2, 3), np.array([-1, 0])),
+        "softmax_cross_entropy: labels must lie in 0 ... 2, found -1 ... 0",
+    ),
+    (lambda: ops.clip(zeros(2), 1, -1), "clip: low 1 is above high -1"),
+    (lambda: ops.sum(zeros(2, 3), axis=2), "axis 2 is out of range for a tensor with 2 axes"),
+    (lambda: ops.logsumexp(zeros(2, 3), axis=(0, -3)), "axis (0, -3) is out of range for a tensor with 2 axes"),
+    (lambda: ops.mean(zeros(0, 3), axis=0), "mean: no elements to average over axis 0 of shape (0, 3)"),
+]
+
+
+@pytest.mark.parametrize(("call", "text"), REFUSED, ids=[text.split(":")[0] for _, text in REFUSED])
+def test_refused_with_exactly_this_message(call, text):
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        call()
+
+
+THREE = zeros(2, 3), zeros(3), zeros(3)
+
+
+@pytest.mark.usefixtures("cupy_double", "restored_backends")
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("SoftmaxCrossEntropy", lambda there: ops.softmax_cross_entropy(zeros(2, 3), there(2))),
+        ("BatchNormInference", lambda there: ops.batch_norm_inference(*THREE, there(3), np.ones(3))),
+        ("BatchNormInference", lambda there: ops.batch_norm_inference(*THREE, np.zeros(3), there(3))),
+        ("Add", lambda there: ops.add(zeros(3), there(3))),
+    ],
+)
+def test_an_array_of_another_device_is_refused_by_name(name, call):
+    """Also one that is no tensor: labels, statistics."""
+    k = minigrad.use(device="cuda", kernels="plain")
+    with pytest.raises(TypeError, match=rf"^{name}: .*cpu.*cuda:0|^{name}: .*cuda:0.*cpu"):
+        call(lambda count: k.from_host(np.zeros(count)))
+
+
+WITHOUT_NEED = [
+    ("mul", (2, 3), (2, 3)),
+    ("div", (2, 3), (2, 3)),
+    ("matmul", (2, 3), (3, 4)),
+    ("dense", (2, 3), (3, 4), (4,)),
+    ("conv2d", (1, 4, 4, 2), (3, 3, 2, 1), (1,)),
+    ("conv2d_transpose", (1, 4, 4, 2), (3, 3, 1, 2), (1,)),
+    ("mse", (2, 3), (2, 3)),
+    ("bce_with_logits", (2, 3), (2, 3)),
+    ("gaussian_nll", (2, 3), (2, 3)),
+]
+
+
+@pytest.mark.parametrize(("op", "shapes"), [(op, shapes) for op, *shapes in WITHOUT_NEED], ids=str)
+def test_a_gradient_that_nobody_needs_is_not_computed(op, shapes):
+    """It would be half of the work of a first layer."""
+    for needed in range(len(shapes)):
+        tensors = [Tensor(np.ones(shape), requires_grad=i == needed) for i, shape in enumerate(shapes)]
+        y = getattr(ops, op)(*tensors)
+        gradients = y.creator.backward(np.ones(y.shape))
+        computed = [i for i, gradient in enumerate(gradients[: len(shapes)]) if gradient is not None]
+        # the first gradient of these two is the second one but for its sign
+        assert computed == ([0, 1] if op in ("mse", "gaussian_nll") and needed else [needed])
+
+
+@pytest.mark.parametrize("integer", [np.int64, np.int32, np.uint8])
+def test_options_may_be_numbers_of_numpy(integer):
+    """And a float64 among them does not make the result float64."""
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    one, two = integer(1), integer(2)
+    assert ops.sum(x, axis=one).numpy().tolist() == ops.sum(x, axis=(one,)).numpy().tolist() == [3, 12]
+    assert ops.mean(x, axis=one).numpy().tolist() == [1, 4]
+    assert ops.logsumexp(x, axis=one, keepdims=True).shape == (2, 1)
+    assert ops.reshape(x, integer(3), two).shape == ops.reshape(x, (integer(3), two)).shape == (3, 2)
+    assert ops.transpose(x, one, integer(0)).shape == (3, 2)
+    images, weight = np.ones((1, 4, 4, 1), np.float32), np.ones((1, 1, 1, 1), np.float32)
+    for stride in (two, (two, two), [two, two]):
+        assert ops.conv2d(images, weight, stride=stride, padding=integer(0)).shape == (1, 2, 2, 1)
+        size = integer(8), integer(7)
+        assert ops.conv2d_transpose(images, weight, stride=stride, output_size=size).shape == (1, 8, 7, 1)
+    half = np.float64(0.5)
+    for y in (
+        ops.leaky_relu(x, half),
+        ops.clip(x, half, two),
+        ops.pow(x, two),
+        ops.pow(x, half),
+        ops.batch_norm(x, x[0], x[0], epsilon=half),
+        ops.batch_norm_inference(x, x[0], x[0], x[0], x[1], epsilon=half),
+        Tensor(x) * half + two,
+    ):
+        assert y.dtype == "float32"
+
+
+def test_means_of_lists():
+    assert ops.mean([1.0, 2.0, 6.0]).item() == 3
+    assert ops.mean(np.array([[1.0, 3.0], [5.0, 7.0]]), axis=0).numpy().tolist() == [3, 5]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: zeros(2, 3) + zeros(2, 4),
+        lambda: zeros(2, 3).reshape(4),
+        lambda: zeros(2, 3).transpose(0, 0),
+        lambda: zeros(2, 3).sum(axis=(0, 0)),
+        lambda: ops.gaussian_nll(zeros(2, 3), zeros(2, 3), zeros(4)),
+        lambda: ops.gaussian_nll(zeros(2, 3), zeros(2, 3), zeros(5, 2, 3)),
+    ],
+)
+def test_also_refused(call):
+    with pytest.raises(ValueError, match=r"\w"):
+        call()
+
+
+def test_a_limit_that_is_no_number_is_refused():
+    for low, high in ((math.nan, 1.0), (0.0, math.nan), (2.0, 1.0)):
+        with pytest.raises(ValueError, match="clip: low"):
+            ops.clip(zeros(2), low, high)
+
+
+def test_shapes_and_axes_may_be_arrays():
+    x, array = Tensor(np.zeros((2, 3))), np.array
+    assert x.reshape(array([3, 2])).shape == x.transpose(array([1, 0])).shape == x.reshape([3, 2]).shape == (3, 2)
+    assert (x.sum(axis=array([0, 1])).shape, x.mean(axis=0, keepdims=np.True_).shape) == ((), (1, 3))
+
+
+def test_pow_refuses_a_tensor_exponent():
+    with pytest.raises(TypeError, match="pow: exponent is a Tensor but must be a number"):
+        ops.pow(zeros(2), zeros(2))
+
+
+# ---- sums of many numbers ----
+
+SUM_ROUNDINGS = 40  # of one float32 sum: 16 in a row, 3 + log2(count / 128) in pairs, and those of the terms
+CHANNEL_ROUNDINGS = 520  # kernels over (..., C) may add 512 rows before float64 goes on
+
+
+def test_sums_of_many_numbers_keep_their_digits(backend):
+    """Forward and in the gradients of what was broadcast: the error is some units of rounding of the magnitudes'
+    sum, whatever the count. Adding float32 numbers one after another is a hundred times worse here."""
+    k, M, unit = backend, 100_000, float(np.finfo(np.float32).eps) / 2
+    x = np.repeat(np.float32([[0.1, 0.13, 0.17]]), M, axis=0)
+    x[0] += np.float32(0.1)
+    exact = x.astype(np.float64)
+
+    def check(what, found, terms, axis, roundings=SUM_ROUNDINGS):
+        error = abs(k.to_host(found).astype(np.float64) - terms.sum(axis))
+        assert (error <= roundings * unit * abs(terms).sum(axis)).all(), f"{what}: {error}"
+
+    rows = k.from_host(x)
+    columns, pairs = k.from_host(np.ascontiguousarray(x.T)).T, k.from_host(np.repeat(x, 2, axis=1))[:, ::2]
+    deep, views = rows.reshape(-1, 2, 3), {"rows": rows, "columns": columns}
+    for what, array in {**views, "every other": pairs, "one": rows[:, :1].copy(), "three axes": deep}.items():
+        values = exact[:, :1] if array.shape[-1] == 1 else exact.reshape(array.shape)
+        for axis in (0, (0, 1), None) if array.ndim == 2 else (0, (0, 1), (0, 2), (1, 0, 2)):
+            total = ops.sum(Tensor(array), axis=axis, keepdims=True).data
+            check(f"sum of {what} over {axis}", total.reshape(values.sum(axis).shape), values, axis)
+            mean = ops.mean(Tensor(array), axis=axis).data
+            check(f"mean of {what} over {axis}", mean, values / (values.size / mean.size), axis)
+            ratio = k.xp.exp(ops.logsumexp(Tensor(array), axis=axis).data.astype("float64"))
+            # the logarithm of so many is some 12, and rounded
+            check(f"logsumexp of {what} over {axis}", ratio, np.exp(values), axis, 16 * SUM_ROUNDINGS)
+        y = Tensor(array)
+        zeros_like, half = Tensor(k.xp.zeros_like(array)), values / 2
+        check(f"mse of {what}", ops.mse(y, zeros_like).data, values**2 / values.size, None)
+        check(f"kl of {what}", ops.kl_to_standard_normal(y, zeros_like).data, values * half / len(values), None)
+        terms = (values**2 + math.log(2 * math.pi)) / 2 / len(values)
+        check(f"gaussian_nll of {what}", ops.gaussian_nll(y, zeros_like).data, terms, None)
+        terms = np.log1p(np.exp(values)) / len(values)
+        check(f"bce_with_logits of {what}", ops.bce_with_logits(y, zeros_like).data, terms, None)
+    wide = ops.softmax_cross_entropy(Tensor(columns.T), [0, 0, 0]).data  # over the classes, some 12 each
+    terms = (np.log(np.exp(exact).sum(0)) - exact[0]) / 3
+    check("softmax_cross_entropy", wide, terms, None)
+
+    ones, zero, same = (k.from_host(a.astype(np.float32)) for a in (np.ones(3), np.zeros(3), np.eye(3)))
+    scaled = functools.partial(ops.batch_norm_inference, epsilon=0)
+    for what, of, value, terms, roundings in [
+        ("add", lambda x, b: x + b, zero, exact, SUM_ROUNDINGS),
+        ("sub", lambda x, b: x - b, zero, -exact, SUM_ROUNDINGS),
+        ("mul", lambda x, b: x * b, ones, exact**2, SUM_ROUNDINGS),
+        ("div", lambda x, b: x / b, ones, -(exact**2), SUM_ROUNDINGS),
+        ("dense", lambda x, b: ops.dense(x, same, b), zero, exact, CHANNEL_ROUNDINGS),
+        ("batch_norm", lambda x, b: ops.batch_norm(x, ones, b), zero, exact, CHANNEL_ROUNDINGS),
+        ("gamma", lambda x, b: scaled(x, b, zero, zero, ones), ones, exact**2, CHANNEL_ROUNDINGS),
+    ]:
+        for view, array in views.items():
+            b = Tensor(value.copy(), requires_grad=True)
+            of(Tensor(array), b).backward(rows)
+            check(f"gradient of {what}, {view}", b.grad, terms, 0, roundings)
+    b = Tensor(k.from_host(np.float32(1)), requires_grad=True)
+    (Tensor(rows) * b).backward(rows)
+    check("gradient of a number", b.grad, exact**2, None)
+    b = Tensor(k.from_host(np.ones((3, 1), np.float32)), requires_grad=True)
+    ops.matmul(Tensor(rows.reshape(M, 1, 3)), b).backward(k.xp.ones((M, 1, 1), dtype="float32"))
+    check("gradient of matmul", b.grad[:, 0], exact, 0)
+    for what, left in {"columns": columns, "every other": pairs, "reversed": rows[:, ::-1]}.items():
+        for multiply in (ops.matmul, ops.dense):  # of gradients with strides that BLAS does not take, too
+            b = Tensor(k.from_host(np.ones((3, 1), np.float32)), requires_grad=True)
+            multiply(Tensor(left), b).sum().backward()
+            order = slice(None, None, -1 if what == "reversed" else 1)
+            check(f"gradient of {multiply.__name__}, {what}", b.grad[:, 0], exact[:, order], 0, CHANNEL_ROUNDINGS)
+    b = Tensor(zero, requires_grad=True)
+    ops.gaussian_nll(Tensor(rows), k.xp.zeros_like(rows), b).backward()
+    check("gradient of gaussian_nll", b.grad, (0.5 - exact**2 / 2) / M, 0)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 3)])
+@pytest.mark.parametrize("name", ["sum", "logsumexp"])
+def test_reductions_of_nothing(name, shape, backend):
+    """0, and its logarithm; also where the other axis is the empty one. The gradient has the shape of the input."""
+    for axis in (*range(len(shape)), None):
+        x = Tensor(backend.from_host(np.zeros(shape, np.float32)), requires_grad=True)
+        y = getattr(ops, name)(x, axis=axis)
+        expected = np.zeros(shape).sum(axis) - (math.inf if name == "logsumexp" else 0)
+        np.testing.assert_array_equal(y.numpy(), expected.astype(np.float32))
+        y.backward(backend.xp.ones_like(y.data))
+        assert (x.grad.shape, x.grad.dtype) == (shape, "float32")
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "found"),
+    [
+        ([0, 1.5], ValueError, "found 1.5 among them"),
+        (np.array([0, np.nan]), ValueError, "found nan among them"),
+        (np.float32([np.inf, 0]), ValueError, "found 0.0 ... inf"),
+        (np.array(["a", "b"]), ValueError, "found <U1"),
+        (["0", "1"], TypeError, "found str32"),
+        ([None, 1], TypeError, "found NoneType"),
+        (np.array([None, 1]), ValueError, "found object"),
+        (None, TypeError, "found NoneType"),
+        (np.array([0, 1j]), ValueError, "found complex128"),
+        (np.array([0, 1], "datetime64[s]"), ValueError, "found datetime64"),
+        (np.ma.masked_array([0, 1], [True, False]), TypeError, "masked"),
+        (Tensor([0.0, 1.0]), TypeError, "convert and measure its array"),
+    ],
+    ids=str,
+)
+def test_labels_that_are_no_classes_are_refused(labels, error, found):
+    with pytest.raises(error, match=re.escape(found)) as caught:
+        ops.softmax_cross_entropy(zeros(2, 3), labels)
+    assert len(str(caught.value)) < 300
+
+
+def test_labels_may_be_whole_numbers_of_any_kind(backend):
+    logits, dtypes = Tensor(backend.from_host(LOGITS)), [np.int64, np.uint8, np.int32, np.float32, np.float64, bool]
+    arrays = [backend.from_host(np.array([1, 0, 1]).astype(dtype)) for dtype in dtypes]
+    for labels in (*arrays, arrays[0].reshape(3, 1), [1, 0, 1]):
+        assert ops.softmax_cross_entropy(logits, labels).item() == ops.softmax_cross_entropy(logits, arrays[0]).item()

@@ -1,0 +1,630 @@
+"""Optimisers, clipping and schedules against loops over single numbers, PyTorch and Keras; their state."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor, nn, ops, optim
+from minigrad.nn import Parameter
+
+REFERENCE = Path(__file__).parents[1] / "oracles/reference"
+STEPS = 12
+SHAPES = [(3, 2), (4,), (1, 1, 2, 3)]
+
+
+def parameters(dtype: str, seed: int = 0, k=None) -> list[Parameter]:
+    found = []
+    for i, shape in enumerate(SHAPES):
+        p = Parameter(shape)
+        values = np.random.default_rng([seed, i]).normal(size=shape).astype(dtype)
+        p.data = k.from_host(values) if k else values
+        p.grad = k.from_host(np.zeros_like(values)) if k else np.zeros_like(values)
+        found.append(p)
+    return found
+
+
+def gradients(step: int, dtype: str) -> list[np.ndarray]:
+    """Different scales, with exact zeros among them."""
+    rng = np.random.default_rng([step, 1])
+    return [(rng.normal(size=s) * 10.0 ** rng.integers(-4, 3, s) * (rng.random(s) < 0.9)).astype(dtype) for s in SHAPES]
+
+
+def run(optimizer, tensors: list[Parameter], steps=range(1, STEPS + 1), k=None) -> list[np.ndarray]:
+    dtype = str(tensors[0].dtype)
+    for step in steps:
+        optimizer.zero_grad()
+        for p, g in zip(tensors, gradients(step, dtype), strict=True):
+            p.grad += k.from_host(g) if k else g
+        optimizer.step()
+    return [np.array(p.numpy()) for p in tensors]
+
+
+# ---- oracles: one number at a time ----
+
+
+def sgd_oracle(value, gs, rates, momentum=0.0, nesterov=False):
+    velocity = 0.0
+    for g, rate in zip(gs, rates, strict=True):
+        velocity = momentum * velocity + g
+        value -= rate * (g + momentum * velocity if nesterov else velocity)
+    return value
+
+
+def adam_oracle(value, gs, rates, beta_1=0.9, beta_2=0.999, epsilon=1e-8, weight_decay=0.0):
+    """Kingma and Ba's Algorithm 1; the decay of Loshchilov and Hutter's Algorithm 2 uses the value before the step."""
+    m = v = 0.0
+    for t, (g, rate) in enumerate(zip(gs, rates, strict=True), 1):
+        m = beta_1 * m + (1 - beta_1) * g
+        v = beta_2 * v + (1 - beta_2) * g**2
+        m_hat, v_hat = m / (1 - math.pow(beta_1, t)), v / (1 - math.pow(beta_2, t))
+        value = value - rate * weight_decay * value - rate * m_hat / (math.sqrt(v_hat) + epsilon)
+    return value
+
+
+def linear(step):
+    return 0.01 * step
+
+
+OPTIMIZERS = {
+    "sgd": (lambda p: optim.SGD(p, 0.05), sgd_oracle, {}, lambda t: 0.05),
+    "momentum": (lambda p: optim.SGD(p, 0.05, momentum=0.9), sgd_oracle, {"momentum": 0.9}, lambda t: 0.05),
+    "nesterov": (
+        lambda p: optim.SGD(p, linear, momentum=0.8, nesterov=True),
+        sgd_oracle,
+        {"momentum": 0.8, "nesterov": True},
+        linear,
+    ),
+    "adam": (lambda p: optim.Adam(p), adam_oracle, {}, lambda t: 1e-3),
+    "adam options": (
+        lambda p: optim.Adam(p, linear, beta_1=0.5, beta_2=0.9, epsilon=1e-3),
+        adam_oracle,
+        {"beta_1": 0.5, "beta_2": 0.9, "epsilon": 1e-3},
+        linear,
+    ),
+    "adamw": (lambda p: optim.AdamW(p, 0.02), adam_oracle, {"weight_decay": 0.01}, lambda t: 0.02),
+    "adamw options": (
+        lambda p: optim.AdamW(p, linear, beta_1=0.0, beta_2=0.0, epsilon=1e-6, weight_decay=0.3),
+        adam_oracle,
+        {"beta_1": 0.0, "beta_2": 0.0, "epsilon": 1e-6, "weight_decay": 0.3},
+        linear,
+    ),
+    "adamw defaults": (lambda p: optim.AdamW(p), adam_oracle, {"weight_decay": 0.01}, lambda t: 1e-3),
+}
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-13), ("float32", 1e-5)])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_against_a_loop(name, dtype, relative, backend):
+    """Twelve steps of a few roundings each, relative to the largest value at either end."""
+    make, oracle, options, rate = OPTIMIZERS[name]
+    tensors = parameters(dtype, k=backend)
+    start = [np.array(p.numpy()) for p in tensors]
+    optimizer = make(tensors)
+    end = run(optimizer, tensors, k=backend)
+    rates = [rate(t) for t in range(1, STEPS + 1)]
+    history = [gradients(t, dtype) for t in range(1, STEPS + 1)]
+    for i, (before, after) in enumerate(zip(start, end, strict=True)):
+        expected = np.empty(before.shape)
+        for index in np.ndindex(before.shape):
+            expected[index] = oracle(float(before[index]), [float(g[i][index]) for g in history], rates, **options)
+        assert np.abs(after - expected).max() <= relative * max(np.abs(before).max(), np.abs(expected).max())
+    assert optimizer.steps == STEPS
+
+
+def test_keras_adam_golden():
+    """Keras puts epsilon before the bias correction; with epsilon 1e-7 the two differ below 1e-6."""
+    with np.load(REFERENCE / "keras_adam.npz") as file:
+        golden = dict(file)
+    p = Parameter(golden["p0"].shape)
+    p.data, p.grad = golden["p0"].copy(), np.zeros_like(golden["p0"])
+    options = {name: float(golden[name]) for name in ("beta_1", "beta_2", "epsilon")}
+    optimizer = optim.Adam([p], float(golden["lr"]), **options)
+    assert len(golden["grads"]) == 25
+    for g, expected in zip(golden["grads"], golden["params"], strict=True):
+        optimizer.zero_grad()
+        p.grad += g
+        optimizer.step()
+        assert np.abs(p.data - expected).max() <= 1e-6 * np.abs(expected).max()
+    assert np.abs(golden["params"][-1] - golden["p0"]).max() > 1e-3  # so that doing nothing would fail
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (lambda p: optim.SGD(p, 0.05), ("SGD", {"lr": 0.05})),
+        (lambda p: optim.SGD(p, 0.05, momentum=0.9), ("SGD", {"lr": 0.05, "momentum": 0.9})),
+        (
+            lambda p: optim.SGD(p, 0.05, momentum=0.9, nesterov=True),
+            ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+        ),
+        (
+            lambda p: optim.Adam(p, 1e-2, beta_1=0.8, epsilon=1e-7),
+            ("Adam", {"lr": 1e-2, "betas": (0.8, 0.999), "eps": 1e-7}),
+        ),
+        (lambda p: optim.AdamW(p, 1e-2, weight_decay=0.1), ("AdamW", {"lr": 1e-2, "weight_decay": 0.1})),
+    ],
+    ids=["sgd", "momentum", "nesterov", "adam", "adamw"],
+)
+def test_optimizer_against_pytorch(ours, theirs):
+    torch = pytest.importorskip("torch")
+    mine = parameters("float64")
+    other = [torch.tensor(p.data, requires_grad=True) for p in mine]
+    optimizer = getattr(torch.optim, theirs[0])(other, **theirs[1])
+    end = run(ours(mine), mine)
+    for step in range(1, STEPS + 1):
+        for p, g in zip(other, gradients(step, "float64"), strict=True):
+            p.grad = torch.tensor(g)
+        optimizer.step()
+    for a, b in zip(end, other, strict=True):
+        np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-12, atol=1e-13)
+
+
+def test_zero_rate_changes_nothing():
+    for make in (lambda p: optim.SGD(p, 0.0, momentum=0.9), lambda p: optim.AdamW(p, 0.0)):
+        tensors = parameters("float64")
+        before = [p.data.copy() for p in tensors]
+        assert all(np.array_equal(a, b) for a, b in zip(before, run(make(tensors), tensors), strict=True))
+
+
+def test_training_lowers_a_loss():
+    """The whole loop once: least squares, which Adam solves to the noise."""
+    rng = np.random.default_rng(0)
+    x, true = rng.normal(size=(50, 3)).astype("float32"), np.array([[1.0], [-2.0], [0.5]], "float32")
+    model = nn.Dense(3, 1)
+    model.initialize(1)
+    optimizer = optim.Adam(model.parameters(), optim.cosine_schedule(0.1, 400))
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss = ops.mse(model(Tensor(x)), x @ true + 3)
+        loss.backward()
+        optimizer.step()
+    np.testing.assert_allclose(model.weight.data, true, atol=1e-3)
+    np.testing.assert_allclose(model.bias.data, [3], atol=1e-3)
+
+
+# ---- state ----
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_saved_state_continues_bitwise(name, dtype, backend):
+    make = OPTIMIZERS[name][0]
+    whole = parameters(dtype, k=backend)
+    expected = run(make(whole), whole, k=backend)
+
+    half = parameters(dtype, k=backend)
+    first = make(half)
+    values, state = run(first, half, range(1, 6), k=backend), first.state_dict()
+    run(first, half, range(6, 9), k=backend)  # the state is a copy: what follows does not change it
+    rest = parameters(dtype, seed=1, k=backend)
+    for p, value in zip(rest, values, strict=True):
+        p.data[...] = backend.from_host(value)
+    second = make(rest)
+    second.load_state_dict(state)
+    end = run(second, rest, range(6, STEPS + 1), k=backend)
+    assert all(np.array_equal(a, b) for a, b in zip(expected, end, strict=True))
+    assert second.steps == STEPS
+
+
+def test_an_update_gets_its_numbers_in_the_parameters_dtype():
+    """On a GPU they lie in the arrays that a captured step reads."""
+    for dtype in ("float32", "float64"):
+        optimizer, seen = optim.Adam(parameters(dtype)), []
+        optimizer.update = seen.append
+        optimizer.step()
+        assert (str(seen[0].dtype), seen[0].shape) == (dtype, (3,))
+
+
+@pytest.mark.usefixtures("cupy_double", "restored_backends")
+def test_a_state_is_loaded_to_where_the_moments_are():
+    minigrad.use(device="cuda", kernels="plain")
+    optimizer = optim.Adam([nn.Parameter((3,))])
+    state = {"steps": 2, "mean": np.arange(3, dtype="f4"), "variance": np.ones(3, "f4")}
+    optimizer.load_state_dict(state)
+    found = optimizer.state_dict()
+    assert all(np.array_equal(found[name], state[name]) for name in state)
+
+
+def test_state_names():
+    assert list(optim.SGD(parameters("float32"), 0.1).state_dict()) == ["steps", "velocity"]
+    state = optim.Adam(parameters("float32"), 0.1).state_dict()
+    assert list(state) == ["steps", "mean", "variance"]
+    assert state["mean"].shape == (16,)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda s: {key: value for key, value in s.items() if key != "mean"},
+        lambda s: {key: value for key, value in s.items() if key != "steps"},
+        lambda s: s | {"velocity": s["mean"]},
+        lambda s: s | {"variance": s["variance"][:-1]},
+        lambda s: s | {"mean": s["mean"].reshape(2, 8)},
+        lambda s: {},
+    ],
+)
+def test_wrong_state_changes_nothing(spoil):
+    tensors = parameters("float64")
+    optimizer = optim.Adam(tensors)
+    run(optimizer, tensors)
+    before = optimizer.state_dict()
+    other = optim.Adam(parameters("float64")).state_dict()
+    with pytest.raises(ValueError, match=r"optimizer: state holds .* but must hold"):
+        optimizer.load_state_dict(spoil(other))
+    assert all(np.array_equal(value, optimizer.state_dict()[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda p: optim.SGD([], 0.1), "^optimizer: there are no parameters$"),
+        (lambda p: optim.SGD(iter(()), 0.1), "^optimizer: there are no parameters$"),
+        (lambda p: optim.SGD(p, -0.1), "learning_rate is -0.1"),
+        (lambda p: optim.SGD(p, math.nan), "learning_rate is nan"),
+        (lambda p: optim.Adam(p, math.inf), "learning_rate is inf"),
+        (lambda p: optim.SGD(p, 0.1, momentum=1.0), "momentum is 1.0"),
+        (lambda p: optim.SGD(p, 0.1, momentum=-0.1), "momentum is -0.1"),
+        (lambda p: optim.Adam(p, beta_1=1.0), "betas must lie"),
+        (lambda p: optim.Adam(p, beta_2=-0.5), "betas must lie"),
+        (lambda p: optim.Adam(p, beta_2=1.0), "betas must lie"),
+        (lambda p: optim.Adam(p, epsilon=0.0), "epsilon above 0"),
+        (lambda p: optim.clip_grad_norm(optim.SGD(p, 0.1), 0.0), "limit is 0.0 but must be positive"),
+        (lambda p: optim.clip_grad_norm(optim.SGD(p, 0.1), math.nan), "limit is nan"),
+    ],
+)
+def test_refused_options(make, text):
+    with pytest.raises(ValueError, match=text):
+        make(parameters("float32"))
+
+
+@pytest.mark.usefixtures("cupy_double", "restored_backends")
+def test_parameters_on_two_devices_are_refused_by_name():
+    here = parameters("float32")[0]
+    minigrad.use(device="cuda", kernels="plain")
+    there = nn.Parameter((2,))
+    with pytest.raises(TypeError, match=r"^optimizer: .*cpu.*cuda:0"):
+        optim.SGD([here, there], 0.1)
+
+
+@pytest.mark.parametrize("what", ["data", "grad"])
+def test_an_array_that_was_assigned_is_noticed(what):
+    """Either of the two alone: the flat arrays would no longer be those of the parameter."""
+    tensors = parameters("float32")
+    optimizer = optim.SGD(tensors, 0.1)
+    setattr(tensors[1], what, getattr(tensors[1], what).copy())
+    told = (
+        "optimizer: the parameters have moved (model.to, or a newer optimizer took them) or data or grad was assigned; "
+        "make a new optimizer, and write into the arrays instead of assigning them"
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(told)}$"):
+        optimizer.step()
+
+
+def test_parameters_may_be_a_generator():
+    tensors = parameters("float64")
+    assert len(optim.SGD((p for p in tensors), 0.1).flat.parameters) == len(tensors)
+
+
+# ---- clipping ----
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-14), ("float32", 1e-6)])
+@pytest.mark.parametrize("share", [0.1, 0.999, 1.001, 10.0])
+def test_clipping(share, dtype, relative, backend):
+    tensors = parameters(dtype, k=backend)
+    optimizer = optim.SGD(tensors, 0.1)
+    gs = gradients(1, dtype)
+    for p, g in zip(tensors, gs, strict=True):
+        p.grad += backend.from_host(g)
+    norm = math.sqrt(math.fsum(float(v) ** 2 for g in gs for v in g.ravel()))
+    found = optim.clip_grad_norm(optimizer, share * norm)
+    assert found.shape == (1,)
+    assert backend.to_host(found)[0] == pytest.approx(norm, rel=relative)
+    for p, g in zip(tensors, gs, strict=True):
+        expected = g.astype("float64") * min(1.0, share)
+        np.testing.assert_allclose(backend.to_host(p.grad), expected, rtol=3 * relative)
+        assert share < 1 or np.array_equal(backend.to_host(p.grad), g)  # not a bit changes where nothing is clipped
+
+
+def test_clipping_gradients_whose_length_float32_cannot_hold():
+    tensors = parameters("float32")
+    optimizer = optim.SGD(tensors, 0.1)
+    tensors[1].grad[...] = [3e38, 0, -3e38, 0]
+    optim.clip_grad_norm(optimizer, 1.0)
+    np.testing.assert_allclose(tensors[1].grad.ravel(), np.array([1, 0, -1, 0]) / math.sqrt(2), rtol=1e-6)
+
+
+def test_clipping_zero_gradients():
+    optimizer = optim.SGD(parameters("float32"), 0.1)
+    assert optim.clip_grad_norm(optimizer, 1.0).tolist() == [0.0]
+    assert (optimizer.flat.gradients == 0).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_clipping_does_not_hide_what_is_not_finite(bad):
+    tensors = parameters("float32")
+    optimizer = optim.SGD(tensors, 0.1)
+    tensors[1].grad[...] = [1, bad, 2, 3]
+    with np.errstate(invalid="ignore"):
+        norm = optim.clip_grad_norm(optimizer, 1.0)
+    assert not np.isfinite(norm[0])
+    assert not np.isfinite(optimizer.flat.gradients).all()
+
+
+@pytest.mark.torch
+def test_clipping_against_pytorch():
+    torch = pytest.importorskip("torch")
+    tensors = parameters("float64")
+    other = [torch.tensor(p.data, requires_grad=True) for p in tensors]
+    for p, q, g in zip(tensors, other, gradients(1, "float64"), strict=True):
+        p.grad += g
+        q.grad = torch.tensor(g)
+    optimizer = optim.SGD(tensors, 0.1)
+    mine = optim.clip_grad_norm(optimizer, 1.0)
+    theirs = torch.nn.utils.clip_grad_norm_(other, 1.0)
+    assert mine[0] == pytest.approx(theirs.item(), rel=1e-14)
+    for p, q in zip(tensors, other, strict=True):
+        np.testing.assert_allclose(p.grad, q.grad.numpy(), rtol=1e-6)  # PyTorch adds 1e-6 to the norm
+
+
+# ---- schedules ----
+
+
+def test_cosine_schedule():
+    """Warm-up 1/4, 2/4, 3/4, 4/4; then (1 + cos) / 2 from the peak towards the final rate over the 8 steps left."""
+    rate = optim.cosine_schedule(2.0, 12, warmup=4, final=0.5)
+    expected = [0.5, 1.0, 1.5, 2.0] + [0.5 + 1.5 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]
+    assert [rate(t) for t in range(1, 13)] == pytest.approx(expected, rel=1e-14)
+    assert rate(5) == 2.0
+    assert rate(9) == pytest.approx(1.25)  # half-way
+    assert [rate(13), rate(1000)] == [0.5, 0.5]
+
+
+def test_cosine_schedule_without_warmup():
+    rate = optim.cosine_schedule(1.0, 4)
+    assert [rate(t) for t in range(1, 6)] == pytest.approx([1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0])
+
+
+def test_cosine_schedule_of_warmup_only():
+    rate = optim.cosine_schedule(1.0, 2, warmup=2)
+    assert [rate(1), rate(2)] == [0.5, 1.0]
+    assert rate(4) == 0.0
+
+
+@pytest.mark.torch
+def test_cosine_schedule_against_pytorch():
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10, eta_min=0.5)
+    rate = optim.cosine_schedule(2.0, 10, final=0.5)
+    for t in range(1, 11):
+        assert rate(t) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_step_schedule():
+    rate = optim.step_schedule(8.0, 3, factor=0.5, warmup=2)
+    assert [rate(t) for t in range(1, 13)] == [4.0, 8.0, 8.0, 8.0, 8.0, 4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 1.0]
+
+
+def test_step_schedule_defaults():
+    rate = optim.step_schedule(1.0, 2)
+    assert [rate(t) for t in range(1, 6)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+
+def test_optimizer_asks_the_schedule_for_steps_from_one():
+    asked = []
+    tensors = parameters("float64")
+    run(optim.SGD(tensors, lambda t: asked.append(t) or 0.1), tensors)
+    assert asked == list(range(1, STEPS + 1))
+
+
+def test_clipping_large_gradients_does_not_overflow():
+    """In float32 the squares of 1e20 are infinite; the norm is not."""
+    parameter = nn.Parameter((4,))
+    optimizer = optim.SGD([parameter], 0.1)
+    optimizer.flat.gradients[...] = 1e20
+    norm = optim.clip_grad_norm(optimizer, 1.0)
+    assert float(norm[0]) == pytest.approx(2e20, rel=1e-6)
+    np.testing.assert_allclose(optimizer.flat.gradients, 0.5, rtol=1e-6)
+
+
+# ---- frozen parameters ----
+
+
+def moments_of(optimizer, tensors) -> list[list[np.ndarray]]:
+    """The moments of each parameter."""
+    ends = np.cumsum([p.size for p in tensors])[:-1]
+    state = [x for name, x in optimizer.state_dict().items() if name != "steps"]
+    return [list(parts) for parts in zip(*(np.split(x, ends) for x in state), strict=True)]
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (0, 2), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("when", ["before", "after", "during"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_frozen_parameter_stays(name, when, frozen, backend):
+    """While others move as an optimiser of them alone would move them. Its gradient, here NaN, is not looked at."""
+    make = OPTIMIZERS[name][0]
+    tensors = parameters("float64", k=backend)
+    rest = [i for i in range(len(SHAPES)) if i not in frozen]
+
+    def freeze(trains: bool) -> None:
+        for i in frozen:
+            tensors[i].requires_grad = trains
+
+    if when == "before":
+        freeze(False)
+    optimizer = make(tensors)
+    freeze(False)
+    first = 1
+    if when == "during":
+        freeze(True)
+        run(optimizer, tensors, range(1, 4), k=backend)
+        freeze(False)
+        first = 4
+    values, moments = [p.numpy().copy() for p in tensors], moments_of(optimizer, tensors)
+    for step in range(first, 7):
+        optimizer.zero_grad()
+        for i, g in enumerate(gradients(step, "float64")):
+            tensors[i].grad[...] = backend.from_host(np.full_like(g, np.nan) if i in frozen else g)
+        norm = backend.to_host(optim.clip_grad_norm(optimizer, 1e9))
+        expected = math.sqrt(math.fsum(float(v) ** 2 for i in rest for v in gradients(step, "float64")[i].ravel()))
+        assert norm[0] == pytest.approx(expected, rel=1e-14)
+        optimizer.step()
+    assert optimizer.steps == 6
+    for i in frozen:
+        assert np.array_equal(tensors[i].numpy(), values[i])
+        assert all(map(np.array_equal, moments_of(optimizer, tensors)[i], moments[i]))
+        assert np.isnan(backend.to_host(tensors[i].grad)).all()
+    if rest:
+        others = [p for i, p in enumerate(parameters("float64", k=backend)) if i in rest]
+        alone = make(others)
+        for step in range(1, 7):
+            for p, i in zip(others, rest, strict=True):
+                p.grad[...] = backend.from_host(gradients(step, "float64")[i])
+            alone.step()
+        for p, i in zip(others, rest, strict=True):
+            np.testing.assert_allclose(tensors[i].numpy(), p.numpy(), rtol=1e-12)
+
+    freeze(True)
+    optimizer.zero_grad()
+    run(optimizer, tensors, range(7, 8), k=backend)
+    for i in frozen:
+        assert not np.array_equal(tensors[i].numpy(), values[i])
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_frozen_and_thawed_against_pytorch(nesterov):
+    torch = pytest.importorskip("torch")
+    mine = parameters("float64")
+    other = [torch.tensor(p.data, requires_grad=True) for p in mine]
+    ours = optim.SGD(mine, 0.05, momentum=0.9, nesterov=nesterov)
+    theirs = torch.optim.SGD(other, lr=0.05, momentum=0.9, nesterov=nesterov)
+    for step in range(1, STEPS + 1):
+        mine[1].requires_grad = not 3 < step < 8
+        run(ours, mine, [step])
+        for p, q, g in zip(mine, other, gradients(step, "float64"), strict=True):
+            q.grad = torch.tensor(g) if p.requires_grad else None
+        theirs.step()
+        for p, q in zip(mine, other, strict=True):
+            np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda p: optim.SGD(p, 0.1, momentum=0.9), lambda p: optim.AdamW(p, 0.1)])
+def test_a_layer_frozen_in_the_middle_of_a_training(make):
+    """Its weights stay, also where it was frozen after `backward` has left a gradient; those below it still learn."""
+    net = nn.Sequential(nn.Dense(2, 3), nn.Tanh(), nn.Dense(3, 3), nn.Tanh(), nn.Dense(3, 1))
+    optimizer = make(net.parameters())
+
+    def step(freeze=()):
+        optimizer.zero_grad()
+        ops.mse(net(Tensor(np.ones((4, 2), "float32"))), np.zeros((4, 1), "float32")).backward()
+        for p in freeze:
+            p.requires_grad = False
+        before = net.state_dict()
+        optimizer.step()
+        return {name for name, x in net.state_dict().items() if not np.array_equal(x, before[name])}
+
+    everything = set(net.state_dict())
+    middle = {"2.weight", "2.bias"}
+    assert step() == everything
+    assert step(freeze=net.layers["2"].parameters()) == everything - middle
+    assert step() == everything - middle
+    for p in net.layers["2"].parameters():
+        p.requires_grad = True
+    assert step() == everything
+
+
+# ---- what is given ----
+
+
+class Two(nn.Module):
+    def __init__(self):
+        self.a, self.b = Parameter((2,)), Parameter((3,))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (lambda: Two(), "Two"),
+        (lambda: Two().named_parameters(), "tuple"),
+        (lambda: Two().state_dict(), "str"),
+        (lambda: [{"params": Two().parameters()}], "dict"),
+        (lambda: [Two().parameters()], "list"),
+        (lambda: np.zeros((2, 2), "float32"), "ndarray"),
+        (lambda: None, "NoneType"),
+        (lambda: [None], "NoneType"),
+        (lambda: 3.0, "float"),
+        (lambda: "parameters", "str"),
+        (lambda: Tensor(np.zeros(2)), "Tensor"),
+        (lambda: [*Two().parameters(), Tensor(np.zeros(2, "float32"))], "Tensor"),
+        (lambda: [Two().a * 2.0], "Tensor"),
+    ],
+)
+def test_what_is_no_parameter_is_refused(given, found):
+    with pytest.raises(TypeError, match=rf"^optimizer: expected parameters, such as model.parameters\(\).*a {found}$"):
+        optim.SGD(given(), 0.1)
+
+
+def test_parameters_of_two_dtypes_are_refused():
+    model = Two()
+    model.b = nn.Parameter((3,))
+    model.b.data, model.b.grad = np.zeros(3), np.zeros(3)
+    with pytest.raises(TypeError, match=r"^optimizer: some parameters are float32 and some float64; .*model.to"):
+        optim.Adam(model.parameters())
+    assert model.a.dtype == "float32"
+
+
+@pytest.mark.parametrize("given", [lambda w: [w], lambda w: w, lambda w: (x for x in [w])], ids=["list", "one", "lazy"])
+@pytest.mark.parametrize("make", [OPTIMIZERS[name][0] for name in ("momentum", "adam")])
+def test_plain_tensors_are_optimised(make, given):
+    w = Tensor(np.full((2, 2), 5.0), requires_grad=True)
+    optimizer = make(given(w))
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = (w * w).sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == 5
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.float16, np.array], ids=lambda n: n.__name__)
+def test_numpy_numbers_are_numbers(number):
+    """All of them are exact in float16, so what is computed is the same to the bit."""
+
+    def ends(kind, whole) -> list[np.ndarray]:
+        found = []
+        for make in (
+            lambda p: optim.SGD(p, kind(0.25), momentum=kind(0.5 + 2**-10)),
+            lambda p: optim.AdamW(
+                p, kind(0.125), beta_1=kind(0.5), beta_2=kind(0.75), epsilon=kind(0.25), weight_decay=kind(0.5)
+            ),
+            lambda p: optim.Adam(p, optim.cosine_schedule(kind(0.5), whole(9), warmup=whole(3), final=kind(0.25))),
+            lambda p: optim.SGD(p, optim.step_schedule(kind(0.5), whole(2), factor=kind(0.5), warmup=whole(3))),
+            lambda p: optim.SGD(p, lambda step: kind(0.5) * step),
+        ):
+            tensors = parameters("float32")
+            optimizer = make(tensors)
+            for p, g in zip(tensors, gradients(1, "float32"), strict=True):
+                p.grad += g
+            for _ in range(4):
+                optim.clip_grad_norm(optimizer, kind(8.0))
+                optimizer.step()
+            found.append(np.concatenate([p.data.ravel() for p in tensors]))
+        return found
+
+    for a, b in zip(ends(float, int), ends(number, np.uint8), strict=True):
+        assert a.dtype == b.dtype == "float32"
+        assert np.array_equal(a, b)

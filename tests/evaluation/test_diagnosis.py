@@ -1,0 +1,317 @@
+"""What the figures say in words: each rule where it fires and where it does not, and on models that have the fault."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernel_sets import NEEDS_EVAL
+
+from autoencoders import VAE, Autoencoder
+from autoencoders.cli import train
+from autoencoders.cli.program import Program
+from autoencoders.data import Dataset, load_dataset
+from autoencoders.evaluation.diagnosis import FATAL, FAULTS, diagnose, verdict
+from autoencoders.evaluation.metrics import METRICS, measure
+
+HEALTHY = {  # of the VAE that the README shows
+    **dict.fromkeys(METRICS),
+    "mse": 0.0274, "train_mse": 0.0271, "mean_mse": 0.0867, "pca_mse": 0.0461, "pca_mse_active": 0.0461,
+    "neg_elbo": 261.1, "train_neg_elbo": 257.7, "kl": 6.16, "active_units": 2, "log_variance_per_dim": [-5.78, -5.82],
+    "aggregate_mean": [-0.02, -0.07], "aggregate_std": [1.15, 1.18], "prior_holes": 0.03,
+    "image_std": 0.274, "reconstruction_std": 0.220, "sample_std": 0.203,
+    "model": {
+        "kind": "vae", "latent_space_dim": 2, "beta": 1.0, "likelihood": "bernoulli", "variance": 0.1,
+        "input_shape": (28, 28, 1), "conv_strides": (1, 2, 2, 1),
+    },
+    "training": {"learning_rate": 0.002, "epochs": 8, "steps": 3752},
+}  # fmt: skip
+SEED = {  # the original's VAE, measured
+    **HEALTHY, "mse": 0.02525, "train_mse": 0.0250, "neg_elbo": 1737.6, "train_neg_elbo": 1730, "kl": 1485.6,
+    "log_variance_per_dim": [-77, -88], "aggregate_mean": [3.1, -2.2], "aggregate_std": [30.0, 41.0],
+    "prior_holes": 0.0, "reconstruction_std": 0.226, "sample_std": 0.010,
+}  # fmt: skip
+AE = {
+    **dict.fromkeys(METRICS),
+    "mse": 0.0286, "train_mse": 0.0283, "mean_mse": 0.0867, "pca_mse": 0.0461, "image_std": 0.274,
+    "reconstruction_std": 0.22,
+    "model": {"kind": "ae", "latent_space_dim": 2, "input_shape": (28, 28, 1), "conv_strides": (1, 2, 2, 1)},
+}  # fmt: skip
+RULES = {rule.__name__: rule for rule in (*FATAL, *FAULTS)}
+
+
+def model(**options):
+    return HEALTHY["model"] | options
+
+
+def names(figures):
+    """The rules that fire."""
+    return {name for name, rule in RULES.items() if rule(figures)}
+
+
+@pytest.mark.parametrize("figures", [HEALTHY, AE], ids=["vae", "ae"])
+def test_no_fault_in_a_healthy_model(figures):
+    assert diagnose(figures) == []
+    text = verdict(figures)
+    assert text.startswith("no fault found")
+    assert f"mse {figures['mse']:.4f} (PCA 0.0461)" in text
+    assert ("2 of 2 units active" in text) == (figures is HEALTHY)
+    assert ("samples vary 0.92 times" in text) == (figures is HEALTHY)
+
+
+def test_the_seed_is_not_a_working_vae():
+    found = diagnose(SEED)
+    assert [finding["finding"].split(":")[0] for finding in found] == ["dead prior", "diverged variance"]
+    assert verdict(SEED).startswith("this is not a working VAE: dead prior: samples are all alike")
+    for figure in ("0.010", "0.226", "1486"):
+        assert figure in found[0]["why"]
+    for figure in ("-88 to -77", "1486"):
+        assert figure in found[1]["why"]
+    assert all(set(finding) == {"finding", "why", "option"} for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "base"),
+    [
+        ("posterior_collapse", {"active_units": 0, "kl": 0.001}, HEALTHY),
+        ("posterior_collapse", {"reconstruction_std": 0.02}, HEALTHY),
+        ("posterior_collapse", {"reconstruction_std": 0.02}, AE),
+        ("no_better_than_the_mean", {"mse": 0.09, "train_mse": 0.09}, HEALTHY),
+        ("no_better_than_the_mean", {"mse": 0.09, "train_mse": 0.09}, AE),
+        ("dead_prior", {"sample_std": 0.03}, HEALTHY),
+        ("diverged_variance", {"log_variance_per_dim": [-5, -18]}, HEALTHY),
+        ("diverged_variance", {"log_variance_per_dim": [6, -3]}, HEALTHY),
+        ("prior_mismatch", {"aggregate_mean": [0.1, -0.6]}, HEALTHY),
+        ("prior_mismatch", {"aggregate_std": [1, 1.6]}, HEALTHY),
+        ("prior_mismatch", {"aggregate_std": [0.6, 1]}, HEALTHY),
+        ("prior_mismatch", {"prior_holes": 0.4}, HEALTHY),
+        ("prior_mismatch", {"sample_std": 0.1}, HEALTHY),
+        ("over_regularised", {"mse": 0.05, "train_mse": 0.05, "model": model(beta=4.0)}, HEALTHY),
+        ("over_regularised", {"mse": 0.05, "train_mse": 0.05, "model": model(likelihood="gaussian")}, HEALTHY),
+        ("blurred", {"mse": 0.05, "train_mse": 0.05}, HEALTHY),
+        ("blurred", {"mse": 0.05, "train_mse": 0.05}, AE),
+        ("blurred", {"mse": 0.05, "train_mse": 0.05, "pca_mse": 0.03, "pca_mse_active": 0.0461}, HEALTHY),
+        ("posterior_collapse", {"reconstruction_std": 0.0273}, HEALTHY),  # just beyond each limit
+        ("no_better_than_the_mean", {"mse": 0.0867, "train_mse": 0.0867}, HEALTHY),
+        ("dead_prior", {"sample_std": 0.0329}, HEALTHY),
+        ("diverged_variance", {"log_variance_per_dim": [-17.1, 0]}, HEALTHY),
+        ("diverged_variance", {"log_variance_per_dim": [0, 5.1]}, HEALTHY),
+        ("prior_mismatch", {"sample_std": 0.0331}, HEALTHY),
+        ("prior_mismatch", {"sample_std": 0.1099}, HEALTHY),
+        ("prior_mismatch", {"aggregate_mean": [0, -0.51]}, HEALTHY),
+        ("prior_mismatch", {"aggregate_std": [1, 1.51]}, HEALTHY),
+        ("prior_mismatch", {"aggregate_std": [0.66, 1]}, HEALTHY),
+        ("prior_mismatch", {"prior_holes": 0.34}, HEALTHY),
+        ("over_fitting", {"train_mse": 0.0219}, HEALTHY),
+        ("over_fitting", {"train_mse": 0.0219}, AE),
+    ],
+)
+def test_a_rule_fires_alone(rule, change, base):
+    figures = base | change
+    assert names(figures) == {rule}
+    fatal = rule in {r.__name__ for r in FATAL}
+    kind = "VAE" if base is HEALTHY else "autoencoder"
+    assert verdict(figures).startswith(f"this is not a working {kind}: " if fatal else f"this {kind} works, but: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "base"),
+    [
+        ({"active_units": 1}, HEALTHY),
+        ({"reconstruction_std": 0.0275, "sample_std": 0.0275}, HEALTHY),
+        ({"reconstruction_std": 0.028}, AE),
+        ({"sample_std": 0.1101}, HEALTHY),
+        ({"log_variance_per_dim": [-16.9, 4.9]}, HEALTHY),
+        ({"aggregate_mean": [0.49, -0.49], "aggregate_std": [0.68, 1.49], "prior_holes": 0.32}, HEALTHY),
+        ({"prior_holes": None}, HEALTHY),
+        ({"mse": 0.046, "train_mse": 0.046, "model": model(beta=4.0)}, HEALTHY),
+        ({"mse": 0.05, "train_mse": 0.05, "pca_mse": None, "pca_mse_active": None}, HEALTHY),
+        # 64 dimensions of which 15 are used: worse than PCA with 64 components, better than with 15
+        ({"mse": 0.0114, "train_mse": 0.0112, "pca_mse": 0.0104, "pca_mse_active": 0.0208}, HEALTHY),
+        ({"train_mse": 0.02193}, HEALTHY),
+        ({"mse": 0.0866, "train_mse": 0.0866, "pca_mse": None, "pca_mse_active": None}, HEALTHY),
+        ({"image_std": 2e-6, "reconstruction_std": 2e-6, "sample_std": 2e-6}, HEALTHY),
+        ({"train_mse": 0.0}, AE),
+    ],
+)
+def test_no_rule_fires(change, base):
+    assert names(base | change) == set()
+    assert verdict(base | change).startswith("no fault found")
+
+
+@pytest.mark.parametrize("base", [HEALTHY, AE], ids=["vae", "ae"])
+@pytest.mark.parametrize("std", [0.0, 1e-17, 9e-7])
+def test_test_images_that_are_all_alike_tell_nothing(std, base):
+    """One image, or many of which all are the same: a good model, too, gives them one latent."""
+    alike = {"image_std": std, "reconstruction_std": 0.0}
+    if base is HEALTHY:
+        alike |= {"active_units": 0, "aggregate_std": [0.01, 0.02], "aggregate_mean": [1, 2], "sample_std": 0.2}
+    assert diagnose(base | alike) == []
+    kind = "VAE" if base is HEALTHY else "autoencoder"
+    assert verdict(base | alike) == f"this {kind} cannot be judged: the test images are all alike"
+
+
+@pytest.mark.parametrize(
+    ("change", "wide", "narrow"),
+    [
+        ({"aggregate_std": [3.0, 1.6]}, True, False),
+        ({"sample_std": 0.04}, True, False),
+        ({"aggregate_std": [0.6, 1.0]}, False, True),
+        ({"prior_holes": 0.4}, False, True),
+        ({"aggregate_mean": [6.0, 6.0], "prior_holes": 1.0}, True, True),
+    ],
+)
+def test_a_mismatch_says_where_images_and_samples_are(change, wide, narrow):
+    (found,) = diagnose(HEALTHY | change)
+    assert ("many images are encoded where samples are seldom drawn" in found["finding"]) == wide
+    assert ("samples are drawn where few images are encoded" in found["finding"]) == narrow
+
+
+def test_several_faults_are_told_worst_first_with_their_figures():
+    figures = HEALTHY | {"prior_holes": 0.4, "mse": 0.05, "train_mse": 0.03, "model": model(beta=4.0)}
+    found = diagnose(figures)
+    assert [finding["finding"].split(":")[0] for finding in found] == [
+        "prior mismatch", "over-regularised", "over-fitting",
+    ]  # fmt: skip
+    assert "40% of the prior's samples lie where no image does" in found[0]["why"]
+    assert found[1]["why"] == "mse 0.0500 is above 0.0461 of PCA with as many dimensions; beta 4"
+    assert found[2]["why"] == "mse 0.0500, on training images 0.0300; -ELBO 261.1, on training images 257.7"
+    (found,) = diagnose(HEALTHY | {"mse": 0.09, "train_mse": 0.09})
+    assert found["why"] == "mse 0.0900, of the mean of the training images 0.0867"
+    assert "1.01 times that on training images" in verdict(HEALTHY)
+
+
+def test_one_component_is_one():
+    found = diagnose(HEALTHY | {"mse": 0.05, "train_mse": 0.05, "active_units": 1})
+    assert [finding["why"] for finding in found] == ["mse 0.0500 is above 0.0461 of PCA with 1 component"]
+
+
+def test_the_option_depends_on_beta():
+    (found,) = diagnose(HEALTHY | {"sample_std": 0.01, "model": model(beta=0.001)})
+    assert found["option"].startswith("beta 1 (--beta 1 instead of 0.001)")
+    assert not any("beta" in finding["option"] for finding in diagnose(SEED))
+
+
+def test_a_smaller_beta_does_not_over_regularise():
+    figures = HEALTHY | {"mse": 0.05, "train_mse": 0.05, "model": model(beta=0.5)}
+    assert names(figures) == {"blurred"}
+    learned = HEALTHY | {"mse": 0.05, "train_mse": 0.05, "model": model(likelihood="gaussian-learned")}
+    assert names(learned) == {"blurred"}
+    narrow = HEALTHY | {"mse": 0.05, "train_mse": 0.05, "model": model(likelihood="gaussian", variance=0.01)}
+    assert names(narrow) == {"blurred"}
+
+
+def test_the_options_exist():
+    parser = train.build_parser(Program.installed("train"))
+    known = {name for action in parser._actions for name in action.option_strings}
+    package = Path(__file__).parents[2] / "autoencoders"
+    places = package / "evaluation/diagnosis.py", package / "training/advice.py"
+    named = {option for place in places for option in re.findall(r"--[a-z][a-z-]+", place.read_text())}
+    assert len(named) >= 6
+    assert named <= known
+
+
+# ---- models that have the fault ----
+
+
+@pytest.fixture(scope="module")
+def data():
+    whole = load_dataset("fashion-mnist-sample")
+    return Dataset(
+        "part", whole.train_images[:2000], whole.train_labels[:2000], whole.test_images[:400], whole.test_labels[:400],
+        whole.class_names, "a part of the sample",
+    )  # fmt: skip
+
+
+def trained(data, cls=VAE, count=2000, epochs=8, **options):
+    small = cls((28, 28, 1), (8, 16), (3, 3), (2, 2), 2, momentum=0.9, **options)
+    small.compile(5e-3)
+    small.train(data.train_images[:count], 50, epochs, progress=False)
+    return small
+
+
+@pytest.fixture(scope="module")
+def vae(data):
+    return trained(data)
+
+
+def change(vae, changes):
+    """A copy with some of its arrays replaced: {name: function of the array}."""
+    state = vae.network.state_dict()
+    other = VAE((28, 28, 1), (8, 16), (3, 3), (2, 2), 2, momentum=0.9)
+    other.network.load_state_dict({name: changes.get(name, lambda x: x)(x) for name, x in state.items()})
+    return other
+
+
+def findings(model, data, **options):
+    figures, _ = measure(model, data, iw_samples=0, **options)
+    figures |= {"model": model.config}
+    return names(figures), verdict(figures)
+
+
+def test_a_small_trained_vae_has_none_of_the_fatal_faults(vae, data):
+    found, _ = findings(vae, data)
+    assert not found & {rule.__name__ for rule in FATAL}
+
+
+def test_a_vae_after_few_steps_is_not_dead(data):
+    """Its samples are pale, but of different clothes."""
+    found, text = findings(trained(data, epochs=2), data)
+    assert not found & {rule.__name__ for rule in FATAL}, text
+
+
+def test_an_untrained_model_does_not_work(data):
+    for cls in (VAE, Autoencoder):
+        _, text = findings(cls((28, 28, 1), (8, 16), (3, 3), (2, 2), 2), data)
+        assert text.startswith("this is not a working")
+
+
+def test_weights_like_the_seeds_are_not_a_working_vae(vae, data):
+    """Latents spread 40 times as far as the prior with no variance of their own: it reconstructs as before."""
+    like_the_seed = change(
+        vae,
+        {
+            "mu.weight": lambda x: x * 40,
+            "mu.bias": lambda x: x * 40,
+            "decoder_dense.weight": lambda x: x / 40,
+            "log_variance.weight": lambda x: x * 0,
+            "log_variance.bias": lambda x: x * 0 - 80,
+        },
+    )
+    np.testing.assert_allclose(
+        like_the_seed.reconstruct(data.test_images)[0], vae.reconstruct(data.test_images)[0], atol=1e-3
+    )
+    found, text = findings(like_the_seed, data)
+    assert {"dead_prior", "diverged_variance"} <= found
+    assert text.startswith("this is not a working VAE: dead prior: samples are all alike, diverged variance")
+
+
+def test_a_decoder_that_ignores_the_latent_is_posterior_collapse(vae, data):
+    found, text = findings(change(vae, {"decoder_dense.weight": lambda x: x * 0}), data)
+    assert "posterior_collapse" in found
+    assert "dead_prior" not in found  # samples are alike because everything is
+    assert text.startswith("this is not a working VAE: posterior collapse")
+
+
+def test_a_posterior_that_is_the_prior_is_posterior_collapse(vae, data):
+    heads = ("mu.weight", "mu.bias", "log_variance.weight", "log_variance.bias")
+    found, _ = findings(change(vae, dict.fromkeys(heads, lambda x: x * 0)), data)
+    assert "posterior_collapse" in found
+
+
+def test_few_images_for_long_is_over_fitting(data):
+    model = trained(data, Autoencoder, count=30, epochs=150)
+    assert "over_fitting" in findings(model, data, trained=np.arange(30))[0]
+
+
+@NEEDS_EVAL
+def test_a_large_beta_is_over_regularised(data):
+    found, text = findings(trained(data, beta=60.0), data)
+    assert found == {"over_regularised"}
+    assert text.startswith("this VAE works, but: over-regularised")
+
+
+def test_a_huge_beta_is_posterior_collapse(data):
+    assert "posterior_collapse" in findings(trained(data, beta=3000.0), data)[0]

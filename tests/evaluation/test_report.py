@@ -1,0 +1,623 @@
+"""The HTML report, its close-ups, and the film of a training."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+from philox import philox
+from PIL import Image
+
+import minigrad
+from autoencoders import VAE, Autoencoder, TrainingOptions
+from autoencoders.data import Dataset
+from autoencoders.evaluation.metrics import METRICS, nearest, quick_metrics
+from autoencoders.evaluation.mixture import Mixture
+from autoencoders.pictures import canvas, charts, film, gallery, sheets
+from autoencoders.pictures.gallery import draw, save_pictures
+from autoencoders.runs import report, resume_run, start_run
+from autoencoders.runs import run as run_module
+from autoencoders.runs.record import trained_on
+from autoencoders.runs.replace import own_files
+from minigrad.random import generator
+from minigrad.serialize import DataError, load_state, save_state
+
+NAMES = ("<b>bags</b>", "A & B", "$x_1$")
+
+
+@pytest.fixture(autouse=True)
+def _backend(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    minigrad.use(kernels="numpy", threads=1)
+    # the model of a run is that of its last frame
+    monkeypatch.setattr("autoencoders.runs.run.standardize", lambda *_, **__: 0.0)
+
+
+def dataset(count: int = 24, labelled: bool = True, name: str = "toy") -> Dataset:
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (count + 30, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(count + 30) % 3 if labelled else None
+    halves = [None, None] if labels is None else [labels[:count], labels[count:]]
+    return Dataset(name, images[:count], halves[0], images[count:], halves[1], NAMES if labelled else (), "made up")
+
+
+def model(kind: type = VAE, Z: int = 3, **options: int) -> Autoencoder:
+    made = kind((8, 8, 1), (4,), (3,), (2,), Z, **options)
+    made.compile(1e-3)
+    return made
+
+
+def trained(
+    folder: Path, data: Dataset, epochs: int = 2, kind: type = VAE, Z: int = 3, denoise: float = 0.0, **named: int
+) -> Autoencoder:
+    made = model(kind, Z, **named)
+    options = TrainingOptions(batch_size=8, epochs=epochs, denoise=denoise)
+    start_run(made, data, options, folder, learning_rate=1e-3, progress=False).execute(lambda _: None)
+    return made
+
+
+# ---- the film ----
+
+
+def frames(folder: Path) -> list[tuple[dict[str, np.ndarray], dict]]:
+    return [load_state(path)[:2] for path in sorted(folder.glob(film.FRAMES))]
+
+
+def test_a_run_keeps_a_frame_before_the_first_epoch_and_after_each(tmp_path: Path) -> None:
+    data = dataset()
+    made = trained(tmp_path / "run", data)
+    kept = frames(tmp_path / "run")
+    assert [record["epoch"] for _, record in kept] == [0, 1, 2]
+    shown, scattered = report.film_images(data, slice(None))
+    assert sorted(np.bincount(data.train_labels[shown])) == [3, 3, 4], "of all classes"
+    last = kept[-1][0]
+    reconstructed, _ = made.reconstruct(data.train_images[shown])
+    np.testing.assert_array_equal(last["reconstructed"], np.round(255 * reconstructed))
+    np.testing.assert_array_equal(last["latents"], made.encode(data.train_images[scattered]))
+    assert abs(last["latents"] - kept[0][0]["latents"]).max() > 1e-6, "it learnt"
+    kept = {*(tmp_path / "run").glob(film.FRAMES), tmp_path / "run" / film.PROGRESS_FILE}
+    assert kept <= set(own_files(tmp_path / "run")), "--overwrite takes them along"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "bands"), [(VAE, {}, 3), (VAE, {"classes": 3}, 3), (Autoencoder, {}, 2)], ids=str
+)
+def test_a_picture_shows_after_every_epoch_what_is_learnt(
+    kind: type, options: dict, bands: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, np.ndarray]] = []
+    real = film.progress_sheet
+    monkeypatch.setattr(film, "progress_sheet", lambda bands: drawn.append(bands) or real(bands))
+    data = dataset()
+    made = trained(tmp_path / "run", data, kind=kind, **options)
+    assert [len(sheet) for sheet in drawn] == [bands] * 3
+    assert [next(x for x in sheet if "reconstructions" in x) for sheet in drawn] == [
+        f"their reconstructions {when}" for when in ("before training", "after epoch 1 of 2", "after epoch 2 of 2")
+    ]
+    first, *_, last = (list(sheet.values()) for sheet in drawn)
+    np.testing.assert_array_equal(first[0], last[0])
+    assert all(abs(x - y).max() > 1e-6 for x, y in zip(first[1:], last[1:], strict=True))
+    shown = report.film_images(data, slice(None))[0]
+    np.testing.assert_array_equal(
+        last[1], made.reconstruct(data.train_images[shown], labels=data.train_labels[shown])[0]
+    )
+    if bands == 3:
+        z, classes = generator(0, "progress").standard_normal((20, 3)), np.arange(20) % 3
+        np.testing.assert_array_equal(last[2], made.decode(z, labels=classes))
+    with Image.open(tmp_path / "run" / film.PROGRESS_FILE) as picture:
+        assert np.asarray(picture.convert("L")).std() > 1
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (300, 5, 3), (1, 400, 3), (90, 90, 4)])
+def test_the_picture_of_progress_takes_images_of_any_size(shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    content = film.progress_sheet({"a": rng.random((10, *shape)), "b": rng.random((12, *shape))})
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.mode == ("RGB" if shape[2] == 3 else "L")
+        assert max(picture.size) < 1500
+
+
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[tuple, dict]]]:
+    """The arguments of every call of the functions that draw, by their names."""
+    seen: dict[str, list[tuple[tuple, dict]]] = {"film_frame": [], "reconstructions": []}
+    for name, calls in seen.items():
+        where = charts if name == "film_frame" else sheets
+        real = getattr(where, name)
+        spy = lambda *a, real=real, calls=calls, **k: calls.append((a, k)) or real(*a, **k)  # noqa: E731
+        monkeypatch.setattr(where, name, spy)
+    return seen
+
+
+def others_of(data: Dataset) -> Dataset:
+    """Data of the same shapes and labels, but other images."""
+    changed = {name: 255 - getattr(data, name) for name in ("train_images", "test_images")}
+    return dataclasses.replace(data, **changed)
+
+
+def rows_in(some: np.ndarray, everything: np.ndarray) -> list[int]:
+    """Where each row is among others."""
+    return [int(np.flatnonzero((everything == row).reshape(len(everything), -1).all(axis=1))[0]) for row in some]
+
+
+@pytest.mark.parametrize(("limit", "classes"), [(None, 0), (12, 3)])
+def test_a_film_shows_images_that_the_run_was_trained_on_each_with_its_own_label(
+    limit: int | None, classes: int, tmp_path: Path, spied: dict
+) -> None:
+    data, folder, made = dataset(), tmp_path / "run", model(Z=2, classes=classes)
+    options = TrainingOptions(batch_size=8, epochs=2)
+    started = start_run(made, data, options, folder, learning_rate=1e-3, limit_train=limit, progress=False)
+    started.execute(lambda _: None)
+    assert report.draw_film(folder, data)
+    every = made.encode(data.train_images, labels=data.train_labels)
+    assert [a[6] for a, _ in spied["film_frame"]] == ["before training", "after epoch 1", "after epoch 2"]
+    first, *_, (originals, reconstructed, points, labels, names, limits, _) = (a for a, _ in spied["film_frame"])
+    for given, _ in spied["film_frame"]:
+        np.testing.assert_array_equal(given[0], originals)
+        assert given[5] == limits
+    assert not np.array_equal(points, first[2]), "every frame has its own"
+    shown = rows_in(originals, data.train_images)
+    assert len(set(shown)) == 10
+    assert set(shown) <= set(range(limit or 24))
+    assert names == NAMES
+    np.testing.assert_array_equal(
+        reconstructed, np.round(255 * made.reconstruct(originals, labels=data.train_labels[shown])[0])
+    )
+    scattered = [int(np.abs(every - point).sum(axis=1).argmin()) for point in points]
+    np.testing.assert_allclose(points, every[scattered], atol=1e-6)
+    assert len(set(scattered)) == len(points) == (limit or 24)
+    assert set(scattered) <= set(range(limit or 24))
+    np.testing.assert_array_equal(labels, data.train_labels[scattered])
+    assert report.draw_film(folder, others_of(data)) == b"", "the run knows no others"
+    relabelled = dataclasses.replace(data, train_labels=data.train_labels[::-1].copy())
+    assert report.draw_film(folder, relabelled) == b""
+
+
+def test_ten_images_are_shown_and_a_thousand_scattered() -> None:
+    shown, scattered = report.film_images(dataset(4000), slice(None))
+    assert (len(set(shown.tolist())), len(set(scattered.tolist()))) == (10, 1000)
+    assert not set(shown.tolist()) <= set(scattered.tolist()), "drawn for themselves"
+
+
+def test_the_plane_of_a_film_is_that_of_its_end_without_what_lies_far_out() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.uniform(0, 1, (1000, 2)).astype(np.float32)
+    far = z.copy()
+    far[:4] = 1000
+    axes, limits = film._plane([500 * z, far, far])
+    np.testing.assert_array_equal(axes, np.eye(2))
+    for low, high in limits:  # with 8 % of room
+        assert -0.12 < low < -0.05
+        assert 1.05 < high < 1.12
+    first, last = (rng.standard_normal((400, 4)) * scale for scale in ([9, 8, 1, 1], [1, 2, 6, 4]))
+    axes, limits = film._plane([first, last + 5])
+    vectors = np.linalg.eigh(np.cov(last.T))[1]
+    np.testing.assert_allclose(np.abs(axes.T @ vectors[:, :-3:-1]), np.eye(2), atol=1e-9)
+    assert np.ptp(limits[0]) > np.ptp(limits[1]) > 10
+
+
+def test_a_film_has_at_most_sixty_frames_from_the_first_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "film").mkdir()
+    arrays = {"reconstructed": np.zeros((2, 4, 4, 1), np.uint8), "latents": np.ones((3, 2), np.float32)}
+    for epoch in range(150):
+        path = tmp_path / film.FRAMES.replace("*", f"{epoch:05d}")
+        save_state(path, arrays | {"latents": arrays["latents"] * epoch}, {"kind": "frame", "epoch": epoch})
+    seen = []
+
+    def drawn(originals, reconstructed, points, labels, names, limits, title):
+        seen.append((title, int(points[0, 0])))
+        assert limits[0][0] < 10 < 140 < limits[0][1], "one plane for all but what training has left behind"
+        return sheets.samples(np.full((1, 4, 4, 1), len(seen) / 60))
+
+    monkeypatch.setattr(charts, "film_frame", drawn)
+    monkeypatch.setattr(canvas, "pixels", lambda _: np.full((8, 8, 3), 4 * len(seen), np.uint8))
+    content = film.gif(tmp_path, np.zeros((2, 4, 4, 1), np.uint8))
+    epochs = [epoch for _, epoch in seen]
+    assert len(epochs) == 60
+    assert epochs == sorted(set(epochs))
+    assert (epochs[0], epochs[-1], max(np.diff(epochs))) == (0, 149, 3)
+    assert [title for title, _ in seen] == ["before training", *(f"after epoch {epoch}" for epoch in epochs[1:])]
+    with Image.open(io.BytesIO(content)) as gif:
+        assert (gif.n_frames, gif.info["loop"]) == (60, 0)
+
+
+def test_a_run_knows_which_images_its_losses_went_down_on(tmp_path: Path) -> None:
+    data = dataset()
+    used = {"content_hash": data.content_hash, "limit_train": 16}
+    (tmp_path / "run.json").write_text(json.dumps({"data": used, "options": {"validation": 0.25, "seed": 3}}))
+    held_out = philox('[3, "split"]').permutation(16)[:4]
+    assert trained_on(tmp_path, data).tolist() == sorted(set(range(16)) - set(held_out.tolist()))
+    assert trained_on(tmp_path, others_of(data)).tolist() == list(range(24)), "of other data it knows nothing"
+
+
+def test_a_finished_run_is_measured_and_drawn_with_its_own_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, made, seen = dataset(), model(), []
+    monkeypatch.setattr(run_module, "draw", lambda *a, **k: seen.append((a, k)) or {})
+    options = TrainingOptions(batch_size=8, epochs=1, seed=3)
+    start_run(made, data, options, tmp_path, learning_rate=1e-3, progress=False).execute(lambda _: None)
+    assert json.loads((tmp_path / "run.json").read_text())["test"] == quick_metrics(
+        made, data.test_images, 3, train_images=data.train_images
+    )
+    assert seen == [((made, data), {"seed": 3, "count": 48})]
+
+
+def test_interpolations_go_from_one_class_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, made, seen = dataset(), model(classes=3), []
+    monkeypatch.setattr(sheets, "interpolations", lambda rows: seen.append(rows))
+    draw(made, data, seed=4)
+    every = made.reconstruct(data.test_images, labels=data.test_labels)[0]
+    (rows,) = seen
+    away = np.array([[np.abs(every - end).max(axis=(1, 2, 3)) for end in (row[0], row[-1])] for row in rows])
+    assert away.min(axis=2).max() < 1e-6, "each end is an image with its own class"
+    ends = away.argmin(axis=2)
+    assert len(set(ends.ravel().tolist())) == 16
+    assert (data.test_labels[ends[:, 0]] != data.test_labels[ends[:, 1]]).any()
+
+
+def test_filming_changes_no_bit_of_the_training(tmp_path: Path) -> None:
+    data = dataset()
+    filmed = trained(tmp_path / "run", data)
+    plain = model()
+    plain.train(data.train_images, batch_size=8, num_epochs=2, seed=0, progress=False)
+    for name, value in plain.network.state_dict().items():
+        np.testing.assert_array_equal(filmed.network.state_dict()[name], value, err_msg=name)
+
+
+def test_a_resumed_run_goes_on_with_its_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset()
+    folder = tmp_path / "run"
+    trained(folder, data, epochs=1)
+    monkeypatch.setattr("autoencoders.runs.start.load_dataset", lambda *args, **kwargs: data)
+    before = next(iter(sorted(folder.glob(film.FRAMES)))).read_bytes()
+    resume_run(folder, epochs=3, progress=False, tell=lambda _: None).execute(lambda _: None)
+    assert [record["epoch"] for _, record in frames(folder)] == [0, 1, 2, 3]
+    assert next(iter(sorted(folder.glob(film.FRAMES)))).read_bytes() == before, "the first frame is of the untrained"
+
+
+@pytest.mark.parametrize(("kind", "Z", "labelled"), [(VAE, 2, True), (Autoencoder, 5, True), (VAE, 1, False)])
+def test_the_film_has_a_picture_a_frame(kind: type, Z: int, labelled: bool, tmp_path: Path) -> None:
+    data = dataset(labelled=labelled)
+    trained(tmp_path / "run", data, kind=kind, Z=Z)
+    pictures, times = [], []
+    with Image.open(io.BytesIO(report.draw_film(tmp_path / "run", data))) as gif:
+        assert (gif.format, gif.n_frames) == ("GIF", 3)
+        for i in range(3):
+            gif.seek(i)
+            pictures.append(np.asarray(gif.convert("RGB")).astype(int))
+            times.append(gif.info["duration"])
+    assert times == [400, 400, 3000]
+    assert all(abs(a - b).max() > 50 for a, b in pairwise(pictures)), "they differ"
+    assert (pictures[0][0, 0] == 255).all(), "paper is white"
+    tinted = np.ptp(pictures[0][:, :430], axis=2)  # the half of grey images and black text
+    assert tinted.max() <= 4, "grey is grey"
+    for colour in charts.CLASS_COLOURS[: 3 if labelled else 0]:
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert abs(pictures[-1] - wanted).max(axis=2).min() <= 4, f"{colour} is among them"
+
+
+@pytest.mark.parametrize("Z", [1, 2, 5])
+def test_the_numbers_of_a_film_of_equal_latents_stand_apart_and_one_dimension_has_one_axis(Z: int) -> None:
+    latents = np.full((30, Z), 0.1, np.float32)
+    axes, limits = film._plane([latents, latents])
+    shown = np.zeros((10, 8, 8, 1), np.uint8)
+    figure = charts.film_frame(shown, shown, latents @ axes, None, (), limits, "after epoch 1")
+    figure.canvas.draw()
+    (low, high), axis = figure.axes[1].get_xlim(), figure.axes[1].xaxis
+    seen = [tick.label1.get_window_extent() for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    assert len(seen) > 2
+    assert all(a.x1 < b.x0 for a, b in pairwise(seen))
+    assert (len(figure.axes[1].get_yticks()) > 0) == (Z > 1), "one dimension has no second axis"
+
+
+def test_without_frames_there_is_no_film(tmp_path: Path) -> None:
+    assert report.draw_film(tmp_path, dataset()) == b""
+
+
+def test_a_frame_of_other_images_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path / "run", dataset())
+    with pytest.raises(DataError, match=r"epoch-00000.*expected reconstructed \(10, 8, 8, 1\) and 5 latents"):
+        film.gif(tmp_path / "run", dataset().train_images[:10], np.zeros(5, int), NAMES)
+    damaged = next(iter((tmp_path / "run").glob(film.FRAMES)))
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    with pytest.raises(DataError, match="epoch-0000"):
+        report.draw_film(tmp_path / "run", dataset())
+
+
+@pytest.mark.parametrize(
+    ("record", "changed"),
+    [
+        ({}, {}),
+        ({"epoch": "1"}, {}),
+        ({"epoch": 1}, {"latents": np.full((24, 3), np.nan, np.float32)}),
+        ({"epoch": 1}, {"latents": np.zeros(24, np.float32)}),
+        ({"epoch": 1}, {"latents": np.zeros((24, 2), np.float32)}),
+        ({"epoch": 1}, {"latents": np.float32(0)}),
+        ({"epoch": 1}, {"reconstructed": np.zeros((10, 8, 8, 1), np.float32)}),
+    ],
+)
+def test_a_frame_that_cannot_be_drawn_is_named(record: dict, changed: dict, tmp_path: Path) -> None:
+    trained(tmp_path / "run", dataset())
+    path = tmp_path / "run/film/epoch-00001.safetensors"
+    save_state(path, load_state(path)[0] | changed, {"kind": "frame", **record})
+    with pytest.raises(DataError, match="epoch-00001"):
+        report.draw_film(tmp_path / "run", dataset())
+
+
+# ---- close-ups ----
+
+
+def test_worst_and_best_are_those(spied: dict) -> None:
+    data, made = dataset(), model()
+    assert set(gallery.close_ups(made, data, None)) == {"worst", "best", "neighbours"}
+    shown = {options["title"].split()[-1]: (a, options) for a, options in spied["reconstructions"]}
+    errors = [float(np.mean((made.reconstruct(x[None])[0] - x / 255) ** 2)) for x in data.test_images]
+    order = sorted(range(30), key=errors.__getitem__)
+    for name, chosen in (("worst", order[::-1][:15]), ("best", order[:15])):  # none is in both
+        (originals, reconstructed, labels, names, written), options = shown[name]
+        np.testing.assert_array_equal(originals, data.test_images[chosen])
+        np.testing.assert_allclose(reconstructed, made.reconstruct(data.test_images[chosen])[0], atol=1e-6)
+        np.testing.assert_array_equal(labels, data.test_labels[chosen])
+        assert names == NAMES
+        np.testing.assert_allclose(written, [errors[i] for i in chosen], rtol=1e-5)
+        assert options["title"] == f"The 15 test images that are reconstructed {name}"
+        assert options["error_name"] == "mean squared error per pixel"
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "source"), [(VAE, 0, "prior"), (VAE, 3, "prior"), (Autoencoder, 0, "mixture")]
+)
+def test_the_neighbours_of_samples_are_training_images(kind: type, classes: int, source: str, spied: dict) -> None:
+    mixture = Mixture(np.ones(1), np.zeros((1, 3)), np.eye(3)[None])
+    made, data = model(kind, classes=classes) if classes else model(kind), dataset()
+    rows = np.arange(1, len(data.train_images), 3)  # those that the model was trained on
+    gallery.close_ups(made, data, None, 5, mixture, rows)
+    (new, found, labels, _, written), options = next(x for x in spied["reconstructions"] if "rows_are" in x[1])
+    numbers = [i % 3 for i in range(10)] if classes else None
+    expected = made.sample(10, 5, labels=numbers) if kind is VAE else made.decode(mixture.sample(10, 5))
+    np.testing.assert_array_equal(new, expected)
+    assert (labels is None) if numbers is None else list(labels) == numbers
+    for image, neighbour, distance in zip(new, found, written, strict=True):
+        away = [float(np.mean((image.astype(float) - x / 255) ** 2)) for x in data.train_images[rows]]
+        np.testing.assert_allclose(neighbour, data.train_images[rows][int(np.argmin(away))] / 255)
+        assert distance == pytest.approx(min(away), rel=1e-5)
+    assert options == {
+        "title": f"Samples from the {source}, and the training images nearest to them",
+        "error_name": "mean squared difference per pixel",
+        "rows_are": ("sample", "nearest image"),
+    }
+
+
+def test_all_pictures_stand_in_order_and_are_of_one_seed(tmp_path: Path, spied: dict) -> None:
+    data = dataset()
+    made = trained(tmp_path / "run", data, Z=2, denoise=0.2)
+    found = report.all_pictures(made, data, tmp_path / "run", [1.0, 2.0], seed=7)
+    assert list(found) == [name for name in report.TITLES if name in found] == list(report.TITLES)
+    for image, new in zip(found["samples"].axes[0].images, made.sample(48, 7), strict=True):
+        np.testing.assert_array_equal(image.get_array(), new[..., 0])
+    for image, new in zip(found["neighbours"].axes[0].images[::2], made.sample(10, 7), strict=True):
+        np.testing.assert_array_equal(image.get_array(), new[..., 0])
+    clean, given = {}, {}
+    for seed in (7, 8):
+        spied["reconstructions"].clear()
+        gallery.denoised(made, data, 0.2, seed)
+        ((noisy, _, labels, *_), _), *_ = spied["reconstructions"]
+        clean[seed] = [int(np.abs(data.test_images / 255 - x).mean(axis=(1, 2, 3)).argmin()) for x in noisy]
+        given[seed] = labels.tolist()
+        assert given[seed] == data.test_labels[clean[seed]].tolist()
+    assert set(clean[7]) != set(clean[8])
+
+
+def test_a_denoising_run_shows_noise_and_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data, shown = dataset(), []
+    made = trained(tmp_path / "plain", data)
+    assert "denoised" not in report.all_pictures(made, data, tmp_path / "plain", None)
+    made = trained(tmp_path / "run", data, denoise=0.2)
+    real = sheets.reconstructions
+    monkeypatch.setattr(sheets, "reconstructions", lambda *a, **k: shown.append((a, k)) or real(*a, **k))
+    assert "denoised" in report.all_pictures(made, data, tmp_path / "run", None)
+    (noisy, restored, _, _, errors), options = next(x for x in shown if x[1].get("rows_are") == ("noisy", "denoised"))
+    assert noisy.shape == (20, 8, 8, 1)
+    assert (noisy.min(), noisy.max()) == (0, 1)
+    np.testing.assert_array_equal(restored, made.reconstruct(noisy.astype(np.float32))[0])
+    clean = np.array([min(data.test_images / 255, key=lambda x: np.abs(y - x).mean()) for y in noisy])
+    assert 0.1 < np.std(noisy - clean) < 0.2  # the noise is cut where it leaves [0, 1]
+    np.testing.assert_allclose(errors, ((restored - clean) ** 2).mean(axis=(1, 2, 3)), rtol=1e-5)
+    assert f"{errors.mean():.4f} (noisy {((noisy - clean) ** 2).mean():.4f})" in options["error_name"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "5\n", "[1]\n", '{"epoch": 1}\n', '{"loss": "x"}\n', "[" * 100_000, b"\xff\xfe"]
+)
+def test_a_history_that_cannot_be_drawn_is_named(text: str | bytes, tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    told: list[str] = []
+    assert "best" in report.all_pictures(model(), dataset(), tmp_path, None, tell=told.append)
+    (said,) = told
+    assert said.startswith(f"no loss curves: {path}: no losses that can be drawn")
+
+
+def test_a_plain_autoencoder_with_a_mixture_has_samples_and_their_neighbours() -> None:
+    mixture = Mixture(np.ones(1), np.zeros((1, 3)), np.eye(3)[None])
+    made, data = model(Autoencoder), dataset()
+    assert not {"samples", "neighbours"} & set(report.all_pictures(made, data, Path(), None))
+    found = report.all_pictures(made, data, Path(), None, 7, mixture)
+    assert {"samples", "neighbours"} <= set(found)
+    for image, new in zip(found["samples"].axes[0].images, made.decode(mixture.sample(48, 7)), strict=True):
+        np.testing.assert_array_equal(image.get_array(), new[..., 0])
+
+
+def test_the_neighbours_of_a_conditional_model_bear_the_names_of_its_classes() -> None:
+    names = {t.get_text() for t in gallery.close_ups(model(classes=3), dataset(), None)["neighbours"].findobj(Text)}
+    assert {"0", "1", "2"} <= names
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_samples_of_a_conditional_model_are_one_of_each_class_side_by_side(count: int) -> None:
+    made = model(classes=3)
+    axes = draw(made, dataset(), count=count)["samples"].axes[0]
+    assert [t.get_text() for t in axes.texts] == ["Samples of every class; all from one latent", "0", "1", "2"]
+    extents = np.array([image.get_extent() for image in axes.images])  # (images, left right bottom top)
+    assert len(set(extents[:, 3])) == 1, "a single row"
+    for i, image in enumerate(axes.images):
+        np.testing.assert_array_equal(image.get_array(), made.sample(1, 0, labels=[i])[0, ..., 0])
+
+
+def test_more_samples_of_a_conditional_model_have_a_row_for_each_class() -> None:
+    axes = draw(model(classes=3), dataset(), count=4)["samples"].axes[0]
+    assert axes.texts[0].get_text() == "Samples of every class, each from the same latents"
+    assert len(axes.images) == 6
+
+
+def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = model(Z=3), []
+    real = made.decode
+    monkeypatch.setattr(made, "decode", lambda z, **labels: seen.append(z) or real(z, **labels))
+    pictures = gallery.close_ups(made, dataset(), [0.1, 3.0, 2.0])
+    assert set(pictures) == {"worst", "best", "kl_per_dimension", "traversals", "neighbours"}
+    points = next(z for z in seen if len(z) == 27).reshape(3, 9, 3)
+    for row, dimension in enumerate((1, 2, 0)):  # by their KL divergence
+        np.testing.assert_allclose(points[row, :, dimension], np.linspace(-3, 3, 9), atol=1e-6)
+        others = np.delete(points[row], dimension, axis=1)
+        assert (others == others[0]).all()
+    drawn = np.asarray(pictures["traversals"].axes[0].images[0].get_array())
+    (start,) = (image for image in dataset().test_images if np.allclose(image[..., 0] / 255, drawn))
+    np.testing.assert_allclose(others[0], np.delete(made.encode(start[None])[0], dimension), atol=1e-5)
+    told = [t.get_text() for t in pictures["traversals"].findobj(Text)]
+    assert any("(start)" in text for text in told)
+    assert [text for text in told if "nats" in text] == ["z2, 3.00 nats", "z3, 2.00 nats", "z1, 0.10 nats"]
+
+
+def test_eight_dimensions_are_traversed_with_the_class_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, data, seen = model(Z=10, classes=3), dataset(), []
+    real = made.decode
+    monkeypatch.setattr(made, "decode", lambda z, *, labels=None: seen.append((z, labels)) or real(z, labels=labels))
+    pictures = gallery.close_ups(made, data, list(range(10)), seed=2)
+    assert sum("nats" in t.get_text() for t in pictures["traversals"].findobj(Text)) == 8
+    drawn = np.asarray(pictures["traversals"].axes[0].images[0].get_array())
+    (start,) = (i for i, image in enumerate(data.test_images) if np.allclose(image[..., 0] / 255, drawn))
+    labels = next(labels for z, labels in seen if len(z) == 8 * 9)
+    assert set(labels.tolist()) == {data.test_labels[start]}
+
+
+def pixel_distances(images: np.ndarray, others: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """(index of the nearest, mean squared difference per pixel)."""
+    index, distances = nearest(images, others, batch=batch)
+    return index, distances**2 / images[0].size
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_nearest_images_are_the_nearest(batch: int) -> None:
+    rng = np.random.default_rng(0)
+    images, others = rng.random((5, 4, 4, 1), np.float32), rng.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
+    found, distances = pixel_distances(images, others, batch)
+    for i, image in enumerate(images):
+        d = [np.mean((image.astype(float) - other / 255) ** 2) for other in others]
+        assert found[i] == np.argmin(d)
+        assert distances[i] == pytest.approx(min(d), rel=1e-5)
+    found, distances = pixel_distances(others, others, batch)
+    assert found.tolist() == list(range(30))
+    assert abs(distances).max() < 1e-12
+
+
+# ---- the page ----
+
+
+class Page(HTMLParser):
+    """Everything that a page refers to, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "data", "action")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_report_is_one_file_that_says_everything(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    data, made = dataset(name="<i>"), model(Z=2)
+    pictures = save_pictures(gallery.close_ups(made, data, [1.0, 2.0]), tmp_path / "figures")
+    Image.new("RGB", (3, 2)).save(tmp_path / "film.gif")
+    measured = {
+        **dict.fromkeys(METRICS),
+        "model": made.config,
+        "mse": 0.0125,
+        "diagnosis": [{"finding": "dead <prior>", "why": "samples & all", "option": "--beta 1"}],
+        "verdict": "not a working <VAE>",
+        "notes": ["ssim & co"],
+        "command": "python evaluate.py <x>",
+        "environment": {"numpy": np.__version__},
+    }
+    report.write_report(
+        tmp_path / "report.html",
+        model=made,
+        dataset=data,
+        measured=measured,
+        pictures=pictures,
+        film=tmp_path / "film.gif",
+        record={"commands": ["python train.py --out 'a&b'"], "options": {"epochs": 7}},
+    )
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    inside = [r for r in page.references if r.startswith("#")]
+    assert set(inside) <= {f"#{name}" for name in page.ids}
+    images = [r for r in page.references if not r.startswith("#")]
+    assert len(images) == len(pictures) + 1
+    shown = [base64.b64decode(reference.split(",", 1)[1]) for reference in images]
+    assert sorted(shown) == sorted(path.read_bytes() for path in (*pictures, tmp_path / "film.gif"))
+    assert [content for content in shown if content.startswith(b"\x89PNG")] == [path.read_bytes() for path in pictures]
+    places = [page.text.index(report.TITLES[path.stem]) for path in pictures]
+    assert len(set(places)) == len(pictures)
+    for reference in images:
+        head, content = reference.split(",", 1)
+        assert head in ("data:image/png;base64", "data:image/gif;base64")
+        Image.open(io.BytesIO(base64.b64decode(content))).load()
+    assert not {"script", "link", "iframe", "i", "b"} & set(page.tags), "nothing runs, and no name becomes markup"
+    assert "Variational autoencoder with 2 latent dimensions" in page.text
+    for said in ("dead <prior>", "samples & all", "--beta 1", "0.0125", "'a&b'", "ssim & co"):
+        assert said in page.text
+    for said in ("evaluate.py <x>", "not a working <VAE>", '"epochs": 7', np.__version__, "made up"):
+        assert said in page.text
+    for said in ('"latent_space_dim": 2', "24 training and 30 test images", "per pixel, of the reconstruction"):
+        assert said in page.text
+    assert "http" not in text.split("base64")[0]
+    json.loads(page.text[page.text.rindex("All that was measured") + len("All that was measured") :])
+
+
+def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    (tmp_path / "report.html").mkdir()
+    measured = {**dict.fromkeys(METRICS), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
+    measured["model"] = {}
+    nothing = {"measured": measured, "pictures": [], "film": None, "record": {}}
+    with pytest.raises(DataError, match=r"report\.html"):
+        report.write_report(tmp_path / "report.html", model=model(), dataset=dataset(), **nothing)
+
+
+def test_a_report_shows_what_utf_8_cannot_write_by_number(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    measured = {**dict.fromkeys(METRICS), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
+    given = {"measured": measured | {"model": {}}, "pictures": [], "film": None, "record": {"commands": ["\ud800"]}}
+    report.write_report(tmp_path / "report.html", model=model(), dataset=dataset(), **given)
+    assert "\\ud800" in (tmp_path / "report.html").read_text(encoding="utf-8")

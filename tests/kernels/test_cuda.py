@@ -1,0 +1,915 @@
+"""The CUDA backend without a GPU: the CUDA source compiled for one, and executed on the CPU (cuda_on_cpu.py).
+
+That its kernels compute what the plain ones do is tested in test_backends.py (`cuda-on-cpu`); here is what is special
+to CUDA: that threads wait for each other where they must, that faults would be seen, what the compiler makes of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import math
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import cuda_on_cpu
+import numpy as np
+import pytest
+import strict_cupy
+import test_backends
+from kernel_sets import require_gpu
+
+import minigrad
+from autoencoders import VAE, Autoencoder, TrainingOptions
+from autoencoders.training import Trainer
+from autoencoders.training.memory import step_memory
+from minigrad.backend import Backend
+from minigrad.backend.cuda import kernels as cuda
+from minigrad.backend.geometry import conv_geometry
+
+SOURCE = cuda._source()
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
+
+
+@pytest.fixture
+def on_cpu(cupy_double: object) -> cuda.CudaBackend:
+    """The CUDA kernels on the strict double of CuPy."""
+    backend = minigrad.use(device="cuda")
+    assert type(backend) is cuda.CudaBackend
+    return backend
+
+
+@pytest.fixture(params=["on-cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cuda_device(request: pytest.FixtureRequest, restored_backends: None) -> str:
+    """`minigrad.use("cuda")` gives the kernels on the double of CuPy, or on a real GPU."""
+    if request.param == "on-cpu":
+        request.getfixturevalue("cupy_double")
+    else:
+        require_gpu()
+    return request.param
+
+
+# ---- the emulator of CUDA threads ----
+
+EXCHANGES = """
+extern "C" __global__ void exchange(const float *x, double *sums, float *neighbours, int lanes, int lane_mask) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (threadIdx.x % 32 >= lanes) return;
+    double sum = x[i];
+    for (int half = 16; half; half /= 2) sum += __shfl_xor_sync(0xffffffff, sum, half);
+    sums[i] = sum;
+    if (threadIdx.x < 32) return;  // a warp may end while others go on
+    neighbours[i] = __shfl_xor_sync(0xffffffff, x[i], lane_mask);
+}
+extern "C" __global__ void mixed(float *x) {
+    if (threadIdx.x < 7) mma(x, x, x, x);
+    else __shfl_xor_sync(0xffffffff, 1.f, 1);
+}
+extern "C" __global__ void part_of_a_warp(float *x) { __shfl_xor_sync(0xffff, 1.f, 1); }
+extern "C" __global__ void unordered(const float *x, float *y) {
+    __shared__ float s[128];
+    s[threadIdx.x] = x[threadIdx.x];
+    __shfl_xor_sync(0xffffffff, 1.f, 1);
+    y[threadIdx.x] = s[127 - threadIdx.x];
+}
+extern "C" __global__ void fragments(const float *a, const float *b, float *c) {
+    int i = threadIdx.x;
+    mma(&c[4 * i], &c[4 * i + 2], &a[4 * i], &b[2 * i]);
+}
+"""
+
+
+def test_lanes_exchange_values() -> None:
+    kernel, x = cuda_on_cpu.compile_kernels(EXCHANGES)["exchange"], np.arange(192, dtype=np.float32) ** 2
+    sums, neighbours = np.zeros(192), np.zeros(192, np.float32)
+    kernel((2,), (96,), (x, sums, neighbours, np.int32(32), np.int32(5)))
+    np.testing.assert_array_equal(sums.reshape(6, 32), np.repeat(x.reshape(6, 32).sum(axis=1)[:, None], 32, axis=1))
+    wanted = x[np.arange(192) ^ 5].reshape(2, 3, 32)
+    wanted[:, 0] = 0
+    np.testing.assert_array_equal(neighbours.reshape(2, 3, 32), wanted)
+
+
+def test_an_exchange_that_misses_lanes_is_an_error() -> None:
+    kernels, x = cuda_on_cpu.compile_kernels(EXCHANGES), np.zeros(64, np.float32)
+    faults: list[tuple[str, int, tuple[Any, ...]]] = [
+        ("exchange", 64, (x, np.zeros(64), x, np.int32(31), np.int32(1))),
+        ("exchange", 48, (x, np.zeros(64), x, np.int32(32), np.int32(1))),
+        ("mixed", 32, (x,)),
+        ("part_of_a_warp", 32, (x,)),
+    ]
+    for name, threads, arguments in faults:
+        with pytest.raises(RuntimeError, match=f"{name}: not all lanes of a warp reached an exchange"):
+            kernels[name]((1,), (threads,), arguments)
+    kernels["exchange"]((1,), (64,), (x, np.zeros(64), x, np.int32(32), np.int32(1)))  # works on
+
+
+def test_an_exchange_is_no_barrier() -> None:
+    """Between warps it orders nothing."""
+    kernel, x, y = cuda_on_cpu.compile_kernels(EXCHANGES)["unordered"], np.ones(128, np.float32), np.zeros(128, "f4")
+    kernel((1,), (128,), (x, y))
+    kernel((1,), (128,), (2 * x, y))
+    assert set(y) == {1, 2}, "some threads read what others had not written yet"
+
+
+# The lanes' parts of c (16, 8) += a (16, 8) b (8, 8), as the PTX ISA has them for mma.m16n8k8 with .tf32: of the
+# lane with group = lane / 4 and t = lane % 4, (row, column) of each number.
+LANES = [(lane // 4, lane % 4) for lane in range(32)]
+A_OF_LANE = [[(group + 8 * (i % 2), t + 4 * (i // 2)) for i in range(4)] for group, t in LANES]
+B_OF_LANE = [[(t + 4 * i, group) for i in range(2)] for group, t in LANES]
+C_OF_LANE = [[(group + 8 * (i // 2), 2 * t + i % 2) for i in range(4)] for group, t in LANES]
+
+
+def test_lanes_multiply_matrices() -> None:
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.integers(-9, 9, shape).astype(np.float32) for shape in ((16, 8), (8, 8), (16, 8)))
+    parts = [
+        np.array([[m[place] for place in lane] for lane in lanes])
+        for m, lanes in ((a, A_OF_LANE), (b, B_OF_LANE), (c, C_OF_LANE))
+    ]
+    cuda_on_cpu.compile_kernels(EXCHANGES)["fragments"]((1,), (32,), tuple(parts))
+    wanted = c + a @ b
+    np.testing.assert_array_equal(parts[2], [[wanted[place] for place in lane] for lane in C_OF_LANE])
+
+
+# ---- faults in the kernels are seen ----
+
+# (method whose inputs show it, what stands in the CUDA source, the same with an off-by-one in its index arithmetic)
+FAULTS = {
+    "a phase's first row": ("conv2d_grad_input", "(phase + before - first) / S", "(phase + before - first) / S + 1"),
+    "a phase's first pixel": (
+        "conv2d_grad_input",
+        "int first = (phase + before) % S",
+        "int first = (phase + before + 1) % S",
+    ),
+    "a phase's pixels": ("conv2d_grad_input", "(size - phase + S - 1) / S : 0", "(size - phase + S) / S - 1 : 0"),
+    "a pixel's column": ("conv2d", "col = cols.in + p.col * cols.stride;", "col = cols.in + p.col * cols.stride + 1;"),
+    "a pixel's place in x": ("conv2d", "(p.image * o.H + row) * o.W + col,", "(p.image * o.H + row) * o.W + p.col,"),
+    "a quotient": ("conv2d", "+ d - 1) / d", "- 1) / d"),
+    "the last channels of a tap": ("conv2d", "if (c0 >= o.C)", "if (c0 > o.C)"),
+    "four numbers at once": (
+        "conv2d",
+        "if (n < N) values = *(const real4 *)&row[n]",
+        "if (n < N - 4) values = *(const real4 *)&row[n]",
+    ),
+    "numbers one by one": ("conv2d", "values.v[e] = row[n + e]", "values.v[e] = row[n + (e ^ 1)]"),
+    "the weights of a channel": ("conv2d", "if (k + e < o.C) b[i].v[e]", "if (k + e < o.C - 1) b[i].v[e]"),
+    "the norm of a channel": ("conv_layer", "norm.read(o.norm, held,", "norm.read(o.norm, held ? held - 4 : 0,"),
+    "the norm of a pixel outside": (
+        "conv_layer",
+        "if (inside >> i & 1) norm.apply(a[i]);\n            }",
+        "norm.apply(a[i]);\n            }",
+    ),
+    "a thread's rows": ("conv2d", "&a[row(i)][k]", "&a[row(i ? i - 1 : 0)][k]"),
+    "the result's channels": ("conv2d", "to[e] = value.v[e]", "to[e] = value.v[e ^ 1]"),
+    "the weights of a tap": ("conv2d", "cols.tap + u * cols.apart", "cols.tap + (u + 1) % cols.taps * cols.apart"),
+    "the last step of the product": ("conv2d", "step <= steps; step++", "step < steps; step++"),
+    "the tile's last pixel": ("conv2d", "m < M ? out : -1", "m < M - 1 ? out : -1"),
+    "the sums of a warp": ("conv_layer", "apart < 32; apart *= 2", "apart < 16; apart *= 2"),
+    "the sums of a block": ("conv_layer", "warp < threads / 32; warp++", "warp < threads / 32 - 1; warp++"),
+    "the block of the sums": (
+        "conv_layer",
+        "partials[(block * 2 + s) * o.F + n0 + f]",
+        "partials[(block * 2 + 1 - s) * o.F + n0 + f]",
+    ),
+    "the window of weight_gradient": (
+        "conv2d_grad_weight",
+        "tap_col = k / C % KW - left",
+        "tap_col = k / C % KW - left + 1",
+    ),
+    "weight_gradient's channels": ("conv_layer_grad", "x_norm[2 * C + c]", "x_norm[2 * C + (c ? c - 1 : 0)]"),
+    "weight_gradient's norm of a pixel outside": (
+        "conv_layer_grad",
+        "if (inside >> i & 1) norm.apply(a[i]);\n        }",
+        "norm.apply(a[i]);\n        }",
+    ),
+    "weight_gradient's next pixel": ("conv2d_grad_weight", "if (++p.col == OW)", "if (p.col++ == OW)"),
+    "weight_gradient's lines": ("conv2d_grad_weight", "gs[g_line + e][pixel]", "gs[g_line + (e ^ 1)][pixel]"),
+    "the share of weight_gradient": ("conv2d_grad_weight", "m0 < last; m0 += GM", "m0 < last - GM; m0 += GM"),
+    "correlate_thin_input's window": (
+        "conv2d",
+        "col = p.col * SW + tap - tap_row",
+        "col = p.col * SW + 1 + tap - tap_row",
+    ),
+    "correlate_thin_input's pixels": (
+        "conv2d",
+        "m = first + i;\n        const Place",
+        "m = first + (i ^ 1);\n        const Place",
+    ),
+    "correlate_thin_input's weights": ("conv2d", "weight[k * F + f] : 0;", "weight[k * F + (f + 1) % F] : 0;"),
+    "weight_gradient_thin_input's share": ("conv2d_grad_weight", "first < last; first", "first < last - 1; first"),
+    "weight_gradient_thin_input's sums": ("conv2d_grad_weight", "k < K && f < F; k += 8", "k < K && f < F; k += 9"),
+    "correlate_thin_output's weights": ("conv2d_grad_input", "f * C + c + e :", "f * C + c + (e + 1) % 4 :"),
+    "correlate_thin_output's rows": (
+        "conv2d_grad_input",
+        "const int h = rows.in + p.row * rows.stride",
+        "const int h = rows.in + (p.row + 1) * rows.stride",
+    ),
+    "correlate_thin_output's taps": ("conv2d_grad_input", "(tap - t * cols.taps) * cols.sign", "(tap - t) * cols.sign"),
+    "correlate_thin_output's last rows": (
+        "conv2d_grad_input",
+        "top_row + rows.taps <= H",
+        "top_row + rows.taps <= H + 1",
+    ),
+    "correlate_thin_output's first columns": ("conv2d_grad_input", "left_col >= 0", "left_col >= -1"),
+    "correlate_thin_output's lanes": ("conv2d_grad_input", "apart = LANES / 2", "apart = LANES / 4"),
+    "add_shares": ("conv2d_grad_weight", "s < count; s += 8", "s < count - 1; s += 8"),
+    "matrix_product's rows": ("matmul", "int k = ak == 1 ? i % BK : i / BM", "int k = ak == 1 ? i % 15 : i / BM"),
+    "matrix_product's columns": ("matmul", "n = n0 + tx + COLUMNS * j", "n = n0 + tx + 15 * j"),
+    "matrix_product_thin's places": ("matmul", "(size_t)m * ym + (size_t)n * yn]", "(size_t)m * N + n]"),
+    "the shares of a row": ("matmul", "s < count; s += 8", "s < count; s += 9"),
+    "the rows of shares": ("conv2d_grad_weight", "row = 1; row < 8; row++", "row = 2; row < 8; row++"),
+    "matrix_product's last step": ("matmul", "k0 + k < last && n0", "k0 + k < last - 1 && n0"),
+    "rows that a block goes over": ("channel_sum", "gridDim.x * 8) row(", "gridDim.x * 8 + 1) row("),
+    "rows of a block's sum": ("channel_sum", "i < 8; i++) sum", "i < 7; i++) sum"),
+    "row_sums": ("batch_norm_sums", "other[i] : value", "other[i ? i - 1 : 0] : value"),
+    "few_row_sums": ("channel_sum", "m += 8) total", "m += 9) total"),
+    "finish_gradients": ("conv_layer_grad", "sums[c] = both[0]", "sums[c] = both[1]"),
+    "sigmoid": ("sigmoid", "real e = exp(-fabs(x[i]))", "real e = exp(-fabs(x[i ? i - 1 : 0]))"),
+    "normalise": ("normalise", "beta = norm[2 * C + c];", "beta = norm[2 * C + (c ? c - 1 : 0)];"),
+    "norm_gradient": ("norm_gradient", "grad_rows[2 * C + c]", "grad_rows[2 * C + c - 1]"),
+    "finish_sums": ("channel_sum", "block += 16", "block += 17"),
+    "finish_moments": ("moments", ": shift[c]) + m", ": shift[c ? c - 1 : 0]) + m"),
+    "norm_rows": ("norm_rows", "norm[2 * C + c] = beta;", "norm[2 * C + (c ? c - 1 : 0)] = beta;"),
+    "norm_grad_rows": ("norm_grad_rows", "sums[C + c]);", "sums[C + c - 1]);"),
+    "finish_norm_grad": ("conv_layer_grad", "- mean[c] * total[0]);", "- mean[c ? c - 1 : 0] * total[0]);"),
+    "unit_range": ("unit_range", "rows[blockIdx.x] * size", "rows[blockIdx.x ? blockIdx.x - 1 : 0] * size"),
+    "add_all": ("add_all_", "+= list.value[array][i]", "+= list.value[array][i ? i - 1 : 0]"),
+    "batch_norm_update": ("batch_norm_update_", "rest * variance[c]", "rest * variance[c ? c - 1 : 0]"),
+    "bernoulli_nll": ("bernoulli_nll", "threadIdx.x < half", "threadIdx.x < half - 1"),
+    "adam_step": ("adam_step_", "gradients[i]", "gradients[i ? i - 1 : 0]"),
+}
+
+
+def _fault(old: str, new: str) -> str:
+    assert SOURCE.count(old) >= 1, f"the source no longer holds {old!r}"
+    return SOURCE.replace(old, new, 1)
+
+
+def compare_all(k: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As test_backends.py does: tiles of both sizes, and blocks that go through several of them."""
+    for N in test_backends.SIZES:
+        for case in test_backends.INPUTS[name](test_backends.rng(name, N), N):
+            test_backends.compare(k, case, "float32")
+    test_backends.small_blocks(k, monkeypatch)
+    for case in test_backends.INPUTS[name](test_backends.rng(name, "blocks"), 7):
+        test_backends.compare(k, case, "float32")
+
+
+MADE = re.findall(r"^(CORRELATE|PRODUCT)\((\w+), (.*?)\)$", re.sub(r"\)  //.*", ")", SOURCE), re.MULTILINE)
+
+
+def test_every_kernel_has_a_fault() -> None:
+    """A kernel that is added needs a fault of its own above; those that a macro makes are found by the faults of it."""
+    names = set(re.findall(r'extern "C" __global__ void(?: __launch_bounds__\(.*?\))? (\w+)\(', SOURCE)) - {"NAME"}
+    covered = " ".join(FAULTS)
+    assert not {name for name in names if name not in covered}
+    assert [name for _, name, _ in MADE] == [
+        "correlate_large",
+        "correlate_small",
+        "matrix_product",
+        "matrix_product_thin",
+    ]
+
+
+def test_cuda_py_and_the_kernels_have_the_same_sizes(on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("THIN", "PIXELS", "LANES", "TAPS", "RUN", "LISTED"):
+        assert re.findall(rf"[ ,]{name} = (\d+)[,;]", SOURCE) == [str(getattr(cuda, name))], name
+    assert f"LARGE = sizeof(real) == 4 ? {cuda.LARGE['float32']} : {cuda.LARGE['float64']};" in SOURCE
+    assert f"PRODUCT(matrix_product_thin, 256, {cuda.FEW_COLUMNS}," in SOURCE
+    launched: dict[str, int] = {}  # threads of a block
+    plain = cuda.CudaBackend._launch
+
+    def launch(self: Any, name: str, dtype: Any, grid: Any, threads: int, *arguments: Any) -> None:
+        assert launched.setdefault(name, threads) == threads
+        plain(self, name, dtype, grid, threads, *arguments)
+
+    monkeypatch.setattr(cuda.CudaBackend, "_launch", launch)
+    for kernel in ("matmul", "conv_layer", "conv_layer_grad", "conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
+        with pytest.MonkeyPatch.context() as patch:
+            compare_all(on_cpu, kernel, patch)
+    bounds = {name: int(threads) for threads, name in re.findall(r"__launch_bounds__\((\d+).*?\) (\w+)\(", SOURCE)}
+    for macro, name, values in MADE:
+        bounds[name] = int(values.split(", ")[5]) if macro == "CORRELATE" else 256
+    assert set(bounds) - {"NAME"} >= {"correlate_small", "weight_gradient", "matrix_product_thin", "add_shares"}
+    for name, threads in launched.items():
+        assert bounds[name] == threads, name
+
+
+def test_an_array_beyond_32_bits_is_refused(on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "MOST_NUMBERS", 10)
+    with pytest.raises(MemoryError, match=r"at most 10 numbers, found \(3, 4\)"):
+        on_cpu.sigmoid(on_cpu.from_host(np.zeros((3, 4), np.float32)))
+
+
+@pytest.mark.parametrize("beside", ["nothing", "x", "weight", "gy"])
+def test_four_numbers_are_read_at_once_only_where_a_gpu_can(
+    beside: str, on_cpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At multiples of 16 bytes: elsewhere it stops with an error. Nothing is run here."""
+    launched: dict[str, tuple[Any, ...]] = {}
+
+    def launch(_: Any, name: str, dtype: Any, grid: Any, threads: int, *arguments: Any) -> None:
+        launched[name] = arguments
+
+    def array(name: str, *shape: int) -> Any:
+        first = 1 if name == beside else 0
+        memory = on_cpu.from_host(np.ones(math.prod(shape) + 4, np.float32))
+        return memory[first : first + math.prod(shape)].reshape(shape)
+
+    monkeypatch.setattr(cuda.CudaBackend, "_launch", launch)
+    g = conv_geometry((5, 4), (3, 3), 1, "same")
+    x, weight, gy = array("x", 2, 5, 4, 8), array("weight", 3, 3, 8, 8), array("gy", 2, 5, 4, 8)
+    assert all((a.data.ptr % 16 == 0) == (name != beside) for name, a in (("x", x), ("weight", weight), ("gy", gy)))
+    on_cpu.conv2d(x, weight, None, g)
+    assert launched["correlate_small"][-3:-1] == (beside != "x", beside != "weight")
+    on_cpu.conv2d_grad_input(gy, weight, g)
+    assert launched["correlate_small"][-3:-1] == (beside != "gy", beside != "weight")
+    on_cpu.conv2d_grad_weight(x, gy, g)
+    assert launched["weight_gradient"][-3:-1] == (beside != "x", beside != "gy")
+    on_cpu.conv2d(x[..., :6], weight[:, :, :6], None, g)
+    assert launched["correlate_small"][-3:-1] == (False, False), "six channels"
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_an_off_by_one_is_found(what: str, on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, old, new = FAULTS[what]
+    monkeypatch.setattr(cuda, "_source", lambda: _fault(old, new))
+    with pytest.raises(AssertionError, match=name):
+        compare_all(on_cpu, name, monkeypatch)
+
+
+# ---- TF32 ----
+
+ROUND = """
+extern "C" __global__ void round_all(const float *x, float *y, int size) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < size) y[i] = tf32(x[i]);
+}
+"""
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """x to 10 bits after the point, ties away from zero, in float64. A subnormal has the smallest normal's steps."""
+    _, exponent = np.frexp(x.astype(np.float64))
+    step = np.ldexp(1.0, np.maximum(exponent, -125) - 11)
+    return np.copysign(np.floor(np.abs(x) / step + 0.5) * step, x)
+
+
+def test_numbers_are_rounded_to_tf32(cuda_device: str) -> None:
+    """Bit for bit: numbers of every exponent, ties and their neighbours, and what is not finite."""
+    k = minigrad.use("cuda")
+    bits = np.random.default_rng(0).integers(0, 2**32, 60_000, dtype=np.uint32)
+    ties = (bits[:30_000] & 0xFFFFE000) | 0x1000
+    special = np.array([0, -0.0, np.inf, -np.inf, np.nan, 3.4028235e38, -3.4028235e38, 1e-45, 1.1754942e-38], "f4")
+    x = np.concatenate([np.concatenate([bits, ties - 1, ties, ties + 1]).view(np.float32), special])
+    y = k.xp.empty(x.shape, dtype="float32")
+    module = k.xp.RawModule(code=SOURCE + ROUND, options=("-std=c++17", "-DREAL=float", "-DTF32=1"))
+    module.get_function("round_all")((-(-len(x) // 256),), (256,), (k.from_host(x), y, np.int32(len(x))))
+    finite, found = np.isfinite(x), k.to_host(y)
+    with np.errstate(over="ignore"):
+        wanted = rounded(x[finite]).astype(np.float32)
+    np.testing.assert_array_equal(found[finite].view(np.uint32), wanted.view(np.uint32))
+    np.testing.assert_array_equal(found[~finite], x[~finite])
+    assert np.isinf(wanted).any(), "the largest numbers round to infinity"
+
+
+def products(count: int) -> Iterator[test_backends.Case]:
+    """Convolutions of random geometries in large tiles, sometimes two beside each other, and their gradients."""
+    r = test_backends.rng("tf32")
+    for _ in range(count):
+        g = test_backends.random_geometry(r)
+        N, F = int(r.integers(1, 6)), int(r.integers(33, 80))
+        C = int(r.integers(1, 40)) + 16 // math.prod(g.kernel_size)  # sums of more than 16 terms: no thin convolution
+        x, y = (r.normal(size=(N, *size, C)).astype("f4") for size in (g.input_size, g.output_size))
+        gy = r.normal(size=(N, *g.output_size, F)).astype("f4")
+        weight = r.normal(size=(*g.kernel_size, C, F)).astype("f4")
+        terms = C * math.prod(g.kernel_size)
+        yield test_backends.Case("conv2d", (x, weight, None, g), terms)
+        yield test_backends.Case("conv2d_grad_input", (y, weight.swapaxes(2, 3).copy(), g), terms)
+        yield test_backends.Case("conv2d_grad_weight", (x, gy, g), N * math.prod(g.output_size))
+
+
+def compare_products(k: Backend, count: int) -> None:
+    """With the specification in float64 on rounded inputs, and that they were rounded.
+
+    A product of two TF32 numbers has 22 bits and is exact in float32, so only sums err: what bounds them in float32
+    (test_backends.py), 4 eps sqrt(K) of the magnitudes' sum for K terms, bounds them here. A GPU adds 8 terms at once
+    to the sum so far and cuts off what lies below the last bit of the largest: 9 times up to eps / 2 of it. With terms
+    near 1 of random signs the largest is about sqrt(k) after k of them. In K / 8 steps that makes at most
+    0.4 eps K^1.5, a tenth of the bound 4 eps K^1.5.
+    """
+    for case in products(count):
+        call = getattr(test_backends.PLAIN, case.name)
+        versions = (np.float64, rounded, lambda x: abs(rounded(x)))
+        exact, wanted, sizes = (
+            call(*(convert(a) if isinstance(a, np.ndarray) else a for a in case.arguments)) for convert in versions
+        )
+        (found,) = test_backends.results_of(k, case, test_backends.inputs_of(k, case, "float32"))
+        bound = test_backends.tolerance(case.terms, "float32") * sizes.max()
+        what = f"TF32 {case.name}{[x.shape for x in case.arguments[:2]]}"
+        error, others = (abs(k.to_host(found) - y).max() for y in (wanted, exact))
+        assert error <= bound, f"{what}: error {error:.2e} but at most {bound:.2e}"
+        assert others > bound or not wanted.any(), f"{what}: the inputs were not rounded"
+
+
+def large_tiles(monkeypatch: pytest.MonkeyPatch) -> cuda.CudaBackend:
+    """The kernels in TF32; two blocks of threads take everything, in large tiles."""
+    k = minigrad.use("cuda", precision="tf32")
+    test_backends.small_blocks(k, monkeypatch)
+    return k
+
+
+def small_tiles(_: pytest.MonkeyPatch) -> cuda.CudaBackend:
+    """The kernels in TF32; so little work is done in small tiles."""
+    return minigrad.use("cuda", precision="tf32")
+
+
+@pytest.mark.parametrize("tiles", [large_tiles, small_tiles])
+def test_tf32_equals_the_specification_of_rounded_numbers(
+    tiles: Any, cuda_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare_products(tiles(monkeypatch), 50)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv_layer", "conv_layer_grad"])
+def test_tf32_kernels_equal_the_specification(name: str, cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With bias, ReLU, sums and norms: two factors that err by 2^-11 each add 2^-10 of the magnitudes' sum."""
+    bound = test_backends.tolerance
+    monkeypatch.setattr(test_backends, "tolerance", lambda *arguments: bound(*arguments) + 1.01 * 2**-10)
+    compare_all(minigrad.use("cuda", precision="tf32"), name, monkeypatch)
+
+
+def test_thin_convolutions_and_float64_are_not_rounded(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits in both precisions: few taps times channels, or a result of few channels, need no tensor cores."""
+    fp32, tf32 = minigrad.use("cuda"), minigrad.use("cuda", precision="tf32")
+    r, g = test_backends.rng("thin"), conv_geometry((9, 7), (3, 3), 2, "same")
+    x, y, weight = r.normal(size=(2, 9, 7, 1)), r.normal(size=(2, 5, 4, 40)), r.normal(size=(3, 3, 1, 40))
+    thin = [
+        test_backends.Case("conv2d", (x, weight, None, g), 9),
+        test_backends.Case("conv2d_grad_input", (y, weight, g), 360),
+        test_backends.Case("conv2d_grad_weight", (x, y, g), 40),
+    ]
+    cases = [(case, "float32") for case in thin] + [(case, "float64") for case in products(4)]
+    for case, dtype in cases:
+        if dtype == "float64":
+            test_backends.small_blocks(tf32, monkeypatch)
+        a, b = (test_backends.results_of(k, case, test_backends.inputs_of(k, case, dtype)) for k in (fp32, tf32))
+        np.testing.assert_array_equal(fp32.to_host(a[0]), tf32.to_host(b[0]))
+
+
+# what stands in the CUDA source, and the same with a fault that only TF32 meets
+TF32_FAULTS = {
+    "numbers that are not rounded": ("values.v[e] = tf32(values.v[e])", "values.v[e] = values.v[e]"),
+    "a warp's columns": ("x / 4 * 4 * TN + j / 2 * 8 + x % 4", "x / 4 * 4 * TN + j / 2 * 8 + (x + 1) % 4"),
+    "a thread's pair of columns": ("x % 4 * 2 + j % 2", "x % 4 * 2 + (j + 1) % 2"),
+    "a thread's rows": ("y / 8 * 8 * TM + i * 8 + y % 8", "y / 8 * 8 * TM + i * 8 + y % 7"),
+    "a warp's rows": ("y / 8 * 8 * TM + i * 8 + y % 8", "y / 8 * 4 * TM + i * 8 + y % 8"),
+    "a's rows": ("matrix % 2 * 8 + line][matrix / 2 * 4]", "matrix / 2 * 8 + line][matrix / 2 * 4]"),
+    "a's k": ("line][matrix / 2 * 4]", "line][matrix % 2 * 4]"),
+    "a's next rows": ("rows + i * 8 * WIDTH + k", "rows + i * 4 * WIDTH + k"),
+    "b's k": ("line][matrix % 2 * 4]", "line][matrix / 2 * 4]"),
+    "b's columns": ("matrix / 2 * 8 + line][matrix % 2 * 4]", "matrix % 2 * 8 + line][matrix % 2 * 4]"),
+    "half of the k": ("k < BK; k += 8", "k < BK - 8; k += 8"),
+    "a barrier of correlate": ("store();\n            __syncthreads();", "store();"),
+    "a barrier after the product": ("acc);\n            __syncthreads();\n        }\n\n", "acc);\n        }\n\n"),
+    "a barrier of weight_gradient": ("        __syncthreads();\n        read();", "        read();"),
+}
+
+
+@pytest.mark.parametrize("what", TF32_FAULTS)
+def test_a_fault_of_tf32_is_found(what: str, cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_source", lambda: _fault(*TF32_FAULTS[what]))
+    with pytest.raises(AssertionError, match="TF32"):
+        compare_products(large_tiles(monkeypatch), 10)
+
+
+def test_the_order_of_threads_does_not_matter_to_tf32(cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    k, cases = large_tiles(monkeypatch), list(products(5))
+    bits = []
+    for seed in (0, 1, 2):
+        monkeypatch.setattr(cuda_on_cpu.Kernel, "seed", seed)
+        results = [test_backends.results_of(k, case, test_backends.inputs_of(k, case, "float32")) for case in cases]
+        bits.append([k.to_host(y).tobytes() for (y,) in results])
+    assert bits[0] == bits[1] == bits[2]
+
+
+def test_tf32_trains_nearly_as_fp32(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each factor errs by up to 2^-11, the first loss by less. In 20 steps that grows; to no tenth of the gain."""
+    monkeypatch.setattr(cuda, "FILL", 1)
+    runs = [trained("cuda", "cuda", "float32", 20, precision, (8, 40, 40)) for precision in ("fp32", "tf32")]
+    fp32, tf32 = (losses.sum(axis=1) for losses in runs)
+    assert 0 < abs(tf32[0] - fp32[0]) <= 2**-11 * fp32[0]
+    assert (abs(tf32 - fp32) <= 0.1 * (fp32[0] - fp32[-1])).all()
+
+
+# ---- what the compiler for GPUs makes of it ----
+
+
+def whole_source(folder: Path) -> Path:
+    """A file of all that is compiled."""
+    (folder / "kernels.cu").write_text(SOURCE)
+    return folder / "kernels.cu"
+
+
+@needs_nvcc
+@pytest.mark.parametrize(("real", "tf32"), [("float", 0), ("float", 1), ("double", 0)])
+def test_it_compiles_without_spilling_registers(real: str, tf32: int, tmp_path: Any) -> None:
+    """Spilled registers live in memory, as do arrays with an index that is computed. In float two blocks of 256 threads
+    fit a multiprocessor: one alone would wait for memory."""
+    command = ["nvcc", "-arch=sm_90", "--cubin", "-std=c++17", f"-DREAL={real}", f"-DTF32={tf32}", "-Xptxas", "-v"]
+    command.append(str(whole_source(tmp_path)))
+    done = subprocess.run([*command, "-o", tmp_path / "k.cubin"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
+    assert len(names) == len(set(names)) >= 20
+    assert set(re.findall(r"(\d+) bytes spill", done.stderr)) == {"0"}, done.stderr
+    assert set(re.findall(r"(\d+) bytes stack frame", done.stderr)) == {"0"}, done.stderr
+    registers = dict(zip(names, map(int, re.findall(r"Used (\d+) registers", done.stderr)), strict=True))
+    assert max(registers.values()) <= (128 if real == "float" else 255), registers
+
+
+@needs_nvcc
+def test_the_large_kernels_say_how_many_threads_they_have(tmp_path: Any) -> None:
+    """Else the compiler may give them so many registers that one block fills a multiprocessor."""
+    command = ["nvcc", "-arch=sm_90", "--ptx", "-std=c++17", "-DREAL=float", "-DTF32=0", str(whole_source(tmp_path))]
+    subprocess.run([*command, "-o", tmp_path / "k.ptx"], check=True)
+    entries = re.split(r"\.visible \.entry ", (tmp_path / "k.ptx").read_text())[1:]
+    bounds = {re.match(r"\w+", text)[0]: re.search(r"\.maxntid (\d+)", text.split("{")[0]) for text in entries}
+    large = ("correlate", "weight_gradient", "matrix_product")
+    assert {name: int(found[1]) for name, found in bounds.items() if found and name.startswith(large)} == {
+        name: 128 if name == "correlate_small" else 256 for name in bounds if name.startswith(large)
+    }
+
+
+# ---- a training step ----
+
+
+def trained(
+    device: str, kernels: str, dtype: str, steps: int, precision: str = "fp32", filters: tuple[int, ...] = (8, 8, 8)
+) -> np.ndarray:
+    """The losses (steps, 2) of a small VAE, trained on the same images and noise everywhere."""
+    k = minigrad.use(device, kernels, precision=precision)
+    vae = VAE((8, 8, 1), filters, (3, 3, 3), (1, 2, 2), 2)
+    vae.to(device, dtype)
+    vae.compile(1e-3)
+    rng = np.random.default_rng(0)
+    images, noise = rng.integers(0, 256, (6, 8, 8, 1), dtype=np.uint8), rng.standard_normal((steps, 6, 2)).astype(dtype)
+    trainer = Trainer(vae, images, TrainingOptions(batch_size=6, epochs=1), progress=False)
+    vae.network.train()
+    scalars = np.array([[1.0, *vae.optimizer.scalars(step + 1)] for step in range(steps)], dtype)
+    noise, scalars, images = k.from_host(noise), k.from_host(scalars), k.unit_range(k.from_host(images), dtype)
+    counters = strict_cupy.reset()
+    losses = [trainer.step(images, noise[step], scalars[step]) for step in range(steps)]
+    trained.counters = copy(counters)
+    return np.stack([k.to_host(row) for row in losses])
+
+
+def test_float64_trains_as_on_the_cpu(cuda_device: str) -> None:
+    expected, found = trained("cpu", "plain", "float64", 100), trained("cuda", "cuda", "float64", 100)
+    assert (abs(found - expected) <= 1e-8 * abs(expected)).all()
+    assert expected[-1, 0] < expected[0, 0], "it trains"
+
+
+def test_float32_trains_as_on_the_cpu(cuda_device: str) -> None:
+    """In 100 steps rounding errors grow, by no more than between two sets of kernels on the CPU, times two. The largest
+    of all steps is compared: in a single step two sets may agree to the last bit by chance."""
+    expected, other = trained("cpu", "plain", "float32", 100), trained("cpu", "numpy", "float32", 100)
+    found = trained("cuda", "cuda", "float32", 100)
+    assert (abs(found[0] - expected[0]) <= 1e-5 * abs(expected[0])).all()
+    assert (abs(found - expected).max(axis=0) <= 2 * abs(other - expected).max(axis=0)).all()
+
+
+def test_the_same_step_twice_gives_the_same_bits(cuda_device: str) -> None:
+    assert (trained("cuda", "cuda", "float32", 3) == trained("cuda", "cuda", "float32", 3)).all()
+
+
+def test_the_order_of_threads_does_not_matter(cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A barrier that is missing would let threads read what others have not written yet."""
+    first = trained("cuda", "cuda", "float32", 3)
+    for seed in (1, 2):
+        monkeypatch.setattr(cuda_on_cpu.Kernel, "seed", seed)
+        assert (trained("cuda", "cuda", "float32", 3) == first).all()
+
+
+def test_a_missing_barrier_is_found(on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "        __syncthreads();\n        read();"
+    monkeypatch.setattr(cuda, "_source", lambda: _fault(place, place.replace("__syncthreads();", "")))
+    with pytest.raises(AssertionError, match="conv2d_grad_weight"):
+        compare_all(on_cpu, "conv2d_grad_weight", monkeypatch)
+
+
+def test_a_step_keeps_its_budget(cupy_double: object) -> None:
+    """Launches cost the host's time; a transfer or a wait would stop it."""
+    trained("cuda", "cuda", "float32", 1)
+    counters = trained.counters
+    assert counters.launches.total() <= 107, counters.launches  # 8 of them for the bounds of log_variance
+    assert (counters.to_device, counters.to_host, counters.synchronisations) == (0, 0, 0)
+    assert {name for _, name in counters.float64} <= {"empty"}, "only partial sums are float64"
+
+
+def test_a_step_reads_and_writes_each_result_ten_times(cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward a layer's result is written and read. Its gradient and it are read, and the gradient behind the ReLU is
+    written; for the input's gradient that is read and the input (for the sums), and one is written; for the weight's
+    both are read again: 10 times the bytes of all results. Without partial sums, which do not grow with the batch."""
+    monkeypatch.setattr(cuda, "MOST_BLOCKS", 1)
+    monkeypatch.setattr(cuda, "FILL", 1)
+    minigrad.use(device="cuda")
+    vae = VAE((28, 28, 1), (32, 64, 64, 64), (3, 3, 3, 3), (1, 2, 2, 1), 2)
+    vae.compile(1e-3)
+    vae.network.train()
+    k, found = vae.optimizer.k, []
+    for batch in (2, 4):
+        images, noise = np.zeros((batch, 28, 28, 1), np.float32), k.from_host(np.zeros((batch, 2), np.float32))
+        trainer = Trainer(vae, images, TrainingOptions(batch_size=batch), progress=False)
+        scalars = k.from_host(np.array([1.0, *vae.optimizer.scalars(1)], np.float32))
+        counters = strict_cupy.reset()
+        trainer.step(k.from_host(images), noise, scalars)
+        found.append(counters.bytes)
+    results = 28 * 28 * 32 + 14 * 14 * 64 + 2 * 7 * 7 * 64 + 2 * 7 * 7 * 64 + 14 * 14 * 64 + 28 * 28 * 64 + 28 * 28
+    assert (found[1] - found[0]) / 2 <= 1.03 * 10 * 4 * results
+
+
+# ---- capture ----
+
+
+def run_of(
+    epochs: int, capture: bool, batch_size: int = 6, model: Any = (), **options: Any
+) -> tuple[Trainer, dict[str, np.ndarray]]:
+    """A whole run of a small VAE on the device, with a short last batch, and what it leaves."""
+    minigrad.use(device="cuda")
+    vae = VAE((8, 8, 1), (4, 8), (3, 3), (2, 1), 2, **{"beta": 0.5, **dict(model)})
+    vae.compile(1e-3)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8), rng.integers(0, 3, 20)
+    chosen = {"kl_warmup": 1, "warmup_steps": 3, "clip_norm": 100.0, **options}
+    trainer = Trainer(
+        vae, images, TrainingOptions(batch_size=batch_size, epochs=epochs, **chosen), labels=labels, progress=False
+    )
+    trainer.capture = capture
+    trainer.run()
+    losses = np.array([list(row.values())[1:3] for row in trainer.history.rows])
+    return trainer, {**vae.network.state_dict(), **vae.optimizer.state_dict(), "losses": losses}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param({}, id="vae"),
+        pytest.param({"model": {"classes": 3}}, id="conditional"),
+        pytest.param({"binarise": True}, id="binarised"),
+        pytest.param({"denoise": 0.3}, id="denoising"),
+        pytest.param({"augment": True}, id="augmented"),
+        pytest.param({"model": {"beta": 1.0, "classes": 3}, "iw_samples": 3}, id="weighted"),
+    ],
+)
+def test_a_captured_run_gives_the_same_bits(kind: Any, cuda_device: str) -> None:
+    """Rates, the KL weight and Adam's corrections change from step to step: a frozen number would show."""
+    _, eager = run_of(3, capture=False, **kind)
+    counters = strict_cupy.reset()
+    _, captured = run_of(3, capture=True, **kind)
+    assert cuda_device == "gpu" or counters.launches["graph"] == 3 * 3 - 3, "all whole batches but the warm-up"
+    assert list(captured) == list(eager)
+    for name, value in eager.items():
+        np.testing.assert_array_equal(captured[name], value, err_msg=name)
+
+
+def test_a_replay_is_a_handful_of_launches(cupy_double: object) -> None:
+    trainer, _ = run_of(2, capture=True, batch_size=5)
+    before = trained_launches(trainer)
+    assert before["graph"] == 4
+    assert before.total() <= 4 * 8, before
+
+
+def trained_launches(trainer: Trainer) -> Any:
+    """What an epoch of a captured run launches."""
+    take_step = trainer.k.capture(trainer.step)
+    order, noise, scalars = trainer.sample_epoch()
+
+    def step(i: int) -> None:
+        rows = slice(5 * i, 5 * i + 5)
+        images = trainer.k.unit_range(trainer.feed.images, trainer.feed.dtype, order[rows])
+        take_step(images, noise[rows], scalars[i])
+
+    for i in range(4):
+        step(i)
+    counters = strict_cupy.reset()
+    for i in range(4):
+        step(i)
+    return counters.launches
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(lambda k, x: float(x.sum()), id="reads back"),
+        pytest.param(lambda k, x: k.xp.asarray([1.0]), id="copies from the host"),
+        pytest.param(lambda k, x: k.xp.matmul(x[:, None], x[None]), id="calls cuBLAS"),
+    ],
+)
+def test_a_step_that_cannot_be_captured_says_why(fault: Any, cuda_device: str) -> None:
+    k = minigrad.use(device="cuda")
+
+    def step(x: Any) -> Any:
+        fault(k, x)
+        return x * 2.0
+
+    x = k.from_host(np.ones(3, np.float32))
+    take_step = k.capture(step)
+    for _ in range(3):
+        take_step(x)
+    with pytest.raises(minigrad.DeviceError, match=r"cannot be captured as a CUDA graph: .*--no-capture"):
+        take_step(x)
+    assert k.to_host(k.capture(lambda x: x * 2.0)(x)).tolist() == [2, 2, 2], "the device works on"
+
+
+def test_a_frozen_number_would_be_seen(cuda_device: str) -> None:
+    """The double replays what was recorded, as a GPU does."""
+    k = minigrad.use(device="cuda")
+    numbers = iter(range(10))
+    take_step = k.capture(lambda x: x + float(next(numbers)))
+    x = k.from_host(np.zeros(1, np.float32))
+    found = [float(k.to_host(take_step(x))[0]) for _ in range(6)]
+    assert found == [0, 1, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("missing", ["before the step", "after the step"])
+def test_a_wait_that_is_missing_is_seen(missing: str, cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the first the step reads what is not there yet, without the second whoever takes its result does."""
+    wait, default = strict_cupy.Stream.wait_event, strict_cupy.cupy.cuda.get_current_stream()
+
+    def wait_event(stream: Any, event: Any) -> None:
+        if (stream is default) != (missing == "after the step"):
+            wait(stream, event)
+
+    monkeypatch.setattr(strict_cupy.Stream, "wait_event", wait_event)
+    with pytest.raises(RuntimeError, match="nothing orders the two"):
+        run_of(2, capture=True)
+
+
+def test_a_captured_step_keeps_what_it_was_given_and_gave(cuda_device: str) -> None:
+    """Whoever calls it may hold the arguments and results of all calls and write on them: nothing is shared, before the
+    recording and after it, with the recorded memory. None stays None, and other shapes or dtypes run as they are."""
+    k = minigrad.use(device="cuda")
+    take_step, keep = k.capture(lambda x, none, y: x * 2.0 + y if none is None else x), k.capture(lambda x: x)
+    counters = strict_cupy.reset()
+    given: list[Any] = []
+    results, wanted = [], []
+    for i in range(9):
+        shape, dtype = (2 if i == 4 else 3), ("float64" if i == 6 else "float32")
+        x, y = (np.full(shape, number, dtype) for number in (i, 0.5))
+        given += [(k.from_host(x), x), (k.from_host(y), y)]
+        results.append(take_step(given[-2][0], None, given[-1][0]))
+        wanted.append(2 * x + y)
+        if i % 2:
+            results[-1] += 1.0
+            wanted[-1] += 1
+        results.append(keep(given[-2][0]))
+        wanted.append(x)
+    for found, host in [*given, *zip(results, wanted, strict=True)]:
+        assert found.dtype == host.dtype
+        np.testing.assert_array_equal(k.to_host(found), host)
+    assert cuda_device == "gpu" or counters.launches["graph"] == 2 * (9 - 3 - 2)
+
+
+def test_what_a_failing_step_has_written_can_be_read(cuda_device: str) -> None:
+    """Whoever saves a model after an error reads what the step was writing."""
+    k = minigrad.use(device="cuda")
+    x, one = (k.from_host(np.full(3, number, np.float32)) for number in (0, 1))
+
+    def step(a: Any) -> Any:
+        x[...] = a
+        raise MemoryError("no more")
+
+    with pytest.raises(MemoryError, match="no more"):
+        k.capture(step)(one)
+    assert k.to_host(x).tolist() == [1, 1, 1]
+
+
+def test_a_graph_gets_the_memory_that_others_leave(cupy_double: object) -> None:
+    k = minigrad.use(device="cuda")
+    held = k.from_host(np.zeros(1000, np.float32))
+    assert k.capture(lambda x: x).pool.get_limit() == 0, "no limit"
+    gc.collect()
+    used = strict_cupy.cupy.get_default_memory_pool().used_bytes()
+    for limit, left in ((used + 5000, 5000), (used - 1, 1)):
+        k.limit_memory(limit)
+        assert k.capture(lambda x: x).pool.get_limit() == left
+    k.limit_memory(0)
+    inside: list[bool] = []
+
+    def step(x: Any) -> Any:
+        inside.append(strict_cupy._own_memory)
+        return x * 2.0
+
+    take_step = k.capture(step)
+    for _ in range(6):
+        take_step(held)
+    assert inside == 4 * [True], "three times in that memory before it is recorded there"
+
+
+def test_on_the_cpu_a_step_is_called_as_it_is() -> None:
+    step = lambda x: x  # noqa: E731
+    assert minigrad.use(kernels="numpy").capture(step) is step
+
+
+# ---- benchmarks/gpu.py ----
+
+
+def test_the_gpu_benchmark_runs(cupy_double: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    """Every measurement once, on the double: that the program works when a GPU is at hand."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    small = {"conv_filters": (4, 4), "conv_kernels": (3, 3), "conv_strides": (2, 2)}
+    monkeypatch.setattr(gpu.driver, "DEFAULT_MODEL", gpu.driver.DEFAULT_MODEL | small)
+    monkeypatch.setattr(gpu, "LAYERS", gpu.LAYERS[:1])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert gpu.main(["--quick", "--batches", "2", "--out", str(tmp_path / "gpu.json")]) == 0
+    out = capsys.readouterr().out
+    for precision in ("fp32", "tf32"):
+        rows = (rf"batch +2  {precision}  {program} +\d+ us a step\n" for program in ("minigrad", "minigrad eager"))
+        assert re.search("".join(rows), out), out
+    assert importlib.import_module("report").main(["--results", str(tmp_path)]) == 0
+    text = (tmp_path / "gpu.md").read_text()
+    assert "default VAE on double 0" in text
+    for precision in ("fp32", "tf32"):
+        row = rf"\| \*\*minigrad eager\*\* \| \*\*2\*\* \| \*\*{precision}\*\* \| \*\*[\d,]+\*\* \|"
+        assert re.search(row, text), text
+        assert f"| conv 28 1-32: backward, batch 2 | {precision} |" in text
+    assert (tmp_path / "gpu.png").stat().st_size > 5000
+
+
+def test_the_gpu_benchmark_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert gpu.main(["--quick"]) == 4
+    assert "device cuda needs CuPy" in capsys.readouterr().err
+
+
+# ---- memory ----
+
+
+def trainer_on_the_device(
+    batch: int, model: type = VAE, filters: Any = (8, 16), strides: Any = (1, 2), **options: Any
+) -> Trainer:
+    minigrad.use(device="cuda")
+    made = model((12, 12, 1), filters, (3,) * len(filters), strides, 2)
+    made.compile(1e-3)
+    images = np.random.default_rng(0).integers(0, 256, (batch, 12, 12, 1), dtype=np.uint8)
+    return Trainer(made, images, TrainingOptions(batch_size=batch, epochs=1, **options), progress=False)
+
+
+@pytest.mark.parametrize("model", [VAE, Autoencoder])
+@pytest.mark.parametrize(("filters", "strides"), [((8, 16), (1, 2)), ((4,), (1,)), ((4, 4, 32), (2, 1, 1))])
+def test_the_memory_of_a_step_is_known_before(model: Any, filters: Any, strides: Any, cupy_double: object) -> None:
+    """At least what the arrays hold at the peak, and at most half as much again; the workspace apart."""
+    check_step_memory(trainer_on_the_device(40, model, filters, strides))
+
+
+@pytest.mark.parametrize(
+    "options", [{"iw_samples": 5}, {"denoise": 0.3}, {"binarise": True}, {"augment": True}], ids=str
+)
+def test_the_memory_of_other_steps_is_known_before(options: Any, cupy_double: object) -> None:
+    check_step_memory(trainer_on_the_device(40, **options))
+
+
+def check_step_memory(trainer: Trainer) -> None:
+    trainer.capture = False
+    gc.collect()
+    before = strict_cupy.cupy.get_default_memory_pool().used_bytes()
+    strict_cupy.reset()
+    trainer.run()
+    held = strict_cupy.counters.peak_memory - before
+    fixed, bytes_per_image = step_memory(trainer.model, trainer.options.iw_samples)
+    assert held - fixed / 4 <= 40 * bytes_per_image <= 1.5 * held, (held, bytes_per_image)
+
+
+def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(cupy_double: object) -> None:
+    trainer = trainer_on_the_device(40)
+    fixed, bytes_per_image = step_memory(trainer.model)
+    used = strict_cupy.cupy.get_default_memory_pool().used_bytes()
+    trainer.k.limit_memory(used + fixed + 10 * bytes_per_image)
+    with pytest.raises(minigrad.DeviceError, match=r"40 images needs about 0.0\d GiB on cuda:0.*fits is \d+ \(--batch"):
+        trainer.run()
+    trainer.k.limit_memory(used + fixed)
+    with pytest.raises(minigrad.DeviceError, match="not even one image fits"):
+        trainer.run()
+    assert trainer.progress.step == 0
+
+
+@pytest.mark.parametrize("capture", [False, True])
+def test_running_out_of_memory_says_what_to_do(
+    capture: bool, cupy_double: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_on_the_device(40)
+    trainer.capture = capture
+    monkeypatch.setattr("autoencoders.training.steps.check_memory", lambda *_: None)
+    trainer.k.limit_memory(strict_cupy.cupy.get_default_memory_pool().used_bytes() + 100_000)
+    with pytest.raises(minigrad.DeviceError, match=r"out of memory in a step on 40 images: .*try --batch-size 20"):
+        trainer.run()

@@ -1,0 +1,488 @@
+"""Devices: what is refused and how the message helps; moving; the CUDA code path, run on the strict CuPy double.
+
+A training that uses the layers, losses and optimisers runs on the double and must give what NumPy gives, bit for bit,
+without a float64 number that nobody asked for and without a transfer or a wait that the host does not need.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import strict_cupy
+
+import minigrad
+from minigrad import Backend, DeviceError, Tensor, nn, ops, optim
+from minigrad.backend import to_device
+from minigrad.backend.cpu.threads import usable_cores
+from minigrad.random import generator
+
+# The only places where float32 inputs may give float64 numbers, each a sum over many values that goes back to float32.
+ACCUMULATORS = {"reference.channel_sum", "reference.moments", "optim.clip_grad_norm", "optim.<genexpr>"}
+
+
+CPU_KERNELS = ("numba",) * bool(importlib.util.find_spec("numba")) + ("numpy", "plain")
+
+
+# ---- what `use` refuses ----
+
+
+def test_cuda_without_cupy_names_the_fix(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    before = minigrad.backend.default_backend()
+    with pytest.raises(DeviceError, match=r"(?s)CuPy.*cuda13.*cuda12"):
+        minigrad.use(device="cuda")
+    with pytest.raises(DeviceError, match=r"(?s)CuPy.*cuda13.*cuda12"):
+        to_device(np.ones(3), "cuda")
+    assert minigrad.backend.default_backend() is before
+    assert minigrad.available() == {"cpu": CPU_KERNELS}
+
+
+def test_cupy_without_a_device_names_the_fix(cupy_double: Any) -> None:
+    strict_cupy.reset(devices=0)
+    before = minigrad.backend.default_backend()
+    with pytest.raises(DeviceError, match=r"(?s)no usable GPU.*cuda13.*cuda12"):
+        minigrad.use(device="cuda")
+    assert minigrad.backend.default_backend() is before
+    assert minigrad.available() == {"cpu": CPU_KERNELS}
+
+
+def test_available_lists_cuda_with_a_device(cupy_double: Any) -> None:
+    assert minigrad.available()["cuda"][-1] == "plain"
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda0", "cuda:x", "cuda:-1", "cpu:0", "CUDA", "tpu:1"])
+def test_unknown_devices_are_refused(device: str, cupy_double: Any) -> None:
+    with pytest.raises(DeviceError, match=r"choose cpu, cuda or cuda:<index>"):
+        minigrad.use(device=device)
+    with pytest.raises(DeviceError, match=r"choose cpu, cuda or cuda:<index>"):
+        to_device(np.ones(3, "float32"), device)
+
+
+@pytest.mark.parametrize(("device", "kernels"), [("cpu", "cuda"), ("cpu", "fast"), ("cuda", "numpy"), ("cpu", "")])
+def test_unknown_kernels_are_refused(device: str, kernels: str, cupy_double: Any) -> None:
+    with pytest.raises(DeviceError, match=rf"kernels '{kernels}'.*auto"):
+        minigrad.use(device=device, kernels=kernels)
+
+
+def test_an_index_out_of_range_is_refused(cupy_double: Any) -> None:
+    strict_cupy.reset(devices=2)
+    minigrad.use(device="cuda:1")
+    for call in (lambda: minigrad.use(device="cuda:2"), lambda: to_device(np.ones(3), "cuda:7")):
+        with pytest.raises(DeviceError, match="this machine has 2"):
+            call()
+    assert cupy_double.cuda.Device().id == 1, "a refused request leaves the current device alone"
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_must_be_positive(threads: int) -> None:
+    with pytest.raises(DeviceError, match=f"threads is {threads}"):
+        minigrad.use(threads=threads)
+
+
+def test_use_chooses_where_new_parameters_are_made(backend: Backend) -> None:
+    layer = nn.Dense(2, 3)
+    kind = "cpu" if backend.on_host else "cuda:0"
+    assert layer.weight.device == kind
+    assert Tensor([1.0, 2.0]).device == kind
+    assert type(layer.weight.data) is backend.xp.ndarray
+    description = backend.describe()
+    assert f"device {kind}" in description
+    assert f"kernels {backend.kernels}" in description
+    assert f"threads {backend.threads}" in description
+
+
+def test_threads_are_those_asked_for(restored_backends: None) -> None:
+    assert [minigrad.use(kernels="numpy", threads=n).threads for n in (1, 3)] == [1, 3]
+
+
+def test_a_gpu_that_must_be_there_is_not_skipped(cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernel_sets import require_gpu
+
+    require_gpu()  # found: nothing happens
+    for hide in (lambda: strict_cupy.reset(devices=0), lambda: monkeypatch.setitem(sys.modules, "cupy", None)):
+        hide()
+        monkeypatch.delenv("MINIGRAD_REQUIRE_GPU", raising=False)
+        with pytest.raises(pytest.skip.Exception):
+            require_gpu()
+        monkeypatch.setenv("MINIGRAD_REQUIRE_GPU", "1")
+        with pytest.raises(pytest.fail.Exception, match="MINIGRAD_REQUIRE_GPU"):
+            require_gpu()
+
+
+# ---- arrays of different devices ----
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda a, b: a + b,
+        lambda a, b: b * a,
+        lambda a, b: a @ b.reshape(3, 2),
+        lambda a, b: ops.mse(a, b),
+        lambda a, b: ops.dense(a, b.reshape(3, 2)),
+        lambda a, b: ops.gaussian_nll(a, a, b),
+        lambda a, b: a * b.data,
+        lambda a, b: b.data * a,
+        lambda a, b: ops.softmax_cross_entropy(a, b.data[:, 0].astype("int64")),
+        lambda a, b: ops.batch_norm_inference(a, a.data[0], a.data[1], b.data[0], b.data[1]),
+    ],
+)
+def test_mixed_devices_name_each_input(operation: Callable, cupy_double: Any) -> None:
+    on_cpu = Tensor(np.ones((2, 3), np.float32))
+    minigrad.use(device="cuda")
+    on_cuda = Tensor(cupy_double.ones((2, 3), dtype="float32"))
+    for a, b in ((on_cpu, on_cuda), (on_cuda, on_cpu)):
+        with pytest.raises(TypeError, match=r"input 0 \(.* on c.*input 1 \(.* on c") as error:
+            operation(a, b)
+        assert " on cpu" in str(error.value)
+        assert " on cuda:0" in str(error.value)
+
+
+def test_two_cuda_devices_are_different_devices(cupy_double: Any) -> None:
+    strict_cupy.reset(devices=2)
+    a = Tensor(to_device(np.ones((2, 3), np.float32), "cuda:0"))
+    b = Tensor(to_device(np.ones((2, 3), np.float32), "cuda:1"))
+    assert (a.device, b.device) == ("cuda:0", "cuda:1")
+    with pytest.raises(TypeError, match=r"Add: .*input 0 \(2, 3\) on cuda:0, input 1 \(2, 3\) on cuda:1"):
+        a + b
+
+
+def test_gradients_and_optimisers_refuse_other_devices(cupy_double: Any) -> None:
+    x = Tensor(np.ones(3, np.float32), requires_grad=True)
+    minigrad.use(device="cuda")
+    with pytest.raises(TypeError, match="different devices"):
+        (x * 2).backward(cupy_double.ones(3, dtype="float32"))
+    there = nn.Dense(2, 2)
+    minigrad.use(device="cpu")
+    here = nn.Dense(2, 2)
+    with pytest.raises(TypeError, match=r"optimizer: .*different devices"):
+        optim.SGD(here.parameters() + there.parameters(), 0.1)
+
+
+def test_an_array_of_no_known_library_is_refused() -> None:
+    class Strange:
+        shape, dtype = (), "float32"
+
+    with pytest.raises(TypeError, match="Strange"):
+        minigrad.backend_of(Strange())
+
+
+# ---- moving ----
+
+
+def test_a_model_moves_to_cuda_and_back(cupy_double: Any) -> None:
+    minigrad.use(device="cuda", kernels="plain")
+    minigrad.use(device="cpu", kernels="plain")
+    model = make_model()
+    model.initialize(3)
+    images = inputs()[0]
+    before, expected = model.state_dict(), forward(model, images)
+    assert model.to("cpu") is None
+    model.to("cuda")
+    for name, x in model.named_tensors():
+        assert x.device == "cuda:0", name
+        assert type(x.data) is cupy_double.ndarray
+    assert all(type(p.grad) is cupy_double.ndarray for p in model.parameters())
+    np.testing.assert_array_equal(forward(model, images), expected)
+    state = model.state_dict()
+    assert all(type(x) is np.ndarray and (x == before[name]).all() for name, x in state.items())
+    model.load_state_dict(before)  # NumPy arrays into a model on the device
+    model.to("cpu")
+    assert {x.device for _, x in model.named_tensors()} == {"cpu"}
+    assert all(type(p.grad) is np.ndarray for p in model.parameters())
+    np.testing.assert_array_equal(forward(model, images), expected)
+
+
+def test_to_device_keeps_what_is_there_already(cupy_double: Any) -> None:
+    host = np.ones(3, np.float32)
+    there = to_device(host, "cuda")
+    assert to_device(host, "cpu") is host
+    assert to_device(there, "cuda") is there
+    assert to_device(there, "cuda:0") is there
+    there += 1
+    assert (host == 1).all(), "a copy"
+    back = to_device(there, "cpu")
+    assert (back == 2).all()
+
+
+def test_to_device_chooses_no_kernels_for_the_host(cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of Numba may have to be compiled first, for a run on a GPU that only loads its weights."""
+    monkeypatch.setattr(minigrad.backend, "_backends", {})
+    monkeypatch.setattr(minigrad.backend, "_cpu_backend", None)  # cannot be called
+    host = np.ones(3, np.float32)
+    there = to_device(host, "cuda")
+    assert to_device(host, "cpu") is host
+    assert (to_device(there, "cpu") == 1).all()
+
+
+def test_a_moved_optimiser_is_refused(cupy_double: Any) -> None:
+    minigrad.use(device="cpu")
+    model = make_model()
+    optimizer = optim.Adam(model.parameters())
+    model.to("cuda")
+    with pytest.raises(RuntimeError, match="have moved"):
+        optimizer.step()
+
+
+# ---- the CUDA code path on the double ----
+
+N, STEPS, LATENT = 5, 4, 2
+
+
+def make_model() -> nn.Sequential:
+    """A small autoencoder with every kind of layer."""
+    return nn.Sequential(
+        {
+            "conv": nn.Conv2D(1, 3, 3, stride=2),
+            "bn": nn.BatchNorm(3, momentum=0.9),
+            "relu": nn.ReLU(),
+            "flatten": nn.Flatten(),
+            "dense": nn.Dense(48, 2 * LATENT),
+            "leaky": nn.LeakyReLU(0.1),
+            "decoder": nn.Dense(2 * LATENT, 32),
+            "tanh": nn.Tanh(),
+            "reshape": nn.Reshape(4, 4, 2),
+            "transpose": nn.Conv2DTranspose(2, 1, 3, stride=2),
+            "softplus": nn.Softplus(),
+        }
+    )
+
+
+def inputs() -> tuple[np.ndarray, ...]:
+    """(images, noise, labels) on the host."""
+    rng = generator(1, "test_devices")
+    images = rng.uniform(size=(STEPS, N, 8, 8, 1)).astype("float32")
+    noise = rng.normal(size=(STEPS, N, LATENT)).astype("float32")
+    return images, noise, rng.integers(0, 2 * LATENT, (STEPS, N))
+
+
+def forward(model: nn.Sequential, images: np.ndarray) -> np.ndarray:
+    """The model's output for the first batch in evaluation mode, on the host."""
+    k = minigrad.backend_of(model.parameters()[0].data)
+    model.eval()
+    with minigrad.no_grad():
+        return model(Tensor(k.from_host(images[0]))).numpy()
+
+
+def loss_of(model: nn.Sequential, x: Tensor, noise: Tensor, labels: Any) -> Tensor:
+    """Every loss, through a latent sample."""
+    code = x
+    for name in ("conv", "bn", "relu", "flatten", "dense"):
+        code = model.layers[name](code)
+    half = np.eye(2 * LATENT, dtype=np.float32)
+    k = minigrad.backend_of(x.data)
+    mean, log_variance = code @ k.from_host(half[:, :LATENT].copy()), code @ k.from_host(half[:, LATENT:].copy())
+    latent = mean + ops.exp(0.5 * log_variance) * noise
+    y = latent @ k.from_host(half[:LATENT].copy())
+    for name in ("leaky", "decoder", "tanh", "reshape", "transpose"):
+        y = model.layers[name](y)
+    loss = ops.bce_with_logits(y, x) + 0.3 * ops.kl_to_standard_normal(mean, log_variance)
+    loss = loss + ops.mse(ops.sigmoid(y), x) / 2 + ops.gaussian_nll(model.layers["softplus"](y), x, 0.1)
+    loss = loss + ops.softmax_cross_entropy(code, labels) - ops.logsumexp(code, axis=1).mean()
+    return loss + ops.clip(abs(code), 0.1, 1.0).sum() * 1e-2 + (ops.sqrt(x + 1.0) ** 2 - ops.log(x + 1.0)).mean()
+
+
+OPTIMISERS: dict[str, Callable[[list[nn.Parameter]], optim.Optimizer]] = {
+    "SGD": lambda p: optim.SGD(p, 0.01),
+    "momentum": lambda p: optim.SGD(p, 0.01, momentum=0.9, nesterov=True),
+    "Adam": lambda p: optim.Adam(p, optim.cosine_schedule(0.01, STEPS, warmup=1)),
+    "AdamW": lambda p: optim.AdamW(p, 0.01),
+}
+
+
+class Training:
+    """A whole training on one backend, with everything it needs already on the device after construction."""
+
+    def __init__(self, k: Backend, optimiser: str) -> None:
+        self.k = k
+        self.model = make_model()
+        self.model.initialize(7)
+        self.optimizer = OPTIMISERS[optimiser](self.model.parameters())
+        self.images, self.noise, self.labels = (k.from_host(a) for a in inputs())
+        self.losses: list[Any] = []
+
+    def run(self) -> None:
+        self.model.train()
+        for i in range(STEPS):
+            self.optimizer.zero_grad()
+            loss = loss_of(self.model, Tensor(self.images[i]), Tensor(self.noise[i]), self.labels[i])
+            loss.backward()
+            norm = optim.clip_grad_norm(self.optimizer, 5.0)
+            self.optimizer.step()
+            self.losses += [loss.data, norm]
+
+    def results(self) -> dict[str, np.ndarray]:
+        """All that a training leaves, on the host."""
+        found = {f"loss {i}": np.array(self.k.to_host(x)) for i, x in enumerate(self.losses)}
+        state = {name: np.asarray(x) for name, x in self.optimizer.state_dict().items()}
+        return found | self.model.state_dict() | state
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_training_on_the_double_gives_what_numpy_gives(optimiser: str, cupy_double: Any) -> None:
+    plain = Training(minigrad.use(device="cpu", kernels="plain"), optimiser)
+    plain.run()
+    training = Training(minigrad.use(device="cuda", kernels="plain"), optimiser)
+    counters = strict_cupy.reset()
+    training.run()
+
+    assert counters.to_device == STEPS * (3 + 1)  # three constants in loss_of, one row of scalars in the optimiser
+    assert (counters.to_host, counters.synchronisations) == (0, 0)
+    assert {place for place, _ in counters.float64} == ACCUMULATORS, counters.float64
+    assert counters.launches.total() > 100 * STEPS
+
+    expected, found = plain.results(), training.results()
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    fresh = Training(minigrad.use(device="cpu", kernels="plain"), optimiser).results()
+    unchanged = [name for name, value in fresh.items() if name.endswith("weight") and (expected[name] == value).all()]
+    assert not unchanged, "the training trains"
+
+
+def test_inference_needs_nothing_of_the_host(cupy_double: Any) -> None:
+    """In evaluation mode as well: no transfers, no waits, no float64."""
+    k = minigrad.use(device="cuda", kernels="plain")
+    model = make_model()
+    model.eval()
+    x = Tensor(k.from_host(inputs()[0][0]))
+    counters = strict_cupy.reset()
+    with minigrad.no_grad():
+        model(x)
+    assert (counters.to_device, counters.to_host, counters.synchronisations) == (0, 0, 0)
+    assert not counters.float64
+    assert counters.launches
+
+
+def test_a_float64_leak_would_be_seen(cupy_double: Any) -> None:
+    """NumPy's promotion: what is harmless on a Python float is not on np.float64."""
+    k = minigrad.use(device="cuda")
+    x = Tensor(k.from_host(np.ones(3, np.float32)))
+    strict_cupy.reset()
+    x * 2.0
+    x * np.float64(2.0)  # a number like any other to Tensor
+    assert not strict_cupy.counters.float64
+    x.data * np.float64(2.0)
+    assert {place for place, _ in strict_cupy.counters.float64} == {"test_devices.test_a_float64_leak_would_be_seen"}
+
+
+def test_float64_models_work_everywhere(backend: Backend) -> None:
+    model = make_model()
+    model.initialize(3)
+    model.to(dtype="float64")
+    optimizer = optim.Adam(model.parameters())
+    images, noise, labels = (backend.from_host(a) for a in inputs())
+    x, z = Tensor(images[0].astype("float64")), Tensor(noise[0].astype("float64"))
+    y = model(x)
+    loss = ops.mse(y, x) + ops.kl_to_standard_normal(z, z) + ops.softmax_cross_entropy(y.reshape(N, 64), labels[0])
+    loss.backward()
+    optimizer.step()
+    assert y.dtype == loss.dtype == "float64"
+    assert {p.grad.dtype.name for p in model.parameters()} == {"float64"}
+    assert {p.dtype.name for p in model.parameters()} == {"float64"}
+
+
+# ---- precision ----
+
+
+def test_tf32_is_for_the_cuda_kernels(cupy_double: Any) -> None:
+    for words in ({}, {"kernels": "plain"}, {"device": "cuda", "kernels": "plain"}):
+        with pytest.raises(DeviceError, match=r"precision 'tf32': device \w+ with kernels \w+ has fp32 only"):
+            minigrad.use(**words, precision="tf32")
+    with pytest.raises(DeviceError, match="precision 'bf16': device cuda with kernels auto has fp32, tf32 only"):
+        minigrad.use("cuda", precision="bf16")
+
+
+def test_the_precision_is_that_asked_for_and_named(cupy_double: Any) -> None:
+    fp32, tf32 = minigrad.use("cuda"), minigrad.use("cuda", precision="tf32")
+    assert (fp32.precision, tf32.precision) == ("fp32", "tf32")
+    assert "tf32" not in fp32.describe()
+    assert tf32.describe() == f"{fp32.describe()}, precision tf32"
+
+
+def test_tf32_needs_a_gpu_that_has_it(cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = minigrad.backend.default_backend()
+    monkeypatch.setattr(strict_cupy.Device, "compute_capability", "75")
+    with pytest.raises(DeviceError, match=r"compute capability 8\.0"):
+        minigrad.use("cuda", precision="tf32")
+    assert minigrad.backend.default_backend() is before
+
+
+# ---- CPU kernels and threads ----
+
+
+def test_auto_takes_the_best_that_is_installed_and_says_why(
+    restored_backends: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k = minigrad.use()
+    assert k.kernels == CPU_KERNELS[0]
+    assert f"kernels {k.kernels} (the fastest" in k.describe()
+    monkeypatch.setitem(sys.modules, "numba", None)
+    loops = ("compiling", *(f"{kind}_loops" for kind in ("layer", "pixel", "row", "tile")))
+    for name in ("numba_kernels", *loops):  # as if they had not been imported yet
+        monkeypatch.delitem(sys.modules, f"minigrad.backend.cpu.{name}", raising=False)
+        monkeypatch.delattr(minigrad.backend.cpu, name, raising=False)
+    assert minigrad.use().kernels == "numpy"
+    assert "without Numba, the extra fast" in minigrad.use().describe()
+    with pytest.raises(DeviceError, match=r"kernels numba need Numba: pip install .*\[fast\]"):
+        minigrad.use(kernels="numba")
+    assert minigrad.available()["cpu"] == ("numpy", "plain")
+
+
+@pytest.mark.skipif("numba" not in CPU_KERNELS, reason="the extra fast is not installed")
+def test_numba_is_left_out_where_its_loops_cannot_call_blas(
+    restored_backends: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minigrad.backend.cpu import numba_kernels as jit
+
+    monkeypatch.setattr(jit, "NAMES", ())
+    jit.matrix_products.cache_clear()
+    jit.compiled_gemm.cache_clear()
+    assert minigrad.use().kernels == "numpy"
+    assert "cblas_sgemm is not found in the BLAS libraries" in minigrad.use().describe()
+    with pytest.raises(DeviceError, match="cblas_sgemm is not found in the BLAS libraries"):
+        minigrad.use(kernels="numba")
+    assert minigrad.available()["cpu"] == ("numpy", "plain")
+
+
+def test_the_number_of_threads_can_be_set_and_stays(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minigrad.backend, "_threads", None)
+    cores = usable_cores()
+    minigrad.use(kernels="numpy")
+    assert minigrad.get_num_threads() == cores
+    minigrad.set_num_threads(3)
+    assert minigrad.get_num_threads() == minigrad.use(kernels="numpy").threads == 3
+    assert minigrad.use(kernels="numpy", threads=2).threads == 2
+    minigrad.set_num_threads(None)
+    assert minigrad.get_num_threads() == cores
+    for bad in (0, -2):
+        with pytest.raises(DeviceError, match=f"threads is {bad}"):
+            minigrad.set_num_threads(bad)
+    minigrad.use(kernels="plain")
+    minigrad.set_num_threads(2)  # they have no threads of their own
+    assert minigrad.get_num_threads() == 1
+
+
+def test_the_kernels_are_chosen_at_their_first_use_and_work_after_a_fork() -> None:
+    """Importing chooses nothing; a child process gets threads of its own."""
+    code = (
+        "import os, sys, numpy as np, minigrad\n"
+        "from minigrad import ops\n"
+        "assert 'numba' not in sys.modules\n"
+        "x = np.ones((8, 8, 8, 8), 'float32'); w = np.ones((3, 3, 8, 8), 'float32')\n"
+        "minigrad.set_num_threads(3)\n"
+        "y = ops.conv2d(x, w).numpy()\n"
+        "child = os.fork()\n"
+        "assert (ops.conv2d(x, w).numpy() == y).all()\n"
+        "if child: os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

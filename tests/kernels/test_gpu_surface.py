@@ -1,0 +1,437 @@
+"""Whatever the code asks of `xp` exists in CuPy, with the parameters that the code gives.
+
+The real CuPy is looked at where it can be imported (a GPU is not needed); elsewhere reference/cupy_api.json, which
+holds its names and parameters. Write that file anew, with CuPy installed, by `python
+tests/kernels/test_gpu_surface.py`.
+
+A signature is written as its names alone, `a axis dtype * blocking`: what stands before `/` cannot be given by name,
+what follows `*` only so; `*args` and `**kwargs` take everything.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import strict_cupy
+
+ROOT = Path(__file__).parents[2]
+SNAPSHOT = Path(__file__).parents[1] / "oracles/reference" / "cupy_api.json"
+HOST_ONLY = {
+    "backend/cpu/numpy_kernels.py",
+    "backend/cpu/threads.py",
+    "backend/memory.py",
+    "backend/cpu/numba_kernels.py",
+}  # these never see a device array
+NAMESPACES = ("", "cuda", "cuda.runtime", "lib.stride_tricks", "linalg")  # of cupy, that the snapshot holds
+CLASSES = ("ndarray", "cuda.Device", "cuda.Stream")
+VALUE = "value"  # instead of a signature: not callable, or a class
+
+
+# ---- what is there ----
+
+
+def real_cupy() -> Any:
+    """The real CuPy, or None."""
+    if importlib.util.find_spec("cupy") is None:
+        return None
+    import cupy
+
+    assert cupy is not strict_cupy.cupy
+    return cupy
+
+
+def signature_of(function: Any) -> str:
+    """A signature as its names alone, from inspect or from the first line of a docstring (Cython's functions)."""
+    if type(function).__name__ == "ufunc":
+        if isinstance(function, strict_cupy.ufunc):
+            return " ".join(["x"] * function.nin + ["/", "out", "*", "casting", "dtype"])
+    else:
+        try:
+            return _names(inspect.signature(function))
+        except (ValueError, TypeError):
+            pass
+    line = (function.__doc__ or "").strip().split("\n")[0].replace("\\", "")
+    match = re.match(r"[\w.]+\((.*?)\)( ->.*)?$", line)
+    if not match:
+        return "*args **kwargs"  # nothing is known
+    names = []
+    for part in re.split(r",(?![^(\[]*[)\]])", match[1]):  # "Py_ssize_t axis1, out=None" -> axis1, out
+        name = part.split("=")[0].split()
+        names += [name[-1].strip("[]")] if name else []
+    return " ".join(name for name in names if name != "self")
+
+
+def _names(signature: inspect.Signature) -> str:
+    kinds = inspect.Parameter
+    names: list[str] = []
+    parameters = [p for p in signature.parameters.values() if p.name != "self"]
+    for i, p in enumerate(parameters):
+        if p.kind is kinds.KEYWORD_ONLY and not any(n.startswith("*") for n in names):
+            names.append("*")
+        stars = {kinds.VAR_POSITIONAL: "*", kinds.VAR_KEYWORD: "**"}.get(p.kind, "")
+        names.append(stars + p.name)
+        last = i + 1 == len(parameters) or parameters[i + 1].kind is not kinds.POSITIONAL_ONLY
+        if p.kind is kinds.POSITIONAL_ONLY and last:
+            names.append("/")
+    return " ".join(names)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The text of a signature, taken apart."""
+
+    positional: tuple[str, ...]
+    by_name: frozenset[str]
+    any_positional: bool
+    any_name: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Signature:
+        words = text.split()
+        if text == VALUE:
+            return cls((), frozenset(), True, True)
+        stop = next((i for i, w in enumerate(words) if w.startswith("*")), len(words))
+        before = words.index("/") if "/" in words else 0
+        positional = tuple(w for w in words[:stop] if w != "/")
+        named = frozenset(w for i, w in enumerate(words) if w[0] not in "*/" and i >= before)
+        any_positional = stop < len(words) and len(words[stop]) > 1 and not words[stop].startswith("**")
+        return cls(positional, named, any_positional, any(w.startswith("**") for w in words))
+
+    def faults(self, count: int, names: list[str]) -> list[str]:
+        """Why a call with so many positional arguments and these keywords cannot work."""
+        found = [f"no parameter {name!r}" for name in names if name not in self.by_name and not self.any_name]
+        if count > len(self.positional) and not self.any_positional:
+            found.append(f"takes {len(self.positional)} positional arguments, not {count}")
+        return found
+
+
+def api_of(module: Any, namespaces: tuple[str, ...] = NAMESPACES) -> dict[str, str]:
+    """{"sum": "a axis dtype out keepdims", "cuda.Device.use": "", "float32": "value", ...}"""
+    found: dict[str, str] = {}
+    for path in namespaces + CLASSES:
+        where = module
+        for part in path.split(".") if path else ():
+            where = getattr(where, part, None)
+        for name in dir(where) if where is not None else ():
+            value = getattr(where, name, None)
+            if name.startswith("_") or inspect.ismodule(value):
+                continue
+            call = callable(value) and not isinstance(value, type)
+            found[f"{path}.{name}" if path else name] = signature_of(value) if call else VALUE
+    return found
+
+
+def real_api() -> tuple[str, dict[str, str]]:
+    """(version, names) of the real CuPy where it is installed, else of the snapshot."""
+    cupy = real_cupy()
+    if cupy is not None:
+        return cupy.__version__, api_of(cupy)
+    content = json.loads(SNAPSHOT.read_text())
+    return content["cupy"], content["api"]
+
+
+def write_snapshot() -> None:
+    """The names and parameters of the installed CuPy to reference/cupy_api.json."""
+    cupy = real_cupy()
+    if cupy is None:
+        raise SystemExit("CuPy is not installed here: pip install cupy-cuda12x (a GPU is not needed)")
+    SNAPSHOT.write_text(json.dumps({"cupy": cupy.__version__, "api": api_of(cupy)}, indent=0, sort_keys=True) + "\n")
+    print(f"{SNAPSHOT}: cupy {cupy.__version__}, {len(api_of(cupy))} names")
+
+
+DOUBLE = api_of(strict_cupy.cupy)
+VERSION, REAL = real_api()
+
+
+# ---- what the code uses ----
+
+
+@dataclass(frozen=True)
+class Use:
+    """`xp.name(...)` somewhere in the code; count and names are its arguments, None where it is not called."""
+
+    place: str
+    name: str
+    count: int | None
+    names: tuple[str, ...]
+
+
+def _chain(node: ast.expr) -> str | None:
+    """The path below an array library: "cuda.Device" of `self.k.xp.cuda.Device`; "" for the library itself."""
+    if isinstance(node, ast.Name):
+        return "" if node.id in ("xp", "cupy") else None
+    if isinstance(node, ast.Call):
+        if ast.unparse(node.func) == "importlib.import_module" and ast.unparse(node.args[0]) == "'cupy'":
+            return ""
+        path = _chain(node.func)
+        return path if path in CLASSES else None  # an instance: cuda.Device(0).use
+    if isinstance(node, ast.Attribute):
+        if node.attr == "xp":
+            return ""
+        path = _chain(node.value)
+        return None if path is None else f"{path}.{node.attr}".lstrip(".")
+    return None
+
+
+def uses_in(source: str, place: str) -> tuple[list[Use], list[str]]:
+    """All uses of the array library in a module, and what makes it impossible to see them."""
+    uses, hidden = [], []
+    tree = ast.parse(source)
+    calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        where = f"{place}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Attribute) and id(node) not in inner:
+            path = _chain(node)
+            if not path or node.attr.startswith("__"):
+                continue
+            call = calls.get(id(node))
+            if call is None:
+                uses.append(Use(where, path, None, ()))
+                continue
+            if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
+                hidden.append(f"{where}: {path} is called with * or **")
+            uses.append(Use(where, path, len(call.args), tuple(k.arg or "" for k in call.keywords)))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and _chain(node.args[0]) is not None:
+            hidden.append(f"{where}: getattr of an array library")
+        elif isinstance(node, ast.Assign):
+            for target, value in _pairs(node):
+                plain = isinstance(target, ast.Name) and target.id in ("xp", "cupy")
+                if _chain(value) == "" and isinstance(target, ast.Name) and not plain:
+                    hidden.append(f"{where}: an array library is called {target.id}, not xp")
+    return uses, hidden
+
+
+def _pairs(node: ast.Assign) -> list[tuple[ast.expr, ast.expr]]:
+    target = node.targets[0]
+    if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+        return list(zip(target.elts, node.value.elts, strict=False))
+    return [(target, node.value)]
+
+
+def modules() -> dict[str, str]:
+    """{"minigrad/tensor.py": source}, of all that may see a device array."""
+    found = {}
+    for package in ("minigrad", "autoencoders"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if path.relative_to(ROOT / package).as_posix() not in HOST_ONLY:
+                found[path.relative_to(ROOT).as_posix()] = path.read_text()
+    return found
+
+
+def faults_of(use: Use, api: dict[str, str]) -> list[str]:
+    if use.name not in api:
+        return ["does not exist"]
+    return [] if use.count is None else Signature.parse(api[use.name]).faults(use.count, list(use.names))
+
+
+# ---- tests ----
+
+
+def test_every_use_is_seen() -> None:
+    hidden = [fault for place, source in modules().items() for fault in uses_in(source, place)[1]]
+    assert not hidden, "\n".join(hidden)
+    uses = {use.name for place, source in modules().items() for use in uses_in(source, place)[0]}
+    assert {"zeros", "where", "exp", "cuda.is_available", "cuda.Device.use", "cuda.runtime.getDeviceCount"} <= uses
+
+
+@pytest.mark.parametrize(("name", "api"), [("double", DOUBLE), (f"cupy {VERSION}", REAL)], ids=["double", "real"])
+def test_what_the_code_uses_exists(name: str, api: dict[str, str]) -> None:
+    faults = []
+    for place, source in modules().items():
+        for use in uses_in(source, place)[0]:
+            faults += [f"{use.place}: {name}: {use.name}: {fault}" for fault in faults_of(use, api)]
+    assert not faults, "\n".join(faults)
+
+
+def test_array_methods_that_the_kernels_use_exist() -> None:
+    """Arrays cannot be told from other objects in the source, so this looks at names that arrays alone have."""
+    methods = {name[8:]: Signature.parse(text) for name, text in REAL.items() if name.startswith("ndarray.")}
+    doubled = {name[8:] for name in DOUBLE if name.startswith("ndarray.")}
+    numpy_only = {name for name in dir(np.ndarray) if not name.startswith("_")} - set(methods)
+    own = {"mean", "sum", "set"}  # methods of Tensor (with the same parameters) and of ContextVar as well
+    faults = []
+    for place, source in modules().items():
+        if not place.startswith(("minigrad/tensor.py", "minigrad/ops/", "minigrad/optim.py", "minigrad/backend/ref")):
+            continue
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            name, where = node.func.attr, f"{place}:{node.lineno}: .{node.func.attr}"
+            if name in numpy_only:
+                faults.append(f"{where}: exists in NumPy but not in CuPy")
+            elif name in methods and _chain(node.func) is None and ast.unparse(node.func.value) != "math":
+                given = [k.arg or "" for k in node.keywords]
+                if any(isinstance(a, ast.Starred) for a in node.args):
+                    given = []
+                faults += [f"{where}: {fault}" for fault in methods[name].faults(0, given)]
+                if name not in doubled and name not in own:
+                    faults.append(f"{where}: the double does not have it")
+    assert not faults, "\n".join(faults)
+
+
+def test_the_double_promises_nothing_that_cupy_does_not_have() -> None:
+    faults = []
+    for name, text in DOUBLE.items():
+        if name not in REAL:
+            faults.append(f"{name}: CuPy {VERSION} does not have it")
+            continue
+        if VALUE in (text, REAL[name]):
+            if text != REAL[name]:
+                faults.append(f"{name}: {text!r} here and {REAL[name]!r} in CuPy")
+            continue
+        mine, theirs = Signature.parse(text), Signature.parse(REAL[name])
+        for position, parameter in enumerate(mine.positional):
+            there = theirs.positional[position : position + 1]
+            by_name = parameter in mine.by_name
+            if not theirs.any_positional and (not there or (by_name and there[0] != parameter)):
+                faults.append(f"{name}: parameter {position} is {parameter} here and {there} in CuPy")
+        missing = mine.by_name - theirs.by_name
+        if missing and not theirs.any_name:
+            faults.append(f"{name}: CuPy has no parameters {sorted(missing)}")
+    assert not faults, "\n".join(faults)
+
+
+def test_snapshot_is_of_a_supported_version() -> None:
+    content = json.loads(SNAPSHOT.read_text())
+    assert int(content["cupy"].split(".")[0]) >= 14
+    assert len(content["api"]) > 500
+
+
+# the checks themselves can fail
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "xp.no_such_function(x)",
+        "self.k.xp.random.rand(3)",
+        "xp.sum(x, where=mask)",
+        "k.xp.exp(x, where=mask)",
+        "xp.clip(x, min=0, max=1)",
+        "xp.linalg.no_such_norm(x)",
+        "xp.cuda.Device(0).no_such_method()",
+        "xp.max(x, 0, None, True, 1)",
+    ],
+)
+def test_a_wrong_use_is_found(line: str) -> None:
+    uses, _ = uses_in(line, "planted")
+    assert [fault for use in uses for fault in faults_of(use, REAL)], line
+    assert [fault for use in uses for fault in faults_of(use, DOUBLE)], line
+
+
+@pytest.mark.parametrize("line", ["lib = self.k.xp", "a, lib = 1, k.xp", "getattr(xp, name)(x)", "xp.sum(x, **kw)"])
+def test_a_hidden_use_is_found(line: str) -> None:
+    assert uses_in(line, "planted")[1]
+
+
+# the real CuPy without a GPU, where it is installed
+
+
+@pytest.fixture
+def real_array() -> Any:
+    """A real cupy.ndarray over a made-up address; nothing may be launched on it."""
+    cupy = real_cupy()
+    if cupy is None:
+        pytest.skip("CuPy is not installed")
+    memory = cupy.cuda.UnownedMemory(0x7F0000000000, 1 << 20, None, device_id=0)
+    return cupy.ndarray((4, 6), "float32", cupy.cuda.MemoryPointer(memory, 0))
+
+
+def test_snapshot_is_that_of_the_installed_cupy() -> None:
+    cupy = real_cupy()
+    content = json.loads(SNAPSHOT.read_text())
+    if cupy is None or cupy.__version__ != content["cupy"]:
+        pytest.skip("another CuPy, or none, is installed")
+    assert api_of(cupy) == content["api"]
+
+
+REFUSALS = {
+    "np.asarray(x)": TypeError,
+    "x @ np.ones((6, 2))": TypeError,
+    "np.ones((2, 4)) @ x": TypeError,
+    "xp.matmul(x, [1.0])": TypeError,
+    "xp.broadcast_to(np.ones(1), (3,))": TypeError,
+    "xp.exp(x, bogus=1)": TypeError,
+    "xp.exp(x, x, x)": TypeError,
+    "xp.where([True], x, x)": (AttributeError, TypeError),
+    "x.sum(where=x)": TypeError,
+    "x.__setitem__(Ellipsis, np.ones((4, 6), 'float32'))": (ValueError, TypeError),
+    "x[7]": IndexError,
+    "x.squeeze(axis=0)": ValueError,
+    "hash(x)": TypeError,
+    "bool(x)": ValueError,
+    "next(iter(x[0, 0]))": TypeError,
+}
+VIEWS = [
+    "x[0]",
+    "x[0, 0]",
+    "x[:, ::2]",
+    "x[::-1]",
+    "x[None, ..., 0]",
+    "x[1:1]",
+    "x.T",
+    "x.transpose([1, 0])",
+    "x.swapaxes(0, 1)",
+    "x.reshape(3, 8)",
+    "x.reshape((2, -1))",
+    "x.T.reshape(6, 4)",
+    "x[:, 2:3].reshape(4)",
+    "x.ravel()",
+    "xp.broadcast_to(x[0], (5, 6))",
+    "xp.expand_dims(x, 0)",
+    "xp.moveaxis(x, 0, 1)",
+    "next(iter(x))",
+    "x.view('int32')",
+]
+
+
+@pytest.mark.parametrize("expression", REFUSALS)
+@pytest.mark.parametrize("library", ["double", "real"])
+def test_refusals_of_the_double_are_those_of_cupy(expression: str, library: str, request: Any) -> None:
+    if library == "real":
+        x, xp = request.getfixturevalue("real_array"), real_cupy()
+    else:
+        x, xp = strict_cupy.cupy.zeros((4, 6), "float32"), strict_cupy.cupy
+    with pytest.raises(REFUSALS[expression]):
+        eval(expression, {"x": x, "xp": xp, "np": np})
+
+
+@pytest.mark.parametrize("expression", VIEWS)
+def test_views_of_the_double_are_those_of_cupy(expression: str, real_array: Any) -> None:
+    double = strict_cupy.cupy.zeros((4, 6), "float32")
+    strict_cupy.reset()
+    mine = eval(expression, {"x": double, "xp": strict_cupy.cupy})
+    theirs = eval(expression, {"x": real_array, "xp": real_cupy()})
+    assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+    if mine.size:
+        assert mine.data.ptr - double.data.ptr == theirs.data.ptr - real_array.data.ptr
+    meaningful = [i for i, size in enumerate(mine.shape) if size > 1 and mine.size]
+    assert [mine.strides[i] for i in meaningful] == [theirs.strides[i] for i in meaningful]
+    assert mine.flags.c_contiguous == theirs.flags.c_contiguous  # which decide whether the CUDA source gets a copy
+    assert mine.flags.f_contiguous == theirs.flags.f_contiguous
+    assert not strict_cupy.counters.launches
+
+
+def test_an_array_defers_to_tensors(real_array: Any) -> None:
+    class Other:
+        __array_ufunc__ = None
+
+    for x in (real_array, strict_cupy.cupy.zeros((4, 6), "float32")):
+        for operator in ("__add__", "__mul__", "__matmul__", "__lt__"):
+            assert getattr(x, operator)(Other()) is NotImplemented
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    write_snapshot()

@@ -1,0 +1,221 @@
+"""Small models and trainings for the tests beside this file."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+
+from autoencoders import VAE, Autoencoder, Callback, TrainingOptions
+from autoencoders.conv_autoencoder import from_config
+from autoencoders.data import load_dataset
+from autoencoders.runs import start_run
+from autoencoders.training import Trainer, load_checkpoint
+
+SHAPE = (8, 8, 1)
+COUNT, BATCH = 26, 4  # of them 3 are held out, 23 are left: 6 steps an epoch, the last with 3 images
+TIMES = ("seconds", "images_per_second")
+
+
+def pictures(count: int = COUNT, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+
+
+def model_of(kind: str = "ae", **options) -> Autoencoder:
+    cls = Autoencoder if kind == "ae" else VAE
+    return cls(SHAPE, (2, 3), (3, 3), (2, 1), 2, **options)
+
+
+def compiled(kind: str = "ae", rate: float = 1e-2, **options) -> Autoencoder:
+    model = model_of(kind, **options)
+    model.compile(rate)
+    return model
+
+
+def weights(model: Autoencoder) -> dict[str, bytes]:
+    return {name: x.tobytes() for name, x in model.network.state_dict().items()}
+
+
+def timeless(rows: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [int(path.stem[5:]) for path in sorted((folder / "checkpoints").glob("step-*"))]
+
+
+class At(Callback):
+    """Does something after some steps of the run."""
+
+    def __init__(self, steps, action):
+        self.steps, self.action = ({steps} if isinstance(steps, int) else set(steps)), action
+
+    def on_batch_end(self, trainer):
+        if trainer.progress.step in self.steps:
+            self.action(trainer)
+
+
+def as_floats(images: np.ndarray) -> np.ndarray:
+    """As a step gets them."""
+    return images.astype(np.float32) / 255
+
+
+class Recorded(Callback):
+    """Events, and what each step received and gave."""
+
+    def __init__(self):
+        self.events: list[str] = []
+        self.steps: list[dict] = []
+
+    def on_fit_begin(self, trainer):
+        self.events.append("fit begin")
+        real = trainer.step
+
+        def step(images, noise, scalars, *more):
+            losses = real(images, noise, scalars, *more)
+            noise = None if noise is None else np.array(noise)
+            self.steps.append(
+                {"images": np.array(images), "noise": noise, "scalars": np.array(scalars), "losses": np.array(losses)}
+            )
+            return losses
+
+        trainer.step = step
+
+    def on_epoch_begin(self, trainer):
+        self.events.append(f"epoch begin {trainer.progress.epoch}")
+
+    def on_batch_begin(self, trainer):
+        self.events.append(f"batch begin {trainer.progress.step}")
+
+    def on_batch_end(self, trainer):
+        self.events.append(f"batch end {trainer.progress.step}")
+
+    def on_epoch_end(self, trainer):
+        self.events.append(f"epoch end {trainer.progress.epoch} {len(trainer.history)}")
+
+    def on_fit_end(self, trainer):
+        self.events.append("fit end")
+
+
+def recorded(kind: str = "vae", images: np.ndarray | None = None, rate: float = 1e-2, epochs: int = 2, **options):
+    """(what the callback saw, the history) of a run."""
+    callback = Recorded()
+    model = compiled(kind, rate, **options.pop("model", {}))
+    images = pictures() if images is None else images
+    chosen = TrainingOptions(**{"batch_size": BATCH, "epochs": epochs, **options})
+    history = Trainer(model, images, chosen, callbacks=[callback], progress=False).run()
+    return callback, history
+
+
+FULL = {"validation": 3, "patience": 2, "schedule": "cosine", "warmup_steps": 4, "clip_norm": 1.0, "epochs": 3}
+RESUMED = {
+    "ae": {**FULL},
+    "vae": {**FULL, "kl_warmup": 1.5},
+    "plain": {"epochs": 3},
+    "conditional": {**FULL},
+    "binarised": {**FULL, "binarise": True},
+    "denoising": {**FULL, "denoise": 0.3},
+    "weighted": {**FULL, "iw_samples": 3, "kl_warmup": 1.5},
+    "ae denoising": {**FULL, "denoise": 0.3},
+    "augmented": {**FULL, "augment": True},
+}
+MODELS: dict[str, dict] = {"conditional": {"classes": 3}}
+LABELS = np.random.default_rng(1).integers(0, 3, COUNT)
+
+
+class Killed(Exception):
+    """Stands for kill -9: nothing more is written."""
+
+
+def kill(_):
+    raise Killed
+
+
+def interrupt(_):
+    signal.raise_signal(signal.SIGINT)
+
+
+def trainer_of(kind: str, folder: Path | None, callbacks=(), **options) -> Trainer:
+    options = {"batch_size": BATCH, **RESUMED[kind], **options}
+    model = compiled("ae" if kind.startswith("ae") else "vae", **MODELS.get(kind, {}))
+    return Trainer(
+        model, pictures(), TrainingOptions(**options), labels=LABELS, folder=folder, callbacks=callbacks, progress=False
+    )
+
+
+def resumed(folder: Path, callbacks=(), images: np.ndarray | None = None, **changes) -> Trainer:
+    """As `runs.resume_run` does, from nothing but the files."""
+    arrays, record, _ = load_checkpoint(folder)
+    model = from_config(record["model"])
+    model.compile(record["learning_rate"])
+    options = TrainingOptions(**{**record["options"], **changes})
+    images = pictures() if images is None else images
+    trainer = Trainer(model, images, options, labels=LABELS, folder=folder, callbacks=callbacks, progress=False)
+    trainer.restore(arrays, record)
+    return trainer
+
+
+def outcome(trainer: Trainer, options: bool = False) -> dict:
+    """Everything that must be bitwise equal, also what the last checkpoint and the logs hold."""
+    arrays, record, _ = load_checkpoint(trainer.folder)
+    progress = {**record["progress"], "rows": timeless(record["progress"]["rows"])}
+    logged = [json.loads(line) for line in (trainer.folder / "history.jsonl").read_text().splitlines()]
+    return {
+        "weights": weights(trainer.model),
+        "moments": {name: x.tobytes() for name, x in trainer.optimizer.moments.items()},
+        "steps": trainer.optimizer.steps,
+        "rows": timeless(trainer.history.rows),
+        "logged": timeless(logged),
+        "checkpoint": {name: x.tobytes() for name, x in arrays.items()},
+        "progress": progress,
+    }
+
+
+_unbroken: dict[tuple, dict] = {}
+
+
+def unbroken(kind: str, kernels: str, tmp_path: Path) -> dict:
+    """The run without interruption, computed once."""
+    if (kind, kernels) not in _unbroken:
+        trainer = trainer_of(kind, tmp_path / "unbroken")
+        trainer.run()
+        _unbroken[kind, kernels] = outcome(trainer)
+    return _unbroken[kind, kernels]
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    for name, value in expected.items():
+        assert found[name] == value, name
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def run_of(array_file: Path, folder: Path, overwrite: bool = False, **options):
+    dataset = load_dataset(array_file)
+    options = TrainingOptions(**{"batch_size": BATCH, "epochs": 2, **options})
+    return start_run(
+        model_of("vae"),
+        dataset,
+        options,
+        folder,
+        learning_rate=1e-2,
+        overwrite=overwrite,
+        progress=False,
+        command="test",
+    )
+
+
+def execute(run) -> list[str]:
+    told: list[str] = []
+    run.execute(told.append)
+    return told
+
+
+def files_in(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -1,0 +1,457 @@
+"""Bad input: an exit code, one clear line, and nothing written."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import started
+from program_cases import NETWORK, PROGRAMS, READERS, TINY, Done, content, record
+from programs import EVALUATE, GENERATE, SCRIPTS, TRAIN
+
+from autoencoders.cli.program import run_program
+from autoencoders.pictures import canvas, charts
+from autoencoders.runs import run as run_module
+from autoencoders.training import DivergedError, latest_checkpoint
+from minigrad import DeviceError
+from minigrad.serialize import DataError, load_state, save_state
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+
+HANGUP = pytest.param(getattr(signal, "SIGHUP", None), marks=pytest.mark.skipif(os.name == "nt", reason="has none"))
+
+
+BAD_OPTIONS = [
+    (2, ["--model", "gan"], "--model", "'gan'", "ae", "vae"),
+    (2, ["--schedule", "linear"], "--schedule", "cosine"),
+    (2, ["--likelihood", "poisson"], "--likelihood", "gaussian-learned"),
+    (2, ["--epochs", "x"], "--epochs", "'x'"),
+    (2, ["--filters"], "--filters"),
+    (2, ["--kernels", "3", "x"], "--kernels"),
+    (2, ["--epochs", "-1"], "--epochs is -1", ">= 1"),
+    (2, ["--epochs", "0"], "--epochs is 0"),
+    (2, ["--batch-size", "0"], "--batch-size is 0"),
+    (2, ["--batch-size", "0", "--smoke"], "--batch-size is 0"),
+    (2, ["--limit-train", "0"], "--limit-train is 0", ">= 1"),
+    (2, ["--threads", "1000000"], "--threads is 1000000", "from 1 to 1024"),
+    (2, ["--out", ""], "--out is empty"),
+    (2, ["--device", ""], "--device is empty"),
+    (2, ["--clip-norm", "inf"], "--clip-norm is inf", "finite"),
+    (2, ["--strides", "9" * 30, "2"], ""),  # the text is NumPy's
+    (2, ["--limit-train", "-5"], "--limit-train is -5"),
+    (2, ["--warmup-steps", "-1"], "--warmup-steps is -1"),
+    (2, ["--save-every", "-1"], "--save-every is -1"),
+    (2, ["--seed", "-1"], "--seed is -1"),
+    (2, ["--kl-warmup", "nan"], "--kl-warmup is nan"),
+    (2, ["--patience", "2"], "validation"),
+    (2, ["--model", "ae", "--conditional"], "--conditional belongs to --model vae"),
+    (2, ["--model", "ae", "--binarise"], "--binarise belongs to --model vae"),
+    (2, ["--likelihood", "gaussian", "--binarise"], "binarise needs", "bernoulli"),
+    (2, ["--binarise", "--denoise", "0.1"], "--denoise is 0.1", "binarise"),
+    (2, ["--model", "ae", "--iw-samples", "2"], "--iw-samples belongs to --model vae"),
+    (2, ["--iw-samples", "2", "--beta", "2"], "--iw-samples above 1", "beta 1"),
+    (2, ["--iw-samples", "0"], "--iw-samples is 0"),
+    (2, ["--denoise", "-0.1"], "--denoise is -0.1"),
+    (2, ["--denoise", "nan"], "--denoise is nan"),
+    (2, ["--clip-norm", "0"], "--clip-norm is 0"),
+    (2, ["--validation", "-0.5"], "--validation is -0.5"),
+    (3, ["--validation", "64"], "validation", "64 of 64"),
+    (2, ["--beta", "nan"], "beta", "nan"),
+    (2, ["--beta", "-1"], "beta", "-1"),
+    (2, ["--lr", "nan"], "--lr is nan"),
+    (2, ["--lr", "-1"], "--lr is -1"),
+    (2, ["--strides", "0", "2"], "strides", "found 0"),
+    (2, ["--strides", "-1", "2"], "strides", "found -1"),
+    (2, ["--strides", "2", "1", "2"], "strides", "2, 2 and 3"),
+    (2, ["--filters", "4"], "filters", "1, 2 and 2"),
+    (2, ["--kernels", "3", "3", "3"], "kernels", "2, 3 and 2"),
+    (2, ["--filters", "4", "0"], "filters", "(4, 0)"),
+    (2, ["--latent-dim", "0"], "--latent-dim", "0"),
+    (2, ["--backend", "fast"], "'fast'", "numpy", "plain"),
+    (4, ["--precision", "tf32"], "device cpu", "has fp32 only"),
+    (2, ["--precision", "bf16"], "--precision", "'bf16'", "fp32", "tf32"),
+    (2, ["--threads", "0"], "--threads is 0"),
+    (2, ["--memory-limit", "nan"], "--memory-limit is nan but must be a number of GiB above 0"),
+    (2, ["--memory-limit", "-1"], "--memory-limit is -1"),
+    (2, ["--memory-limit", "1e300"], "--memory-limit is 1e+300"),
+    (2, ["--device", "tpu"], "'tpu'", "cuda"),
+    (2, ["--memory-limit", "1"], "--memory-limit is of a GPU's memory"),
+    (2, ["--data-dir", "."], "--data-dir is of no use with --dataset fashion-mnist-sample"),
+    (3, ["--dataset", "cifar"], "cifar", "fashion-mnist"),
+    (3, ["--dataset", "gone.npz"], "gone.npz", "nothing of that name"),
+    (3, ["--config", "gone.toml"], "gone.toml"),
+    (2, ["--resume"], "--resume takes", "--filters"),
+]
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "fragments"), [(c, w, f) for c, w, *f in BAD_OPTIONS], ids=lambda x: str(x)[:30]
+)
+def test_a_bad_option(code, words, fragments, call):
+    call(TRAIN, *TINY, "--epochs", 1, *words).failed(code, *fragments)
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fragments"),
+    [
+        (b"epochs = = 3", ["TOML", "line 1"]),
+        (b'dataset = "\xe9"', ["TOML"]),
+        (b"epoch = 3", ["'epoch'", "epochs"]),
+        (b"[table]\nepochs = 3", ["'table'"]),
+        (b'epochs = "3"', ["epochs", "'3'", "int"]),
+        (b"epochs = true", ["epochs", "True", "int"]),
+        (b"epochs = 1.0", ["epochs", "1.0", "int"]),
+        (b"conditional = 1", ["conditional", "1", "bool"]),
+        (b'lr = "fast"', ["lr", "'fast'", "float"]),
+        (b"filters = 32", ["filters", "32", "list"]),
+        (b'filters = [32, "x"]', ["filters", "'x'", "list"]),
+        (b'model = "gan"', ["model", "'gan'", "ae, vae"]),
+        (b'schedule = "linear"', ["schedule", "'linear'", "constant, cosine"]),
+        (b'likelihood = "poisson"', ["likelihood", "'poisson'", "bernoulli"]),
+        (b'likelihood = "bernouli"', ["did you mean bernoulli?"]),
+    ],
+)
+def test_a_bad_config_file(text, fragments, call):
+    Path("my.toml").write_bytes(text)
+    call(TRAIN, "--config", "my.toml").failed(3, "my.toml", *fragments)
+    assert os.listdir() == ["my.toml"]
+
+
+def test_a_config_file_that_asks_for_what_does_not_go_together(call):
+    Path("my.toml").write_text('model = "ae"\nconditional = true\n')
+    call(TRAIN, *TINY, "--config", "my.toml").failed(2, "error: my.toml: --conditional belongs to --model vae")
+    Path("my.toml").write_text('model = "ae"\nbeta = 2.0\nconditional = false\niw-samples = 1\n')
+    call(TRAIN, *TINY, "--config", "my.toml").failed(2, "error: my.toml: --beta belongs to --model vae")
+    call(TRAIN, *TINY, "--config", "my.toml", "--beta", 3).failed(2, "error: --beta belongs to --model vae")
+    Path("my.toml").write_text('model = "ae"\nbeta = 1.0\nconditional = false\nlr = 1' + 400 * "0")
+    call(TRAIN, *TINY, "--config", "my.toml").failed(3, "my.toml: lr is not a finite number")
+    Path("my.toml").write_text("filters = " + 5000 * "[" + 5000 * "]")
+    call(TRAIN, *TINY, "--config", "my.toml").failed(3, "my.toml: cannot be read as TOML")
+
+
+def test_a_data_folder_with_a_wrong_file_is_named(call):
+    Path("data").mkdir()
+    Path("data/train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03 not so many images")
+    words = ("--dataset", "fashion-mnist", "--data-dir", "data", "--out", "run")
+    call(TRAIN, *NETWORK, *words).failed(3, "train-images-idx3-ubyte", "expected")
+    assert sorted(os.listdir()) == ["data"]
+
+
+@PROGRAMS
+def test_cuda_without_cupy_names_what_to_install(program, call, trained, monkeypatch):
+    words = TINY if program is TRAIN else ("--model-dir", trained(), "--out", "out")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    call(program, *words, "--device", "cuda").failed(4, "CuPy", "[cuda12]", "[cuda13]")
+    assert os.listdir() == []
+
+
+def test_an_evaluation_that_fails_leaves_no_empty_folder(call, trained):
+    np.savez("rgb.npz", train_images=np.zeros((20, 5, 4, 3), np.uint8))
+    words = ("--model-dir", trained(), "--dataset", "rgb.npz", "--out", "out")
+    call(EVALUATE, *words).failed(3, "(N, 28, 28, 1)", "(18, 5, 4, 3)")
+    assert os.listdir() == ["rgb.npz"]
+
+
+def test_a_warm_up_longer_than_the_training_is_told(call, undrawn):
+    done = call(TRAIN, *TINY, "--epochs", 1, "--warmup-steps", 9, "--kl-warmup", 3, "--out", "run")
+    assert done.code == 0
+    assert "--warmup-steps 9 is more than all 2 steps: --lr is not reached" in done.out
+    assert "--kl-warmup 3 is more than all 1 epochs: --beta is not reached" in done.out
+
+
+@PROGRAMS
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_written(program, place, call, trained):
+    if place.startswith("/proc") and not Path("/proc/self").exists():
+        pytest.skip("no /proc here")
+    words = (*TINY, "--epochs", 1) if program is TRAIN else ("--model-dir", trained())
+    Path("file").write_text("mine")
+    call(program, *words, "--out", place).failed(3, place, "cannot be written")
+    assert content(Path()) == {"file": b"mine"}
+
+
+@READERS
+def test_a_model_file_that_is_missing_or_damaged_is_named(program, call, trained):
+    good = trained()
+    content_of_model = (good / "model.safetensors").read_bytes()
+    Path("bad").mkdir()
+    path = Path("bad/model.safetensors")
+    made = "a training with --out bad makes one"
+    call(program, "--model-dir", "bad").failed(3, str(path), "there is no such model; a training", made)
+    call(program, "--model-dir", "nowhere").failed(3, "nowhere/model.safetensors", "--out nowhere makes one")
+    flipped = bytearray(content_of_model)
+    flipped[-5] ^= 1
+    for damaged in (bytes(flipped), content_of_model[:-9], content_of_model[:50], b"", b"not a model" * 9):
+        path.write_bytes(damaged)
+        call(program, "--model-dir", "bad").failed(3, str(path))
+    assert content(Path()) == {str(path): damaged}
+
+
+def test_a_damaged_model_is_saved_again_by_resume(call, trained, undrawn):
+    shutil.copytree(trained(), "run")
+    whole = Path("run/model.safetensors").read_bytes()
+    Path("run/model.safetensors").write_bytes(whole[:-9])
+    call(GENERATE, "--model-dir", "run").failed(3, "run/model.safetensors", "--out run --resume saves it again")
+    assert call(TRAIN, "--out", "run", "--resume").code == 0
+    assert Path("run/model.safetensors").read_bytes() == whole
+
+
+@READERS
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", "[1]", '{"data": 5}', '{"data": {"name": 5}}', '{"data": {"data_dir": []}}', "[" * 100_000,
+        '{"commands": 5}', '{"commands": "train"}', '{"commands": [5]}',
+    ],
+)  # fmt: skip
+def test_a_damaged_record_is_named(program, text, call, trained):
+    Path("bad").mkdir()
+    Path("bad/model.safetensors").write_bytes((trained() / "model.safetensors").read_bytes())
+    Path("bad/run.json").write_text(text)
+    before = content(Path())
+    call(program, "--model-dir", "bad").failed(3, "bad/run.json")
+    assert content(Path()) == before
+
+
+@READERS
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("vae", "mu.bias"), ("vae", "decoder_dense.weight"), ("ae", "encoder_output.bias"), ("ae", "decoder_dense.bias")],
+)
+def test_a_model_whose_numbers_are_not_finite_has_diverged(program, kind, name, call, trained):
+    shutil.copytree(trained(kind), "run")
+    arrays, fields, _ = load_state("run/model.safetensors")
+    fields.pop("format")
+    save_state("run/model.safetensors", {**arrays, name: np.full_like(arrays[name], np.nan)}, fields)
+    call(program, "--model-dir", "run", "--out", "out").failed(5, "the model diverged", "not finite")
+    assert not list(Path("out").glob("**/*.*"))
+
+
+def test_a_mixture_of_latents_that_are_not_finite(call, trained):
+    shutil.copytree(trained("ae"), "run")
+    arrays, fields, _ = load_state("run/model.safetensors")
+    fields.pop("format")
+    arrays["encoder_output.weight"][:] = 3e38
+    save_state("run/model.safetensors", arrays, fields)
+    call(GENERATE, "--model-dir", "run", "--mixture-components", 2).failed(5, "the model diverged", "not finite")
+    assert not Path("run/mixture.safetensors").exists()
+
+
+@READERS
+def test_data_of_another_shape_or_of_no_name(program, call, trained):
+    np.savez("rgb.npz", train_images=np.zeros((20, 5, 4, 3), np.uint8))
+    call(program, "--model-dir", trained(), "--dataset", "rgb.npz").failed(3, "rgb.npz: does not fit", "(18, 5, 4, 3)")
+    call(program, "--model-dir", trained(), "--dataset", "nope").failed(3, "nope", "fashion-mnist")
+    call(program, "--model-dir", trained(), "--seed", -1).failed(2, "--seed is -1 but must be a whole number >= 0")
+    told = "--data-dir is of no use with --dataset fashion-mnist-sample; leave it out"
+    call(program, "--model-dir", trained(), "--data-dir", "nope").failed(2, told)
+    assert os.listdir() == ["rgb.npz"]
+
+
+def test_too_few_and_too_many_samples(call, trained):
+    call(GENERATE, "--model-dir", trained(), "--samples", 0).failed(2, "--samples is 0", "from 1 to 1000")
+    call(GENERATE, "--model-dir", trained(), "--samples", 1001, "--out", "out").failed(2, "--samples is 1001")
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("x"), 3), (DeviceError("x"), 4), (DivergedError("x"), 5), (ValueError("x"), 1),
+        (MemoryError("x"), 4), (KeyboardInterrupt(), 130), (KeyboardInterrupt(signal.SIGINT), 130),
+        (KeyboardInterrupt(signal.SIGTERM), 143), (OSError("x"), 3), (FileExistsError("x"), 1),
+    ],
+)  # fmt: skip
+def test_exit_codes(error, code, capsys):
+    def body():
+        raise error
+
+    assert run_program(body, debug=False, what_remains=lambda _: " here") == code
+    told = "out of memory: x; a smaller model, batch or data set needs less" if isinstance(error, MemoryError) else "x"
+    assert capsys.readouterr().err == ("interrupted here\n" if code > 100 else f"error: {told} here\n")
+
+
+def test_an_error_of_many_lines_or_none_becomes_one_line(capsys):
+    def body(error):
+        raise error
+
+    assert run_program(lambda: body(RuntimeError("one\n   two\n")), debug=False) == 1
+    assert run_program(lambda: body(RuntimeError()), debug=False) == 1
+    assert capsys.readouterr().err == "error: one two\nerror: RuntimeError\n"
+
+
+class NotLatin(io.TextIOWrapper):
+    def __init__(self):
+        super().__init__(io.BytesIO(), encoding="ascii")
+
+
+def test_a_picture_shows_the_first_of_very_many_classes(call, spied):
+    rng = np.random.default_rng(0)
+    labels = np.arange(70)
+    images = rng.integers(0, 256, (70, 8, 8), np.uint8)
+    np.savez("own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    words = ("--epochs", 1, "--limit-train", 70, "--conditional", "--dataset", "own.npz", "--threads", 1)
+    assert call(TRAIN, *NETWORK, *words, "--out", "run").code == 0
+    assert spied["samples"][0].shape == (50, 8, 8, 1)
+    assert record(Path("run"))["status"] == "finished"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_outputs_are_no_errors(closed):
+    words = [*TINY, "--smoke", "--out", "run"]
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert record(Path("run"))["status"] == "finished"
+
+
+def test_letters_that_an_output_does_not_know_are_told_by_number(monkeypatch):
+    output = NotLatin()
+    monkeypatch.setattr(sys, "stdout", output)
+    assert run_program(lambda: print("Fréchet"), debug=False) == 0
+    assert output.buffer.getvalue() == b"Fr\\xe9chet\n"
+
+
+def test_the_fault_of_a_file_names_it(capsys):
+    assert run_program(lambda: print(open("nowhere")), debug=False) == 3  # noqa: SIM115
+    assert capsys.readouterr().err == "error: nowhere: No such file or directory\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, HANGUP])
+def test_a_signal_ends_every_program_with_a_line(number, capsys):
+    assert run_program(lambda: os.kill(os.getpid(), number), debug=False) == 128 + number
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
+def test_a_terminal_that_is_closed_loses_no_step():
+    code = """if True:
+        import fcntl, os, sys, termios
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        os.execv(sys.argv[1], sys.argv[1:])
+    """
+    words = [*TINY, "--epochs", "60", "--out", "run"]
+    command = [sys.executable, "-c", code, sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    terminal, its_end = os.openpty()
+    with subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end) as process:
+        os.close(its_end)
+        seen = b""
+        while b"epoch 2/60" not in seen:
+            seen += os.read(terminal, 1000)
+        os.close(terminal)
+        assert process.wait(60) == 129
+    assert record(Path("run"))["status"] == "interrupted"
+    step = latest_checkpoint(Path("run"))
+    assert step
+    assert int(step.stem[5:]) >= 2
+
+
+def test_a_reader_that_goes_away_is_told_of(tmp_path):
+    words = [*TINY, "--epochs", "60", "--save-every", "1", "--out", "run"]
+    command = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 2/"):
+                break
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(60) == 1
+    told = r"error: the reader of the output has gone; what was saved is kept\. When .*, go on with:\n  .* --resume\n"
+    assert re.fullmatch(told, err)
+    assert latest_checkpoint(Path("run"))
+
+
+@PROGRAMS
+def test_a_window_system_that_is_not_here_does_not_matter(program):
+    environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    command = [sys.executable, program.file, "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_left_after_an_error(call, monkeypatch, undrawn):
+    """An error tells what is saved, what goes on with it, and where the run lies that it should have replaced."""
+    assert call(TRAIN, *TINY, "--epochs", 1, "--out", "run").code == 0
+    old = (Path("run") / "model.safetensors").read_bytes()
+    real = run_module.Run._finish
+
+    def full(*_):
+        raise DataError("run/model.safetensors: no space")
+
+    monkeypatch.setattr(run_module.Run, "_finish", full)
+    done = call(TRAIN, *TINY, "--epochs", 1, "--seed", 1, "--overwrite", "--out", "run")
+    where = str(Path("run/old-1"))
+    done.failed(3, "no space; what was saved is kept; the run that was replaced lies in", where, "--out run --resume")
+    assert (Path(where) / "model.safetensors").read_bytes() == old
+    assert "no finished model: taken from checkpoints/step-00000002" in call(GENERATE, "--model-dir", "run").out
+    monkeypatch.setattr(run_module.Run, "_finish", real)
+    assert call(TRAIN, "--resume", "--out", "run").code == 0
+    assert (Path(where) / "model.safetensors").read_bytes() == old
+
+
+@pytest.mark.parametrize("rate", ["1e6", "1e30"])  # finite weights whose losses are not; weights that are not
+def test_a_model_that_diverges_in_its_last_step_replaces_none(call, undrawn, rate):
+    words = (*TINY, "--limit-train", 32, "--epochs", 1, "--schedule", "constant", "--warmup-steps", 0, "--out", "run")
+    assert call(TRAIN, *words).code == 0
+    before = content(Path("run"))
+    done = call(TRAIN, *words, "--lr", rate, "--overwrite")
+    done.failed(5, "diverged", "not finite", "try a smaller learning rate")
+    assert "--resume" not in done.err
+    assert content(Path("run")) == before
+
+
+def test_letters_that_the_font_lacks_are_no_warning(capsys):
+    def body():
+        names = ("\u65e5\u672c", "\u0928\u092e", "\u05d0")
+        canvas.save(charts.latent_scatter(np.zeros((3, 2)), np.arange(3), names), Path("chart.png"))
+
+    assert run_program(body, debug=False) == 0
+    assert capsys.readouterr().err == ""
+    assert run_program(lambda: warnings.warn("another", stacklevel=1), debug=False) == 1, "that one is an error here"
+
+
+def test_an_error_about_a_name_of_two_lines_is_one_line(call, capsys):
+    assert run_program(lambda: print(open("a\nb")), debug=False, what_remains=lambda _: "; \r") == 3  # noqa: SIM115
+    assert capsys.readouterr().err == "error: a\\nb: No such file or directory; \\r\n"
+    call(TRAIN, "a\nb").failed(2, r"a\nb")
+
+
+def test_a_full_output_is_named():
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    words = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *TINY, "--out", "run"]
+    command = ["sh", "-c", 'exec "$@" > /dev/full', "sh", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    Done(done.returncode, done.stdout, done.stderr).failed(
+        3, "No space left on device: the standard output, or the working folder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--latent-dim", 50_000_000), "a model with at least 3,200,000,648 weights"),
+        (("--kernels", 5001, 3), "im2col"),
+        (("--filters", 4, 8, "--kernels", 3, 3, "--latent-dim", 40_000), "a checkpoint needs about"),
+    ],
+    ids=str,
+)
+def test_too_little_memory_ends_with_4_before_it_is_taken(words, told):
+    words = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *TINY, *map(str, words), "--out", "run"]
+    command = ["sh", "-c", 'ulimit -v 3000000 && exec "$@"', "sh", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    Done(done.returncode, done.stdout, done.stderr).failed(4, told, "GiB are free; take fewer latent dimensions")
+    assert not Path("run").exists()

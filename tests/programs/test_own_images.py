@@ -1,0 +1,102 @@
+"""The programs on a user's own images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from program_cases import AE_PICTURES, NETWORK, VAE_PICTURES, content, no_pictures, photos, pictures, record
+from programs import EVALUATE, GENERATE, TRAIN
+
+from autoencoders.data import load_dataset
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+
+def test_own_arrays_of_odd_size_in_colour_are_found_from_another_folder(call, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 11, 7, 3), dtype=np.uint8)
+    np.savez("own.npz", train_images=pixels)
+    with no_pictures():
+        assert call(TRAIN, *NETWORK, "--dataset", "own.npz", "--epochs", 1, "--out", "run").code == 0
+    assert record(Path("run"))["model"]["input_shape"] == [11, 7, 3]
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert call(GENERATE, "--model-dir", "../run", "--dataset", "../own.npz").code == 0
+    assert pictures(Path("../run/figures")) == VAE_PICTURES | {"manifold", "progress"}
+    assert call(EVALUATE, "--model-dir", "../run", "--dataset", "../own.npz", "--iw-samples", 2).code == 0
+    with no_pictures():
+        assert call(TRAIN, "--out", "../run", "--resume").code == 0
+
+
+def test_how_images_are_read_is_recorded_and_applied_again(call, monkeypatch, undrawn):
+    words = (*NETWORK, "--dataset", photos("holiday photos", 40), "--epochs", 1, "--out", "run")
+    call(TRAIN, *words).failed(3, "20 of 40 are not 24 x 20", "--image-size 20", "1 cannot be read (broken.jpg)")
+    call(TRAIN, *words, "--image-size", 8).failed(3, "broken.jpg: cannot identify", "--skip-broken")
+    call(TRAIN, *words, "--image-size", 8, 8, 8).failed(2, "--image-size is 8 8 8")
+    reading = ("--image-size", 8, 12, "--grayscale", "--skip-broken", "--test-dir", photos("kept", 10))
+    done = call(TRAIN, *words, *reading, "--augment", "--limit-train", 30)
+    assert (done.code, done.err) == (0, "")
+    assert "--model-dir run --dataset 'holiday photos'" in done.out
+    recorded = record(Path("run"))
+    wanted = {"image_size": [8, 12], "grayscale": True, "skip_broken": True, "test_dir": str(Path("kept").absolute())}
+    assert recorded["data"] | wanted == recorded["data"]
+    assert recorded["options"]["augment"]
+    assert recorded["model"]["input_shape"] == [8, 12, 1]
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    words = ("--model-dir", "../run", "--dataset", "../holiday photos")
+    again = ("--init-from", "../run", "--epochs", 1, "--out", "new")
+    for program, *rest in ((EVALUATE, *words), (TRAIN, "--out", "../run", "--resume"), (TRAIN, *again)):
+        done = call(program, *rest)
+        assert (done.code, done.err) == (0, "")
+        assert "10 of them for testing" in done.out
+        assert "50 of them resized and cropped to 12 x 8" in done.out
+    found = json.loads(Path("../run/evaluation.json").read_text())["data"]["content_hash"]
+    assert found == recorded["data"]["content_hash"] == record(Path("new"))["data"]["content_hash"]
+    # other pictures get the size and colour of the model's; the folder of test images is not theirs
+    done = call(GENERATE, "--model-dir", "../run", "--dataset", "../kept", "--out", "drawn")
+    assert (done.code, done.err) == (0, "")
+    assert "10 images from the folder ../kept, 1 of them, drawn at random from each class, for testing" in done.out
+    recorded["data"]["image_size"] = "large"
+    Path("../run/run.json").write_text(json.dumps(recorded))
+    call(GENERATE, *words).failed(3, "image size is large but must be")
+
+
+def test_single_pictures_are_reconstructed_without_a_data_set(call, trained, monkeypatch):
+    face = photos("a ü", 4) / "a/0.png"
+    monkeypatch.setattr(GENERATE.module, "data_of_model", lambda *_: pytest.fail("loads a data set"))
+    shutil.copytree(trained(), "run")
+    done = call(GENERATE, "--model-dir", "run", "--image", face, "a ü/b/3.png")
+    assert (done.code, done.err) == (0, "")
+    assert f"{face}: turned to grey, resized and cropped to 28 x 28" in done.out
+    before = content(Path("run"))
+    call(GENERATE, "--model-dir", "run", "--image", "a ü/b/broken.jpg").failed(3, "a ü/b/broken.jpg: cannot identify")
+    call(GENERATE, "--model-dir", "run", "--image", "a ü").failed(3, "a ü: kind: expected a file, found a folder")
+    assert content(Path("run")) == before
+    conditional = ("--model-dir", trained("vae", 2, "--conditional"), "--image", face, "--out", "drawn")
+    call(GENERATE, *conditional).failed(2, "--image needs the --class of the pictures")
+    assert call(GENERATE, *conditional, "--class", "Bag").code == 0
+    assert pictures(Path("drawn")) == {"image"}
+
+
+def test_an_own_folder_of_pictures_by_class(call):
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("cats", "dogs")):  # dark cats, bright dogs
+        (Path("zoo") / name).mkdir(parents=True)
+        for i in range(50):
+            pixels = rng.integers(0, 128, (14, 9, 3), dtype=np.uint8) + np.uint8(128 * label)
+            Image.fromarray(pixels).save(Path("zoo") / name / f"{i}.png")
+    data = load_dataset("zoo")
+    for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
+        assert labels.tolist() == (images.mean(axis=(1, 2, 3)) > 127.5).astype(int).tolist()
+        assert set(labels.tolist()) == {0, 1}
+    assert data.class_names == ("cats", "dogs")
+    assert call(TRAIN, *NETWORK, "--model", "ae", "--dataset", "zoo", "--epochs", 1, "--out", "run").code == 0
+    assert record(Path("run"))["model"]["input_shape"] == [14, 9, 3]
+    done = call(GENERATE, "--model-dir", "run", "--dataset", "zoo", "--out", "drawn")
+    assert (done.code, done.err) == (0, "")
+    assert pictures(Path("drawn")) == AE_PICTURES

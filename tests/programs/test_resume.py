@@ -1,0 +1,383 @@
+"""Runs that are interrupted and resumed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import started
+from program_cases import (
+    NETWORK,
+    PROGRAMS,
+    READERS,
+    SAMPLE,
+    TINY,
+    VAE_PICTURES,
+    content,
+    losses,
+    pictures,
+    record,
+    weights,
+)
+from programs import EVALUATE, GENERATE, SCRIPTS, TRAIN
+
+import minigrad.backend
+from autoencoders.cli.program import run_program
+from autoencoders.runs import run as run_module
+from autoencoders.runs import start as run_start
+from autoencoders.training import Trainer
+from minigrad.serialize import load_state, save_state
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+
+STANDARDIZE = run_module.standardize
+
+
+LONG = (*TINY, "--epochs", "60", "--save-every", "1")
+
+
+@pytest.fixture
+def unbroken(shelf, call, undrawn, monkeypatch):
+    monkeypatch.setattr(run_module, "standardize", STANDARDIZE)  # as in a process of its own
+    folder = shelf / "unbroken"
+    if not folder.exists():
+        assert call(TRAIN, *LONG, "--out", folder).code == 0
+    return folder
+
+
+def interrupt(number: int) -> tuple[int, str]:
+    """Start the long run as a program, signal it in an early epoch; its exit code and the command that it prints."""
+    command = [sys.executable, "-W", "error", SCRIPTS / "train_conv_autoencoder.py", *LONG, "--out", "a run"]
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("epoch 3/"):
+                process.send_signal(number)
+                break
+        _, err = process.communicate(timeout=60)
+    told = re.fullmatch(r"interrupted; saved\. --finish .* makes the model now\. Go on with:\n  (.*)\n", err)
+    assert told, err
+    return process.returncode, told[1]
+
+
+def test_sigint_saves_and_the_printed_command_goes_on_to_the_same_weights(unbroken):
+    code, command = interrupt(signal.SIGINT)
+    assert code == 130
+    assert record(Path("a run"))["status"] == "interrupted"
+    assert not Path("a run/model.safetensors").exists()
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "resuming after step" in done.stdout
+    assert "not bitwise" not in done.stdout
+    assert weights(Path("a run")) == weights(unbroken)
+    assert losses(Path("a run")) == losses(unbroken)
+    assert pictures(Path("a run/figures")) == VAE_PICTURES | {"manifold", "loss_curves", "progress"}
+
+
+def test_sigterm_saves_and_the_printed_command_goes_on_to_the_same_weights(unbroken, call):
+    code, command = interrupt(signal.SIGTERM)
+    assert code == 143
+    words = shlex.split(command)
+    assert words[1].endswith("train_conv_autoencoder.py")
+    assert words[2:] == ["--out", "a run", "--resume"]
+    call(TRAIN, *TINY, "--out", "a run").failed(1, "unfinished run", "--resume", "--overwrite")
+    done = call(TRAIN, *words[2:])
+    assert (done.code, done.err) == (0, "")
+    assert weights(Path("a run")) == weights(unbroken)
+    assert losses(Path("a run")) == losses(unbroken)
+
+
+def test_a_second_process_in_the_folder_of_a_run_is_refused_until_the_first_is_gone(call):
+    words = (*TINY, "--epochs", "500", "--save-every", "1", "--out", "run")
+    command = [sys.executable, str(SCRIPTS / "train_conv_autoencoder.py"), *words]
+    with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not list(Path("run").glob("checkpoints/step-*")):
+            assert process.poll() is None
+        for others in (TINY, (*TINY, "--overwrite"), ("--resume",)):
+            done = call(TRAIN, *others, "--out", "run")
+            done.failed(1, "run", "already holds" if others == TINY else "another training is running in this folder")
+        assert process.poll() is None
+        process.kill()
+    assert record(Path("run"))["status"] == "running"  # it could not say that it ended
+    call(TRAIN, *TINY, "--epochs", "2", "--overwrite", "--out", "run")
+    assert record(Path("run"))["status"] == "finished"
+
+
+@pytest.fixture
+def half(call, undrawn):
+    """A run of four epochs (eight steps) with a constant learning rate, finished."""
+    words = (*TINY, "--schedule", "constant", "--warmup-steps", "0", "--epochs", "4", "--save-every", "1")
+    assert call(TRAIN, *words, "--out", "run").code == 0
+    return Path("run")
+
+
+def test_resume_takes_the_newest_valid_checkpoint_and_says_what_it_skipped(half, call):
+    whole, saved = content(half), weights(half)
+    rows = losses(half)
+    names = sorted(p.name for p in (half / "checkpoints").iterdir())
+    assert names == [f"step-{n:08d}.safetensors" for n in (6, 7, 8)]
+    (half / "model.safetensors").unlink()
+    (half / "checkpoints" / names[2]).write_bytes(whole[f"checkpoints/{names[2]}"][:-1])
+    done = call(TRAIN, "--out", half, "--resume")
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"skipped a checkpoint: .*step-00000008", done.out)
+    assert "resuming after step 7, in epoch 4 of 4" in done.out
+    assert weights(half) == saved
+    assert losses(half) == rows
+
+
+def test_quiet_does_not_silence_what_changes_the_result(half, call):
+    newest = max((half / "checkpoints").iterdir())
+    newest.write_bytes(b"")
+    done = call(TRAIN, "--out", half, "--resume", "--quiet", "--backend", "plain")
+    assert (done.code, done.out) == (0, "")
+    assert [":".join(line.split(":")[:2]) for line in done.err.splitlines()] == [
+        "warning: skipped a checkpoint",
+        "warning: not bitwise what an unbroken run would give, because these changed",
+    ]
+    assert [kept["kernels"] for kept in record(half)["earlier_environments"]] == [
+        "numba" if importlib.util.find_spec("numba") else "numpy"
+    ]
+
+
+@pytest.mark.parametrize("part", ["options", "progress"])
+def test_a_checkpoint_of_a_newer_version_is_refused_by_name(half, call, part):
+    path = max((half / "checkpoints").iterdir())
+    arrays, saved, _ = load_state(path)
+    saved[part]["invented_later"] = 1
+    saved["environment"]["minigrad"] = "9.0"
+    save_state(path, arrays, saved)
+    call(TRAIN, "--out", half, "--resume").failed(3, str(path), "minigrad 9.0", "invented_later")
+
+
+def test_ctrl_c_before_the_first_checkpoint_of_a_replacement(half, call, monkeypatch):
+    before = content(half)
+
+    def step(*_args, **_options):
+        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt(2)  # a second one, at once
+
+    monkeypatch.setattr(Trainer, "step", step)
+    done = call(TRAIN, *TINY, "--out", half, "--overwrite", "--epochs", "1")
+    assert (done.code, done.err) == (130, "interrupted before the first checkpoint\n")
+    assert content(half) == before
+
+
+def test_ctrl_c_while_a_run_is_read_says_that_nothing_is_lost(half, call, monkeypatch):
+    before = content(half)
+
+    def load_dataset(*_args, **_options):
+        raise KeyboardInterrupt(2)
+
+    monkeypatch.setattr(run_start, "load_dataset", load_dataset)
+    done = call(TRAIN, "--out", half, "--resume")
+    told = r"interrupted before the training went on\. Go on with:\n  .*train_conv_autoencoder.py --out run --resume\n"
+    assert done.code == 130
+    assert re.fullmatch(told, done.err), done.err
+    assert content(half) == before
+
+
+def test_a_folder_that_is_moved_during_the_training_is_not_made_again(call, monkeypatch, undrawn):
+    real = Trainer.step
+
+    def step(trainer, *arguments):
+        if trainer.progress.step == 2:  # one epoch is saved
+            Path("run").rename("moved")
+        return real(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    call(TRAIN, *TINY, "--epochs", 3, "--out", "run").failed(3, "run: was moved or removed during the training; resume")
+    assert os.listdir() == ["moved"]
+    monkeypatch.setattr(Trainer, "step", real)
+    assert call(TRAIN, "--out", "moved", "--resume").code == 0
+
+
+def test_a_missing_file_of_a_library_keeps_its_words_where_the_working_folder_is_there(capsys):
+    def body():
+        raise FileNotFoundError("weights.h5: unable to open")
+
+    assert run_program(body, debug=False) == 3
+    assert capsys.readouterr().err == "error: weights.h5: unable to open\n"
+
+
+@pytest.mark.parametrize("how", ["file", "link to itself"])
+def test_what_lies_in_the_place_of_the_checkpoints_is_named(half, call, how):
+    (half / "checkpoints").rename("elsewhere")
+    if how == "file":
+        (half / "checkpoints").write_text("mine")
+    else:
+        (half / "checkpoints").symlink_to("checkpoints")
+    call(TRAIN, "--out", half, "--resume").failed(3, "checkpoints: expected a folder, found something else")
+    (half / "checkpoints").unlink()
+    Path("elsewhere").rename(half / "checkpoints")
+    assert call(TRAIN, "--out", half, "--resume").code == 0
+
+
+@PROGRAMS
+def test_a_folder_that_nobody_may_look_into_is_named(half, program, call, monkeypatch):
+    words = ("--out", half, "--resume") if program is TRAIN else ("--model-dir", half)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    call(program, *words).failed(3, "error: run: cannot be read: Permission denied")
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(half, call):
+    (half / "model.safetensors").unlink()
+    (half / "model.safetensors").mkdir()
+    done = call(EVALUATE, "--model-dir", half)
+    done.failed(3, "model.safetensors: kind: expected a file, found a folder")
+    assert "--resume" not in done.err, "which would not help"
+    done = call(TRAIN, "--out", half, "--resume")
+    done.failed(3, "model.safetensors: kind: expected a file, found a folder; move it away; what was saved is kept.")
+
+
+@READERS
+def test_another_file_in_the_place_of_the_model_is_named(half, program, call):
+    newest = max((half / "checkpoints").iterdir())
+    arrays, _, _ = load_state(newest)
+    save_state(half / "model.safetensors", arrays, {"kind": "frame"})
+    call(program, "--model-dir", half).failed(3, "model.safetensors: expected a model, found a frame")
+
+
+@READERS
+def test_without_a_record_the_default_data_are_named(half, program, call):
+    (half / "run.json").unlink()
+    words = ("--iw-samples", 0) if program is EVALUATE else ()
+    done = call(program, "--model-dir", half, *words)
+    assert "run.json does not say what the model was trained on; --dataset names other images\n" in done.out
+    done = call(program, "--model-dir", half, *SAMPLE, *words)
+    assert "does not say" not in done.out
+
+
+def test_a_file_where_the_folder_of_pictures_is_to_be(call, trained):
+    Path("mine").write_text("mine")
+    call(GENERATE, "--model-dir", trained(), "--out", "mine").failed(3, "cannot be written: mine is no folder")
+
+
+def test_resume_of_a_finished_run_changes_no_weight(half, call):
+    before = weights(half)
+    done = call(TRAIN, "--out", half, "--resume")
+    assert done.code == 0
+    assert "all epochs are trained" in done.out
+    assert weights(half) == before
+
+
+def test_other_threads_change_only_the_last_digits_and_are_told(half, call):
+    """Sums in another order: their float32 losses part by less than 5e-3 in a few steps, and by something."""
+    whole = losses(half)
+    for path in sorted((half / "checkpoints").iterdir())[1:]:
+        path.unlink()  # back to step 6, in epoch 3 of 4
+    (half / "model.safetensors").unlink()
+    done = call(TRAIN, "--out", half, "--resume", "--threads", "3", "--backend", "numpy")
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"not bitwise what an unbroken run would give, because these changed: .*threads 1 -> 3", done.out)
+    found = losses(half)
+    assert [row["epoch"] for row in found] == [1, 2, 3, 4]
+    assert found[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=5e-3)
+
+
+def test_a_folder_that_is_taken_prints_nothing(call, trained):
+    """Neither does the look whether the standard output is full."""
+    shutil.copytree(trained("ae"), "run")
+    done = call(TRAIN, *TINY, "--quiet", "--out", "run")
+    assert (done.code, done.out) == (1, "")
+    assert "already holds a finished run" in done.err
+
+
+def test_options_that_are_refused_compile_nothing(call, monkeypatch, restored_backends):
+    """Numba's kernels take half a minute where they were never used."""
+    made = []
+    plain = minigrad.backend._cpu_backend
+
+    def cpu_backend(kernels, threads):
+        made.append(kernels)
+        return plain("plain", threads)
+
+    monkeypatch.setattr(minigrad.backend, "_cpu_backend", cpu_backend)
+    monkeypatch.setattr(minigrad.backend, "_default", None)
+    monkeypatch.setattr(minigrad.backend, "_backends", {})
+    call(TRAIN, *TINY, "--batch-size", 0, "--out", "run").failed(2, "--batch-size is 0")
+    assert set(made) <= {"numpy"}
+
+
+@pytest.mark.usefixtures("undrawn", "cupy_double")
+def test_resume_keeps_the_precision_or_tells_another(call):
+    Path("my.toml").write_text('precision = "tf32"')
+    np.savez("own.npz", train_images=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
+    words = (*NETWORK, "--dataset", "own.npz", "--epochs", 1, "--device", "cuda", "--schedule", "constant")
+    assert "precision tf32" in call(TRAIN, *words, "--config", "my.toml", "--out", "run").out
+    assert record(Path("run"))["environment"]["precision"] == "tf32"
+    done = call(TRAIN, "--out", "run", "--resume", "--epochs", 2)
+    assert done.code == 0
+    assert "precision tf32" in done.out
+    assert "not bitwise" not in done.out
+    done = call(TRAIN, "--out", "run", "--resume", "--epochs", 3, "--precision", "fp32")
+    assert re.search(r"not bitwise .*precision tf32 -> fp32", done.out)
+    assert record(Path("run"))["environment"]["precision"] == "fp32"
+
+
+def test_a_run_from_before_there_was_a_choice_of_precision_goes_on(half, call, monkeypatch):
+    def load(*arguments):
+        arrays, saved, path = load_checkpoint(*arguments)
+        del saved["environment"]["precision"]
+        return arrays, saved, path
+
+    load_checkpoint = run_start.load_checkpoint
+    monkeypatch.setattr(run_start, "load_checkpoint", load)
+    done = call(TRAIN, "--out", half, "--resume")
+    assert done.code == 0
+    assert "not bitwise" not in done.out
+
+
+def test_resume_can_add_epochs_where_no_schedule_depends_on_them(half, call, trained):
+    rows = losses(half)
+    call(TRAIN, "--out", half, "--resume", "--epochs", 3).failed(2, "epochs is 3", "after epoch 4", "--finish")
+    call(TRAIN, "--out", half, "--resume", "--threads", 0).failed(2, "threads is 0")
+    done = call(TRAIN, "--out", half, "--resume", "--epochs", 5, "--threads", 2, "--backend", "plain")
+    assert done.code == 0
+    assert "resuming after step 8, in epoch 5 of 5" in done.out
+    assert re.search(r"not bitwise .*kernels \w+ -> plain", done.out)
+    assert losses(half)[:4] == rows
+    assert len(losses(half)) == record(half)["options"]["epochs"] == 5
+    before = content(trained())
+    call(TRAIN, "--out", trained(), "--resume", "--epochs", 9).failed(2, "epochs cannot change", "cosine")
+    assert content(trained()) == before
+
+
+@pytest.mark.parametrize("words", [["--lr", "1"], ["--batch-size", "9"], ["--seed", "1"], ["--grayscale"]])
+def test_resume_takes_every_option_from_the_checkpoint(words, call, trained):
+    before = content(trained())
+    call(TRAIN, "--out", trained(), "--resume", *words).failed(2, words[0], "from the checkpoint")
+    assert content(trained()) == before
+
+
+@pytest.mark.parametrize("words", [["--smoke"], ["--overwrite"], ["--config", "x.toml"]])
+def test_resume_goes_with_nothing_that_starts_anew(words, call, trained):
+    before = content(trained())
+    call(TRAIN, "--out", trained(), "--resume", *words).failed(2, "--resume cannot be combined", words[0])
+    assert content(trained()) == before
+
+
+def test_resume_without_a_run_or_with_other_data(call, undrawn):
+    call(TRAIN, "--out", "nothing", "--resume").failed(3, "nothing", "no valid checkpoint")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 6, 5), dtype=np.uint8)
+    np.savez("own.npz", train_images=pixels)
+    assert call(TRAIN, *NETWORK, "--dataset", "own.npz", "--epochs", 1, "--out", "run").code == 0
+    before = content(Path("run"))
+    np.savez("own.npz", train_images=255 - pixels)
+    call(TRAIN, "--out", "run", "--resume").failed(3, "own.npz", "not the data of this run")
+    Path("own.npz").unlink()
+    call(TRAIN, "--out", "run", "--resume").failed(3, "own.npz", "if they were moved, --dataset names the new place")
+    assert content(Path("run")) == before
+    np.savez("moved.npz", train_images=pixels)
+    assert call(TRAIN, "--out", "run", "--resume", "--dataset", "moved.npz").code == 0
+    assert record(Path("run"))["data"]["name"] == str(Path("moved.npz").absolute())

@@ -1,0 +1,317 @@
+"""The training program."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from program_cases import (
+    AE_PICTURES,
+    NETWORK,
+    SAMPLE,
+    TINY,
+    VAE_PICTURES,
+    Done,
+    content,
+    losses,
+    no_pictures,
+    pictures,
+    record,
+)
+from programs import EVALUATE, GENERATE, SCRIPTS, TRAIN
+
+import autoencoders
+from autoencoders.cli.program import UsageError, run_program
+from autoencoders.cli.settings import read_config, recipes
+from autoencoders.data import Dataset
+from autoencoders.training import Trainer
+from minigrad.serialize import load_state
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+
+@pytest.mark.parametrize(
+    ("model", "folder", "drawn"),
+    [("ae", "model-smoke", AE_PICTURES), ("vae", "variational/model-smoke", VAE_PICTURES | {"manifold"})],
+)
+def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, folder, drawn, call):
+    done = call(TRAIN, *NETWORK, *SAMPLE, "--model", model, "--smoke")
+    assert (done.code, done.err) == (0, "")
+    out = Path(folder)
+    assert os.listdir() == [folder.split("/")[0]], "nothing elsewhere"
+    assert {p.name for p in out.iterdir()} == {
+        "model.safetensors", "run.json", "history.csv", "history.jsonl", "checkpoints", "figures", "film", ".lock",
+    }  # fmt: skip
+    assert pictures(out / "figures") == drawn | {"loss_curves", "progress"}
+    assert os.listdir(out / "checkpoints") == ["step-00000002.safetensors"]  # two batches
+    ran = record(out)
+    assert ran["status"] == "finished"
+    assert ran["model"]["kind"] == model
+    assert ran["test"]["mse"] > 0
+    assert type(autoencoders.load(out)).kind == model
+    layers = "2 convolutions, 28x28x1 -> 7x7x8"
+    for told in ("device cpu", "embedded sample", layers, "epoch 1/1", "model.safetensors", "psnr"):
+        assert told in done.out
+    assert not {"\r", "\x1b"} & set(done.out), "this is no terminal"
+    long = [line for line in done.out.splitlines() if len(line) > 80]
+    assert all(str(SCRIPTS) in line for line in long), "commands to copy have the paths that they have"
+
+
+def test_quiet_prints_nothing(call, trained, caplog):
+    done = call(TRAIN, *TINY, "--smoke", "--quiet", "--out", "run")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    with no_pictures():
+        done = call(TRAIN, "--out", "run", "--resume", "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    for program in (GENERATE, EVALUATE):
+        done = call(program, "--model-dir", trained(), "--quiet", "--out", program.__name__)
+        assert (done.code, done.out, done.err) == (0, "", "")
+    call(TRAIN, "--quiet", "--verbose").failed(2, "--verbose", "not allowed with", "--quiet")
+    for quiet in (True, False):
+        caplog.clear()
+        run_program(lambda: logging.getLogger("minigrad").warning("compiling"), debug=False, quiet=quiet)
+        assert caplog.messages == ([] if quiet else ["compiling"])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_verbose_shows_every_layer(call):
+    assert "encoder_conv_layer_1 " in call(TRAIN, *TINY, "--epochs", 1, "--out", "run", "--verbose").out
+
+
+def test_a_terminal_of_80_columns_is_enough():
+    termios = pytest.importorskip("termios")
+    words = [*TINY, "--epochs", "9", "--out", "run", "--validation", "8"]
+    terminal, its_end = os.openpty()
+    termios.tcsetwinsize(its_end, (24, 80))
+    command = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    seen = b""
+    plain = {**os.environ, "TERM": "dumb"}
+    with subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end, env=plain) as process:
+        os.close(its_end)
+        with suppress(OSError):  # the end
+            while part := os.read(terminal, 1000):
+                seen += part
+        os.close(terminal)
+        assert process.wait(60) in (0, 5), seen  # so short a training may give a model that does not work
+    shown = [line.rstrip() for line in re.split(r"[\r\n]+", seen.decode())]
+    assert max(len(line) for line in shown if str(SCRIPTS) not in line and not line.startswith("error:")) <= 80
+    bars = [line for line in shown if line.endswith(" images/s")]
+    assert all(re.match(r"epoch [1-9]/9  loss .{7} .* +\d+% +[\d:?]+ left ", bar) for bar in bars), bars
+    assert len(bars) >= 2
+    assert len(set(map(len, bars))) == 1, "they keep their shape"
+    assert "\x1b" not in seen.decode()
+
+
+@pytest.mark.parametrize(
+    ("terminal", "kind", "no_colour", "colour"),
+    [(True, "xterm", "", True), (True, "xterm", "1", False), (True, "dumb", "", False), (False, "xterm", "", False)],
+)
+def test_errors_have_a_colour_where_a_terminal_has_it(terminal, kind, no_colour, colour, monkeypatch):
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setenv("NO_COLOR", no_colour)
+    output = io.StringIO()
+    output.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", output)
+    assert run_program(lambda: autoencoders.load("\x1b[31mgone"), debug=False) == 3
+    told = output.getvalue()
+    assert told.startswith("\x1b[31merror\x1b[0m: " if colour else "error: ")
+    assert told.count("\x1b") == 2 * colour, "nothing from outside is obeyed"
+
+
+def events(folder: Path) -> list[tuple[str, int]]:
+    """(name, epoch) of each value for TensorBoard, those left out that a later file makes void."""
+    proto = pytest.importorskip("tensorboardX.proto.event_pb2")
+    found: list[tuple[str, int]] = []
+    for path in sorted(folder.glob("tensorboard/events.*"), key=lambda path: path.stat().st_mtime_ns):
+        content = path.read_bytes()
+        while content:  # length, checksum, record, checksum
+            size = int.from_bytes(content[:8], "little")
+            event, content = proto.Event.FromString(content[12 : 12 + size]), content[16 + size :]
+            if event.HasField("session_log"):
+                found = [(name, step) for name, step in found if step < event.step]
+            found += [(value.tag, event.step) for value in event.summary.value]
+    return sorted(found)
+
+
+def test_events_for_tensorboard_go_on_with_a_resumed_run(call, undrawn, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    words = (*TINY, "--epochs", 3, "--out", "run", "--tensorboard")
+    names = {"loss", "reconstruction", "kl", "learning_rate", "beta", "images_per_second", "seconds", "reconstructions"}
+    save = Trainer.save_checkpoint
+
+    def stop(trainer: Trainer) -> None:
+        if trainer.progress.epoch == 2:  # the events of the second epoch are written, its checkpoint is not
+            raise KeyboardInterrupt
+        save(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save_checkpoint", stop)
+        done = call(TRAIN, *words)
+    assert done.err.endswith("--resume --tensorboard\n")
+    assert events(Path("run")) == sorted((name, epoch) for name in names for epoch in (1, 2))
+    assert call(TRAIN, "--out", "run", "--resume", "--tensorboard").code == 0
+    assert events(Path("run")) == sorted((name, epoch) for name in names for epoch in (1, 2, 3))
+    assert call(TRAIN, *TINY, "--epochs", 1, "--out", "run", "--overwrite").code == 0
+    assert events(Path("run")) == []
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    call(TRAIN, *words, "--out", "other").failed(1, "TensorBoard", "extra tensorboard: pip install")
+    assert os.listdir() == ["run"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_options_come_from_the_command_line_then_the_file_then_the_defaults(call):
+    Path("my.toml").write_text(
+        'model = "vae"\nbatch-size = 16\nbeta = 2\nlr = 0.5e-3\nepochs = 1\nfilters = [3, 5]\nkernels = [3, 1]\n'
+        'strides = [2, 3]\nlatent-dim = 4\ndataset = "fashion-mnist-sample"\nlimit-train = 40\n'
+        'likelihood = "gaussian"\n'
+    )
+    assert call(TRAIN, "--config", "my.toml", "--batch-size", 20, "--latent-dim", 3, "--out", "run").code == 0
+    ran = record(Path("run"))
+    assert ran["options"]["batch_size"] == 20
+    assert ran["model"]["latent_space_dim"] == 3
+    assert ran["model"]["conv_filters"] == [3, 5]
+    assert ran["model"]["conv_kernels"] == [3, 1]
+    assert ran["model"]["conv_strides"] == [2, 3]
+    assert (ran["model"]["beta"], ran["model"]["likelihood"]) == (2.0, "gaussian")
+    assert ran["learning_rate"] == 0.5e-3
+    assert ran["data"]["limit_train"] == 40
+    assert ran["options"]["schedule"] == "cosine"
+    assert "--config my.toml --batch-size 20" in ran["commands"][0]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_option_reaches_the_run(call):
+    words = "--epochs 3 --lr 0.004 --schedule constant --warmup-steps 3 --clip-norm 5 --beta 0.5 --kl-warmup 1.5"
+    words += " --seed 9 --validation 0.25 --patience 2 --save-every 1 --backend plain --likelihood gaussian-learned"
+    words += " --denoise 0.2"
+    assert call(TRAIN, *TINY, *words.split(), "--out", "run").code == 0
+    ran = record(Path("run"))
+    assert ran["options"] == {
+        "batch_size": 32, "epochs": 3, "seed": 9, "schedule": "constant", "warmup_steps": 3, "kl_warmup": 1.5,
+        "validation": 0.25, "patience": 2, "clip_norm": 5.0, "save_every": 1, "denoise": 0.2, "binarise": False,
+        "iw_samples": 1, "augment": False,
+    }  # fmt: skip
+    assert ran["model"]["seed"] == 9
+    assert ran["environment"]["kernels"] == "plain"
+    rows = losses(Path("run"))
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[0]["beta"] < rows[1]["beta"] == 0.5
+    assert rows[2]["learning_rate"] == 0.004
+    assert "val_loss" in rows[0]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_flags_reach_the_run_from_the_command_line_and_the_file(call):
+    Path("my.toml").write_text("binarise = true\nconditional = false\n")
+    assert call(TRAIN, *TINY, "--epochs", 1, "--binarise", "--conditional", "--out", "typed").code == 0
+    assert call(TRAIN, *TINY, "--epochs", 1, "--config", "my.toml", "--out", "read").code == 0
+    for folder, classes in (("typed", 10), ("read", 0)):
+        ran = record(Path(folder))
+        assert (ran["options"]["binarise"], ran["model"]["classes"]) == (True, classes)
+
+
+@pytest.mark.parametrize(
+    ("images", "words", "epochs", "warmup", "steps", "momentum"),
+    [
+        (60_000, "", 8, 200, 3752, 0.99),
+        (100_000, "", 8, 200, 6256, 0.99),
+        (20_000, "", 24, 200, 3768, 0.99),
+        (4_000, "", 40, 200, 2520, 62 / 63),
+        (1_350, "", 47, 200, 2021, 42 / 43),
+        (64, "", 500, 200, 2000, 29 / 30),
+        (60_000, "--limit-train 600", 53, 200, 2014, 37 / 38),
+        (641, "--epochs 2", 2, 41, 82, 36 / 41),
+        (640, "--epochs 1 --batch-size 32", 1, 10, 20, 0.5),
+        (100, "--epochs 1 --batch-size 25", 1, 2, 4, 0.0),
+        (60_000, "--smoke --batch-size 100", 1, 0, 2, 0.0),
+    ],
+)
+def test_the_default_schedule_follows_the_number_of_images(
+    images, words, epochs, warmup, steps, momentum, call, monkeypatch
+):
+    """BatchNorm's moving statistics forget where they started: 1 - 10 / steps to the power of the steps is 5e-5."""
+    seen = []
+
+    def enough(model, dataset, options, folder, **named):
+        seen.append((model, options, dataset.train_images[: named["limit_train"]]))
+        raise UsageError("enough")
+
+    zeros = np.zeros((images, 8, 8, 1), np.uint8)
+    monkeypatch.setattr(
+        TRAIN.module, "load_dataset", lambda *_, **__: Dataset("many", zeros, None, zeros[:5], None, (), "made")
+    )
+    monkeypatch.setattr(TRAIN.module, "start_run", enough)
+    call(TRAIN, *NETWORK[:-2], "--backend", "numpy", *words.split(), "--out", "run").failed(2, "enough")
+    ((model, options, used),) = seen
+    assert (options.epochs, options.warmup_steps) == (epochs, warmup)
+    assert options.epochs * -(-len(used) // options.batch_size) == steps
+    assert model.momentum == pytest.approx(momentum, abs=2e-4)
+    assert model.momentum**steps < 5e-5
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_finished_run_is_replaced_only_on_request(call):
+    new = (*TINY, "--epochs", 1, "--out", "run")
+    assert call(TRAIN, *new).code == 0
+    (Path("run") / "evaluation.json").write_text("{}")
+    (Path("run") / "notes.txt").write_text("mine")
+    before = content(Path("run"))
+    call(TRAIN, *new, "--seed", 1).failed(1, "run already holds a finished run", "--overwrite", "another --out")
+    for bad in (["--epochs", 0], ["--lr", "nan"], ["--dataset", "nope"], ["--strides", 0, 2], ["--device", "tpu"]):
+        assert call(TRAIN, *new, "--overwrite", *bad).code in (2, 3, 4)
+    assert content(Path("run")) == before
+    assert call(TRAIN, *new, "--seed", 1, "--overwrite", "--batch-size", 16).code == 0
+    after = content(Path("run"))
+    assert after["model.safetensors"] != before["model.safetensors"]
+    assert after["notes.txt"] == b"mine"
+    assert "evaluation.json" not in after, "it measured the old model"
+    steps = [name for name in after if "step-" in name]
+    assert steps == ["checkpoints/step-00000004.safetensors", "old-1/checkpoints/step-00000002.safetensors"]
+    old = {name.removeprefix("old-1/"): x for name, x in after.items() if name.startswith("old-1/")}
+    assert old == {name: x for name, x in before.items() if name not in ("notes.txt", ".lock")}
+
+
+def test_a_run_that_diverges_ends_with_5_and_says_what_to_try(call):
+    done = call(TRAIN, *TINY, "--epochs", 2, "--warmup-steps", 0, "--lr", "1e30", "--out", "run")
+    done.failed(5, "diverged", "step", "smaller learning rate")
+    assert record(Path("run"))["status"].startswith("failed: training diverged")
+    assert not (Path("run") / "model.safetensors").exists()
+    for path in Path("run").glob("checkpoints/*"):
+        assert all(np.isfinite(x).all() for x in load_state(path)[0].values())
+
+
+def test_a_numpy_warning_does_not_become_a_second_line():
+    """In a process of its own, where warnings are shown as a user sees them."""
+    words = [*TINY, "--epochs", "2", "--warmup-steps", "0", "--lr", "1e30", "--threads", "2", "--out", "run"]
+    command = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    Done(done.returncode, done.stdout, done.stderr).failed(5, "diverged")
+
+
+def test_debug_shows_the_traceback_before_the_line(call):
+    done = call(TRAIN, *TINY, "--epochs", 0, "--debug")
+    assert done.code == 2
+    assert done.err.startswith("Traceback")
+    assert done.err.splitlines()[-1].startswith("error: --epochs is 0")
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_recipe_is_an_option_file_that_everybody_has(name, call):
+    """Its options are taken, and those typed win."""
+    assert call(TRAIN, "--config", name, *SAMPLE, "--smoke", "--batch-size", 8, "--out", "run").code == 0
+    wanted, found = read_config(name), record(Path("run"))
+    assert found["model"]["latent_space_dim"] == wanted["latent_dim"]
+    assert found["options"]["schedule"] == wanted["schedule"]
+    assert found["options"]["batch_size"] == 8
+
+
+def test_an_unknown_recipe_names_the_known_ones(call):
+    call(TRAIN, "--config", "vae11").failed(3, "vae11", "the recipes are", *recipes())

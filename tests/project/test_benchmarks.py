@@ -1,0 +1,629 @@
+"""Every benchmark runs, if only for one step; its record, tables and plots are made; what is wrong is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import faults
+import numpy as np
+import pytest
+from faults import started
+from test_backends import kernels_of, subclasses
+
+from minigrad.backend.chain import ChainBackend
+from minigrad.backend.cpu.numpy_kernels import CpuBackend
+from minigrad.backend.memory import keep_freed_memory
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RUNS = {  # result: program and options
+    "train": ("train.py", "--peers", "plain,numpy", "--models", "vae,ae", "--batches", "3"),
+    "startup": ("train.py", "--startup", "--peers", "numpy"),
+    "reconstruct": ("train.py", "--reconstruct", "--peers", "numpy", "--models", "ae"),
+    "memory": ("train.py", "--memory", "--peers", "numpy,numpy-returned", "--batches", "3"),
+    "ops": ("ops.py", "--no-torch", "--batch", "2"),
+    "scaling": ("scaling.py",),
+}
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the quick results of all programs."""
+    folder = tmp_path_factory.mktemp("results")
+    for name, (program, *options) in RUNS.items():
+        done = run(program, *options, "--quick", "--threads", "2", "--out", str(folder / f"{name}.json"))
+        assert (done.returncode, done.stderr) == (0, ""), f"{name}: {done.stderr}"
+        assert done.stdout
+    return folder
+
+
+def read(results: Path, name: str) -> dict:
+    return json.loads((results / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """A function that imports one of the programs; afterwards its name is free again."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield lambda name: importlib.import_module(name)
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+# ---- what the programs write ----
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_record_says_what_was_run_and_on_what(results, name):
+    record = read(results, name)
+    program, *options = RUNS[name]
+    assert record["command"].startswith(" ".join(["python", f"benchmarks/{program}", *options, "--quick"]))
+    assert record["measures"] == name
+    assert set(record["machine"]) == {"processor", "cores", "system"}
+    assert record["settings"]["threads"] == 2
+    assert {"date", "commit", "dirty", "python", "versions"} <= set(record)
+    text = json.dumps(record)
+    assert str(Path.home()) + "/" not in text
+    assert str(results) not in text
+
+
+def test_training_has_a_row_for_each_program_model_and_work(results):
+    record = read(results, "train")
+    rows = record["rows"]
+    found = sorted((row["model"], row["what"], row["peer"]) for row in rows)
+    both = ("plain", "numpy")
+    assert found == sorted((m, w, p) for m in ("vae", "ae") for w in ("step", "predict") for p in both)
+    for row in rows:
+        assert row["batch"] == 3
+        assert row["seconds"]["low"] <= row["seconds"]["median"] <= row["seconds"]["high"]
+        assert row["images_per_second"]["median"] == pytest.approx(3 / row["seconds"]["median"])
+        assert row["gflops"] > 0
+        assert row["ratio"] is None  # there is no PyTorch in this run
+        assert all(error >= 0 for error in row["errors"].values())
+    step, predict = (
+        next(r for r in rows if (r["model"], r["what"], r["peer"]) == ("vae", what, "numpy"))
+        for what in ("step", "predict")
+    )
+    per_image = [row["gflops"] * 1e3 / row["images_per_second"]["median"] for row in (step, predict)]
+    assert per_image == [pytest.approx(112.5, abs=0.5), pytest.approx(37.5, abs=0.2)]  # MFLOP, of the default model
+    assert record["faults"] == []
+    assert "kernels numpy" in record["versions"]["numpy"]["backend"]
+
+
+def test_startup_and_reconstruction_are_measured(results):
+    assert [(row["peer"], row["what"]) for row in read(results, "startup")["rows"]] == [("numpy", "startup")]
+    rows = read(results, "reconstruct")["rows"]
+    assert [(row["peer"], row["what"], row["images"]) for row in rows] == [("numpy", "reconstruct", 8)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc")
+def test_memory_is_what_the_steps_add(load, tmp_path):
+    """Of a program that takes 64 MiB while it is built and gives them back, holds 16 more, and takes 32 for a step."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS / 'workers')!r})\n"
+        "import numpy as np\n"
+        "from protocol import Program, Service, serve\n"
+        "class Hungry(Program):\n"
+        "    versions = {}\n"
+        "    def __init__(self, *_):\n"
+        "        np.ones(8 << 20)\n"
+        "        self.held = np.ones(2 << 20)\n"
+        "    def step(self):\n"
+        "        return np.ones(4 << 20)[0]\n"
+        "serve(Service(Hungry))\n"
+    )
+    np.savez(tmp_path / "arrays.npz", images=np.zeros(1), noise=np.zeros(1))
+    with load("driver").Worker("hungry", str(worker), python=sys.executable, threads=1) as process:
+        before = process.build(spec={}, arrays=str(tmp_path / "arrays.npz"), options={})["memory"]
+        process.ask("step", count=2)
+        peak = process.ask("memory")["memory"]
+    assert 16 << 20 < before < 64 << 20
+    assert 30 << 20 < peak - before < 34 << 20
+
+
+def test_memory_has_a_row_for_each_setting_of_the_library(results):
+    rows = read(results, "memory")["rows"]
+    assert [(row["model"], row["peer"], row["kept"]) for row in rows] == [
+        (model, peer, peer == "numpy") for model in ("vae", "ae") for peer in ("numpy", "numpy-returned")
+    ]
+    assert all(0 < row["memory_before"] < row["memory_peak"] for row in rows)
+
+
+def test_every_kernel_that_a_cpu_backend_overrides_is_measured(results):
+    record = read(results, "ops")
+    measured = {row["kernel"] for row in record["rows"]}
+    subclasses()  # imports the modules of all backends
+    classes: list[type] = [CpuBackend]
+    for cls in classes:
+        classes.extend(cls.__subclasses__())
+    overridden = {name for cls in classes for name in kernels_of(cls) if hasattr(ChainBackend, name)}
+    assert overridden <= measured, f"benchmarks/ops.py: add a case for {sorted(overridden - measured)}"
+    for row in record["rows"]:
+        assert {"plain", "numpy"} <= set(row)
+        assert all(row[name]["seconds"]["median"] > 0 for name in record["programs"])
+        assert row["plain"]["ratio"] == 1
+        assert row["bytes"] > 0
+
+
+def test_scaling_names_the_growth_of_each_axis(results):
+    axes = read(results, "scaling")["axes"]
+    assert set(axes) == {"batch", "side", "channels", "threads"}
+    for axis, found in axes.items():
+        work = [row["work"] for row in found["rows"]]
+        assert all(row["memory_peak"] > row["memory_before"] > 0 for row in found["rows"])
+        if axis != "threads":
+            assert work == sorted(work)
+            assert all(fit["linear"] == (fit["slope"] <= 1.1) for fit in found["growth"].values())
+
+
+def test_the_slope_of_a_power_is_its_exponent(load):
+    scaling = load("scaling")
+    work = [1.0, 3.0, 10.0]
+    assert scaling.slope(work, [7 * w**1.3 for w in work]) == pytest.approx(1.3)
+    rows = [{"work": w, "seconds": {"median": w**1.3}, "memory_before": 5, "memory_peak": 5 + 9 * w} for w in work]
+    assert {name: fit["linear"] for name, fit in scaling.growth(rows).items()} == {"time": False, "memory": True}
+
+
+def test_the_report_is_made_of_the_records(results):
+    done = run("report.py", "--results", str(results))
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in RUNS:
+        assert read(results, name)["command"] in (results / f"{name}.md").read_text()
+    text = (results / "train.md").read_text()
+    assert "| **minigrad numpy** |" in text
+    assert "| **minigrad numpy, memory returned** |" in (results / "memory.md").read_text()
+    for picture in ("train", "predict", "memory", "ops", "scaling"):
+        assert (results / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
+    assert run("report.py", "--results", str(results / "none")).returncode == 1
+
+
+# ---- recipes ----
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the quick result of one recipe and two seeds."""
+    folder = tmp_path_factory.mktemp("recipes")
+    options = ["--recipes", "vae10", "--seeds", "0,1", "--quick", "--runs", str(folder / "runs")]
+    done = run("quality.py", *options, "--out", str(folder / "quality"))
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return folder
+
+
+def test_a_run_of_a_recipe_keeps_its_commands_options_and_figures(recipes):
+    assert sorted(path.name for path in (recipes / "quality").iterdir()) == ["vae10-0.json", "vae10-1.json"]
+    text = (recipes / "quality/vae10-1.json").read_text()
+    assert str(recipes) not in text
+    assert str(Path.home()) + "/" not in text
+    record = json.loads(text)
+    assert record["training"]["command"] == "python scripts/train_conv_autoencoder.py --config vae10 --seed 1"
+    assert record["evaluation"]["command"] == "python scripts/evaluate.py --model-dir vae10-1 --iw-samples 0"
+    assert (record["recipe"], record["seed"], record["training"]["options"]["seed"]) == ("vae10", 1, 1)
+    assert record["training"]["training_seconds"] > 0
+    assert record["evaluation"]["model"]["latent_space_dim"] == 10
+    assert record["evaluation"]["neg_elbo"] > 0
+
+
+def test_the_table_of_recipes_has_mean_and_deviation_over_seeds(recipes, tmp_path):
+    readme = tmp_path / "README.md"
+    marks = "<!-- quality: made by benchmarks/report.py -->", "<!-- end of quality -->"
+    readme.write_text(f"before\n{marks[0]}\nold\n{marks[1]}\nafter\n")
+    done = run("report.py", "--results", str(recipes), "--readme", str(readme))
+    assert (done.returncode, done.stderr) == (0, "")
+    records = [json.loads((recipes / f"quality/vae10-{seed}.json").read_text()) for seed in (0, 1)]
+    a, b = (record["evaluation"]["neg_elbo"] for record in records)
+    row = next(line for line in readme.read_text().splitlines() if line.startswith("| `--config vae10`"))
+    assert "on the test images of fashion-mnist-sample" in readme.read_text()
+    assert f"| 0, 1 | {(a + b) / 2:.1f} ± {abs(a - b) / 2**0.5:.1f} |" in row
+    assert readme.read_text().startswith("before\n<!--")
+    assert readme.read_text().endswith(f"{marks[1]}\nafter\n")
+    assert "old" not in readme.read_text()
+    readme.write_text("no marks\n")
+    assert "no file has the marks" in run("report.py", "--results", str(recipes), "--readme", str(readme)).stderr
+    assert readme.read_text() == "no marks\n"
+
+
+CAMPAIGN = {"command": "pytest", "seed": 7, "date": "today", "commit": "0123456789abcdef", "dirty": True}
+CAMPAIGN |= {"seconds": 90.0, "machine": "2 cores", "python": "3.11", "versions": {"NumPy": "2.4"}}
+
+
+def test_the_table_of_the_campaign_adds_up(load):
+    counted = {"runs": 5, "injected": 1200, "effective": 1100, "in_save": 7, "lost": 2, "seconds": 3.4}
+    rows = [
+        {"what": "kills", **counted, "runs": None, "effective": None, "in_save": None, "lost": 0},
+        {"what": "cuts (ae-plain-1), in all", **counted},
+        {"what": "cuts (vae-numpy-2), in all", **counted, "in_save": None, "lost": 1},
+    ]
+    text = load("report").campaign(CAMPAIGN | {"rows": rows, "failed": ["tests/test_x.py::test_y"]})
+    assert "| fault | of what | runs | injected | took effect | hit a save | lost | seconds |" in text
+    assert "| kills |  |  | 1,200 |  |  | 0 | 3 |" in text
+    assert "| cuts, in all | ae-plain-1, vae-numpy-2 | 10 | 2,400 | 2,200 | 7 | 3 | 7 |" in text
+    assert "| **all** |  | **10** |  |  | **7** | **3** | **10** |" in text
+    assert "`pytest`, seed 7, today, commit 0123456789ab, with changes, 2 min on 2 cores" in text
+    assert "**Failed**: `tests/test_x.py::test_y`" in text
+    assert "not recorded" not in text
+
+
+def test_a_record_without_the_later_counters_says_so(load):
+    rows = [{"what": "kills", "injected": 1200, "lost": 0, "seconds": 3.4}]
+    text = load("report").campaign(CAMPAIGN | {"rows": rows})
+    assert "| kills |  |  | 1,200 |  |  | 0 | 3 |" in text
+    assert "how many faults took effect and how many hit a save was not recorded then" in text
+    assert "Failed" not in text
+
+
+def test_the_campaign_on_a_gpu_stands_below_the_other_one(load, tmp_path):
+    record = CAMPAIGN | {"rows": [{"what": "kills", "injected": 1200, "lost": 0, "seconds": 3.4}], "commit": None}
+    for name, more in (("campaign", {}), ("campaign_gpu", {"gpu": {"name": "NVIDIA X", "driver": "580.1"}})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**record, **more}))
+    assert load("report").main(["--results", str(tmp_path)]) == 0
+    text = (tmp_path / "campaign.md").read_text()
+    assert text.count("| kills |  |  | 1,200 |") == 2
+    below = text.splitlines()[-1]
+    assert "commit unknown, with changes, 2 min on NVIDIA X, driver 580.1, 2 cores, Python 3.11, NumPy 2.4." in below
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_campaign_that_lost_something_is_recorded_with_its_losses(monkeypatch, tmp_path, whole):
+    """Rows of several tests and workers add up, a failed test is named, and a part of the campaign is no record."""
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    monkeypatch.setattr(faults, "ROOT", tmp_path)
+    options = Namespace(file_or_dir=[] if whole else ["tests/test_x.py"], numprocesses=2)
+    asked = {"-m": "campaign", "-k": "", "--campaign-seed": 3}
+    terminal = Namespace(write_line=lambda _: None)
+    config = Namespace(option=options, getoption=asked.get, pluginmanager=Namespace(get_plugin=lambda _: terminal))
+    result = faults.Result(config)
+    for number, lost in enumerate((0, 2)):
+        campaign = faults.Campaign("test_y", True, 3, False)
+        with pytest.raises(AssertionError, match="2 of 10 lost; seed 3") if lost else contextlib.nullcontext():
+            campaign.survived("kills", 10, lost, runs=4, in_save=number)
+        row = [(faults.ROW, {"what": "kills", **campaign.row, "seconds": 1.0})]
+        for when, failed in (("call", bool(lost)), ("teardown", False)):
+            report = {"nodeid": f"test_y[{number}]", "when": when, "failed": failed, "longreprtext": ""}
+            result.pytest_runtest_logreport(Namespace(**report, user_properties=row))
+    result.pytest_sessionfinish(pytest.ExitCode.TESTS_FAILED)
+    file = tmp_path / "benchmarks/results/campaign.json"
+    assert file.exists() == whole
+    if whole:
+        record = json.loads(file.read_text())
+        counted = {"runs": 8, "injected": 20, "effective": None, "in_save": 1, "lost": 2, "seconds": 2.0}
+        assert record["rows"] == [{"what": "kills", **counted}]
+        assert record["failed"] == ["test_y[1]"]
+        file.unlink()
+        result.pytest_sessionfinish(pytest.ExitCode.INTERRUPTED)
+        assert not file.exists()
+
+
+def test_the_gpu_table_names_the_commit_and_the_fastest_row(load):
+    steps = {"minigrad": 2e-3, "torch": 4e-3, "torch compiled": 1e-3}
+    rows = [
+        {"what": "step", "batch": 8, "precision": "fp32", "program": name, "seconds": {"median": seconds}}
+        | {"images_per_second": 8 / seconds}
+        for name, seconds in steps.items()
+    ]
+    rows.append({"what": "crossover", "batch": 1, "cpu_seconds": 0.25, "gpu_seconds": 0.5})
+    record = {"date": "today", "commit": "0123456789", "python": "3.12", "command": "run", "rows": rows}
+    record |= {"device": {"name": "X", "driver": "580"}, "machine": {"cores": 3}, "versions": {"gpu": {"CuPy": "14"}}}
+    text = load("report").gpu_in_short(record)
+    assert "| 8 | fp32 | 2,000 | 4,000 | 4,000 | **1,000**, compiled |" in text
+    assert "Measured on today at **commit 0123456** on an X (driver 580, Python 3.12, CuPy 14; `run`" in text
+    assert "A step on a batch of 1 took 500.00 ms there, and 250.00 ms on that machine's 3 cores." in text
+
+
+def test_the_default_training_is_told_from_its_record(load):
+    record = {
+        "test": {"neg_elbo": 261.19, "reconstruction": 255.03, "kl": 6.16, "mse": 0.0274},
+        "commands": ["x/python a b"],
+    }
+    record |= {"options": {"epochs": 8, "seed": 0}, "model": {"latent_space_dim": 2}, "data": {"name": "toy"}}
+    record |= {"environment": {"threads": 2, "kernels": "numba", "python": "3.11", "numpy": "2.4"}}
+    text = load("report").default_training(record | {"training_seconds": 428.6, "finished": "2026-11-23 16:31 UTC"})
+    assert "| test images of toy | latent 2, 8 epochs, seed 0 |" in text
+    assert "| -ELBO | **261.2 nats per image** |" in text
+    assert "`python a b`" in text
+    assert "took 7 min 9 s with the numba kernels on 2 threads, Python 3.11, NumPy 2.4, 2026-11-23." in text
+
+
+def test_a_run_that_fails_is_no_result(load, tmp_path, capfd):
+    quality = load("quality")
+    folder = tmp_path / "runs/vae10-0"
+    folder.mkdir(parents=True)
+    started = "python scripts/train_conv_autoencoder.py --config vae10 --seed 0 --out runs/vae10-0"
+    record = {"status": "failed", "commands": [started]}  # to be resumed, but there is no checkpoint
+    (folder / "run.json").write_text(json.dumps(record))
+    options = ["--recipes", "vae10", "--seeds", "0", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert quality.main(options) == 1
+    assert "ended with exit code 3" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--smoke --dataset fashion-mnist-sample", "--lr 0.1", None],
+)
+def test_a_run_of_other_options_is_not_measured_as_the_recipe(load, tmp_path, capsys, words):
+    quality = load("quality")
+    folder = tmp_path / "runs/vae10-0"
+    folder.mkdir(parents=True)
+    command = f"'/a place/python' scripts/train_conv_autoencoder.py --config vae10 --seed 0 --out {folder} {words}"
+    record = {"status": "finished"} | ({"commands": [command]} if words else {})
+    (folder / "run.json").write_text(json.dumps(record))
+    options = ["--recipes", "vae10", "--seeds", "0", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert quality.main(options) == 1
+    error = capsys.readouterr().err
+    assert "vae10-0 was not trained with --config vae10 --seed 0" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_that_cannot_be_read_is_an_error_in_one_line(load, tmp_path, capsys):
+    quality = load("quality")
+    (tmp_path / "runs/vae10-0").mkdir(parents=True)
+    (tmp_path / "runs/vae10-0/run.json").write_text("{")
+    options = ["--recipes", "vae10", "--seeds", "0", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    assert quality.main(options) == 1
+    error = capsys.readouterr().err
+    assert (error.startswith("error: "), error.count("\n")) == (True, 1)
+
+
+# ---- parity ----
+
+
+def test_parity_compares_the_mean_loss_of_each_epoch(load):
+    parity = load("parity")
+    ours, theirs = np.linspace(500, 300, 120), np.linspace(500, 300, 120) + np.tile([9.0, -9.0], 60)
+    theirs[0] = ours[0]
+    rows, faults = parity.compare(ours.tolist(), theirs.tolist(), 2)
+    for epoch, row in enumerate(rows):
+        a, b = ours[60 * epoch : 60 * epoch + 60].mean(), theirs[60 * epoch : 60 * epoch + 60].mean()
+        assert (row["epoch"], row["minigrad"], row["torch"]) == (epoch + 1, pytest.approx(a), pytest.approx(b))
+        assert row["difference"] == pytest.approx(abs(a - b) / b)
+    assert faults == []
+    theirs[60:] *= 1.006
+    assert [fault.partition(":")[0] for fault in parity.compare(ours.tolist(), theirs.tolist(), 2)[1]] == ["epoch 2"]
+    theirs[0] *= 1 + 2e-4
+    assert parity.compare(ours.tolist(), theirs.tolist(), 2)[1][0].startswith("first loss")
+
+
+def test_losses_that_are_not_finite_are_no_parity(load):
+    parity = load("parity")
+    losses = [300.0] * 60
+    for wrong in (float("nan"), float("inf")):
+        for one, other in ((losses, [wrong] * 60), ([300.0, wrong, *losses[2:]], losses)):
+            with pytest.raises(parity.BenchmarkError, match="not finite"):
+                parity.compare(one, other, 1)
+
+
+def test_parity_without_torch_says_so_before_it_trains(load, monkeypatch, capsys):
+    parity = load("parity")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(parity, "ours", lambda *_: pytest.fail("it trained"))
+    assert parity.main(["--quick"]) == 1
+    assert capsys.readouterr().err == "error: parity.py needs PyTorch: pip install torch\n"
+
+
+# ---- ratios ----
+
+
+def test_a_ratio_compares_rows_with_the_same_setting_of_the_library(load):
+    train = load("train")
+    times = {"numpy": 2.0, "torch-kept": 8.0, "torch-fused-kept": 4.0, "numpy-returned": 3.0, "torch": 6.0, "jax": 12.0}
+    rows = [train.row_of("step", "vae", 3, peer) | {"seconds": {"median": times[peer]}} for peer in times]
+    rows += [row | {"what": "predict", "seconds": {"median": 1.0}} for row in rows]
+    train.add_ratios(rows)
+    assert [row["ratio"] for row in rows] == [2.0, 0.5, 1.0, 2.0, 1.0, 0.5, *[1.0] * 6]
+    train.add_ratios(alone := [row for row in rows if row["peer"] in ("numpy", "torch")])
+    assert [row["ratio"] for row in alone] == [None, 1.0, None, 1.0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_every_layout_of_torch_is_measured_with_both_settings(load, monkeypatch):
+    """And ours: the setting is in the environment of the process, PyTorch's with the numbers that minigrad uses."""
+    train = load("train")
+    for name, peer in train.PEERS.items():
+        if name.startswith("torch") and not name.endswith("-kept"):
+            kept = train.PEERS[f"{name}-kept"]
+            assert (kept.options, kept.environment, kept.kept) == (peer.options, train.KEEP, True)
+            assert (peer.environment, peer.kept) == ({}, False)
+    asked = {}
+    monkeypatch.delenv("MINIGRAD_KEEP_MEMORY", raising=False)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: Namespace(mallopt=lambda what, size: asked.update({what: size}) or 1))
+    assert keep_freed_memory()
+    names = {-3: "MALLOC_MMAP_THRESHOLD_", -1: "MALLOC_TRIM_THRESHOLD_"}  # by the numbers in malloc.h
+    assert {names[what]: str(size) for what, size in asked.items()} == train.KEEP
+    for name in ("numpy", "numba"):
+        assert [train.PEERS[peer].environment for peer in (name, f"{name}-returned")] == [
+            {"MINIGRAD_KEEP_MEMORY": "1"},
+            {"MINIGRAD_KEEP_MEMORY": "0"},
+        ]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_a_worker_has_the_setting_that_its_row_names(load, monkeypatch):
+    train = load("train")
+    monkeypatch.setenv("MINIGRAD_KEEP_MEMORY", "0")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")  # is not handed on to any worker
+    with train.Programs(Namespace(threads=1, python={}, quick=True), "vae", 2) as programs:
+        for name in ("numpy", "numpy-returned"):
+            worker, about = programs.built(name, train.PEERS[name])
+            environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
+            assert b"MALLOC_" not in environment
+            assert about["remarks"]["freed memory is kept"] == train.PEERS[name].kept
+
+
+def test_the_readme_has_both_settings_and_says_what_is_lacking(load):
+    train, report = load("train"), load("report")
+    times = {"numba": 1.0, "numpy": 2.0, "numba-returned": 3.0, "torch-kept": 1.5, "torch": 4.5}
+    rows = []
+    for what, scale in (("step", 1), ("predict", 2)):
+        found = [
+            train.row_of(what, "vae", 3, peer) | {"seconds": {"median": scale**n * t}}
+            for n, (peer, t) in enumerate(times.items())
+        ]
+        train.add_ratios(found)
+        rows += found
+    record = {"date": "today", "commit": "0123456789", "dirty": False, "python": "3.11", "rows": rows, "missing": {}}
+    record |= {"machine": {"cores": 2, "processor": "X"}, "versions": {"torch": {"PyTorch": "2"}}}
+    text = report.speed({"train": record})
+    assert "| 3 | kept | 1.50 | 0.75 |  |  |" in text
+    assert "| 3 | returned | 1.50 |  |  |  |" in text
+    assert "Prediction of one batch, memory kept: 12.00 to 12.00 (Numba), 3.00 to 3.00 (NumPy alone)." in text
+    assert "today, commit 0123456, 2 cores of X, Python 3.11, PyTorch 2" in text
+    assert "Not measured" not in text
+    record["missing"] = {"numba-returned": "why"}
+    assert "**Not measured yet**: our rows with memory returned." in report.speed({"train": record})
+    memory = [
+        train.row_of("memory", "vae", 3, peer) | {"memory_before": before << 20, "memory_peak": peak << 20}
+        for peer, before, peak in (("numba", 10, 15), ("torch", 30, 60), ("torch-fused", 40, 60))
+    ]
+    text = report.memory_in_short(record | {"rows": memory})
+    assert "| VAE, 3 | 10 + 5 |  | 30 + 30 | 40 + 20 | channels_last + fused Adam |" in text
+
+
+# ---- who does not compute the same is no row ----
+
+
+@pytest.fixture
+def programs(load):
+    """The workers of a tiny VAE problem, and the reference's results."""
+    train: ModuleType = load("train")
+    args = Namespace(threads=1, python={}, quick=True)
+    with train.Programs(args, "vae", 3) as found:
+        reference, _ = found.built("reference", train.PEERS["plain"], dtype="float64")
+        yield train, found, found.checked(reference)
+
+
+@pytest.mark.parametrize(
+    "name", [None, "encoder_conv_layer_2.weight", "decoder_bn_2.beta", "encoder_bn_1.moving_variance", "noise"]
+)
+def test_a_program_with_other_weights_is_found(programs, name):
+    train, found, expected = programs
+    with np.load(found.problem) as file:
+        arrays = {key: file[key] for key in file.files}
+    if name is not None:
+        arrays[name] = arrays[name] + np.float32(0.05)
+    np.savez(found.problem, **arrays)
+    worker, _ = found.built("numpy", train.PEERS["numpy"])
+    result = found.checked(worker)
+    if name is None:
+        assert train.check("numpy", result, expected).keys() == train.LIMITS.keys()
+    else:
+        with pytest.raises(train.BenchmarkError, match="numpy does not compute what"):
+            train.check("numpy", result, expected)
+
+
+def test_moving_statistics_that_stand_still_are_found(programs):
+    train, found, expected = programs
+    worker, _ = found.built("numpy", train.PEERS["numpy"])
+    result = found.checked(worker)
+    still = {**result, "after": result["after"] + 3e-3}  # by so much the images differ then, as measured
+    with pytest.raises(train.BenchmarkError, match="reconstruction after training"):
+        train.check("numpy", still, expected)
+
+
+def test_numbers_that_are_not_finite_are_found(programs):
+    train, _, expected = programs
+    with pytest.raises(train.BenchmarkError, match="first loss"):
+        train.check("numpy", {**expected, "losses": [float("nan")] * 3}, expected)
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("train", ["--peers", "numpy,theano"], "theano is not known"),
+        ("train", ["--models", "gan"], "gan is not known"),
+        ("train", ["--batches", "0"], "0 is not positive"),
+        ("train", ["--python", "theano=python"], "LIBRARY is chainer"),
+        ("train", ["--python", "jax=no-such-program"], "no-such-program is no program"),
+        ("train", ["--startup", "--reconstruct"], "ask for one"),
+        ("train", ["--memory", "--all"], "ask for one"),
+        ("train", ["--speed", "11"], "unrecognized arguments"),
+        ("ops", ["--only", "conv3d"], "conv3d is not known"),
+        ("scaling", ["--axes", "depth"], "depth is not known"),
+        ("scaling", ["--kernels", "fortran"], "fortran is not installed"),
+        ("quality", ["--recipes", "vae11"], "vae11 is not known"),
+        ("quality", ["--quick"], "--quick needs --out"),
+        ("report", ["--format", "pdf"], "unrecognized arguments"),
+    ],
+)
+def test_unknown_options_are_usage_errors(load, capsys, program, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        load(program).main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_library_that_is_not_there_is_listed_with_its_remedy(load, monkeypatch):
+    train = load("train")
+    peer = train.Peer("ghost", "ghost", "no_such_module", "ghost")
+    monkeypatch.setitem(train.PEERS, "ghost", peer)
+    assert train.installed(["numpy", "ghost"], {}) == (["numpy"], {"ghost": "not installed: pip install ghost"})
+
+
+def test_a_worker_that_dies_tells_why(load, tmp_path):
+    driver = load("driver")
+    bad = tmp_path / "bad_worker.py"
+    bad.write_text("input()\nraise SystemExit('out of luck')\n")
+    with (
+        driver.Worker("bad", str(bad), python=sys.executable, threads=1) as worker,
+        pytest.raises(driver.BenchmarkError, match=r"worker 'bad' died in 'step' \(exit code 1\):\nout of luck"),
+    ):
+        worker.ask("step", count=1)
+    assert worker.process.poll() is not None
+
+
+def test_a_worker_with_other_threads_is_refused(load, tmp_path):
+    driver = load("driver")
+    bad = tmp_path / "bad_worker.py"
+    bad.write_text("input()\nprint('{\"threads\": 7}', flush=True)\ninput()\n")
+    with (
+        driver.Worker("bad", str(bad), python=sys.executable, threads=1) as worker,
+        pytest.raises(driver.BenchmarkError, match="uses 7 threads instead of 1"),
+    ):
+        worker.build()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to see the processes")
+def test_ctrl_c_ends_all_workers(tmp_path):
+    out = tmp_path / "train.json"
+    command = [sys.executable, str(BENCHMARKS / "train.py"), "--peers", "plain,numpy", "--models", "vae"]
+    command += ["--batches", "2", "--rounds", "10000", "--threads", "1", "--out", str(out)]
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        workers: list[str] = []
+        while len(workers) < 3:  # two programs, and at least one who measures the roofline
+            assert process.poll() is None
+            time.sleep(0.02)
+            workers = children.read_text().split()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    # One that the driver had no time to wait for is a zombie until the system's first process takes it.
+    while any(is_running(worker) for worker in workers):
+        time.sleep(0.05)
+    assert not out.exists()
+
+
+def is_running(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

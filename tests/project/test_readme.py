@@ -1,0 +1,116 @@
+"""The Python in the READMEs is run, and what they say of the programs is true of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoencoders.cli.main import PROGRAMS
+from autoencoders.cli.program import Program
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = (".", "autoencoders", "benchmarks", "minigrad", "scripts", "tests")
+READMES = {folder: (ROOT / folder / "README.md").read_text() for folder in FOLDERS}
+SNIPPETS = [snippet for text in READMES.values() for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+BLOCKS = [block for text in READMES.values() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+
+
+def test_the_front_page_is_short_and_has_two_one_line_commands():
+    assert READMES["."].count("\n") <= 160
+    front_door = [line for line in READMES["."].splitlines() if line.startswith("python3 -m venv")]
+    assert len(front_door) == 2
+    assert "train_conv_autoencoder.py" in front_door[0]
+    assert "pytest" in front_door[1]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["gradients", "a VAE", "profile", "operation", "classifier"])
+def test_a_snippet_runs(snippet, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for printed, said in zip(
+        done.stdout.split("\n"), re.findall(r"print\(.*\)  # ([\d.]+)$", snippet, re.M), strict=False
+    ):
+        assert float(printed) == pytest.approx(float(said), abs=5e-5)
+    accuracy = re.search(r"accuracy ([\d.]+)%", done.stdout)
+    assert accuracy is None or float(accuracy[1]) > 70, done.stdout  # PyTorch reaches as much on the sample
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "scripts/" in c])
+def test_the_options_of_a_command_exist(command):
+    words = shlex.split(command.split("&&")[-1])
+    at = next(i for i, word in enumerate(words) if word.startswith("scripts/"))
+    program = Program.of_script(words[at])
+    module = PROGRAMS[program.name]
+    module.build_parser(program).parse_args(words[at + 1 :])  # exits with SystemExit where an option is unknown
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_file_named_exists(folder):
+    text = READMES[folder]
+    for name in re.findall(r"`((?:minigrad|autoencoders|scripts|tests|benchmarks|backend|nn|ops)/[\w/.]+)`", text):
+        assert (ROOT / name).exists() or (ROOT / "minigrad" / name).exists(), name
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, section = link.partition("#")
+        target = (ROOT / folder / path).resolve() if path else ROOT / folder / "README.md"
+        assert target.exists(), link
+        titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if section else []
+        names = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+        assert not section or section in names, link
+
+
+@pytest.mark.parametrize("folder", FOLDERS[1:])
+def test_a_readme_beside_the_code_begins_with_its_contents(folder):
+    sections = re.findall(r"^## (.*)$", READMES[folder], re.M)
+    assert re.findall(r"^- \[(.*)\]\(#", READMES[folder], re.M) == sections
+
+
+@pytest.fixture(scope="module")
+def report():
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks/report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TABLES = {
+    name: folder
+    for folder, text in READMES.items()
+    for name in re.findall(r"<!-- (\w+): made by benchmarks/report.py -->", text)
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_what_the_report_makes_of_its_record(report, name: str) -> None:
+    begin, end = f"<!-- {name}: made by benchmarks/report.py -->\n", f"<!-- end of {name} -->"
+    made, readme = report.readme_tables(report.RESULTS)[name], ROOT / TABLES[name] / "README.md"
+    assert readme.read_text().partition(begin)[2].partition(end)[0] == report.linked_from(readme, made)
+    if name in ("quality", "campaign"):
+        assert (ROOT / f"benchmarks/results/{name}.md").read_text().endswith(made)
+
+
+def test_every_record_with_a_table_stands_in_a_readme(report) -> None:
+    assert set(TABLES) == set(report.readme_tables(report.RESULTS))
+
+
+def test_the_parity_is_that_of_the_committed_file():
+    record = json.loads((ROOT / "benchmarks/results/parity.json").read_text())
+    named = re.search(r"PyTorch's within (\S+) and (\S+) of themselves", READMES["tests"])
+    for row, bound in zip(record["rows"], named.groups(), strict=True):
+        assert 0.9 * float(bound) <= row["difference"] <= float(bound)
+
+
+def test_pictures_exist():
+    names = [(folder, x) for folder, text in READMES.items() for x in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)]
+    assert len(names) >= 3
+    for folder, name in names:
+        assert (ROOT / folder / name).stat().st_size > 1000, name

@@ -1,0 +1,377 @@
+"""The rules of the source tree: who imports whom, how much there is to read, what may be in it.
+
+`backend <- tensor <- ops <- nn, optim <- autoencoders <- scripts, benchmarks`; tensor.py, ops/ and nn/ see no array
+library; the core path stays readable in one evening; nothing loads code from data; `import minigrad` is light.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("minigrad", "autoencoders", "scripts", "benchmarks")
+MODULES = {p.relative_to(ROOT).as_posix(): p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
+SOURCES = {place: path.read_text() for place, path in MODULES.items()}
+
+CORE_LINES, CORE_FILE_LINES = 1600, 250
+TOP_LEVEL = {"minigrad", "autoencoders", "scripts", "tests", "benchmarks", "pyproject.toml", "README.md", "LICENSE"}
+ARRAY_FREE = ("minigrad/tensor.py", "minigrad/ops/", "minigrad/nn/", "minigrad/nn.py")
+ARRAY_LIBRARIES = {"numpy", "cupy", "numba", "threading", "concurrent", "multiprocessing"}
+STAYS_UNIMPORTED = {"safetensors", "threadpoolctl", "numba", "cupy", "matplotlib", "tqdm", "pooch", "PIL"}
+
+# what a part of the tree may import; each part includes the ones before it
+LAYERS: list[tuple[str, set[str]]] = [
+    ("backend", set()),
+    ("tensor", {"backend"}),
+    ("ops", {"backend", "tensor"}),
+    ("init", set()),
+    ("random", set()),
+    ("serialize", set()),
+    ("nn", {"backend", "tensor", "ops", "init", "random"}),
+    ("optim", {"backend", "tensor", "ops", "init", "random", "nn"}),
+    ("watch", {"backend", "tensor", "ops", "nn", "optim"}),
+    ("profiler", {"backend", "tensor", "ops", "nn", "optim", "watch"}),
+    ("anomaly", {"backend", "tensor", "ops", "nn", "optim", "watch"}),
+]
+
+
+def is_core(place: str) -> bool:
+    """Whether a file belongs to what a newcomer reads: not the fast path, tables and lists of names."""
+    folder, _, name = place.rpartition("/")
+    if folder in ("minigrad/ops", "minigrad/nn"):
+        return name not in ("conv_chain.py", "summary.py", "__init__.py")
+    files = ["tensor.py", "optim.py", "random.py", "init.py"]
+    files += [f"backend/{name}.py" for name in ("__init__", "geometry", "reference", "device", "errors")]
+    return place in [f"minigrad/{file}" for file in files]
+
+
+# ---- imports ----
+
+
+def imports_of(source: str, place: str) -> Iterator[tuple[int, str]]:
+    """(line, absolute module name) of each import; `from a import b` gives a and a.b."""
+    yield from _imports(ast.parse(source), package_of(place))
+
+
+def package_of(place: str) -> list[str]:
+    return place.split("/")[:-1]
+
+
+def base_of(node: ast.ImportFrom, package: list[str]) -> str:
+    """The absolute name of what a `from` names."""
+    start = package[: len(package) - node.level + 1] if node.level else []
+    return ".".join([*start, *((node.module or "").split(".") if node.module else [])])
+
+
+def _imports(node: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((child.lineno, alias.name) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            base = base_of(child, package)
+            yield child.lineno, base
+            yield from ((child.lineno, f"{base}.{alias.name}") for alias in child.names)
+        elif isinstance(child, ast.Call) and ast.unparse(child.func).endswith("import_module") and child.args:
+            if isinstance(child.args[0], ast.Constant):
+                yield child.lineno, str(child.args[0].value)
+            yield from _imports(child, package)
+        else:
+            yield from _imports(child, package)
+
+
+def layer_of(module: str) -> str:
+    """`minigrad.ops.conv` -> ops, `minigrad` -> minigrad, `autoencoders.data` -> autoencoders."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "minigrad" and len(parts) > 1 else parts[0]
+
+
+def direction_faults(place: str, source: str) -> list[str]:
+    """The imports in a module that go the wrong way."""
+    me = layer_of(place.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    outer = {"minigrad": 0, "autoencoders": 1, "scripts": 2, "benchmarks": 2, "tests": 3}
+    my_rank = outer[place.split("/")[0]]
+    known = {name for name, _ in LAYERS}
+    faults = []
+    for line, module in imports_of(source, place):
+        top, layer = module.split(".")[0], layer_of(module)
+        if outer.get(top, -1) > my_rank:
+            faults.append(f"{place}:{line}: imports {module}, which is above it")
+        elif top == "scripts" and place.startswith("benchmarks/"):
+            faults.append(f"{place}:{line}: imports {module}; what both need belongs to a package")
+        elif top == "minigrad" and me in known and place != "minigrad/__init__.py" and layer != me:
+            allowed = dict(LAYERS)[me]
+            if layer not in allowed and layer in known:
+                faults.append(f"{place}:{line}: {me} imports {module}, but may import only {sorted(allowed)}")
+        if place.startswith(ARRAY_FREE) and top in ARRAY_LIBRARIES:
+            faults.append(f"{place}:{line}: imports {module}; array work goes through the backend")
+    return faults
+
+
+@pytest.mark.parametrize("place", SOURCES)
+def test_imports_go_one_way(place: str) -> None:
+    faults = direction_faults(place, SOURCES[place])
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("minigrad/tensor.py", "from .ops import add"),
+        ("minigrad/tensor.py", "from . import ops"),
+        ("minigrad/tensor.py", "import numpy as np"),
+        ("minigrad/ops/conv.py", "from numpy import zeros"),
+        ("minigrad/ops/conv.py", "from ..nn.layers import Dense"),
+        ("minigrad/ops/__init__.py", "from ..nn import Dense"),
+        ("minigrad/nn/layers.py", "import threading"),
+        ("minigrad/nn/layers.py", "import importlib\ndef f():\n    return importlib.import_module('cupy')"),
+        ("minigrad/nn/module.py", "def f():\n    import minigrad.optim"),
+        ("minigrad/backend/reference.py", "from ..ops.conv import Conv2D"),
+        ("minigrad/backend/cpu/plan.py", "from ...tensor import Tensor"),
+        ("minigrad/optim.py", "import autoencoders.data"),
+        ("minigrad/optim.py", "from . import profiler"),
+        ("minigrad/profiler.py", "from . import serialize"),
+        ("autoencoders/data.py", "from scripts.evaluate import main"),
+        ("autoencoders/data.py", "import tests.naive"),
+        ("benchmarks/ops.py", "import scripts.evaluate"),
+    ],
+)
+def test_a_wrong_import_is_found(place: str, line: str) -> None:
+    assert direction_faults(place, line)
+
+
+def circles(sources: dict[str, str]) -> list[list[str]]:
+    """The sets of files that import each other in a circle, imports inside functions and for types included."""
+    modules = {place.removesuffix(".py").removesuffix("/__init__").replace("/", "."): place for place in sources}
+    graph: dict[str, set[str]] = {}
+    for place, source in sources.items():
+        package = package_of(place)
+        graph[place] = set()
+        for node in ast.walk(ast.parse(source)):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            names = [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom):  # a module of that name, or what `base` itself defines
+                base = base_of(node, package)
+                names = [name if (name := f"{base}.{alias}") in modules else base for alias in names]
+            graph[place] |= {modules[name] for name in names if name in modules}
+    reached = {place: _reached(graph, place) for place in graph}
+    found = {tuple(sorted(other for other in reached[place] if place in reached[other])) for place in graph}
+    return [list(circle) for circle in sorted(found) if circle]
+
+
+def _reached(graph: dict[str, set[str]], start: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for place in graph[waiting.pop()] - found:
+            found.add(place)
+            waiting.append(place)
+    return found
+
+
+def test_there_is_no_circle() -> None:
+    assert circles(SOURCES) == []
+
+
+def test_a_circle_is_found() -> None:
+    sources = {
+        "a/__init__.py": "from . import x",
+        "a/x.py": "def f():\n    from .y import g",
+        "a/y.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.x import f",
+        "a/z.py": "from . import y",
+    }
+    assert circles(sources) == [["a/x.py", "a/y.py"]]
+
+
+def test_import_of_minigrad_is_light() -> None:
+    """A fresh process: besides the standard library it holds NumPy alone."""
+    program = (
+        "import sys; before = set(sys.modules); import minigrad; "
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    command = [sys.executable, "-W", "error", "-c", program]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert "minigrad" in loaded
+    assert not loaded & STAYS_UNIMPORTED
+    others = {name for name in loaded if name not in sys.stdlib_module_names and not name.startswith("_")}
+    assert others - {"cython_runtime"} == {"minigrad", "numpy"}  # numpy.random brings the former
+
+
+# ---- size ----
+
+
+def code_lines(source: str) -> int:
+    """Lines with code: docstrings, comments and blank lines do not count."""
+    tree = ast.parse(source)
+    docstrings: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str):
+                docstrings.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines = enumerate(source.split("\n"), 1)
+    return sum(1 for i, line in lines if line.strip() and not line.strip().startswith("#") and i not in docstrings)
+
+
+def test_the_core_can_be_read_in_one_evening() -> None:
+    sizes = {place: code_lines(source) for place, source in SOURCES.items() if is_core(place)}
+    assert {"minigrad/tensor.py", "minigrad/backend/reference.py", "minigrad/ops/conv.py"} <= set(sizes)
+    assert sum(sizes.values()) <= CORE_LINES, f"{sum(sizes.values())} lines of code: {sizes}"
+    assert max(sizes.values()) <= CORE_FILE_LINES, sizes
+
+
+def test_code_lines_are_counted_right() -> None:
+    text = '"""Module.\n\nMore."""\n\nimport os  # yes\n\n# no\ndef f():\n    """No."""\n    return """a\n    b"""\n'
+    assert code_lines(text) == 4
+
+
+# ---- nothing runs code from data ----
+
+FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "runpy"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+
+
+def unsafe_in(source: str, place: str) -> list[str]:
+    """What in a module could run code that comes from a file or a user."""
+    faults = [
+        f"{place}:{line}: imports {module}"
+        for line, module in imports_of(source, place)
+        if module.split(".")[0] in FORBIDDEN_MODULES
+    ]
+    for node in ast.walk(ast.parse(source)):
+        where = f"{place}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Name) and node.id in FORBIDDEN_CALLS:
+            faults.append(f"{where}: {node.id}")
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        if name.split(".")[-1] == "import_module" and not isinstance(node.args[0], ast.Constant):
+            faults.append(f"{where}: {name} of a name that is not written here")
+        if any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords):
+            faults.append(f"{where}: allow_pickle")
+        if name in ("np.load", "numpy.load") and len(node.args) > 2:
+            faults.append(f"{where}: allow_pickle by position")
+        if name.startswith("builtins."):
+            faults.append(f"{where}: {name}")
+        if name in ("os.system", "os.popen") or any(
+            k.arg == "shell" and ast.unparse(k.value) != "False" for k in node.keywords
+        ):
+            faults.append(f"{where}: a shell")
+    return faults
+
+
+@pytest.mark.parametrize("place", SOURCES)
+def test_nothing_runs_code_from_data(place: str) -> None:
+    faults = unsafe_in(SOURCES[place], place)
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from shelve import open",
+        "def f():\n    import marshal",
+        "eval(text)",
+        "f = exec",
+        "__import__(name)",
+        "importlib.import_module(name)",
+        "np.load(path, allow_pickle=True)",
+        "np.load(path, None, True)",
+        "builtins.eval(text)",
+        "import runpy",
+        "subprocess.run(text, shell=True)",
+        "os.system(text)",
+    ],
+)
+def test_unsafe_code_is_found(line: str) -> None:
+    assert unsafe_in(line, "minigrad/planted.py")
+
+
+def test_a_literal_import_module_is_allowed() -> None:
+    assert not unsafe_in("importlib.import_module('cupy')", "minigrad/planted.py")
+
+
+# ---- the tree ----
+
+
+def top_level_faults(files: list[str]) -> set[str]:
+    return {name.split("/")[0] for name in files if not name.startswith(".")} - TOP_LEVEL
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
+def test_nothing_new_at_the_top_level() -> None:
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if run.returncode:
+        pytest.skip("not a git checkout")
+    files = [name for name in run.stdout.split("\0") if name]
+    assert "pyproject.toml" in files
+    assert not top_level_faults(files)
+    assert top_level_faults(["setup.py", "notes/x.md", ".github/x"]) == {"setup.py", "notes"}
+
+
+# ---- documentation ----
+
+EXEMPT_METHODS = {"forward", "backward"}  # of Functions and layers: the class or the lower-case function says it
+
+
+def documented_methods(sources: dict[str, str]) -> dict[str, tuple[list[str], set[str]]]:
+    """{class: (bases, methods with a docstring)} over all modules."""
+    found: dict[str, tuple[list[str], set[str]]] = {}
+    for source in sources.values():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                methods = {m.name for m in node.body if isinstance(m, ast.FunctionDef) and ast.get_docstring(m)}
+                found[node.name] = [ast.unparse(base) for base in node.bases], methods
+    return found
+
+
+DOCUMENTED = documented_methods({p: s for p, s in SOURCES.items() if p.startswith("minigrad/")})
+
+
+def inherits_docstring(bases: list[str], method: str) -> bool:
+    """Whether one of these classes, or what they inherit from, says what the method does."""
+    known = [DOCUMENTED[base] for base in bases if base in DOCUMENTED]
+    return any(method in methods or inherits_docstring(more, method) for more, methods in known)
+
+
+def undocumented_in(source: str, place: str) -> list[str]:
+    """Public functions, classes and methods without a docstring, of their own or of the method that they override."""
+    tree = ast.parse(source)
+    faults = [] if ast.get_docstring(tree) else [f"{place}: the module"]
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not ast.get_docstring(node):
+            faults.append(f"{place}:{node.lineno}: {node.name}")
+        if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+            continue
+        is_function = any(ast.unparse(base) == "Function" for base in node.bases) and functions
+        if not ast.get_docstring(node) and not is_function:  # an operation is documented by its lower-case function
+            faults.append(f"{place}:{node.lineno}: class {node.name}")
+        for method in node.body:
+            if not isinstance(method, ast.FunctionDef) or method.name.startswith("_") or method.name in EXEMPT_METHODS:
+                continue
+            inherited = inherits_docstring([ast.unparse(base) for base in node.bases], method.name)
+            if not ast.get_docstring(method) and not inherited:
+                faults.append(f"{place}:{method.lineno}: {node.name}.{method.name}")
+    return faults
+
+
+@pytest.mark.parametrize("place", [place for place in SOURCES if place.startswith("minigrad/")])
+def test_public_names_have_docstrings(place: str) -> None:
+    faults = undocumented_in(SOURCES[place], place)
+    assert not faults, "\n".join(faults)
+
+
+def test_a_missing_docstring_is_found() -> None:
+    source = '"""M."""\ndef f(): pass\nclass A:\n    """A."""\n    def g(self): pass\nclass B: pass\n'
+    assert len(undocumented_in(source, "minigrad/planted.py")) == 3
