@@ -151,7 +151,7 @@ class Autoencoder:
         """Standard normal numbers that one image needs in training."""
         return 0
 
-    def absurd(self, losses: dict[str, float]) -> str | None:
+    def implausible(self, losses: dict[str, float]) -> str | None:
         """What is wrong with the mean losses of an epoch, which are finite but far too large; None if nothing."""
         return None  # a squared error is at most 1
 
@@ -503,7 +503,7 @@ class VAE(Autoencoder):
         nll = nll.sum(axis=(2, 3, 4))  # (N, K)
         return math.log(K) - ops.logsumexp(log_ratio * beta - nll, axis=1).mean(), nll.mean()
 
-    def absurd(self, losses: dict[str, float]) -> str | None:
+    def implausible(self, losses: dict[str, float]) -> str | None:
         """A message if -ELBO is 100 times that of an untrained model, or if the KL is too large for the latents and
         -ELBO is no better than untrained; None otherwise."""
         untrained = math.prod(self.input_shape) * (1.0 if self.likelihood == "bernoulli" else 1 + 0.2 / self.variance)

@@ -36,19 +36,21 @@ def network_for(
     halvings = 0
     while -(-side // 2**halvings) > LAST_MAP:
         halvings += 1
-    if _is_one(filters):
+    if _is_scalar(filters):
         filters = (filters,)
-    several = [x for x in (filters, kernels, strides) if x is not None and not _is_one(x)]
+    several = [x for x in (filters, kernels, strides) if x is not None and not _is_scalar(x)]
     depth = len(several[0]) if several else halvings + 2
     if strides is None:
         twos = min(depth, halvings)
         strides = (min(1, depth - twos) * (1,) + twos * (2,) + depth * (1,))[:depth]
-    strides = depth * (strides,) if _is_one(strides) else tuple(strides)
+    strides = depth * (strides,) if _is_scalar(strides) else tuple(strides)
     if kernels is None:
-        kernels = [3 if stride == 1 or tuple(input_shape[:2]) == PUBLISHED else _double(stride) for stride in strides]
+        kernels = [
+            3 if stride == 1 or tuple(input_shape[:2]) == PUBLISHED else _kernel_for(stride) for stride in strides
+        ]
     if filters is None:
         filters = [min(64, (32 if side <= 32 else 16) * 2**i) for i in range(depth)]
-    return _checked(tuple(filters), depth * (kernels,) if _is_one(kernels) else tuple(kernels), strides)
+    return _checked(tuple(filters), depth * (kernels,) if _is_scalar(kernels) else tuple(kernels), strides)
 
 
 def _checked(filters: Any, kernels: Any, strides: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
@@ -118,15 +120,15 @@ def last_map(model: dict[str, Any]) -> int:
     """The longer side of the last feature map, from a model's configuration."""
     sides = list(model["input_shape"][:2])
     for stride in model["conv_strides"]:
-        pair = (stride, stride) if _is_one(stride) else stride
+        pair = (stride, stride) if _is_scalar(stride) else stride
         sides = [-(-side // s) for side, s in zip(sides, pair, strict=True)]
     return max(sides)
 
 
-def _is_one(value: Any) -> bool:
+def _is_scalar(value: Any) -> bool:
     """Whether this is one number for all convolutions."""
     return value is not None and not hasattr(value, "__len__")
 
 
-def _double(stride: Any) -> Any:
-    return 2 * stride if _is_one(stride) else tuple(3 if x == 1 else 2 * x for x in stride)
+def _kernel_for(stride: Any) -> Any:
+    return 2 * stride if _is_scalar(stride) else tuple(3 if x == 1 else 2 * x for x in stride)

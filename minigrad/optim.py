@@ -281,8 +281,8 @@ def _cosine(peak: float, steps: int, warmup: int, final: float, step: int) -> fl
 
 def step_schedule(peak: float, every: int, *, factor: float = 0.1, warmup: int = 0) -> Schedule:
     """Linear from 0 to peak over `warmup` steps, then multiplied by factor after each `every` steps."""
-    return partial(_stairs, float(peak), int(every), float(factor), int(warmup))
+    return partial(_step_rate, float(peak), int(every), float(factor), int(warmup))
 
 
-def _stairs(peak: float, every: int, factor: float, warmup: int, step: int) -> float:
+def _step_rate(peak: float, every: int, factor: float, warmup: int, step: int) -> float:
     return peak * step / warmup if step <= warmup else peak * factor ** ((step - 1 - warmup) // every)

@@ -15,7 +15,7 @@ TRY_AGAIN = "train it again with a smaller learning rate"
 
 
 class DivergedError(ArithmeticError):
-    """A loss or a weight is no longer a finite number, a loss is absurd, or the trained model does not work."""
+    """A loss or a weight is no longer a finite number, a loss is implausible, or the trained model does not work."""
 
 
 def _anomaly(run: Callable[[], Any]) -> str | None:

@@ -59,7 +59,7 @@ class Trainable(Protocol):
     ) -> tuple[Tensor, list[Tensor]]:
         """(what is minimised, its parts in the order of loss_names) for a batch of images in [0, 1]."""
 
-    def absurd(self, losses: dict[str, float]) -> str | None:
+    def implausible(self, losses: dict[str, float]) -> str | None:
         """What is wrong with finite mean losses that are far too large; None if nothing is."""
 
     def check_images(self, images: Any) -> np.ndarray:

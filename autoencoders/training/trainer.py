@@ -119,14 +119,16 @@ class Trainer(Steps):
         self.received: list[int] = []  # signals
         # (step, images, beta, losses) not yet read from the device
         self.pending: list[tuple[int, int, float, Array]] = []
-        self.good: tuple[dict[str, np.ndarray], Progress] | None = None  # the last state that was seen to be finite
-        self.part: list[dict[str, Any]] = []  # the row of an epoch that was stopped
-        self.frozen: list[str] | None = None  # what was switched off when the step was captured last
+        self.last_good: tuple[dict[str, np.ndarray], Progress] | None = (
+            None  # the last state that was seen to be finite
+        )
+        self.partial_row: list[dict[str, Any]] = []  # the row of an epoch that was stopped
+        self.captured_off: list[str] | None = None  # what was switched off when the step was captured last
         self.clock = time.perf_counter()
 
     @property
     def history(self) -> History:
-        return History([*self.progress.rows, *self.part], self.model.unit)
+        return History([*self.progress.rows, *self.partial_row], self.model.unit)
 
     @property
     def trained_enough(self) -> bool:
@@ -180,11 +182,11 @@ class Trainer(Steps):
         self.optimizer.flat.check()
         if name := self.not_finite():
             raise DivergedError(f"the training cannot begin: {name} is not finite")
-        self.good = self.state(), deepcopy(self.progress)
+        self.last_good = self.state(), deepcopy(self.progress)
         network = self.model.network
         if not any(module.training_mode is not False for name, module in network.modules() if name):
             network.train(None)  # network.eval() was called to use the model; it is not meant for the training
-        self.part, self.clock = [], time.perf_counter()
+        self.partial_row, self.clock = [], time.perf_counter()
 
     def _run_epochs(self) -> None:
         with catch_signals(self.signals) as self.received:
@@ -194,7 +196,7 @@ class Trainer(Steps):
                     self._run_epoch()
                 if self.progress.batch and not self.received:  # stopped within an epoch
                     self._fetch()
-                    self.part = [self._row()]
+                    self.partial_row = [self._row()]
                     self.save_checkpoint()
             finally:
                 self.display.close()
@@ -212,9 +214,9 @@ class Trainer(Steps):
             self._call("on_batch_begin")
             if self.controls.take_changes(p):
                 scalars = self._scalars()
-            self.used = self.rate(self.optimizer.steps + 1), self.beta(p.step + 1)
-            if (off := self.controls.switched_off()) != self.frozen:
-                self.frozen = off
+            self.last_controls = self.rate(self.optimizer.steps + 1), self.beta(p.step + 1)
+            if (off := self.controls.switched_off()) != self.captured_off:
+                self.captured_off = off
                 self.take_step = self.k.capture(self.step) if self.capture else self.step
             arguments = self.arguments(order, noise, scalars)
             count = len(arguments[0])
@@ -225,7 +227,7 @@ class Trainer(Steps):
                 raise DeviceError(f"out of memory in a step on {count} images: {error}; {mend}") from error
             p.batch, p.step = p.batch + 1, p.step + 1
             self.optimizer.steps += 1
-            self.pending.append((p.step, count, self.used[1], losses))
+            self.pending.append((p.step, count, self.last_controls[1], losses))
             if len(self.pending) >= FETCH_EVERY or p.batch == self.feed.steps:
                 self._fetch()
             self.display.bar.update(count)
@@ -286,11 +288,11 @@ class Trainer(Steps):
         if not all(map(math.isfinite, validation.values())):
             self._check_finite()
             self._diverged(f"the loss in evaluation mode after step {p.step} is not finite ({validation['loss']:g})")
-        if absurd := p.step > max(self.options.warmup_steps, SETTLED) and self.model.absurd(row):
-            self._diverged(f"in epoch {row['epoch']} {absurd}", search=False)
+        if implausible := p.step > max(self.options.warmup_steps, SETTLED) and self.model.implausible(row):
+            self._diverged(f"in epoch {row['epoch']} {implausible}", search=False)
         if len(self.feed.held_out.images):
             row.update({f"val_{name}": value for name, value in validation.items()})
-        row.update(zip(("learning_rate", "beta"), self.used, strict=True))
+        row.update(zip(("learning_rate", "beta"), self.last_controls, strict=True))
         row.update(images_per_second=p.images / max(seconds, 1e-9), seconds=seconds)
         return row
 
@@ -320,7 +322,7 @@ class Trainer(Steps):
         p, now = self.progress, time.perf_counter()
         p.seconds, self.clock = (p.seconds + now - self.clock) if p.batch else 0.0, now
         state = self.state()
-        self.good = state, deepcopy(p)
+        self.last_good = state, deepcopy(p)
         if self.folder is None:
             return
         self._require_folder()
@@ -359,7 +361,7 @@ class Trainer(Steps):
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{source}: does not fit the training{made_by(record)} ({error})") from error
         self.restored = True
-        self.used = self.rate(self.optimizer.steps), self.beta(at.step)  # if no step follows in the epoch
+        self.last_controls = self.rate(self.optimizer.steps), self.beta(at.step)  # if no step follows in the epoch
         if self.folder is not None and at.best is not None and not self.best.load(at.best):
             # The file is damaged, or the run was killed after it wrote newer best weights and before the checkpoint. In
             # the second case the resumed run computes those weights again.
@@ -376,24 +378,24 @@ class Trainer(Steps):
     def _diverged(self, what: str, search: bool = True) -> None:
         """Go back to the last good state, find out (with search) what went wrong, and stop."""
         cause, reached = "", self.progress.step
-        self._back()
+        self._restore_last_good()
         if search and self.controls.installed:
             steps = reached - self.progress.step
             self.display.line(f"not finite: doing the last {steps} steps again to find the cause")
             with np.errstate(all="ignore"):
                 cause = find_cause(self, steps, self.received)
-            self._back()
-        last = self.folder / CHECKPOINT.format(self.progress.step) if self.folder and self.good else None
+            self._restore_last_good()
+        last = self.folder / CHECKPOINT.format(self.progress.step) if self.folder and self.last_good else None
         kept = f"; the last good checkpoint is {last}" if last and last.exists() else ""
         epochs, config = self.options.epochs, {**self.config, "beta": self.model.beta}
         found = remedies(config, self.given_rate, epochs, epochs * self.feed.steps, diverged=True)
         raise DivergedError(f"training diverged: {what}{cause}; try {', '.join(found)}{kept}")
 
-    def _back(self) -> None:
+    def _restore_last_good(self) -> None:
         """Go back to the last good state."""
-        if self.good is None or self.controls.installed is None:  # not in a run
+        if self.last_good is None or self.controls.installed is None:  # not in a run
             return
-        state, at = self.good
+        state, at = self.last_good
         self.pending.clear()
         self.go_to(state, deepcopy(at))
         self.controls.install(self.progress)

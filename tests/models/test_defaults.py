@@ -199,9 +199,9 @@ def test_the_advice_names_values():
     ],
 )
 def test_absurd_losses(losses, what):
-    found = VAE((16, 16, 1)).absurd(losses)
+    found = VAE((16, 16, 1)).implausible(losses)
     assert found is None if what is None else re.search(what, found)
-    assert Autoencoder((16, 16, 1)).absurd({"reconstruction": 0.3}) is None
+    assert Autoencoder((16, 16, 1)).implausible({"reconstruction": 0.3}) is None
 
 
 # ---- words of other libraries ----

@@ -19,9 +19,9 @@ from ..chain import Layer
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
 from . import layer_loops, row_loops
+from .numpy_channels import Moments
 from .numpy_kernels import FUNCTION_NUMBERS, CpuBackend
-from .numpy_layers import Link, Planner, coverage_of, images_a_block
-from .numpy_rows import Moments
+from .numpy_layers import InferenceLayer, Planner, coverage_of, images_per_block
 from .pixel_loops import STEP
 from .plan import THIN, adjoint, convolution, phases
 from .threads import Pool, blas_libraries
@@ -95,7 +95,7 @@ class NumbaLayers:
         plan = self.plan(planner, weight, geometry)
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
         moments = Moments(self.pool.threads, plan.channels)
-        images = images_a_block(self, plan, x)
+        images = images_per_block(self, plan, x)
         x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 3, x.dtype)
 
         def task(shard: int, part: slice) -> None:
@@ -118,7 +118,7 @@ class NumbaLayers:
         forward = self.plan(convolution, weight, geometry)
         back = self.plan(adjoint, weight, geometry) if needs_gx and not transposed else forward
         numbers = [max(sizes) for sizes in zip(forward.work, back.work, strict=True)]
-        images = images_a_block(self, forward, x)
+        images = images_per_block(self, forward, x)
         gx = np.empty(x.shape if needs_gx else (0,) * 4, x.dtype)
         matrix = weight.reshape(-1, F)
         gweights = np.zeros((threads, *matrix.shape), x.dtype)
@@ -160,7 +160,7 @@ class NumbaLayers:
             layer_loops.unfold(compiled_gemm(dtype), *arguments, sums, gweight, gbias)
         return None if rows is None else sums.astype(dtype), gweight, gbias
 
-    def chain(self, links: list[Link]) -> Callable[[Array, Array], None]:
+    def chain(self, links: list[InferenceLayer]) -> Callable[[Array, Array], None]:
         """A function (x, y) that runs the block x through the layers in one call and writes the result into y."""
         table = np.zeros(len(links), layer_loops.LAYER)
         arrays = [(plan.steps, plan.axes, plan.matrices, bias_image.reshape(-1)) for plan, bias_image, _, _ in links]
@@ -190,8 +190,8 @@ class NumbaLayers:
         return tuple(self.pool.scratch(f"flat {i}", (images * count,), dtype) for i, count in enumerate(numbers))
 
 
-class NumbaRows:
-    """What NumpyRows does, in one pass over a block."""
+class NumbaChannels:
+    """What NumpyChannels does, in one pass over a block."""
 
     def per_channel(self, values: Array, x: Array) -> Array:
         """Values (..., C) in the form in which these methods want them."""
@@ -223,7 +223,7 @@ class JitBackend(CpuBackend):
     def __init__(self, threads: int | None = None) -> None:
         self.prepare(np.dtype("float32"))
         super().__init__(threads)
-        self.layers, self.rows = NumbaLayers(self.pool), NumbaRows()
+        self.layers, self.channels = NumbaLayers(self.pool), NumbaChannels()
 
     def prepare(self, dtype: Any) -> None:
         """Compile the loops for a dtype, or load them from Numba's cache on disk."""

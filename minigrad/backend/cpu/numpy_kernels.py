@@ -13,8 +13,8 @@ import numpy as np
 from ..chain import FastBackend, Layer, LayerGradients, Norm, Source
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions, Backend
-from .numpy_layers import Link, NumpyLayers, images_a_block, plain_bias
-from .numpy_rows import Moments, NumpyRows, row_sums, tiled, where_positive, wide
+from .numpy_channels import Moments, NumpyChannels, row_sums, tiled, where_positive, wide
+from .numpy_layers import InferenceLayer, NumpyLayers, images_per_block, plain_bias
 from .plan import adjoint, convolution
 from .threads import Pool, usable_cores
 
@@ -29,20 +29,20 @@ class CpuBackend(FastBackend):
     """The kernels on `threads` threads; None: the cores that this process may use.
 
     Attributes:
-        layers: runs the layers of a chain. rows: normalises and sums the channels of a block. Each kernel set has its
-            own classes for both.
+        layers: runs the layers of a chain. channels: normalises and sums the channels of a block. Each kernel set
+            has its own classes for both.
     """
 
     kernels = "numpy"
     layers: Any
-    rows: Any
+    channels: Any
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(np)
         self.pool = Pool(threads or usable_cores())
         self.threads = self.pool.threads
-        self.rows = NumpyRows(self.pool)
-        self.layers = NumpyLayers(self.pool, self.rows)
+        self.channels = NumpyChannels(self.pool)
+        self.layers = NumpyLayers(self.pool, self.channels)
 
     @property
     def block_bytes(self) -> int:
@@ -114,21 +114,23 @@ class CpuBackend(FastBackend):
     def conv_chain_inference(self, x: Array, layers: list[Layer], rows: list[Array | None]) -> Array:
         """Faster because a few images at a time go through all layers, and never leave the cache between them; and
         because x is never normalised, as in conv_layer."""
-        links: list[Link] = []
+        links: list[InferenceLayer] = []
         source = x
         for before, layer, after in zip([None, *rows], layers, rows, strict=False):
             weight, bias_image = self._folded(before, layer)
             plan = self.layers.plan(adjoint if layer.transposed else convolution, weight, layer.geometry)
-            links.append(Link(plan, bias_image, after is not None, images_a_block(self.layers, plan, source)))
+            links.append(
+                InferenceLayer(plan, bias_image, after is not None, images_per_block(self.layers, plan, source))
+            )
             source = np.empty((0, *plan.output_size, plan.channels), x.dtype)
         y = np.empty((len(x), *source.shape[1:]), x.dtype)
-        last_rows = None if rows[-1] is None else self.rows.per_channel(rows[-1], y)
+        last_rows = None if rows[-1] is None else self.channels.per_channel(rows[-1], y)
         infer = self.layers.chain(links)
 
         def task(_: int, block: slice) -> None:
             infer(x[block], y[block])
             if last_rows is not None:
-                self.rows.normalise(y[block], last_rows, y[block])
+                self.channels.normalise(y[block], last_rows, y[block])
 
         self.pool.run(task, len(x), CHAIN_BLOCKS * min(link.images for link in links), shards_apart=False)
         return y
@@ -218,7 +220,7 @@ class CpuBackend(FastBackend):
         """Faster on threads, and because one pass computes both sums. A shift near the mean is subtracted first, so the
         result is as exact as with two passes."""
         moments = Moments(self.threads, x.shape[-1])
-        self._each_block(lambda shard, block: self.rows.add_moments(x[block], moments, shard), x)
+        self._each_block(lambda shard, block: self.channels.add_moments(x[block], moments, shard), x)
         return moments.result(x.dtype)
 
     def normalise(self, x: Array, rows: Array | None) -> Array:
@@ -226,22 +228,24 @@ class CpuBackend(FastBackend):
         if rows is None:
             return x
         y = np.empty(x.shape, x.dtype)
-        per_channel = self.rows.per_channel(rows, x)
-        self._each_block(lambda _, block: self.rows.normalise(x[block], per_channel, y[block]), y)
+        per_channel = self.channels.per_channel(rows, x)
+        self._each_block(lambda _, block: self.channels.normalise(x[block], per_channel, y[block]), y)
         return y
 
     def norm_gradient(self, gy: Array, x: Array, rows: Array) -> Array:
         """Faster on threads, and because a row of pixels is computed at once."""
         gx = np.empty(x.shape, x.dtype)
-        per_channel = self.rows.per_channel(rows, x)
-        self._each_block(lambda _, block: self.rows.norm_gradient(gy[block], x[block], per_channel, gx[block]), gx)
+        per_channel = self.channels.per_channel(rows, x)
+        self._each_block(lambda _, block: self.channels.norm_gradient(gy[block], x[block], per_channel, gx[block]), gx)
         return gx
 
     def batch_norm_sums(self, gy: Array, x: Array, mean: Array) -> Array:
         """Faster on threads, and because a row of pixels is computed at once."""
-        per_channel = self.rows.per_channel(mean, x)
+        per_channel = self.channels.per_channel(mean, x)
         sums = np.zeros((self.threads, 2, x.shape[-1]))
-        self._each_block(lambda shard, block: self.rows.gradient_sums(gy[block], x[block], per_channel, sums[shard]), x)
+        self._each_block(
+            lambda shard, block: self.channels.gradient_sums(gy[block], x[block], per_channel, sums[shard]), x
+        )
         return sums.sum(axis=0).astype(x.dtype)
 
     def _each_block(self, task: Any, x: Array) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..chain import Layer
 from ..geometry import ConvGeometry
-from .numpy_rows import Moments, NumpyRows, ones, where_positive
+from .numpy_channels import Moments, NumpyChannels, ones, where_positive
 from .plan import THIN, Plan, Product, ThinAdjoint, Window, adjoint, conv_window, convolution
 from .threads import Pool
 
@@ -19,7 +19,7 @@ Array = Any
 Planner = Callable[[Array, Any], Plan | ThinAdjoint]  # `convolution` or `adjoint`
 
 
-class Link(NamedTuple):
+class InferenceLayer(NamedTuple):
     """A layer of a chain in inference: its plan and bias image, whether a ReLU follows, and how many images it takes at
     a time."""
 
@@ -30,7 +30,7 @@ class Link(NamedTuple):
 
 
 class NumpyLayers:
-    """Runs layers on the threads of a pool. rows: normalises and sums the channels of a block.
+    """Runs layers on the threads of a pool. channels: normalises and sums the channels of a block.
 
     Attributes:
         block_bytes: bytes that a thread works on at a time. They should stay in the cache, but small blocks mean more
@@ -39,8 +39,8 @@ class NumpyLayers:
 
     block_bytes = 3 << 20
 
-    def __init__(self, pool: Pool, rows: NumpyRows) -> None:
-        self.pool, self.rows = pool, rows
+    def __init__(self, pool: Pool, channels: NumpyChannels) -> None:
+        self.pool, self.channels = pool, channels
 
     def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> Any:
         """How a convolution or its adjoint is computed."""
@@ -64,9 +64,9 @@ class NumpyLayers:
         def task(shard: int, block: slice) -> None:
             self._convolve(plan, x[block], bias_image, relu, y[block])
             if relu:
-                self.rows.add_moments(y[block], moments, shard)
+                self.channels.add_moments(y[block], moments, shard)
 
-        self.pool.run(task, len(x), images_a_block(self, plan, x))
+        self.pool.run(task, len(x), images_per_block(self, plan, x))
         return y, moments
 
     def gradients(
@@ -79,7 +79,7 @@ class NumpyLayers:
         """
         weight, _, geometry, transposed = layer
         F, window, threads = weight.shape[3], conv_window(geometry), self.pool.threads
-        wide_rows = None if grad_rows is None else self.rows.per_channel(grad_rows, y)
+        wide_rows = None if grad_rows is None else self.channels.per_channel(grad_rows, y)
         gx = np.empty(x.shape, x.dtype) if needs_gx else None
         back = adjoint(weight, geometry) if needs_gx and not transposed else None
         gweights = np.empty((threads, *weight.shape), x.dtype)
@@ -91,7 +91,7 @@ class NumpyLayers:
             g = gy[block]
             if wide_rows is not None:
                 g = self.pool.scratch("glinear", y[block].shape, x.dtype)
-                self.rows.norm_gradient(gy[block], y[block], wide_rows, g)
+                self.channels.norm_gradient(gy[block], y[block], wide_rows, g)
                 where_positive(self.pool, y[block], g, g)
             self._add_product(totals[shard, None], ones(len(g), x.dtype), g.reshape(len(g), -1), first)
             gweight = gweights[shard].reshape(-1, F)
@@ -164,7 +164,7 @@ class NumpyLayers:
             g += taps[:, None, :] * shift[:, None]
         return np.stack([first, second - mean * first]), gweight, gbias
 
-    def chain(self, links: list[Link]) -> Callable[[Array, Array], None]:
+    def chain(self, links: list[InferenceLayer]) -> Callable[[Array, Array], None]:
         """A function (x, y) that runs the block x through the layers and writes the result into y."""
 
         def infer(x: Array, y: Array) -> None:
@@ -255,7 +255,7 @@ class NumpyLayers:
         return columns.reshape(KH * KW * C, n * PH * PW).T
 
 
-def images_a_block(layers: Any, plan: Any, x: Array) -> int:
+def images_per_block(layers: Any, plan: Any, x: Array) -> int:
     """Images of x whose columns and outputs fill a block."""
     return max(1, layers.block_bytes // max(plan.numbers(x.shape[3]) * x.itemsize, 1))
 

@@ -15,7 +15,7 @@ CHUNK_ROWS = 512  # rows that are summed in their own precision; the sums of chu
 SHIFT_ROWS = 4096  # the shift of Moments is the mean of at most this many rows of the first image
 
 
-class NumpyRows:
+class NumpyChannels:
     """Faster than the plain kernels because a row of pixels is computed at once, and a block stays in the cache."""
 
     def __init__(self, pool: Pool) -> None:
@@ -118,6 +118,7 @@ def _row_length(shape: tuple[int, ...]) -> int:
 
 @lru_cache
 def ones(count: int, dtype: Any) -> Array:
+    """(1, count)."""
     return np.ones((1, count), dtype)
 
 
