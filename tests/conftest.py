@@ -45,10 +45,11 @@ def hangup() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def restored_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Afterwards the default backend and the registered ones are those of before."""
+    """Afterwards the default backend and the registered ones are those of before: no test sees another one's."""
     monkeypatch.setattr(minigrad.backend, "_default", minigrad.backend._default)
+    monkeypatch.setattr(minigrad.backend, "_threads", minigrad.backend._threads)
     monkeypatch.setattr(minigrad.backend, "_backends", dict(minigrad.backend._backends))
 
 

@@ -207,8 +207,8 @@ class Backend(Device):
         inverse_deviation = 1 / self.xp.sqrt(variance + epsilon)
         gbeta = self.channel_sum(gy)
         ggamma = self.channel_sum(gy * (x - mean)) * inverse_deviation
-        z = (x - mean) * inverse_deviation
-        gx = gamma * inverse_deviation * (gy - gbeta / M - z * ggamma / M)
+        z_term = (x - mean) * (ggamma * inverse_deviation / M)  # z * ggamma / M
+        gx = gamma * inverse_deviation * (gy - gbeta / M - z_term)
         return gx, ggamma, gbeta
 
     def batch_norm_update_(

@@ -106,7 +106,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_told(tmp_path, restored_back
     for path in (newest, middle, oldest):
         damage(path)
     none = "no valid checkpoint to resume from; "
-    usable = "a model there can still be used, or the run be replaced with --overwrite"
+    usable = "a model there can still be used, or --overwrite replaces the run"
     with pytest.raises(DataError, match=f"^{tmp_path / 'run'}: {none}{usable}$"):
         load_checkpoint(tmp_path / "run", told.append)
     with pytest.raises(DataError, match=f"^{tmp_path / 'nowhere'}: {none}there is none; .* without --resume$"):
