@@ -62,7 +62,7 @@ def models_near(path: Path) -> str:
     files = sorted(filter(os.path.isfile, files), key=os.path.getmtime, reverse=True)
     found = list(dict.fromkeys(str(folder_of(file)) for file in files))
     if not found:
-        return f"a training with --out {shlex.quote(str(path))} makes one"
+        return f"autoencoders train --out {shlex.quote(str(path))} makes one"
     return f"there is one in {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
 
 
@@ -83,7 +83,7 @@ def read_saved(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except DataError as error:
         hint = "a run's folder or its model.safetensors will do"
         if own and path.is_file() and latest_checkpoint(folder):
-            hint = f"a training with --out {shlex.quote(str(folder))} --resume saves it again"
+            hint = f"autoencoders train --out {shlex.quote(str(folder))} --resume saves it again"
         elif own:
             hint = "put a whole file there, or train again with --overwrite"
         raise DataError(f"{error}; {hint}") from error

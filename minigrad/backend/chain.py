@@ -13,7 +13,6 @@ from .geometry import ConvGeometry
 from .reference import Backend
 
 Array = Any
-LayerGradients = tuple[Array | None, Array, Array, Array | None, Array | None, Array | None]
 
 
 class Layer(NamedTuple):
@@ -56,6 +55,28 @@ class Source(NamedTuple):
     previous: Statistics | None = None
 
 
+class LayerOutput(NamedTuple):
+    """What a layer gives: y, not normalised yet; and if a batch_norm follows, mean and variance of y, and the rows with
+    which the next layer normalises it."""
+
+    y: Array
+    mean: Array | None = None
+    variance: Array | None = None
+    rows: Array | None = None
+
+
+class LayerGradients(NamedTuple):
+    """The gradients of a layer. gx is that of the normalised x. The last three belong to the batch_norm that normalised
+    x; they are None if there was none."""
+
+    gx: Array | None
+    gweight: Array
+    gbias: Array
+    grad_rows: Array | None = None  # for the previous layer
+    ggamma: Array | None = None
+    gbeta: Array | None = None
+
+
 class ChainBackend(Backend):
     """The plain kernels and, as plain, those of a chain."""
 
@@ -89,34 +110,27 @@ class ChainBackend(Backend):
         mean, scale, offset, slope = rows
         return scale * (gy - offset - (x - mean) * slope)
 
-    def conv_layer(
-        self, source: Source, layer: Layer, norm: Norm | None
-    ) -> tuple[Array, Array | None, Array | None, Array | None]:
-        """(y, mean, variance, rows) of one layer, which normalises its input x first.
-
-        Without norm, y = conv2d(x) + bias (or conv2d_transpose), and the others are None. With norm,
-        y = relu(conv2d(x) + bias). It is not normalised yet: the next layer does that with rows. mean and variance are
-        those of y.
-        """
+    def conv_layer(self, source: Source, layer: Layer, norm: Norm | None) -> LayerOutput:
+        """One layer, which normalises its input x first: y = conv2d(x) + bias (or conv2d_transpose); with norm, the
+        batch_norm that follows, y = relu(conv2d(x) + bias)."""
         x = self.normalise(source.x, source.rows)
         if layer.transposed:
             y = self.add_bias(self.conv2d_grad_input(x, layer.weight, layer.geometry), layer.bias)
         else:
             y = self.conv2d(x, layer.weight, layer.bias, layer.geometry)
         if norm is None:
-            return y, None, None, None
+            return LayerOutput(y)
         y = self.relu(y)
         mean, variance = self.moments(y)
-        return y, mean, variance, self.norm_rows(norm.gamma, norm.beta, mean, variance, norm.epsilon)
+        return LayerOutput(y, mean, variance, self.norm_rows(norm.gamma, norm.beta, mean, variance, norm.epsilon))
 
     def conv_layer_grad(
         self, gy: Array, grad_rows: Array | None, y: Array, source: Source, layer: Layer, needs_gx: bool
     ) -> LayerGradients:
-        """(gx, gweight, gbias, next grad_rows, ggamma, gbeta) of conv_layer. gx is the gradient of the normalised x.
+        """The gradients of conv_layer.
 
         grad_rows (4, F), made by `norm_grad_rows`, take gy back through the batch_norm and the ReLU after the
-        convolution; None if the layer has neither. The last three results belong to the batch_norm that normalised x;
-        they are None if there was none.
+        convolution; None if the layer has neither.
         """
         if grad_rows is not None:
             gy = self.relu_grad(self.norm_gradient(gy, y, grad_rows), y)
@@ -131,15 +145,15 @@ class ChainBackend(Backend):
             gweight = self.conv2d_grad_weight(z, gy, layer.geometry)
         gradients = gx, gweight, self.channel_sum(gy)
         if source.previous is None or gx is None:
-            return *gradients, None, None, None
+            return LayerGradients(*gradients)
         x = source.x
         sums = self.batch_norm_sums(gx, x, source.previous.mean)
-        return *gradients, *self.norm_grad_rows(sums, *source.previous, x.size // x.shape[3])
+        return LayerGradients(*gradients, *self.norm_grad_rows(sums, *source.previous, x.size // x.shape[3]))
 
     def conv_chain_inference(self, x: Array, layers: list[Layer], rows: list[Array | None]) -> Array:
         """For each layer in turn normalise(relu(conv2d(x) + bias)), or transposed; without rows the convolution."""
         for layer, norm in zip(layers, rows, strict=True):
-            x = self.conv_layer(Source(x), layer, None)[0]
+            x = self.conv_layer(Source(x), layer, None).y
             x = x if norm is None else self.normalise(self.relu(x), norm)
         return x
 

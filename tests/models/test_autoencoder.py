@@ -825,7 +825,7 @@ def test_the_other_class_is_told(tmp_path):
 
 
 def test_a_missing_or_damaged_file_is_told(tmp_path):
-    made = "there is no such model; a training with --out .*nowhere makes one"
+    made = "there is no such model; autoencoders train --out .*nowhere makes one"
     with pytest.raises(DataError, match=f"{MODEL_FILE}: {made}"):
         autoencoders.load(tmp_path / "nowhere")
     new().save(tmp_path)

@@ -187,8 +187,8 @@ def test_a_model_file_that_is_missing_or_damaged_is_named(program, call, trained
     content_of_model = (good / "model.safetensors").read_bytes()
     Path("bad").mkdir()
     path = Path("bad/model.safetensors")
-    made = "a training with --out bad makes one"
-    call(program, "--model-dir", "bad").failed(3, str(path), "there is no such model; a training", made)
+    made = "autoencoders train --out bad makes one"
+    call(program, "--model-dir", "bad").failed(3, str(path), "there is no such model; autoencoders train", made)
     call(program, "--model-dir", "nowhere").failed(3, "nowhere/model.safetensors", "--out nowhere makes one")
     flipped = bytearray(content_of_model)
     flipped[-5] ^= 1

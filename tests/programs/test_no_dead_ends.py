@@ -96,7 +96,7 @@ def test_what_a_resumed_run_cannot_do_names_the_command_that_does(call, begun, u
         call(TRAIN, *words).failed(3, "there is one in runs/cosine-2, runs/cosine")
     for program in (GENERATE, EVALUATE):
         call(program).failed(3, "variational/model/model.safetensors", "there is one in runs/cosine-2, runs/cosine")
-        call(program, "--model-dir", Path("empty").absolute()).failed(3, "a training with --out /", "makes one")
+        call(program, "--model-dir", Path("empty").absolute()).failed(3, "autoencoders train --out /", "makes one")
         earlier = min(Path("runs/cosine/checkpoints").iterdir())
         call(program, "--model-dir", earlier).failed(2, "--out is needed", earlier.name)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..chain import FastBackend, Layer, LayerGradients, Norm, Source
+from ..chain import FastBackend, Layer, LayerGradients, LayerOutput, Norm, Source
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions, Backend
 from .numpy_channels import Moments, NumpyChannels, row_sums, tiled, where_positive, wide
@@ -86,18 +86,16 @@ class CpuBackend(FastBackend):
 
     # ---- layers of a chain ----
 
-    def conv_layer(
-        self, source: Source, layer: Layer, norm: Norm | None
-    ) -> tuple[Array, Array | None, Array | None, Array | None]:
+    def conv_layer(self, source: Source, layer: Layer, norm: Norm | None) -> LayerOutput:
         """Faster because weight and bias are changed so that x need not be normalised, and because bias, ReLU and the
         sums of the moments are computed while the product is in the cache."""
         weight, bias_image = self._folded(source.rows, layer)
         planner = adjoint if layer.transposed else convolution
         y, moments = self.layers.run(planner, source.x, weight, bias_image, layer.geometry, norm is not None)
         if norm is None:
-            return y, None, None, None
+            return LayerOutput(y)
         mean, variance = moments.result(y.dtype)
-        return y, mean, variance, self.norm_rows(norm.gamma, norm.beta, mean, variance, norm.epsilon)
+        return LayerOutput(y, mean, variance, self.norm_rows(norm.gamma, norm.beta, mean, variance, norm.epsilon))
 
     def conv_layer_grad(
         self, gy: Array, grad_rows: Array | None, y: Array, source: Source, layer: Layer, needs_gx: bool
@@ -108,8 +106,8 @@ class CpuBackend(FastBackend):
         gx, gweights, totals = self.layers.gradients(gy, grad_rows, y, x, layer, needs_gx)
         sums, gweight, gbias = self.layers.unfold(rows, layer, gweights, totals)
         if previous is None or sums is None or not needs_gx:
-            return gx, gweight, gbias, None, None, None
-        return gx, gweight, gbias, *self.norm_grad_rows(sums, *previous, x.size // x.shape[3])
+            return LayerGradients(gx, gweight, gbias)
+        return LayerGradients(gx, gweight, gbias, *self.norm_grad_rows(sums, *previous, x.size // x.shape[3]))
 
     def conv_chain_inference(self, x: Array, layers: list[Layer], rows: list[Array | None]) -> Array:
         """Faster because a few images at a time go through all layers, and never leave the cache between them; and

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..chain import FastBackend, Layer, LayerGradients, Norm, Source
+from ..chain import FastBackend, Layer, LayerGradients, LayerOutput, Norm, Source
 from ..errors import DeviceError
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
@@ -261,20 +261,18 @@ class CudaBackend(FastBackend):
 
     # ---- layers of a chain ----
 
-    def conv_layer(
-        self, source: Source, layer: Layer, norm: Norm | None
-    ) -> tuple[Array, Array | None, Array | None, Array | None]:
+    def conv_layer(self, source: Source, layer: Layer, norm: Norm | None) -> LayerOutput:
         """Faster because x is normalised while it is read, and bias, ReLU and the sums of the moments are taken before
         y is written."""
         relu = norm is not None
         sums = relu and source.x.dtype == "float32"  # for float64 they would not be exact enough
         y, partials = self._correlate(source.x, source.rows, *layer, relu, sums=sums)
         if norm is None:
-            return y, None, None, None
+            return LayerOutput(y)
         if partials is None:
             shift = self._first_row(y)
-            return y, *self._moments(self._row_sums(y, None, shift), y, shift, norm)
-        return y, *self._moments(partials, y, layer.bias, norm, relu=True)
+            return LayerOutput(y, *self._moments(self._row_sums(y, None, shift), y, shift, norm))
+        return LayerOutput(y, *self._moments(partials, y, layer.bias, norm, relu=True))
 
     def conv_layer_grad(
         self, gy: Array, grad_rows: Array | None, y: Array, source: Source, layer: Layer, needs_gx: bool
@@ -296,8 +294,8 @@ class CudaBackend(FastBackend):
             shares = self._weight_gradient(x, rows, g, None, layer.geometry)
         gradients = gx, *self._finished(shares, g_sums)
         if previous is None or partials is None:
-            return *gradients, None, None, None
-        return *gradients, *self._norm_grad_rows(partials, *previous, x.size // x.shape[3])
+            return LayerGradients(*gradients)
+        return LayerGradients(*gradients, *self._norm_grad_rows(partials, *previous, x.size // x.shape[3]))
 
     def _finished(self, shares: Array, partials: Array) -> tuple[Array, Array]:
         """(the sum of the shares, the first of the sums from the partial ones)."""
