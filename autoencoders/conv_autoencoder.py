@@ -252,6 +252,9 @@ class Autoencoder:
         plural = "s" if self.latent_space_dim > 1 else ""
         return f"{self.name} with {self.latent_space_dim} latent dimension{plural}{told}"
 
+    def __repr__(self) -> str:
+        return f"<{self.title}>"
+
     def outline(self) -> str:
         """The model in a few lines; `summary` shows every layer."""
         image, code = ("x".join(map(str, shape)) for shape in (self.input_shape, self._encoded_shape))

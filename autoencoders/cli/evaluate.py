@@ -21,7 +21,7 @@ from ..runs.report import all_pictures, draw_film, write_report
 from ..saved import folder_of
 from ..training.checkpoints import environment
 from ..training.folder import check_writable
-from .models import add_model_options, check_place, data_of_model, model_of
+from .models import add_model_options, check_place, data_of_model, model_of, other_images
 from .options import Option, Parser, number, use_backend
 from .program import Output, Program, run_program
 
@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         mixture = None if isinstance(model, VAE) else load_mixture(source)
         dataset = data_of_model(model, folder, args, console.prose)
         check_place(args, folder, dataset)
+        if others := other_images(folder, dataset):
+            console.warn(others)
         made = not out.exists()
         check_writable(out)
         if made:
@@ -71,6 +73,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         console.line(f"test set, {len(dataset.test_images):,} images:")
         given: dict[str, Any] = {"trained": trained_on(folder, dataset), "mixture": mixture, "progress": not args.quiet}
         metrics, notes = measure(model, dataset, seed=args.seed, iw_samples=args.iw_samples, **given)
+        notes += [others] if others else []
         if metrics["iw_nll"] is not None and not training_of_run(folder)[1].binarise:
             notes.append("iw_nll is of binarised images, on which the model was not trained")
         console.tell(table(metrics))

@@ -114,6 +114,16 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, te
     return dataset
 
 
+def other_images(folder: Path, dataset: Dataset) -> str:
+    """What to know of a measurement on other images than those of the run in a folder; empty if they are the same."""
+    data = read_record(folder).get("data", {})
+    if data.get("content_hash") in (None, dataset.content_hash):
+        return ""
+    if os.path.realpath(data.get("name") or "") == os.path.realpath(dataset.name):
+        return f"{dataset.name} has changed since the run: some of the test images may be training images of the run"
+    return f"these are not the images of the run, {data.get('name')}, but those of {dataset.name}"
+
+
 def check_place(args: argparse.Namespace, folder: Path, dataset: Dataset) -> None:
     """Raise UsageError where results of other images would take the place of those of the run's own."""
     recorded = read_record(folder).get("data", {}).get("content_hash")

@@ -27,6 +27,7 @@ from ..data.dataset import printable
 from ..training import DivergedError
 from ..training.signals import raise_signals
 
+LOG = logging.getLogger("minigrad")
 _door = threading.Lock()
 _guests: list[None] = []  # one for each program that runs in this process
 _host = ExitStack()  # what the last of them puts back
@@ -123,14 +124,10 @@ def run_program(
     minigrad does not say that it compiles. Afterwards the process is what it was before, in its outputs, signals,
     warnings and kernels.
     """
-    log = logging.getLogger("minigrad")
-    level = log.level
     with _guest():
-        try:
-            log.setLevel(logging.ERROR if quiet else level)
-            return _run(body, debug, what_remains)
-        finally:
-            log.setLevel(level)
+        if quiet:
+            LOG.setLevel(logging.ERROR)
+        return _run(body, debug, what_remains)
 
 
 def _run(body: Callable[[], None], debug: bool, what_remains: Callable[[BaseException], str]) -> int:
@@ -177,6 +174,7 @@ def _guest() -> Iterator[None]:
     with _door:
         if not _guests:
             _host.enter_context(_same_kernels())
+            _host.callback(LOG.setLevel, LOG.level)
             out: Any = _Shown(sys.stdout)
             err: Any = _Shown(sys.stderr, "\r")  # which progress bars need
             _host.enter_context(redirect_stdout(out))

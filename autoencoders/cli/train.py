@@ -180,7 +180,7 @@ class Training:
         if stopped and self.args.resume and not self.started:
             return f" before the training went on. Go on with:\n{self.command}"
         if not self.started or not self.started.resumable or isinstance(error, FileExistsError):
-            return " before the first checkpoint" if stopped else ""
+            return " before the first checkpoint; the same command starts again" if stopped else ""
         folder, old = self.started.folder, self.started.replaced
         kept = f"; the run that was replaced lies in {old}" if old else ""
         if isinstance(error, DivergedError):  # it would again

@@ -110,13 +110,16 @@ def check_results(folder: Path, names: tuple[str, ...]) -> None:
 
 def set_aside(folder: Path) -> Path | None:
     """Move the files of a run into the first free of the folders old-1, old-2 ... in its own; returns that folder, or
-    None if there is no run.
+    None if there is no model and no checkpoint.
 
     Raises:
         DataError: they cannot be moved; then all are where they were.
     """
-    if not (files := own_files(folder)):
+    if not _holds_model(folder):  # nothing would be lost
+        for path in own_files(folder):
+            path.unlink()
         return None
+    files = own_files(folder)
     old = next(place for i in itertools.count(1) if not os.path.lexists(place := folder / OLD.format(i)))
     try:
         for path in sorted(files, key=lambda path: path.name == RECORD_FILE):  # last: it says whose the others are

@@ -127,7 +127,7 @@ def write_report(
 
 TITLES = {
     "loss_curves": "Training",
-    "reconstructions": "Reconstructions of all classes",
+    "reconstructions": "Reconstructions",
     "denoised": "Noise removed",
     "latent_space": "Latent space",
     "manifold": "The latent plane, decoded",

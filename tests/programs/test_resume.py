@@ -169,7 +169,7 @@ def test_ctrl_c_before_the_first_checkpoint_of_a_replacement(half, call, monkeyp
 
     monkeypatch.setattr(Trainer, "step", step)
     done = call(TRAIN, *TINY, "--out", half, "--overwrite", "--epochs", "1")
-    assert (done.code, done.err) == (130, "interrupted before the first checkpoint\n")
+    assert (done.code, done.err) == (130, "interrupted before the first checkpoint; the same command starts again\n")
     assert content(half) == before
 
 
