@@ -1,4 +1,4 @@
-"""What the models' methods accept, and what they say of anything else."""
+"""Checks of the arguments of the models' methods, with error messages that say what to change."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def check_latents(latents: Any, size: int, dtype: Any) -> np.ndarray:
     """
     latents = np.asanyarray(latents)
     if np.ma.isMaskedArray(latents):
-        raise DataError("latents: expected a plain array, found a masked one; latents.filled(0) makes it so")
+        raise DataError("latents: expected a plain array, found a masked one; latents.filled(0) makes a plain one")
     if latents.ndim != 2 or latents.shape[1] != size or not len(latents):
         raise DataError(f"latents: expected (N, {size}) with N >= 1, found {latents.shape}")
     if latents.dtype.kind not in "iuf":

@@ -1,8 +1,8 @@
-"""Models that the original, the Keras program that this one is rebuilt from, has saved: parameters.pkl and weights.h5.
+"""Models saved by the original, the Keras program that this project rebuilds: parameters.pkl and weights.h5.
 
-The pickle holds sizes only. It is never unpickled: `read_parameters` reads the few opcodes that make up whole numbers,
-tuples and lists, and refuses every other one. The weights have the names that our layers have. Needs h5py, of the extra
-`keras`.
+The pickle holds sizes only. It is never unpickled: `read_parameters` accepts only the few opcodes for whole numbers,
+tuples and lists. The weights have the same names as our layers. Reading them needs h5py, which the extra `keras`
+installs.
 """
 
 from __future__ import annotations

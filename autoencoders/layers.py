@@ -13,10 +13,10 @@ Array = Any
 
 
 class SoftBound(Function):
-    """Numbers kept between two bounds: x itself but for the last unit before a bound, where it bends towards it.
+    """Keep numbers between two bounds. The result is x itself, except within one unit of a bound, where it saturates.
 
     With c = x cut to low + 1 and high - 1, and the excess t = x - c:  y = c + t / (1 + |t|),  dy/dx = 1 / (1 + |t|)^2.
-    y and dy/dx are continuous, and dy/dx is never 0: what went too far can come back.
+    y and dy/dx are continuous, and dy/dx is never 0, so training can bring back a value that went too far.
     """
 
     def __init__(self, low: float, high: float) -> None:

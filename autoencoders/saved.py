@@ -29,7 +29,7 @@ def folder_of(path: str | Path) -> Path:
 
 
 def source_of(path: str | Path, tell: Callable[[str], None] = print) -> Path:
-    """The file that `load` reads for a path. tell hears of it if that is a checkpoint because there is no model.
+    """The file that `load` reads for a path. tell is called with a message if it is a checkpoint, for lack of a model.
 
     Raises:
         DataError: there is none, or no valid checkpoint.
@@ -49,16 +49,16 @@ def source_of(path: str | Path, tell: Callable[[str], None] = print) -> Path:
         when = f"{Progress(**record['progress']).place} of {record['options']['epochs']}"
     except (KeyError, TypeError) as error:
         raise DataError(f"{source}: not a checkpoint of this version ({type(error).__name__}: {error})") from error
-    tell(f"no finished model: taken from {source.relative_to(path)}, {when}")
+    tell(f"there is no finished model; using {source.relative_to(path)}, {when}")
     return source
 
 
-def models_near(path: Path) -> str:
+def models_near(path: Path, names: tuple[str, ...] = (MODEL_FILE, CHECKPOINTS)) -> str:
     """What to do about a folder without a model: which ones in it or beside it have some, the newest first, or how one
     is made."""
     inside, beside = glob.escape(str(path)), glob.escape(str(path.parent))
     folders = [f"{inside}/*", f"{inside}/*/*", beside, f"{beside}/*", *([] if path.is_absolute() else ["*", "*/*"])]
-    files = [file for folder in folders for name in (MODEL_FILE, CHECKPOINTS) for file in glob.glob(f"{folder}/{name}")]
+    files = [file for folder in folders for name in names for file in glob.glob(f"{folder}/{name}")]
     files = sorted(filter(os.path.isfile, files), key=os.path.getmtime, reverse=True)
     found = list(dict.fromkeys(str(folder_of(file)) for file in files))
     if not found:
@@ -85,7 +85,7 @@ def read_saved(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if own and path.is_file() and latest_checkpoint(folder):
             hint = f"autoencoders train --out {shlex.quote(str(folder))} --resume saves it again"
         elif own:
-            hint = "put a whole file there, or train again with --overwrite"
+            hint = "replace it with an undamaged file, or train again with --overwrite"
         raise DataError(f"{error}; {hint}") from error
     if record.get("kind", "checkpoint") != "checkpoint":
         raise DataError(f"{path}: expected a model, found a {record['kind']}")

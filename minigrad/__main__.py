@@ -1,4 +1,4 @@
-"""`minigrad doctor`: what this machine offers, whether it works, and how to mend what does not."""
+"""`minigrad doctor`: check what minigrad can use on this machine, and say how to fix what does not work."""
 
 from __future__ import annotations
 

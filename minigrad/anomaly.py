@@ -5,7 +5,7 @@
         loss.backward()
         optimizer.step()
 
-Every result is looked at, and on a GPU waited for, so it is for the search of a fault and not for a whole training.
+Every result is checked, and on a GPU the program waits for each one. Use it to find a fault, not for a whole training.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class AnomalyError(ArithmeticError):
 class detect_anomaly(Context):
     """Inside this context the first operation, gradient or update with a result that is not finite raises.
 
-    What an operation is given is not looked at: infinite data go unseen until an operation has read them. Also a
-    decorator of functions, but not of generators and coroutines.
+    The inputs of an operation are not checked: infinite data are noticed only when an operation has read them. The
+    context can also decorate functions, but not generators or coroutines.
 
     Raises:
         AnomalyError: for example "encoder_conv_layer_1, ConvChain, forward: 3 of 50176 numbers of the result are not

@@ -1,5 +1,5 @@
-"""What `backward` checks before a Function runs: that the values which forward saved are still those of then; and the
-names of tensors and modules for messages."""
+"""A check before the `backward` of a Function: the values that forward saved must not have changed. Also the names of
+tensors and modules for messages."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def check_unwritten(function: Any) -> None:
             changed |= any(function.k.xp.may_share_memory(array, other) for other in saved)
         if changed:
             raise RuntimeError(
-                f"{function.name}.backward: {_name_of(x)} was changed after it was used (by optimizer.step, "
-                "load_state_dict, model.to or the like), so the gradient is lost; call backward before, or compute the "
-                "result again"
+                f"{function.name}.backward: {_name_of(x)} was changed after it was used (e.g. by optimizer.step, "
+                "load_state_dict or model.to), so the gradient is lost; call backward before such a change, or compute "
+                "the result again"
             )
 
 

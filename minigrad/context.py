@@ -63,11 +63,11 @@ class Context:
 
 class Setting(Context):
     """A context that counts itself in a ContextVar, so each thread and each async task has its own. It may be entered
-    again, inside or afterwards. A generator or coroutine that it decorates is inside while it runs; whoever reads from
-    it is not.
+    again, inside or afterwards. A decorated generator or coroutine runs inside the context; the code that reads from it
+    does not.
 
     Args:
-        active: the Settings of this kind that are entered now; none of them: ().
+        active: the Settings of this kind that are entered now; () if there are none.
     """
 
     def __init__(self, name: str, active: ContextVar[tuple[Setting, ...]]) -> None:

@@ -1,8 +1,8 @@
-"""What this machine offers minigrad, whether it works, and how to mend what does not: `minigrad doctor`.
+"""Check what minigrad can use on this machine, and say how to fix what does not work: `minigrad doctor`.
 
-It looks at the CPU (cores, BLAS, kernel sets) and at the GPU (driver, CuPy's wheels, devices), runs a small convolution
-with every kernel set that works here, and compares it with the plain kernels. Exit status: 0, or 4 where something is
-there that should work and does not.
+It checks the CPU (cores, BLAS, kernel sets) and the GPU (driver, CuPy's wheels, devices), runs a small convolution with
+every kernel set that works here, and compares it with the plain kernels. Exit status: 0, or 4 if an installed part does
+not work.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def cpu() -> list[Finding]:
     from .backend.cpu.threads import blas_libraries, usable_cores
 
     blas = ", ".join(f"{b.internal_api} {b.version} on {b.num_threads} threads" for b in blas_libraries())
-    numba = f"none; twice as fast with it: {install('fast')}"
+    numba = f"not installed; it makes training twice as fast: {install('fast')}"
     if importlib.util.find_spec("numba"):
         numba = importlib.metadata.version("numba")
     return [
         Finding("Python", f"{platform.python_version()}, NumPy {np.__version__}"),
         Finding("processor", f"{platform.machine()}, {usable_cores()} cores for this process"),
-        Finding("BLAS", blas or "none that is known"),
+        Finding("BLAS", blas or "no known library"),
         Finding("Numba", numba),
     ]
 
@@ -60,7 +60,7 @@ def self_test() -> list[Finding]:
             try:
                 found = _convolve(use(device, kernels), arrays)
             except Exception as fault:  # the report goes on with the other kernel sets
-                findings.append(Finding(what, f"{type(fault).__name__}: {fault}", "Mend what stands above first"))
+                findings.append(Finding(what, f"{type(fault).__name__}: {fault}", "Fix the problems above first"))
                 continue
             error = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
             mend = "" if error < 1e-3 else "This is a fault of minigrad: please report it with this whole output"
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         if f.mend:
             print(f"{'':{width}}  -> {f.mend}")
     faults = sum(bool(f.mend) for f in findings)
-    print("all is well" if not faults else f"{faults} fault{'s' * (faults > 1)}: follow the arrows, from the top")
+    print("no problems found" if not faults else f"{faults} problem{'s' * (faults > 1)}: follow the arrows, top first")
     return 4 if faults else 0
 
 

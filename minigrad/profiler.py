@@ -5,7 +5,7 @@
     print(p)
     p.plot("profile.png")
 
-While it is off it costs nothing; how it sees what runs, and what runs otherwise meanwhile, is told in watch.py.
+It costs nothing while it is off. watch.py explains how it sees operations, and what runs differently while it is on.
 (A `clip_grad_norm` that was imported by its bare name is not seen; its time counts as outside operations.)
 """
 
@@ -48,11 +48,12 @@ class Row:
         flops: 2 * the multiply-adds of matrix products and convolutions, products with padding included; forward one
             product, backward one for each gradient (of input and weight) that was computed. 0: not counted; biases,
             ReLU, normalisation and all elementwise work never are.
-        bytes: compulsory traffic, each array once (a number is one element): forward reads the inputs and writes the
-            output; backward reads gy and all inputs, which stand for whatever was saved (more than it reads where it
-            saved less, as in Add), and writes the gradients. An update reads values, gradients and moments and writes
-            values and moments; clipping reads and writes the gradients. Reshape and Transpose give views: 0. What
-            really moves is more (columns of a convolution, temporary arrays) or, between caches, less.
+        bytes: compulsory traffic, each array once (a number is one element). Forward reads the inputs and writes the
+            output. Backward reads gy and all inputs, and writes the gradients. The inputs stand for the saved arrays,
+            so the count is too high for an operation that saves less, such as Add. An update reads values, gradients
+            and moments and writes values and moments. Clipping reads and writes the gradients. Reshape and Transpose
+            count 0, because they give views. The real traffic is larger (columns of a convolution, temporary arrays),
+            or smaller if data stay in a cache.
     """
 
     layer: str

@@ -85,7 +85,7 @@ def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str
     for name in names:
         x = arrays[name]
         if x.dtype.kind not in "fiub":
-            raise ValueError(f"save_state: {name} is {x.dtype} but expected are real numbers")
+            raise ValueError(f"save_state: {name}: expected real numbers, found {x.dtype}")
         kind = "BOOL" if x.dtype == bool else f"{x.dtype.kind.upper()}{8 * x.itemsize}"
         header[name] = {"dtype": kind, "shape": x.shape, "data_offsets": (end, end + x.nbytes)}
         end += x.nbytes
@@ -96,14 +96,14 @@ def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str
 
 
 def require_file(path: Path, root: Path | None = None, most: int | None = None) -> str:
-    """The real path of a regular file. All else is refused before it is opened: a pipe can be waited for in vain, a
-    device has no end.
+    """The real path of a regular file. Everything else is refused before it is opened: reading a pipe may wait forever,
+    and a device has no end.
 
     Args:
         root: a folder that may come from a stranger: no link in it may lead out of it.
-        most: bytes that the file may have.
+        most: the largest number of bytes that the file may have.
     Raises:
-        DataError: the file is missing, of another kind, elsewhere, or larger.
+        DataError: the file is missing, not a regular file, outside root, or too large.
     """
     try:
         real = os.path.realpath(path)

@@ -1,4 +1,4 @@
-"""Checks for whoever adds an operation: is the gradient right, is the adjoint right?
+"""Checks for a new operation: is its gradient right, and is its adjoint right?
 
     x = Tensor(np.random.default_rng(0).normal(size=(3, 4)), requires_grad=True)  # float64
     gradcheck(my_operation, x)
@@ -49,7 +49,7 @@ def gradcheck(
         AssertionError: a gradient is wrong; tells which input, which index, and both values.
         TypeError: a tensor to check is not float64. ValueError: there is none.
 
-    Data and `grad` of all tensors are as before afterwards.
+    Data and `grad` of all tensors are restored at the end.
     """
     named = [(f"input {i}", x) for i, x in enumerate(inputs)]
     named += [(f"parameter {i}", x) for i, x in enumerate(parameters)]

@@ -1,8 +1,8 @@
 """Watcher: sees every operation, layer and update that runs, for the profiler and for `detect_anomaly`.
 
-While nobody watches it costs nothing, because the engine knows nothing of it: entering the context puts own versions in
-the place of `Function.__call__`, `Function.run_backward`, `Module.__call__`, every optimiser's `update` and
-`optim.clip_grad_norm`, and leaving it puts the very same originals back. Only the thread that entered is watched.
+It costs nothing while nothing is watched, because the engine does not know it. Entering the context replaces
+`Function.__call__`, `Function.run_backward`, `Module.__call__`, every optimiser's `update` and `optim.clip_grad_norm`
+by wrappers, and leaving it restores the originals. Only the thread that entered is watched.
 Meanwhile a ConvChain (ops/conv_chain.py, made by nn.fuse) runs link by link, so that each layer is seen. As one
 operation it is some 5 % faster, and on threads its last digits may differ. On a GPU a captured step runs its kernels
 one by one.
@@ -148,7 +148,7 @@ class Watcher:
 
 
 def layer_name(scope: Scope | None, alive: dict[int, str]) -> str:
-    """Of a layer: its path below the module that called it; else in any model that is alive; else the caller's name."""
+    """The name of a layer: its path below the module that called it, or in any living model, or the caller's name."""
     if scope is None:
         return ""
     outer = layer_name(scope.outer, alive)

@@ -29,9 +29,13 @@ MOST_IW_SAMPLES = 1_000_000  # an image: a day of work, and the bound has long s
 
 
 WRITTEN: dict[str, Option] = {
-    "out": (None, str, "folder for what is written (default: --model-dir)"),
+    "out": (None, str, "folder for the results (default: --model-dir)"),
     "overwrite": (None, bool, "replace files in --out that no run has made"),
-    "iw-samples": (0, number(int, 0, MOST_IW_SAMPLES), "per image for iw_nll, a tighter bound; 500 take minutes"),
+    "iw-samples": (
+        0,
+        number(int, 0, MOST_IW_SAMPLES),
+        "samples per image for iw_nll, a tighter bound; 500 take minutes",
+    ),
 }
 
 
@@ -43,7 +47,7 @@ def build_parser(program: Program) -> Parser:
         f"{program.example} --model-dir runs/vae10 --out results/vae10",
         prog=program.prog,
     )
-    add_model_options(parser, WRITTEN, images="images to measure on", seed="of the latent noise and the samples")
+    add_model_options(parser, WRITTEN, images="images to measure on", seed="the latent noise and the samples")
     return parser
 
 
@@ -75,7 +79,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         metrics, notes = measure(model, dataset, seed=args.seed, iw_samples=args.iw_samples, **given)
         notes += [others] if others else []
         if metrics["iw_nll"] is not None and not training_of_run(folder)[1].binarise:
-            notes.append("iw_nll is of binarised images, on which the model was not trained")
+            notes.append("iw_nll is measured on binarised images, but the model was not trained on such images")
         console.tell(table(metrics))
         record = {**metrics, "model": model.config, "training": read_record(folder).get("training", {})}
         findings = diagnose(record)

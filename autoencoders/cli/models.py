@@ -30,19 +30,19 @@ def add_model_options(parser: argparse.ArgumentParser, options: dict[str, Option
     """--model-dir, what is done with the model, which images and random numbers it gets, and the common options."""
     add_options(parser, {"model-dir": ("variational/model", str, "a trained model's folder"), **options}, keep=True)
     data: dict[str, Option] = {
-        "dataset": (None, str, f"{images} (default: those of the run; own ones must be named again)"),
+        "dataset": (None, str, f"{images} (default: the run's; your own images must be named again)"),
         "skip-broken": (None, bool, "leave out picture files that cannot be read"),
-        "data-dir": (None, str, "folder of its files (default: that of the run)"),
-        "seed": (0, number(least=0), seed),
+        "data-dir": (None, str, "folder of the data set's files (default: the run's)"),
+        "seed": (0, number(least=0), f"seed of {seed}"),
     }
     add_options(parser.add_argument_group("data"), data, keep=True)
     add_common_options(parser)
 
 
 def model_of(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Autoencoder, Path, Callable[[], None]]:
-    """(the model of --model-dir, its file, what raises RuntimeError if the folder holds another model meanwhile).
+    """(the model of --model-dir, its file, a check that raises RuntimeError if the folder's model has changed since).
 
-    A checkpoint counts as long as no model is there, also if the run goes on.
+    If the folder has no model, its newest checkpoint is used, even if the run is still training.
 
     Raises:
         DataError: there is no model, or no valid one. UsageError: --out is needed for results of this file.
@@ -51,17 +51,17 @@ def model_of(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Aut
     check_readable(folder)
     source = source_of(args.model_dir, tell)
     if Path(args.model_dir).is_file() and source.name not in (MODEL_FILE, WEIGHTS_FILE) and not args.out:
-        raise UsageError(f"--out is needed: the results in {folder} are of its own model, not of {source.name}")
+        raise UsageError(f"--out is needed: the results in {folder} belong to its own model, not to {source.name}")
     watched = source if source.parent == folder else folder / MODEL_FILE
     known = model_hash(watched)
     steps = read_record(folder).get("training", {}).get("steps")
     newest = latest_checkpoint(folder)
     if source.name == MODEL_FILE and steps and newest and int(newest.stem.rpartition("-")[2]) > steps:
-        tell(f"the run has gone on since {source} was saved; training with --finish makes a model of {newest.name}")
+        tell(f"the run continued after {source} was saved; training with --finish makes a model from {newest.name}")
 
     def check() -> None:
         if model_hash(watched) != known:
-            raise RuntimeError(f"{folder}: the model has changed meanwhile; run this again")
+            raise RuntimeError(f"{folder}: the model was changed while this program ran; run it again")
 
     return load(source), source, check
 
@@ -85,18 +85,18 @@ def reading_of_data(model: Autoencoder, folder: Path, dataset: str) -> Reading:
 
 
 def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, tell: Callable[[str], None]) -> Dataset:
-    """The data set that the options name, or else the published one of the run in a folder; tell hears which it is.
+    """The data set that the options name, or else the published one of the run in a folder. tell gets its name.
 
-    A folder may come from a stranger: what only its run.json names is not read as own images, and gets no downloads.
+    A folder may come from a stranger, so a path that only its run.json names is not read, and gets no downloads.
 
     Raises:
-        UsageError: --data-dir is of no use. DataError: it cannot be had, or does not fit the model. DeviceError: the
-            model takes more memory than there is.
+        UsageError: --data-dir has no effect. DataError: the data set is not available, or does not fit the model.
+            DeviceError: the model needs more memory than is free.
     """
     name, place = data_of_run(folder, args.dataset, args.data_dir, tell)
     record = folder / RECORD_FILE
     if not args.dataset and name not in NAMES:
-        raise DataError(f"{record}: data: names own images; if you trust it, add --dataset {shlex.quote(name)}")
+        raise DataError(f"{record}: data: names images by a path; if you trust it, add --dataset {shlex.quote(name)}")
     check_data_dir(name, args.data_dir)
     mine = place == args.data_dir
     try:
@@ -104,7 +104,7 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, te
         how["skip_broken"] |= args.skip_broken
         dataset = load_dataset(name, place, **how, download=mine, progress=not args.quiet)
     except DataError as error:
-        hint = "" if mine else f"; {record} names this folder, and only with --data-dir is anything put there"
+        hint = "" if mine else f"; {record} names this folder; nothing is written there unless --data-dir names it too"
         raise DataError(f"{error}{hint}") from error
     data = read_record(folder).get("data", {})
     dataset = dataset.as_recorded(data.get("content_hash"), "image_size" not in data)
@@ -128,4 +128,4 @@ def check_place(args: argparse.Namespace, folder: Path, dataset: Dataset) -> Non
     """Raise UsageError where results of other images would take the place of those of the run's own."""
     recorded = read_record(folder).get("data", {}).get("content_hash")
     if not args.out and recorded not in (None, dataset.content_hash):
-        raise UsageError(f"--out is needed: the results in {folder} are of its own images, not of {dataset.name}")
+        raise UsageError(f"--out is needed: the results in {folder} belong to its own images, not to {dataset.name}")

@@ -16,15 +16,15 @@ from ..data.dataset import did_you_mean, printable
 from .program import coloured
 
 MOST_THREADS = 1024  # each takes memory
-# default, type (list: of whole numbers; bool: a flag; or what makes a number of a text), help
+# (default, type, help); the type is list (of whole numbers), bool (a flag), or a function that converts the text
 Option = tuple[Any, Any, str]
 METAVARS = {"encode": "FILE", "config": "FILE", "init-from": "RUN"} | dict.fromkeys(
     ("out", "model-dir", "data-dir", "test-dir"), "DIR"
 )
 COMPUTING: dict[str, Option] = {
-    "backend": ("auto", str, "kernels"),
+    "backend": ("auto", str, "kernel set"),
     "threads": (None, int, "CPU threads (default: the cores this process may use)"),
-    "precision": ("fp32", str, "of convolutions on a GPU; tf32 is faster and rounds more"),
+    "precision": ("fp32", str, "precision of convolutions on a GPU; tf32 is faster and less exact"),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
     "model": ("ae", "vae"),
@@ -40,7 +40,7 @@ SYNONYMS = {"--learning-rate": "--lr", "--gpu": "--device cuda", "--cuda": "--de
 
 
 def text(value: str) -> str:
-    """The type of options that name something: an empty one is a variable that nobody has set."""
+    """The type of options that name something. An empty value usually comes from an unset shell variable."""
     if not value.strip():
         raise argparse.ArgumentTypeError("is empty")
     return value
@@ -84,10 +84,10 @@ def number(kind: type = int, least: float = -math.inf, most: float = math.inf) -
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors, too, are one line, and say what may have been meant.
+    """A parser whose errors are one line and suggest the option that was probably meant.
 
     Args:
-        about: what the program does. examples: of its arguments, shown at the end of the help.
+        about: what the program does. examples: commands that are shown at the end of the help.
     """
 
     def __init__(self, about: str | None, *examples: str, **named: Any) -> None:

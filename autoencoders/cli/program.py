@@ -32,7 +32,7 @@ _door = threading.Lock()
 _guests: list[None] = []  # one for each program that runs in this process
 _host = ExitStack()  # what the last of them puts back
 COLOURS = {"error": 31, "warning": 33}  # red and yellow
-LONGEST, MOST_LETTERS = 1000, 10_000  # of an error and of a line: what it quotes can be a whole file
+LONGEST, MOST_LETTERS = 1000, 10_000  # characters of an error and of a line, because they may quote a whole file
 
 
 class UsageError(ValueError):
@@ -119,10 +119,10 @@ def run_program(
     """Run a program's body and return its exit code: 0; 2 usage, 3 data, 4 device or memory, 5 diverged, 1 other; 128 +
     signal.
 
-    An error is one line on stderr, whose end is what_remains(error); what follows a new line there is a command, and is
-    printed on a line of its own. A terminal gets lines of 80 letters. With debug a traceback comes first. With quiet,
-    minigrad does not say that it compiles. Afterwards the process is what it was before, in its outputs, signals,
-    warnings and kernels.
+    An error is printed as one line on stderr that ends with what_remains(error). If that text has a second line, the
+    second line is a command and is printed by itself. On a terminal, lines are wrapped at 80 characters. debug prints a
+    traceback first. quiet hides minigrad's messages about compiling. At the end, outputs, signals, warnings and kernels
+    of the process are restored.
     """
     with _guest():
         if quiet:
@@ -141,7 +141,7 @@ def _run(body: Callable[[], None], debug: bool, what_remains: Callable[[BaseExce
         _tell("interrupted", what_remains(stop))
         return 128 + (stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT)
     except BrokenPipeError as error:
-        _tell("error: the reader of the output has gone", what_remains(error))
+        _tell("error: the program that reads the output has ended", what_remains(error))
         return 1
     except Exception as error:
         if debug:
@@ -169,8 +169,8 @@ def _tell(text: str, what_remains: str) -> None:
 
 @contextmanager
 def _guest() -> Iterator[None]:
-    """Outputs are shown. After the last of the programs that run at once, the process is what it was before the first:
-    each for itself would bring back what another one has set."""
+    """Make the outputs safe to print, and restore the state of the process after the last program that runs at the same
+    time. A program that restored the state by itself would undo settings of the others."""
     with _door:
         if not _guests:
             _host.enter_context(_same_kernels())
@@ -208,10 +208,10 @@ def _same_kernels() -> Iterator[None]:
 
 
 class _Shown:
-    """An output that shows what comes from outside and obeys none of it: names of files and classes can hold control
-    characters. It fails neither where it was closed at the start nor at a letter that it does not know.
+    """An output that escapes control characters, because names of files and classes can hold some. It works even if the
+    real output was closed at the start or cannot encode a character.
 
-    keep: control characters that are obeyed, besides new lines and tabs.
+    keep: control characters that are not escaped, besides new lines and tabs.
     """
 
     def __init__(self, output: Any, keep: str = "") -> None:

@@ -42,20 +42,20 @@ GROUPS: dict[str, dict[str, Option]] = {
     "": {  # shown first
         "model": ("vae", str, "plain or variational autoencoder"),
         "dataset": ("auto", str, "auto, fashion-mnist, mnist, a folder of images, or a file (.npz .npy .csv .h5 ...)"),
-        "epochs": (None, int, "passes over the training images (default: 8, more where there are few images)"),
+        "epochs": (None, int, "passes over the training images (default: 8, or more for few images)"),
         "latent-dim": (2, int, "dimensions of the latent space"),
     },
     "data": {
-        "data-dir": (None, str, "folder that holds the data set's files, or shall (default: the user cache)"),
+        "data-dir": (None, str, "folder of the data set's files; missing ones are downloaded (default: user cache)"),
         "image-size": (None, list, "N or H W: resize the short side and crop the centre (default: as they are)"),
         "grayscale": (None, bool, "turn images to grey"),
         "augment": (None, bool, "flip half of the images of each step left to right, and shift all by a few pixels"),
         "test-dir": (None, str, "folder or file of test images (default: a tenth of all, if there are no others)"),
         "skip-broken": (None, bool, "leave out picture files that cannot be read"),
-        "limit-train": (None, int, "use this many training images, of own data a random sample (default: all)"),
+        "limit-train": (None, int, "use only N training images, a random sample of your own data (default: all)"),
         "validation": (0.0, float, "training images held out to measure on: a count, or a share below 1"),
-        "denoise": (0.0, float, "standard deviation of noise that the encoder sees on the pixels, which are 0 to 1"),
-        "binarise": (None, bool, "draw every pixel of every step as 0 or 1, its grey being the probability (vae)"),
+        "denoise": (0.0, float, "standard deviation of the noise on the encoder's input, whose pixels are 0 to 1"),
+        "binarise": (None, bool, "draw every pixel of every step as 0 or 1, with its grey as the probability (vae)"),
     },
     "network": {
         "filters": (None, list, "filters of each convolution (default: by the size of the images)"),
@@ -64,30 +64,30 @@ GROUPS: dict[str, dict[str, Option]] = {
         "conditional": (None, bool, "tell encoder and decoder the class of each image (vae; needs labels)"),
     },
     "loss": {
-        "likelihood": ("bernoulli", str, "of the pixels (vae)"),
+        "likelihood": ("bernoulli", str, "likelihood of the pixels (vae)"),
         "beta": (1.0, float, "weight of the KL term (vae)"),
-        "kl-warmup": (0.0, float, "epochs in which beta rises from 0 (vae)"),
-        "iw-samples": (1, int, "latents per image and step; from 2 on the importance-weighted bound is trained (vae)"),
+        "kl-warmup": (0.0, float, "epochs over which beta rises from 0 (vae)"),
+        "iw-samples": (1, int, "latents per image and step; 2 or more train the importance-weighted bound (vae)"),
     },
     "training": {
         "batch-size": (None, int, "images per step (default: 128, fewer where there are few images)"),
         "lr": (2e-3, float, "Adam's learning rate; with the cosine schedule its peak"),
-        "schedule": ("cosine", str, "of the learning rate: constant, or from --lr to 0"),
-        "warmup-steps": (None, int, "steps in which --lr is reached from 0 (default: a tenth of all, 50 to 200)"),
-        "clip-norm": (None, float, "limit of the gradient's norm (default: none)"),
+        "schedule": ("cosine", str, "learning rate schedule: constant, or a cosine from --lr to 0"),
+        "warmup-steps": (None, int, "steps over which --lr is reached from 0 (default: a tenth of all, 50 to 200)"),
+        "clip-norm": (None, float, "largest norm that the gradient may have (default: none)"),
         "patience": (None, int, "stop after this many epochs without a better validation loss (default: never)"),
-        "save-every": (0, int, "steps between checkpoints, besides one after each epoch"),
-        "seed": (0, int, "of weights, shuffle, noise and split"),
+        "save-every": (0, int, "steps between additional checkpoints; one is written after each epoch anyway"),
+        "seed": (0, int, "seed of the weights, shuffle, noise and split"),
     },
 }
 RUN: dict[str, Option] = {
     "out": (None, str, "the run's folder (default: model, or variational/model for vae)"),
     "resume": (None, bool, "go on with the run in --out, with its own options"),
-    "finish": (None, bool, "make the model of the run in --out as far as it got"),
-    "init-from": (None, str, "saved model to train on (default: a new one)"),
+    "finish": (None, bool, "write the model of the run in --out as it is now, without further training"),
+    "init-from": (None, str, "saved model to train further (default: a new model)"),
     "overwrite": (None, bool, "replace the run in --out"),
-    "smoke": (None, bool, "two batches through every stage, to see that all works"),
-    "config": (None, str, f"options from a TOML file, or a recipe ({', '.join(recipes())}); those typed here win"),
+    "smoke": (None, bool, "run two batches through every stage, to check that everything works"),
+    "config": (None, str, f"TOML file of options, or a recipe ({', '.join(recipes())}); options typed here win"),
     "tensorboard": (None, bool, "write events for TensorBoard into the run's folder"),
 }
 OPTIONS = {name: option for group in (*GROUPS.values(), COMPUTING) for name, option in group.items()}
@@ -121,7 +121,7 @@ def read_config(path: str) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read as TOML ({error})") from error
     for name, value in found.items():
         if name not in OPTIONS:
-            hint = did_you_mean(name, OPTIONS) or f"; known are {', '.join(OPTIONS)}"
+            hint = did_you_mean(name, OPTIONS) or f"; the options are {', '.join(OPTIONS)}"
             raise DataError(f"{path}: unknown option {name!r}{hint}")
         kind = OPTIONS[name][1]
         good = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
@@ -146,10 +146,10 @@ def in_options(message: str) -> str:
 
 
 def take_model(path: str, settings: dict[str, Any], given: set[str], tell: Callable[[str], None]) -> None:
-    """Let the settings be those of a saved model that is to be trained on: its file, kind, beta unless given, and data.
+    """Take the settings from a saved model that is to be trained further: its file, kind, beta unless given, and data.
 
     Raises:
-        DataError: there is no model. UsageError: an option is of the architecture.
+        DataError: there is no model. UsageError: an option would change the architecture.
     """
     minigrad.use(kernels="numpy")
     source = source_of(path, tell)
@@ -218,8 +218,8 @@ def new_model(
 
 
 def length_of(images: int, batch_size: int | None, epochs: int | None) -> tuple[int, int]:
-    """(batch size, epochs) of a training on so many images: those that are given; or else, where there are few images,
-    small batches and enough steps."""
+    """(batch size, epochs) of a training on this number of images: the given values, or else values that give small
+    batches and enough steps if there are few images."""
     batch_size = batch_size or max(16, min(128, 2 ** int(math.log2(max(1, images / 40)))))
     batches = -(-images // batch_size)
     return batch_size, epochs or max(8, min(40, 480_000 // images), -(-STEPS // batches))

@@ -59,8 +59,8 @@ def build_parser(program: Program) -> Parser:
             add_options(parser.add_argument_group(title), options)
     add_common_options(parser)
     gpu = parser.add_argument_group("GPU")
-    gpu.add_argument("--memory-limit", type=number(float), metavar="GIB", help="of its memory (default: all)")
-    gpu.add_argument("--no-capture", action="store_true", help="launch every kernel: no CUDA graph")
+    gpu.add_argument("--memory-limit", type=number(float), metavar="GIB", help="GPU memory to use (default: all)")
+    gpu.add_argument("--no-capture", action="store_true", help="launch every kernel by itself, without a CUDA graph")
     return parser
 
 
@@ -125,12 +125,12 @@ class Training:
         trainer.capture = not args.no_capture
         if args.memory_limit is not None:
             if trainer.k.on_host:
-                raise UsageError("--memory-limit is of a GPU's memory; leave it out with --device cpu")
+                raise UsageError("--memory-limit limits the memory of a GPU; leave it out with --device cpu")
             trainer.k.limit_memory(int(args.memory_limit * 2**30))
         trainer.callbacks = [*trainer.callbacks, *callbacks]
         run.verbose, self.started = args.verbose, run
         if not args.finish:
-            console.line(f"all files go to {folder}{os.sep}; after every epoch look at")
+            console.line(f"all files go to {folder}{os.sep}; redrawn after every epoch:")
             console.line(f"  {folder / PROGRESS_FILE}")
         run.execute(console.line)
         console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
@@ -178,15 +178,15 @@ class Training:
         """After an error: what is saved, and the command that goes on with it."""
         stopped = isinstance(error, KeyboardInterrupt)
         if stopped and self.args.resume and not self.started:
-            return f" before the training went on. Go on with:\n{self.command}"
+            return f" before the training was resumed. Resume it with:\n{self.command}"
         if not self.started or not self.started.resumable or isinstance(error, FileExistsError):
             return " before the first checkpoint; the same command starts again" if stopped else ""
         folder, old = self.started.folder, self.started.replaced
-        kept = f"; the run that was replaced lies in {old}" if old else ""
-        if isinstance(error, DivergedError):  # it would again
+        kept = f"; the replaced run is in {old}" if old else ""
+        if isinstance(error, DivergedError):  # a resumed run would diverge again
             return kept
-        now = "saved" if stopped else "what was saved is kept"
-        then = "--finish in place of --resume makes the model now. Go on" if stopped else "When that is mended, go on"
+        now = "saved" if stopped else "the checkpoints are kept"
+        then = "--finish instead of --resume makes the model now. Resume" if stopped else "When this is fixed, resume"
         again = "--resume --tensorboard" if self.args.tensorboard else "--resume"
         return f"; {now}{kept}. {then} with:\n{self.program} --out {shlex.quote(str(folder))} {again}"
 
@@ -223,12 +223,12 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         tell(f"--warmup-steps {options.warmup_steps} is more than all {steps} steps: --lr is not reached")
     if options.kl_warmup > options.epochs:
         tell(f"--kl-warmup {options.kl_warmup:g} is more than all {options.epochs} epochs: --beta is not reached")
-    # BatchNorm's moving statistics shall forget where they started, also in a short training, and in a long one of few
-    # images soon enough for those who look at its first epochs.
+    # BatchNorm's moving statistics must forget their initial values, even in a short training. In a long training on
+    # few images they must do so early, because the pictures of the first epochs use them.
     settled = min(steps, max(300, 10 * -(-images // settings["batch_size"])))
     model = new_model(settings, (*dataset.train_images.shape[1:],), max(0.0, min(0.99, 1 - 10 / settled)), dataset)
     if "init_from" in settings:
-        tell(f"training {settings['init_from']} on, after {model.trained_steps} steps")
+        tell(f"training {settings['init_from']} further; it was trained for {model.trained_steps} steps")
     console.tell(model.summary() if args.verbose else model.outline())
     run = start_run(
         model,

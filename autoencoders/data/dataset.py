@@ -24,20 +24,20 @@ MAX_BYTES = 1 << 30  # what a compressed file may expand to
 MAX_CLASSES = 10_000  # a conditional model has weights for each class; a label beyond is no class
 CHUNK = 1 << 20  # bytes that are read at a time
 MOST_PIXELS = 4096  # of a side to which images are resized
-ROUNDING = 1e-5  # by which floats may miss [0, 1]; whoever takes them clips them
+ROUNDING = 1e-5  # floats may exceed [0, 1] by this much; the readers clip them
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How images are read. A run records it; `--resume`, and the programs that use its model, read images alike.
+    """How images are read. A run records this, so `--resume` and the programs that use its model read images alike.
 
     Args:
         image_size: (H, W), or one number for both: the short side is resized and the centre is cropped.
-        grayscale: True: grey. False: in colour. None: as the images are, which is in colour if any of them is.
+        grayscale: True: in grey. False: in colour. None: in colour if any of the images is in colour, else in grey.
         test_dir: a folder or file of test images, if they are not in the data set itself.
         skip_broken: leave out picture files that cannot be read.
-        every_tenth: where there are no test images, take every 10th, as runs of earlier versions did, instead of a
-            tenth of each class by chance.
+        every_tenth: if there are no test images, take every 10th image, as earlier versions did. False: a random
+            tenth of each class is taken.
 
     Raises:
         DataError: a value is out of range.
@@ -125,7 +125,7 @@ class Dataset:
             DataError: training or test images have no labels, or there are more than MAX_CLASSES classes.
         """
         if self.train_labels is None or self.test_labels is None:
-            why = self.label_fault or "there are none (sub-folders are classes; among arrays, name them y or labels)"
+            why = self.label_fault or "there are none (use a sub-folder per class, or name the array y or labels)"
             raise DataError(f"{self.name}: a conditional model needs labels of training and test images; {why}")
         count = len(self.class_names) or 1 + int(max(self.train_labels.max(), self.test_labels.max()))
         if count > MAX_CLASSES:
@@ -238,9 +238,9 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 def value_fault(images: Any) -> str | None:
     """Why these are not pixels, which are uint8 or floats in [0, 1], and what to do; None if they are."""
     if np.ma.isMaskedArray(images):
-        return "expected plain arrays, found a masked one; images.filled(0) says what stands for the rest"
+        return "expected plain arrays, found a masked one; images.filled(0) replaces the masked values by 0"
     if images.dtype == np.uint8:
-        dark = "found only 0 and 1 as uint8, which stands for 0 to 255; images.astype('float32') keeps black and white"
+        dark = "found only 0 and 1, but white is 255 in uint8; images.astype('float32') makes 1 white"
         return dark if images.max() == 1 else None
     wrong = f"expected uint8, or floats in [0, 1], found {images.dtype}"
     if images.dtype.kind not in "fiub":
@@ -260,12 +260,12 @@ def range_fault(low: float, high: float, floats: bool) -> str | None:
     else:
         found = f"{low:g} to {high:g}"
         if floats and low > -0.2 and high < 1.2:
-            mend = "images.clip(0, 1) cuts off what exceeds"
+            mend = "images.clip(0, 1) clips them"
         elif low < 0:
             half = floats and -1 <= low < -0.5 and high <= 1
-            mend = "take (images + 1) / 2" if half else "undo the standardising or offset, and clip what exceeds"
+            mend = "use (images + 1) / 2" if half else "undo the standardisation or offset, and clip the result"
         else:
-            mend = "divide by 255" if 100 < high <= 255 else "divide by the value that stands for white"
+            mend = "divide by 255" if 100 < high <= 255 else "divide by the value of white"
     return f"expected {'floats in [0, 1]' if floats else 'whole numbers from 0 to 255'}, found {found}; {mend}"
 
 
@@ -283,9 +283,9 @@ def class_labels(labels: Any, count: int) -> np.ndarray:
     if masked:
         found = "a masked array"
     elif labels.dtype.kind not in "uifb":
-        found = f"{labels.dtype}; number the classes from 0 on, alike for training and testing"
+        found = f"{labels.dtype}; number the classes from 0, in the same way for training and test images"
     elif not labels.size == count == max(labels.shape, default=1):
-        several = "; labels.argmax(axis=1) makes one of each one-hot row" if labels.ndim == 2 else ""
+        several = "; labels.argmax(axis=1) turns one-hot rows into labels" if labels.ndim == 2 else ""
         found = f"shape {labels.shape}{several}"
     else:
         kind = {"f": np.float64, "b": np.uint8}.get(labels.dtype.kind, labels.dtype)

@@ -34,8 +34,8 @@ MIRROR_SECONDS = 6.0  # within which a mirror must answer; all are asked at once
 READ_SECONDS = 20.0  # of silence during a download
 # A server that sends a byte now and then is never silent: a file gets this long, and its size at this rate besides.
 SLOW_SECONDS = 60.0
-SLOW_RATE = 20_000  # bytes a second; the largest file gets 40 minutes, which a mobile line of 2G does not need
-STALE_SECONDS = 86_400.0  # the age at which a file begun is that of a killed download: no other can take so long
+SLOW_RATE = 20_000  # bytes per second; the largest file gets 40 minutes, which is enough even for a 2G connection
+STALE_SECONDS = 86_400.0  # a partial file older than this is from a killed download; no live download takes so long
 APT_SECONDS = 300.0  # for each program started
 
 
@@ -79,7 +79,7 @@ def fetch(name: str, folder: Path, files: list[str], progress: bool) -> tuple[di
     with as_data_error(folder):
         parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
         if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-            raise fault(folder, "download folder", "a folder that can be written", f"that {parent} cannot")
+            raise fault(folder, "download folder", "a writable folder", f"that {parent} is not writable")
     arrays: dict[str, np.ndarray] = {}
     origins: list[str] = []
     reasons: list[str] = []

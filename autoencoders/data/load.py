@@ -37,12 +37,12 @@ def load_dataset(
 
     Args:
         name: `fashion-mnist`, `mnist`, `fashion-mnist-sample` (5,000 images that come with this package), `auto`
-            (Fashion-MNIST, or the sample where the full set is neither here nor to be had; `source` says which and
-            why), or the path of a folder of images, of a file of arrays (`own_arrays.SUFFIXES`), or of a folder of
-            such or of IDX files.
-        data_dir: folder of the IDX files, or of a sub-folder with the set's name. What it lacks is downloaded into it;
-            what it holds must be right. Without it these are searched: the environment variable MINIGRAD_DATA, the
-            user's cache (or the environment variable MINIGRAD_CACHE), and Debian's folder.
+            (Fashion-MNIST, or the sample if the full set is neither on this machine nor available for download;
+            `source` says which and why), or a path: a folder of images, a file of arrays (`own_arrays.SUFFIXES`), or a
+            folder of such files or of IDX files.
+        data_dir: folder of the IDX files, or a folder with a sub-folder that has the set's name. Missing files are
+            downloaded into it; wrong files in it are an error. None: search the folder that the environment variable
+            MINIGRAD_DATA names, the user's cache (or the folder that MINIGRAD_CACHE names), and Debian's folder.
         download: whether the network may be used.
         progress: whether to show progress, which happens only when stderr is a terminal.
         how: image_size, grayscale and, with a path, test_dir, skip_broken and every_tenth, as in `Reading`.
@@ -81,7 +81,7 @@ def _load_published(name: str, data_dir: str | os.PathLike[str] | None, download
         # A folder that the user named and that is wrong is an error; a cache that cannot be written is a reason.
         if data_dir is not None and not isinstance(error, NotFetchedError):
             raise
-        return load_sample(f", because the full set could not be had: {error}")
+        return load_sample(f", because the full set is not available: {error}")
 
 
 def _load_own(path: Path, reading: Reading, progress: bool) -> Dataset:
@@ -89,7 +89,7 @@ def _load_own(path: Path, reading: Reading, progress: bool) -> Dataset:
     said = []
     if path.is_dir():
         if (path / "run.json").exists() and (path / "checkpoints").exists():
-            raise fault(path, "content", "images", "a run of this project; --model-dir or --init-from takes it")
+            raise fault(path, "content", "images", "a run of this project; pass it to --model-dir or --init-from")
         if idx_files(path):
             said = ["own IDX files, not compared with a published set"]
         elif not array_files(path) or find_pictures(path, []):

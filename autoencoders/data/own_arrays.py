@@ -199,7 +199,7 @@ def _hdf5(path: Path, limit: int) -> Arrays:
     import h5py
 
     if not h5py.is_hdf5(path):
-        raise fault(path, "format", "HDF5 (of MATLAB files that of save -v7.3)", "another one")
+        raise fault(path, "format", "HDF5 (save MATLAB files with -v7.3)", "another format")
 
     @contextlib.contextmanager
     def numbers(name: str) -> Iterator[Numbers]:
@@ -234,10 +234,10 @@ def _picture(count: int) -> tuple[int, ...]:
 
 
 def _table(path: Path, names: list[str], count: int, dtype: Any, blocks: Any, pictures: Array | None = None) -> Arrays:
-    """The images and the labels in a table of count rows, of which blocks(columns, dtype) yields a few at a time.
+    """The images and the labels in a table of count rows. blocks(columns, dtype) yields a few rows at a time.
 
-    names: of the columns. One of labels is known by its name, or it is the first and the others are an image's pixels.
-    pictures: the images, if they are no columns of pixels.
+    names: of the columns. The label column is known by its name, or it is the first column and all others are pixels.
+    pictures: the images, if they are not columns of pixels.
     """
 
     @contextlib.contextmanager
@@ -283,7 +283,7 @@ def _csv(path: Path) -> Arrays:
                 try:
                     yield np.loadtxt(lines, dtype, usecols=used, max_rows=step, **form)
                 except ValueError as error:
-                    raise ValueError(f"{error}; rows are counted from number {start + 1} on") from error
+                    raise ValueError(f"{error}; this message counts from data row {start + 1}") from error
 
     with opened() as lines:
         first = next(lines, "")

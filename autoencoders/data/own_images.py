@@ -1,7 +1,7 @@
 """A user's own images as a folder of picture files. Arrays of images are read in own_arrays.py.
 
-Nothing is taken for something else without a word: what is assumed is said in `Dataset.source`, and what can be read in
-two ways is refused. Each file is read once, each image straight into its place in the data set.
+No assumption is silent: `Dataset.source` names every assumption, and input that can be read in two ways is refused.
+Each file is read once, and each image is read straight into its place in the data set.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def load_folder(folder: Path, reading: Reading, progress: bool, broken: Collecti
     pictures, first = [picture for part in parts for picture in part], len(parts[0])
     count = len(pictures)
     if count < 2 or not all(parts):
-        mend = "save pictures as .png or .jpg, unpack archives, and give arrays by the path of their file"
+        mend = "save pictures as .png or .jpg, unpack archives, and for arrays give the path of the file"
         found = "; ".join([str(count), *notes, *[mend] * bool(passed)])
         raise fault(folder, "content", "at least 2 images" + ", of them 1 for testing" * bool(aside), found)
     number = {name: label for label, name in enumerate(names)}
@@ -214,7 +214,7 @@ def _parts(place: Path, pictures: list[Path]) -> tuple[list[tuple[Path, list[Pat
         return [(place, pictures)], [f"{named['train'][0]} is taken for a class like the others"]
     if classes or max(map(len, named.values())) > 1 or "train" not in named:
         found = listed(name or folders[name][0].name for name in folders)
-        expected = "a folder train, at most one test and one val, and nothing beside"
+        expected = "a folder train, at most one folder test and one folder val, and nothing else"
         raise fault(place, "content", expected, f"{found}; move or rename the others")
     notes = []
     if "val" in named:
@@ -239,7 +239,7 @@ def _classes(place: Path, pictures: list[Path]) -> list[tuple[Path, str]]:
     for path, name in found:
         for inner in path.parts[len(place.parts) + 1 : -1]:
             if role(inner)[0] or (inner in folders and inner != name):
-                wrong = f"{printable(inner)}; put that above the classes, or leave it out"
+                wrong = f"a sub-folder {printable(inner)}; move it above the class folders, or remove it"
                 raise fault(place / name, "content", "images of one class", wrong)
     return found
 

@@ -44,7 +44,7 @@ def load_collection(name: str, data_dir: str | os.PathLike[str] | None, download
         if wrong:
             raise DataError(wrong[0])
         if not found and folder.is_dir() and any(map(is_picture, folder.glob("*.*"))):
-            hint = "for images of your own use --dataset, and for downloads another folder"
+            hint = "use --dataset for your own images, or choose another folder for downloads"
             raise fault(folder, "content", f"files of {collection.title}, or none", f"pictures; {hint}")
     else:
         with as_data_error("user cache"):

@@ -15,8 +15,8 @@ Metrics = dict[str, Any]
 Finding = dict[str, str]
 
 # A good VAE's samples vary about as much as its reconstructions: 0.92 times with 2 dimensions, 0.75 with 10 and 0.79
-# with 32 (of short trainings). The seed's: 0.010 / 0.226 = 0.04; with beta 0.001: 0.04. A VAE after a few hundred steps
-# still has 0.19 to 0.43: pale samples, but of different clothes.
+# with 32 (short trainings). The original program has 0.010 / 0.226 = 0.04, a VAE with beta 0.001 also 0.04. A VAE after
+# a few hundred steps has 0.19 to 0.43: its samples are pale, but show different clothes.
 DEAD_PRIOR, PALE_PRIOR = 0.15, 0.5
 # Pixels that vary less do so by rounding only: the images are one image, and what they are encoded to one point.
 ALIKE = 1e-6
@@ -101,7 +101,7 @@ def no_better_than_the_mean(metrics: Metrics) -> Finding | None:
         return None
     return _finding(
         "reconstructions are no better than the mean image",
-        f"mse {metrics['mse']:.4f}, of the mean of the training images {metrics['mean_mse']:.4f}",
+        f"mse is {metrics['mse']:.4f}; the mean of the training images gives {metrics['mean_mse']:.4f}",
         _remedy(metrics, fatal=True),
     )
 
@@ -171,8 +171,8 @@ def over_regularised(metrics: Metrics) -> Finding | None:
     if fixed:
         basis += f" and pixel variance {model['variance']:g} weight the KL {weight:.3g} times"
     return _finding(
-        "over-regularised: reconstructions are blurred for the sake of the KL",
-        f"mse {metrics['mse']:.4f} is above {pca:.4f} of PCA with as many dimensions; {basis}",
+        "over-regularised: the KL term has too much weight, so reconstructions are blurred",
+        f"mse is {metrics['mse']:.4f}, but PCA with as many dimensions has {pca:.4f}; {basis}",
         "a variance that is learned (--likelihood gaussian-learned)" if fixed else _remedy(metrics),
     )
 
@@ -188,7 +188,7 @@ def blurred(metrics: Metrics) -> Finding | None:
     used = metrics["active_units"] or metrics["model"]["latent_space_dim"]
     return _finding(
         "blurred: a linear map reconstructs better",
-        f"mse {metrics['mse']:.4f} is above {pca:.4f} of PCA with {used} component{'s' if used > 1 else ''}",
+        f"mse is {metrics['mse']:.4f}, but PCA with {used} component{'s' if used > 1 else ''} has {pca:.4f}",
         _remedy(metrics),
     )
 
@@ -203,7 +203,7 @@ def over_fitting(metrics: Metrics) -> Finding | None:
     return _finding(
         "over-fitting: training images are reconstructed much better than others",
         why,
-        "more images, or the same flipped and shifted (--augment)",
+        "more images, or flipped and shifted copies of them (--augment)",
     )
 
 

@@ -1,5 +1,5 @@
-"""A Gaussian mixture fitted to latents, from which a plain autoencoder can generate: its latents follow no known
-distribution, so decoding draws of N(0, I) would give what no image looks like.
+"""A Gaussian mixture that is fitted to latents, so that a plain autoencoder can generate images. Its latents follow no
+known distribution, so decoded draws of N(0, I) would not look like images.
 
 Source: Ghosh et al., From Variational to Deterministic Autoencoders, 2020 (ex-post density estimation).
 """
@@ -64,8 +64,9 @@ def fit_mixture(latents: np.ndarray, components: int = 50, seed: int = 0) -> Mix
 
 
 def save_mixture(model: Path, mixture: Mixture) -> Path:
-    """Write a mixture into the folder of the model whose latents it was fitted to, with that model's SHA-256. A path of
-    the model's file will do, too.
+    """Write a mixture, and the SHA-256 of the model whose latents it was fitted to, into that model's folder.
+
+    model: the folder, or the model's file.
 
     Raises:
         DataError: there is no model, or the file cannot be written.

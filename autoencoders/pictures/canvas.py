@@ -69,7 +69,7 @@ def checked_classes(labels: ArrayLike, class_names: Sequence[str], N: int, who: 
         return index.astype(np.int64), [str(label) for label in present]
     if array.min() < 0 or array.max() >= len(class_names):
         wrong = int(array.min()) if array.min() < 0 else int(array.max())
-        raise ValueError(f"{who}: label {wrong} has no name, class_names names 0 to {len(class_names) - 1}")
+        raise ValueError(f"{who}: label {wrong} has no name; class_names has names for 0 to {len(class_names) - 1}")
     return array.astype(np.int64), [str(name) for name in class_names]
 
 
@@ -100,7 +100,7 @@ def write_text(
 
 
 def fonts_for(text: str) -> list[str]:
-    """The usual fonts, and after them those that have letters of the text which these lack, if any is installed."""
+    """The usual fonts, followed by installed fonts for those letters of the text that the usual fonts lack."""
     usual = FontProperties()
     font = get_font(findfont(usual))
     lacking = [ord(letter) for letter in text if not font.get_char_index(ord(letter))]

@@ -47,9 +47,9 @@ CURVES: dict[str, tuple[str, str, Any]] = {  # colour, marker and dashes of the 
     "validation": (VALIDATION_COLOUR, "s", (0, (5, 1.5))),
 }
 
-FIRST_EPOCH = 2.0  # times the range of the other losses: a first one farther above them is cut off
-FEWEST_CUT = 10  # epochs; of fewer the first is much of the story
-UNUSED = 0.05  # nats that a latent dimension tells of an image: to the eye such a bar is one of zero
+FIRST_EPOCH = 2.0  # times the range of the other losses: a first loss that lies farther above them is cut off
+FEWEST_CUT = 10  # epochs; in shorter histories the first epoch is too important to cut off
+UNUSED = 0.05  # nats per image of a latent dimension; a bar of this height looks like zero
 LONGEST_TICK = 10  # characters of a number at an axis
 
 
@@ -272,7 +272,7 @@ def kl_bars(kl_per_dim: ArrayLike, *, title: str = "KL divergence of each latent
     axes.set_xticks(range(0, len(kl), step), [f"z{order[i] + 1}" for i in range(0, len(kl), step)])
     axes.set_xlabel("latent dimension", fontsize=TEXT_SIZE, color=INK)
     axes.set_ylabel("nats per image", fontsize=TEXT_SIZE, color=INK)
-    _headline(axes, title, f"in all {number_text(float(kl.sum()))} nats per image")
+    _headline(axes, title, f"{number_text(float(kl.sum()))} nats per image in total")
     return figure
 
 
@@ -447,7 +447,7 @@ class _Ticks(ScalarFormatter):
 
 
 def _plain_axes(axes: Axes) -> None:
-    """The looks of all axes; after what is drawn on them, whose range it widens where that is nothing but rounding."""
+    """Set the style of axes, after everything is drawn on them. A range that is only rounding errors is widened."""
     axes.grid(visible=True, color="#e4e4e4", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=SMALL_SIZE, colors=INK, length=3)

@@ -19,8 +19,8 @@ from ..training.folder import check_writable
 
 
 def save_singles(images: np.ndarray, labels: np.ndarray | None, folder: Path, kind: str) -> Path:
-    """Write images (N, H, W, C) in [0, 1], each as folder/samples/<number>.png, or all and their labels as
-    folder/samples.npz; returns the path. Numbered files of earlier ones go.
+    """Write images (N, H, W, C) in [0, 1], each as folder/samples/<number>.png, or all with their labels as
+    folder/samples.npz; returns the path. Numbered files of an earlier call are deleted.
 
     Raises:
         DataError: they cannot be written.
@@ -44,12 +44,12 @@ def save_singles(images: np.ndarray, labels: np.ndarray | None, folder: Path, ki
 
 
 def save_latents(model: Autoencoder, dataset: Dataset, parts: Sequence[str], split: bool, path: Path) -> str:
-    """Write the latents of the train and test images, as parts says, as a .csv or .npz file, a row for each image.
-    Returns what was written, and what the columns are.
+    """Write the latents of the given parts, train or test images or both, to a .csv or .npz file, one row per image.
+    Returns a text that names the file and its columns.
 
-    The columns are: part, `train` or `test`, if split or if an index is there in both; path, of the image's file, or
-    index, of the image in its array, from 0; label, and class, its name, if there are any; and z1 to zZ, of a VAE the
-    means. An .npz has z (N, Z), and of a VAE log_variance.
+    The columns are: part, `train` or `test`, if split is True or an index occurs in both parts; path of the image's
+    file, or index of the image in its array, from 0; label, and class (its name), if there are any; and z1 to zZ, for a
+    VAE the means. An .npz file has z (N, Z), and for a VAE also log_variance.
 
     Raises:
         DataError: the file cannot be written.

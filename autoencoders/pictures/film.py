@@ -135,9 +135,9 @@ def gif(
 
 
 def _palette(picture: Image.Image) -> Image.Image:
-    """256 colours for all frames: greys, white, those of the classes, which cover little and would else get the colours
-    of others, and what is frequent in a picture."""
-    # of each channel Pillow compares six bits, so that white must have no rival
+    """256 colours for all frames: greys, white, the colours of the classes, and colours that are frequent in a picture.
+    The dots of a class cover few pixels, so without an entry of their own they would get another class's colour."""
+    # Pillow compares only six bits per channel, so no other colour may be close to white
     greys = [(grey, grey, grey) for grey in (*range(0, 248, 4), 255)]
     classes = [ImageColor.getrgb(colour) for colour in charts.CLASS_COLOURS]
     found = picture.quantize(256 - len(greys + classes), method=Image.Quantize.MAXCOVERAGE).getpalette()

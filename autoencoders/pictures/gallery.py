@@ -184,10 +184,10 @@ def close_ups(
     mixture: Mixture | None = None,
     trained: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Pictures beyond those of `runs.draw`, by name: the images that the model reconstructs worst and best; for a VAE
-    also traversals of the latent dimensions and the KL divergence of each; for whatever draws new images, some (of a
-    conditional model one of each class) beside their nearest neighbours among the images that it was trained on, whose
-    indices are `trained` (None: all training images)."""
+    """Pictures in addition to those of `draw`, by name: the images that the model reconstructs worst and best; for a
+    VAE also traversals of the latent dimensions, and the KL divergence of each dimension. If the model can draw new
+    images, some of them (one of each class if it is conditional) beside their nearest neighbours among the images that
+    it was trained on. `trained` holds the indices of these; None: all training images."""
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     reconstructed, latents = model.reconstruct(images, labels=labels)
     errors = ((reconstructed - to_unit_range(images)) ** 2).mean(axis=(1, 2, 3))
@@ -259,7 +259,7 @@ def denoised(model: Autoencoder, dataset: Dataset, noise: float, seed: int = 0) 
         labels,
         dataset.class_names,
         after,
-        title=f"Test images with noise of standard deviation {noise:g}, and what the model makes of them",
+        title=f"Test images with noise of standard deviation {noise:g}, and their reconstructions",
         error_name=f"mean squared error to the clean image, on average {after.mean():.4f} (noisy {before.mean():.4f})",
         rows_are=("noisy", "denoised"),
     )

@@ -48,7 +48,7 @@ def read_record(folder: Path, name: str = RECORD_FILE) -> dict[str, Any]:
     path = folder / name
     if not os.path.lexists(path):
         return {}
-    hint = "; remove that file, and the defaults hold"
+    hint = "; without that file the defaults are used"
     content = read_file(path, folder)
     try:
         record = parse_json(content)
@@ -63,7 +63,7 @@ def read_record(folder: Path, name: str = RECORD_FILE) -> dict[str, Any]:
     data = record.get("data", {})
     named = isinstance(data, dict) and all(isinstance(data.get(x), str | None) for x in ("name", "data_dir"))
     if not named or not isinstance(record.get("options", {}), dict):
-        raise DataError(f"{path}: data or options: expected objects, with the name and folder of data as texts{hint}")
+        raise DataError(f"{path}: data or options: expected objects; data.name and data.data_dir must be strings{hint}")
     training = record.get("training", {})
     if not isinstance(training, dict) or not all(type(x) in (int, float) for x in training.values()):
         raise DataError(f"{path}: training: expected an object of numbers, found {training!r}{hint}")
@@ -73,8 +73,8 @@ def read_record(folder: Path, name: str = RECORD_FILE) -> dict[str, Any]:
 def data_of_run(
     folder: Path, dataset: str | None, data_dir: str | None, tell: Callable[[str], None] = lambda _: None
 ) -> tuple[str, str | None]:
-    """Name and folder of the data to use with the model of a run: what is given, otherwise what the run used. tell
-    hears where nothing says what that was.
+    """Name and folder of the data to use with the model of a run: the given ones, or else those that the run used. tell
+    is called with a message if run.json names no data.
 
     Raises:
         DataError: run.json cannot be read.
@@ -82,7 +82,7 @@ def data_of_run(
     used = read_record(folder).get("data", {})
     name, place = used.get("name"), used.get("data_dir")
     if not (dataset or name):
-        tell(f"{folder / RECORD_FILE} does not say what the model was trained on; --dataset names other images")
+        tell(f"{folder / RECORD_FILE} does not name the model's training images; use --dataset to name other images")
     return dataset or name or "auto", data_dir or (None if dataset else place)
 
 
@@ -119,7 +119,7 @@ def has_used(folder: Path, dataset: Dataset) -> bool:
 
 
 def trained_on(folder: Path, dataset: Dataset) -> np.ndarray:
-    """Indices of the training images whose losses the run in a folder went down; all if it used other data.
+    """Indices of the images that the run in a folder was trained on; all training images if it used other data.
 
     Raises:
         DataError: run.json holds something else there.

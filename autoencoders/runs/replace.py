@@ -59,11 +59,11 @@ def _holds_model(folder: Path) -> bool:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a model or a checkpoint, unless it may be overwritten; and one where a file that is
-    not of a run has the name of a run's file, because nobody has allowed to overwrite that.
+    """Refuse a folder that holds a model or a checkpoint, unless overwrite is True. Also refuse a folder where a file
+    that no run has made has the name of a run's file: overwrite does not permit this.
 
     Raises:
-        FileExistsError: it does. DataError: run.json, which says what lies there, cannot be read.
+        FileExistsError: the folder is refused. DataError: run.json, which describes the folder, cannot be read.
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: cannot be written: it is no folder; use another --out")
@@ -73,12 +73,12 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         return
     status = str(read_record(folder).get("status"))
     finished = status == "finished"
-    broken = ("diverged" in status or "does not work" in status) and "--resume" not in status  # it would be again
+    broken = ("diverged" in status or "does not work" in status) and "--resume" not in status  # resuming does not help
     resumable = latest_checkpoint(folder) and not finished and not broken
-    advice = "--resume to go on with it, --finish to make its model now, " if resumable else ""
+    advice = "--resume to continue it, --finish to make its model now, " if resumable else ""
     raise FileExistsError(
         f"{folder} already holds {'a finished' if finished else 'an unfinished'} run; "
-        f"use {advice}--overwrite to replace it, or another --out; --init-from trains its model on"
+        f"use {advice}--overwrite to replace it, or another --out; use --init-from to train its model further"
     )
 
 
@@ -92,7 +92,7 @@ def check_foreign(folder: Path, paths: list[Path], advice: str) -> None:
     if names and read_record(folder).get("status") is None:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise FileExistsError(
-            f"{folder} holds {', '.join(names[:3])}{more}, but no run that made them; move them away, or {advice}"
+            f"{folder} holds {', '.join(names[:3])}{more}, which no run has made; move them away, or {advice}"
         )
 
 
@@ -133,7 +133,7 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def put_back(old: Path, folder: Path) -> None:
-    """Move a run back to where it was, over what the run after it has left; what cannot be moved stays in `old`."""
+    """Move a run from `old` back into its folder, over files of the later run; what cannot be moved stays in `old`."""
     with contextlib.suppress(OSError):
         for path in sorted(_own_names(old), key=lambda path: path.name != RECORD_FILE):
             _move(path, old, folder)

@@ -85,7 +85,7 @@ class Run:
         An error or signal leaves what was there before, or a run that can be resumed; run.json says which.
 
         Raises:
-            FileExistsError: another training is running in the folder, or has meanwhile.
+            FileExistsError: another training is running in the folder, or has run there since this one was made.
         """
         with claim(self.folder):
             if latest_checkpoint(self.folder) != self.found:
@@ -122,7 +122,7 @@ class Run:
             raise
         self.resumable = True
         if self.replaced and self.keep_old:
-            tell(f"the run before lies in {self.replaced}")
+            tell(f"the previous run is in {self.replaced}")
         elif self.replaced:
             remove(self.replaced)
 
@@ -143,7 +143,7 @@ class Run:
         model.save(self.folder)
         tell(f"saved {self.folder / MODEL_FILE}")
         if self.resumed and (self.folder / RESULT_FILE).exists():
-            tell(f"{RESULT_FILE} and report.html there are of the model before")
+            tell(f"{RESULT_FILE} and report.html in this folder still describe the previous model")
         pictures = {"loss_curves": charts.loss_curves(history.rows, unit=model.unit)}
         pictures |= draw(model, self.dataset, seed=seed, count=48)
         tell_pictures(save_pictures(pictures, self.folder / "figures"), tell, self.verbose)
@@ -166,7 +166,7 @@ class Run:
         labels = None if feed.labels is None else trainer.k.to_host(feed.labels[rows]).argmax(axis=1)
         gain = standardize(model, trainer.k.to_host(feed.images[rows]), labels=labels, least=WORTH_A_SHIFT)
         if gain:
-            tell(f"latents shifted and scaled to the prior: the KL falls by {gain:.2g} nats")
+            tell(f"latents shifted and scaled to the prior: the KL falls by {gain:,.2f} nats")
 
     def _write_record(self) -> None:
         write_json(self.folder / RECORD_FILE, self.record)

@@ -19,7 +19,7 @@ from ..pictures.film import Film
 from ..pictures.gallery import film_images
 from ..saved import MODEL_FILE, models_near
 from ..training import Trainer, TrainingOptions, latest_checkpoint, load_checkpoint
-from ..training.checkpoints import environment, made_by
+from ..training.checkpoints import CHECKPOINTS, environment, made_by
 from ..training.folder import FOLDERS, check_readable
 from ..training.signals import STOPS
 from .record import limit_of, model_hash
@@ -94,17 +94,17 @@ def resume_run(
     """The run of a folder, ready to go on from its newest valid checkpoint, with the options recorded there.
 
     Args:
-        device, kernels, threads, precision: others than those recorded; the result is then not bitwise that of an
-            unbroken run.
-        dataset: where the run's own images are now.
-        data_dir: another one than that recorded, into which nothing is downloaded.
-        epochs: another number than recorded, not below that of the epochs that are trained.
-        finish: train no further, and make model and pictures of what is trained.
-        tell: hears what is done. warn: hears of checkpoints that were skipped, and why the result will not be that of
-            an unbroken run; None: tell does.
+        device, kernels, threads, precision: replace the recorded values. The result may then differ in bits from an
+            uninterrupted run.
+        dataset: the present path of the run's own images.
+        data_dir: replaces the recorded folder. Nothing is downloaded into the recorded one.
+        epochs: replaces the recorded number; at least the number of epochs that have begun.
+        finish: do not train further; write the model and the pictures of the present state.
+        tell: is called with messages. warn: is called with warnings about skipped checkpoints and about differences
+            from an uninterrupted run; None: tell.
     Raises:
-        DataError: no valid checkpoint, or the data are not those of the run.
-        FileExistsError: another training is running there. ValueError: epochs cannot be changed so.
+        DataError: there is no valid checkpoint, or the data are not those of the run.
+        FileExistsError: another training is running there. ValueError: epochs cannot be changed to this number.
     """
     warn = warn or tell
     check_readable(folder)
@@ -114,7 +114,9 @@ def resume_run(
     except DataError as error:
         if os.path.lexists(folder / FOLDERS[0]):
             raise
-        only = f"only a model; {_train_on(folder, 'N')}" if (folder / MODEL_FILE).exists() else models_near(folder)
+        only = models_near(folder, (CHECKPOINTS,))
+        if (folder / MODEL_FILE).exists():
+            only = f"only a model; {_train_on(folder, 'N')}"
         raise DataError(f"{folder}: no valid checkpoint to resume from; {only}") from error
     try:
         was = {"precision": "fp32", **record["environment"]}  # older runs had no other
@@ -139,7 +141,7 @@ def resume_run(
     now = environment(backend)
     changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key != "backend" and now[key] != was.get(key)]
     if changed:
-        warn(f"not bitwise what an unbroken run would give, because these changed: {', '.join(changed)}")
+        warn(f"the result is not bitwise that of an uninterrupted run, because these changed: {', '.join(changed)}")
     if epochs is not None and epochs != options.epochs:
         if options.schedule != "constant":
             left = epochs - options.epochs
@@ -154,14 +156,14 @@ def resume_run(
     try:
         images = load_dataset(name, place, **vars(reading), download=place == data_dir, progress=progress)
     except DataError as error:
-        moved = "" if name in NAMES else "; if they were moved, --dataset names the new place"
+        moved = "" if name in NAMES else "; if the images were moved, give their new path with --dataset"
         raise DataError(f"{error}{moved}") from error
     images = images.as_recorded(data.get("content_hash"), "image_size" not in data)
     tell(images.source)
     if images.content_hash != data.get("content_hash"):
         raise DataError(
             f"{name}: not the data of this run (SHA-256 {images.content_hash}, recorded {data.get('content_hash')}); "
-            "put those back where they were, or name their place with --dataset"
+            "restore the original images, or give their path with --dataset"
         )
     try:
         model = from_config(record.get("model", {}), arrays)
@@ -172,10 +174,10 @@ def resume_run(
     trainer.restore(arrays, record, path)
     at = trainer.progress
     if epochs is not None and at.epoch + bool(at.batch) > epochs:
-        raise ValueError(f"epochs is {epochs} but the run stands {at.place}; --finish makes the model now")
+        raise ValueError(f"epochs is {epochs} but the run is already {at.place}; --finish makes the model now")
     if trainer.trained_enough:
         more = "--resume --epochs N goes on, or " if options.schedule == "constant" else ""
-        last = "all epochs are trained" if at.epoch >= options.epochs else f"--patience has ended it {at.place}"
+        last = "all epochs are trained" if at.epoch >= options.epochs else f"--patience ended the run {at.place}"
         where = f"{last}; {more}{_train_on(folder, options.epochs)}"
     else:
         where = f"{at.place if finish else f'in epoch {at.epoch + 1}'} of {options.epochs}"
@@ -188,7 +190,7 @@ def resume_run(
 def _train_on(folder: Path, epochs: object) -> str:
     """The options that train the model of a run on."""
     new = next(name for i in itertools.count(2) if not os.path.lexists(name := f"{folder}-{i}"))
-    return f"{shlex.join(['--init-from', str(folder), '--out', new, '--epochs', str(epochs)])} trains its model on"
+    return f"{shlex.join(['--init-from', str(folder), '--out', new, '--epochs', str(epochs)])} trains its model further"
 
 
 def _trainer(

@@ -29,10 +29,10 @@ LEFTOVERS = (
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder and see that a file can be written there, before the work whose result shall lie there.
+    """Make the folder, and check that a file can be written there, before any work whose result goes there.
 
     Raises:
-        DataError: it cannot, or a link in it would lead the results of a run elsewhere.
+        DataError: no file can be written, or a link in the folder would lead results of a run elsewhere.
     """
     if link := next((folder / name for name in FOLDERS if (folder / name).is_symlink()), None):
         raise DataError(f"{link}: expected a folder, found a link; move the folder itself there, or remove the link")
@@ -53,8 +53,8 @@ def check_readable(folder: Path) -> None:
 
 @contextmanager
 def claim(folder: Path | None) -> Iterator[None]:
-    """Hold a folder for one training, and remove what one that was killed left there. However this process ends, even
-    killed, the folder is free then.
+    """Hold a folder for one training, and remove the leftovers of a killed training. The folder becomes free when this
+    process ends, even if it is killed.
 
     Raises:
         FileExistsError: another training holds it. DataError: it cannot be written.
@@ -69,7 +69,7 @@ def claim(folder: Path | None) -> Iterator[None]:
     check_writable(folder)  # a lock that cannot be made would look like one that is held
     place = folder / LOCK_FILE
     if place.is_symlink() or (place.exists() and not place.is_file()):
-        raise DataError(f"{place}: cannot be written: it is a link, or no file; remove it")
+        raise DataError(f"{place}: cannot be written: it is a link, or not a regular file; remove it")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

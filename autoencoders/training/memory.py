@@ -58,18 +58,19 @@ def check_size(config: dict[str, Any], images: int = 1) -> None:
     if free is not None and needed > free:
         raise DeviceError(
             f"a model with at least {weights:,} weights and {columns:,} numbers in the im2col matrix of an image, and "
-            f"{images} x {passing:,} in a layer, needs about {gibibytes(needed)}, but {gibibytes(free)} are free; "
-            f"{SMALLER}"
+            f"{images} x {passing:,} numbers in a layer, needs about {gibibytes(needed)}, but {gibibytes(free)} are "
+            f"free; {SMALLER}"
         )
 
 
 def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> tuple[int, int]:
     """(fixed bytes, bytes per image) that a training step on a batch allocates, beside model, optimiser and data.
 
-    What stays until the gradients are known is the result of every layer with weights. Where the backward pass is, it
-    holds more: the gradient of the layer's result, on a GPU behind and before its ReLU, and that of its input; and the
-    plain kernels two matrices of im2col. On the CPU the others hold those of the images that a thread works on, and a
-    gradient of the weights, for each thread. Tested against what the arrays of a step hold at their peak.
+    The result of every layer with weights is kept until the gradients are known. The layer that the backward pass has
+    reached needs more: the gradient of its result (on a GPU both after and before the ReLU) and of its input, and with
+    the plain kernels two im2col matrices. On the CPU, the other kernel sets need im2col matrices only for the images
+    that a thread works on, and a gradient of the weights for each thread. A test compares this with the arrays that a
+    step holds at its peak.
     """
     k = backend_of(model.network.parameters()[0].data)
     results: list[int] = []
@@ -113,8 +114,10 @@ def _columns(layer: nn.Module, inputs: int, outputs: int) -> int:
 
 
 def check_memory(model: Trainable, batch: int, iw_samples: int, free: int | None, device: str) -> None:
-    """Raise DeviceError unless a step on so many images, and on the CPU a checkpoint as well, fit into the free bytes;
-    None: nobody knows how many."""
+    """Raise DeviceError unless a step on such a batch, and on the CPU also a checkpoint, fits into the free bytes.
+
+    free: None if the number of free bytes is unknown.
+    """
     if free is None:
         return
     weights = model.network.parameters()

@@ -22,7 +22,7 @@ class TrainingOptions:
         seed: of shuffle, noise and validation split.
         schedule: "constant", or "cosine" from the learning rate to 0 at the end of the run.
         warmup_steps: steps in which the learning rate rises from 0.
-        kl_warmup: epochs (also parts) in which beta rises from 0, step by step.
+        kl_warmup: epochs, possibly a fraction, over which beta rises from 0, step by step.
         validation: images taken from the training images to measure on: a count, or a share below 1.
         patience: stop after this many epochs without a better validation loss, and restore the best weights.
         clip_norm: limit of the gradient's norm.
@@ -33,10 +33,11 @@ class TrainingOptions:
         binarise: in every step each pixel is drawn anew, 1 with its grey value as probability and else 0, for encoder
             and likelihood: dynamic binarisation. Source: Burda, Grosse and Salakhutdinov, Importance Weighted
             Autoencoders, 2015. The held-out images are drawn once, with the noise of `denoise` as well.
-        iw_samples: of the latent for each image and step. From 2 on the loss is the importance-weighted bound of
-            `VAE`, also of the held-out images; beta must be 1, but may rise to it.
+        iw_samples: samples of the latent for each image and step. With 2 or more, the loss is the importance-weighted
+            bound of `VAE`, for held-out images too; beta must be 1, but may rise to 1.
         augment: in every step each image is flipped left to right with probability 1/2, and shifted by up to a 16th of
-            its height and width; the edge pixels are repeated. Not for letters, digits or what else has a direction.
+            its height and width; the edge pixels are repeated. Do not use it for letters, digits or other images that
+            have a direction.
 
     Raises:
         ValueError: a value is out of range.

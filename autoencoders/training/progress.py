@@ -31,7 +31,7 @@ class Progress:
 
     @property
     def place(self) -> str:
-        """Where that is in words."""
+        """The position of the run in words."""
         return f"in epoch {self.epoch + 1}" if self.batch else f"after epoch {self.epoch}"
 
     def check(self, options: TrainingOptions, images: int, columns: Sequence[str]) -> None:

@@ -14,9 +14,10 @@ STOPS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") i
 
 @contextmanager
 def catch_signals(signals: tuple[signal.Signals, ...]) -> Iterator[list[int]]:
-    """Collect signals instead of dying of them, so that a step can be finished and saved; a second one stops at once.
+    """Collect signals, which would otherwise end the process, so that a step can be finished and saved. A second signal
+    stops at once.
 
-    Outside the main thread, and where somebody else already handles a signal, nothing is changed.
+    Nothing is changed outside the main thread, or for a signal that already has a handler.
     """
     received: list[int] = []
 

@@ -19,10 +19,10 @@ def mean_losses(
     targets: np.ndarray | None = None,
     iw_samples: int = 1,
 ) -> dict[str, float]:
-    """The model's losses, averaged over images, in evaluation mode, with iw_samples draws of noise an image; from 2 on
-    the importance-weighted "bound" with beta 1 follows them.
+    """The model's losses in evaluation mode, averaged over images, with iw_samples draws of noise per image. With 2 or
+    more draws, the importance-weighted "bound" with beta 1 comes last.
 
-    one_hot: those of the images by `one_hot`, for a conditional model. targets: as for `losses`.
+    one_hot: the labels as rows of `one_hot`, for a conditional model. targets: as for `losses`.
     """
     k = backend_of(model.network.parameters()[0].data)
     names = model.loss_names if iw_samples == 1 else (*model.loss_names, "bound")

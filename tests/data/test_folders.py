@@ -214,14 +214,14 @@ REFUSED = {
     "classes and test": ((*TWO, "test/1.png"), "a folder train, .* found a, b, test; move or rename"),
     "the whole once more": (
         (*TWO, *(f"set/{name}" for name in TWO)),
-        "set: content: expected images of one class, found a; put that above the classes, or leave it out",
+        "set: content: expected images of one class, found a sub-folder a; move it above the class folders",
     ),
-    "beside": ((*TRAIN, "test/1.png", "other/1.png"), "nothing beside, found other, test, train"),
+    "beside": ((*TRAIN, "test/1.png", "other/1.png"), "nothing else, found other, test, train"),
     "masks of a part": (
         ("train/1.png", "train/2.png", "train_masks/1.png"),
-        "nothing beside, found train, train_masks",
+        "nothing else, found train, train_masks",
     ),
-    "stray": ((*TRAIN, "x.png"), "nothing beside, found x.png, train"),
+    "stray": ((*TRAIN, "x.png"), "nothing else, found x.png, train"),
     "twice": (("trainA/1.png", "trainB/1.png", "testA/1.png"), "found testA, trainA, trainB"),
     "two spellings": (("train/1.png", "training/1.png"), "found train, training"),
     "images and masks": (("images/1.png", "images/2.png", "masks/1_mask.png"), r"pairs \(images, masks\)"),
@@ -236,7 +236,7 @@ REFUSED = {
     ),
     "parts of a class": (
         ("a/train/1.png", "a/test/1.png", "b/1.png"),
-        "images of one class, found test; put that above",
+        "images of one class, found a sub-folder test; move it above",
     ),
     "both": (("a/1.png", "1.png"), r"content: expected images, or sub-folders of images, found both \(1.png, a\)"),
     "too deep": (("/".join("abcdefgh") + "/1.png", "x/1.png"), "at most 8 levels, found more"),

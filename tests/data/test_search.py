@@ -95,7 +95,7 @@ def test_auto_without_the_full_set_takes_the_sample_and_says_why(world: Path) ->
     dataset = load_dataset("auto", download=False)
     assert dataset.name == "fashion-mnist-sample"
     assert dataset.source.startswith("the embedded sample of Fashion-MNIST (4000 training and 1000 test images)")
-    assert f"because the full set could not be had: {world / 'cache' / 'fashion-mnist'}: no valid" in dataset.source
+    assert f"because the full set is not available: {world / 'cache' / 'fashion-mnist'}: no valid" in dataset.source
     assert "downloads are off" in dataset.source
     assert dataset.content_hash == load_dataset("fashion-mnist-sample").content_hash
     with pytest.raises(DataError, match="downloads are off"):

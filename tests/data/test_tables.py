@@ -76,7 +76,7 @@ CSV_FAULTS = {
     "of other things": (b"name,age\nAnn,7\n", "columns: expected the pixels of square images, .* found 2; save other"),
     "of oblong images": (lines(FLAT[:, :30]), "columns: .* found 30; save other images as .npy of shape"),
     "a word": (lines(FIRST) + b"1," + b"x," * 35 + b"1\n", "cannot be read: could not convert string 'x' to int32"),
-    "ragged": (lines(FIRST) + b"1,2\n", "cannot be read: .*row 13.*; rows are counted from number 1 on"),
+    "ragged": (lines(FIRST) + b"1,2\n", "cannot be read: .*row 13.*; this message counts from data row 1"),
     "too bright": (lines(FIRST + 300), "values: expected whole numbers from 0 to 255, found 300 to"),
     "damaged gzip": (gzip.compress(lines(FIRST))[:-9], "cannot be read"),
 }
@@ -140,7 +140,7 @@ def test_hdf5(tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(DataError, match="x: decompressed size: expected at most 1073741824 bytes, found 4294967296"):
         load_dataset(path)
     path.write_bytes(b"text")
-    with pytest.raises(DataError, match=f"^{path}: format: expected HDF5 .of MATLAB files that of save -v7.3., found"):
+    with pytest.raises(DataError, match=f"^{path}: format: expected HDF5 .save MATLAB files with -v7.3., found"):
         load_dataset(path)
 
 
@@ -192,7 +192,7 @@ def test_loading_a_table_takes_the_memory_of_the_images_once(tmp_path: Path, mon
 def test_the_folder_of_a_run_holds_no_images(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(DataError, match="expected images, found a run of this project; --model-dir or --init-from"):
+    with pytest.raises(DataError, match="expected images, found a run of this project; pass it to --model-dir"):
         load_dataset(tmp_path)
 
 
@@ -202,7 +202,7 @@ def test_nothing_is_downloaded_among_pictures(tmp_path: Path) -> None:
 
     Image.new("L", (8, 8)).save(tmp_path / "1.png")
     for name in ("auto", "fashion-mnist"):
-        with pytest.raises(DataError, match="found pictures; for images of your own use --dataset"):
+        with pytest.raises(DataError, match="found pictures; use --dataset for your own images"):
             load_dataset(name, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["1.png"]
 

@@ -176,16 +176,16 @@ def test_several_faults_are_told_worst_first_with_their_figures():
         "prior mismatch", "over-regularised", "over-fitting",
     ]  # fmt: skip
     assert "40% of the prior's samples lie where no image does" in found[0]["why"]
-    assert found[1]["why"] == "mse 0.0500 is above 0.0461 of PCA with as many dimensions; beta 4"
+    assert found[1]["why"] == "mse is 0.0500, but PCA with as many dimensions has 0.0461; beta 4"
     assert found[2]["why"] == "mse 0.0500, on training images 0.0300; -ELBO 261.1, on training images 257.7"
     (found,) = diagnose(HEALTHY | {"mse": 0.09, "train_mse": 0.09})
-    assert found["why"] == "mse 0.0900, of the mean of the training images 0.0867"
+    assert found["why"] == "mse is 0.0900; the mean of the training images gives 0.0867"
     assert "1.01 times that on training images" in verdict(HEALTHY)
 
 
 def test_one_component_is_one():
     found = diagnose(HEALTHY | {"mse": 0.05, "train_mse": 0.05, "active_units": 1})
-    assert [finding["why"] for finding in found] == ["mse 0.0500 is above 0.0461 of PCA with 1 component"]
+    assert [finding["why"] for finding in found] == ["mse is 0.0500, but PCA with 1 component has 0.0461"]
 
 
 def test_the_option_depends_on_beta():

@@ -586,7 +586,7 @@ def test_bars_stand_in_the_order_of_their_divergences_with_the_number_of_their_d
     axes = charts.kl_bars([0.5, 3.0, 0.0, 1.25]).axes[0]
     assert [bar.get_height() for bar in axes.patches] == [3.0, 1.25, 0.5, 0.0]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["z2", "z4", "z1", "z3"]
-    assert axes.texts[0].get_text() == "in all 4.75 nats per image"
+    assert axes.texts[0].get_text() == "4.75 nats per image in total"
 
 
 def test_a_frame_of_a_film_shows_each_image_above_its_reconstruction_and_each_class_in_its_colour():

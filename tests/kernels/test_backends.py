@@ -1069,7 +1069,7 @@ def test_a_damaged_cache_of_numba_is_told_of_and_not_used(tmp_path, monkeypatch,
         caplog.clear()
         loops.prepare(None, "float64")
         (told,) = caplog.messages
-        assert told.startswith("minigrad: compiling without Numba's cache, which fails (")
+        assert told.startswith("minigrad: Numba's cache fails (")
         assert told.endswith(f"delete {tmp_path / '__pycache__'}")
         assert twice(3.0) == 6.0
 
@@ -1094,7 +1094,7 @@ def test_a_missing_folder_for_numbas_cache_is_told_of(tmp_path, monkeypatch, cap
         thrice = importlib.import_module(f"thrice_{cached}").thrice
         monkeypatch.setattr(loops, "_examples", lambda *_, thrice=thrice: [(thrice, (1.0,))])
         loops.prepare(None, "float64")
-        often = "once on this machine" if cached else "every time, because Numba has no folder to keep them; set NUMBA"
+        often = "once on this machine" if cached else "in every process, because Numba has no cache folder; set NUMBA"
         (told,) = caplog.messages
         assert told.startswith(f"minigrad: compiling the numba kernels for float64 (15 s), {often}")
         caplog.clear()

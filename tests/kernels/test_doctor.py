@@ -35,7 +35,7 @@ def test_a_machine_without_a_gpu_has_no_fault(a_machine: Any, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert "none that can be used (no NVIDIA driver; no CuPy)" in out
     assert "cpu, numpy" in out
-    assert out.endswith("all is well\n")
+    assert out.endswith("no problems found\n")
     assert machine.advice() == ""
 
 
@@ -67,7 +67,7 @@ def test_each_fault_has_its_mend(
     assert doctor.main([]) == 4
     out = capsys.readouterr().out
     assert f"-> {mend}" in out
-    assert out.endswith("1 fault: follow the arrows, from the top\n")
+    assert out.endswith("1 problem: follow the arrows, top first\n")
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(DeviceError) as error:
         minigrad.use(device="cuda")

@@ -85,7 +85,7 @@ BAD_OPTIONS = [
     (2, ["--memory-limit", "-1"], "--memory-limit is -1"),
     (2, ["--memory-limit", "1e300"], "--memory-limit is 1e+300"),
     (2, ["--device", "tpu"], "'tpu'", "cuda"),
-    (2, ["--memory-limit", "1"], "--memory-limit is of a GPU's memory"),
+    (2, ["--memory-limit", "1"], "--memory-limit limits the memory of a GPU"),
     (2, ["--data-dir", "."], "--data-dir is of no use with --dataset fashion-mnist-sample"),
     (3, ["--dataset", "cifar"], "cifar", "fashion-mnist"),
     (3, ["--dataset", "gone.npz"], "gone.npz", "nothing of that name"),
@@ -369,7 +369,7 @@ def test_a_reader_that_goes_away_is_told_of(tmp_path):
         process.stdout.close()
         err = process.stderr.read()
         assert process.wait(60) == 1
-    told = r"error: the reader of the output has gone; what was saved is kept\. When .*, go on with:\n  .* --resume\n"
+    told = r"error: the program that reads the output has ended; the checkpoints are kept\. .*:\n  .* --resume\n"
     assert re.fullmatch(told, err)
     assert latest_checkpoint(Path("run"))
 
@@ -394,9 +394,9 @@ def test_what_is_left_after_an_error(call, monkeypatch, undrawn):
     monkeypatch.setattr(run_module.Run, "_finish", full)
     done = call(TRAIN, *TINY, "--epochs", 1, "--seed", 1, "--overwrite", "--out", "run")
     where = str(Path("run/old-1"))
-    done.failed(3, "no space; what was saved is kept; the run that was replaced lies in", where, "--out run --resume")
+    done.failed(3, "no space; the checkpoints are kept; the replaced run is in", where, "--out run --resume")
     assert (Path(where) / "model.safetensors").read_bytes() == old
-    assert "no finished model: taken from checkpoints/step-00000002" in call(GENERATE, "--model-dir", "run").out
+    assert "there is no finished model; using checkpoints/step-00000002" in call(GENERATE, "--model-dir", "run").out
     monkeypatch.setattr(run_module.Run, "_finish", real)
     assert call(TRAIN, "--resume", "--out", "run").code == 0
     assert (Path(where) / "model.safetensors").read_bytes() == old

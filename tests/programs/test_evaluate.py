@@ -55,7 +55,7 @@ def test_evaluate_writes_its_figures(kind, call, trained):
         assert found["kl"] == pytest.approx(kl.sum(), rel=1e-5)
         assert found["neg_elbo"] == pytest.approx(found["reconstruction"] + found["kl"], rel=1e-12)
         assert found["iw_nll"] > 0
-        assert "on which the model was not trained" in done.out
+        assert "but the model was not trained on such images" in done.out
     else:
         assert (found["kl"], found["iw_nll"], found["fd"]) == (None, None, None)
         assert "iw_nll" not in done.out
@@ -170,7 +170,7 @@ def test_a_model_that_is_replaced_meanwhile_gets_no_results_of_the_old_one(
 
     monkeypatch.setattr(program.module, step, step_meanwhile)
     before = set(content(Path("run")))
-    call(program, "--model-dir", "run", *words).failed(1, "run: the model has changed meanwhile", "again")
+    call(program, "--model-dir", "run", *words).failed(1, "run: the model was changed while this program ran", "again")
     written = set(content(Path("run"))) - before - {"model.safetensors"}
     assert written == ({"evaluation.json"} if step == "all_pictures" else set()), "what was right when it was written"
 

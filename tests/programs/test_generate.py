@@ -286,7 +286,7 @@ def test_results_of_other_images_take_no_place_of_the_run(call, trained):
         call(program, *other).failed(3, "x.png", "--skip-broken")
         assert call(program, *other, "--skip-broken").code == 0
         shutil.rmtree("new")
-        call(program, *words).failed(2, "--out is needed", "its own images, not of other.npz")
+        call(program, *words).failed(2, "--out is needed", "its own images, not to other.npz")
         assert content(Path("run")) == before
         assert call(program, *words, "--out", "elsewhere").code == 0
         assert content(Path("run")) == before
@@ -294,7 +294,7 @@ def test_results_of_other_images_take_no_place_of_the_run(call, trained):
     newest = max(Path("run/checkpoints").glob("step-*"))
     newest.rename(newest.with_name("step-000099999.safetensors"))
     done = call(GENERATE, "--model-dir", "run", "--image", *photos("own", 2).glob("a/0.png"))
-    assert "the run has gone on since run/model.safetensors was saved" in done.out
+    assert "the run continued after run/model.safetensors was saved" in done.out
 
 
 def test_new_images_need_no_data_set(call, undrawn):
@@ -307,7 +307,7 @@ def test_new_images_need_no_data_set(call, undrawn):
         assert "left out are reconstructions, latent space and interpolations" in done.out
         assert f"add --dataset {Path('own.npz').absolute()}" in done.out
     assert {path.stem for path in Path("run/figures").iterdir()} == {"samples", "manifold", "progress"}
-    call(GENERATE, "--model-dir", "run", "--encode", "z.csv").failed(3, "own images", "--dataset")
+    call(GENERATE, "--model-dir", "run", "--encode", "z.csv").failed(3, "names images by a path", "--dataset")
     call(GENERATE, "--model-dir", "run", "--dataset", "gone.npz").failed(3, "gone.npz")
     assert call(GENERATE, "--model-dir", "run", "--dataset", "own.npz", "--format", "png").code == 0
     assert call(TRAIN, *NETWORK, "--dataset", "own.npz", "--epochs", 1, "--overwrite", "--out", "run").code == 0

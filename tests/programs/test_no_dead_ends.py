@@ -53,7 +53,7 @@ def test_an_interrupted_run_is_used_finished_and_resumed(steps, words, place, ca
     monkeypatch.setattr(EVALUATE.module, "all_pictures", lambda *_: {})
     folder = begun(steps, *words)
     newest = max((folder / "checkpoints").glob("step-*"))
-    told = f"no finished model: taken from checkpoints/{newest.name}, {place} of 4\n"
+    told = f"there is no finished model; using checkpoints/{newest.name}, {place} of 4\n"
     for program, *more in () if words else ((GENERATE,), (EVALUATE, "--iw-samples", 0)):
         done = call(program, "--model-dir", folder, *more)
         assert (done.code, done.err, done.out.count(told)) == (0, "", 1)
@@ -78,14 +78,14 @@ def test_a_run_that_is_finished_too_early_can_go_on(call, begun, monkeypatch):
     folder = begun(1)
     monkeypatch.setattr(run_module, "fatal", diagnosis.fatal)
     call(TRAIN, "--out", folder, "--finish").failed(5, "the model does not work", "try --resume, which trains on")
-    call(TRAIN, *TINY, "--out", folder).failed(1, "an unfinished run; use --resume to go on with it, --finish")
+    call(TRAIN, *TINY, "--out", folder).failed(1, "an unfinished run; use --resume to continue it, --finish")
 
 
 def test_what_a_resumed_run_cannot_do_names_the_command_that_does(call, begun, undrawn):
     begun(4, folder="runs/cosine")
     done = call(TRAIN, "--out", "runs/cosine", "--resume", "--epochs", 9)
     done.failed(2, "cosine schedule ends with epoch 4")
-    words = shlex.split(re.search(r"; (--init-from .*) trains its model on", done.err)[1])
+    words = shlex.split(re.search(r"; (--init-from .*) trains its model further", done.err)[1])
     assert words == ["--init-from", "runs/cosine", "--out", "runs/cosine-2", "--epochs", "5"]
     assert call(TRAIN, *words, *TINY[-4:]).code == 0
     call(TRAIN, "--out", "runs/cosine", "--resume", "--epochs", 3).failed(2, "--finish makes the model now")
@@ -93,7 +93,8 @@ def test_what_a_resumed_run_cannot_do_names_the_command_that_does(call, begun, u
     shutil.rmtree("runs/cosine-2/checkpoints")
     call(TRAIN, "--out", "runs/cosine-2", "--resume").failed(3, "only a model; --init-from runs/cosine-2")
     for words in (["--out", "runs", "--resume"], ["--out", "runs/another", "--finish"], ["--init-from", "runs"]):
-        call(TRAIN, *words).failed(3, "there is one in runs/cosine-2, runs/cosine")
+        found = "runs/cosine-2, runs/cosine" if words[0] == "--init-from" else "runs/cosine"  # only that can be resumed
+        call(TRAIN, *words).failed(3, f"there is one in {found}")
     for program in (GENERATE, EVALUATE):
         call(program).failed(3, "variational/model/model.safetensors", "there is one in runs/cosine-2, runs/cosine")
         call(program, "--model-dir", Path("empty").absolute()).failed(3, "autoencoders train --out /", "makes one")

@@ -65,7 +65,7 @@ def interrupt(number: int) -> tuple[int, str]:
                 process.send_signal(number)
                 break
         _, err = process.communicate(timeout=60)
-    told = re.fullmatch(r"interrupted; saved\. --finish .* makes the model now\. Go on with:\n  (.*)\n", err)
+    told = re.fullmatch(r"interrupted; saved\. --finish .* makes the model now\. Resume with:\n  (.*)\n", err)
     assert told, err
     return process.returncode, told[1]
 
@@ -143,7 +143,7 @@ def test_quiet_does_not_silence_what_changes_the_result(half, call):
     assert (done.code, done.out) == (0, "")
     assert [":".join(line.split(":")[:2]) for line in done.err.splitlines()] == [
         "warning: skipped a checkpoint",
-        "warning: not bitwise what an unbroken run would give, because these changed",
+        "warning: the result is not bitwise that of an uninterrupted run, because these changed",
     ]
     assert [kept["kernels"] for kept in record(half)["earlier_environments"]] == [
         "numba" if importlib.util.find_spec("numba") else "numpy"
@@ -181,7 +181,7 @@ def test_ctrl_c_while_a_run_is_read_says_that_nothing_is_lost(half, call, monkey
 
     monkeypatch.setattr(run_start, "load_dataset", load_dataset)
     done = call(TRAIN, "--out", half, "--resume")
-    told = r"interrupted before the training went on\. Go on with:\n  .*train_conv_autoencoder.py --out run --resume\n"
+    told = r"interrupted before the training was resumed\. Resume it with:\n  .*autoencoder.py --out run --resume\n"
     assert done.code == 130
     assert re.fullmatch(told, done.err), done.err
     assert content(half) == before
@@ -237,7 +237,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(half, call):
     done.failed(3, "model.safetensors: kind: expected a file, found a folder")
     assert "--resume" not in done.err, "which would not help"
     done = call(TRAIN, "--out", half, "--resume")
-    done.failed(3, "model.safetensors: kind: expected a file, found a folder; move it away; what was saved is kept.")
+    done.failed(3, "model.safetensors: kind: expected a file, found a folder; move it away; the checkpoints are kept.")
 
 
 @READERS
@@ -253,9 +253,9 @@ def test_without_a_record_the_default_data_are_named(half, program, call):
     (half / "run.json").unlink()
     words = ("--iw-samples", 0) if program is EVALUATE else ()
     done = call(program, "--model-dir", half, *words)
-    assert "run.json does not say what the model was trained on; --dataset names other images\n" in done.out
+    assert "run.json does not name the model's training images; use --dataset to name other images\n" in done.out
     done = call(program, "--model-dir", half, *SAMPLE, *words)
-    assert "does not say" not in done.out
+    assert "does not name" not in done.out
 
 
 def test_a_file_where_the_folder_of_pictures_is_to_be(call, trained):
@@ -279,7 +279,7 @@ def test_other_threads_change_only_the_last_digits_and_are_told(half, call):
     (half / "model.safetensors").unlink()
     done = call(TRAIN, "--out", half, "--resume", "--threads", "3", "--backend", "numpy")
     assert (done.code, done.err) == (0, "")
-    assert re.search(r"not bitwise what an unbroken run would give, because these changed: .*threads 1 -> 3", done.out)
+    assert re.search(r"not bitwise that of an uninterrupted run, because these changed: .*threads 1 -> 3", done.out)
     found = losses(half)
     assert [row["epoch"] for row in found] == [1, 2, 3, 4]
     assert found[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=5e-3)
@@ -376,7 +376,9 @@ def test_resume_without_a_run_or_with_other_data(call, undrawn):
     np.savez("own.npz", train_images=255 - pixels)
     call(TRAIN, "--out", "run", "--resume").failed(3, "own.npz", "not the data of this run")
     Path("own.npz").unlink()
-    call(TRAIN, "--out", "run", "--resume").failed(3, "own.npz", "if they were moved, --dataset names the new place")
+    call(TRAIN, "--out", "run", "--resume").failed(
+        3, "own.npz", "if the images were moved, give their new path with --dataset"
+    )
     assert content(Path("run")) == before
     np.savez("moved.npz", train_images=pixels)
     assert call(TRAIN, "--out", "run", "--resume", "--dataset", "moved.npz").code == 0

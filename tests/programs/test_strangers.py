@@ -327,7 +327,7 @@ def test_no_honest_header_comes_near_the_bounds(tmp_path):
 def test_a_small_file_that_claims_large_layers_is_refused(shape, kernel, stride, filters):
     *_, passing = memory.least_size(shape, (filters,), (kernel,), (stride,), 1)
     assert passing >= 10**12
-    with pytest.raises(minigrad.DeviceError, match=rf"1 x {passing:,} in a layer, needs about .* are free"):
+    with pytest.raises(minigrad.DeviceError, match=rf"1 x {passing:,} numbers in a layer, needs about .* are free"):
         Autoencoder(shape, (filters,), (kernel,), (stride,), 1)
 
 
@@ -337,7 +337,7 @@ def test_what_a_layer_takes_counts_for_all_images_of_a_batch(run, capsys, monkey
     monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: 4 * 256 * passing)
     for program in programs(run, READ):
         code, _, err = call(capsys, *program)
-        assert (code, f"256 x {passing} in a layer" in err) == (4, True), err
+        assert (code, f"256 x {passing} numbers in a layer" in err) == (4, True), err
 
 
 # ---- a mixture ----
@@ -394,7 +394,7 @@ def test_own_images_that_only_the_folder_names_need_the_option(run, capsys):
         words = [word for word in words if word not in ("--dataset", "own.npz")]
         code, out, err = call(capsys, program, *words)
         assert (code, out, err.count("\n")) == (3, "", 1)
-        assert "run.json: data: names own images" in err
+        assert "run.json: data: names images by a path" in err
         assert "--dataset" in err
 
 
@@ -438,7 +438,7 @@ def test_out_replaces_what_no_run_made_only_on_request(program, words, names, ru
         out.write_text("mine")
         code, _, err = call(capsys, program, *words, "--out", "out")
         assert code == 1, err
-        assert f"out holds {name}, but no run that made them; move them away, or use another --out or --overw" in err
+        assert f"out holds {name}, which no run has made; move them away, or use another --out or --overw" in err
         assert out.read_text() == "mine"
         out.unlink()
     Path("out", names[0]).write_text("mine")

@@ -17,7 +17,8 @@ STAMP = hashlib.sha256(
     b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
     + f"{version('llvmlite')} {np.__version__}".encode()
 ).hexdigest()
-"""Of all that is compiled in. Numba looks at the file of a function only, but freezes constants of others, too."""
+"""A hash of all sources and versions that are compiled in. Numba checks only the file of a function, but it also
+freezes constants from other files."""
 
 
 def compiled(loop: Callable[..., Any], fastmath: Any = frozenset({"contract"})) -> Any:

@@ -31,7 +31,7 @@ from .tile_loops import gather, scatter
 from .winograd import AXIS
 
 Array = Any
-LOG = logging.getLogger("minigrad")  # whose warnings Python prints on stderr, if nobody says otherwise
+LOG = logging.getLogger("minigrad")  # Python prints its warnings on stderr by default
 COLUMNS, PRODUCT, GRADIENT = 0, 1, 2  # the arrays of scratch
 ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE = 101, 111, 112  # of the C interface of BLAS
 
@@ -347,7 +347,7 @@ def conv_layer_grad(
             columns = patches(source, window[0], scratch[COLUMNS])
             matmul(gemm, columns.T, g_rows, 1.0, gweight)
             if len(gx):
-                # without bias no ReLU either: `transposed` is False here, a literal False would be another type
+                # An empty bias also turns off the ReLU. `transposed` is False here; a literal False has another type.
                 convolve(gemm, g, steps, axes, matrices, gx[:0].reshape(0, 0, 0), transposed, out, scratch)
     if len(taps):
         matmul(gemm, taps.T, gproducts, 1.0, gweight.reshape(9, size[0] * size[1]))
@@ -363,7 +363,7 @@ def prepare(gemm: Any, dtype: Any) -> None:
             loop(*arguments)
         except Exception as error:  # the loops are checked; so it is the cache
             place = loop.stats.cache_path
-            LOG.warning("minigrad: compiling without Numba's cache, which fails (%s); delete %s", error, place)
+            LOG.warning("minigrad: Numba's cache fails (%s), so it is not used; delete the folder %s", error, place)
             for names in (globals(), *map(vars, (pixel_loops, row_loops, tile_loops))):
                 cached: list[Any] = [each for each in names.values() if isinstance(each, Dispatcher)]
                 for each in cached:
@@ -373,7 +373,7 @@ def prepare(gemm: Any, dtype: Any) -> None:
         if loop.stats.cache_misses and not told:
             often = "once on this machine"
             if isinstance(loop._cache, NullCache):
-                often = "every time, because Numba has no folder to keep them; set NUMBA_CACHE_DIR to a private one"
+                often = "in every process, because Numba has no cache folder; set NUMBA_CACHE_DIR to a private folder"
             LOG.warning("minigrad: compiling the numba kernels for %s (15 s), %s", dtype, often)
             told = True
 

@@ -1,9 +1,10 @@
 """How the CPU computes a convolution, or the adjoint of one, as matrix products over im2col columns.
 
-A convolution is one product. Its adjoint in the input (the transposed convolution) is one for each phase of the
-stride, so that nothing is scattered: inputs h with the same (h + top) mod SH meet the same kernel rows, those i with
-i = h + top (mod SH), so they are a small stride-1 convolution of gy with these taps in reversed order. For 3x3 at
-stride 2 that is four products without overlap; at stride 1 the convolution with the flipped kernel.
+A convolution is one product. Its adjoint in the input (the transposed convolution) is one product for each phase of the
+stride, so that nothing is scattered. Inputs h with the same (h + top) mod SH form a phase: they meet the same kernel
+rows i, with i = h + top (mod SH). So a phase is a small stride-1 convolution of gy with these taps in reversed order.
+A 3x3 kernel at stride 2 gives four products without overlap; at stride 1 it gives the convolution with the flipped
+kernel.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Window(NamedTuple):
 
 
 class Product(NamedTuple):
-    """columns[:, taps] @ matrix gives the pixels out[:, rows, columns], each first index's count of them."""
+    """columns[:, taps] @ matrix gives the pixels out[:, rows, columns], one row per pixel."""
 
     matrix: Array  # (taps, channels)
     taps: slice

@@ -1,7 +1,7 @@
-"""Threads for the CPU kernels: the batch is cut into one shard a thread, and each shard into cache-sized blocks.
+"""Threads for the CPU kernels: the batch is cut into one shard per thread, and each shard into cache-sized blocks.
 
 NumPy releases the interpreter lock in copies, elementwise loops and matrix products, so Python threads run them
-in parallel. BLAS itself is held to one thread meanwhile, and given back its own setting afterwards.
+in parallel. BLAS is limited to one thread during this time, and its own setting is restored afterwards.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _Worker:
         self.jobs: SimpleQueue[tuple[Callable[[], None], SimpleQueue[BaseException | None]] | None] = SimpleQueue()
         try:
             threading.Thread(target=_work, args=(self.jobs,), name="minigrad", daemon=True).start()
-        except RuntimeError as error:  # that the system has no memory for one, or no more of them
+        except RuntimeError as error:  # the system has no memory for another thread, or allows no more threads
             raise MemoryError(str(error)) from error
 
     def submit(self, job: Callable[[], None]) -> Callable[[], BaseException | None]:

@@ -20,7 +20,7 @@ class Finding(NamedTuple):
 
 
 def advice() -> str:
-    """What to do so that device cuda works here: the first fault of the GPU; without one, an empty string."""
+    """The first problem of the GPU and its fix; an empty string if there is no problem."""
     return next((f"{f.what}: {f.found}. {f.mend}" for f in gpu() if f.mend), "")
 
 
@@ -53,7 +53,7 @@ def gpu() -> list[Finding]:
     if not version:
         if not wheels:
             return [Finding("GPU", f"none that can be used ({fault}; no CuPy)")]
-        mend = "Install NVIDIA's driver, 525 or newer; inside a container, start that with the GPU (docker: --gpus all)"
+        mend = "Install NVIDIA's driver, 525 or newer; start a container with access to the GPU (docker: --gpus all)"
         return [Finding("driver", fault, mend)]
     driver = Finding("driver", f"{release()} for CUDA {version[0]}.{version[1]}")
     if version < (12, 0):
@@ -63,7 +63,7 @@ def gpu() -> list[Finding]:
     if not wheels:
         return [driver, Finding("CuPy", "not installed", fitting)]
     if len(wheels) > 1:
-        return [driver, Finding("CuPy", f"{names} together break each other", f"pip uninstall -y {names}; {fitting}")]
+        return [driver, Finding("CuPy", f"{names} conflict with each other", f"pip uninstall -y {names}; {fitting}")]
     if names == "cupy-cuda13x" and version < (13, 0):
         return [driver, Finding("CuPy", f"{names} needs driver 580", f"pip uninstall -y {names}; {fitting}")]
     return [driver, *_devices(names)]

@@ -24,16 +24,16 @@ from ..reference import AdamOptions
 from .capture import Captured
 
 Array = Any
-MOST_NUMBERS = 2**31 - 2**20  # of an array: the kernels count in 32 bits, in steps that go beyond the end
-MOST_BLOCKS = 512  # that a pass over all numbers of an array is cut into
-FEW_ROWS = 256  # that one block of threads sums
-FILL = 132  # multiprocessors of a large GPU; `resident`, in float, so many blocks of a kernel run on one at a time
+MOST_NUMBERS = 2**31 - 2**20  # in an array: the kernels count in 32 bits, and their last step goes beyond the end
+MOST_BLOCKS = 512  # blocks of threads for a pass over all numbers of an array
+FEW_ROWS = 256  # up to this many rows are summed by one block of threads
+FILL = 132  # multiprocessors of a large GPU; in float, each of them runs `resident` blocks of a kernel at a time
 NAMES = "common", "tiles", "correlate", "weight_gradient", "thin", "products", "rows", "elementwise"
 SOURCES = [Path(__file__).parent / f"source/{name}.cu" for name in NAMES]  # one text, in this order
 THIN, PIXELS, LANES, TAPS, RUN, LISTED = 16, 64, 16, 9, 8, 64  # as in source/, and so are LARGE and FEW_COLUMNS
-LARGE = {"float32": 128, "float64": 64}  # pixels of a large tile; and of gweight its taps times channels
-FEW = 4  # channels to which a convolution goes that has a kernel of its own
-FEW_COLUMNS = 4  # of a product that has a kernel of its own
+LARGE = {"float32": 128, "float64": 64}  # pixels of a large tile; for the weight gradient, taps times channels
+FEW = 4  # a convolution to at most this many channels has its own kernel
+FEW_COLUMNS = 4  # a matrix product with at most this many columns has its own kernel
 ADDITIONS = np.dtype([("total", "u8", LISTED), ("value", "u8", LISTED), ("size", "i4", LISTED), ("end", "i4", LISTED)])
 NULL = np.uint64(0)  # an array that is absent
 
@@ -47,9 +47,9 @@ class CudaBackend(FastBackend):
     """The kernels on the current CUDA device.
 
     Args:
-        precision: `fp32`; or `tf32`, where convolutions of float32 arrays round what they multiply to 10 bits after the
-            point instead of 23, all but those that a kernel for few taps times channels, or for a result of few
-            channels, takes. Sums stay as they are.
+        precision: `fp32` or `tf32`. With tf32, convolutions of float32 arrays round their factors to a mantissa of 10
+            bits instead of 23; sums are not rounded. Convolutions with few taps times channels, or with a result of few
+            channels, have other kernels and never round.
 
     Raises:
         DeviceError: the device has no TF32.

@@ -87,7 +87,7 @@ def test_the_users_files_under_a_runs_names_are_left_alone(name, overwrite, tmp_
     folder = tmp_path / "run"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_bytes(b'{"mine": 1}')
-    with pytest.raises(FileExistsError, match=rf"run holds {name}, but no run that made them; move .* another --out"):
+    with pytest.raises(FileExistsError, match=rf"run holds {name}, which no run has made; move .* another --out"):
         run_of(array_file, folder, overwrite=overwrite)
     assert files_in(folder) == {name: b'{"mine": 1}'}
 
@@ -98,7 +98,7 @@ def test_of_many_files_of_the_user_three_are_named(tmp_path, array_file):
         (tmp_path / name).touch()
         with pytest.raises(FileExistsError) as error:
             run_of(array_file, tmp_path)
-        told, more = re.fullmatch(r".* holds (.*?)( and 1 more)?, but no run that .*", str(error.value)).groups()
+        told, more = re.fullmatch(r".* holds (.*?)( and 1 more)?, which no run .*", str(error.value)).groups()
         found = told.split(", ")
         assert len(found) == len({*found} & {*names}) == min(count, 3)
         assert bool(more) == (count > 3)

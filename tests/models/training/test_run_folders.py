@@ -184,13 +184,13 @@ def test_epochs_on_resume(tmp_path, array_file):
     minigrad.use(kernels="plain")
     execute(run_of(array_file, tmp_path / "two"))
     execute(run_of(array_file, tmp_path / "three", epochs=3))
-    with pytest.raises(ValueError, match="epochs is 1 but the run stands after epoch 2; --finish makes the model"):
+    with pytest.raises(ValueError, match="epochs is 1 but the run is already after epoch 2; --finish makes the model"):
         resume(tmp_path / "two", 1)
     execute(resume(tmp_path / "two", 3))
     digests = {load_state(tmp_path / name / "model.safetensors")[2] for name in ("two", "three")}
     assert len(digests) == 1
     execute(run_of(array_file, tmp_path / "cosine", schedule="cosine"))
-    with pytest.raises(ValueError, match=r"schedule ends with epoch 2; --init-from .* --epochs 1 trains its model on"):
+    with pytest.raises(ValueError, match=r"schedule ends with epoch 2; --init-from .* --epochs 1 trains its model"):
         resume(tmp_path / "cosine", 3)
     assert resume(tmp_path / "cosine", 2).trainer.options.epochs == 2
 
@@ -208,9 +208,7 @@ def test_folders_with_a_run_are_guarded(tmp_path, array_file):
     second.trainer.callbacks = [At(2, interrupt)]
     with pytest.raises(KeyboardInterrupt):
         execute(second)
-    with pytest.raises(
-        FileExistsError, match=r"an unfinished run; use --resume to go on with it, --finish to make its"
-    ):
+    with pytest.raises(FileExistsError, match=r"an unfinished run; use --resume to continue it, --finish to make its"):
         run_of(array_file, folder)
     execute(resume_run(folder, progress=False, tell=lambda _: None))
     with pytest.raises(FileExistsError, match="already holds a finished run; use --overwrite") as error:
@@ -295,7 +293,7 @@ def test_an_old_run_is_kept(tmp_path, array_file):
     run_of(array_file, folder, overwrite=True, seed=6).execute(told.append)
     assert read_record(folder / "old-2")["options"]["seed"] == 5
     assert read_record(folder)["options"]["seed"] == 6
-    assert f"the run before lies in {folder / 'old-2'}" in told
+    assert f"the previous run is in {folder / 'old-2'}" in told
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "history.jsonl", "figures/loss_curves.png"])
@@ -411,7 +409,7 @@ def test_the_record_of_a_run(tmp_path, array_file):
         run.trainer.model, run.dataset.test_images, seed=4, train_images=run.dataset.train_images
     )
     assert read_record(tmp_path / "nowhere") == {}
-    for text, message in (("{", "cannot be read as JSON"), ("[]", "expected a JSON object, found list; remove")):
+    for text, message in (("{", "cannot be read as JSON"), ("[]", "expected a JSON object, found list; without")):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(DataError, match=message):
             read_record(tmp_path)
