@@ -1070,7 +1070,7 @@ def test_a_damaged_cache_of_numba_is_told_of_and_not_used(tmp_path, monkeypatch,
         loops.prepare(None, "float64")
         (told,) = caplog.messages
         assert told.startswith("minigrad: Numba's cache fails (")
-        assert told.endswith(f"delete {tmp_path / '__pycache__'}")
+        assert told.endswith(f"delete the folder {tmp_path / '__pycache__'}")
         assert twice(3.0) == 6.0
 
 
