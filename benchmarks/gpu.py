@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -196,12 +197,7 @@ def measure_steps(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """(rows, faults) of all programs for one batch."""
     gc.collect()  # an older graph that is freed while PyTorch records one would spoil that
-    minigrad.use("cpu", "plain")
-    model = driver.model_of(driver.DEFAULT_MODEL)
-    weights = {name: x.astype(np.float32) for name, x in model.network.state_dict().items()}
-    images = driver.load_dataset("fashion-mnist-sample").train_images
-    batches = batches_of(images, batch, model.latent_space_dim)
-    wanted = reference_losses(weights, batches)
+    weights, batches, wanted = inputs_of(batch)
     k, clock = minigrad.use("cuda", precision=precision), Clock(cupy)
     makers: dict[str, Callable[[], Step]] = {
         "minigrad": lambda: minigrad_step(k, weights, batches, capture=True),
@@ -229,12 +225,23 @@ def measure_steps(
         for name, step in programs.items():
             clock.of(step, 1 if quick else 5)
             times[name].append(clock.of(step, 1 if quick else STEPS))
-    flops = 3 * batch * driver.forward_flops(model)
+    flops = 3 * batch * driver.forward_flops(driver.model_of(driver.DEFAULT_MODEL))
     for name, seconds in times.items():
         spread = driver.spread(seconds)
         row = {"what": "step", "batch": batch, "precision": precision, "program": name, "seconds": spread}
         rows.append({**row, "images_per_second": batch / spread["median"], "flops": flops})
     return rows, faults
+
+
+@cache
+def inputs_of(batch: int) -> tuple[dict[str, np.ndarray], Any, list[float]]:
+    """(weights, batches, the first losses that all programs must compute)."""
+    minigrad.use("cpu", "plain")
+    model = driver.model_of(driver.DEFAULT_MODEL)
+    weights = {name: x.astype(np.float32) for name, x in model.network.state_dict().items()}
+    images = driver.load_dataset("fashion-mnist-sample").train_images
+    batches = batches_of(images, batch, model.latent_space_dim)
+    return weights, batches, reference_losses(weights, batches)
 
 
 def reference_losses(weights: dict[str, np.ndarray], batches: Any) -> list[float]:
@@ -267,14 +274,17 @@ def measure_kernels(cupy: Any, batch: int, precision: str, quick: bool) -> list[
         norm, grad_rows = array(3, x.shape[3]), array(4, y.shape[3])
         flops = 2 * batch * int(np.prod(geometry.output_size)) * 9 * C * F
         size = x.nbytes + y.nbytes + weight.nbytes
-        after = Norm(array(y.shape[3]), array(y.shape[3]), 1e-3)
+        # As in the model: nothing is normalised before the first layer, and after the last.
+        first, last = x.shape[3] == 1, y.shape[3] == 1
+        after = None if last else Norm(array(y.shape[3]), array(y.shape[3]), 1e-3)
         before = Statistics(array(x.shape[3]), norm[0], array(x.shape[3]) ** 2, 1e-3)
-        source, layer = Source(x, norm, before), Layer(weight, bias, geometry, transposed)
+        source = Source(x) if first else Source(x, norm, before)
+        layer = Layer(weight, bias, geometry, transposed)
         forth = (source, layer, after)
-        cases.append((f"{name}: forward with moments", lambda _, a=forth: k.conv_layer(*a), size, flops))
-        back = (y, grad_rows, y, source, layer, True)
+        cases.append((f"{name}: forward", lambda _, a=forth: k.conv_layer(*a), size, flops))
+        back = (y, None if last else grad_rows, y, source, layer, not first)
         bytes_back = 4 * y.nbytes + 3 * x.nbytes + 2 * weight.nbytes
-        cases.append((f"{name}: backward", lambda _, a=back: k.conv_layer_grad(*a), bytes_back, 2 * flops))
+        cases.append((f"{name}: backward", lambda _, a=back: k.conv_layer_grad(*a), bytes_back, (2 - first) * flops))
     if precision == "fp32":  # the others are the same in TF32
         big = array(batch, 28, 28, 64)
         rows, norm = array(4, 64), array(3, 64)
@@ -413,7 +423,8 @@ def main(argv: list[str] | None = None) -> int:
             for row in rows:
                 microseconds = 1e6 * row["seconds"]["median"]
                 print(f"batch {batch:5}  {precision}  {row['program']:34} {microseconds:9.0f} us a step")
-            print(*faults, sep="\n", end="\n" * bool(faults))
+            print(*faults, sep="\n", end="\n" * bool(faults), flush=True)
+            keep()
             record["rows"] += measure_kernels(cupy, batch, precision, args.quick)
     keep()
     record["rows"] += measure_crossover(cupy, args.quick)

@@ -266,10 +266,15 @@ def signalled(
             step, skipped = newest(folder)
             if code:
                 counts.effective += 1
-                counts.lost += code != 128 + number or bool(skipped)
-                # the step was finished and saved; a second signal stops at once, and what was saved before stays
-                counts.lost += step < max(before, done - twice)
-                counts.lost += any(not text.startswith("interrupted") for text in said)
+                faults = [
+                    code != 128 + number or bool(skipped),
+                    # the step was finished and saved; a second signal stops at once, and what was saved before stays
+                    step < max(before, done - twice),
+                    any(not text.startswith("interrupted") for text in said),
+                ]
+                counts.lost += sum(faults)
+                if any(faults):
+                    print(f"{faults}: exit code {code}, step {step} of {done}, before {before}; {skipped}; {said}")
         counts.lost += digest(folder) != expected
     return counts
 

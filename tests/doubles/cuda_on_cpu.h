@@ -166,11 +166,11 @@ static T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
     return lane.result;
 }
 
-// x rounded to TF32, as cvt.rna.tf32.f32 does: 10 bits after the point, ties away from zero.
+// x rounded to TF32, as cvt.rn.tf32.f32 does: 10 bits after the point, ties to even.
 static float tf32(float x) {
     unsigned bits;
     std::memcpy(&bits, &x, 4);
-    if (std::isfinite(x)) bits = (bits + 0x1000) & ~0x1fff;  // may become infinite
+    if (std::isfinite(x)) bits = (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fff;  // may become infinite
     if (std::isnan(x)) bits = 0x7fffffff;
     std::memcpy(&x, &bits, 4);
     return x;

@@ -198,8 +198,8 @@ FAULTS = {
     ),
     "correlate_thin_input's pixels": (
         "conv2d",
-        "m = first + i;\n        const Place",
-        "m = first + (i ^ 1);\n        const Place",
+        "m = first + threadIdx.x % PIXELS;",
+        "m = first + (threadIdx.x ^ 1) % PIXELS;",
     ),
     "correlate_thin_input's weights": ("conv2d", "weight[k * F + f] : 0;", "weight[k * F + (f + 1) % F] : 0;"),
     "weight_gradient_thin_input's share": ("conv2d_grad_weight", "first < last; first", "first < last - 1; first"),
@@ -207,16 +207,17 @@ FAULTS = {
     "correlate_thin_output's weights": ("conv2d_grad_input", "f * C + c + e :", "f * C + c + (e + 1) % 4 :"),
     "correlate_thin_output's rows": (
         "conv2d_grad_input",
-        "const int h = rows.in + p.row * rows.stride",
-        "const int h = rows.in + (p.row + 1) * rows.stride",
+        "const int row = rows.in + p.row * rows.stride",
+        "const int row = rows.in + (p.row + 1) * rows.stride",
     ),
-    "correlate_thin_output's taps": ("conv2d_grad_input", "(tap - t * cols.taps) * cols.sign", "(tap - t) * cols.sign"),
-    "correlate_thin_output's last rows": (
+    "correlate_thin_output's taps": ("conv2d_grad_input", "? left_of - j : j", "? j : left_of - j"),
+    "correlate_thin_output's last rows": ("conv2d_grad_input", "(row + i) < H;", "(row + i) < H + 1;"),
+    "correlate_thin_output's first columns": (
         "conv2d_grad_input",
-        "top_row + rows.taps <= H",
-        "top_row + rows.taps <= H + 1",
+        "if (inside[i] && (unsigned)(col + j) < W)",
+        "if (inside[i])",
     ),
-    "correlate_thin_output's first columns": ("conv2d_grad_input", "left_col >= 0", "left_col >= -1"),
+    "correlate_thin_output's runs": ("conv2d_grad_input", "pixel < last", "pixel < last - 1"),
     "correlate_thin_output's lanes": ("conv2d_grad_input", "apart = LANES / 2", "apart = LANES / 4"),
     "add_shares": ("conv2d_grad_weight", "s < count; s += 8", "s < count - 1; s += 8"),
     "matrix_product's rows": ("matmul", "int k = ak == 1 ? i % BK : i / BM", "int k = ak == 1 ? i % 15 : i / BM"),
@@ -233,7 +234,7 @@ FAULTS = {
     "sigmoid": ("sigmoid", "real e = exp(-fabs(x[i]))", "real e = exp(-fabs(x[i ? i - 1 : 0]))"),
     "normalise": ("normalise", "beta = norm[2 * C + c];", "beta = norm[2 * C + (c ? c - 1 : 0)];"),
     "norm_gradient": ("norm_gradient", "grad_rows[2 * C + c]", "grad_rows[2 * C + c - 1]"),
-    "finish_sums": ("channel_sum", "block += 16", "block += 17"),
+    "finish_sums": ("channel_sum", "block += ROWS", "block += ROWS + 1"),
     "finish_moments": ("moments", ": shift[c]) + m", ": shift[c ? c - 1 : 0]) + m"),
     "norm_rows": ("norm_rows", "norm[2 * C + c] = beta;", "norm[2 * C + (c ? c - 1 : 0)] = beta;"),
     "norm_grad_rows": ("norm_grad_rows", "sums[C + c]);", "sums[C + c - 1]);"),
@@ -271,6 +272,7 @@ def test_every_kernel_has_a_fault() -> None:
     assert not {name for name in names if name not in covered}
     assert [name for _, name, _ in MADE] == [
         "correlate_large",
+        "correlate_narrow",
         "correlate_small",
         "matrix_product",
         "matrix_product_thin",
@@ -278,7 +280,7 @@ def test_every_kernel_has_a_fault() -> None:
 
 
 def test_cuda_py_and_the_kernels_have_the_same_sizes(on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("THIN", "PIXELS", "LANES", "TAPS", "RUN", "LISTED"):
+    for name in ("THIN", "PIXELS", "LANES", "WINDOW", "RUN", "GROUP", "LISTED"):
         assert re.findall(rf"[ ,]{name} = (\d+)[,;]", SOURCE) == [str(getattr(cuda, name))], name
     assert f"LARGE = sizeof(real) == 4 ? {cuda.LARGE['float32']} : {cuda.LARGE['float64']};" in SOURCE
     assert f"PRODUCT(matrix_product_thin, 256, {cuda.FEW_COLUMNS}," in SOURCE
@@ -355,15 +357,17 @@ extern "C" __global__ void round_all(const float *x, float *y, int size) {
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    """x to 10 bits after the point, ties away from zero, in float64. A subnormal has the smallest normal's steps."""
+    """x to 10 bits after the point, ties to even, in float64. A subnormal has the smallest normal's steps."""
     _, exponent = np.frexp(x.astype(np.float64))
     step = np.ldexp(1.0, np.maximum(exponent, -125) - 11)
-    return np.copysign(np.floor(np.abs(x) / step + 0.5) * step, x)
+    return np.copysign(np.rint(np.abs(x) / step) * step, x)
 
 
 def test_numbers_are_rounded_to_tf32(cuda_device: str) -> None:
     """Bit for bit: numbers of every exponent, ties and their neighbours, and what is not finite."""
     k = minigrad.use("cuda")
+    if int(k.xp.cuda.Device().compute_capability) < 90:
+        pytest.skip("rounds ties away from zero")
     bits = np.random.default_rng(0).integers(0, 2**32, 60_000, dtype=np.uint32)
     ties = (bits[:30_000] & 0xFFFFE000) | 0x1000
     special = np.array([0, -0.0, np.inf, -np.inf, np.nan, 3.4028235e38, -3.4028235e38, 1e-45, 1.1754942e-38], "f4")
@@ -384,7 +388,7 @@ def products(count: int) -> Iterator[test_backends.Case]:
     r = test_backends.rng("tf32")
     for _ in range(count):
         g = test_backends.random_geometry(r)
-        N, F = int(r.integers(1, 6)), int(r.integers(33, 80))
+        N, F = int(r.integers(1, 6)), int(r.integers(20, 80))
         C = int(r.integers(1, 40)) + 16 // math.prod(g.kernel_size)  # sums of more than 16 terms: no thin convolution
         x, y = (r.normal(size=(N, *size, C)).astype("f4") for size in (g.input_size, g.output_size))
         gy = r.normal(size=(N, *g.output_size, F)).astype("f4")
@@ -531,7 +535,9 @@ def test_it_compiles_without_spilling_registers(real: str, tf32: int, tmp_path: 
     assert set(re.findall(r"(\d+) bytes spill", done.stderr)) == {"0"}, done.stderr
     assert set(re.findall(r"(\d+) bytes stack frame", done.stderr)) == {"0"}, done.stderr
     registers = dict(zip(names, map(int, re.findall(r"Used (\d+) registers", done.stderr)), strict=True))
-    assert max(registers.values()) <= (128 if real == "float" else 255), registers
+    most = {"correlate_narrow": 168} if real == "float" else {}  # three blocks of 128 threads
+    for name, count in registers.items():
+        assert count <= most.get(name, 128 if real == "float" else 255), name
 
 
 @needs_nvcc
@@ -543,7 +549,9 @@ def test_the_large_kernels_say_how_many_threads_they_have(tmp_path: Any) -> None
     bounds = {re.match(r"\w+", text)[0]: re.search(r"\.maxntid (\d+)", text.split("{")[0]) for text in entries}
     large = ("correlate", "weight_gradient", "matrix_product")
     assert {name: int(found[1]) for name, found in bounds.items() if found and name.startswith(large)} == {
-        name: 128 if name == "correlate_small" else 256 for name in bounds if name.startswith(large)
+        name: 128 if name in ("correlate_narrow", "correlate_small") else 256
+        for name in bounds
+        if name.startswith(large)
     }
 
 
@@ -726,6 +734,25 @@ def test_a_step_that_cannot_be_captured_says_why(fault: Any, cuda_device: str) -
     with pytest.raises(minigrad.DeviceError, match=r"cannot be captured as a CUDA graph: .*--no-capture"):
         take_step(x)
     assert k.to_host(k.capture(lambda x: x * 2.0)(x)).tolist() == [2, 2, 2], "the device works on"
+
+
+def test_ctrl_c_while_a_step_is_recorded_ends_the_recording(cuda_device: str) -> None:
+    """A stream that still records fails when it is freed, and says so at the end of the program."""
+    k = minigrad.use(device="cuda")
+    calls = iter(range(10))
+
+    def step(x: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return x * 2.0
+
+    x = k.from_host(np.ones(3, np.float32))
+    take_step = k.capture(step)
+    for _ in range(3):
+        take_step(x)
+    with pytest.raises(KeyboardInterrupt):
+        take_step(x)
+    assert k.to_host(take_step(x)).tolist() == [2, 2, 2]
 
 
 def test_a_frozen_number_would_be_seen(cuda_device: str) -> None:

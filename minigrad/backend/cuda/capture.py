@@ -84,9 +84,11 @@ class Captured:
             self.stream.begin_capture()
             try:
                 self.result = self.step(*self.inputs)
-            except Exception as fault:
-                with suppress(Exception):  # the stream leaves its broken recording behind
+            except BaseException as fault:  # Ctrl-C, too: a stream that still records fails when it is freed
+                with suppress(Exception):
                     self.stream.end_capture()
+                if not isinstance(fault, Exception):
+                    raise
                 raise DeviceError(
                     f"the training step cannot be captured as a CUDA graph: {fault}; run it without (--no-capture)"
                 ) from fault

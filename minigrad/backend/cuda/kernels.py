@@ -30,7 +30,15 @@ FEW_ROWS = 256  # up to this many rows are summed by one block of threads
 FILL = 132  # multiprocessors of a large GPU; in float, each of them runs `resident` blocks of a kernel at a time
 NAMES = "common", "tiles", "correlate", "weight_gradient", "thin", "products", "rows", "elementwise"
 SOURCES = [Path(__file__).parent / f"source/{name}.cu" for name in NAMES]  # one text, in this order
-THIN, PIXELS, LANES, TAPS, RUN, LISTED = 16, 64, 16, 9, 8, 64  # as in source/, and so are LARGE and FEW_COLUMNS
+THIN, PIXELS, LANES, WINDOW, RUN, GROUP, LISTED = (
+    16,
+    64,
+    16,
+    3,
+    16,
+    8,
+    64,
+)  # as in source/, and so are LARGE and FEW_COLUMNS
 LARGE = {"float32": 128, "float64": 64}  # pixels of a large tile; for the weight gradient, taps times channels
 FEW = 4  # a convolution to at most this many channels has its own kernel
 FEW_COLUMNS = 4  # a matrix product with at most this many columns has its own kernel
@@ -211,7 +219,8 @@ class CudaBackend(FastBackend):
         pixels = N * (-(-OH // SH) * -(-OW // SW) if adjoint else OH * OW)  # of the largest phase
         sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
         x_quads = self._quads(x, norm)
-        if F <= FEW and not sums and C <= 4 * LANES and KH * KW <= TAPS and x_quads:
+        neighbours = max(KH, KW) <= WINDOW and (adjoint or SW == 1)
+        if F <= FEW and not sums and C <= 4 * LANES and neighbours and x_quads:
             grid = min(-(-pixels * LANES // (256 * RUN)), 8 * MOST_BLOCKS), 1, phases
             arrays = x, norm, weight, bias, y
             self._launch("correlate_thin_output", x.dtype, grid, 256, *arrays, *sizes, adjoint, relu)
@@ -219,9 +228,11 @@ class CudaBackend(FastBackend):
         thin = KH * KW * C <= THIN and not adjoint
         large = LARGE[x.dtype.name]
         if thin:
-            name, rows, columns, threads, resident = "correlate_thin_input", PIXELS, 32, 256, 4
-        elif -(-pixels // large) * -(-F // 64) * phases >= FILL and F > 32:
+            name, rows, columns, threads, resident = "correlate_thin_input", PIXELS, 32, 256, 3
+        elif -(-pixels // large) * -(-F // 64) * phases >= FILL:
             name, rows, columns, threads, resident = "correlate_large", large, 64, 256, 2
+            if F <= 32:
+                name, columns, threads, resident = "correlate_narrow", 32, 128, 3
         else:
             name, rows, columns, threads, resident = "correlate_small", 64, 32, 128, 4
         blocks = max(1, min(-(-pixels // rows), resident * FILL // max(1, -(-F // columns))))
@@ -243,7 +254,7 @@ class CudaBackend(FastBackend):
         _, OH, OW, F = g.shape
         K, M, thin = KH * KW * C, N * OH * OW, KH * KW * C <= THIN
         large = LARGE[x.dtype.name]
-        tiles, resident = (-(-F // 32), 5) if thin else (-(-K // large) * -(-F // 64), 2)
+        tiles, resident = (-(-F // 32), 3) if thin else (-(-K // large) * -(-F // 64), 2)
         at_once = PIXELS if thin else 32  # pixels that a block reads
         shares = max(1, min(resident * FILL // max(tiles, 1), -(-M // PIXELS)))
         share = -(-M // (shares * at_once)) * at_once
@@ -301,7 +312,7 @@ class CudaBackend(FastBackend):
         """(the sum of the shares, the first of the sums from the partial ones)."""
         blocks, _, C = partials.shape
         total, sums = (self.xp.empty(shape, dtype=shares.dtype) for shape in (shares.shape[1:], C))
-        grid = (-(-total.size // 64) + -(-C // 32),)
+        grid = (-(-C // GROUP) + -(-total.size // 64),)
         sizes = len(shares), total.size, blocks, C
         self._launch("finish_gradients", total.dtype, grid, 512, shares, total, partials, sums, *sizes)
         return total, sums
@@ -335,7 +346,7 @@ class CudaBackend(FastBackend):
         blocks, _, C = partials.shape
         (mean,) = self._contiguous(mean)
         sums = self.xp.empty((2, C), dtype=dtype)
-        self._launch("finish_sums", sums.dtype, (-(-C // 32),), 512, partials, mean, sums, blocks, C)
+        self._launch("finish_sums", sums.dtype, (-(-C // GROUP),), 512, partials, mean, sums, blocks, C)
         return sums
 
     def _moments(
@@ -354,7 +365,7 @@ class CudaBackend(FastBackend):
         gamma, beta, epsilon = after or (None, None, 0.0)
         arrays = partials, *self._contiguous(shift, gamma, beta), mean, variance, norm
         sizes = blocks, C, np.float64(x.size // max(C, 1)), np.float64(epsilon)
-        self._launch("finish_moments", x.dtype, (-(-C // 32),), 512, *arrays, relu, *sizes)
+        self._launch("finish_moments", x.dtype, (-(-C // GROUP),), 512, *arrays, relu, *sizes)
         return mean, variance, norm
 
     def _first_row(self, x: Array) -> Array:
@@ -418,7 +429,7 @@ class CudaBackend(FastBackend):
         arrays, dtype = self._contiguous(gamma, mean, variance), gamma.dtype
         results = tuple(self.xp.empty(shape, dtype=dtype) for shape in ((4, C), C, C))
         sizes = blocks, C, float(epsilon), float(M)
-        self._launch("finish_norm_grad", dtype, (-(-C // 32),), 512, partials, *arrays, *results, *sizes)
+        self._launch("finish_norm_grad", dtype, (-(-C // GROUP),), 512, partials, *arrays, *results, *sizes)
         return results
 
     def norm_gradient(self, gy: Array, x: Array, rows: Array) -> Array:

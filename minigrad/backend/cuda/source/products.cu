@@ -1,7 +1,7 @@
 // total[i] = sum over s of shares[s, i]. A block of 512 threads has 64 numbers; each of its 8 rows adds every 8th share.
-__device__ void add_share(const real *shares, real *total, int count, int size) {
+__device__ void add_share(int block, const real *shares, real *total, int count, int size) {
     __shared__ double sums[8][64];
-    const int lane = threadIdx.x % 64, ty = threadIdx.x / 64, i = blockIdx.x * 64 + lane;
+    const int lane = threadIdx.x % 64, ty = threadIdx.x / 64, i = block * 64 + lane;
     double sum = 0;
     if (i < size)
 #pragma unroll 4
@@ -14,7 +14,7 @@ __device__ void add_share(const real *shares, real *total, int count, int size) 
 }
 
 extern "C" __global__ void __launch_bounds__(512) add_shares(const real *shares, real *total, int count, int size) {
-    add_share(shares, total, count, size);
+    add_share(blockIdx.x, shares, total, count, size);
 }
 
 // ---- products of small matrices, for dense layers ----

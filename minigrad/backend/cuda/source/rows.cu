@@ -63,33 +63,37 @@ extern "C" __global__ void __launch_bounds__(256) norm_gradient(
     });
 }
 
-// The two sums of channel c from partials (blocks, 2, C). A block of threads has 32 channels; each of its 16 rows adds
-// every 16th of the partial sums, and then all rows add those.
+// The two sums of channel c from partials (blocks, 2, C), for the threads with ty = 0. A block of threads has GROUP
+// channels; each of its 64 rows adds every 64th of the partial sums, and then half of the rows add the other half's.
+const int GROUP = 8;
+
 __device__ void add_partials(const double *partials, int blocks, int C, int c, double *total) {
-    __shared__ double sums[16][2][32];
-    const int lane = threadIdx.x % 32, ty = threadIdx.x / 32;
-    double both[2] = {};
+    const int ROWS = 512 / GROUP;
+    __shared__ double sums[ROWS][2][GROUP];
+    const int lane = threadIdx.x % GROUP, ty = threadIdx.x / GROUP;
+    total[0] = total[1] = 0;
     if (c < C)
-#pragma unroll 8
-        for (int block = ty; block < blocks; block += 16)
+#pragma unroll 4
+        for (int block = ty; block < blocks; block += ROWS)
 #pragma unroll
-            for (int s = 0; s < 2; s++) both[s] += partials[((size_t)block * 2 + s) * C + c];
-    sums[ty][0][lane] = both[0];
-    sums[ty][1][lane] = both[1];
-    __syncthreads();
-    for (int s = 0; s < 2; s++) {
-        total[s] = 0;
-        for (int row = 0; row < 16; row++) total[s] += sums[row][s][lane];
+            for (int s = 0; s < 2; s++) total[s] += partials[((size_t)block * 2 + s) * C + c];
+    for (int half = ROWS / 2; half; half /= 2) {
+        if (ty < 2 * half)
+            for (int s = 0; s < 2; s++) sums[ty][s][lane] = total[s];
+        __syncthreads();
+        if (ty < half)
+            for (int s = 0; s < 2; s++) total[s] += sums[ty + half][s][lane];
+        __syncthreads();
     }
 }
 
 // sums (2, C); the second less mean times the first, if there is a mean.
 extern "C" __global__ void __launch_bounds__(512) finish_sums(
     const double *partials, const real *mean, real *sums, int blocks, int C) {
-    int c = blockIdx.x * 32 + threadIdx.x % 32;
+    int c = blockIdx.x * GROUP + threadIdx.x % GROUP;
     double total[2];
     add_partials(partials, blocks, C, c, total);
-    if (c >= C || threadIdx.x >= 32) return;
+    if (c >= C || threadIdx.x >= GROUP) return;
     sums[c] = total[0];
     sums[C + c] = mean ? total[1] - mean[c] * total[0] : total[1];
 }
@@ -101,18 +105,18 @@ __device__ void write_norm(real *norm, real gamma, real beta, real mean, real va
 }
 
 // The gradients of weight and bias: the sum of shares (count, size) as in add_shares, and the first of the two sums of
-// partials (blocks, 2, C), which the last blocks of threads have.
+// partials (blocks, 2, C), which the first blocks of threads have, because it takes them longer.
 extern "C" __global__ void __launch_bounds__(512) finish_gradients(
     const real *shares, real *total, const double *partials, real *sums, int count, int size, int blocks, int C) {
-    const int block = blockIdx.x - (size + 63) / 64;
-    if (block < 0) {
-        add_share(shares, total, count, size);
+    const int groups = (C + GROUP - 1) / GROUP;
+    if (blockIdx.x >= groups) {
+        add_share(blockIdx.x - groups, shares, total, count, size);
         return;
     }
-    int c = block * 32 + threadIdx.x % 32;
+    int c = blockIdx.x * GROUP + threadIdx.x % GROUP;
     double both[2];
     add_partials(partials, blocks, C, c, both);
-    if (c < C && threadIdx.x < 32) sums[c] = both[0];
+    if (c < C && threadIdx.x < GROUP) sums[c] = both[0];
 }
 
 // Mean and variance from the sums of values, less a shift (its ReLU, if so), and of their squares. If the mean lies 1,000
@@ -121,10 +125,10 @@ extern "C" __global__ void __launch_bounds__(512) finish_gradients(
 extern "C" __global__ void __launch_bounds__(512) finish_moments(
     const double *partials, const real *shift, const real *gamma, const real *beta, real *mean, real *variance, real *norm,
     int relu, int blocks, int C, double count, double epsilon) {
-    int c = blockIdx.x * 32 + threadIdx.x % 32;
+    int c = blockIdx.x * GROUP + threadIdx.x % GROUP;
     double total[2];
     add_partials(partials, blocks, C, c, total);
-    if (c >= C || threadIdx.x >= 32) return;
+    if (c >= C || threadIdx.x >= GROUP) return;
     double m = total[0] / count, deviation = total[1] / count - m * m;
     mean[c] = (relu ? positive(shift[c]) : shift[c]) + m;
     variance[c] = positive(deviation);
@@ -167,10 +171,10 @@ extern "C" __global__ void norm_grad_rows(
 extern "C" __global__ void __launch_bounds__(512) finish_norm_grad(
     const double *partials, const real *gamma, const real *mean, const real *variance, real *grad_rows, real *ggamma,
     real *gbeta, int blocks, int C, real epsilon, real count) {
-    int c = blockIdx.x * 32 + threadIdx.x % 32;
+    int c = blockIdx.x * GROUP + threadIdx.x % GROUP;
     double total[2];
     add_partials(partials, blocks, C, c, total);
-    if (c >= C || threadIdx.x >= 32) return;
+    if (c >= C || threadIdx.x >= GROUP) return;
     NormGrad o = {gamma, mean, variance, grad_rows, ggamma, gbeta, C, epsilon, count};
     write_norm_grad(o, c, total[0], total[1] - mean[c] * total[0]);
 }

@@ -1,10 +1,15 @@
 // ---- the product of two tiles in shared memory ----
 
 #ifdef __CUDACC__  // not where the tests run this file on a CPU
-// x rounded to TF32: 10 bits after the point, ties away from zero.
+// x rounded to TF32: 10 bits after the point, ties to even; before compute capability 9.0, which has an instruction for it,
+// ties away from zero.
 __device__ float tf32(float x) {
     unsigned bits;
+#if __CUDA_ARCH__ >= 900
+    asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+#else
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+#endif
     return __uint_as_float(bits);
 }
 
@@ -68,15 +73,15 @@ struct Part {
         const real *columns = &b[x / 4 * 4 * TN + matrix / 2 * 8 + line][matrix % 2 * 4];
 #pragma unroll
         for (int k = 0; k < BK; k += 8) {
-            real of_b[TN / 4][4], of_a[4];
+            real of_b[TN / 4][4], of_a[TM / 2][4];  // all of them before the first is needed
+#pragma unroll
+            for (int i = 0; i < TM; i += 2) load_matrices(of_a[i / 2], rows + i * 8 * WIDTH + k);
 #pragma unroll
             for (int j = 0; j < TN / 4; j++) load_matrices(of_b[j], columns + j * 16 * WIDTH + k);
 #pragma unroll
-            for (int i = 0; i < TM; i += 2) {
-                load_matrices(of_a, rows + i * 8 * WIDTH + k);
+            for (int i = 0; i < TM; i += 2)
 #pragma unroll
-                for (int j = 0; j < TN; j += 2) mma(&sums[i][j], &sums[i + 1][j], of_a, &of_b[j / 4][j % 4]);
-            }
+                for (int j = 0; j < TN; j += 2) mma(&sums[i][j], &sums[i + 1][j], of_a[i / 2], &of_b[j / 4][j % 4]);
         }
 #else
 #pragma unroll 1  // or there are not enough registers

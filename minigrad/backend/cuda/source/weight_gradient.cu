@@ -22,6 +22,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) wei
     const int g_line = line - (LINES - GF), k = blockIdx.x * GK + line, f = blockIdx.y * GF + g_line;
     const bool reads_x = line < GK && k < K, reads_g = g_line >= 0 && f < F;
     const int tap_row = k / C / KW - top, tap_col = k / C % KW - left, channel = k % C;  // of the four k if x_quads
+    const int to_row = (SH * W - OW * SW) * C, to_image = (H - OH * SH) * W * C;  // in x, from beyond the end of the last
 
     // Of four pixels. Where there are threads enough for all lines, none reads both a and b, and they share their registers.
     real4 a[4], others[4];
@@ -30,15 +31,17 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) wei
     int m = first + pixel;
     auto read = [&]() {
         Place p = pixels.place(m);
+        int row = p.row * SH + tap_row, col = p.col * SW + tap_col;
+        const real *from = x + ((long long)(p.image * H + row) * W + col) * C + channel;
+        const real *const g_from = g + (size_t)m * F + f;
         inside = 0;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             a[i] = b[i] = real4{};
             if (m + i < last && reads_x && x_quads) {  // all four are of one tap
-                const unsigned row = p.row * SH + tap_row, col = p.col * SW + tap_col;
-                if (row < H && col < W) {
+                if ((unsigned)row < H && (unsigned)col < W) {
                     inside |= 1 << i;
-                    a[i] = *(const real4 *)&x[((p.image * H + (int)row) * W + (int)col) * C + channel];
+                    a[i] = *(const real4 *)from;
                 }
             } else if (m + i < last && reads_x) {
 #pragma unroll
@@ -50,13 +53,11 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) wei
                     a[i].v[e] = x_norm ? (value - x_norm[c]) * x_norm[C + c] + x_norm[2 * C + c] : value;
                 }
             }
-            if (m + i < last && reads_g) b[i] = read4(g + (size_t)(m + i) * F, f, F, g_quads);
+            if (m + i < last && reads_g) b[i] = read4(g_from + i * F, 0, F - f, g_quads);
+            col += SW, from += SW * C;
             if (++p.col == OW) {
-                p.col = 0;
-                if (++p.row == OH) {
-                    p.row = 0;
-                    p.image++;
-                }
+                p.col = 0, col = tap_col, row += SH, from += to_row;
+                if (++p.row == OH) p.row = 0, p.image++, row = tap_row, from += to_image;
             }
         }
     };
