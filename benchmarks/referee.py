@@ -177,7 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     record = driver.record_of(
         "referee.py",
         sys.argv[1:] if argv is None else argv,
-        versions={"cuDNN": release, "cudnn-frontend": cudnn.__version__, "CuPy": cupy.__version__},
+        versions={"gpu": {"CuPy": cupy.__version__, "CuDNN": release, "Frontend of cuDNN": cudnn.__version__}},
+        settings={"calls in a graph": CALLS},
         device=cupy.cuda.runtime.getDeviceProperties(0)["name"].decode(),
         rows=rows,
         faults=faults,

@@ -465,7 +465,7 @@ def gpu(record: dict[str, Any], results: Path) -> str:
     lines = []
     for row in steps:
         seconds = row["seconds"]
-        cells = [row["program"], number(row["batch"]), row["precision"], number(1e6 * seconds["median"])]
+        cells = [row["program"] + _at(row), number(row["batch"]), row["precision"], number(1e6 * seconds["median"])]
         cells += [f"{1e6 * seconds['low']:,.0f} to {1e6 * seconds['high']:,.0f}", number(row["images_per_second"])]
         key = row["batch"], row["precision"]
         ratio = eager[key] / seconds["median"] if key in eager else None
@@ -477,7 +477,9 @@ def gpu(record: dict[str, Any], results: Path) -> str:
     text += "TFLOP/s. `ratio` is the speed relative to PyTorch as it comes, in the same precision."
     text += "\n\n" + table(heads, lines)
     if "tests" in record:
-        text += f"\nTests that need a GPU: {record['tests']['summary'].strip('= ')}.\n"
+        tests = record["tests"]
+        text += f"\nTests that need a GPU{_at(tests)}: {tests['summary'].strip('= ')}.\n"
+        text += "".join(f"\n`{test}`\n" for test in tests["failed"])
     lines = [
         [f"{row['kernel']}, batch {row['batch']}", row["precision"], number(1e6 * row["seconds"], 1)]
         + [number(100 * row["bytes"] / copy / row["seconds"], 0, " %")]
@@ -493,9 +495,29 @@ def gpu(record: dict[str, Any], results: Path) -> str:
         for row in rows
         if row["what"] == "crossover"
     ]
-    text += "\n## Against the CPU\n\n" + table(["batch", "CPU ms / step", "GPU ms / step"], lines)
+    if lines:
+        text += "\n## Against the CPU\n\n" + table(["batch", "CPU ms / step", "GPU ms / step"], lines)
     gpu_plot(steps, results / "gpu.png")
     return text + "\n![Training step](gpu.png)\n" + versions(record)
+
+
+def _at(part: dict[str, Any]) -> str:
+    """Says so if a part of a record was measured at another commit."""
+    return f" (commit {part['commit']})" if "commit" in part else ""
+
+
+def referee(record: dict[str, Any], results: Path) -> str:
+    """Text of referee.json."""
+    lines = []
+    for row in record["rows"]:
+        ours, library = (row[name] and 1e6 * row[name] for name in ("ours_seconds", "seconds"))
+        rate = row["flops"] / row["seconds"] / 1e12 if library else None
+        cells = [f"{row['layer']}, {row['operation']}", number(row["batch"]), row["precision"]]
+        lines.append([*cells, number(ours, 1), number(library, 1), number(rate, 0)])
+    heads = ["convolution", "batch", "precision", "minigrad, us", "cuDNN, us", "its TFLOP/s"]
+    text = heading(f"Convolutions of the default VAE on an {record['device']}, ours and cuDNN's", record)
+    text += "\n" + table(heads, lines)
+    return text + "".join(f"\n- {fault}" for fault in record["faults"]) + "\n" + versions(record)
 
 
 def gpu_in_short(record: dict[str, Any]) -> str:
@@ -507,7 +529,7 @@ def gpu_in_short(record: dict[str, Any]) -> str:
         times = {program: 1e6 * row["seconds"]["median"] for program, row in chosen.items()}
         best = min((name for name in times if name.startswith("torch")), key=times.__getitem__)
         ours = times["minigrad"] < times[best]
-        cells = [number(batch), precision, bold(number(times["minigrad"]), ours)]
+        cells = [number(batch), precision + _at(chosen["minigrad"]), bold(number(times["minigrad"]), ours)]
         cells += [number(chosen["minigrad"]["images_per_second"]), number(times["torch"])]
         lines.append([*cells, f"{bold(number(times[best]), not ours)}, {best.removeprefix('torch ')}"])
     programs = len({row["program"] for row in steps if row["program"].startswith("torch")})
@@ -711,6 +733,7 @@ PARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
     "ops": kernels,
     "scaling": scaling,
     "gpu": gpu,
+    "referee": referee,
 }
 
 

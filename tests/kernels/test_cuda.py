@@ -877,6 +877,9 @@ def test_the_gpu_benchmark_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert gpu.main(["--quick"]) == 4
     assert "device cuda needs CuPy" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "cudnn", None)
+    assert importlib.import_module("referee").main([]) == 4
+    assert "cudnn" in capsys.readouterr().err
 
 
 # ---- memory ----
