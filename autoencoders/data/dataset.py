@@ -209,7 +209,8 @@ def as_data_error(where: object) -> Iterator[None]:
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"{where}: {error.strerror or error}") from error
+        near = near_names(Path(error.filename)) if isinstance(error, FileNotFoundError) and error.filename else ""
+        raise DataError(f"{where}: {error.strerror or error}{near}") from error
     except Exception as error:
         raise DataError(f"{where}: cannot be read: {error or type(error).__name__}") from error
 
@@ -227,6 +228,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     begun = [name for name in names if name.startswith(word.casefold())]
     alike = begun if 0 < len(begun) <= 3 else difflib.get_close_matches(word.casefold(), names, 2, 0.7)
     return f"; did you mean {' or '.join(names[name] for name in alike)}?" if alike else ""
+
+
+def near_names(path: Path, known: Iterable[str] = ()) -> str:
+    """The end of an error about a file or folder that does not exist: names like its own, of those known and of those
+    in its folder."""
+    return did_you_mean(path.name, [*known, *(other.name for other in path.parent.glob("*"))])
 
 
 def listed(names: Iterable[str], most: int = 3) -> str:

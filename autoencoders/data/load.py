@@ -14,7 +14,7 @@ from typing import Any
 
 from minigrad.serialize import DataError
 
-from .dataset import Dataset, Reading, as_data_error, did_you_mean, fault
+from .dataset import Dataset, Reading, as_data_error, fault, near_names
 from .download import NotFetchedError
 from .idx import idx_files
 from .own_arrays import SUFFIXES, Array, array_files, arrays_of, is_array_file, load_arrays, test_file
@@ -99,8 +99,7 @@ def _load_own(path: Path, reading: Reading, progress: bool) -> Dataset:
             raise DataError(f"{path}: is an archive; unpack it and give the folder")
         if path.is_file() and is_picture(path):
             raise DataError(f"{path}: is one picture; give its folder, or generate --image reconstructs it")
-        near = [other.name for other in path.parent.glob("*")]
-        missing = f"nothing of that name{did_you_mean(path.name, [*NAMES, *near])}"
+        missing = f"nothing of that name{near_names(path, NAMES)}"
         found = "another kind of file" if path.exists() else missing
         kinds = f"an existing folder of images or IDX files, or a file of arrays ({' '.join(SUFFIXES)})"
         raise fault(path, "data set", f"{', '.join(NAMES)}, {kinds}", found)

@@ -651,6 +651,8 @@ def test_a_folder_of_test_images_is_the_one_that_is_named(tmp_path: Path) -> Non
     for wrong in (tmp_path / "a.npz", tmp_path / "nowhere"):
         with pytest.raises(DataError, match=f"^{wrong}: (Not a directory|No such file or directory)"):
             load_dataset(tmp_path / "y", test_dir=wrong)
+    with pytest.raises(DataError, match=r"kpet: No such file or directory; did you mean kept[?]$"):
+        load_dataset(tmp_path / "x", test_dir=kept.with_name("kpet"))
     with pytest.raises(DataError, match="mnist has test images of its own; leave out --test-dir"):
         load_dataset("mnist", test_dir=tmp_path)
 
