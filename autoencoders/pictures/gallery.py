@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from minigrad.random import generator
-from minigrad.serialize import read_file
+from minigrad.serialize import DataError, read_file
 
 from ..conv_autoencoder import VAE, Autoencoder
 from ..data import Dataset, Reading
-from ..data.dataset import MAX_BYTES, as_data_error, pick_images
+from ..data.dataset import MAX_BYTES, as_data_error, near_names, pick_images
 from ..data.own_images import read_picture
 from ..evaluation.bounds import latents_of, reconstructions_of, to_unit_range
 from ..evaluation.metrics import nearest
@@ -24,16 +25,20 @@ from . import canvas, charts, sheets
 from .film import SCATTERED, SHOWN
 
 MOST_CLASSES, MOST_COLUMNS = 50, 12  # of a conditional model, that one picture of samples shows
+FILM_BYTES = 1 << 28  # of the images that a run's film encodes
+FEW = 200  # test images; if there are fewer, the picture of the latent space shows training images, too
 TRAVERSED = 8  # latent dimensions at most
 STEPS = np.linspace(-3, 3, 9)  # of a traversal, in standard deviations of N(0, I)
 NEIGHBOURS = 10  # prior samples shown beside their nearest training images
 
 
 def film_images(dataset: Dataset, rows: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training images that the film of a run on these rows shows, and of those that it scatters."""
+    """Indices of the training images that the film of a run on these rows shows, and of those that it encodes: at most
+    SCATTERED, and fewer if they are large."""
+    most = max(SHOWN, min(SCATTERED, FILM_BYTES // dataset.train_images[0].nbytes))
     labels = None if dataset.train_labels is None else dataset.train_labels[rows]
     used = np.arange(len(dataset.train_images))[rows]
-    return used[pick_images(labels, SHOWN, len(used), 0)], used[pick_images(labels, SCATTERED, len(used), 1)]
+    return used[pick_images(labels, SHOWN, len(used), 0)], used[pick_images(labels, most, len(used), 1)]
 
 
 def draw(
@@ -78,7 +83,7 @@ def _draw_data(model: Autoencoder, dataset: Dataset, seed: int) -> dict[str, Any
     chosen_labels = None if labels is None else labels[chosen]
     pictures = {
         "reconstructions": _draw_pairs(model, images[chosen], chosen_labels, chosen_labels, names),
-        "latent_space": charts.latent_scatter(latents_of(model, images, labels), labels, names),
+        "latent_space": _draw_latent_space(model, dataset, seed),
     }
     pairs = pick_images(labels, 16, len(images), seed + 1)
     half = len(pairs) // 2
@@ -90,6 +95,20 @@ def _draw_data(model: Autoencoder, dataset: Dataset, seed: int) -> dict[str, Any
     return pictures
 
 
+def _draw_latent_space(model: Autoencoder, dataset: Dataset, seed: int) -> Any:
+    """Where the test images are in the latent space; if they are few, training images, too."""
+    labels, title = dataset.test_labels, None
+    latents = latents_of(model, dataset.test_images, labels)
+    if len(latents) < FEW:
+        known = dataset.train_labels
+        chosen = pick_images(known, SCATTERED, len(dataset.train_images), seed)
+        known = None if known is None else known[chosen]
+        latents = np.concatenate([latents_of(model, dataset.train_images[chosen], known), latents])
+        labels = None if labels is None or known is None else np.concatenate([known, labels])
+        title = f"Latent space of {len(latents):,} training and test images"
+    return charts.latent_scatter(latents, labels, dataset.class_names, title=title)
+
+
 def draw_files(model: Autoencoder, paths: list[Path], label: int | None, tell: Callable[[str], None]) -> dict[str, Any]:
     """Picture files, brought to the size and colour of the model's images, and their reconstructions; tell hears what
     was done to the files. label: the class of them all, which a conditional model needs.
@@ -98,9 +117,13 @@ def draw_files(model: Autoencoder, paths: list[Path], label: int | None, tell: C
         DataError: a file cannot be read. DivergedError: the model gives numbers that are not finite.
     """
     images = []
-    for path in paths:
+    for path in map(Path.expanduser, paths):
         with as_data_error(path):
-            pixels, done = read_picture(path, read_file(path.expanduser(), most=MAX_BYTES), reading_for(model))
+            if path.is_dir():
+                raise DataError(f"{path}: is a folder; --image {shlex.quote(str(path))}/* takes its pictures")
+            if not path.exists():
+                raise DataError(f"{path}: there is no such file{near_names(path)}")
+            pixels, done = read_picture(path, read_file(path, most=MAX_BYTES), reading_for(model))
         if done:
             tell(f"{path}: {', '.join(re.sub('( in)? ?{} of them ', ' ', what).strip() for what in done)}")
         images.append(pixels)

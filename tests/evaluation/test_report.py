@@ -186,6 +186,39 @@ def test_ten_images_are_shown_and_a_thousand_scattered() -> None:
     assert not set(shown.tolist()) <= set(scattered.tolist()), "drawn for themselves"
 
 
+def test_a_film_encodes_fewer_images_if_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, encoded in ((64 * 30 + 63, 30), (64, 10)):
+        monkeypatch.setattr(gallery, "FILM_BYTES", limit)
+        assert [len(rows) for rows in report.film_images(dataset(4000), slice(None))] == [10, encoded]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_latent_space_of_few_test_images_shows_training_images(
+    labelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple] = []
+    real = charts.latent_scatter
+    monkeypatch.setattr(charts, "latent_scatter", lambda *args, **named: seen.append(args) or real(*args, **named))
+    monkeypatch.setattr(gallery, "SCATTERED", 15)
+    data, made = dataset(labelled=labelled), model()
+    for few, expected in ((200, 45), (30, 30)):
+        monkeypatch.setattr(gallery, "FEW", few)
+        figure = gallery.draw(made, data)["latent_space"]
+        (latents, labels, _) = seen.pop()
+        shown = " ".join(text.get_text() for text in figure.findobj(Text))
+        assert f"of {expected} {'training and test ' if few > 30 else ''}images" in shown
+        np.testing.assert_array_equal(latents[-30:], made.encode(data.test_images))
+        assert len(latents) == expected
+        if labelled:
+            every = np.concatenate([data.train_images, data.test_images])
+            codes, of_every = made.encode(every), np.concatenate([data.train_labels, data.test_labels])
+            nearest = [int(np.abs(codes - point).sum(axis=1).argmin()) for point in latents]
+            np.testing.assert_array_equal(labels, of_every[nearest])
+            assert np.bincount(labels[: expected - 30], minlength=3).tolist() == 3 * [(expected - 30) // 3]
+        else:
+            assert labels is None
+
+
 def test_the_plane_of_a_film_is_that_of_its_end_without_what_lies_far_out() -> None:
     rng = np.random.default_rng(0)
     z = rng.uniform(0, 1, (1000, 2)).astype(np.float32)

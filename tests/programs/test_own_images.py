@@ -75,7 +75,8 @@ def test_single_pictures_are_reconstructed_without_a_data_set(call, trained, mon
     assert f"{face}: turned to grey, resized and cropped to 28 x 28" in done.out
     before = content(Path("run"))
     call(GENERATE, "--model-dir", "run", "--image", "a ü/b/broken.jpg").failed(3, "a ü/b/broken.jpg: cannot identify")
-    call(GENERATE, "--model-dir", "run", "--image", "a ü").failed(3, "a ü: kind: expected a file, found a folder")
+    call(GENERATE, "--model-dir", "run", "--image", "a ü").failed(3, "a ü: is a folder; --image 'a ü'/* takes")
+    call(GENERATE, "--model-dir", "run", "--image", "a ü/a/0.pgn").failed(3, "no such file; did you mean 0.png?")
     assert content(Path("run")) == before
     conditional = ("--model-dir", trained("vae", 2, "--conditional"), "--image", face, "--out", "drawn")
     call(GENERATE, *conditional).failed(2, "--image needs the --class of the pictures")
