@@ -17,6 +17,7 @@ NUMBERS_PER_WEIGHT = (
     6  # numbers: itself, its gradient, two moments; and the first two again while they move into the optimiser
 )
 COPIES = 4  # of weights and moments on the host at the worst moment of a save: two states, one laid out, and its bytes
+LARGE = 256  # pixels of a side, of images that few models need
 SMALLER = "take fewer latent dimensions or filters, or smaller kernels"
 
 
@@ -136,6 +137,8 @@ def check_memory(model: Trainable, batch: int, iw_samples: int, free: int | None
         return
     fits = bisect_right(range(1, batch), free, key=needed)
     mend = f"the largest batch that fits is {fits} (--batch-size {fits})" if fits else "not even one image fits"
+    if max(model.input_shape[:2]) > LARGE:
+        mend += f"; smaller images need less (--image-size {LARGE})"
     raise DeviceError(
         f"a training step on {batch} images needs about {gibibytes(needed(batch))} on {device}, but "
         f"{gibibytes(free)} are free; {mend}"

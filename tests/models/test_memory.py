@@ -17,7 +17,7 @@ from kernel_sets import CPU_KERNELS
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
-from autoencoders.training import Trainer
+from autoencoders.training import Trainer, memory
 from autoencoders.training.memory import COPIES, WORKSPACE, check_memory, step_memory
 from minigrad.backend.chain import Layer, Source
 from minigrad.backend.geometry import conv_geometry
@@ -162,7 +162,10 @@ def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(monkeypatch:
     with pytest.raises(minigrad.DeviceError, match=r"40 images needs .* on cpu, .* that fits is 10 \(--batch-size 10"):
         made.run()
     monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: fixed)
-    with pytest.raises(minigrad.DeviceError, match="not even one image fits"):
+    with pytest.raises(minigrad.DeviceError, match=r"not even one image fits$"):
+        made.run()
+    monkeypatch.setattr(memory, "LARGE", max(made.model.input_shape) - 1)
+    with pytest.raises(minigrad.DeviceError, match=rf"one image fits; .* \(--image-size {memory.LARGE}\)$"):
         made.run()
     assert made.progress.step == 0
     for enough in (forty, None):
