@@ -133,10 +133,13 @@ def resume_run(
             raise ValueError(f"environment is {was!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: cannot be resumed{made_by(record)} ({error})") from error
+    asked = kernels
     if device is None or device.partition(":")[0] == was["device"].partition(":")[0]:
         kernels, threads = kernels or was["kernels"], was["threads"] if threads is None else threads
         precision = precision or was["precision"]
     backend = minigrad.use(device or was["device"], kernels or "auto", threads, precision or "fp32")
+    if kernels and not asked:
+        backend.reason = "as before"
     tell(backend.describe())
     now = environment(backend)
     changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key != "backend" and now[key] != was.get(key)]

@@ -73,6 +73,7 @@ def test_a_run_that_was_interrupted_is_resumed_from_its_folder(tmp_path, array_f
     assert again.trainer.k.kernels == "plain"  # that of the run
     assert not any("not bitwise" in line for line in told)
     assert "resuming after step 3, in epoch 1 of 2" in told
+    assert "kernels plain (as before)" in told[0]
     execute(again)
     files = [load_state(tmp_path / name / "model.safetensors") for name in ("whole", "broken")]
     assert files[0][2] == files[1][2]
@@ -91,6 +92,7 @@ def test_other_kernels_on_resume_are_told(tmp_path, array_file):
     line = next(line for line in told if "not bitwise" in line)
     assert "kernels plain -> numpy" in line
     assert "threads 1 -> 2" in line
+    assert "kernels numpy (asked for)" in told[0]
 
 
 class Chosen(Exception):
