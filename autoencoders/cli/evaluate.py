@@ -81,7 +81,8 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         if metrics["iw_nll"] is not None and not training_of_run(folder)[1].binarise:
             notes.append("iw_nll is measured on binarised images, but the model was not trained on such images")
         console.tell(table(metrics))
-        record = {**metrics, "model": model.config, "training": read_record(folder).get("training", {})}
+        record = {**metrics, "test_images": len(dataset.test_images), "model": model.config}
+        record["training"] = read_record(folder).get("training", {})
         findings = diagnose(record)
         console.prose(verdict(record))
         for finding in findings:

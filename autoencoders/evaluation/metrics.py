@@ -42,7 +42,8 @@ from .mixture import Mixture
 ACTIVE = 0.01  # variance of mu over the images above which a unit is active (Burda et al. 2015)
 IW_IMAGES = 1_000  # of the importance-weighted NLL on a CPU; all on a GPU
 PROBE_IMAGES, NEIGHBOUR_IMAGES, NEIGHBOURS = 10_000, 60_000, 5
-HOLE_POINTS = 10_000  # latents compared with each other
+HOLE_POINTS, FEWEST_HOLE_POINTS = 10_000, 100  # latents compared with each other; fewer say nothing about holes
+FEW_DIMENSIONS, KEPT = 4, 0.75  # so few that keep less of the pixels' variance get a note
 SSIM_SIDE = 11  # pixels that the Gaussian window is wide
 
 # every figure in the order of the table: its unit and what it is
@@ -74,6 +75,8 @@ METRICS = {
     "image_std": "of pixels across the test images",
     "reconstruction_std": "of pixels across their reconstructions",
     "sample_std": "of pixels across samples of the prior, or of a mixture",
+    "image_class_std": "of pixels across the mean test images of the classes",
+    "sample_class_std": "of pixels across the mean samples of the classes",
     "probe_accuracy": "linear probe of the latents",
     "knn_accuracy": f"{NEIGHBOURS} nearest neighbours of the latents",
     "fd": "Fréchet distance of samples to test images, in our features (no FID)",
@@ -117,7 +120,10 @@ def measure(
     if isinstance(model, VAE):
         assert z is not None
         points = z[some(len(z), HOLE_POINTS, seed, "holes")]
-        metrics["prior_holes"] = prior_holes(points, generator(seed, "prior").standard_normal(points.shape))
+        if len(points) >= FEWEST_HOLE_POINTS:
+            metrics["prior_holes"] = prior_holes(points, generator(seed, "prior").standard_normal(points.shape))
+        else:
+            notes.append(f"prior_holes needs at least {FEWEST_HOLE_POINTS} test images")
         metrics["aggregate_correlation"] = largest_correlation(z)
         metrics["train_neg_elbo"] = neg_elbo(model, seen, seed, draws=1, labels=seen_labels)["neg_elbo"]
     if samples is not None:
@@ -139,7 +145,14 @@ def measure(
         elif iw_samples:
             notes.append("iw_nll is measured for the Bernoulli likelihood only")
         if model.classes:
+            assert labels is not None
+            assert samples is not None
+            metrics |= {"image_class_std": class_std(images, labels), "sample_class_std": class_std(samples, labels)}
             notes.append("the model was told the class of every image and sample: its metrics are of p(x | class)")
+    Z, lost = model.latent_space_dim, metrics["mse"] / max(metrics["mean_mse"], 1e-12)
+    if Z <= FEW_DIMENSIONS and 1 - KEPT < lost < 1:
+        kept = f"{Z} latent dimension{'s keep' if Z > 1 else ' keeps'} {1 - lost:.0%}"
+        notes.append(f"{kept} of the pixels' variance; --latent-dim 16 gives sharper pictures")
     notes += _library_metrics(model, dataset, images, train_images, latents, reconstructed, metrics, seed)
     return metrics, notes
 
@@ -280,14 +293,12 @@ def largest_correlation(z: np.ndarray) -> float | None:
     return float(np.abs(correlation - np.eye(len(correlation))).max())
 
 
-def prior_holes(z: np.ndarray, prior: np.ndarray) -> float | None:
+def prior_holes(z: np.ndarray, prior: np.ndarray) -> float:
     """The share of prior samples in regions that no image is encoded to: those farther from the nearest z than 99 % of
     z are from their nearest other z. It is 0.01 if z is distributed as the prior, up to sampling.
 
-    Shapes: z (N, Z), N >= 2 (None otherwise), prior (M, Z).
+    Shapes: z (N, Z), N >= 2, prior (M, Z).
     """
-    if len(z) < 2:
-        return None
     limit = np.quantile(nearest(z, z, skip_self=True)[1], 0.99)
     return float((nearest(prior, z)[1] > limit).mean())
 
@@ -357,6 +368,12 @@ def pixel_std(images: np.ndarray) -> float:
     return float(np.sqrt(_squares(images, images) / len(images)).mean())
 
 
+def class_std(images: np.ndarray, labels: np.ndarray) -> float:
+    """The standard deviation of a pixel in [0, 1] across the means of the classes, averaged over pixels: 0 if the
+    classes have the same mean image."""
+    return pixel_std(np.stack([_mean(images[labels == label]) for label in np.unique(labels)]))
+
+
 def mean_mse(train_images: np.ndarray, images: np.ndarray) -> float:
     """The mean squared error per pixel in [0, 1] of images (N, H, W, C) if each is taken for the mean of the training
     images."""
@@ -365,9 +382,14 @@ def mean_mse(train_images: np.ndarray, images: np.ndarray) -> float:
 
 def _squares(train_images: np.ndarray, images: np.ndarray) -> np.ndarray:
     """The sum (H, W, C) of (pixel - its mean over the training images)^2 over the images, of pixels in [0, 1]."""
-    mean = train_images.mean(axis=0, dtype=np.float64) / (255 if train_images.dtype == np.uint8 else 1)
+    mean = _mean(train_images)
     batches = (to_unit_range(images[start : start + BATCH]) for start in range(0, len(images), BATCH))
     return np.sum([((batch - mean) ** 2).sum(axis=0) for batch in batches], axis=0)
+
+
+def _mean(images: np.ndarray) -> np.ndarray:
+    """The mean (H, W, C) of images, of pixels in [0, 1]."""
+    return images.mean(axis=0, dtype=np.float64) / (255 if images.dtype == np.uint8 else 1)
 
 
 def ssim(images: np.ndarray, others: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from autoencoders import VAE, Autoencoder
 from autoencoders.cli import train
 from autoencoders.cli.program import Program
 from autoencoders.data import Dataset, load_dataset
+from autoencoders.evaluation import metrics
 from autoencoders.evaluation.diagnosis import FATAL, FAULTS, diagnose, verdict
 from autoencoders.evaluation.metrics import METRICS, measure
 
@@ -104,6 +105,10 @@ def test_the_seed_is_not_a_working_vae():
         ("prior_mismatch", {"aggregate_std": [1, 1.51]}, HEALTHY),
         ("prior_mismatch", {"aggregate_std": [0.66, 1]}, HEALTHY),
         ("prior_mismatch", {"prior_holes": 0.34}, HEALTHY),
+        ("prior_mismatch", {"aggregate_mean": [0, -0.81], "test_images": 100}, HEALTHY),
+        ("prior_mismatch", {"aggregate_std": [1, 1.82], "test_images": 100}, HEALTHY),
+        ("prior_mismatch", {"aggregate_std": [0.55, 1], "test_images": 100}, HEALTHY),
+        ("ignored_class", {"image_class_std": 0.2, "sample_class_std": 0.049}, HEALTHY),
         ("over_fitting", {"train_mse": 0.0219}, HEALTHY),
         ("over_fitting", {"train_mse": 0.0219}, AE),
     ],
@@ -125,7 +130,10 @@ def test_a_rule_fires_alone(rule, change, base):
         ({"sample_std": 0.1101}, HEALTHY),
         ({"log_variance_per_dim": [-16.9, 4.9]}, HEALTHY),
         ({"aggregate_mean": [0.49, -0.49], "aggregate_std": [0.68, 1.49], "prior_holes": 0.32}, HEALTHY),
+        ({"aggregate_mean": [0.79, -0.79], "aggregate_std": [0.56, 1.81], "test_images": 100}, HEALTHY),
         ({"prior_holes": None}, HEALTHY),
+        ({"image_class_std": 0.2, "sample_class_std": 0.051}, HEALTHY),
+        ({"image_class_std": 0.0, "sample_class_std": 0.0}, HEALTHY),  # all test images are of one class
         ({"mse": 0.046, "train_mse": 0.046, "model": model(beta=4.0)}, HEALTHY),
         ({"mse": 0.05, "train_mse": 0.05, "pca_mse": None, "pca_mse_active": None}, HEALTHY),
         # 64 dimensions of which 15 are used: worse than PCA with 64 components, better than with 15
@@ -194,6 +202,14 @@ def test_the_option_depends_on_beta():
     assert not any("beta" in finding["option"] for finding in diagnose(SEED))
 
 
+def test_a_model_that_over_fits_is_not_trained_longer():
+    longer, *_ = diagnose(HEALTHY | {"prior_holes": 0.4})
+    assert longer["option"] == "a longer training (--epochs 16)"
+    found = diagnose(HEALTHY | {"prior_holes": 0.4, "train_mse": 0.0219})
+    assert len(found) == 2
+    assert all("--augment" in finding["option"] for finding in found)
+
+
 def test_a_smaller_beta_does_not_over_regularise():
     figures = HEALTHY | {"mse": 0.05, "train_mse": 0.05, "model": model(beta=0.5)}
     assert names(figures) == {"blurred"}
@@ -254,6 +270,17 @@ def findings(model, data, **options):
 def test_a_small_trained_vae_has_none_of_the_fatal_faults(vae, data):
     found, _ = findings(vae, data)
     assert not found & {rule.__name__ for rule in FATAL}
+
+
+def test_few_dimensions_that_lose_much_get_a_note(vae, data, monkeypatch):
+    figures, notes = measure(vae, data, iw_samples=0)
+    kept = f"{1 - figures['mse'] / figures['mean_mse']:.0%}"
+    note = f"2 latent dimensions keep {kept} of the pixels' variance; --latent-dim 16 gives sharper pictures"
+    assert note in notes
+    for name, value in (("KEPT", 0.1), ("FEW_DIMENSIONS", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(metrics, name, value)
+            assert note not in measure(vae, data, iw_samples=0)[1]
 
 
 def test_a_vae_after_few_steps_is_not_dead(data):
