@@ -31,7 +31,9 @@ def test_the_front_page_is_short_and_has_two_one_line_commands():
     assert "pytest" in front_door[1]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["gradients", "a VAE", "profile", "operation", "classifier"])
+@pytest.mark.parametrize(
+    "snippet", SNIPPETS, ids=["gradients", "a VAE", "labels", "profile", "operation", "classifier"]
+)
 def test_a_snippet_runs(snippet, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
