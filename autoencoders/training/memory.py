@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any
 
 from minigrad import DeviceError, backend_of, nn
@@ -60,8 +61,13 @@ def check_size(config: dict[str, Any], images: int = 1) -> None:
         raise DeviceError(
             f"a model with at least {weights:,} weights and {columns:,} numbers in the im2col matrix of an image, and "
             f"{images} x {passing:,} numbers in a layer, needs about {gibibytes(needed)}, but {gibibytes(free)} are "
-            f"free; {SMALLER}"
+            f"free; {SMALLER}{if_large(config['input_shape'])}"
         )
+
+
+def if_large(input_shape: Sequence[int]) -> str:
+    """The end of an error about memory: advice for large images."""
+    return f"; smaller images need less (--image-size {LARGE})" if max(input_shape[:2]) > LARGE else ""
 
 
 def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> tuple[int, int]:
@@ -137,11 +143,9 @@ def check_memory(model: Trainable, batch: int, iw_samples: int, free: int | None
         return
     fits = bisect_right(range(1, batch), free, key=needed)
     mend = f"the largest batch that fits is {fits} (--batch-size {fits})" if fits else "not even one image fits"
-    if max(model.input_shape[:2]) > LARGE:
-        mend += f"; smaller images need less (--image-size {LARGE})"
     raise DeviceError(
         f"a training step on {batch} images needs about {gibibytes(needed(batch))} on {device}, but "
-        f"{gibibytes(free)} are free; {mend}"
+        f"{gibibytes(free)} are free; {mend}{if_large(model.input_shape)}"
     )
 
 

@@ -173,6 +173,17 @@ def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(monkeypatch:
         trainer(40).run()
 
 
+@pytest.mark.parametrize(
+    ("side", "advice"),
+    [(256, "smaller kernels"), (257, "smaller kernels; smaller images need less (--image-size 256)")],
+)
+def test_a_model_of_large_images_that_does_not_fit(side: int, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = VAE((side, 20, 1), (4,), 3, 2).config
+    monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: 0)
+    with pytest.raises(minigrad.DeviceError, match=f"{re.escape(advice)}$"):
+        memory.check_size(config)
+
+
 @LINUX
 def test_what_is_free_is_less_than_there_is_and_what_a_limit_leaves() -> None:
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
