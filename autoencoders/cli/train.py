@@ -17,7 +17,7 @@ from minigrad.serialize import DataError
 from ..conv_autoencoder import Autoencoder
 from ..data import NAMES, Reading, load_dataset
 from ..evaluation.metrics import table
-from ..pictures.film import PROGRESS_FILE
+from ..pictures.film import PROGRESS_FILE, SCATTERED
 from ..runs import Run, resume_run, start_run
 from ..runs.replace import check_folder
 from ..saved import folder_of
@@ -247,6 +247,8 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     )
     if not args.quiet:
         tell(network_of(model))
+        if model.latent_space_dim == 2:
+            tell("--latent-dim 2 gives a map of the images, --latent-dim 16 sharper pictures")
         tell(plan_of(run.trainer))
     return run
 
@@ -260,7 +262,9 @@ def network_of(model: Autoencoder) -> str:
 def plan_of(trainer: Trainer) -> str:
     """One line: how much work a training is."""
     options, steps = trainer.options, trainer.options.epochs * trainer.feed.steps
-    minutes = steps * trainer.seconds_per_step() / 60
+    seen = len(trainer.feed.held_out.images) + min(SCATTERED, len(trainer.feed.trained))  # after each epoch
+    more = options.epochs * seen / options.batch_size / 3  # a forward pass takes about a third of a step
+    minutes = (steps + more) * trainer.seconds_per_step() / 60
     time = f"{minutes:.0f} min" if minutes >= 1.5 else f"{60 * minutes:.0f} s"
     images = f"{len(trainer.feed.trained):,} images in batches of {options.batch_size}"
     epochs = f"{options.epochs} epoch{'s' * (options.epochs > 1)}"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ import autoencoders
 from autoencoders.cli.program import UsageError, run_program
 from autoencoders.cli.settings import read_config, recipes
 from autoencoders.data import Dataset
-from autoencoders.training import Trainer
+from autoencoders.training import Trainer, TrainingOptions
 from minigrad.serialize import load_state
 
 pytestmark = pytest.mark.usefixtures("working_folder")
@@ -57,8 +58,8 @@ def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, fold
     assert ran["model"]["kind"] == model
     assert ran["test"]["mse"] > 0
     assert type(autoencoders.load(out)).kind == model
-    layers = "2 convolutions, 28x28x1 -> 7x7x8"
-    for told in ("device cpu", "embedded sample", layers, "epoch 1/1", "model.safetensors", "psnr"):
+    layers, plane = "2 convolutions, 28x28x1 -> 7x7x8", "--latent-dim 2 gives a map of the images"
+    for told in ("device cpu", "embedded sample", layers, plane, "epoch 1/1", "model.safetensors", "psnr"):
         assert told in done.out
     assert not {"\r", "\x1b"} & set(done.out), "this is no terminal"
     long = [line for line in done.out.splitlines() if len(line) > 80]
@@ -255,6 +256,14 @@ def test_the_default_schedule_follows_the_number_of_images(
     assert options.epochs * -(-len(used) // options.batch_size) == steps
     assert model.momentum == pytest.approx(momentum, abs=2e-4)
     assert model.momentum**steps < 5e-5
+
+
+def test_the_estimated_time_includes_what_follows_each_epoch():
+    """480 images for the film and 120 that are held out are 60 batches, which take as long as 20 steps."""
+    feed = SimpleNamespace(steps=30, trained=range(480), held_out=SimpleNamespace(images=range(120)))
+    options = TrainingOptions(batch_size=10, epochs=2)
+    trainer = SimpleNamespace(options=options, feed=feed, seconds_per_step=lambda: 0.5)
+    assert TRAIN.module.plan_of(trainer) == "480 images in batches of 10, 2 epochs: 60 steps, about 50 s"
 
 
 @pytest.mark.usefixtures("undrawn")
