@@ -148,20 +148,20 @@ def prior_mismatch(metrics: Metrics) -> Finding | None:
     if mean is None or dead_prior(metrics):
         return None
     (low, high), error = AGGREGATE_STD, ERRORS / math.sqrt(metrics.get("test_images", math.inf))  # of the mean
-    times = 1 + error / math.sqrt(2)  # of the std
+    share = error / math.sqrt(2)  # of the std
     varies = _ratio(metrics, "sample_std", "reconstruction_std")
     places = []
-    if max(std) > high * times or max(map(abs, mean)) > AGGREGATE_MEAN + error or varies < PALE_PRIOR:
+    if max(std) > high * (1 + share) or max(map(abs, mean)) > AGGREGATE_MEAN + error or varies < PALE_PRIOR:
         places.append("many images are encoded where samples are seldom drawn")
-    if min(std) < low / times or (holes or 0) > PRIOR_HOLES:
+    if min(std) < low * (1 - share) or (holes or 0) > PRIOR_HOLES:
         places.append("samples are drawn where few images are encoded")
     if not places:
         return None
-    share = f"; {holes:.0%} of the prior's samples lie where no image does" if (holes or 0) > PRIOR_HOLES else ""
+    empty = f"; {holes:.0%} of the prior's samples lie where no image does" if (holes or 0) > PRIOR_HOLES else ""
     return _finding(
         f"prior mismatch: {' and '.join(places)}",
         f"z has mean {_numbers(mean)} and std {_numbers(std)}; samples vary {varies:.2f} times as much as "
-        f"reconstructions{share}",
+        f"reconstructions{empty}",
         _remedy(metrics),
     )
 
@@ -233,13 +233,15 @@ def _finding(finding: str, why: str, option: str) -> Finding:
 
 
 def _remedy(metrics: Metrics, fatal: bool = False) -> str:
-    """What to change. A smaller learning rate helps a model that does not work in spite of a long training."""
+    """What to change. A smaller learning rate helps a model that does not work in spite of a long training; more steps
+    do not help one that works and over-fits."""
     training = metrics.get("training", {})
     rate, epochs, steps = (training.get(name) for name in ("learning_rate", "epochs", "steps"))
-    found = remedies(metrics["model"], rate, epochs or 0, steps or 0, diverged=fatal and (steps or 0) >= STEPS)
-    if not found and over_fitting(metrics):
-        return MORE_IMAGES
-    return ", ".join(found) or f"a longer training (--epochs{f' {2 * epochs}' if epochs else ''})"
+    enough = not fatal and over_fitting(metrics) is not None
+    steps = 0 if enough else steps or 0
+    found = remedies(metrics["model"], rate, epochs or 0, steps, diverged=fatal and steps >= STEPS)
+    longer = f"a longer training (--epochs{f' {2 * epochs}' if epochs else ''})"
+    return ", ".join(found) or (MORE_IMAGES if enough else longer)
 
 
 def _ratio(metrics: Metrics, part: str, whole: str) -> float:
