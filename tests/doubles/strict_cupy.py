@@ -27,7 +27,6 @@ after the first and waited for before the second, or a wait of the host in betwe
 
 from __future__ import annotations
 
-import builtins
 import functools
 import inspect
 import itertools
@@ -145,7 +144,7 @@ _work: dict[int, _Work] = {}  # of the arrays that are alive, by the id of what 
 
 
 def _merge(seen: Moments, others: Moments) -> None:
-    seen.update({stream: builtins.max(moment, seen.get(stream, 0)) for stream, moment in others.items()})
+    seen.update({stream: max(moment, seen.get(stream, 0)) for stream, moment in others.items()})
 
 
 def _order(reads: list, writes: list, stream: Stream | None = None) -> None:
@@ -206,7 +205,7 @@ def _hold(host: np.ndarray) -> None:
     """Count the array's memory until nothing uses it any more."""
     host = _owner(host)
     if id(host) not in _held:
-        used = builtins.sum(_held.values())
+        used = sum(_held.values())
         if MemoryPool.limit and used + host.nbytes > MemoryPool.limit:
             raise OutOfMemoryError(
                 f"Out of memory allocating {host.nbytes:,} bytes (allocated so far: {used:,} bytes, limit set to: "
@@ -215,7 +214,7 @@ def _hold(host: np.ndarray) -> None:
         _held[id(host)] = host.nbytes
         for table in (_held, _work):
             weakref.finalize(host, table.pop, id(host), None).atexit = False
-        counters.peak_memory = builtins.max(counters.peak_memory, builtins.sum(_held.values()))
+        counters.peak_memory = max(counters.peak_memory, sum(_held.values()))
 
 
 def _wrap(host: np.ndarray, device: int | None = None) -> ndarray:
@@ -256,10 +255,10 @@ def _count(name: str, inputs: list, outputs: list[np.ndarray], *, computes_in: o
     """One launch that reads `inputs` (arrays and scalars) and writes `outputs`."""
     counters.launches[name] += 1
     arrays = [x for x in inputs if isinstance(x, np.ndarray)]
-    counters.bytes += builtins.sum(x.nbytes for x in arrays) + builtins.sum(y.nbytes for y in outputs)
+    counters.bytes += sum(x.nbytes for x in arrays) + sum(y.nbytes for y in outputs)
     floats = [x for x in arrays if x.dtype.kind == "f"]
-    pure = floats and builtins.all(x.dtype == "float64" for x in floats)
-    if not pure and (computes_in == "float64" or builtins.any(y.dtype == "float64" for y in outputs)):
+    pure = floats and all(x.dtype == "float64" for x in floats)
+    if not pure and (computes_in == "float64" or any(y.dtype == "float64" for y in outputs)):
         counters.float64[_place(), name] += 1
     _order(inputs, outputs)
 
@@ -274,16 +273,14 @@ def _synchronise(to_host: int = 0, seen: Moments | None = None) -> None:
         counters.transferred_bytes += to_host
 
 
-def _device_function(function=None, *, views=False):
-    """A function of CuPy from its body on NumPy arrays.
+def _device_function(function: Callable, compute: Callable | None = None, views: bool = False) -> Callable:
+    """A function of CuPy with the parameters of `function`, computed by `compute` (or itself) on NumPy arrays.
 
     The annotations say what an argument may be: `ndarray` a device array, `Operand` a device array or scalar,
     `Arrays` a list or tuple of device arrays; what has none is an option and no array. A result that is a view
     of an argument is not a launch (with views=True).
     """
-    if function is None:
-        return functools.partial(_device_function, views=views)
-    signature = inspect.signature(function)
+    signature, compute = inspect.signature(function), compute or function
     name = function.__name__.lstrip("_")
 
     @functools.wraps(function)
@@ -301,20 +298,18 @@ def _device_function(function=None, *, views=False):
             elif kind in ("ndarray", "Operand") or (kind == "Optional" and value is not None):
                 host[key] = _operand(value, name, scalars=kind == "Operand")
                 arrays += [value] if isinstance(value, ndarray) else []
-            elif signature.parameters[key].kind is inspect.Parameter.VAR_POSITIONAL:
-                host[key] = tuple(_refuse_host_arrays(v, name) for v in value)
             else:
                 host[key] = _refuse_host_arrays(value, name)
         device = _same_device(name, arrays)
         bound.arguments = host
-        out = bound.arguments.get("dst" if name == "copyto" else "out")
+        out = bound.arguments.get("out")
         _write(out)
         with np.errstate(all="ignore"):
-            result = np.asarray(function(*bound.args, **bound.kwargs))
+            result = np.asarray(compute(*bound.args, **bound.kwargs))
         inputs = [x._host for x in arrays]
-        if not (views and builtins.any(np.may_share_memory(result, x) for x in inputs)):
+        if not (views and any(np.may_share_memory(result, x) for x in inputs)):
             _count(name, inputs, [result])
-            _record(name, lambda: np.copyto(result, function(*bound.args, **bound.kwargs)))
+            _record(name, lambda: np.copyto(result, compute(*bound.args, **bound.kwargs)))
         if out is not None:
             return next(x for x in arrays if x._host is out)
         return _wrap(result, device)
@@ -369,7 +364,7 @@ UFUNCS = {name: ufunc(name) for name in UFUNC_NAMES.split()}
 UFUNCS["abs"] = UFUNCS["absolute"]
 
 
-def _binary(name: str, swapped: bool = False, in_place: bool = False):
+def _binary(function: Callable, swapped: bool = False, in_place: bool = False) -> Callable:
     def method(self, other):
         if in_place:
             return function(self, other, out=self)
@@ -377,23 +372,10 @@ def _binary(name: str, swapped: bool = False, in_place: bool = False):
             return NotImplemented
         return function(other, self) if swapped else function(self, other)
 
-    function = UFUNCS[name]
     return method
 
 
 # ---- the array ----
-
-
-@dataclass(frozen=True)
-class _Pointer:
-    ptr: int
-
-
-@dataclass(frozen=True)
-class _Flags:
-    c_contiguous: bool
-    f_contiguous: bool
-    owndata: bool
 
 
 class ndarray:
@@ -403,38 +385,21 @@ class ndarray:
     __array_priority__ = 100
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, shape, dtype=float, memptr=None, strides=None, order="C") -> None:
-        if memptr is not None or strides is not None:
-            raise NotImplementedError("the double makes arrays of its own memory only")
-        x = _Functions.empty(shape, dtype, order)
-        self._host, self._device = x._host, x._device
-
-    shape = property(lambda self: self._host.shape)
-    dtype = property(lambda self: self._host.dtype)
-    ndim = property(lambda self: self._host.ndim)
-    size = property(lambda self: self._host.size)
-    nbytes = property(lambda self: self._host.nbytes)
-    itemsize = property(lambda self: self._host.itemsize)
-    strides = property(lambda self: self._host.strides)
     T = property(lambda self: _wrap(self._host.T, self._device))
     device = property(lambda self: Device(self._device))
-    data = property(lambda self: _Pointer(self._host.__array_interface__["data"][0]))
+    data = property(lambda self: types.SimpleNamespace(ptr=self._host.__array_interface__["data"][0]))
 
     @property
     def flags(self):
-        flags = self._host.flags
-        return _Flags(flags.c_contiguous, flags.f_contiguous, flags.owndata)
+        names = ("c_contiguous", "f_contiguous", "owndata")
+        return types.SimpleNamespace(**{name: getattr(self._host.flags, name) for name in names})
 
     # -- to the host: allowed, counted --
 
-    def get(self, stream=None, order="C", out=None, blocking=True):
+    def get(self, stream=None):
         _order([self._host], [], stream)
         _synchronise(self.nbytes, stream and stream._seen)
-        host = self._host.copy(order=order)
-        if out is None:
-            return host
-        out[...] = host
-        return out
+        return self._host.copy()
 
     def item(self):
         _order([self._host], [])
@@ -466,10 +431,7 @@ class ndarray:
     # -- refused --
 
     def __array__(self, dtype=None, copy=None):
-        raise TypeError(
-            "Implicit conversion to a NumPy array is not allowed. "
-            "Please use `.get()` to construct a NumPy array explicitly."
-        )
+        raise TypeError("Implicit conversion to a NumPy array is not allowed; use `.get()`")
 
     def __array_function__(self, function, kinds, args, kwargs):
         raise TypeError(f"NumPy's {function.__name__} of a cupy.ndarray; use cupy.{function.__name__}")
@@ -507,7 +469,7 @@ class ndarray:
         if waits:
             _synchronise()
         if not advanced:
-            host = host if builtins.any(part is Ellipsis for part in host) else (*host, Ellipsis)  # 0-d stays a view
+            host = host if any(part is Ellipsis for part in host) else (*host, Ellipsis)  # 0-d stays a view
             return _wrap(self._host[host], self._device)
         result = np.asarray(self._host[host])
         _order([self._host, *host], [])
@@ -523,7 +485,7 @@ class ndarray:
         if isinstance(value, ndarray):
             _same_device("setitem", [self, value])
         if not advanced:
-            target = self._host[host if builtins.any(part is Ellipsis for part in host) else (*host, Ellipsis)]
+            target = self._host[host if any(part is Ellipsis for part in host) else (*host, Ellipsis)]
             same = isinstance(values, np.ndarray) and (
                 values.__array_interface__["data"] == target.__array_interface__["data"]
                 and (values.shape, values.strides, values.dtype) == (target.shape, target.strides, target.dtype)
@@ -573,18 +535,6 @@ class ndarray:
     def copy(self, order="C"):
         return _Functions.copy(self, order)
 
-    def flatten(self, order="C"):
-        return _Functions.copy(self, order).reshape(-1, order=order)
-
-    def ravel(self, order="C"):
-        return _Functions.ravel(self, order)
-
-    def swapaxes(self, axis1, axis2):
-        return _Functions.swapaxes(self, axis1, axis2)
-
-    def squeeze(self, axis=None):
-        return _Functions.squeeze(self, axis)
-
     def view(self, dtype=None, type=None):
         return _wrap(self._host.view() if dtype is None else self._host.view(dtype), self._device)
 
@@ -593,50 +543,8 @@ class ndarray:
             raise TypeError(f"fill: Unsupported type {type(value)}")
         self[...] = value
 
-    def sum(self, axis=None, dtype=None, out=None, keepdims=False):
-        return _Functions.sum(self, axis, dtype, out, keepdims)
-
-    def prod(self, axis=None, dtype=None, out=None, keepdims=None):
-        return _Functions.prod(self, axis, dtype, out, bool(keepdims))
-
-    def mean(self, axis=None, dtype=None, out=None, keepdims=False):
-        return _Functions.mean(self, axis, dtype, out, keepdims)
-
-    def var(self, axis=None, dtype=None, out=None, ddof=0, keepdims=False):
-        return _Functions.var(self, axis, dtype, out, ddof, keepdims)
-
-    def std(self, axis=None, dtype=None, out=None, ddof=0, keepdims=False):
-        return _Functions.std(self, axis, dtype, out, ddof, keepdims)
-
-    def max(self, axis=None, out=None, keepdims=False):
-        return _Functions.max(self, axis, out, keepdims)
-
-    def min(self, axis=None, out=None, keepdims=False):
-        return _Functions.min(self, axis, out, keepdims)
-
-    def any(self, axis=None, out=None, keepdims=False):
-        return _Functions.any(self, axis, out, keepdims)
-
-    def all(self, axis=None, out=None, keepdims=False):
-        return _Functions.all(self, axis, out, keepdims)
-
-    def argmax(self, axis=None, out=None, dtype=None, keepdims=False):
-        return _Functions.argmax(self, axis, dtype, out, keepdims)
-
-    def argmin(self, axis=None, out=None, dtype=None, keepdims=False):
-        return _Functions.argmin(self, axis, dtype, out, keepdims)
-
     def clip(self, min=None, max=None, out=None):
         return _Functions.clip(self, min, max, out)
-
-    def take(self, indices, axis=None, out=None):
-        return _Functions.take(self, indices, axis, out)
-
-    def dot(self, b, out=None):
-        return _Functions.dot(self, b, out)
-
-    def __copy__(self):
-        return self.copy()
 
     def __deepcopy__(self, memo):
         return self.copy()
@@ -644,53 +552,25 @@ class ndarray:
     def __reduce__(self):
         return _Functions.array, (self.get(),)
 
-    def __matmul__(self, other):
-        if getattr(other, "__array_ufunc__", self) is None:
-            return NotImplemented
-        return _Functions.matmul(self, other)
-
-    def __rmatmul__(self, other):
-        return _Functions.matmul(other, self)
-
-    def __neg__(self):
-        return UFUNCS["negative"](self)
-
     def __pos__(self):
         return self.copy()
 
-    def __abs__(self):
-        return UFUNCS["absolute"](self)
 
-    def __invert__(self):
-        return UFUNCS["invert"](self)
-
-
-for _symbol, _name in {
-    "add": "add",
-    "sub": "subtract",
-    "mul": "multiply",
-    "truediv": "true_divide",
-    "floordiv": "floor_divide",
-    "mod": "remainder",
-    "pow": "power",
-    "and": "bitwise_and",
-    "or": "bitwise_or",
-    "xor": "bitwise_xor",
-    "lshift": "left_shift",
-    "rshift": "right_shift",
-}.items():
-    setattr(ndarray, f"__{_symbol}__", _binary(_name))
-    setattr(ndarray, f"__r{_symbol}__", _binary(_name, swapped=True))
-    setattr(ndarray, f"__i{_symbol}__", _binary(_name, in_place=True))
-for _symbol, _name in {
-    "eq": "equal",
-    "ne": "not_equal",
-    "lt": "less",
-    "le": "less_equal",
-    "gt": "greater",
-    "ge": "greater_equal",
-}.items():
-    setattr(ndarray, f"__{_symbol}__", _binary(_name))
+ARITHMETIC = """
+    add:add sub:subtract mul:multiply truediv:true_divide floordiv:floor_divide mod:remainder pow:power
+    and:bitwise_and or:bitwise_or xor:bitwise_xor lshift:left_shift rshift:right_shift
+"""
+COMPARISONS = "eq:equal ne:not_equal lt:less le:less_equal gt:greater ge:greater_equal"
+for _pair in (ARITHMETIC + COMPARISONS).split():
+    _symbol, _name = _pair.split(":")
+    setattr(ndarray, f"__{_symbol}__", _binary(UFUNCS[_name]))
+    if _pair in ARITHMETIC.split():
+        setattr(ndarray, f"__r{_symbol}__", _binary(UFUNCS[_name], swapped=True))
+        setattr(ndarray, f"__i{_symbol}__", _binary(UFUNCS[_name], in_place=True))
+for _symbol, _name in {"neg": "negative", "abs": "absolute", "invert": "invert"}.items():
+    setattr(ndarray, f"__{_symbol}__", functools.partialmethod(UFUNCS[_name]))
+for _name in ("shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides"):
+    setattr(ndarray, _name, property(operator.attrgetter(f"_host.{_name}")))
 ndarray.__module__ = "cupy"
 
 
@@ -700,7 +580,7 @@ ndarray.__module__ = "cupy"
 def _upload(name: str, data: object, dtype: object, order: str) -> ndarray:
     """Host data as a new device array."""
     _refuse_in_a_capture(f"{name}: a copy from the host")
-    if isinstance(data, tuple | list) and builtins.any(isinstance(x, ndarray) for x in data):
+    if isinstance(data, tuple | list) and any(isinstance(x, ndarray) for x in data):
         raise TypeError(f"{name}: a sequence of device arrays; use cupy.stack")
     host = np.array(data, dtype=dtype, order=order if order in ("C", "F") else "C", copy=True)
     counters.to_device += 1
@@ -721,8 +601,6 @@ def _made(name: str, host: np.ndarray) -> ndarray:
 class _Functions:
     """cupy.NAME for each name here. (In a class, `sum` and `max` do not hide Python's.)"""
 
-    # creation
-
     @staticmethod
     def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocking=False):
         if isinstance(obj, ndarray):
@@ -742,10 +620,6 @@ class _Functions:
             a = a if same else a.astype(dtype or a.dtype, order="C")
             return a if a.ndim else a.reshape(1)  # as seen on a GPU, and as NumPy does
         return _upload("ascontiguousarray", a, dtype, "C")
-
-    @staticmethod
-    def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
-        return a.get(stream, order, out) if isinstance(a, ndarray) else np.asarray(a)
 
     @staticmethod
     def empty(shape, dtype=float, order="C"):
@@ -775,18 +649,6 @@ class _Functions:
         host.fill(np.nan if host.dtype.kind in "fc" else host.dtype.type(77))
         return host
 
-    @_device_function
-    def zeros_like(a: ndarray, dtype=None, order="K", subok=None, shape=None):
-        return np.zeros_like(a, dtype, order, shape=shape)
-
-    @_device_function
-    def ones_like(a: ndarray, dtype=None, order="K", subok=None, shape=None):
-        return np.ones_like(a, dtype, order, shape=shape)
-
-    @_device_function
-    def full_like(a: ndarray, fill_value, dtype=None, order="K", subok=None, shape=None):
-        return np.full_like(a, fill_value, dtype, order, shape=shape)
-
     @staticmethod
     def arange(start, stop=None, step=1, dtype=None):
         for value in (start, stop, step):
@@ -794,155 +656,8 @@ class _Functions:
         return _made("arange", np.arange(*((start,) if stop is None else (start, stop)), step=step, dtype=dtype))
 
     @staticmethod
-    def eye(N, M=None, k=0, dtype=float, order="C"):
-        return _made("eye", np.eye(N, M, k, dtype, order))
-
-    @_device_function
-    def copy(a: ndarray, order="K"):
-        return np.array(a, order=order, copy=True)
-
-    @_device_function
-    def copyto(dst: ndarray, src: Operand, casting="same_kind", where=None):  # noqa: F821
-        np.copyto(dst, src, casting)
-        return dst
-
-    # shapes
-
-    @_device_function(views=True)
-    def reshape(a: ndarray, newshape, order="C", *, copy=None):
-        return np.reshape(a, newshape, order)
-
-    @_device_function(views=True)
-    def ravel(a: ndarray, order="C"):
-        return np.ravel(a, order)
-
-    @_device_function(views=True)
-    def transpose(a: ndarray, axes=None):
-        return np.transpose(a, axes)
-
-    @_device_function(views=True)
-    def swapaxes(a: ndarray, axis1, axis2):
-        return np.swapaxes(a, axis1, axis2)
-
-    @_device_function(views=True)
-    def moveaxis(a: ndarray, source, destination):
-        return np.moveaxis(a, source, destination)
-
-    @_device_function(views=True)
-    def squeeze(a: ndarray, axis=None):
-        return np.squeeze(a, axis)
-
-    @_device_function(views=True)
-    def expand_dims(a: ndarray, axis):
-        return np.expand_dims(a, axis)
-
-    @_device_function(views=True)
-    def broadcast_to(array: ndarray, shape):
-        return np.broadcast_to(array, shape)
-
-    @_device_function(views=True)
-    def flip(a: ndarray, axis=None):
-        return np.flip(a, axis)
-
-    @_device_function
-    def pad(array: ndarray, pad_width, mode="constant", **kwargs):
-        return np.pad(array, pad_width, mode, **kwargs)
-
-    @_device_function
-    def concatenate(tup: Arrays, axis=0, out: Optional = None, *, dtype=None, casting="same_kind"):  # noqa: F821
-        return np.concatenate(tup, axis, out, dtype=dtype, casting=casting)
-
-    @_device_function
-    def stack(tup: Arrays, axis=0, out: Optional = None, *, dtype=None, casting="same_kind"):  # noqa: F821
-        return np.stack(tup, axis, out, dtype=dtype, casting=casting)
-
-    @staticmethod
     def may_share_memory(a, b, max_work=None):  # of bounds: it starts nothing on the device
         return np.may_share_memory(a._host, b._host)
-
-    # products
-
-    @_device_function
-    def matmul(x1: ndarray, x2: ndarray, /, out: Optional = None):  # noqa: F821
-        return np.matmul(x1, x2, out)
-
-    @_device_function
-    def dot(a: ndarray, b: ndarray, out: Optional = None):  # noqa: F821
-        return np.dot(a, b, out)
-
-    @_device_function
-    def tensordot(a: ndarray, b: ndarray, axes=2):
-        return np.tensordot(a, b, axes)
-
-    @staticmethod
-    def einsum(subscripts, *operands, **kwargs):
-        if kwargs:
-            raise TypeError(f"einsum: the double takes no options, found {sorted(kwargs)}")
-        host = [_operand(x, "einsum", scalars=False) for x in operands]
-        result = np.asarray(np.einsum(subscripts, *host))
-        _count("einsum", host, [result])
-        _record("einsum", lambda: None)
-        return _wrap(result, _same_device("einsum", list(operands)))
-
-    # reductions
-
-    @_device_function
-    def sum(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False):  # noqa: F821
-        return np.sum(a, axis, dtype, out, keepdims)
-
-    @_device_function
-    def prod(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False):  # noqa: F821
-        return np.prod(a, axis, dtype, out, keepdims)
-
-    @_device_function
-    def mean(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False):  # noqa: F821
-        return np.mean(a, axis, dtype, out, keepdims)
-
-    @_device_function
-    def var(a: ndarray, axis=None, dtype=None, out: Optional = None, ddof=0, keepdims=False):  # noqa: F821
-        return np.var(a, axis, dtype, out, ddof, keepdims)
-
-    @_device_function
-    def std(a: ndarray, axis=None, dtype=None, out: Optional = None, ddof=0, keepdims=False):  # noqa: F821
-        return np.std(a, axis, dtype, out, ddof, keepdims)
-
-    @_device_function
-    def max(a: ndarray, axis=None, out: Optional = None, keepdims=False):  # noqa: F821
-        return np.max(a, axis, out, keepdims)
-
-    @_device_function
-    def min(a: ndarray, axis=None, out: Optional = None, keepdims=False):  # noqa: F821
-        return np.min(a, axis, out, keepdims)
-
-    @_device_function
-    def any(a: ndarray, axis=None, out: Optional = None, keepdims=False):  # noqa: F821
-        return np.any(a, axis, out, keepdims)
-
-    @_device_function
-    def all(a: ndarray, axis=None, out: Optional = None, keepdims=False):  # noqa: F821
-        return np.all(a, axis, out, keepdims)
-
-    @_device_function
-    def argmax(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False):  # noqa: F821
-        return np.argmax(a, axis, out, keepdims=keepdims)
-
-    @_device_function
-    def argmin(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False):  # noqa: F821
-        return np.argmin(a, axis, out, keepdims=keepdims)
-
-    @_device_function
-    def cumsum(a: ndarray, axis=None, dtype=None, out: Optional = None):  # noqa: F821
-        return np.cumsum(a, axis, dtype, out)
-
-    # selection
-
-    @_device_function
-    def clip(a: ndarray, a_min, a_max, out: Optional = None):  # noqa: F821
-        return np.clip(a, a_min, a_max, out)
-
-    @_device_function
-    def _where(condition: ndarray, x: Operand, y: Operand):  # noqa: F821
-        return np.where(condition, x, y)
 
     @staticmethod
     def where(condition, x=None, y=None):
@@ -959,27 +674,81 @@ class _Functions:
         _count("nonzero", [a._host], list(found))
         return tuple(_wrap(x, a._device) for x in found)
 
-    @_device_function
-    def take(a: ndarray, indices: Operand, axis=None, out: Optional = None):  # noqa: F821
-        return np.take(a, indices, axis, out)
+
+def _of_numpy(signatures: str, module: object = np, views: bool = False) -> dict[str, Callable]:
+    """Functions that NumPy has as well, with these names of parameters, from one signature a line."""
+    found = {}
+    for line in signatures.split("\n"):
+        if line := line.strip():
+            exec(f"def {line}: ...", found)
+            name = line.split("(")[0]
+            found[name] = _device_function(found[name], getattr(module, name.lstrip("_")), views)
+    return {name: function for name, function in found.items() if name != "__builtins__"}
 
 
-def _strided(name: str):
-    function = getattr(np.lib.stride_tricks, name)
+SHAPES = """
+    reshape(a: ndarray, newshape, order="C", *, copy=None)
+    ravel(a: ndarray, order="C")
+    transpose(a: ndarray, axes=None)
+    swapaxes(a: ndarray, axis1, axis2)
+    moveaxis(a: ndarray, source, destination)
+    squeeze(a: ndarray, axis=None)
+    expand_dims(a: ndarray, axis)
+    broadcast_to(array: ndarray, shape)
+    flip(a: ndarray, axis=None)
+"""
+WINDOWS = """
+    as_strided(x: ndarray, shape=None, strides=None)
+    sliding_window_view(x: ndarray, window_shape, axis=None, *, subok=False, writeable=False)
+"""
+COMPUTED = """
+    zeros_like(a: ndarray, dtype=None, order="K", subok=None, shape=None)
+    ones_like(a: ndarray, dtype=None, order="K", subok=None, shape=None)
+    full_like(a: ndarray, fill_value, dtype=None, order="K", subok=None, shape=None)
+    copy(a: ndarray, order="K")
+    pad(array: ndarray, pad_width, mode="constant", **kwargs)
+    concatenate(tup: Arrays, axis=0, out: Optional = None, *, dtype=None, casting="same_kind")
+    stack(tup: Arrays, axis=0, out: Optional = None, *, dtype=None, casting="same_kind")
+    matmul(x1: ndarray, x2: ndarray, /, out: Optional = None)
+    dot(a: ndarray, b: ndarray, out: Optional = None)
+    tensordot(a: ndarray, b: ndarray, axes=2)
+    einsum(subscripts, *operands: Arrays)
+    sum(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False)
+    prod(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False)
+    mean(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False)
+    var(a: ndarray, axis=None, dtype=None, out: Optional = None, ddof=0, keepdims=False)
+    std(a: ndarray, axis=None, dtype=None, out: Optional = None, ddof=0, keepdims=False)
+    max(a: ndarray, axis=None, out: Optional = None, keepdims=False)
+    min(a: ndarray, axis=None, out: Optional = None, keepdims=False)
+    any(a: ndarray, axis=None, out: Optional = None, keepdims=False)
+    all(a: ndarray, axis=None, out: Optional = None, keepdims=False)
+    argmax(a: ndarray, axis=None, *, out: Optional = None, keepdims=False)
+    argmin(a: ndarray, axis=None, *, out: Optional = None, keepdims=False)
+    cumsum(a: ndarray, axis=None, dtype=None, out: Optional = None)
+    clip(a: ndarray, a_min, a_max, out: Optional = None)
+    take(a: ndarray, indices: Operand, axis=None, out: Optional = None)
+    _where(condition: ndarray, x: Operand, y: Operand)
+"""
 
-    if name == "as_strided":
 
-        @_device_function(views=True)
-        def as_strided(x: ndarray, shape=None, strides=None):
-            return function(x, shape, strides, writeable=True)
+def _method(function: Callable) -> Callable:
+    """The function as a method of its first argument."""
 
-        return as_strided
+    def method(self, *args, **kwargs):
+        return function(self, *args, **kwargs)
 
-    @_device_function(views=True)
-    def sliding_window_view(x: ndarray, window_shape, axis=None, *, subok=False, writeable=False):
-        return function(x, window_shape, axis, writeable=writeable)
+    method.__signature__ = inspect.Signature(list(inspect.signature(function).parameters.values())[1:])
+    return method
 
-    return sliding_window_view
+
+METHODS = "sum prod mean var std max min any all argmax argmin cumsum take dot ravel swapaxes squeeze"
+
+for _name, _function in (_of_numpy(SHAPES, views=True) | _of_numpy(COMPUTED)).items():
+    setattr(_Functions, _name, staticmethod(_function))
+    if _name in METHODS.split():
+        setattr(ndarray, _name, _method(_function))
+ndarray.__matmul__ = _binary(_Functions.matmul)
+ndarray.__rmatmul__ = _binary(_Functions.matmul, swapped=True)
 
 
 # ---- the module ----
@@ -1117,7 +886,7 @@ class MemoryPool:
         self._limit = 0
 
     def used_bytes(self) -> int:
-        return builtins.sum(_held.values())
+        return sum(_held.values())
 
     def free_bytes(self) -> int:
         return 0
@@ -1147,23 +916,10 @@ def using_allocator(allocator: object = None) -> Iterator[None]:
 class RawModule:
     """CUDA source as CuPy compiles it; here cuda_on_cpu.py does, and the kernels run on the CPU."""
 
-    def __init__(
-        self,
-        code: str | None = None,
-        *,
-        path: str | None = None,
-        options: tuple[str, ...] = (),
-        backend: str = "nvrtc",
-        translate_cucomplex: bool = False,
-        enable_cooperative_groups: bool = False,
-        name_expressions: object = None,
-        jitify: object = None,
-    ) -> None:
-        others = path, translate_cucomplex, enable_cooperative_groups, name_expressions, jitify
-        if code is None or any(others) or backend != "nvrtc":
-            raise NotImplementedError("the double compiles code with options only")
-        macros = tuple(option for option in options if option.startswith("-D"))
-        self._kernels = cuda_on_cpu.compile_kernels(code, macros)
+    def __init__(self, code: str, *, options: tuple[str, ...] = ()) -> None:
+        self._kernels = cuda_on_cpu.compile_kernels(
+            code, tuple(option for option in options if option.startswith("-D"))
+        )
 
     def get_function(self, name: str) -> _RawKernel:
         return _RawKernel(self._kernels[name])
@@ -1189,7 +945,7 @@ class _RawKernel:
         _order([x for constant, x in given if constant], [x for constant, x in given if not constant])
         _record(self._kernel.name, lambda: self._kernel(grid, block, host))
         counters.launches[self._kernel.name] += 1
-        counters.bytes += builtins.sum(x.nbytes for x in arrays)
+        counters.bytes += sum(x.nbytes for x in arrays)
 
 
 class _Module(types.ModuleType):
@@ -1214,11 +970,7 @@ cupy = _Module(
     RawModule=RawModule,
     get_default_memory_pool=lambda: _default_pool,
     **UFUNCS,
-    **{
-        name: value.__func__ if isinstance(value, staticmethod) else value
-        for name, value in vars(_Functions).items()
-        if not name.startswith("_")
-    },
+    **{name: getattr(_Functions, name) for name in vars(_Functions) if not name.startswith("_")},
     **{name: getattr(np, name) for name in TYPES.split() + CONSTANTS.split()},
     dtype=np.dtype,
     cuda=_Module(
@@ -1240,10 +992,6 @@ cupy = _Module(
     ),
     lib=_Module(
         "cupy.lib",
-        stride_tricks=_Module(
-            "cupy.lib.stride_tricks",
-            as_strided=_strided("as_strided"),
-            sliding_window_view=_strided("sliding_window_view"),
-        ),
+        stride_tricks=_Module("cupy.lib.stride_tricks", **_of_numpy(WINDOWS, np.lib.stride_tricks, views=True)),
     ),
 )

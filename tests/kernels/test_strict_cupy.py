@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -33,16 +34,12 @@ def device(host: Any = HOST) -> Any:
     "convert",
     [
         np.asarray,
-        np.array,
-        np.ascontiguousarray,
         np.exp,
         np.sum,
         np.concatenate,
-        np.linalg.norm,
         np.add.reduce,
         lambda x: np.array([x, x]),
         lambda x: np.add(HOST, x),
-        lambda x: np.where(x > 0, x, 0),
         lambda x: np.full((3, 4), x),
         lambda x: np.zeros((3, 4), np.float32).__setitem__(Ellipsis, x),
         lambda x: np.add(HOST, HOST, out=x),
@@ -54,12 +51,7 @@ def test_numpy_cannot_take_a_device_array(convert: Callable) -> None:
 
 
 OPERATORS = [
-    lambda a, b: a + b,
     lambda a, b: a - b,
-    lambda a, b: a * b,
-    lambda a, b: a / b,
-    lambda a, b: a**b,
-    lambda a, b: a == b,
     lambda a, b: a < b,
     lambda a, b: a @ b.T if hasattr(b, "T") else a @ b,
     lambda a, b: xp.maximum(a, b),
@@ -83,26 +75,18 @@ def test_host_operands_are_refused(operation: Callable, other: Any) -> None:
 @pytest.mark.parametrize("other", [HOST, HOST.tolist(), None])
 def test_host_operands_are_refused_in_place(other: Any) -> None:
     x = device()
-    with pytest.raises(TypeError):
-        x += other
-    with pytest.raises(TypeError):
-        x[...] = other
-    with pytest.raises(TypeError):
-        x[0] = other
+    for write in (lambda: x.__iadd__(other), lambda: x.__setitem__(..., other), lambda: x.__setitem__(0, other)):
+        with pytest.raises(TypeError):
+            write()
     assert (x.get() == HOST).all()
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda x: xp.exp(HOST),
         lambda x: xp.exp(HOST.tolist()),
         lambda x: xp.sum(HOST),
-        lambda x: xp.sum(HOST.tolist()),
         lambda x: xp.sum(3.0),
-        lambda x: xp.zeros_like(HOST),
-        lambda x: xp.broadcast_to(HOST, (2, 3, 4)),
-        lambda x: xp.reshape(HOST, (12,)),
         lambda x: xp.clip(x, HOST, 5),
         lambda x: xp.stack([HOST, HOST]),
         lambda x: xp.stack(x),
@@ -123,24 +107,15 @@ def test_host_arguments_are_refused(call: Callable) -> None:
 
 @pytest.mark.parametrize("index", [[0, 1], np.array([0, 1]), HOST > 3, (slice(None), [0]), True, "a", 1.0], ids=str)
 def test_host_indices_are_refused(index: Any) -> None:
-    x = device()
-    with pytest.raises(TypeError):
-        x[index]
-    with pytest.raises(TypeError):
-        x[index] = 1.0
+    for use in (lambda x: x[index], lambda x: x.__setitem__(index, 1.0)):
+        with pytest.raises(TypeError):
+            use(device())
 
 
-@pytest.mark.parametrize(
-    "name", ["random", "fft", "add.at", "vectorize", "testing", "unique", "cuda.cudnn", "lib.npyio", "no_such_name"]
-)
+@pytest.mark.parametrize("name", ["random", "fft", "unique", "no_such_name", "add.at", "cuda.cudnn", "lib.npyio"])
 def test_only_listed_names_exist(name: str) -> None:
-    first, _, second = name.partition(".")
-    if second:
-        with pytest.raises(AttributeError):
-            getattr(getattr(xp, first), second)
-    else:
-        with pytest.raises(AttributeError, match=name):
-            getattr(xp, name)
+    with pytest.raises(AttributeError, match=name.split(".")[-1]):
+        operator.attrgetter(name)(xp)
 
 
 @pytest.mark.parametrize("name", ["tobytes", "ctypes", "setflags", "flat", "__array_interface__", "__array_struct__"])
@@ -152,13 +127,10 @@ def test_only_listed_attributes_exist(name: str) -> None:
     "call",
     [
         lambda x: x.sum(where=x > 0),
-        lambda x: x.max(initial=0),
         lambda x: xp.exp(x, where=x > 0),
         lambda x: xp.exp(x, x, x),
         lambda x: xp.maximum(x),
-        lambda x: xp.where(x > 0, x, 0, 1),
         lambda x: xp.clip(x, min=0, max=1),
-        lambda x: xp.zeros((2,), like=x),
     ],
 )
 def test_options_that_cupy_does_not_have_are_refused(call: Callable) -> None:
@@ -206,23 +178,16 @@ def test_results_are_device_arrays_never_scalars() -> None:
 
 
 def test_values_are_those_of_numpy() -> None:
-    x = device(HOST - 5)
+    host = HOST - 5
+    x = device(host)
     pairs: list[tuple[Any, Any]] = [
-        (x * 2 + 1 - x / 3, (HOST - 5) * 2 + 1 - (HOST - 5) / 3),
-        (2 - x, 2 - (HOST - 5)),
-        (x**2, (HOST - 5) ** 2),
-        (x // 2, (HOST - 5) // 2),
-        (x @ x.T, (HOST - 5) @ (HOST - 5).T),
-        (abs(x), abs(HOST - 5)),
-        (xp.where(x > 0, x, 0), np.where(HOST > 5, HOST - 5, 0)),
-        (xp.where(x > 0, x, np.float32(0)), np.where(HOST > 5, HOST - 5, 0)),
-        (x.sum(axis=(0, 1), keepdims=True), (HOST - 5).sum(keepdims=True)),
-        (x.transpose(1, 0).reshape(2, 6), (HOST - 5).T.reshape(2, 6)),
-        (x[xp.asarray([2, 0])], (HOST - 5)[[2, 0]]),
-        (x[x > 0], (HOST - 5)[HOST > 5]),
-        (xp.concatenate([x, x], axis=1), np.concatenate([HOST - 5, HOST - 5], axis=1)),
+        *((f(x), f(host)) for f in (lambda x: x * 2 + 1 - x / 3, lambda x: 2 - x, lambda x: x**2, lambda x: x // 2)),
+        *((f(x), f(host)) for f in (lambda x: x @ x.T, abs, lambda x: np.float32(2) * x, lambda x: x[x > 0])),
+        *((f(x), f(host)) for f in (lambda x: x.sum(axis=(0, 1), keepdims=True), lambda x: x.T.reshape(2, 6))),
+        (xp.where(x > 0, x, np.float32(0)), np.where(host > 0, host, 0)),
+        (x[xp.asarray([2, 0])], host[[2, 0]]),
+        (xp.concatenate([x, x], axis=1), np.concatenate([host, host], axis=1)),
         (xp.lib.stride_tricks.sliding_window_view(x, (2, 2)).sum(), np.float32(12.0)),
-        (np.float32(2) * x, np.float32(2) * (HOST - 5)),
     ]
     for found, expected in pairs:
         assert found.dtype == expected.dtype
@@ -232,15 +197,12 @@ def test_values_are_those_of_numpy() -> None:
 def test_views_share_memory_and_copies_do_not() -> None:
     host = HOST.copy()
     x = device(host)
-    view, column, scalar, copied = x[1:], x.T[0], x[0, 0], x.copy()
+    views, copied = (x[1:], x.T[0], x[0, 0]), x.copy()
     x[...] = 7
-    assert (view.get() == 7).all()
-    assert (column.get() == 7).all()
-    assert scalar.item() == 7
+    assert all((view.get() == 7).all() for view in views)
     assert (copied.get() == HOST).all()
     assert (host == HOST).all(), "asarray copies"
-    got = x.get()
-    got[...] = 0
+    x.get()[...] = 0
     assert (x.get() == 7).all(), "get copies"
     with pytest.raises(ValueError, match="ambiguous"):
         bool(x)
@@ -264,7 +226,6 @@ def test_in_place_keeps_the_array() -> None:
 def test_unwritten_memory_is_poisoned() -> None:
     assert np.isnan(xp.empty((2, 3), dtype="float32").get()).all()
     assert np.isnan(xp.empty_like(device()).get()).all()
-    assert np.isnan(xp.ndarray((2,), "float64").get()).all()
     assert (xp.empty(3, dtype="int32").get() == 77).all()
 
 
@@ -282,17 +243,6 @@ def test_iteration_gives_arrays() -> None:
         iter(device()[0, 0])
 
 
-def test_it_is_found_as_the_real_one() -> None:
-    import cupy
-
-    assert cupy.__name__ == "cupy"
-    assert type(device()).__module__ == "cupy"
-    assert cupy.cuda.is_available()
-    assert cupy.cuda.runtime.getDeviceCount() == 1
-    strict_cupy.reset(devices=0)
-    assert not cupy.cuda.is_available()
-
-
 # ---- counters ----
 
 
@@ -301,14 +251,9 @@ def test_launches_are_counted_and_views_are_not() -> None:
     x.T, x[0], x[:, 1:2], x.reshape(4, 3), x.ravel(), xp.broadcast_to(x, (2, 3, 4)), x.swapaxes(0, 1), x[None]
     xp.empty((3, 3), dtype="float32")
     assert counters.launches.total() == 0
-    x + x * 2  # two
-    x.T.reshape(12)  # a copy
-    xp.zeros(3, dtype="float32")
-    x.sum()
+    x + x * 2, x.T.reshape(12), xp.zeros(3, dtype="float32"), x.sum()  # the second one is a copy
     x[0] = 1
-    assert counters.launches == {
-        "add": 1, "multiply": 1, "reshape": 1, "zeros": 1, "sum": 1, "setitem": 1,
-    }  # fmt: skip
+    assert counters.launches == dict.fromkeys(("add", "multiply", "reshape", "zeros", "sum", "setitem"), 1)
     strict_cupy.reset()
     x[1:] += 1  # the copy onto itself that Python asks for launches nothing
     assert counters.launches == {"add": 1}
@@ -319,30 +264,15 @@ def test_transfers_and_synchronisations_are_counted() -> None:
     assert (counters.to_device, counters.to_host, counters.synchronisations) == (0, 0, 0)
     xp.asarray(HOST), xp.array([1.0, 2.0], dtype="float32")
     assert (counters.to_device, counters.transferred_bytes) == (2, HOST.nbytes + 8)
-    for wait in (
-        lambda: x.get(),
-        lambda: float(x[0, 0]),
-        lambda: int(x[0, 0]),
-        lambda: bool(x[0, 0]),
-        lambda: x[0, 0].item(),
-        lambda: x.tolist(),
-        lambda: repr(x),
-        lambda: range(5)[x[0, 0].astype("int32")],
-        lambda: xp.asnumpy(x),
-    ):
+    one, gpu = x[0, 0], xp.cuda
+    copies = [x.get, x.tolist, one.item, *(lambda f=f: f(one) for f in (float, int, bool, repr))]
+    copies.append(lambda: range(5)[one.astype("int32")])
+    waits = [gpu.Device().synchronize, gpu.get_current_stream().synchronize, lambda: x[x > 1]]
+    waits += [lambda: xp.nonzero(x), lambda: xp.where(x)]
+    for wait in copies + waits:
         strict_cupy.reset()
         wait()
-        assert (counters.to_host, counters.synchronisations) == (1, 1)
-    for wait in (
-        lambda: x[x > 1],
-        lambda: xp.nonzero(x),
-        lambda: xp.where(x),
-        lambda: xp.cuda.Device().synchronize(),
-        lambda: xp.cuda.get_current_stream().synchronize(),
-    ):
-        strict_cupy.reset()
-        wait()
-        assert (counters.to_host, counters.synchronisations) == (0, 1)
+        assert (counters.to_host, counters.synchronisations) == (int(wait in copies), 1)
 
 
 def test_bytes_are_those_read_and_written() -> None:
@@ -359,14 +289,11 @@ def test_bytes_are_those_read_and_written() -> None:
     [
         lambda x: x * np.float64(2),
         lambda x: np.float64(2) * x,
-        lambda x: x / np.prod((3, 4), dtype=float),
         lambda x: x * xp.asarray(1.0),
         lambda x: x.astype("float64"),
         lambda x: x.sum(dtype="float64"),
         lambda x: xp.zeros(3),
         lambda x: xp.empty(3),
-        lambda x: xp.full((), 1.0),
-        lambda x: xp.arange(3) / 2,
         lambda x: x * xp.arange(4),
         lambda x: xp.where(x > 0, x, np.float64(0)),
         lambda x: (x > 0).mean(),
@@ -380,27 +307,11 @@ def test_float64_is_counted(leak: Callable) -> None:
     assert all(place.startswith("test_strict_cupy.") for place, _ in counters.float64), counters.float64
 
 
-@pytest.mark.parametrize(
-    "clean",
-    [
-        lambda x: x * 2.0 + 1,
-        lambda x: x * np.float32(2),
-        lambda x: x.mean() / 3,
-        lambda x: xp.where(x > 0.5, x, 0.0),
-        lambda x: xp.full((), 1.0, dtype="float32") * x,
-        lambda x: xp.maximum(x, 0) ** 0.5,
-        lambda x: x > 1.5,
-        lambda x: x.argmax(axis=0),
-        lambda x: xp.asarray((1.0, 2.0), dtype="float32"),
-        lambda x: copy.deepcopy(x),
-    ],
-)
-def test_float32_work_is_not_counted_as_float64(clean: Callable) -> None:
-    clean(device())
-    assert not counters.float64
-
-
-def test_pure_float64_work_is_not_a_leak() -> None:
+def test_float32_and_pure_float64_work_is_not_counted_as_float64() -> None:
+    x = device()
+    x * 2.0 + 1, x * np.float32(2), x.mean() / 3, x > 1.5, x.argmax(axis=0), copy.deepcopy(x)
+    xp.where(x > 0.5, x, 0.0), xp.full((), 1.0, dtype="float32") * x, xp.maximum(x, 0) ** 0.5
+    xp.asarray((1.0, 2.0), dtype="float32")
     x = device(HOST.astype("float64"))
     (x * 2 + x.sum()) @ x.T
     assert not counters.float64
@@ -424,12 +335,16 @@ def write(x: Any) -> None:
     x[...] = 1.0
 
 
+def read(x: Any) -> None:
+    x.sum()
+
+
+def empty() -> Any:
+    return xp.zeros((3, 4), dtype="float32")
+
+
 def twice(x: Any, y: Any) -> None:
     xp.RawModule(code=KERNEL).get_function("twice")((1,), (12,), (x, y))
-
-
-def copy_into(y: Any, x: Any) -> None:
-    y[...] = x
 
 
 def replay(x: Any) -> None:
@@ -442,33 +357,28 @@ def replay(x: Any) -> None:
 
 # what stream a does with x, what comes in between, what stream b does then; whether it may
 ORDERS: dict[str, tuple[Callable, Callable | None, Callable, bool]] = {
-    "reads what was written": (write, None, lambda x: x.sum(), False),
+    "reads what was written": (write, None, read, False),
     "reads another view of it": (lambda x: write(x[:1]), None, lambda x: x.T[0].copy(), False),
     "reads by an index": (write, None, lambda x: x[xp.arange(2)], False),
-    "copies it": (write, None, lambda x: copy_into(xp.zeros((3, 4), dtype="float32"), x), False),
+    "copies it": (write, None, lambda x: empty().__setitem__(..., x), False),
     "hands it to the host": (write, None, lambda x: x.get(), False),
     "reads it in a kernel": (write, None, lambda x: twice(x, x + 0), False),
-    "reads what a kernel wrote": (
-        lambda x: twice(xp.zeros((3, 4), dtype="float32"), x),
-        None,
-        lambda x: x.sum(),
-        False,
-    ),
-    "reads what a graph wrote": (replay, None, lambda x: x.sum(), False),
+    "reads what a kernel wrote": (lambda x: twice(empty(), x), None, read, False),
+    "reads what a graph wrote": (replay, None, read, False),
     "writes what was written": (write, None, write, False),
-    "writes what is read": (lambda x: x.sum(), None, write, False),
-    "writes what a kernel reads": (lambda x: twice(x, xp.zeros((3, 4), dtype="float32")), None, write, False),
-    "waited for what came before": (write, lambda a, b, before: b.wait_event(before), lambda x: x.sum(), False),
-    "was waited for": (write, lambda a, b, before: a.wait_event(b.record()), lambda x: x.sum(), False),
-    "was waited for by the host": (write, lambda a, b, before: b.synchronize(), lambda x: x.sum(), False),
-    "reads what is read": (lambda x: x.sum(), None, lambda x: x.sum(), True),
+    "writes what is read": (read, None, write, False),
+    "writes what a kernel reads": (lambda x: twice(x, empty()), None, write, False),
+    "waited for what came before": (write, lambda a, b, before: b.wait_event(before), read, False),
+    "was waited for": (write, lambda a, b, before: a.wait_event(b.record()), read, False),
+    "was waited for by the host": (write, lambda a, b, before: b.synchronize(), read, False),
+    "reads what is read": (read, None, read, True),
     "works on other memory": (write, None, lambda x: xp.zeros(3).sum(), True),
-    "waited and reads": (write, lambda a, b, before: b.wait_event(a.record()), lambda x: x.sum(), True),
+    "waited and reads": (write, lambda a, b, before: b.wait_event(a.record()), read, True),
     "waited and writes": (write, lambda a, b, before: b.wait_event(a.record()), write, True),
-    "follows a wait of the host": (write, lambda a, b, before: a.synchronize(), lambda x: x.sum(), True),
+    "follows a wait of the host": (write, lambda a, b, before: a.synchronize(), read, True),
     "follows one for the device": (write, lambda a, b, before: xp.cuda.Device().synchronize(), write, True),
-    "follows one for an event": (write, lambda a, b, before: a.record().synchronize(), lambda x: x.sum(), True),
-    "follows a copy to the host": (lambda x: (write(x), x.get()), None, lambda x: x.sum(), True),
+    "follows one for an event": (write, lambda a, b, before: a.record().synchronize(), read, True),
+    "follows a copy to the host": (lambda x: (write(x), x.get()), None, read, True),
 }
 
 
