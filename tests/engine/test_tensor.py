@@ -39,32 +39,6 @@ def random_gy(y: Tensor) -> np.ndarray:
 # ---- gradients arrive ----
 
 
-@pytest.mark.parametrize(
-    ("shape", "other"),
-    [((3, 4), (4,)), ((), (2, 3)), ((3, 1), (1, 4)), ((1,), (1,)), ((2, 1, 3), (5, 1)), ((0, 3), (1, 3))],
-)
-def test_broadcast_inputs_get_the_sum_of_their_copies(shape, other):
-    """Oracle: count, by an index loop, the weight of every output element that an input element was copied to."""
-    rng = np.random.default_rng(0)
-    x, y = leaf(rng.normal(size=shape)), leaf(rng.normal(size=other))
-    z = x + y
-    gz = rng.normal(size=z.shape)
-    z.backward(gz)
-    for tensor in (x, y):
-        expected = np.zeros(tensor.shape)
-        for index in naive.indices(z.shape):
-            own = index[len(index) - tensor.ndim :]
-            expected[tuple(0 if n == 1 else i for i, n in zip(own, tensor.shape, strict=True))] += gz[index]
-        assert tensor.grad.shape == tensor.shape
-        np.testing.assert_allclose(tensor.grad, expected, rtol=1e-13)
-
-
-def test_a_tensor_used_twice_gets_both_gradients():
-    x = leaf([3.0])
-    (x * x).backward()
-    assert x.grad.tolist() == [6.0]
-
-
 def test_diamond_runs_every_function_once_and_after_all_its_uses():
     runs = []
 
@@ -89,28 +63,14 @@ def test_diamond_runs_every_function_once_and_after_all_its_uses():
     assert x.grad.tolist() == [4.0]
 
 
-def test_ladder_of_reuse_takes_linear_time():
-    """y = y + y forty times is 2^40 paths; a walk over paths instead of functions would never end."""
-    x = leaf([1.0])
-    y = x
-    for _ in range(40):
-        y = y + y
-    y.backward()
-    assert x.grad.item() == 2.0**40
-
-
 def test_chain_of_50000_operations():
+    """Forward, backward, and where it is dropped."""
     x = leaf([1.0])
     y = x
     for _ in range(50_000):
         y = y + 1.0
     y.backward()
-    assert y.item() == 50_001.0
-    assert x.grad.item() == 1.0
-
-
-def test_long_graph_that_is_dropped_unused():
-    y = leaf([1.0])
+    assert (y.item(), x.grad.item()) == (50_001.0, 1.0)
     for _ in range(50_000):
         y = y + 1.0
     last = weakref.ref(y.creator)
@@ -118,23 +78,14 @@ def test_long_graph_that_is_dropped_unused():
     assert last() is None
 
 
-def test_gradients_add_up_over_calls():
-    x = leaf([1.0, 2.0])
-    for _ in range(3):
-        (x * x).sum().backward()
-    assert x.grad.tolist() == [6.0, 12.0]
-
-
-def test_backward_of_a_leaf():
-    x = leaf([1.0, 2.0])
-    x.backward(np.array([5.0, 6.0]))
-    assert x.grad.tolist() == [5.0, 6.0]
-
-
-def test_gy_may_be_a_tensor():
-    x = leaf([1.0, 2.0])
-    (x * 2.0).backward(Tensor(np.array([1.0, 10.0])))
-    assert x.grad.tolist() == [2.0, 20.0]
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("make", [float, np.array, Tensor], ids=["number", "array", "tensor"])
+def test_gy_may_be_a_number_an_array_or_a_tensor(make, dtype):
+    x = Tensor(np.array(3.0, dtype), requires_grad=True)
+    gy = make(np.array(5.0, dtype))
+    (x * 2.0).backward(gy)
+    x.backward(gy)  # of a leaf
+    assert (x.grad, x.grad.dtype) == (15, dtype)
 
 
 def test_only_leaves_that_require_gradients_get_them():
@@ -174,10 +125,7 @@ def test_each_subset_of_gradients_equals_all_of_them(case):
     y = case.run(*every)
     gy = random_gy(y)
     y.backward(gy)
-    count = len(every)
-    for wanted in itertools.product((False, True), repeat=count):
-        if not any(wanted) or all(wanted):
-            continue
+    for wanted in list(itertools.product((False, True), repeat=len(every)))[1:-1]:  # neither none nor all
         some = to_tensors(case, k, "float64")
         for x, needed in zip(some, wanted, strict=True):
             x.requires_grad = needed
@@ -190,22 +138,15 @@ def test_each_subset_of_gradients_equals_all_of_them(case):
 # ---- what may not be done ----
 
 
-def test_second_backward_raises():
-    x = leaf([1.0])
-    y = (x * 2.0) * 3.0
-    y.backward()
-    with pytest.raises(RuntimeError, match="graph through this Mul was used before"):
-        y.backward()
-    assert x.grad.tolist() == [6.0]
-
-
-def test_backward_through_a_shared_part_that_was_used_raises():
+def test_backward_through_what_was_used_raises():
     x = leaf([1.0])
     shared = x * 2.0
-    first, second = shared * 3.0, shared * 5.0
-    first.backward()
-    with pytest.raises(RuntimeError, match="used before"):
-        second.backward()
+    y, other = shared * 3.0, shared / 5.0
+    y.backward()
+    for again, name in ((y, "Mul"), (other, "Mul")):
+        with pytest.raises(RuntimeError, match=f"graph through this {name} was used before"):
+            again.backward()
+    assert x.grad.tolist() == [6.0]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +157,6 @@ def test_backward_through_a_shared_part_that_was_used_raises():
         (lambda x: x * 2.0, None, ValueError, r"shape \(2,\) needs gy"),
         (lambda x: x * 2.0, np.ones(3), ValueError, r"gy is float64 of shape \(3,\) .* float64 of shape \(2,\)"),
         (lambda x: x * 2.0, np.ones((1, 2)), ValueError, r"gy is float64 of shape \(1, 2\)"),
-        (lambda x: x * 2.0, np.ones(()), ValueError, r"gy is float64 of shape \(\)"),
         (lambda x: x * 2.0, np.ones(2, "float32"), ValueError, r"gy is float32 .* tensor is float64"),
         (lambda x: x, np.ones(3), ValueError, r"gy is float64 of shape \(3,\)"),
     ],
@@ -232,14 +172,7 @@ def test_backward_refuses(make, gy, error, text):
     ("wrong", "text"),
     [
         (lambda gy: (gy[:1],), r"gradient 0 is float64 \(1,\) but input 0 is float64 \(2,\)"),
-        (
-            lambda gy: (gy.reshape(2, 1),),
-            r"gradient 0 is float64 \(2, 1\) but input 0 is float64 \(2,\)",
-        ),
-        (
-            lambda gy: (gy.astype("float32"),),
-            r"gradient 0 is float32 \(2,\) but input 0 is float64 \(2,\)",
-        ),
+        (lambda gy: (gy.astype("float32"),), r"gradient 0 is float32 \(2,\) but input 0 is float64 \(2,\)"),
         (lambda gy: (None,), r"gradient 0 is None but input 0 is float64 \(2,\)"),
         (lambda gy: (gy, gy), "2 gradients for 1 inputs"),
         (lambda gy: (), "0 gradients for 1 inputs"),
@@ -247,11 +180,8 @@ def test_backward_refuses(make, gy, error, text):
 )
 def test_wrong_gradient_names_the_operation_and_both_shapes(wrong, text):
     class Planted(Function):
-        def forward(self, x):
-            return x * 2
-
-        def backward(self, gy):
-            return wrong(gy)
+        forward = staticmethod(np.copy)
+        backward = staticmethod(wrong)
 
     x = leaf([1.0, 2.0])
     with pytest.raises(ValueError, match=f"Planted.backward: {text}"):
@@ -263,12 +193,11 @@ def test_a_function_object_serves_one_call():
     """A second call would overwrite what the first saved, and its gradient would be wrong without a word."""
     x, function = leaf([1.0]), ops.elementwise.Exp()
     y = function(x)
-    with pytest.raises(RuntimeError, match="Exp: a Function object serves one call"):
-        function(leaf([2.0]))
-    y.backward()
+    for use in (y.backward, lambda: None):  # before and after it was walked
+        with pytest.raises(RuntimeError, match="Exp: a Function object serves one call"):
+            function(leaf([2.0]))
+        use()
     assert x.grad.tolist() == [np.exp(1.0)]
-    with pytest.raises(RuntimeError, match="Exp: a Function object serves one call"):
-        function(leaf([2.0]))
 
 
 def test_mixed_dtypes_are_refused():
@@ -277,34 +206,11 @@ def test_mixed_dtypes_are_refused():
         leaf([1.0, 2.0]) * leaf([[1.0, 2.0]], "float32")
 
 
-def test_mixed_devices_are_refused(restored_backends):
-    class Elsewhere(np.ndarray):
-        pass
-
-    class OtherDevice(Backend):
-        def device_of(self, array):
-            return "moon:3"
-
-    minigrad.backend._backends[Elsewhere] = OtherDevice(np)
-    x, far = leaf([1.0, 2.0]), Tensor(np.ones((1, 2)).view(Elsewhere))
-    text = r"Add: inputs live on different devices: input 0 \(2,\) on cpu, input 1 \(1, 2\) on moon:3"
-    with pytest.raises(TypeError, match=text):
-        x + far
-    with pytest.raises(TypeError, match="different devices"):
-        (x * 2.0).backward(np.ones(2).view(Elsewhere))
-
-
-@pytest.mark.parametrize("dtype", ["int64", "int8", "uint8", "bool", "float16", "complex128", "longdouble"])
-def test_other_dtypes_are_refused(dtype):
-    with pytest.raises(TypeError, match="must be float32 or float64"):
-        Tensor(np.ones(2, dtype=dtype))
-    with pytest.raises(TypeError, match="must be float32 or float64"):
-        leaf([1.0, 2.0]) + np.ones(2, dtype=dtype)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_these_dtypes_are_kept(dtype):
-    assert Tensor(np.ones(2, dtype=dtype)).dtype == dtype
+@pytest.mark.parametrize("dtype", ["int64", "int8", "uint8", "bool", "float16", "longdouble"])
+def test_other_dtypes_are_refused_with_what_to_do(dtype):
+    for make in (Tensor, lambda data: leaf([1.0, 2.0]) + data):
+        with pytest.raises(TypeError, match=r"must be float32 or float64; convert it, x\.astype\('float32'\)"):
+            make(np.ones(2, dtype=dtype))
 
 
 # ---- operands ----
@@ -365,11 +271,6 @@ def test_operands_that_make_no_sense(wrong):
         wrong(leaf([1.0, 2.0]))
 
 
-def test_lists_and_numbers_become_float32():
-    for data in (1, 2.5, [1, 2], [[1.0], [2.0]], ()):
-        assert Tensor(data).dtype == "float32"
-
-
 def test_an_array_is_kept_and_not_copied():
     data = np.ones(3)
     assert Tensor(data).data is data
@@ -402,20 +303,11 @@ def test_repr_names_shape_dtype_device_and_maker():
 # ---- no_grad ----
 
 
-def test_no_grad_records_nothing():
+def test_no_grad_records_nothing_and_survives_exceptions():
     x = leaf([1.0])
     with no_grad():
         y = x * 2.0
     assert (y.requires_grad, y.creator) == (False, None)
-    assert (x * 2.0).requires_grad
-
-
-def test_no_grad_nests_and_survives_exceptions():
-    x = leaf([1.0])
-    with no_grad():
-        with no_grad():
-            pass
-        assert not (x * 2.0).requires_grad
     with pytest.raises(OSError, match="planted"), no_grad():
         raise OSError("planted")
     assert (x * 2.0).requires_grad
@@ -423,23 +315,19 @@ def test_no_grad_nests_and_survives_exceptions():
 
 # ---- no_grad, evaluation and the like as decorators ----
 
-CONTEXTS = {"no_grad": (no_grad, lambda: not is_recording()), "evaluation": (minigrad.evaluation, is_evaluating)}
+LAYER = nn.ReLU()
+LAYER.train(None)
+CONTEXTS = {
+    "no_grad": (no_grad, lambda: not is_recording()),
+    "evaluation": (minigrad.evaluation, is_evaluating),
+    "training": (nn.training, lambda: LAYER.training),
+}
 
 
-def test_training_is_such_a_context():
-    layer = nn.ReLU()
-    layer.train(None)
-
-    @nn.training()
-    def steps():
-        yield layer.training
-        yield layer.training
-
-    assert [(mode, layer.training) for mode in steps()] == 2 * [(True, False)]
-
-
-@pytest.mark.parametrize("bare", [False, True], ids=["with brackets", "bare"])
-@pytest.mark.parametrize("name", CONTEXTS)
+@pytest.mark.parametrize(
+    ("name", "bare"),
+    [("no_grad", False), ("no_grad", True), ("evaluation", False), ("evaluation", True), ("training", 0)],
+)
 def test_a_context_decorates_whatever_runs(name, bare):
     """Inside while it runs, not for whoever reads from it; what is sent, thrown and returned comes through."""
     context, inside = CONTEXTS[name]
@@ -457,35 +345,34 @@ def test_a_context_decorates_whatever_runs(name, bare):
     @decorate
     def generator(first):
         try:
-            while True:
+            while first != "end":
                 try:
                     first = yield inside(), first
                 except KeyError as error:
                     first = f"caught {error.args[0]}"
-                if first == "end":
-                    return inside()
+            return inside()
         finally:
             events.append(inside())
 
     steps = generator("first")
-    assert (next(steps), inside()) == ((True, "first"), False)
-    assert (steps.send("sent"), inside()) == ((True, "sent"), False)
-    assert (steps.throw(KeyError("thrown")), inside()) == ((True, "caught thrown"), False)
+    for step, wanted in (
+        (lambda: next(steps), "first"),
+        (lambda: steps.send("sent"), "sent"),
+        (lambda: steps.throw(KeyError("thrown")), "caught thrown"),
+    ):
+        assert (step(), inside()) == ((True, wanted), False)
     with pytest.raises(StopIteration) as stop:
         steps.send("end")
     assert (stop.value.value, inside()) == (True, False)
-    steps = generator("first")
-    next(steps)
+    steps, other = generator("first"), generator("first")
+    next(steps), next(other)
     with context():  # the consumer's own context is its own
         next(steps)
         assert inside()
     steps.close()
-    assert (events, inside()) == ([True, True], False)
-    steps = generator("first")
-    next(steps)
     with pytest.raises(OSError, match="planted"):
-        steps.throw(OSError("planted"))
-    assert (list(steps), inside()) == ([], False)
+        other.throw(OSError("planted"))
+    assert (list(other), events, inside()) == ([], 3 * [True], False)
 
     @decorate
     async def coroutine(number):
@@ -527,6 +414,8 @@ def test_a_context_is_entered_again_inside_and_afterwards_and_from_many_threads(
 
     with ThreadPoolExecutor(2) as pool:
         assert all(pool.map(work, [True, False]))
+        with context:
+            assert pool.submit(is_recording).result(), "a thread has its own"
     assert is_recording()
 
 
@@ -588,48 +477,20 @@ def test_watching_contexts_decorate_functions_only(make):
         assert log_of(Tensor(1.0)) == 0
 
 
-def test_no_grad_holds_for_its_own_thread_only():
-    x, results = leaf([1.0]), {}
-    inside, leave = threading.Event(), threading.Event()
-
-    def worker():
-        results["fresh thread records"] = (x * 2.0).requires_grad
-        with no_grad():
-            inside.set()
-            leave.wait(10)
-            results["own no_grad"] = not (x * 2.0).requires_grad
-
-    with no_grad():
-        thread = threading.Thread(target=worker)
-        thread.start()
-        assert inside.wait(10)
-    results["main records while the thread does not"] = (x * 2.0).requires_grad
-    leave.set()
-    thread.join(10)
-    assert results == dict.fromkeys(
-        ["fresh thread records", "own no_grad", "main records while the thread does not"], True
-    )
-
-
 def test_threads_build_and_walk_graphs_at_once():
     """Each thread's gradient must be its own number, exactly."""
-    weight, grads = leaf(np.ones(50)), [None] * 4
+    weight = Tensor(np.ones(50))
 
-    def worker(i):
+    def work(i):
         x = leaf(np.full(50, float(i)))
         y = x
         for _ in range(200):
             y = y * weight + x
         y.sum().backward()
-        grads[i] = x.grad
+        return (x.grad == 201.0).all()
 
-    weight.requires_grad = False
-    threads = [threading.Thread(target=worker, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all((g == 201.0).all() for g in grads)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
 
 
 # ---- memory ----
@@ -688,23 +549,17 @@ def test_the_graph_dies_without_the_cycle_collector(no_collector, walk):
 
 
 def test_saved_arrays_die_while_backward_walks(no_collector):
-    alive = []
+    refs, alive = [], []
 
     class Watch(Function):
-        def __init__(self, refs):
-            self.refs = refs
-
         def forward(self, x):
             return x.copy()
 
         def backward(self, gy):
-            alive.append([ref() is not None for ref in self.refs])
+            alive.append([ref() is not None for ref in refs])
             return (gy,)
 
-    refs = []
-    x = leaf(np.ones(10))
-    early = Watch(refs)(x)
-    y = ops.exp(early)
+    y = ops.exp(Watch()(leaf(np.ones(10))))
     refs.append(weakref.ref(y.data))  # exp saves its result
     y = ops.sigmoid(y * 3.0)
     refs.append(weakref.ref(y.data))
@@ -714,68 +569,54 @@ def test_saved_arrays_die_while_backward_walks(no_collector):
     assert alive == [[False, False]]
 
 
-def test_backward_needs_memory_for_few_gradients_only():
+@pytest.fixture
+def traced():
+    tracemalloc.start()
+    yield tracemalloc.get_traced_memory
+    tracemalloc.stop()
+
+
+def sigmoids(x):
+    for _ in range(60):
+        x = ops.sigmoid(x)
+    return x
+
+
+def test_backward_needs_memory_for_few_gradients_only(traced):
     """Sixty saved arrays of 80 kB: backward may hold a handful more at any time, not sixty gradients."""
-    x = leaf(np.full(10_000, 0.5))
-    tracemalloc.start()
-    try:
-        y = x
-        for _ in range(60):
-            y = ops.sigmoid(y)
-        held = tracemalloc.get_traced_memory()[0]
-        assert held > 60 * 80_000
-        tracemalloc.reset_peak()
-        y.backward(np.ones(10_000))
-        peak = tracemalloc.get_traced_memory()[1]
-        assert peak < held + 6 * 80_000
-        del y
-        assert tracemalloc.get_traced_memory()[0] < 3 * 80_000
-    finally:
-        tracemalloc.stop()
+    y = sigmoids(leaf(np.full(10_000, 0.5)))
+    held = traced()[0]
+    assert held > 60 * 80_000
+    tracemalloc.reset_peak()
+    y.backward(np.ones(10_000))
+    assert traced()[1] < held + 6 * 80_000
+    del y
+    assert traced()[0] < 3 * 80_000
 
 
-def test_no_grad_holds_no_memory():
-    x = leaf(np.ones(10_000))
-    tracemalloc.start()
-    try:
-        with no_grad():
-            y = x
-            for _ in range(60):
-                y = ops.sigmoid(y)
-        assert tracemalloc.get_traced_memory()[1] < 6 * 80_000
-    finally:
-        tracemalloc.stop()
+def test_no_grad_holds_no_memory(traced):
+    with no_grad():
+        sigmoids(leaf(np.ones(10_000)))
+    assert traced()[1] < 6 * 80_000
 
 
 # ---- nothing is shared, nothing is changed ----
 
 
-def test_the_first_gradient_is_copied():
-    x, z = leaf([1.0, 2.0]), leaf([1.0, 2.0])
-    gy = np.array([5.0, 7.0])
+def test_a_leaf_owns_its_gradient():
+    x, z = leaf(np.ones((3, 4))), leaf(np.ones((3, 4)))
+    gy = np.full((3, 4), 5.0)
     (x + z).backward(gy)  # Add hands the same gy to both
-    assert not np.shares_memory(x.grad, z.grad)
-    assert not np.shares_memory(x.grad, gy)
-    x.grad *= 0
-    assert z.grad.tolist() == [5.0, 7.0]
-
-
-def test_gradient_buffers_stay_writable_and_their_own():
-    """sum's gradient is a read-only broadcast view: the leaf must own a real array."""
-    x = leaf(np.ones((3, 4)))
-    x.sum().backward()
-    assert x.grad.flags.owndata
-    assert x.grad.flags.writeable
-    assert x.grad.strides == x.data.strides
-
-
-def test_gradient_array_stays_the_same_while_accumulating():
-    x = leaf([1.0])
-    (x * 2.0).backward()
     first = x.grad
-    (x * 3.0).backward()
+    assert not any(np.shares_memory(first, other) for other in (z.grad, gy))
+    (x * 3.0).backward(np.ones((3, 4)))
     assert x.grad is first
-    assert first.tolist() == [5.0]
+    assert (first == 8).all()
+    y = leaf(np.ones((3, 4)))
+    y.sum().backward()  # whose gradient is a broadcast view that cannot be written
+    assert y.grad.flags.owndata
+    assert y.grad.flags.writeable
+    assert y.grad.strides == y.data.strides
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -790,9 +631,7 @@ def test_nothing_is_mutated_and_no_gradient_is_shared(case, backend):
 
     grads = [x.grad for x in xs]
     grads_before = [np.array(backend.to_host(g)) for g in grads]
-    again = to_tensors(
-        case, backend, "float32"
-    )  # a second call of the same size must not reach into the first's results
+    again = to_tensors(case, backend, "float32")  # a second call of this size must not reach into the first's results
     for x in again:
         x.data[...] = x.data * 0.5
     z = case.run(*again)
@@ -845,12 +684,10 @@ def test_operations_keep_the_dtype(case, dtype, backend):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda p: optim.SGD(p, 0.1, momentum=0.9),
-        lambda p: optim.SGD(p, 0.1, momentum=0.9, nesterov=True),
-        lambda p: optim.Adam(p, optim.cosine_schedule(1e-3, 10, warmup=2)),
-        lambda p: optim.AdamW(p, optim.step_schedule(1e-3, 2)),
+        lambda p: optim.SGD(p, optim.step_schedule(1e-3, 2), momentum=0.9, nesterov=True),
+        lambda p: optim.AdamW(p, optim.cosine_schedule(1e-3, 10, warmup=2)),
     ],
-    ids=["sgd", "nesterov", "adam", "adamw"],
+    ids=["sgd", "adamw"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_training_keeps_the_dtype(dtype, make, backend):
@@ -871,14 +708,6 @@ def test_training_keeps_the_dtype(dtype, make, backend):
         assert dtypes_in(model.parameters(), dict(model.named_tensors())) == {dtype}
     model.eval()
     assert dtypes_in(model(x)) == {dtype}
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gy_may_be_a_python_number(dtype):
-    x = Tensor(np.array(3.0, dtype), requires_grad=True)
-    (x * 2.0).backward(5.0)
-    assert x.grad == 10
-    assert x.grad.dtype == dtype
 
 
 def test_a_single_number_that_is_used_twice_has_an_array_as_its_gradient() -> None:
@@ -1000,23 +829,16 @@ def test_a_step_of_the_same_optimizer_names_the_parameter():
     model(x).sum().backward()  # computed again
 
 
-def test_an_optimizer_of_other_parameters_does_not_disturb():
-    """Two models in turn: the second one is trained on what the first one gives."""
-    first, second = nn.Dense(2, 2), nn.Dense(2, 2)
-    of_second = optim.SGD(second.parameters(), 0.1)
-    y = first(np.ones((1, 2), np.float32))
+def test_what_does_not_change_a_parameter_does_not_disturb():
+    first, second, x = nn.Dense(2, 2), nn.Dense(2, 2), Tensor(np.ones((1, 2), np.float32), requires_grad=True)
+    of_first, of_second = (optim.SGD(model.parameters(), 0.1) for model in (first, second))
+    y = first(x)
     second(y.detach()).sum().backward()
-    of_second.step()
+    of_second.step()  # an optimiser of other parameters: two models in turn
     (y * y).sum().backward()
-
-
-def test_frozen_parameters_do_not_change_in_a_step():
-    model = nn.Dense(2, 2)
-    optimizer = optim.SGD(model.parameters(), 0.1)
-    model.weight.requires_grad = False
-    x = Tensor(np.ones((1, 2), np.float32), requires_grad=True)
-    y = model(x).sum()
-    optimizer.step()
+    first.weight.requires_grad = False
+    y = first(x).sum()
+    of_first.step()  # a frozen one does not move
     y.backward()
 
 
@@ -1097,21 +919,15 @@ def test_what_is_no_number_is_refused_and_named(kind, wrong):
         assert len(str(error.value)) < 300
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool, np.float16])
-def test_an_array_of_other_numbers_is_refused_with_what_to_do(dtype):
-    with pytest.raises(TypeError, match=rf"data is {np.dtype(dtype)} .*x\.astype\('float32'\)"):
-        Tensor(np.zeros(2, dtype))
-
-
-NUMBERS = [3, 3.0, np.int64(3), np.uint8(3), np.float32(3), True, np.bool_(True), 2**70, Fraction(1, 2)]
-
-
-@pytest.mark.parametrize("number", NUMBERS, ids=str)
+@pytest.mark.parametrize(
+    "number", [3, 3.5, np.uint8(3), np.float32(3), True, np.bool_(True), 2**70, Fraction(1, 2)], ids=str
+)
 def test_numbers_of_python_and_numpy_are_taken(number):
     for data, shape in ((number, ()), ([number, 1], (2,)), ([[number]], (1, 1))):
         x = Tensor(data)
         assert (x.shape, x.dtype) == (shape, "float32")
         assert x.numpy().flat[0] == np.float32(float(number))
+    assert Tensor(()).dtype == "float32"
 
 
 def test_a_tensor_of_one_element_is_a_number_and_others_are_not():
@@ -1128,21 +944,16 @@ def test_a_tensor_of_one_element_is_a_number_and_others_are_not():
         lambda x: x == 1.0,
         lambda x: x != 1.0,
         lambda x: np.ones(2) == x,
-        lambda x: np.ones(2) != x,
         lambda x: x < 1.0,
         lambda x: x >= x,
         lambda x: 1.0 in x,
-        lambda x: x in [Tensor([1.0, 2.0])],
         len,
         list,
         lambda x: x[0],
-        lambda x: sum(x),
-        np.array_equal,
         np.asarray,
         lambda x: np.array([x, x]),
         lambda x: np.dot(x, x),
         lambda x: x.__setitem__(0, 1.0),
-        lambda x: max(x, x),
     ],
 )
 def test_what_tensors_lack_is_refused_with_what_to_do(use):
