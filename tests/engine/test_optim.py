@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minigrad
-from minigrad import Tensor, nn, ops, optim
+from minigrad import Tensor, nn, optim
 from minigrad.nn import Parameter
 
 REFERENCE = Path(__file__).parents[1] / "oracles/reference"
@@ -71,30 +70,33 @@ def linear(step):
     return 0.01 * step
 
 
+class Setup:
+    """An optimiser with its options, and the number that the oracle gives for one weight."""
+
+    def __init__(self, kind, rate=None, **options):
+        self.kind, self.rate, self.options = kind, rate, options
+
+    def make(self, tensors):
+        return self.kind(tensors, **({} if self.rate is None else {"learning_rate": self.rate}), **self.options)
+
+    def rates(self) -> list[float]:
+        return [self.rate(t) if callable(self.rate) else self.rate or 1e-3 for t in range(1, STEPS + 1)]
+
+    def expected(self, value: float, gs: list[float]) -> float:
+        defaults = {"weight_decay": 0.01} if self.kind is optim.AdamW else {}
+        oracle = sgd_oracle if self.kind is optim.SGD else adam_oracle
+        return oracle(value, gs, self.rates(), **defaults | self.options)
+
+
 OPTIMIZERS = {
-    "sgd": (lambda p: optim.SGD(p, 0.05), sgd_oracle, {}, lambda t: 0.05),
-    "momentum": (lambda p: optim.SGD(p, 0.05, momentum=0.9), sgd_oracle, {"momentum": 0.9}, lambda t: 0.05),
-    "nesterov": (
-        lambda p: optim.SGD(p, linear, momentum=0.8, nesterov=True),
-        sgd_oracle,
-        {"momentum": 0.8, "nesterov": True},
-        linear,
-    ),
-    "adam": (lambda p: optim.Adam(p), adam_oracle, {}, lambda t: 1e-3),
-    "adam options": (
-        lambda p: optim.Adam(p, linear, beta_1=0.5, beta_2=0.9, epsilon=1e-3),
-        adam_oracle,
-        {"beta_1": 0.5, "beta_2": 0.9, "epsilon": 1e-3},
-        linear,
-    ),
-    "adamw": (lambda p: optim.AdamW(p, 0.02), adam_oracle, {"weight_decay": 0.01}, lambda t: 0.02),
-    "adamw options": (
-        lambda p: optim.AdamW(p, linear, beta_1=0.0, beta_2=0.0, epsilon=1e-6, weight_decay=0.3),
-        adam_oracle,
-        {"beta_1": 0.0, "beta_2": 0.0, "epsilon": 1e-6, "weight_decay": 0.3},
-        linear,
-    ),
-    "adamw defaults": (lambda p: optim.AdamW(p), adam_oracle, {"weight_decay": 0.01}, lambda t: 1e-3),
+    "sgd": Setup(optim.SGD, 0.05),
+    "momentum": Setup(optim.SGD, 0.05, momentum=0.9),
+    "nesterov": Setup(optim.SGD, linear, momentum=0.8, nesterov=True),
+    "adam": Setup(optim.Adam),
+    "adam options": Setup(optim.Adam, linear, beta_1=0.5, beta_2=0.9, epsilon=1e-3),
+    "adamw": Setup(optim.AdamW, 0.02),
+    "adamw options": Setup(optim.AdamW, linear, beta_1=0.0, beta_2=0.0, epsilon=1e-6, weight_decay=0.3),
+    "adamw defaults": Setup(optim.AdamW),
 }
 
 
@@ -102,17 +104,15 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer_against_a_loop(name, dtype, relative, backend):
     """Twelve steps of a few roundings each, relative to the largest value at either end."""
-    make, oracle, options, rate = OPTIMIZERS[name]
     tensors = parameters(dtype, k=backend)
     start = [np.array(p.numpy()) for p in tensors]
-    optimizer = make(tensors)
+    optimizer = OPTIMIZERS[name].make(tensors)
     end = run(optimizer, tensors, k=backend)
-    rates = [rate(t) for t in range(1, STEPS + 1)]
     history = [gradients(t, dtype) for t in range(1, STEPS + 1)]
     for i, (before, after) in enumerate(zip(start, end, strict=True)):
         expected = np.empty(before.shape)
-        for index in np.ndindex(before.shape):
-            expected[index] = oracle(float(before[index]), [float(g[i][index]) for g in history], rates, **options)
+        for at in np.ndindex(before.shape):
+            expected[at] = OPTIMIZERS[name].expected(float(before[at]), [float(g[i][at]) for g in history])
         assert np.abs(after - expected).max() <= relative * max(np.abs(before).max(), np.abs(expected).max())
     assert optimizer.steps == STEPS
 
@@ -135,58 +135,24 @@ def test_keras_adam_golden():
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        (lambda p: optim.SGD(p, 0.05), ("SGD", {"lr": 0.05})),
-        (lambda p: optim.SGD(p, 0.05, momentum=0.9), ("SGD", {"lr": 0.05, "momentum": 0.9})),
-        (
-            lambda p: optim.SGD(p, 0.05, momentum=0.9, nesterov=True),
-            ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
-        ),
-        (
-            lambda p: optim.Adam(p, 1e-2, beta_1=0.8, epsilon=1e-7),
-            ("Adam", {"lr": 1e-2, "betas": (0.8, 0.999), "eps": 1e-7}),
-        ),
-        (lambda p: optim.AdamW(p, 1e-2, weight_decay=0.1), ("AdamW", {"lr": 1e-2, "weight_decay": 0.1})),
-    ],
-    ids=["sgd", "momentum", "nesterov", "adam", "adamw"],
-)
-def test_optimizer_against_pytorch(ours, theirs):
-    torch = pytest.importorskip("torch")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_against_pytorch(name):
+    torch, setup = pytest.importorskip("torch"), OPTIMIZERS[name]
+    options = dict(setup.options)
+    if setup.kind is not optim.SGD:
+        options = {"betas": (options.pop("beta_1", 0.9), options.pop("beta_2", 0.999)), **options}
+        options["eps"] = options.pop("epsilon", 1e-8)
     mine = parameters("float64")
     other = [torch.tensor(p.data, requires_grad=True) for p in mine]
-    optimizer = getattr(torch.optim, theirs[0])(other, **theirs[1])
-    end = run(ours(mine), mine)
-    for step in range(1, STEPS + 1):
+    optimizer = getattr(torch.optim, setup.kind.__name__)(other, lr=1.0, **options)
+    end = run(setup.make(mine), mine)
+    for step, rate in enumerate(setup.rates(), 1):
+        optimizer.param_groups[0]["lr"] = rate
         for p, g in zip(other, gradients(step, "float64"), strict=True):
             p.grad = torch.tensor(g)
         optimizer.step()
     for a, b in zip(end, other, strict=True):
         np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-12, atol=1e-13)
-
-
-def test_zero_rate_changes_nothing():
-    for make in (lambda p: optim.SGD(p, 0.0, momentum=0.9), lambda p: optim.AdamW(p, 0.0)):
-        tensors = parameters("float64")
-        before = [p.data.copy() for p in tensors]
-        assert all(np.array_equal(a, b) for a, b in zip(before, run(make(tensors), tensors), strict=True))
-
-
-def test_training_lowers_a_loss():
-    """The whole loop once: least squares, which Adam solves to the noise."""
-    rng = np.random.default_rng(0)
-    x, true = rng.normal(size=(50, 3)).astype("float32"), np.array([[1.0], [-2.0], [0.5]], "float32")
-    model = nn.Dense(3, 1)
-    model.initialize(1)
-    optimizer = optim.Adam(model.parameters(), optim.cosine_schedule(0.1, 400))
-    for _ in range(400):
-        optimizer.zero_grad()
-        loss = ops.mse(model(Tensor(x)), x @ true + 3)
-        loss.backward()
-        optimizer.step()
-    np.testing.assert_allclose(model.weight.data, true, atol=1e-3)
-    np.testing.assert_allclose(model.bias.data, [3], atol=1e-3)
 
 
 # ---- state ----
@@ -195,7 +161,7 @@ def test_training_lowers_a_loss():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_saved_state_continues_bitwise(name, dtype, backend):
-    make = OPTIMIZERS[name][0]
+    make = OPTIMIZERS[name].make
     whole = parameters(dtype, k=backend)
     expected = run(make(whole), whole, k=backend)
 
@@ -234,15 +200,12 @@ def test_a_state_is_loaded_to_where_the_moments_are():
 
 def test_state_names():
     assert list(optim.SGD(parameters("float32"), 0.1).state_dict()) == ["steps", "velocity"]
-    state = optim.Adam(parameters("float32"), 0.1).state_dict()
-    assert list(state) == ["steps", "mean", "variance"]
-    assert state["mean"].shape == (16,)
+    assert list(optim.Adam(parameters("float32"), 0.1).state_dict()) == ["steps", "mean", "variance"]
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda s: {key: value for key, value in s.items() if key != "mean"},
         lambda s: {key: value for key, value in s.items() if key != "steps"},
         lambda s: s | {"velocity": s["mean"]},
         lambda s: s | {"variance": s["variance"][:-1]},
@@ -299,11 +262,9 @@ def test_an_array_that_was_assigned_is_noticed(what):
     tensors = parameters("float32")
     optimizer = optim.SGD(tensors, 0.1)
     setattr(tensors[1], what, getattr(tensors[1], what).copy())
-    told = (
-        "optimizer: the parameters have moved (model.to, or a newer optimizer took them) or data or grad was assigned; "
-        "make a new optimizer, and write into the arrays instead of assigning them"
-    )
-    with pytest.raises(RuntimeError, match=f"^{re.escape(told)}$"):
+    with pytest.raises(
+        RuntimeError, match=r"^optimizer: the parameters have moved .* or data or grad was assigned; make"
+    ):
         optimizer.step()
 
 
@@ -333,91 +294,38 @@ def test_clipping(share, dtype, relative, backend):
         assert share < 1 or np.array_equal(backend.to_host(p.grad), g)  # not a bit changes where nothing is clipped
 
 
-def test_clipping_gradients_whose_length_float32_cannot_hold():
-    tensors = parameters("float32")
-    optimizer = optim.SGD(tensors, 0.1)
-    tensors[1].grad[...] = [3e38, 0, -3e38, 0]
-    optim.clip_grad_norm(optimizer, 1.0)
-    np.testing.assert_allclose(tensors[1].grad.ravel(), np.array([1, 0, -1, 0]) / math.sqrt(2), rtol=1e-6)
-
-
-def test_clipping_zero_gradients():
-    optimizer = optim.SGD(parameters("float32"), 0.1)
-    assert optim.clip_grad_norm(optimizer, 1.0).tolist() == [0.0]
-    assert (optimizer.flat.gradients == 0).all()
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_clipping_does_not_hide_what_is_not_finite(bad):
-    tensors = parameters("float32")
-    optimizer = optim.SGD(tensors, 0.1)
-    tensors[1].grad[...] = [1, bad, 2, 3]
-    with np.errstate(invalid="ignore"):
-        norm = optim.clip_grad_norm(optimizer, 1.0)
-    assert not np.isfinite(norm[0])
-    assert not np.isfinite(optimizer.flat.gradients).all()
-
-
-@pytest.mark.torch
-def test_clipping_against_pytorch():
-    torch = pytest.importorskip("torch")
-    tensors = parameters("float64")
-    other = [torch.tensor(p.data, requires_grad=True) for p in tensors]
-    for p, q, g in zip(tensors, other, gradients(1, "float64"), strict=True):
-        p.grad += g
-        q.grad = torch.tensor(g)
-    optimizer = optim.SGD(tensors, 0.1)
-    mine = optim.clip_grad_norm(optimizer, 1.0)
-    theirs = torch.nn.utils.clip_grad_norm_(other, 1.0)
-    assert mine[0] == pytest.approx(theirs.item(), rel=1e-14)
-    for p, q in zip(tensors, other, strict=True):
-        np.testing.assert_allclose(p.grad, q.grad.numpy(), rtol=1e-6)  # PyTorch adds 1e-6 to the norm
+@pytest.mark.parametrize(("gradient", "norm"), [(3e38, 6e38), (1e20, 2e20), (0.0, 0.0)])
+def test_clipping_gradients_whose_squares_float32_cannot_hold(gradient, norm):
+    """The length of the largest ones it cannot hold either; that of zeros is 0."""
+    parameter = nn.Parameter((4,))
+    optimizer = optim.SGD([parameter], 0.1)
+    parameter.grad[...] = gradient
+    assert float(optim.clip_grad_norm(optimizer, 1.0)[0]) == pytest.approx(norm, rel=1e-6)
+    np.testing.assert_allclose(parameter.grad, 0.5 if gradient else 0.0, rtol=1e-6)
 
 
 # ---- schedules ----
 
 
-def test_cosine_schedule():
-    """Warm-up 1/4, 2/4, 3/4, 4/4; then (1 + cos) / 2 from the peak towards the final rate over the 8 steps left."""
-    rate = optim.cosine_schedule(2.0, 12, warmup=4, final=0.5)
-    expected = [0.5, 1.0, 1.5, 2.0] + [0.5 + 1.5 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]
-    assert [rate(t) for t in range(1, 13)] == pytest.approx(expected, rel=1e-14)
-    assert rate(5) == 2.0
-    assert rate(9) == pytest.approx(1.25)  # half-way
-    assert [rate(13), rate(1000)] == [0.5, 0.5]
+HALF = math.sqrt(0.125)
 
 
-def test_cosine_schedule_without_warmup():
-    rate = optim.cosine_schedule(1.0, 4)
-    assert [rate(t) for t in range(1, 6)] == pytest.approx([1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0])
-
-
-def test_cosine_schedule_of_warmup_only():
-    rate = optim.cosine_schedule(1.0, 2, warmup=2)
-    assert [rate(1), rate(2)] == [0.5, 1.0]
-    assert rate(4) == 0.0
-
-
-@pytest.mark.torch
-def test_cosine_schedule_against_pytorch():
-    torch = pytest.importorskip("torch")
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10, eta_min=0.5)
-    rate = optim.cosine_schedule(2.0, 10, final=0.5)
-    for t in range(1, 11):
-        assert rate(t) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
-        optimizer.step()
-        theirs.step()
-
-
-def test_step_schedule():
-    rate = optim.step_schedule(8.0, 3, factor=0.5, warmup=2)
-    assert [rate(t) for t in range(1, 13)] == [4.0, 8.0, 8.0, 8.0, 8.0, 4.0, 4.0, 4.0, 2.0, 2.0, 2.0, 1.0]
-
-
-def test_step_schedule_defaults():
-    rate = optim.step_schedule(1.0, 2)
-    assert [rate(t) for t in range(1, 6)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # 1/4, 2/4, 3/4, 4/4; then (1 + cos) / 2 from the peak towards the final rate over the 8 steps left
+        (
+            optim.cosine_schedule(2.0, 12, warmup=4, final=0.5),
+            [0.5, 1.0, 1.5, *(2 - 0.75 * (1 - math.cos(math.pi * max(i, 0) / 8)) for i in range(-1, 9)), 0.5, 0.5],
+        ),
+        (optim.cosine_schedule(1.0, 4), [1, 0.5 + HALF, 0.5, 0.5 - HALF, 0, 0]),
+        (optim.cosine_schedule(1.0, 2, warmup=2), [0.5, 1.0, 1.0, 0]),
+        (optim.step_schedule(8.0, 3, factor=0.5, warmup=2), [4, 8, 8, 8, 8, 4, 4, 4, 2, 2, 2, 1]),
+        (optim.step_schedule(1.0, 2), [1, 1, 0.1, 0.1, 0.01]),
+    ],
+)
+def test_schedules(schedule, expected):
+    assert [schedule(t) for t in range(1, len(expected) + 1)] == pytest.approx(expected, rel=1e-14, abs=1e-16)
 
 
 def test_optimizer_asks_the_schedule_for_steps_from_one():
@@ -425,16 +333,6 @@ def test_optimizer_asks_the_schedule_for_steps_from_one():
     tensors = parameters("float64")
     run(optim.SGD(tensors, lambda t: asked.append(t) or 0.1), tensors)
     assert asked == list(range(1, STEPS + 1))
-
-
-def test_clipping_large_gradients_does_not_overflow():
-    """In float32 the squares of 1e20 are infinite; the norm is not."""
-    parameter = nn.Parameter((4,))
-    optimizer = optim.SGD([parameter], 0.1)
-    optimizer.flat.gradients[...] = 1e20
-    norm = optim.clip_grad_norm(optimizer, 1.0)
-    assert float(norm[0]) == pytest.approx(2e20, rel=1e-6)
-    np.testing.assert_allclose(optimizer.flat.gradients, 0.5, rtol=1e-6)
 
 
 # ---- frozen parameters ----
@@ -452,7 +350,7 @@ def moments_of(optimizer, tensors) -> list[list[np.ndarray]]:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_frozen_parameter_stays(name, when, frozen, backend):
     """While others move as an optimiser of them alone would move them. Its gradient, here NaN, is not looked at."""
-    make = OPTIMIZERS[name][0]
+    make = OPTIMIZERS[name].make
     tensors = parameters("float64", k=backend)
     rest = [i for i in range(len(SHAPES)) if i not in frozen]
 
@@ -501,49 +399,6 @@ def test_a_frozen_parameter_stays(name, when, frozen, backend):
         assert not np.array_equal(tensors[i].numpy(), values[i])
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_frozen_and_thawed_against_pytorch(nesterov):
-    torch = pytest.importorskip("torch")
-    mine = parameters("float64")
-    other = [torch.tensor(p.data, requires_grad=True) for p in mine]
-    ours = optim.SGD(mine, 0.05, momentum=0.9, nesterov=nesterov)
-    theirs = torch.optim.SGD(other, lr=0.05, momentum=0.9, nesterov=nesterov)
-    for step in range(1, STEPS + 1):
-        mine[1].requires_grad = not 3 < step < 8
-        run(ours, mine, [step])
-        for p, q, g in zip(mine, other, gradients(step, "float64"), strict=True):
-            q.grad = torch.tensor(g) if p.requires_grad else None
-        theirs.step()
-        for p, q in zip(mine, other, strict=True):
-            np.testing.assert_allclose(p.data, q.detach().numpy(), rtol=1e-12)
-
-
-@pytest.mark.parametrize("make", [lambda p: optim.SGD(p, 0.1, momentum=0.9), lambda p: optim.AdamW(p, 0.1)])
-def test_a_layer_frozen_in_the_middle_of_a_training(make):
-    """Its weights stay, also where it was frozen after `backward` has left a gradient; those below it still learn."""
-    net = nn.Sequential(nn.Dense(2, 3), nn.Tanh(), nn.Dense(3, 3), nn.Tanh(), nn.Dense(3, 1))
-    optimizer = make(net.parameters())
-
-    def step(freeze=()):
-        optimizer.zero_grad()
-        ops.mse(net(Tensor(np.ones((4, 2), "float32"))), np.zeros((4, 1), "float32")).backward()
-        for p in freeze:
-            p.requires_grad = False
-        before = net.state_dict()
-        optimizer.step()
-        return {name for name, x in net.state_dict().items() if not np.array_equal(x, before[name])}
-
-    everything = set(net.state_dict())
-    middle = {"2.weight", "2.bias"}
-    assert step() == everything
-    assert step(freeze=net.layers["2"].parameters()) == everything - middle
-    assert step() == everything - middle
-    for p in net.layers["2"].parameters():
-        p.requires_grad = True
-    assert step() == everything
-
-
 # ---- what is given ----
 
 
@@ -562,10 +417,6 @@ class Two(nn.Module):
         (lambda: [Two().parameters()], "list"),
         (lambda: np.zeros((2, 2), "float32"), "ndarray"),
         (lambda: None, "NoneType"),
-        (lambda: [None], "NoneType"),
-        (lambda: 3.0, "float"),
-        (lambda: "parameters", "str"),
-        (lambda: Tensor(np.zeros(2)), "Tensor"),
         (lambda: [*Two().parameters(), Tensor(np.zeros(2, "float32"))], "Tensor"),
         (lambda: [Two().a * 2.0], "Tensor"),
     ],
@@ -585,7 +436,7 @@ def test_parameters_of_two_dtypes_are_refused():
 
 
 @pytest.mark.parametrize("given", [lambda w: [w], lambda w: w, lambda w: (x for x in [w])], ids=["list", "one", "lazy"])
-@pytest.mark.parametrize("make", [OPTIMIZERS[name][0] for name in ("momentum", "adam")])
+@pytest.mark.parametrize("make", [OPTIMIZERS[name].make for name in ("momentum", "adam")])
 def test_plain_tensors_are_optimised(make, given):
     w = Tensor(np.full((2, 2), 5.0), requires_grad=True)
     optimizer = make(given(w))
