@@ -77,15 +77,18 @@ def write_raw(path: Path, text: str, state: dict[str, np.ndarray] | None = None,
 
 def test_arrays_and_record_come_back_exactly(tmp_path):
     given = arrays()
+    before = {name: x.tobytes() for name, x in given.items()}
     digest = save_state(tmp_path / "x.safetensors", given, RECORD)
     found, record, same = load_state(str(tmp_path / "x.safetensors"))
-    assert set(found) == set(given)
     for name, x in given.items():
         assert (found[name].dtype, found[name].shape) == (x.dtype, x.shape), name
-        assert found[name].tobytes() == x.tobytes(), name  # NaN and -0.0 included
+    assert {name: x.tobytes() for name, x in found.items()} == before  # NaN and -0.0 included
+    assert {name: x.tobytes() for name, x in given.items()} == before
     assert record == {"format": 1, **RECORD}
     assert digest == same
     assert len(digest) == 64
+    save_state(tmp_path / "x", {}, {})
+    assert load_state(tmp_path / "x")[:2] == ({}, {"format": 1})
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f8", ">i8"])
@@ -94,18 +97,6 @@ def test_foreign_byte_order_is_stored_as_the_same_numbers(tmp_path, dtype):
     found = load_state(tmp_path / "x")[0]["a"]
     np.testing.assert_array_equal(found, np.arange(5))
     assert found.dtype == np.dtype(dtype).newbyteorder("<")
-
-
-def test_nothing_at_all_comes_back(tmp_path):
-    save_state(tmp_path / "x", {}, {})
-    assert load_state(tmp_path / "x")[:2] == ({}, {"format": 1})
-
-
-def test_the_given_arrays_are_not_changed(tmp_path):
-    given = arrays()
-    before = {name: x.tobytes() for name, x in given.items()}
-    save_state(tmp_path / "x", given, RECORD)
-    assert {name: x.tobytes() for name, x in given.items()} == before
 
 
 def test_the_record_is_canonical(tmp_path):
@@ -138,44 +129,26 @@ def test_the_digest_is_the_documented_one(tmp_path):
 def test_content_makes_the_digest(tmp_path):
     """Name, dtype, shape, a byte and the record: each changes it."""
     x = np.zeros((2, 3), "float32")
-    variants = [
-        ({"a": x}, {}),
-        ({"b": x}, {}),
-        ({"a": x.view("int32")}, {}),
-        ({"a": x.T.copy()}, {}),
-        ({"a": x + 1}, {}),
-        ({"a": x}, {"k": 1}),
-        ({"a": x, "b": x[:0]}, {}),
-    ]
+    states = {"a": x}, {"b": x}, {"a": x.view("int32")}, {"a": x.T.copy()}, {"a": x + 1}, {"a": x, "b": x[:0]}
+    variants = [*((state, {}) for state in states), ({"a": x}, {"k": 1})]
     assert len({save_state(tmp_path / "x", *variant) for variant in variants}) == len(variants)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_record_with_nan_is_refused_and_the_old_file_stays(tmp_path, value):
+@pytest.mark.parametrize("value", [float("nan"), -float("inf"), object()])
+def test_a_record_that_is_no_json_is_refused_and_the_old_file_stays(tmp_path, value):
     save_state(tmp_path / "x", {}, {"good": 1})
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises((TypeError, ValueError), match="JSON"):
         save_state(tmp_path / "x", {}, {"deep": [{"bad": value}]})
     assert load_state(tmp_path / "x")[1]["good"] == 1
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_a_record_that_is_no_json_is_refused(tmp_path):
-    with pytest.raises((TypeError, ValueError), match="JSON"):
-        save_state(tmp_path / "x", {}, {"bad": object()})
-    assert not os.listdir(tmp_path)
-
-
 def test_nothing_is_pickled(tmp_path, monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("pickle was used")
-
     for name in ("dump", "dumps", "load", "loads"):
-        monkeypatch.setattr(pickle, name, refuse)
+        monkeypatch.setattr(pickle, name, None)  # cannot be called
     save_state(tmp_path / "x", arrays(), RECORD)
     load_state(tmp_path / "x")
-    content = (tmp_path / "x").read_bytes()
-    assert content[8:9] == b"{"
-    assert set(header_of(content)) == {*arrays(), "__metadata__"}
+    assert set(header_of((tmp_path / "x").read_bytes())) == {*arrays(), "__metadata__"}
     for x in (np.array([object()]), np.array(["text"])):  # what only pickle could write
         with pytest.raises(Exception, match=r"[Uu]nknown dtype|unsupported|expected"):
             save_state(tmp_path / "y", {"x": x}, {})
@@ -185,67 +158,47 @@ def test_nothing_is_pickled(tmp_path, monkeypatch):
 # ---- damage ----
 
 
-def seen(path: Path, content: bytes, expected: tuple) -> bool:
-    """Whether the damaged content is refused with a DataError that names the file. Identical content may pass."""
-    path.write_bytes(content)
-    try:
-        found, record, digest = load_state(path)
-    except DataError as error:
-        return str(path) in str(error)
-    same = {n: (x.dtype, x.shape, x.tobytes()) for n, x in found.items()}
-    return (same, record, digest) == expected
-
-
 def content_of(path: Path) -> tuple:
     found, record, digest = load_state(path)
     return {n: (x.dtype, x.shape, x.tobytes()) for n, x in found.items()}, record, digest
 
 
+def refused(path: Path, content: bytes, match: str = "x: (not a minigrad state file, or )?damaged") -> None:
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=match):
+        load_state(path)
+
+
 def test_every_flipped_bit_is_seen(tmp_path):
+    """Elsewhere the content may be the same; in the tensors' bytes and in the digest each flip must raise."""
     path = tmp_path / "x"
     content = small_file(path)
     expected = content_of(path)
-    unseen = []
+    digest = content.index(header_of(content)["__metadata__"]["sha256"].encode())
+    must = {*range(digest, digest + 64), *range(len(content) - len(body_of(content)), len(content))}
+    assert len(must) > 64
     for i in range(len(content)):
         for bit in range(8):
             changed = bytearray(content)
             changed[i] ^= 1 << bit
-            if not seen(path, bytes(changed), expected):
-                unseen.append((i, bit))
-    assert not unseen
-    assert seen(path, content, expected)
-
-
-def test_every_flipped_bit_of_the_data_is_refused(tmp_path):
-    """In the tensors' bytes and in the digest there is no identical content: each flip must raise."""
-    path = tmp_path / "x"
-    content = small_file(path)
-    digest = content.index(header_of(content)["__metadata__"]["sha256"].encode())
-    body = len(content) - len(body_of(content))
-    assert body < len(content)
-    for i in [*range(digest, digest + 64), *range(body, len(content))]:
-        for bit in range(8):
-            changed = bytearray(content)
-            changed[i] ^= 1 << bit
+            if i in must:
+                refused(path, changed)
+                continue
             path.write_bytes(changed)
-            with pytest.raises(DataError):
-                load_state(path)
+            try:
+                found = content_of(path)
+            except DataError as error:
+                found = expected if str(path) in str(error) else error
+            assert found == expected, (i, bit)
 
 
 def test_every_truncation_and_every_appendix_is_seen(tmp_path):
-    path = tmp_path / "x"
-    content = small_file(path)
+    content = small_file(tmp_path / "x")
     for size in range(len(content)):
-        path.write_bytes(content[:size])
-        with pytest.raises(DataError, match="not a minigrad state file, or damaged"):
-            load_state(path)
+        refused(tmp_path / "x", content[:size])
     for extra in (b"\0", b" ", b"\n", b"a" * 8, content):
-        path.write_bytes(content + extra)
-        with pytest.raises(DataError):
-            load_state(path)
-        path.write_bytes(extra + content)
-        with pytest.raises(DataError):
-            load_state(path)
+        refused(tmp_path / "x", content + extra)
+        refused(tmp_path / "x", extra + content)
 
 
 def test_changed_headers_are_seen(tmp_path):
@@ -270,9 +223,7 @@ def test_changed_headers_are_seen(tmp_path):
         "no metadata": {name: value for name, value in header.items() if name != "__metadata__"},
     }
     for what, wrong in changed.items():
-        path.write_bytes(with_header(wrong, body))
-        with pytest.raises(DataError, match="damaged"):
-            load_state(path)
+        refused(path, with_header(wrong, body))
         assert wrong != header, what
     path.write_bytes(with_header(header, body))  # the tool itself is right
     load_state(path)
@@ -289,21 +240,17 @@ def test_odd_values_in_a_header_are_refused(tmp_path, odd):
     header, body = header_of(content), body_of(content)
     for name, entry in header.items():
         for wrong in ({**header, name: odd}, *({**header, name: {**entry, field: odd}} for field in entry)):
-            path.write_bytes(with_header(wrong, body))
             if wrong != header:
-                with pytest.raises(DataError, match="x: "):
-                    load_state(path)
+                refused(path, with_header(wrong, body), "x: ")
 
 
 def test_bytes_of_two_files_do_not_mix(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    save_state(one, {"a": np.arange(4.0)}, {})
-    save_state(two, {"a": np.arange(4.0) + 1}, {})
-    first, second = one.read_bytes(), two.read_bytes()
-    assert len(first) == len(second)
-    one.write_bytes(first[: len(first) - 32] + second[-32:])
-    with pytest.raises(DataError, match=r"damaged: its content has SHA-256 [0-9a-f]{64} but it records [0-9a-f]{64}"):
-        load_state(one)
+    contents = []
+    for i in range(2):
+        save_state(tmp_path / "x", {"a": np.arange(4.0) + i}, {})
+        contents.append((tmp_path / "x").read_bytes())
+    why = r"damaged: its content has SHA-256 [0-9a-f]{64} but it records [0-9a-f]{64}"
+    refused(tmp_path / "x", contents[0][:-32] + contents[1][-32:], why)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +266,7 @@ def test_bytes_of_two_files_do_not_mix(tmp_path):
         (2).to_bytes(8, "little") + b"[]",
         (4).to_bytes(8, "little") + b"null",
         (30000).to_bytes(8, "little") + b"[" * 30000,  # deeper than any parser goes
+        save_plain({"a": np.zeros(2)}, metadata={"format": "pt"}),
         with_header({"__metadata__": "text"}, b""),
         with_header({"__metadata__": {"record": 1, "sha256": 2}}, b""),
         with_header({"__metadata__": {"record": "{}", "sha256": "\ud800"}}, b""),
@@ -326,26 +274,15 @@ def test_bytes_of_two_files_do_not_mix(tmp_path):
     ids=lambda x: repr(x[:20]),
 )
 def test_other_files_are_refused(tmp_path, content):
-    (tmp_path / "x").write_bytes(content)
-    with pytest.raises(DataError, match="x: not a minigrad state file, or damaged"):
-        load_state(tmp_path / "x")
-
-
-def test_a_foreign_safetensors_file_is_refused(tmp_path):
-    (tmp_path / "x").write_bytes(save_plain({"a": np.zeros(2)}, metadata={"format": "pt"}))
-    with pytest.raises(DataError, match="not a minigrad state file"):
-        load_state(tmp_path / "x")
+    refused(tmp_path / "x", content)
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ("[]", "TypeError: its record is a list, not an object"),
-        ("3", "TypeError: its record is a int, not an object"),
         ("null", "TypeError: its record is a NoneType, not an object"),
-        ('"text"', "TypeError: its record is a str, not an object"),
         ("", "JSONDecodeError: "),
-        ("{", "JSONDecodeError: "),
         ('{"format":1', "JSONDecodeError: "),
         ("[" * 100_000, "RecursionError: "),
         ('{"format":1,"loss":NaN}', "ValueError: Out of range float values are not JSON compliant"),
@@ -365,12 +302,8 @@ def test_every_array_begins_at_a_multiple_of_the_size_of_its_numbers(tmp_path):
     state = {name: np.zeros(count, kind) for name, (count, kind) in kinds.items()}
     save_state(tmp_path / "x", state, {"text": "any length"})
     content = (tmp_path / "x").read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    del header["__metadata__"]
-    begins = {name: start + entry["data_offsets"][0] for name, entry in header.items()}
-    assert begins.keys() == state.keys()
-    assert [name for name, begin in begins.items() if begin % state[name].itemsize] == []
+    header, start = header_of(content), len(content) - len(body_of(content))
+    assert all((start + header[name]["data_offsets"][0]) % x.itemsize == 0 for name, x in state.items())
 
 
 @pytest.mark.parametrize("text", ['{"format":2}', '{"format":"1"}', '{"format":null}', "{}"])
@@ -381,14 +314,14 @@ def test_another_format_is_refused_with_both_numbers(tmp_path, text):
 
 
 def test_what_is_not_there_or_not_a_file_is_told(tmp_path):
-    for path, why in [
-        (tmp_path / "missing", "cannot be read: No such file"),
-        (tmp_path, "kind: expected a file, found a folder"),
-        (tmp_path / "no" / "folder", "cannot be read: No such file"),
-    ]:
-        with pytest.raises(DataError, match=why) as error:
+    missing, nowhere = tmp_path / "missing", tmp_path / "no" / "folder"
+    for path, why in (
+        (missing, "No such file"),
+        (tmp_path, "expected a file, found a folder"),
+        (nowhere, "No such file"),
+    ):
+        with pytest.raises(DataError, match=f"{path}: .*{why}"):
             load_state(path)
-        assert str(path) in str(error.value)
 
 
 def test_no_permission_is_told(tmp_path):
@@ -414,166 +347,96 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path):
 # ---- atomic writing ----
 
 
-def fail(monkeypatch: pytest.MonkeyPatch, call: str, code: int = errno.EIO) -> None:
-    def failing(*_, **__):
-        raise OSError(code, os.strerror(code))
+@pytest.fixture
+def kept(tmp_path):
+    """A file that a failing save must leave as it is, alone in its folder; afterwards another save works."""
+    path = tmp_path / "x"
+    old = save_state(path, {"a": np.arange(4)}, {})
+    yield path
+    assert os.listdir(tmp_path) == ["x"]
+    assert load_state(path)[2] == old
 
-    monkeypatch.setattr(serialize.os, call, failing)
+
+def raising(error: BaseException):
+    def call(*_, **__):
+        raise error
+
+    return call
 
 
-class FullDisk:
-    """A file that takes some bytes and then has no room."""
-
-    def __init__(self, file, room: int):
-        self.file, self.room = file, room
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def write(self, content: bytes) -> int:
-        self.file.write(content[: self.room])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def save_longer(path: Path, error: type[BaseException] = DataError, match: str | None = None) -> None:
+    with pytest.raises(error, match=match and f"x: cannot be written: {match}"):
+        save_state(path, {"a": np.arange(5000)}, {})
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "open", "fdopen"])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_a_failing_system_call_leaves_the_old_file(tmp_path, monkeypatch, call, code):
-    old = save_state(tmp_path / "x", {"a": np.arange(4)}, {})
+def test_a_failing_system_call_leaves_the_old_file(kept, monkeypatch, call, code):
     with monkeypatch.context() as patch:
-        fail(patch, call, code)
-        with pytest.raises(DataError, match=f"x: cannot be written: {os.strerror(code)}"):
-            save_state(tmp_path / "x", {"a": np.arange(5)}, {})
-    assert os.listdir(tmp_path) == ["x"]
-    assert load_state(tmp_path / "x")[2] == old
-    new = save_state(tmp_path / "x", {"a": np.arange(5)}, {})  # and then it works again
-    assert load_state(tmp_path / "x")[2] == new
+        patch.setattr(serialize.os, call, raising(OSError(code, os.strerror(code))))
+        save_longer(kept, match=os.strerror(code))
+    state = load_state(kept)[0]
+    save_state(kept, {"a": np.arange(5)}, {})  # and then it works again
+    save_state(kept, state, {})
 
 
-def test_a_signal_right_after_the_file_was_made_leaves_none(tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_ctrl_c_leaves_no_temporary_file(kept, monkeypatch, call):
+    """Also right after it was made."""
     real = os.open
 
     def interrupted(*arguments):
-        os.close(real(*arguments))
+        if call == "open":
+            os.close(real(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serialize.os, "open", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_state(tmp_path / "x", {"a": np.arange(5)}, {})
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("room", [0, 1, 100])
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, room):
-    old = save_state(tmp_path / "x", {"a": np.arange(4)}, {})
-    real = os.fdopen
-    monkeypatch.setattr(serialize.os, "fdopen", lambda *a, **k: FullDisk(real(*a, **k), room))
-    with pytest.raises(DataError, match="x: cannot be written: No space left on device"):
-        save_state(tmp_path / "x", {"a": np.arange(5)}, {})
-    assert os.listdir(tmp_path) == ["x"]
-    assert load_state(tmp_path / "x")[2] == old
+    monkeypatch.setattr(serialize.os, call, interrupted)
+    save_longer(kept, KeyboardInterrupt)
+    monkeypatch.undo()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_dev_full_leaves_the_old_file(tmp_path, monkeypatch):
+def test_dev_full_leaves_the_old_file(kept, monkeypatch):
     """The kernel's own ENOSPC, which comes only when the buffer is flushed."""
-    old = save_state(tmp_path / "x", {"a": np.arange(4)}, {})
 
     def fdopen(descriptor, mode):
         os.close(descriptor)
         return open("/dev/full", mode)
 
     monkeypatch.setattr(serialize.os, "fdopen", fdopen)
-    with pytest.raises(DataError, match="x: cannot be written: No space left on device"):
-        save_state(tmp_path / "x", {"a": np.arange(5)}, {})
-    assert os.listdir(tmp_path) == ["x"]
-    assert load_state(tmp_path / "x")[2] == old
+    save_longer(kept, match="No space left on device")
 
 
-def test_a_size_limit_leaves_the_old_file(tmp_path):
+def test_a_size_limit_leaves_the_old_file(kept):
     """A real short write: RLIMIT_FSIZE stops in the middle (Python ignores SIGXFSZ)."""
-    old = save_state(tmp_path / "x", {"a": np.arange(4)}, {})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
-        with pytest.raises(DataError, match="x: cannot be written: File too large"):
-            save_state(tmp_path / "x", {"a": np.arange(5000)}, {})
+        save_longer(kept, match="File too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert os.listdir(tmp_path) == ["x"]
-    assert load_state(tmp_path / "x")[2] == old
-
-
-def test_no_temporary_file_even_for_ctrl_c(tmp_path, monkeypatch):
-    old = save_state(tmp_path / "x", {"a": np.arange(4)}, {})
-
-    def interrupted(_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(serialize.os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_state(tmp_path / "x", {"a": np.arange(5)}, {})
-    assert os.listdir(tmp_path) == ["x"]
-    assert load_state(tmp_path / "x")[2] == old
 
 
 def test_the_order_is_write_sync_rename_sync(tmp_path, monkeypatch):
-    """The bytes reach the disk before the name does, and then the name does."""
-    events = []
-
-    def spy(name):
-        real = getattr(os, name)
-
-        def call(first, *rest):
-            is_folder = isinstance(first, int) and stat.S_ISDIR(os.fstat(first).st_mode)
-            size = os.fstat(first).st_size if isinstance(first, int) and not is_folder else None
-            events.append(("folder" if is_folder else name, size))
-            return real(first, *rest)
-
-        monkeypatch.setattr(serialize.os, name, call)
-
-    spy("fsync")
-    spy("replace")
-    write_atomically(tmp_path / "x", b"12345")
-    assert events == [("fsync", 5), ("replace", None), ("folder", None)]
-
-
-def test_the_temporary_file_lies_beside_its_target(tmp_path, monkeypatch):
-    """Only within one file system a rename is atomic; and what a kill leaves behind is known by its name."""
-    seen = []
-    real = os.replace
-
-    def replace(source, target):
-        seen.append(Path(source))
-        real(source, target)
-
-    monkeypatch.setattr(serialize.os, "replace", replace)
-    write_atomically(tmp_path / "folder" / "x", b"12345")
-    (temporary,) = seen
-    assert temporary.parent == tmp_path / "folder"
-    assert temporary.name.startswith(".x.")
-    assert temporary.suffix == ".part"
-
-
-def test_readers_see_the_old_or_the_new_file_whole(tmp_path, monkeypatch):
-    path = tmp_path / "x"
+    """The bytes reach the disk before the name does, and then the name does; until then readers see the old file. Only
+    within one file system a rename is atomic; and what a kill leaves behind is known by its name."""
+    path, events = tmp_path / "folder" / "x", []
     write_atomically(path, b"old")
-    views = []
-    for name in ("fsync", "replace"):
-        real = getattr(os, name)
+    fsync, replace = os.fsync, os.replace
 
-        def look(*args, real=real):
-            views.append(path.read_bytes())
-            result = real(*args)
-            views.append(path.read_bytes())
-            return result
+    def spy_fsync(file):
+        found = os.fstat(file)
+        events.append(("folder" if stat.S_ISDIR(found.st_mode) else found.st_size, path.read_bytes()))
+        fsync(file)
 
-        monkeypatch.setattr(serialize.os, name, look)
-    write_atomically(path, b"new and longer")
-    assert set(views) == {b"old", b"new and longer"}
-    assert views == sorted(views, key=lambda view: view != b"old")
+    def spy_replace(source, target):
+        events.append((Path(source).parent, Path(source).name[:3], Path(source).suffix, path.read_bytes()))
+        replace(source, target)
+
+    monkeypatch.setattr(serialize.os, "fsync", spy_fsync)
+    monkeypatch.setattr(serialize.os, "replace", spy_replace)
+    write_atomically(path, b"12345")
+    assert events == [(5, b"old"), (path.parent, ".x.", ".part", b"old"), ("folder", b"12345")]
 
 
 def test_a_failing_sync_of_the_folder_is_told_and_a_whole_file_is_there(tmp_path, monkeypatch):
