@@ -302,7 +302,7 @@ def _device_function(function: Callable, compute: Callable | None = None, views:
                 host[key] = _refuse_host_arrays(value, name)
         device = _same_device(name, arrays)
         bound.arguments = host
-        out = bound.arguments.get("out")
+        out = bound.arguments.get("dst" if name == "copyto" else "out")
         _write(out)
         with np.errstate(all="ignore"):
             result = np.asarray(compute(*bound.args, **bound.kwargs))
@@ -654,6 +654,11 @@ class _Functions:
         for value in (start, stop, step):
             _refuse_host_arrays(value, "arange")
         return _made("arange", np.arange(*((start,) if stop is None else (start, stop)), step=step, dtype=dtype))
+
+    @_device_function
+    def copyto(dst: ndarray, src: Operand, casting="same_kind"):  # noqa: F821
+        np.copyto(dst, src, casting)
+        return dst
 
     @staticmethod
     def may_share_memory(a, b, max_work=None):  # of bounds: it starts nothing on the device
