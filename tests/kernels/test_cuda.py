@@ -173,7 +173,7 @@ FAULTS = {
     "weight_gradient_thin_input's share": ("conv2d_grad_weight", "first < last; first", "first < last - 1; first"),
     "weight_gradient_thin_input's sums": ("conv2d_grad_weight", "k < K && f < F; k += 8", "k < K && f < F; k += 9"),
     "correlate_thin_output's weights": ("conv2d_grad_input", "f * C + c + e :", "f * C + c + (e + 1) % 4 :"),
-    "correlate_thin_output's rows": ("conv2d_grad_input", "row = rows.in + p.row", "row = rows.in + (p.row + 1)"),
+    "correlate_thin_output's rows": ("conv2d_grad_input", "p.row * rows.stride - above", "(p.row + 1) * rows.stride - above"),
     "correlate_thin_output's taps": ("conv2d_grad_input", "? left_of - j : j", "? j : left_of - j"),
     "correlate_thin_output's last rows": ("conv2d_grad_input", "(row + i) < H;", "(row + i) < H + 1;"),
     "correlate_thin_output's first columns": ("conv2d_grad_input", "if (inside[i] && (unsigned)(col", "if ((unsigned)(col"),
