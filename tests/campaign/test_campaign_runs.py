@@ -48,11 +48,7 @@ on_gpu = partial(pytest.param, marks=pytest.mark.gpu)
 def on_cpu(usual: int, *more: object) -> list[object]:
     """Both models on every kernel set; all but so many of them only in the whole campaign."""
     return [
-        pytest.param(
-            run,
-            *more,
-            marks=[NEEDS_NUMBA] * ("numba" in run) + [pytest.mark.campaign] * (number >= usual),
-        )
+        pytest.param(run, *more, marks=[NEEDS_NUMBA] * ("numba" in run) + [pytest.mark.campaign] * (number >= usual))
         for number, run in enumerate(CPU_RUNS)
     ]
 

@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 from data_cases import DIGITS, FASHION, digests
 
-from autoencoders.data import (
-    DataError,
-    Dataset,
-    collections,
-    load_dataset,
-    search,
-)
+from autoencoders.data import DataError, Dataset, collections, load_dataset, search
 
 
 @pytest.fixture

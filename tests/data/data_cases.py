@@ -11,11 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoencoders.data import (
-    Dataset,
-    collections,
-    load_dataset,
-)
+from autoencoders.data import Dataset, collections, load_dataset
 from minigrad.random import generator
 
 SAMPLE_TRAIN, SAMPLE_TEST = 400, 100  # images of each class

@@ -14,14 +14,7 @@ import numpy as np
 import pytest
 from data_cases import PNG, TRAIN, encoded, fill, flipped, own, put_files, same, several, shuffled, write_parquet
 
-from autoencoders.data import (
-    DataError,
-    Dataset,
-    collections,
-    load_dataset,
-    own_arrays,
-    own_images,
-)
+from autoencoders.data import DataError, Dataset, collections, load_dataset, own_arrays, own_images
 from autoencoders.data import idx as idx_module
 from autoencoders.data.dataset import class_labels, value_fault
 from minigrad.random import generator
@@ -127,11 +120,7 @@ VALUES = {
     "rounding": (ZEROS + 1.0000001, 1, ""),
     "rounding below": (ZEROS + np.array([-1e-7, 1, 1]), 1, ""),
     "int32": (BYTES.astype(np.int32) + 255, 255, ""),
-    "one too many": (
-        BYTES.astype(np.int32) + 256,
-        None,
-        "found 256 to 256; divide by the value of white$",
-    ),
+    "one too many": (BYTES.astype(np.int32) + 256, None, "found 256 to 256; divide by the value of white$"),
     "-1 to 1 in bytes": (
         BYTES + np.array([-1, 0, 1], np.int8),
         None,

@@ -12,12 +12,7 @@ import numpy as np
 import pytest
 from data_cases import DIGITS, FASHION, leftovers, put, same
 
-from autoencoders.data import (
-    DataError,
-    collections,
-    download,
-    load_dataset,
-)
+from autoencoders.data import DataError, collections, download, load_dataset
 
 pytestmark = pytest.mark.usefixtures("world")
 

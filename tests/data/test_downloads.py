@@ -20,13 +20,7 @@ import numpy as np
 import pytest
 from data_cases import DIGITS, FASHION, digests, flipped, idx, leftovers, put, same
 
-from autoencoders.data import (
-    DataError,
-    collections,
-    download,
-    load_dataset,
-    read_idx,
-)
+from autoencoders.data import DataError, collections, download, load_dataset, read_idx
 from autoencoders.data import idx as idx_module
 
 pytestmark = pytest.mark.usefixtures("world")

@@ -9,11 +9,7 @@ import numpy as np
 import pytest
 from data_cases import NOISE, PNG, TRAIN, encoded, fill, flipped, own, save, several, shuffled
 
-from autoencoders.data import (
-    DataError,
-    load_dataset,
-    own_images,
-)
+from autoencoders.data import DataError, load_dataset, own_images
 
 pytestmark = pytest.mark.usefixtures("world")
 
@@ -217,10 +213,7 @@ REFUSED = {
         "set: content: expected images of one class, found a sub-folder a; move it above the class folders",
     ),
     "beside": ((*TRAIN, "test/1.png", "other/1.png"), "nothing else, found other, test, train"),
-    "masks of a part": (
-        ("train/1.png", "train/2.png", "train_masks/1.png"),
-        "nothing else, found train, train_masks",
-    ),
+    "masks of a part": (("train/1.png", "train/2.png", "train_masks/1.png"), "nothing else, found train, train_masks"),
     "stray": ((*TRAIN, "x.png"), "nothing else, found x.png, train"),
     "twice": (("trainA/1.png", "trainB/1.png", "testA/1.png"), "found testA, trainA, trainB"),
     "two spellings": (("train/1.png", "training/1.png"), "found train, training"),

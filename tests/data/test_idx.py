@@ -14,12 +14,7 @@ import numpy as np
 import pytest
 from data_cases import FASHION, flipped, idx, put, same, small_arrays
 
-from autoencoders.data import (
-    DataError,
-    collections,
-    load_dataset,
-    read_idx,
-)
+from autoencoders.data import DataError, collections, load_dataset, read_idx
 from autoencoders.data import idx as idx_module
 
 pytestmark = pytest.mark.usefixtures("world")

@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 from data_cases import DIGITS, FASHION, digests, idx, put, same
 
-from autoencoders.data import (
-    DataError,
-    collections,
-    load_dataset,
-)
+from autoencoders.data import DataError, collections, load_dataset
 
 pytestmark = pytest.mark.usefixtures("world")
 

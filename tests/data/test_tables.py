@@ -12,12 +12,7 @@ import numpy as np
 import pytest
 from data_cases import PNG, encoded, put_files, same, shuffled, write_parquet
 
-from autoencoders.data import (
-    DataError,
-    collections,
-    load_dataset,
-    own_arrays,
-)
+from autoencoders.data import DataError, collections, load_dataset, own_arrays
 from autoencoders.data import idx as idx_module
 
 pytestmark = pytest.mark.usefixtures("world")

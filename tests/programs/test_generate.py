@@ -12,18 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from program_cases import (
-    AE_PICTURES,
-    NETWORK,
-    SAMPLE,
-    TINY,
-    VAE_PICTURES,
-    Done,
-    content,
-    no_pictures,
-    photos,
-    pictures,
-)
+from program_cases import AE_PICTURES, NETWORK, SAMPLE, TINY, VAE_PICTURES, Done, content, no_pictures, photos, pictures
 from programs import EVALUATE, GENERATE, SCRIPTS, TRAIN
 
 import autoencoders

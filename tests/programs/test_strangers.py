@@ -204,8 +204,7 @@ def test_a_folder_of_a_stranger_touches_nothing_of_the_users(make, kinds, code, 
 
 @pytest.mark.parametrize("inside", ["history.jsonl", "film/epoch-00001.safetensors"])
 @pytest.mark.parametrize(
-    "make",
-    [link_to_file, sparse, brackets, pytest.param(pipe, marks=FIFOS), lambda name: link(name, "/dev/zero")],
+    "make", [link_to_file, sparse, brackets, pytest.param(pipe, marks=FIFOS), lambda name: link(name, "/dev/zero")]
 )
 def test_what_an_evaluation_can_do_without_is_told_and_left_out(make, inside, run, capsys):
     pytest.importorskip("sklearn")

@@ -353,10 +353,7 @@ def test_a_run_that_fails_is_no_result(load, tmp_path, capfd):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "words",
-    ["--smoke --dataset fashion-mnist-sample", "--lr 0.1", None],
-)
+@pytest.mark.parametrize("words", ["--smoke --dataset fashion-mnist-sample", "--lr 0.1", None])
 def test_a_run_of_other_options_is_not_measured_as_the_recipe(load, tmp_path, capsys, words):
     quality = load("quality")
     folder = tmp_path / "runs/vae10-0"
