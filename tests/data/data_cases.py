@@ -6,12 +6,15 @@ import gzip
 import hashlib
 import io
 import struct
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from autoencoders.data import Dataset, collections, load_dataset
+from autoencoders.data import DataError, Dataset, collections, load_dataset
 from minigrad.random import generator
 
 SAMPLE_TRAIN, SAMPLE_TEST = 400, 100  # images of each class
@@ -57,6 +60,25 @@ FASHION, DIGITS = small_arrays(1), small_arrays(2)
 def same(dataset: Dataset, arrays: dict[str, np.ndarray]) -> bool:
     mine = (dataset.train_images[..., 0], dataset.train_labels, dataset.test_images[..., 0], dataset.test_labels)
     return all(np.array_equal(one, other) for one, other in zip(mine, arrays.values(), strict=True))
+
+
+def refuses(what: str | Path, message: str, **options: object) -> str:
+    """What the error says when `what` is no data set. It matches the pattern `message` and is short."""
+    with pytest.raises(DataError, match=message) as caught:
+        load_dataset(what, **options)
+    assert len(str(caught.value).replace(str(Path(what).parent), "")) < 400
+    return str(caught.value)
+
+
+@contextmanager
+def memory_below(most: float) -> Iterator[None]:
+    """What is done meanwhile takes at most so many bytes at any moment."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
 
 
 def leftovers(folder: Path) -> list[str]:
