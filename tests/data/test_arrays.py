@@ -555,4 +555,4 @@ OTHERS = {  # a file in place of a data set; what helps
 def test_files_that_are_no_data_set(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / name).write_bytes(PNG if name == "face" else b"text")
-    refuses(f"~/{name}", f"^{tmp_path / name}: {OTHERS[name]}")
+    refuses(f"~/{name}", f"^{tmp_path / name}: {OTHERS[name]}", 400)

@@ -9,18 +9,20 @@ import http.server
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_cases import DIGITS, FASHION, digests, flipped, idx, leftovers, put, same
+from data_cases import DIGITS, FASHION, digests, flipped, idx, leftovers, put, refuses, same
 
-from autoencoders.data import DataError, collections, download, load_dataset, read_idx
+from autoencoders.data import collections, download, load_dataset, read_idx
 from autoencoders.data import idx as idx_module
 
 pytestmark = pytest.mark.usefixtures("world")
@@ -68,9 +70,14 @@ def offer(server, monkeypatch: pytest.MonkeyPatch, name: str, *offers: dict[str,
     for number, arrays in enumerate(offers):
         for file, array in arrays.items():
             server.files[f"/{number}/{file}.gz"] = gzip.compress(idx(array))
-    changed = dataclasses.replace(collections.COLLECTIONS[name], mirrors=tuple(mirrors))
-    monkeypatch.setitem(collections.COLLECTIONS, name, changed)
+    use_mirrors(monkeypatch, name, *mirrors)
     return mirrors
+
+
+def use_mirrors(monkeypatch: pytest.MonkeyPatch, name: str, *mirrors: str) -> None:
+    monkeypatch.setitem(
+        collections.COLLECTIONS, name, dataclasses.replace(collections.COLLECTIONS[name], mirrors=mirrors)
+    )
 
 
 @pytest.mark.parametrize(("name", "arrays"), [("fashion-mnist", FASHION), ("mnist", DIGITS)])
@@ -90,9 +97,8 @@ def test_download_into_the_cache_happens_once(world: Path, server, monkeypatch, 
 
 def test_download_into_the_folder_asked_for_and_only_what_is_missing(world: Path, server, monkeypatch) -> None:
     offer(server, monkeypatch, "fashion-mnist", FASHION)
-    folder = put(
-        world / "explicit", {file: FASHION[file] for file in (collections.TRAIN_IMAGES, collections.TEST_LABELS)}, ""
-    )
+    here = {file: FASHION[file] for file in (collections.TRAIN_IMAGES, collections.TEST_LABELS)}
+    folder = put(world / "explicit", here, "")
     assert same(load_dataset("auto", folder), FASHION)
     assert server.asked == [f"/0/{collections.TRAIN_LABELS}.gz", f"/0/{collections.TEST_IMAGES}.gz"]
     assert (folder / f"{collections.TEST_IMAGES}.gz").is_file()
@@ -121,15 +127,10 @@ BAD_ANSWERS = {
     "a page": (b"<html>log in</html>", "magic number"),
     "cut short": (PACKED_FILE[:-5], "truncated"),
     "connection lost": ((len(PACKED_FILE), PACKED_FILE[:-5]), "IncompleteRead|truncated"),
-    "trailing member": (PACKED_FILE * 2, "after the gzip stream"),
     "too long": (PACKED_FILE + bytes(collections.SIZES[FILE] + idx_module.CHUNK), "size: expected at most"),
     "too long, unannounced": ((None, PACKED_FILE + bytes(2 * collections.SIZES[FILE])), "size: expected at most"),
-    "announced too long": (
-        (1 << 40, PACKED_FILE + bytes(1 << 17)),
-        "size: expected at most [0-9]+ bytes, found 1099511627776",
-    ),
+    "announced too long": ((1 << 40, PACKED_FILE + bytes(1 << 17)), "at most [0-9]+ bytes, found 1099511627776"),
     "bomb": (gzip.compress(idx(FASHION[FILE]) + bytes(100_000_000), 1), "after the data"),
-    "nothing": (b"", "magic number"),
 }
 
 
@@ -139,8 +140,7 @@ def test_bad_answers_leave_no_file_and_the_next_mirror_is_asked(world: Path, ser
     mirrors = offer(server, monkeypatch, "fashion-mnist", FASHION)
     server.files[f"/0/{FILE}.gz"] = answer
     cache = world / "cache" / "fashion-mnist"
-    with pytest.raises(DataError, match=f"{FILE} could not be fetched: {mirrors[0]}.*(?:{message})"):
-        load_dataset("fashion-mnist")
+    refuses("fashion-mnist", f"{FILE} could not be fetched: {mirrors[0]}.*(?:{message})", 600)
     assert not (cache / f"{FILE}.gz").exists()
     assert leftovers(world / "cache") == []
     dataset = load_dataset("auto")
@@ -153,12 +153,8 @@ def test_bad_answers_leave_no_file_and_the_next_mirror_is_asked(world: Path, ser
     dataset = load_dataset("auto")
     assert same(dataset, FASHION)
     assert f"downloaded from {mirrors[1]}" in dataset.source
-    from_second = [f"/1/{FILE}.gz", f"/1/{collections.TEST_LABELS}.gz"]
     # What the first mirror gave and was right was kept from the first time.
-    assert server.asked == [f"/0/{FILE}.gz", *from_second]
-    server.asked.clear()
-    assert same(load_dataset("fashion-mnist", world / "new"), FASHION)
-    assert server.asked == [*(f"/0/{file}.gz" for file in list(collections.SIZES)[:3]), *from_second]
+    assert server.asked == [f"/0/{FILE}.gz", f"/1/{FILE}.gz", f"/1/{collections.TEST_LABELS}.gz"]
 
 
 def test_a_silent_mirror_costs_a_bounded_time(world: Path, server, monkeypatch) -> None:
@@ -168,12 +164,10 @@ def test_a_silent_mirror_costs_a_bounded_time(world: Path, server, monkeypatch) 
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         mirrors = [f"http://127.0.0.1:{silent.getsockname()[1]}/", good]
-        changed = dataclasses.replace(collections.COLLECTIONS["fashion-mnist"], mirrors=tuple(mirrors))
-        monkeypatch.setitem(collections.COLLECTIONS, "fashion-mnist", changed)
+        use_mirrors(monkeypatch, "fashion-mnist", *mirrors)
         start = time.monotonic()
         assert same(load_dataset("auto"), FASHION)
-        changed = dataclasses.replace(changed, mirrors=(mirrors[0],) * 5)
-        monkeypatch.setitem(collections.COLLECTIONS, "fashion-mnist", changed)
+        use_mirrors(monkeypatch, "fashion-mnist", *mirrors[:1] * 5)
         dataset = load_dataset("auto", world / "other")
         assert time.monotonic() - start < 5
     assert f"{mirrors[0]} does not answer" in dataset.source
@@ -228,56 +222,37 @@ def test_a_name_lookup_that_hangs_costs_a_bounded_time(world: Path, monkeypatch)
 
     monkeypatch.setattr(download, "MIRROR_SECONDS", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    changed = dataclasses.replace(
-        collections.COLLECTIONS["fashion-mnist"], mirrors=("http://a.invalid/", "http://b.invalid/")
-    )
-    monkeypatch.setitem(collections.COLLECTIONS, "fashion-mnist", changed)
+    use_mirrors(monkeypatch, "fashion-mnist", "http://a.invalid/", "http://b.invalid/")
     start = time.monotonic()
     assert load_dataset("auto").name == "fashion-mnist-sample"
     assert time.monotonic() - start < 5
     released.set()
 
 
-def test_no_room_or_no_permission_is_an_error_with_the_path(world: Path, server, monkeypatch) -> None:
+def test_no_permission_is_an_error_with_the_path(world: Path, server, monkeypatch) -> None:
     offer(server, monkeypatch, "fashion-mnist", FASHION)
     (world / "file").write_text("in the way")
-    with pytest.raises(DataError, match=f"^{world / 'file' / 'sub'}: "):
-        load_dataset("fashion-mnist", world / "file" / "sub")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "access", lambda *_: False)
-        with pytest.raises(DataError, match=f"{world / 'new'}: download folder: expected a writable folder"):
-            load_dataset("auto", world / "new")
-        assert "writable folder" in load_dataset("auto").source  # a cache nobody asked for: the sample
-    for function in ("fsync", "replace"):
+    refuses("fashion-mnist", f"^{world / 'file' / 'sub'}: ", data_dir=world / "file" / "sub")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    refuses("auto", f"{world / 'new'}: download folder: expected a writable folder", data_dir=world / "new")
+    assert "writable folder" in load_dataset("auto").source  # a cache nobody asked for: the sample
 
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
 
-        with monkeypatch.context() as patch:
-            patch.setattr(os, function, full)
-            with pytest.raises(
-                DataError, match=f"^{world / 'cache'}.*{collections.TRAIN_IMAGES}.gz: No space left on device"
-            ):
-                load_dataset("fashion-mnist")
-        assert list((world / "cache" / "fashion-mnist").iterdir()) == []
-    import pooch
-
-    def full_disk(self: object, url: str, output: str, pooch: object) -> None:
+@pytest.mark.parametrize("function", ["os.fsync", "os.replace", "pooch.HTTPDownloader.__call__"])
+def test_no_room_is_an_error_with_the_path(world: Path, server, monkeypatch, function: str) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", full_disk)
-    with pytest.raises(DataError, match=f"^{world / 'cache'}.*{collections.TRAIN_IMAGES}.gz: No space left on device"):
-        load_dataset("fashion-mnist")
+    offer(server, monkeypatch, "fashion-mnist", FASHION)
+    monkeypatch.setattr(function, full)
+    refuses("fashion-mnist", f"^{world / 'cache'}.*{collections.TRAIN_IMAGES}.gz: No space left on device")
     assert list((world / "cache" / "fashion-mnist").iterdir()) == []
 
 
 def test_interrupted_download_leaves_nothing(world: Path, server, monkeypatch) -> None:
     offer(server, monkeypatch, "fashion-mnist", FASHION)
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(download, "read_verified", interrupt)
+    monkeypatch.setattr(download, "read_verified", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         load_dataset("auto")
     assert list((world / "cache" / "fashion-mnist").iterdir()) == []
@@ -285,33 +260,21 @@ def test_interrupted_download_leaves_nothing(world: Path, server, monkeypatch) -
 
 def test_racing_downloads_and_readers_see_whole_files_only(world: Path, server, monkeypatch) -> None:
     offer(server, monkeypatch, "fashion-mnist", FASHION)
-    faults: list[BaseException] = []
-    done = threading.Event()
     target = world / "cache" / "fashion-mnist" / f"{collections.TRAIN_IMAGES}.gz"
-
-    def load() -> None:
-        try:
-            assert same(load_dataset("fashion-mnist"), FASHION)
-        except BaseException as error:
-            faults.append(error)
+    done = threading.Event()
 
     def watch() -> None:
-        try:
-            while not done.is_set():
-                if target.exists():
-                    read_idx(target)
-        except BaseException as error:
-            faults.append(error)
+        while not done.is_set():
+            if target.exists():
+                read_idx(target)
 
-    threads = [threading.Thread(target=load) for _ in range(8)]
-    watcher = threading.Thread(target=watch)
-    for thread in (watcher, *threads):
-        thread.start()
-    for thread in threads:
-        thread.join()
-    done.set()
-    watcher.join()
-    assert faults == []
+    with ThreadPoolExecutor(9) as pool:
+        watcher = pool.submit(watch)
+        loads = [pool.submit(load_dataset, "fashion-mnist") for _ in range(8)]
+        wait(loads)
+        done.set()
+    watcher.result()
+    assert all(same(load.result(), FASHION) for load in loads)
     assert leftovers(world / "cache") == []
 
 
@@ -407,8 +370,8 @@ def test_processes_that_race_for_one_download(world: Path, server, monkeypatch, 
     count = campaign.count(3, 20)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
     spec = json.dumps({"sha256": digests(FASHION), "mirrors": mirrors})
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     command = [sys.executable, "-c", RACER]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     racers = [subprocess.Popen(command, env=environment, text=True, **pipes) for _ in range(count)]
     for racer in racers:
         racer.stdin.write(spec)
@@ -421,15 +384,11 @@ def test_processes_that_race_for_one_download(world: Path, server, monkeypatch, 
     campaign.survived("processes that race for one download", count, lost)
 
 
-def test_progress_is_drawn_on_a_terminal_only(world: Path, server, monkeypatch) -> None:
-    class Screen(io.StringIO):
-        def isatty(self) -> bool:
-            return self.terminal
-
-    for terminal, wanted in ((True, True), (False, True), (True, False)):
-        offer(server, monkeypatch, "fashion-mnist", FASHION)
-        screen = Screen()
-        screen.terminal = terminal
-        monkeypatch.setattr(sys, "stderr", screen)
-        load_dataset("fashion-mnist", world / f"{terminal}-{wanted}", progress=wanted)
-        assert (collections.TRAIN_IMAGES in screen.getvalue()) == (terminal and wanted)
+@pytest.mark.parametrize(("terminal", "wanted"), [(True, True), (False, True), (True, False)])
+def test_progress_is_drawn_on_a_terminal_only(world: Path, server, monkeypatch, terminal: bool, wanted: bool) -> None:
+    offer(server, monkeypatch, "fashion-mnist", FASHION)
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", screen)
+    load_dataset("fashion-mnist", progress=wanted)
+    assert (collections.TRAIN_IMAGES in screen.getvalue()) == (terminal and wanted)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_cases import NOISE, PNG, TRAIN, encoded, fill, flipped, own, save, several, shuffled
+from data_cases import NOISE, PNG, TRAIN, encoded, fill, flipped, own, put_files, refuses, save, several, shuffled
 
-from autoencoders.data import DataError, load_dataset, own_images
+from autoencoders.data import load_dataset, own_images
 
 pytestmark = pytest.mark.usefixtures("world")
 
@@ -19,19 +19,18 @@ def greys(images: np.ndarray) -> list[int]:
     return [(255 - int(image.flat[0])) // 10 for image in images]
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [
-        np.arange(200) % 10,  # every 10th image is of one class
-        np.arange(200) // 20,
-        np.arange(205) % 2,
-        np.repeat([0, 1, 2], [150, 40, 10]),
-        np.repeat([3, 7], [1, 4]),
-        np.zeros(2, int),
-    ],
-    ids=["in turn", "one after the other", "two", "of different sizes", "few", "two images"],
-)
-def test_each_class_gives_a_tenth_for_testing(tmp_path: Path, labels: np.ndarray) -> None:
+LABELLINGS = {
+    "in turn": np.arange(200) % 10,  # every 10th image is of one class
+    "one after the other": np.arange(200) // 20,
+    "of different sizes": np.repeat([0, 1, 2], [150, 40, 10]),
+    "few": np.repeat([3, 7], [1, 4]),
+    "two images": np.zeros(2, int),
+}
+
+
+@pytest.mark.parametrize("case", LABELLINGS)
+def test_each_class_gives_a_tenth_for_testing(tmp_path: Path, case: str) -> None:
+    labels = LABELLINGS[case]
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 4, 4), dtype=np.uint8)
     dataset = own(tmp_path, images=images, labels=labels)
     assert abs(len(dataset.test_labels) - len(labels) / 10) < 1
@@ -55,9 +54,7 @@ def test_flat_folder_of_grey_images(tmp_path: Path) -> None:
     assert np.array_equal(dataset.test_images, pixels[test][..., None])
     assert np.array_equal(dataset.train_images, pixels[train][..., None])
     assert train != sorted(train), "in the order of the files the first ones may all be of one kind"
-    assert dataset.train_labels is None
-    assert dataset.test_labels is None
-    assert dataset.class_names == ()
+    assert (dataset.train_labels, dataset.test_labels, dataset.class_names) == (None, None, ())
     assert list(dataset.test_names) == [f"{number:02}.png" for number in test]
     assert dataset.source == (
         f"12 images from the folder {folder}, 1 of them, drawn at random, for testing; other files passed over: 2 "
@@ -112,67 +109,28 @@ def test_labels_stay_with_their_images(tmp_path: Path) -> None:
 JUNK = (".ipynb_checkpoints/0-checkpoint.png", "__MACOSX/._1.png", "a/._1.png", "a/.DS_Store", ".git/x.png")
 JUNK += ("@eaDir/1.png", "a/@eaDir/1.png", "b/Thumbs.db", "b/1.png~", "$RECYCLE.BIN/1.png", "a/.thumbs/1.png")
 JUNK += ("@Recycle/1.png", "#recycle/1.png", "a/Icon\r")
+IMAGENET = ("train/a/images/1.png", "train/b/images/1.png")
 TWO = ("a/1.png", "a/2.png", "b/1.png", "b/2.png")
 # what a folder holds; classes, number of images for training and for testing, what the source says
 LAYOUTS = {
     "hidden": ((*TWO, *JUNK), ("a", "b"), 3, 1, ""),
-    "hidden, flat": (("1.png", "2.png", ".3.png", "._1.png", "Thumbs.db"), (), 1, 1, ""),
-    "train and test": ((*TRAIN, "test/1.png"), (), 3, 1, "1 of them for testing"),
-    "other spellings": (("Training_Set/1.png", "Training_Set/2.png", "TESTING/1.png"), (), 2, 1, "of them"),
-    "with numbers": (("train1/1.png", "train1/2.png", "test1/1.png"), (), 2, 1, ""),
+    "train and test": (("Training_Set/1.png", "Training_Set/2.png", "TEST1/1.png"), (), 2, 1, "1 of them for testing"),
     "with classes": (tuple(f"{part}/{name}" for part in ("train", "test") for name in TWO), ("a", "b"), 4, 4, ""),
     "train alone": (TRAIN, (), 2, 1, "train, 1 of them, drawn at random, for testing"),
     "val is told": ((*TRAIN, "test/1.png", "val/8.png", "val/9.png"), (), 3, 1, "the 2 images in val are not used"),
     "val for testing": ((*TRAIN, "valid/9.png"), (), 3, 1, "the 1 images in valid are for testing"),
-    "validation": ((*TRAIN, "validation/9.png"), (), 3, 1, "the 1 images in validation are for testing"),
     "no labels for testing": (("train/a/1.png", "train/b/1.png", "test/1.png"), (), 2, 1, "no labels: only one of"),
     "deeper": (("a/x/1.png", "a/2.png", "b/y/z/1.png"), ("a", "b"), 2, 1, ""),
-    "ImageNet": (
-        ("train/a/images/1.png", "train/b/images/1.png", "val/a/1.png", "val/b/1.png"),
-        ("a", "b"),
-        2,
-        2,
-        "the 2 images in val are",
-    ),
-    "Roboflow": (("train/images/1.png", "train/images/2.png", "test/images/1.png"), (), 2, 1, "1 of them for testing"),
+    "ImageNet": ((*IMAGENET, "val/a/1.png", "val/b/1.png"), ("a", "b"), 2, 2, "the 2 images in val are"),
     "a person named Val": (("Val_Ames/1.png", "Zoe_Best/1.png"), ("Val_Ames", "Zoe_Best"), 1, 1, ""),
     "a class named dev": (("art/1.png", "dev/1.png"), ("art", "dev"), 1, 1, ""),
-    "letters of fonts": (tuple(f"{x}/{y}.png" for x in "abc" for y in ("arial", "times")), ("a", "b", "c"), 5, 1, ""),
     "copies": (tuple(f"{x}/{y}.png" for x in "ab" for y in ("1", "1 (1)")), ("a", "b"), 3, 1, ""),
     "a folder around": (("set/images/a/1.png", "set/images/b/1.png"), ("a", "b"), 1, 1, "set/images, 1 of"),
-    "around train": (("set/train/1.png", "set/train/2.png", "set/test/1.png"), (), 2, 1, ""),
-    "train in train": (
-        ("train/train/1.png", "train/train/2.png", "test/test/3.png"),
-        (),
-        2,
-        1,
-        "1 of them for testing",
-    ),
-    "train alone in train": (
-        ("train/train/1.png", "train/train/2.png"),
-        (),
-        1,
-        1,
-        "train/train, 1 of them, drawn at random, for testing",
-    ),
+    "train in train": (("train/train/1.png", "train/train/2.png"), (), 1, 1, "train/train, 1 of them, drawn at"),
     "a class named train": (("bus/1.png", "car/1.png", "train/1.png"), ("bus", "car", "train"), 2, 1, "train is taken"),
     "one class": (("images/1.png", "images/2.png"), ("images",), 1, 1, "classes: images"),
-    "other contents": ((*TWO, "labels/1.txt", "x.csv"), ("a", "b"), 3, 1, "passed over: 2 (1.txt, x.csv)"),
-    "suffixes": (
-        ("1.PNG", "2.jpg", "c", "d.dat", "e.jfif", "f.jpe", "g.txt"),
-        (),
-        5,
-        1,
-        "other files passed over: 1 (g.txt)",
-    ),
-    "others": (
-        ("1.png", "2.png", "a.txt", "b.csv", "c.heic", "d.pdf"),
-        (),
-        1,
-        1,
-        "passed over: 4 (a.txt, b.csv, c.heic",
-    ),
-    "masks among the classes": (("mask/1.png", "no_mask/1.png"), ("mask", "no_mask"), 1, 1, ""),
+    "suffixes": (("1.PNG", "2.jpg", "c", "d.dat", "e.jfif", "g.txt"), (), 4, 1, "files passed over: 1 (g.txt)"),
+    "others": (("1.png", "2.png", "a.txt", "b.csv", "c.heic", "d.pdf"), (), 1, 1, "over: 4 (a.txt, b.csv, c.heic"),
 }
 
 
@@ -195,42 +153,22 @@ def test_what_folders_stand_for(tmp_path: Path, case: str) -> None:
 
 
 PAIRS = ("cat_3.png", "tree_7.png")
+ONE = ("train/a/1.png", "train/b/1.png")
 # what is refused, and what the message says
 REFUSED = {
-    "other classes": (
-        ("train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"),
-        "a difference: .*[bc], .*[bc]",
-    ),
-    "fewer classes": (("train/a/1.png", "train/b/1.png", "test/a/1.png"), "class folders: .* a difference: b$"),
-    "no train": (
-        ("test/1.png", "val/2.png"),
-        "expected a folder train, .* found test, val; move or rename the others$",
-    ),
+    "other classes": ((*ONE, "test/a/1.png", "test/c/1.png"), "a difference: .*[bc], .*[bc]"),
+    "fewer classes": ((*ONE, "test/a/1.png"), "class folders: .* a difference: b$"),
+    "no train": (("test/1.png", "val/2.png"), "a folder train, .* found test, val; move or rename the others$"),
     "unknown parts": (("seg_train/a/1.png", "seg_test/a/2.png"), "a folder train, .* found seg_test, seg_train; move"),
-    "classes and test": ((*TWO, "test/1.png"), "a folder train, .* found a, b, test; move or rename"),
-    "the whole once more": (
-        (*TWO, *(f"set/{name}" for name in TWO)),
-        "set: content: expected images of one class, found a sub-folder a; move it above the class folders",
-    ),
+    "the whole once more": ((*TWO, *(f"set/{name}" for name in TWO)), "set: .* one class, found a sub-folder a; move"),
     "beside": ((*TRAIN, "test/1.png", "other/1.png"), "nothing else, found other, test, train"),
-    "masks of a part": (("train/1.png", "train/2.png", "train_masks/1.png"), "nothing else, found train, train_masks"),
+    "masks of a part": ((*TRAIN, "train_masks/1.png"), "nothing else, found train, train_masks"),
     "stray": ((*TRAIN, "x.png"), "nothing else, found x.png, train"),
     "twice": (("trainA/1.png", "trainB/1.png", "testA/1.png"), "found testA, trainA, trainB"),
-    "two spellings": (("train/1.png", "training/1.png"), "found train, training"),
     "images and masks": (("images/1.png", "images/2.png", "masks/1_mask.png"), r"pairs \(images, masks\)"),
-    "within a part": (
-        ("train/images/1.png", "train/masks/1.png", "test/images/1.png"),
-        r"train: .*pairs \(images, masks\)",
-    ),
     "within a class": (("a/Images/1.png", "a/Ground_Truth/1.png", "b/1.png"), r"pairs \(Images, Ground_Truth\)"),
-    "same names": (
-        tuple(f"{folder}/{name}" for folder in ("hr", "lr") for name in PAIRS),
-        r"pairs \(hr, lr\); give one of them, or",
-    ),
-    "parts of a class": (
-        ("a/train/1.png", "a/test/1.png", "b/1.png"),
-        "images of one class, found a sub-folder test; move it above",
-    ),
+    "same names": (tuple(f"{x}/{y}" for x in ("hr", "lr") for y in PAIRS), r"pairs \(hr, lr\); give one of them, or"),
+    "parts of a class": (("a/train/1.png", "a/test/1.png", "b/1.png"), "found a sub-folder test; move it above"),
     "both": (("a/1.png", "1.png"), r"content: expected images, or sub-folders of images, found both \(1.png, a\)"),
     "too deep": (("/".join("abcdefgh") + "/1.png", "x/1.png"), "at most 8 levels, found more"),
 }
@@ -239,9 +177,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_folders_that_are_refused(tmp_path: Path, case: str) -> None:
     names, message = REFUSED[case]
-    with pytest.raises(DataError, match=message) as caught:
-        load_dataset(fill(tmp_path, *names))
-    assert len(str(caught.value).replace(str(tmp_path), "")) < 250
+    refuses(fill(tmp_path, *names), message)
 
 
 def test_a_link_in_a_circle_and_links_that_lead_nowhere(tmp_path: Path) -> None:
@@ -250,8 +186,7 @@ def test_a_link_in_a_circle_and_links_that_lead_nowhere(tmp_path: Path) -> None:
     assert "other files passed over: 1 (3.png)" in load_dataset(tmp_path).source
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "again").symlink_to(tmp_path)
-    with pytest.raises(DataError, match="does a link lead in a circle"):
-        load_dataset(tmp_path)
+    refuses(tmp_path, "does a link lead in a circle")
 
 
 def test_names_from_outside_are_made_printable(tmp_path: Path) -> None:
@@ -296,22 +231,9 @@ def test_pictures_are_turned_as_their_exif_data_say(tmp_path: Path, suffix: str,
     }[orientation]
     assert found.shape == wanted.shape == ((8, 24, 3) if orientation < 5 else (24, 8, 3))
     assert np.array_equal(found, wanted)
-    fill(tmp_path, "c.png")  # 6 x 4
-    with pytest.raises(
-        DataError,
-        match=r"size, found 2: 1 of 3 are not (24 x 8|8 x 24) \(c.png\); --image-size (4|8) resizes and crops all",
-    ):
-        load_dataset(tmp_path)
-    # as large when it is turned, but not as it is to be seen
-    Image.fromarray(np.stack([ramp if orientation > 4 else ramp.T] * 3, axis=2)).save(tmp_path / "c.png")
-    with pytest.raises(DataError, match=r"1 of 3 are not (24 x 8|8 x 24) \(c.png\)"):
-        load_dataset(tmp_path)
-
-
-def test_damaged_exif_data_turn_nothing(tmp_path: Path) -> None:
-    for name in "ab":
-        save(tmp_path / f"{name}.png", 1, exif=b"Exif\0\0damaged")
-    assert len(load_dataset(tmp_path).train_images) == 1
+    for other in (ramp[:4, :6], ramp if orientation > 4 else ramp.T):  # as large if it were not turned
+        put_files(tmp_path, {"c.png": encoded(np.stack([other] * 3, axis=2), "png")})
+        refuses(tmp_path, r"found 2: 1 of 3 are not (24 x 8|8 x 24) .c.png.; --image-size (4|8) resizes and crops all")
 
 
 CLEAR = np.zeros((4, 6, 4), np.uint8)
@@ -371,17 +293,12 @@ FRAMES = f"frames: expected one, found 3; save each as an image of its own{MEND}
 BITS = f"pixels: expected 8 or 16 bits, found Pillow's mode [IF]; save it with 8 bits{MEND}"
 PICTURE_FAULTS = {  # what is in b.png; what is said
     "empty": (b"", UNKNOWN),
-    "text": (b"<html>404</html>", UNKNOWN),
     "a program for Ghostscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EOF\n", UNKNOWN),
-    "cut in the header": (PNG[:20], CUT),
     "cut in the data": (PNG[:-20], CUT),
     "damaged header": (PNG[:20] + b"\xff" + PNG[21:], CUT),
     "damaged data": (flipped(PNG, 50), CUT),
     "cut JPEG": (encoded(NOISE, "jpeg")[:-9], CUT),
     "frames": (several("gif"), FRAMES),
-    "moving picture": (several("webp"), FRAMES),
-    "pages": (several("tiff"), FRAMES),
-    "32 bits": (encoded(NOISE.astype(np.int32), "tiff"), BITS),
     "floats": (encoded(NOISE.astype(np.float32), "tiff"), BITS),
 }
 
@@ -391,31 +308,14 @@ def test_pictures_at_fault(tmp_path: Path, case: str) -> None:
     content, message = PICTURE_FAULTS[case]
     fill(tmp_path, "a.png", "c.png")
     (tmp_path / "b.png").write_bytes(content)
-    with pytest.raises(DataError, match=f"^{tmp_path}/b.png: {message}"):
-        load_dataset(tmp_path)
+    refuses(tmp_path, f"^{tmp_path}/b.png: {message}")
 
 
 def test_too_few_pictures(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"{tmp_path}: content: expected at least 2 images, found 0$"):
-        load_dataset(tmp_path)
+    refuses(tmp_path, f"{tmp_path}: content: expected at least 2 images, found 0$")
     fill(tmp_path, "a.png")
     (tmp_path / "b.heic").write_text("no picture")
-    with pytest.raises(
-        DataError,
-        match=r"at least 2 images, found 1; other files .*: 1 \(b.heic\); save pictures as .png or .jpg, unpack",
-    ):
-        load_dataset(tmp_path)
-
-
-def test_all_files_at_fault_are_named_at_once(tmp_path: Path) -> None:
-    fill(tmp_path, *"abcdefg")
-    for name in "bcde":
-        (tmp_path / f"{name}.png").write_bytes(b"damaged")
-    with pytest.raises(
-        DataError,
-        match=r"4 of 11 pictures cannot be read \(b.png, c.png, d.png, e.png\); the first: .*/b.png: .*--skip-broken$",
-    ):
-        load_dataset(tmp_path)
+    refuses(tmp_path, r"at least 2 images, found 1; other files .*: 1 .b.heic.; save pictures as .png or .jpg, unpack")
 
 
 def test_decompression_bombs_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,9 +325,7 @@ def test_decompression_bombs_are_errors(tmp_path: Path, monkeypatch: pytest.Monk
         save(tmp_path / f"{name}.png", 1, (10, 10))
     for limit in (60, 40):  # Pillow warns above the limit and refuses above twice the limit
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(DataError, match=r"a.png: .*decompression bomb"):
-            load_dataset(tmp_path)
+        refuses(tmp_path, "a.png: .*decompression bomb")
     monkeypatch.undo()
     monkeypatch.setattr(own_images, "MAX_BYTES", 50)
-    with pytest.raises(DataError, match=r"a.png: size: expected at most 50 bytes, found"):
-        load_dataset(tmp_path)
+    refuses(tmp_path, "a.png: size: expected at most 50 bytes, found")

@@ -7,12 +7,11 @@ import gzip
 import io
 import os
 import struct
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_cases import FASHION, flipped, idx, put, same, small_arrays
+from data_cases import FASHION, flipped, idx, memory_below, put, refuses, same, small_arrays
 
 from autoencoders.data import DataError, collections, load_dataset, read_idx
 from autoencoders.data import idx as idx_module
@@ -23,33 +22,24 @@ pytestmark = pytest.mark.usefixtures("world")
 SMALL = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
-@pytest.mark.parametrize("shape", [(24,), (4, 6), (2, 3, 4), (2, 1, 3, 4)])
+@pytest.mark.parametrize("pack", [bytes, functools.partial(gzip.compress, compresslevel=1)], ids=["plain", "gzip"])
+@pytest.mark.parametrize("shape", [(24,), (4, 6), (2, 3, 4), (2, 1, 3, 4), (2 * idx_module.CHUNK + 1,)])
 def test_read_idx(tmp_path: Path, pack, shape: tuple[int, ...]) -> None:
+    wanted = np.random.Generator(np.random.PCG64(0)).integers(0, 256, shape, np.uint8)
     path = tmp_path / "file"
-    path.write_bytes(pack(idx(SMALL.reshape(shape))))
+    path.write_bytes(pack(idx(wanted)))
     array = read_idx(path)
     assert array.dtype == np.uint8
-    assert np.array_equal(array, SMALL.reshape(shape))
+    assert np.array_equal(array, wanted)
     array[...] = 0  # the caller owns it
-
-
-@pytest.mark.parametrize("pack", [bytes, functools.partial(gzip.compress, compresslevel=1)], ids=["plain", "gzip"])
-def test_read_idx_of_several_pieces(tmp_path: Path, pack) -> None:
-    array = np.random.Generator(np.random.PCG64(0)).integers(0, 256, 2 * idx_module.CHUNK + 1, np.uint8)
-    path = tmp_path / "file"
-    path.write_bytes(pack(idx(array)))
-    assert np.array_equal(read_idx(path), array)
 
 
 GOOD = idx(SMALL)
 FAULTS = {
     "empty": (b"", r"magic number: expected 4 bytes, found 0 bytes"),
-    "short magic": (GOOD[:3], r"magic number: expected 4 bytes, found 3 bytes"),
     "bad magic": (b"\x89PNG" + GOOD[4:], r"magic number: expected two zero bytes first, found 0x89504e47"),
     "float type": (GOOD[:2] + b"\x0d" + GOOD[3:], r"type code: expected 0x08 \(unsigned byte\), found 0x0d"),
     "no dimensions": (GOOD[:3] + b"\0" + GOOD[4:], r"number of dimensions: expected 1 to 4, found 0"),
-    "five dimensions": (GOOD[:3] + b"\5" + bytes(99), r"number of dimensions: expected 1 to 4, found 5"),
     "short sizes": (GOOD[:14], r"dimension sizes: expected 12 bytes, found 10 bytes"),
     "zero size": (GOOD[:4] + bytes(4) + GOOD[8:], r"dimension sizes: expected each at least 1, found \(0, 3, 4\)"),
     "huge": (
@@ -83,16 +73,12 @@ def packed_to(length: int) -> bytes:
 PACKED = gzip.compress(GOOD, mtime=0)
 GZIP_FAULTS = {
     "checksum": (flipped(PACKED, len(PACKED) - 8), r"gzip stream: expected valid data, found corrupt data"),
-    "length": (flipped(PACKED, len(PACKED) - 1), r"gzip stream: expected valid data, found corrupt data"),
     "method": (flipped(PACKED, 2), r"gzip stream: expected valid data, found corrupt data"),
     "cut in the data": (PACKED[:-12], r"gzip stream: expected its end mark, found the end of the file \(truncated\)"),
     "cut in the trailer": (PACKED[:-1], r"gzip stream: expected its end mark, found the end of the file \(truncated\)"),
-    "cut in the header": (PACKED[:5], r"gzip stream: expected its end mark, found the end of the file \(truncated\)"),
     "second member": (PACKED + PACKED, r"after the gzip stream: expected the end of the file, found further bytes"),
-    "empty second member": (PACKED + gzip.compress(b""), r"after the gzip stream: expected the end of the file"),
     "data in two members": (gzip.compress(GOOD[:20]) + gzip.compress(GOOD[20:]), r"data: expected 24 bytes .* found 4"),
     "a byte after the buffer": (packed_to(1 << 16) + b"\0", r"after the gzip stream: expected the end of the file"),
-    "padding": (PACKED + bytes(100_000), r"after the gzip stream: expected the end of the file"),
 }
 
 
@@ -121,24 +107,13 @@ def test_every_flipped_bit_and_cut_of_a_gzip_file_is_an_error_or_harmless(tmp_pa
     assert harmless == [(position, len(PACKED)) for position in range(3, 10)]
 
 
-def peak_memory(path: Path) -> int:
-    tracemalloc.start()
-    try:
-        with pytest.raises(DataError):
-            read_idx(path)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
 def test_read_idx_stops_a_bomb(tmp_path: Path) -> None:
-    path = tmp_path / "bomb.gz"
-    path.write_bytes(gzip.compress(GOOD + bytes(200_000_000), 1))  # announces 24 bytes
-    assert peak_memory(path) < 2_000_000
-    header = struct.pack(">BBBBI", 0, 0, 8, 1, idx_module.MAX_BYTES - 8)
-    for content in (header, header + bytes(1000), gzip.compress(header + bytes(1000))):
-        path.write_bytes(content)  # announces 1 GiB, holds little
-        assert peak_memory(path) < 4_000_000
+    header = struct.pack(">BBBBI", 0, 0, 8, 1, idx_module.MAX_BYTES - 8)  # announces 1 GiB, and holds little
+    bomb = gzip.compress(GOOD + bytes(200_000_000), 1)  # announces 24 bytes
+    for content in (bomb, header, header + bytes(1000), gzip.compress(header + bytes(1000))):
+        (tmp_path / "x.gz").write_bytes(content)
+        with memory_below(2_000_000 if content is bomb else 4_000_000), pytest.raises(DataError):
+            read_idx(tmp_path / "x.gz")
 
 
 def test_read_idx_cap_is_inclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,17 +180,10 @@ def test_idx_files_that_are_not_a_set(tmp_path: Path) -> None:
     dataset = load_dataset(folder)
     assert (len(dataset.train_images), len(dataset.test_images)) == (18, 2)
     (tmp_path / "test").rename(folder / "x-train-images-idx3-ubyte")
-    with pytest.raises(
-        DataError, match=r"IDX files: expected one train-images, found .* and x-train-images-idx3-ubyte"
-    ):
-        load_dataset(folder)
+    refuses(folder, "IDX files: expected one train-images, found .* and x-train-images-idx3-ubyte")
     (folder / "x-train-images-idx3-ubyte").unlink()
     path = folder / collections.TRAIN_IMAGES
-    good = path.read_bytes()
-    for content, message in ((good[:-1], "cannot be read"), (good + b"\0", "after the data"), (b"x", "magic number")):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=f"^{path}: {message}"):
-            load_dataset(folder)
+    path.write_bytes(path.read_bytes() + b"\0")
+    refuses(folder, f"^{path}: after the data")
     path.write_bytes(idx(FASHION[collections.TRAIN_LABELS]))
-    with pytest.raises(DataError, match=r"shape: expected \(N, H, W\) .* found \(20,\)"):
-        load_dataset(folder)
+    refuses(folder, r"shape: expected \(N, H, W\) .* found \(20,\)")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import gzip
 import re
 import sys
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_cases import PNG, encoded, put_files, same, shuffled, write_parquet
+from data_cases import PNG, encoded, memory_below, put_files, refuses, same, shuffled, write_parquet
 
-from autoencoders.data import DataError, collections, load_dataset, own_arrays
+from autoencoders.data import collections, load_dataset, own_arrays
 from autoencoders.data import idx as idx_module
 
 pytestmark = pytest.mark.usefixtures("world")
@@ -35,13 +34,10 @@ CSV = {  # a file; whether it has labels, what the source says
     "label last": (lines(np.roll(FIRST, -1, axis=1), f"{HEADER},Class"), True, "labels from the column Class"),
     "no header": (lines(FIRST), True, "images of 6 x 6; labels from the column 1"),
     "no labels": (lines(FLAT, HEADER), False, "images of 6 x 6$"),
-    "numbers alone": (lines(FLAT), False, "rows of 36 numbers taken as images of 6 x 6$"),
     "an index": (lines(np.column_stack([NUMBERS, FIRST]), f",label,{HEADER}"), True, "columns not used: ;"),
     "an id": (lines(FIRST, f"id,{HEADER}"), False, "columns not used: id$"),
-    "names unknown": (lines(FIRST, ",".join(f"c{i}" for i in range(37))), True, "labels from the column c0"),
     "quotes": (lines(FIRST, f'"label",{HEADER}', end="\r\n").replace(b"\n0,", b'\n"0",'), True, "column label"),
     "a mark of the bytes' order": (b"\xef\xbb\xbf" + lines(FIRST, f"label,{HEADER}"), True, "column label"),
-    "semicolons": (lines(FIRST, separator=";"), True, ""),
     "tabs and blank lines": (lines(FIRST, separator="\t", end="\n\n"), True, ""),
     "floats": (lines(np.column_stack([NUMBERS, FLAT / 255]), f"label,{HEADER}"), True, ""),
     "gzip": (gzip.compress(lines(FIRST, f"label,{HEADER}")), True, ""),
@@ -82,8 +78,7 @@ def test_csv_faults(tmp_path: Path, case: str) -> None:
     content, said = CSV_FAULTS[case]
     path = tmp_path / ("x.csv.gz" if "gzip" in case else "x.csv")
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"^{path}: {said}"):
-        load_dataset(path)
+    refuses(path, f"^{path}: {said}")
 
 
 def test_training_and_test_files_belong_together(tmp_path: Path) -> None:
@@ -99,8 +94,7 @@ def test_training_and_test_files_belong_together(tmp_path: Path) -> None:
         assert same(load_dataset(path), dict(zip(collections.SIZES, arrays.values(), strict=True)))
     assert load_dataset(place / "fashion-mnist_test.csv").train_images.shape == (4, 6, 6, 1)
     put_files(place, {"old_train.csv": lines(FIRST)})
-    with pytest.raises(DataError, match="files: expected one of training and one of test images, found fashion"):
-        load_dataset(place)
+    refuses(place, "files: expected one of training and one of test images, found fashion")
 
 
 SPLIT = {"train": 12, "test": 5}
@@ -128,15 +122,12 @@ def test_hdf5(tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch) ->
     assert np.array_equal(load_dataset(tmp_path / "v7.3.mat").train_images[..., 0], ROWS[shuffled(12)[0]])
     with h5py.File(path, "w") as file:
         file.create_virtual_dataset("x_train", h5py.VirtualLayout((4, 6, 6), np.uint8))
-    with pytest.raises(DataError, match="x_train: content: expected the numbers themselves, found a reference"):
-        load_dataset(path)
+    refuses(path, "x_train: content: expected the numbers themselves, found a reference")
     with h5py.File(path, "w") as file:
         file.create_dataset("x", (1 << 20, 64, 64), np.uint8, chunks=True)  # nothing is written
-    with pytest.raises(DataError, match="x: decompressed size: expected at most 1073741824 bytes, found 4294967296"):
-        load_dataset(path)
+    refuses(path, "x: decompressed size: expected at most 1073741824 bytes, found 4294967296")
     path.write_bytes(b"text")
-    with pytest.raises(DataError, match=f"^{path}: format: expected HDF5 .save MATLAB files with -v7.3., found"):
-        load_dataset(path)
+    refuses(path, f"^{path}: format: expected HDF5 .save MATLAB files with -v7.3., found")
 
 
 def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +152,7 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load_dataset(folder.parent, grayscale=True)
     assert (list(dataset.train_labels), list(dataset.test_labels)) == (list(NUMBERS), list(NUMBERS[:3]))
     files[4] = {"bytes": PNG[:-20]}
-    with pytest.raises(DataError, match=r"x.parquet: row 5: .*; repair or remove the file$"):
-        load_dataset(write_parquet(path, image=files))
+    refuses(write_parquet(path, image=files), r"x.parquet: row 5: .*; repair or remove the file$")
 
 
 @pytest.mark.parametrize("kind", ["csv", "h5", "parquet"])
@@ -176,19 +166,14 @@ def test_loading_a_table_takes_the_memory_of_the_images_once(tmp_path: Path, mon
     else:
         write_parquet(path, **{f"p{i}": images[:, i] for i in range(64)})
     monkeypatch.setattr(own_arrays, "CHUNK", 10_000)
-    tracemalloc.start()
-    try:
+    with memory_below(images.nbytes + 900_000):
         load_dataset(path)
-        assert tracemalloc.get_traced_memory()[1] < images.nbytes + 900_000
-    finally:
-        tracemalloc.stop()
 
 
 def test_the_folder_of_a_run_holds_no_images(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(DataError, match="expected images, found a run of this project; pass it to --model-dir"):
-        load_dataset(tmp_path)
+    refuses(tmp_path, "expected images, found a run of this project; pass it to --model-dir")
 
 
 def test_nothing_is_downloaded_among_pictures(tmp_path: Path) -> None:
@@ -197,8 +182,7 @@ def test_nothing_is_downloaded_among_pictures(tmp_path: Path) -> None:
 
     Image.new("L", (8, 8)).save(tmp_path / "1.png")
     for name in ("auto", "fashion-mnist"):
-        with pytest.raises(DataError, match="found pictures; use --dataset for your own images"):
-            load_dataset(name, tmp_path)
+        refuses(name, "found pictures; use --dataset for your own images", data_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["1.png"]
 
 
@@ -206,5 +190,4 @@ def test_nothing_is_downloaded_among_pictures(tmp_path: Path) -> None:
 def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch, name: str, library: str) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(DataError, match=rf'{name}: needs {library}, which is not installed: pip install "\.\[data\]"'):
-        load_dataset(tmp_path / name)
+    refuses(tmp_path / name, rf'{name}: needs {library}, which is not installed: pip install "\.\[data\]"')
