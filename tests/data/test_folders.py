@@ -117,8 +117,9 @@ LAYOUTS = {
     "train and test": (("Training_Set/1.png", "Training_Set/2.png", "TEST1/1.png"), (), 2, 1, "1 of them for testing"),
     "with classes": (tuple(f"{part}/{name}" for part in ("train", "test") for name in TWO), ("a", "b"), 4, 4, ""),
     "train alone": (TRAIN, (), 2, 1, "train, 1 of them, drawn at random, for testing"),
-    "val is told": ((*TRAIN, "test/1.png", "val/8.png", "val/9.png"), (), 3, 1, "the 2 images in val are not used"),
-    "val for testing": ((*TRAIN, "valid/9.png"), (), 3, 1, "the 1 images in valid are for testing"),
+    "val is told": ((*TRAIN, "test/1.png", "valid/8.png", "valid/9.png"), (), 3, 1, "the 2 images in valid are not us"),
+    "val for testing": ((*TRAIN, "validation/9.png"), (), 3, 1, "the 1 images in validation are for testing"),
+    "Roboflow": (("train/images/1.png", "train/images/2.png", "test/images/1.png"), (), 2, 1, "1 of them for testing"),
     "no labels for testing": (("train/a/1.png", "train/b/1.png", "test/1.png"), (), 2, 1, "no labels: only one of"),
     "deeper": (("a/x/1.png", "a/2.png", "b/y/z/1.png"), ("a", "b"), 2, 1, ""),
     "ImageNet": ((*IMAGENET, "val/a/1.png", "val/b/1.png"), ("a", "b"), 2, 2, "the 2 images in val are"),
@@ -234,6 +235,12 @@ def test_pictures_are_turned_as_their_exif_data_say(tmp_path: Path, suffix: str,
     for other in (ramp[:4, :6], ramp if orientation > 4 else ramp.T):  # as large if it were not turned
         put_files(tmp_path, {"c.png": encoded(np.stack([other] * 3, axis=2), "png")})
         refuses(tmp_path, r"found 2: 1 of 3 are not (24 x 8|8 x 24) .c.png.; --image-size (4|8) resizes and crops all")
+
+
+def test_damaged_exif_data_turn_nothing(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / f"{name}.png", 1, exif=b"Exif\0\0damaged")
+    assert len(load_dataset(tmp_path).train_images) == 1
 
 
 CLEAR = np.zeros((4, 6, 4), np.uint8)

@@ -32,6 +32,13 @@ class Done:
     out: str
     err: str
 
+    def ok(self, *fragments: str) -> Done:
+        """It ended well, with nothing on stderr and the fragments on stdout."""
+        assert (self.code, self.err) == (0, "")
+        for fragment in fragments:
+            assert fragment in self.out, self.out
+        return self
+
     def failed(self, code: int, *fragments: str) -> None:
         """It ended with the code and one line on stderr that holds the fragments, after which a command may stand."""
         compiling = "minigrad: compiling the numba kernels"  # the first program on a machine says so

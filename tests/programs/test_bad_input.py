@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from faults import started
 from program_cases import NETWORK, PROGRAMS, READERS, TINY, Done, content, record
-from programs import EVALUATE, GENERATE, SCRIPTS, TRAIN
+from programs import GENERATE, SCRIPTS, TRAIN
 
 from autoencoders.cli.program import run_program
 from autoencoders.pictures import canvas, charts
@@ -28,29 +27,29 @@ from minigrad.serialize import DataError, load_state, save_state
 pytestmark = pytest.mark.usefixtures("working_folder")
 
 
+def shell(line: str, *words: object) -> Done:
+    """The training as a program of its own, started by a line of the shell in which "$@" is the command."""
+    command = ["sh", "-c", line, "sh", sys.executable, SCRIPTS / "train_conv_autoencoder.py", *TINY, *map(str, words)]
+    done = subprocess.run([*command, "--out", "run"], capture_output=True, text=True, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+LONG = [SCRIPTS / "train_conv_autoencoder.py", *TINY, "--epochs", "60", "--save-every", "1", "--out", "run"]
 HANGUP = pytest.param(getattr(signal, "SIGHUP", None), marks=pytest.mark.skipif(os.name == "nt", reason="has none"))
 
 
 BAD_OPTIONS = [
     (2, ["--model", "gan"], "--model", "'gan'", "ae", "vae"),
-    (2, ["--schedule", "linear"], "--schedule", "cosine"),
     (2, ["--likelihood", "poisson"], "--likelihood", "gaussian-learned"),
     (2, ["--epochs", "x"], "--epochs", "'x'"),
     (2, ["--filters"], "--filters"),
-    (2, ["--kernels", "3", "x"], "--kernels"),
     (2, ["--epochs", "-1"], "--epochs is -1", ">= 1"),
-    (2, ["--epochs", "0"], "--epochs is 0"),
-    (2, ["--batch-size", "0"], "--batch-size is 0"),
     (2, ["--batch-size", "0", "--smoke"], "--batch-size is 0"),
     (2, ["--limit-train", "0"], "--limit-train is 0", ">= 1"),
     (2, ["--threads", "1000000"], "--threads is 1000000", "from 1 to 1024"),
     (2, ["--out", ""], "--out is empty"),
-    (2, ["--device", ""], "--device is empty"),
     (2, ["--clip-norm", "inf"], "--clip-norm is inf", "finite"),
     (2, ["--strides", "9" * 30, "2"], ""),  # the text is NumPy's
-    (2, ["--limit-train", "-5"], "--limit-train is -5"),
-    (2, ["--warmup-steps", "-1"], "--warmup-steps is -1"),
-    (2, ["--save-every", "-1"], "--save-every is -1"),
     (2, ["--seed", "-1"], "--seed is -1"),
     (2, ["--kl-warmup", "nan"], "--kl-warmup is nan"),
     (2, ["--patience", "2"], "validation"),
@@ -60,34 +59,21 @@ BAD_OPTIONS = [
     (2, ["--binarise", "--denoise", "0.1"], "--denoise is 0.1", "binarise"),
     (2, ["--model", "ae", "--iw-samples", "2"], "--iw-samples belongs to --model vae"),
     (2, ["--iw-samples", "2", "--beta", "2"], "--iw-samples above 1", "beta 1"),
-    (2, ["--iw-samples", "0"], "--iw-samples is 0"),
-    (2, ["--denoise", "-0.1"], "--denoise is -0.1"),
     (2, ["--denoise", "nan"], "--denoise is nan"),
-    (2, ["--clip-norm", "0"], "--clip-norm is 0"),
     (2, ["--validation", "-0.5"], "--validation is -0.5"),
     (3, ["--validation", "64"], "validation", "64 of 64"),
     (2, ["--beta", "nan"], "beta", "nan"),
-    (2, ["--beta", "-1"], "beta", "-1"),
     (2, ["--lr", "nan"], "--lr is nan"),
-    (2, ["--lr", "-1"], "--lr is -1"),
     (2, ["--strides", "0", "2"], "strides", "found 0"),
-    (2, ["--strides", "-1", "2"], "strides", "found -1"),
     (2, ["--strides", "2", "1", "2"], "strides", "2, 2 and 3"),
-    (2, ["--filters", "4"], "filters", "1, 2 and 2"),
-    (2, ["--kernels", "3", "3", "3"], "kernels", "2, 3 and 2"),
     (2, ["--filters", "4", "0"], "filters", "(4, 0)"),
     (2, ["--latent-dim", "0"], "--latent-dim", "0"),
     (2, ["--backend", "fast"], "'fast'", "numpy", "plain"),
     (4, ["--precision", "tf32"], "device cpu", "has fp32 only"),
-    (2, ["--precision", "bf16"], "--precision", "'bf16'", "fp32", "tf32"),
-    (2, ["--threads", "0"], "--threads is 0"),
     (2, ["--memory-limit", "nan"], "--memory-limit is nan but must be a number of GiB above 0"),
-    (2, ["--memory-limit", "-1"], "--memory-limit is -1"),
-    (2, ["--memory-limit", "1e300"], "--memory-limit is 1e+300"),
     (2, ["--device", "tpu"], "'tpu'", "cuda"),
     (2, ["--memory-limit", "1"], "--memory-limit limits the memory of a GPU"),
     (2, ["--data-dir", "."], "--data-dir is of no use with --dataset fashion-mnist-sample"),
-    (3, ["--dataset", "cifar"], "cifar", "fashion-mnist"),
     (3, ["--dataset", "gone.npz"], "gone.npz", "nothing of that name"),
     (3, ["--config", "gone.toml"], "gone.toml"),
     (2, ["--resume"], "--resume takes", "--filters"),
@@ -108,17 +94,11 @@ def test_a_bad_option(code, words, fragments, call):
         (b"epochs = = 3", ["TOML", "line 1"]),
         (b'dataset = "\xe9"', ["TOML"]),
         (b"epoch = 3", ["'epoch'", "epochs"]),
-        (b"[table]\nepochs = 3", ["'table'"]),
         (b'epochs = "3"', ["epochs", "'3'", "int"]),
-        (b"epochs = true", ["epochs", "True", "int"]),
         (b"epochs = 1.0", ["epochs", "1.0", "int"]),
         (b"conditional = 1", ["conditional", "1", "bool"]),
         (b'lr = "fast"', ["lr", "'fast'", "float"]),
-        (b"filters = 32", ["filters", "32", "list"]),
         (b'filters = [32, "x"]', ["filters", "'x'", "list"]),
-        (b'model = "gan"', ["model", "'gan'", "ae, vae"]),
-        (b'schedule = "linear"', ["schedule", "'linear'", "constant, cosine"]),
-        (b'likelihood = "poisson"', ["likelihood", "'poisson'", "bernoulli"]),
         (b'likelihood = "bernouli"', ["did you mean bernoulli?"]),
     ],
 )
@@ -129,23 +109,15 @@ def test_a_bad_config_file(text, fragments, call):
 
 
 def test_a_config_file_that_asks_for_what_does_not_go_together(call):
-    Path("my.toml").write_text('model = "ae"\nconditional = true\n')
-    call(TRAIN, *TINY, "--config", "my.toml").failed(2, "error: my.toml: --conditional belongs to --model vae")
-    Path("my.toml").write_text('model = "ae"\nbeta = 2.0\nconditional = false\niw-samples = 1\n')
-    call(TRAIN, *TINY, "--config", "my.toml").failed(2, "error: my.toml: --beta belongs to --model vae")
+    for code, text, told in (
+        (2, 'model = "ae"\nconditional = true\n', "error: my.toml: --conditional belongs to --model vae"),
+        (3, f'model = "ae"\nconditional = false\nlr = 1{400 * "0"}', "my.toml: lr is not a finite number"),
+        (3, "filters = " + 5000 * "[" + 5000 * "]", "my.toml: cannot be read as TOML"),
+        (2, 'model = "ae"\nbeta = 2.0\niw-samples = 1\n', "error: my.toml: --beta belongs to --model vae"),
+    ):
+        Path("my.toml").write_text(text)
+        call(TRAIN, *TINY, "--config", "my.toml").failed(code, told)
     call(TRAIN, *TINY, "--config", "my.toml", "--beta", 3).failed(2, "error: --beta belongs to --model vae")
-    Path("my.toml").write_text('model = "ae"\nbeta = 1.0\nconditional = false\nlr = 1' + 400 * "0")
-    call(TRAIN, *TINY, "--config", "my.toml").failed(3, "my.toml: lr is not a finite number")
-    Path("my.toml").write_text("filters = " + 5000 * "[" + 5000 * "]")
-    call(TRAIN, *TINY, "--config", "my.toml").failed(3, "my.toml: cannot be read as TOML")
-
-
-def test_a_data_folder_with_a_wrong_file_is_named(call):
-    Path("data").mkdir()
-    Path("data/train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03 not so many images")
-    words = ("--dataset", "fashion-mnist", "--data-dir", "data", "--out", "run")
-    call(TRAIN, *NETWORK, *words).failed(3, "train-images-idx3-ubyte", "expected")
-    assert sorted(os.listdir()) == ["data"]
 
 
 @PROGRAMS
@@ -156,18 +128,11 @@ def test_cuda_without_cupy_names_what_to_install(program, call, trained, monkeyp
     assert os.listdir() == []
 
 
-def test_an_evaluation_that_fails_leaves_no_empty_folder(call, trained):
-    np.savez("rgb.npz", train_images=np.zeros((20, 5, 4, 3), np.uint8))
-    words = ("--model-dir", trained(), "--dataset", "rgb.npz", "--out", "out")
-    call(EVALUATE, *words).failed(3, "(N, 28, 28, 1)", "(18, 5, 4, 3)")
-    assert os.listdir() == ["rgb.npz"]
-
-
 def test_a_warm_up_longer_than_the_training_is_told(call, undrawn):
-    done = call(TRAIN, *TINY, "--epochs", 1, "--warmup-steps", 9, "--kl-warmup", 3, "--out", "run")
-    assert done.code == 0
-    assert "--warmup-steps 9 is more than all 2 steps: --lr is not reached" in done.out
-    assert "--kl-warmup 3 is more than all 1 epochs: --beta is not reached" in done.out
+    call(TRAIN, *TINY, "--epochs", 1, "--warmup-steps", 9, "--kl-warmup", 3, "--out", "run").ok(
+        "--warmup-steps 9 is more than all 2 steps: --lr is not reached",
+        "--kl-warmup 3 is more than all 1 epochs: --beta is not reached",
+    )
 
 
 @PROGRAMS
@@ -224,26 +189,25 @@ def test_a_damaged_record_is_named(program, text, call, trained):
     assert content(Path()) == before
 
 
+def change_weights(folder, name, value):
+    path = Path(folder) / "model.safetensors"
+    arrays, fields, _ = load_state(path)
+    fields.pop("format")
+    save_state(path, {**arrays, name: np.full_like(arrays[name], value)}, fields)
+
+
 @READERS
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [("vae", "mu.bias"), ("vae", "decoder_dense.weight"), ("ae", "encoder_output.bias"), ("ae", "decoder_dense.bias")],
-)
+@pytest.mark.parametrize(("kind", "name"), [("vae", "mu.bias"), ("ae", "decoder_dense.weight")])
 def test_a_model_whose_numbers_are_not_finite_has_diverged(program, kind, name, call, trained):
     shutil.copytree(trained(kind), "run")
-    arrays, fields, _ = load_state("run/model.safetensors")
-    fields.pop("format")
-    save_state("run/model.safetensors", {**arrays, name: np.full_like(arrays[name], np.nan)}, fields)
+    change_weights("run", name, np.nan)
     call(program, "--model-dir", "run", "--out", "out").failed(5, "the model diverged", "not finite")
     assert not list(Path("out").glob("**/*.*"))
 
 
 def test_a_mixture_of_latents_that_are_not_finite(call, trained):
     shutil.copytree(trained("ae"), "run")
-    arrays, fields, _ = load_state("run/model.safetensors")
-    fields.pop("format")
-    arrays["encoder_output.weight"][:] = 3e38
-    save_state("run/model.safetensors", arrays, fields)
+    change_weights("run", "encoder_output.weight", 3e38)
     call(GENERATE, "--model-dir", "run", "--mixture-components", 2).failed(5, "the model diverged", "not finite")
     assert not Path("run/mixture.safetensors").exists()
 
@@ -251,49 +215,33 @@ def test_a_mixture_of_latents_that_are_not_finite(call, trained):
 @READERS
 def test_data_of_another_shape_or_of_no_name(program, call, trained):
     np.savez("rgb.npz", train_images=np.zeros((20, 5, 4, 3), np.uint8))
-    call(program, "--model-dir", trained(), "--dataset", "rgb.npz").failed(3, "rgb.npz: does not fit", "(18, 5, 4, 3)")
-    call(program, "--model-dir", trained(), "--dataset", "nope").failed(3, "nope", "fashion-mnist")
-    call(program, "--model-dir", trained(), "--seed", -1).failed(2, "--seed is -1 but must be a whole number >= 0")
-    told = "--data-dir is of no use with --dataset fashion-mnist-sample; leave it out"
-    call(program, "--model-dir", trained(), "--data-dir", "nope").failed(2, told)
+    for code, words, *told in (
+        (3, ("--dataset", "rgb.npz", "--out", "out"), "rgb.npz: does not fit", "(N, 28, 28, 1)", "(18, 5, 4, 3)"),
+        (3, ("--dataset", "nope"), "nope", "fashion-mnist"),
+        (2, ("--seed", -1), "--seed is -1 but must be a whole number >= 0"),
+        (2, ("--data-dir", "nope"), "--data-dir is of no use with --dataset fashion-mnist-sample; leave it out"),
+    ):
+        call(program, "--model-dir", trained(), *words).failed(code, *told)
     assert os.listdir() == ["rgb.npz"]
 
 
-def test_too_few_and_too_many_samples(call, trained):
-    call(GENERATE, "--model-dir", trained(), "--samples", 0).failed(2, "--samples is 0", "from 1 to 1000")
-    call(GENERATE, "--model-dir", trained(), "--samples", 1001, "--out", "out").failed(2, "--samples is 1001")
-    assert os.listdir() == []
-
-
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "line"),
     [
-        (DataError("x"), 3), (DeviceError("x"), 4), (DivergedError("x"), 5), (ValueError("x"), 1),
-        (MemoryError("x"), 4), (KeyboardInterrupt(), 130), (KeyboardInterrupt(signal.SIGINT), 130),
-        (KeyboardInterrupt(signal.SIGTERM), 143), (OSError("x"), 3), (FileExistsError("x"), 1),
+        (DataError("x"), 3, "x"), (DeviceError("x"), 4, "x"), (DivergedError("x"), 5, "x"), (ValueError("x"), 1, "x"),
+        (OSError("x"), 3, "x"), (FileExistsError("x"), 1, "x"), (RuntimeError(), 1, "RuntimeError"),
+        (FileNotFoundError(2, "No such file", "a\nb"), 3, r"a\nb: No such file"),
+        (RuntimeError("one\n   two\n"), 1, "one two"), (FileNotFoundError("weights: no"), 3, "weights: no"),
+        (MemoryError("x"), 4, "out of memory: x; a smaller model, batch or data set needs less"),
+        (KeyboardInterrupt(), 130, ""), (KeyboardInterrupt(signal.SIGTERM), 143, ""),
     ],
 )  # fmt: skip
-def test_exit_codes(error, code, capsys):
+def test_an_error_is_an_exit_code_and_one_line(error, code, line, capsys):
     def body():
         raise error
 
-    assert run_program(body, debug=False, what_remains=lambda _: " here") == code
-    told = "out of memory: x; a smaller model, batch or data set needs less" if isinstance(error, MemoryError) else "x"
-    assert capsys.readouterr().err == ("interrupted here\n" if code > 100 else f"error: {told} here\n")
-
-
-def test_an_error_of_many_lines_or_none_becomes_one_line(capsys):
-    def body(error):
-        raise error
-
-    assert run_program(lambda: body(RuntimeError("one\n   two\n")), debug=False) == 1
-    assert run_program(lambda: body(RuntimeError()), debug=False) == 1
-    assert capsys.readouterr().err == "error: one two\nerror: RuntimeError\n"
-
-
-class NotLatin(io.TextIOWrapper):
-    def __init__(self):
-        super().__init__(io.BytesIO(), encoding="ascii")
+    assert run_program(body, debug=False, what_remains=lambda _: " here\r") == code
+    assert capsys.readouterr().err == (f"error: {line}" if line else "interrupted") + " here\\r\n"
 
 
 def test_a_picture_shows_the_first_of_very_many_classes(call, spied):
@@ -309,23 +257,9 @@ def test_a_picture_shows_the_first_of_very_many_classes(call, spied):
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_outputs_are_no_errors(closed):
-    words = [*TINY, "--smoke", "--out", "run"]
-    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = shell(f'exec "$@" {closed}', "--smoke")
+    assert (done.code, done.err) == (0, "")
     assert record(Path("run"))["status"] == "finished"
-
-
-def test_letters_that_an_output_does_not_know_are_told_by_number(monkeypatch):
-    output = NotLatin()
-    monkeypatch.setattr(sys, "stdout", output)
-    assert run_program(lambda: print("Fréchet"), debug=False) == 0
-    assert output.buffer.getvalue() == b"Fr\\xe9chet\n"
-
-
-def test_the_fault_of_a_file_names_it(capsys):
-    assert run_program(lambda: print(open("nowhere")), debug=False) == 3  # noqa: SIM115
-    assert capsys.readouterr().err == "error: nowhere: No such file or directory\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, HANGUP])
@@ -343,8 +277,7 @@ def test_a_terminal_that_is_closed_loses_no_step():
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os.execv(sys.argv[1], sys.argv[1:])
     """
-    words = [*TINY, "--epochs", "60", "--out", "run"]
-    command = [sys.executable, "-c", code, sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    command = [sys.executable, "-c", code, sys.executable, *LONG]
     terminal, its_end = os.openpty()
     with subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=its_end) as process:
         os.close(its_end)
@@ -354,15 +287,11 @@ def test_a_terminal_that_is_closed_loses_no_step():
         os.close(terminal)
         assert process.wait(60) == 129
     assert record(Path("run"))["status"] == "interrupted"
-    step = latest_checkpoint(Path("run"))
-    assert step
-    assert int(step.stem[5:]) >= 2
+    assert int(latest_checkpoint(Path("run")).stem[5:]) >= 2
 
 
 def test_a_reader_that_goes_away_is_told_of(tmp_path):
-    words = [*TINY, "--epochs", "60", "--save-every", "1", "--out", "run"]
-    command = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
-    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started([sys.executable, *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         for line in process.stdout:
             if line.startswith("epoch 2/"):
                 break
@@ -374,12 +303,10 @@ def test_a_reader_that_goes_away_is_told_of(tmp_path):
     assert latest_checkpoint(Path("run"))
 
 
-@PROGRAMS
-def test_a_window_system_that_is_not_here_does_not_matter(program):
-    environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    command = [sys.executable, program.file, "--help"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_window_system_that_is_not_here_does_not_matter(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    done = shell('exec "$@"', "--help")
+    assert (done.code, done.err) == (0, "")
 
 
 def test_what_is_left_after_an_error(call, monkeypatch, undrawn):
@@ -423,21 +350,9 @@ def test_letters_that_the_font_lacks_are_no_warning(capsys):
     assert run_program(lambda: warnings.warn("another", stacklevel=1), debug=False) == 1, "that one is an error here"
 
 
-def test_an_error_about_a_name_of_two_lines_is_one_line(call, capsys):
-    assert run_program(lambda: print(open("a\nb")), debug=False, what_remains=lambda _: "; \r") == 3  # noqa: SIM115
-    assert capsys.readouterr().err == "error: a\\nb: No such file or directory; \\r\n"
-    call(TRAIN, "a\nb").failed(2, r"a\nb")
-
-
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_output_is_named():
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
-    words = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *TINY, "--out", "run"]
-    command = ["sh", "-c", 'exec "$@" > /dev/full', "sh", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    Done(done.returncode, done.stdout, done.stderr).failed(
-        3, "No space left on device: the standard output, or the working folder"
-    )
+    shell('exec "$@" > /dev/full').failed(3, "No space left on device: the standard output, or the working folder")
 
 
 @pytest.mark.parametrize(
@@ -450,8 +365,6 @@ def test_a_full_output_is_named():
     ids=str,
 )
 def test_too_little_memory_ends_with_4_before_it_is_taken(words, told):
-    words = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *TINY, *map(str, words), "--out", "run"]
-    command = ["sh", "-c", 'ulimit -v 3000000 && exec "$@"', "sh", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    Done(done.returncode, done.stdout, done.stderr).failed(4, told, "GiB are free; take fewer latent dimensions")
+    done = shell('ulimit -v 3000000 && exec "$@"', *words)
+    done.failed(4, told, "GiB are free; take fewer latent dimensions")
     assert not Path("run").exists()

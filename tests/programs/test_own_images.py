@@ -8,11 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from program_cases import AE_PICTURES, NETWORK, VAE_PICTURES, content, no_pictures, photos, pictures, record
+from program_cases import NETWORK, VAE_PICTURES, content, no_pictures, photos, pictures, record
 from programs import EVALUATE, GENERATE, TRAIN
-
-from autoencoders.data import load_dataset
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
@@ -38,9 +35,7 @@ def test_how_images_are_read_is_recorded_and_applied_again(call, monkeypatch, un
     call(TRAIN, *words, "--image-size", 8).failed(3, "broken.jpg: cannot identify", "--skip-broken")
     call(TRAIN, *words, "--image-size", 8, 8, 8).failed(2, "--image-size is 8 8 8")
     reading = ("--image-size", 8, 12, "--grayscale", "--skip-broken", "--test-dir", photos("kept", 10))
-    done = call(TRAIN, *words, *reading, "--augment", "--limit-train", 30)
-    assert (done.code, done.err) == (0, "")
-    assert "--model-dir run --dataset 'holiday photos'" in done.out
+    call(TRAIN, *words, *reading, "--augment", "--limit-train", 30).ok("--model-dir run --dataset 'holiday photos'")
     recorded = record(Path("run"))
     wanted = {"image_size": [8, 12], "grayscale": True, "skip_broken": True, "test_dir": str(Path("kept").absolute())}
     assert recorded["data"] | wanted == recorded["data"]
@@ -51,16 +46,13 @@ def test_how_images_are_read_is_recorded_and_applied_again(call, monkeypatch, un
     words = ("--model-dir", "../run", "--dataset", "../holiday photos")
     again = ("--init-from", "../run", "--epochs", 1, "--out", "new")
     for program, *rest in ((EVALUATE, *words), (TRAIN, "--out", "../run", "--resume"), (TRAIN, *again)):
-        done = call(program, *rest)
-        assert (done.code, done.err) == (0, "")
-        assert "10 of them for testing" in done.out
-        assert "50 of them resized and cropped to 12 x 8" in done.out
+        call(program, *rest).ok("10 of them for testing", "50 of them resized and cropped to 12 x 8")
     found = json.loads(Path("../run/evaluation.json").read_text())["data"]["content_hash"]
     assert found == recorded["data"]["content_hash"] == record(Path("new"))["data"]["content_hash"]
     # other pictures get the size and colour of the model's; the folder of test images is not theirs
-    done = call(GENERATE, "--model-dir", "../run", "--dataset", "../kept", "--out", "drawn")
-    assert (done.code, done.err) == (0, "")
-    assert "10 images from the folder ../kept, 1 of them, drawn at random from each class, for testing" in done.out
+    call(GENERATE, "--model-dir", "../run", "--dataset", "../kept", "--out", "drawn").ok(
+        "10 images from the folder ../kept, 1 of them, drawn at random from each class, for testing"
+    )
     recorded["data"]["image_size"] = "large"
     Path("../run/run.json").write_text(json.dumps(recorded))
     call(GENERATE, *words).failed(3, "image size is large but must be")
@@ -70,9 +62,9 @@ def test_single_pictures_are_reconstructed_without_a_data_set(call, trained, mon
     face = photos("a ü", 4) / "a/0.png"
     monkeypatch.setattr(GENERATE.module, "data_of_model", lambda *_: pytest.fail("loads a data set"))
     shutil.copytree(trained(), "run")
-    done = call(GENERATE, "--model-dir", "run", "--image", face, "a ü/b/3.png")
-    assert (done.code, done.err) == (0, "")
-    assert f"{face}: turned to grey, resized and cropped to 28 x 28" in done.out
+    call(GENERATE, "--model-dir", "run", "--image", face, "a ü/b/3.png").ok(
+        f"{face}: turned to grey, resized and cropped to 28 x 28"
+    )
     before = content(Path("run"))
     call(GENERATE, "--model-dir", "run", "--image", "a ü/b/broken.jpg").failed(3, "a ü/b/broken.jpg: cannot identify")
     call(GENERATE, "--model-dir", "run", "--image", "a ü").failed(3, "a ü: is a folder; --image 'a ü'/* takes")
@@ -82,22 +74,3 @@ def test_single_pictures_are_reconstructed_without_a_data_set(call, trained, mon
     call(GENERATE, *conditional).failed(2, "--image needs the --class of the pictures")
     assert call(GENERATE, *conditional, "--class", "Bag").code == 0
     assert pictures(Path("drawn")) == {"image"}
-
-
-def test_an_own_folder_of_pictures_by_class(call):
-    rng = np.random.default_rng(0)
-    for label, name in enumerate(("cats", "dogs")):  # dark cats, bright dogs
-        (Path("zoo") / name).mkdir(parents=True)
-        for i in range(50):
-            pixels = rng.integers(0, 128, (14, 9, 3), dtype=np.uint8) + np.uint8(128 * label)
-            Image.fromarray(pixels).save(Path("zoo") / name / f"{i}.png")
-    data = load_dataset("zoo")
-    for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
-        assert labels.tolist() == (images.mean(axis=(1, 2, 3)) > 127.5).astype(int).tolist()
-        assert set(labels.tolist()) == {0, 1}
-    assert data.class_names == ("cats", "dogs")
-    assert call(TRAIN, *NETWORK, "--model", "ae", "--dataset", "zoo", "--epochs", 1, "--out", "run").code == 0
-    assert record(Path("run"))["model"]["input_shape"] == [14, 9, 3]
-    done = call(GENERATE, "--model-dir", "run", "--dataset", "zoo", "--out", "drawn")
-    assert (done.code, done.err) == (0, "")
-    assert pictures(Path("drawn")) == AE_PICTURES

@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_sets import NEEDS_NUMBA
+from program_cases import content, no_pictures
 from programs import EVALUATE, GENERATE, TRAIN
 
 import autoencoders
 import minigrad
 from autoencoders import VAE, Autoencoder
 from autoencoders.cli import program as cli
-from autoencoders.data import NAMES, load_dataset
+from autoencoders.data import load_dataset
 from autoencoders.evaluation.mixture import Mixture, load_mixture, save_mixture
 from autoencoders.pictures import sheets
 from autoencoders.runs import record as run_record
@@ -38,7 +39,6 @@ from autoencoders.runs import replace as run_files
 from autoencoders.runs import run as run_module
 from autoencoders.runs.report import loss_curves
 from autoencoders.training import latest_checkpoint, load_checkpoint, memory
-from autoencoders.training.folder import check_writable
 from minigrad.serialize import MOST_LISTS, MOST_TEXT, DataError, load_state, numbered, open_file, read_file, save_state
 
 TINY = "--filters 2 --kernels 3 --strides 2 --epochs 2 --batch-size 8 --threads 1".split()  # noqa: SIM905
@@ -54,10 +54,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("shelf")
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
     np.savez(place / "own.npz", x_train=images[:30], y_train=np.arange(30) % 3, x_test=images[30:])
-    with pytest.MonkeyPatch.context() as patch:
+    with no_pictures() as patch:
         patch.chdir(place)
-        patch.setattr(run_module, "draw", lambda *_, **__: {})
-        patch.setattr(run_module, "save_pictures", lambda *_: [])
         patch.setattr(run_module, "fatal", lambda figures: [])
         assert TRAIN.main([*TINY, "--model", "ae", "--out", "run"]) == 0
     return place
@@ -68,9 +66,8 @@ def run(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored_b
     """A run to change, in the working folder, beside what belongs to the user: the folder `mine`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIGRAD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(run_module, "draw", lambda *_, **__: {})
-    monkeypatch.setattr("autoencoders.runs.report.draw", lambda *_, **__: {})
-    monkeypatch.setattr("autoencoders.runs.report.close_ups", lambda *_, **__: {})
+    for drawing in ("run.draw", "report.draw", "report.close_ups"):
+        monkeypatch.setattr(f"autoencoders.runs.{drawing}", lambda *_, **__: {})
     monkeypatch.setattr(EVALUATE.module, "measure", measure)
     monkeypatch.setattr(run_module, "fatal", lambda figures: [])  # no model of a few steps works
     monkeypatch.setattr("autoencoders.pictures.charts.film_frame", lambda *_: None)
@@ -96,86 +93,71 @@ def measure(*_: Any, **__: Any) -> Any:
     return json.loads(measured())
 
 
-def content(folder: Path | str) -> dict[str, Any]:
-    return {str(p): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
-
-
-def call(capsys: pytest.CaptureFixture[str], program: Any, *words: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = program.main([*map(str, words)])
-    return code, *capsys.readouterr()
-
-
 def programs(run: Path, kind: str) -> list[tuple[Any, ...]]:
     """The programs that meet the fault, with their options."""
     read = ["--model-dir", run, "--dataset", "own.npz"]
-    return {
-        READ: [(GENERATE, *read), (EVALUATE, *read, "--iw-samples", 0)],
-        RESUME: [(TRAIN, "--resume", "--quiet", "--out", run)],
-        REPLACE: [(TRAIN, *TINY, "--overwrite", "--out", run)],
-    }[kind]
+    if kind == READ:
+        return [(GENERATE, *read), (EVALUATE, *read, "--iw-samples", 0)]
+    return [(TRAIN, *(("--resume", "--quiet") if kind == RESUME else (*TINY, "--overwrite")), "--out", run)]
+
+
+def change_record(run: Path, **changes: Any) -> None:
+    """Change entries of run.json."""
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | changes))
 
 
 # ---- what lies in a folder ----
 
 
-def link(name: str, target: str = "../mine") -> Callable[[Path], None]:
-    def make(run: Path) -> None:
-        path = run / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
-        path.symlink_to(os.path.relpath(run.parent / "mine", path.parent) if target == "../mine" else target)
-
-    return make
+def cleared(path: Path) -> Path:
+    """The path with nothing there."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    return path
 
 
-def link_to_file(name: str, file: str = "id_rsa") -> Callable[[Path], None]:
-    def make(run: Path) -> None:
-        (run / name).unlink(missing_ok=True)
-        (run / name).symlink_to(f"../mine/{file}")
+def link(name: str, target: str = "mine") -> Callable[[Path], None]:
+    return lambda run: cleared(run / name).symlink_to(
+        target if target[0] == "/" else os.path.relpath(target, (run / name).parent)
+    )
 
-    return make
+
+def link_to_file(name: str) -> Callable[[Path], None]:
+    return link(name, "mine/id_rsa")
 
 
 def pipe(name: str) -> Callable[[Path], None]:
-    def make(run: Path) -> None:
-        (run / name).unlink(missing_ok=True)
-        os.mkfifo(run / name)
-
-    return make
+    return lambda run: os.mkfifo(cleared(run / name))
 
 
 def sparse(name: str) -> Callable[[Path], None]:
     def make(run: Path) -> None:
-        with (run / name).open("wb") as file:
-            file.truncate(10 << 30)
+        (run / name).write_bytes(b" ")
+        os.truncate(run / name, 10 << 30)
 
     return make
 
 
 def brackets(name: str) -> Callable[[Path], None]:
-    def make(run: Path) -> None:
-        text = b'{"data": [' + b"[]," * MOST_LISTS + b"[]]}"
-        (run / name).write_bytes((len(text).to_bytes(8, "little") if "safetensors" in name else b"") + text)
-
-    return make
+    text = b'{"data": [' + b"[]," * MOST_LISTS + b"[]]}"
+    return lambda run: (run / name).write_bytes(
+        (len(text).to_bytes(8, "little") if "safetensors" in name else b"") + text
+    )
 
 
 EVERY = (READ, RESUME, REPLACE)
 FOLDERS = [
     (link_to_file(".lock"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
     (link(".lock"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
-    (link_to_file(".lock", "not there yet"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
+    (link(".lock", "mine/not there yet"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
     (link("figures"), EVERY, 3, "figures: expected a folder, found a link"),
     (link("film"), (RESUME, REPLACE), 3, "film: expected a folder, found a link"),
     (link("checkpoints"), (REPLACE,), 3, "checkpoints: expected a folder, found a link"),
     (link("checkpoints"), (RESUME,), 3, "checkpoints: expected a folder, found something else"),
     (link_to_file("run.json"), (REPLACE,), 0, ""),
     (link_to_file("run.json"), (READ,), 3, "run.json: is a link that leads out of run"),
-    (link("run.json", "/dev/zero"), (READ,), 3, "run.json: is a link that leads out of run"),
-    (link_to_file("model.safetensors"), (READ,), 3, "model.safetensors: is a link that leads out of run"),
     (link_to_file("mixture.safetensors"), (READ,), 3, "mixture.safetensors: is a link that leads out of run"),
     (brackets("run.json"), (READ,), 3, "run.json: cannot be read as JSON (expected at most"),
     (brackets("model.safetensors"), (READ,), 3, "model.safetensors: not a minigrad state file"),
@@ -188,17 +170,16 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize(("make", "kinds", "code", "told"), FOLDERS)
-def test_a_folder_of_a_stranger_touches_nothing_of_the_users(make, kinds, code, told, run, capsys):
+def test_a_folder_of_a_stranger_touches_nothing_of_the_users(make, kinds, code, told, run, call):
     make(run)
-    before = content("mine")
-    for kind in kinds:
-        for program in programs(run, kind):
-            found, _, err = call(capsys, *program)
-            assert found == code, (program, err)
-            lines = [line for line in err.splitlines() if "compiling" not in line and line[:2] != "  "]
-            assert len(lines) == (code != 0), err
-            assert told in err, (program, err)
-            assert content("mine") == before
+    before = content(Path("mine"))
+    for program in [program for kind in kinds for program in programs(run, kind)]:
+        done = call(*program)
+        if code:
+            done.failed(code, told)
+        else:
+            assert (done.code, done.err) == (0, "")
+        assert content(Path("mine")) == before
     assert not list(Path("mine").rglob("not there yet"))
 
 
@@ -206,15 +187,14 @@ def test_a_folder_of_a_stranger_touches_nothing_of_the_users(make, kinds, code, 
 @pytest.mark.parametrize(
     "make", [link_to_file, sparse, brackets, pytest.param(pipe, marks=FIFOS), lambda name: link(name, "/dev/zero")]
 )
-def test_what_an_evaluation_can_do_without_is_told_and_left_out(make, inside, run, capsys):
+def test_what_an_evaluation_can_do_without_is_told_and_left_out(make, inside, run, call):
     pytest.importorskip("sklearn")
     make(inside)(run)
-    before = content("mine")
-    code, out, err = call(capsys, *programs(run, READ)[1])
-    assert (code, err) == (0, "")
-    assert f"{'no losses that can be drawn' if 'no losses' in out else inside}" in out
-    assert "no loss curves: " in out or "no film: " in out
-    assert content("mine") == before
+    before = content(Path("mine"))
+    done = call(*programs(run, READ)[1]).ok()
+    assert inside in done.out or "no losses that can be drawn" in done.out
+    assert "no loss curves: " in done.out or "no film: " in done.out
+    assert content(Path("mine")) == before
 
 
 @pytest.mark.parametrize(
@@ -230,21 +210,20 @@ def test_a_history_that_no_axis_can_span_is_told_and_left_out(epochs, losses, ru
 
 @pytest.mark.parametrize("changes", [{"options": [1]}, {"options": {"validation": 1e300}}, {"data": None}])
 def test_a_record_that_cannot_be_is_named(changes, run):
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | changes))
+    change_record(run, **changes)
     with pytest.raises(DataError, match=r"^run/run\.json: "):
         run_record.trained_on(run, load_dataset("own.npz"))
 
 
-def test_links_that_stay_in_the_folder_and_links_to_it_are_fine(run, capsys):
+def test_links_that_stay_in_the_folder_and_links_to_it_are_fine(run, call):
     (run / "model.safetensors").rename(run / "kept.safetensors")
     (run / "model.safetensors").symlink_to("kept.safetensors")
     Path("link").symlink_to("run")
-    assert call(capsys, *programs(Path("link"), READ)[0])[0] == 0
-    assert call(capsys, *programs(Path("link"), RESUME)[0])[0] == 0
+    for kind in (READ, RESUME):
+        assert call(*programs(Path("link"), kind)[0]).code == 0
 
 
-def test_what_is_not_of_a_run_stays_where_it_is(run, capsys):
+def test_what_is_not_of_a_run_stays_where_it_is(run, call):
     """In the place of an old run, too."""
     for place in ("old-1", "old-2"):
         (run / place / "checkpoints").mkdir(parents=True)
@@ -252,20 +231,19 @@ def test_what_is_not_of_a_run_stays_where_it_is(run, capsys):
             (run / place / name).write_text("mine")
     before = {name: x for name, x in content(run).items() if x == b"mine"}
     assert len(before) == 4
-    for program in programs(run, READ):
-        assert call(capsys, *program)[0] == 0
-    assert call(capsys, *programs(run, RESUME)[0])[0] == 0
+    for program in (*programs(run, READ), *programs(run, RESUME)):
+        assert call(*program).code == 0
     assert {name: x for name, x in content(run).items() if x == b"mine"} == before
 
 
-def test_copies_of_checkpoints_neither_count_nor_go(run, capsys):
+def test_copies_of_checkpoints_neither_count_nor_go(run, call):
     names = ("step-good", "step-00000009_mine", "step-00000009 (copy)", "step-", "step-٣", "step--5", "step-1e9")
     newest = latest_checkpoint(run)
     for name in names:
         shutil.copy(newest, run / "checkpoints" / f"{name}.safetensors")
     assert latest_checkpoint(run) == newest
     assert load_checkpoint(run, pytest.fail)[2] == newest
-    assert call(capsys, *programs(run, REPLACE)[0])[0] == 0
+    assert call(*programs(run, REPLACE)[0]).code == 0
     left = {path.stem for path in (run / "checkpoints").iterdir()}
     assert set(names) <= left
     assert len(left - set(names)) == 2, "one for each epoch"
@@ -275,12 +253,6 @@ def test_numbers_decide_the_order_also_of_many_digits(tmp_path):
     for number in ("99999999", "100000000", "00000007", "8"):
         (tmp_path / f"x-{number}.y").write_text("")
     assert [path.name[2:-2] for path in numbered(tmp_path, "x-*.y")] == ["00000007", "8", "99999999", "100000000"]
-
-
-def test_a_folder_that_holds_a_link_is_refused_before_it_is_written(run):
-    link("film")(run)
-    with pytest.raises(DataError, match="film: expected a folder, found a link"):
-        check_writable(run)
 
 
 # ---- what is read is bounded ----
@@ -297,7 +269,7 @@ def test_a_file_grows_no_further_than_allowed_and_is_a_file(tmp_path):
         read_file(tmp_path / "loop")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@FIFOS
 def test_what_takes_the_place_of_a_file_meanwhile_is_not_waited_for(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.setattr("minigrad.serialize.require_file", lambda path, *_: str(path))
@@ -315,28 +287,23 @@ def test_no_honest_header_comes_near_the_bounds(tmp_path):
     assert load_state(tmp_path / "x")[1]["progress"]["rows"] == rows
 
 
-@pytest.mark.parametrize(
-    ("shape", "kernel", "stride", "filters"),
-    [
-        ((10**6, 10**6, 1), 1, 10**6, 1),  # the input
-        ((1000, 1000, 1), 1, 1, 10**6),  # the result
-        ((1, 1, 1), 10**6, 1, 1),  # the padding, though so many weights would not fit either
-    ],
-)
-def test_a_small_file_that_claims_large_layers_is_refused(shape, kernel, stride, filters):
+# the input, the result, and the padding, though so many weights would not fit either
+@pytest.mark.parametrize("sizes", [(10**6, 1, 10**6, 1), (1000, 1, 1, 10**6), (1, 10**6, 1, 1)])
+def test_a_small_file_that_claims_large_layers_is_refused(sizes):
+    side, kernel, stride, filters = sizes
+    shape = (side, side, 1)
     *_, passing = memory.least_size(shape, (filters,), (kernel,), (stride,), 1)
     assert passing >= 10**12
     with pytest.raises(minigrad.DeviceError, match=rf"1 x {passing:,} numbers in a layer, needs about .* are free"):
         Autoencoder(shape, (filters,), (kernel,), (stride,), 1)
 
 
-def test_what_a_layer_takes_counts_for_all_images_of_a_batch(run, capsys, monkeypatch):
+def test_what_a_layer_takes_counts_for_all_images_of_a_batch(run, call, monkeypatch):
     *_, passing = memory.least_size((8, 8, 1), (2,), (3,), (2,), 2)
     assert passing == 64 + 9 * 9 + 4 * 4 * 2, "what it is given, padded, and gives"
     monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: 4 * 256 * passing)
     for program in programs(run, READ):
-        code, _, err = call(capsys, *program)
-        assert (code, f"256 x {passing} numbers in a layer" in err) == (4, True), err
+        call(*program).failed(4, f"256 x {passing} numbers in a layer")
 
 
 # ---- a mixture ----
@@ -353,21 +320,17 @@ GOOD = {"weights": np.array([0.25, 0.75]), "means": np.zeros((2, 2)), "covarianc
         {"weights": np.array([1.0, 1.0])},
         {"weights": np.zeros(0), "means": np.zeros((0, 2)), "covariances": np.zeros((0, 2, 2))},
         {"weights": np.array([[0.25], [0.75]])},
-        {"weights": np.array([0, 1])},
-        {"means": np.zeros((2, 3))},
         {"means": np.zeros((3, 2))},
         {"means": np.zeros((2, 3)), "covariances": np.eye(3)[None].repeat(2, axis=0)},
-        {"means": np.full((2, 2), np.inf)},
         {"means": np.full((2, 2), 1e300)},
         {"covariances": -EYE},
         {"covariances": EYE * np.nan},
-        {"covariances": EYE * 1e300},
         {"covariances": EYE[0]},
         {"more": np.zeros(2)},
     ],
     ids=str,
 )
-def test_a_mixture_that_is_none_is_named(changes, run, capsys):
+def test_a_mixture_that_is_none_is_named(changes, run):
     fitted_to = load_state(run / "model.safetensors")[2]
     for record in ({"fitted_to": fitted_to}, {"fitted_to": "another"}):
         save_state(run / "mixture.safetensors", GOOD | changes, {"kind": "mixture", **record})
@@ -378,42 +341,40 @@ def test_a_mixture_that_is_none_is_named(changes, run, capsys):
     assert load_mixture(run)
 
 
-def test_a_mixture_that_is_none_ends_the_programs_with_3(run, capsys):
+def test_a_mixture_that_is_none_ends_the_programs_with_3(run, call):
     save_state(run / "mixture.safetensors", GOOD | {"covariances": -EYE}, {"kind": "mixture"})
     for program in programs(run, READ):
-        code, _, err = call(capsys, *program)
-        assert (code, err.count("\n"), "mixture.safetensors: expected weights" in err) == (3, 1, True), err
+        call(*program).failed(3, "mixture.safetensors: expected weights")
 
 
 # ---- data ----
 
 
-def test_own_images_that_only_the_folder_names_need_the_option(run, capsys):
-    for program, *words in programs(run, READ):
-        words = [word for word in words if word not in ("--dataset", "own.npz")]
-        code, out, err = call(capsys, program, *words)
-        assert (code, out, err.count("\n")) == (3, "", 1)
-        assert "run.json: data: names images by a path" in err
-        assert "--dataset" in err
+def without_data(program: Any, *words: Any) -> tuple[Any, ...]:
+    return program, *(word for word in words if word not in ("--dataset", "own.npz"))
+
+
+def test_own_images_that_only_the_folder_names_need_the_option(run, call):
+    for program in programs(run, READ):
+        done = call(*without_data(*program))
+        done.failed(3, "run.json: data: names images by a path", "--dataset")
+        assert done.out == ""
 
 
 @pytest.mark.parametrize("kind", [READ, RESUME])
-def test_nothing_is_downloaded_to_where_only_the_folder_says(kind, run, capsys, monkeypatch):
-    record = json.loads((run / "run.json").read_text())
-    record["data"] |= {"name": "fashion-mnist", "data_dir": str(Path("mine").absolute())}
-    (run / "run.json").write_text(json.dumps(record))
+def test_nothing_is_downloaded_to_where_only_the_folder_says(kind, run, call, monkeypatch):
+    data = json.loads((run / "run.json").read_text())["data"]
+    data |= {"name": "fashion-mnist", "data_dir": str(Path("mine").absolute())}
+    change_record(run, data=data)
     path = latest_checkpoint(run)
     arrays, saved, _ = load_state(path)
     saved.pop("format")
-    save_state(path, arrays, saved | {"data": record["data"]})
+    save_state(path, arrays, saved | {"data": data})
     monkeypatch.setattr("autoencoders.data.search.fetch", lambda *_: pytest.fail("downloads"), raising=False)
-    before = content("mine")
-    for program, *words in programs(run, kind):
-        words = [word for word in words if word not in ("--dataset", "own.npz")]
-        code, _, err = call(capsys, program, *words)
-        assert (code, "downloads are off" in err) == (3, True), err
-        assert kind == RESUME or "--data-dir" in err
-    assert content("mine") == before
+    before = content(Path("mine"))
+    for program in programs(run, kind):
+        call(*without_data(*program)).failed(3, "downloads are off", *["--data-dir"] * (kind == READ))
+    assert content(Path("mine")) == before
 
 
 # ---- results beside files of the user's ----
@@ -426,7 +387,7 @@ def test_nothing_is_downloaded_to_where_only_the_folder_says(kind, run, capsys, 
         (GENERATE, [], ["samples.png", "reconstructions.png"]),
     ],
 )
-def test_out_replaces_what_no_run_made_only_on_request(program, words, names, run, capsys, monkeypatch):
+def test_out_replaces_what_no_run_made_only_on_request(program, words, names, run, call, monkeypatch):
     pytest.importorskip("sklearn")
     drawn = {"reconstructions": sheets.samples(np.zeros((1, 8, 8, 1)))}
     monkeypatch.setattr(GENERATE.module, "draw", lambda *_, **__: drawn)
@@ -435,22 +396,21 @@ def test_out_replaces_what_no_run_made_only_on_request(program, words, names, ru
         out = Path("out") / name
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("mine")
-        code, _, err = call(capsys, program, *words, "--out", "out")
-        assert code == 1, err
-        assert f"out holds {name}, which no run has made; move them away, or use another --out or --overw" in err
+        told = f"out holds {name}, which no run has made; move them away, or use another --out or --overwrite"
+        call(program, *words, "--out", "out").failed(1, told)
         assert out.read_text() == "mine"
         out.unlink()
     Path("out", names[0]).write_text("mine")
     for last in (["--out", "out", "--overwrite"], []):  # and in the run's folder
-        assert call(capsys, program, *words, *last)[0] == 0
+        assert call(program, *words, *last).code == 0
     if program is EVALUATE:
-        assert call(capsys, program, *words, "--out", "out")[0] == 0, "what it has made itself"
+        assert call(program, *words, "--out", "out").code == 0, "what it has made itself"
 
 
 # ---- the path of a model ----
 
 
-def test_the_path_of_a_model_is_as_good_as_its_folder(run, capsys):
+def test_the_path_of_a_model_is_as_good_as_its_folder(run, call):
     shutil.copy(run / "model.safetensors", "copy.safetensors")
     Path("link").symlink_to("copy.safetensors")
     expected = autoencoders.load(run).config
@@ -458,7 +418,7 @@ def test_the_path_of_a_model_is_as_good_as_its_folder(run, capsys):
         assert autoencoders.load(path).config == Autoencoder.load(path).config == expected
     assert autoencoders.load(latest_checkpoint(run)).config == expected
     for program, _, _, *words in programs(run, READ):
-        assert call(capsys, program, "--model-dir", run / "model.safetensors", *words)[0] == 0
+        assert call(program, "--model-dir", run / "model.safetensors", *words).code == 0
 
 
 def test_a_class_of_ones_own_is_loaded_as_that(tmp_path):
@@ -474,15 +434,9 @@ def test_a_class_of_ones_own_is_loaded_as_that(tmp_path):
     shape = (8, 8, 1), (2,), (3,), (2,), 2
     for name, made in (("vae", VAE), ("mine", Mine), ("plain", Plain), ("named", Named)):
         made(*shape).save(tmp_path / name)
-    for wanted, name, found in (
-        (Mine, "mine", Mine),
-        (Mine, "vae", Mine),
-        (VAE, "mine", VAE),
-        (Autoencoder, "mine", VAE),
-        (Plain, "plain", Plain),
-        (Named, "named", Named),
-    ):
-        assert type(wanted.load(tmp_path / name)) is found
+    for wanted, name in ((Mine, "mine"), (Mine, "vae"), (VAE, "mine"), (Plain, "plain"), (Named, "named")):
+        assert type(wanted.load(tmp_path / name)) is wanted
+    assert type(Autoencoder.load(tmp_path / "mine")) is VAE
     assert type(autoencoders.load(tmp_path / "mine")) is VAE
     for wanted, name in ((Mine, "plain"), (Plain, "vae"), (VAE, "named"), (VAE, "plain")):
         with pytest.raises(DataError):
@@ -494,16 +448,15 @@ def test_a_class_of_ones_own_is_loaded_as_that(tmp_path):
 NASTY = "a\x1b[2J\x07\r\n\x9b31m\u202eb\u2028c"
 
 
-def test_what_comes_from_outside_is_shown_and_not_obeyed(run, capsys):
-    record = json.loads((run / "run.json").read_text())
-    record["data"] |= {"name": NASTY}
-    (run / "run.json").write_text(json.dumps(record))
-    words = ["--model-dir", run]
-    for program in (GENERATE, EVALUATE):
-        code, out, err = call(capsys, program, *words)
-        assert (code, err.count("\n")) == (3, 1)
-        assert (out + err).replace("\n", "").isprintable()
-        assert "x1b[2J" in err
+def test_what_comes_from_outside_is_shown_and_not_obeyed(run, call):
+    """A name of data, and names of classes."""
+    VAE((8, 8, 1), (2,), (3,), (2,), 2, classes=2, class_names=(NASTY, "b")).save("conditional")
+    change_record(run, data={"name": NASTY})
+    conditional = (GENERATE, "--model-dir", "conditional", "--class", "c", "--dataset", "own.npz")
+    for code, program in ((3, (GENERATE, "--model-dir", run)), (3, (EVALUATE, "--model-dir", run)), (2, conditional)):
+        done = call(*program)
+        done.failed(code, "x1b[2J")
+        assert (done.out + done.err).replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize("output", ["stdout", "stderr"])
@@ -516,25 +469,15 @@ def test_every_output_of_a_program_is_escaped(output, capsys):
     out, err = capsys.readouterr()
     assert (out + err).replace("\n", "").replace("\r", "").isprintable()
     assert "\r" not in out
-    line = r"a\x1b[2J\x07\r\n\x9b31m\u202eb\u2028c"
-    assert line in out.splitlines()
-
-
-def test_class_names_of_a_model_cannot_break_an_error(run, capsys):
-    VAE((8, 8, 1), (2,), (3,), (2,), 2, classes=2, class_names=(NASTY, "b")).save("conditional")
-    code, out, err = call(capsys, GENERATE, "--model-dir", "conditional", "--class", "c", "--dataset", "own.npz")
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err[:-1].isprintable()
+    assert r"a\x1b[2J\x07\r\n\x9b31m\u202eb\u2028c" in out.splitlines()
 
 
 def test_a_class_name_as_long_as_a_file_is_cut_before_it_is_measured(monkeypatch):
-    drawn = sheets
-    measured: list[str] = []
-    monkeypatch.setattr(drawn, "_text_width", lambda text, *_: measured.append(text) or 8.0 * len(text))
-    names = ["x" * 10**6, "b\n" * 10**5]
-    drawn.reconstructions(*np.zeros((2, 2, 8, 8, 1)), np.arange(2), names)
-    assert max(map(len, measured)) <= 301
-    assert len(measured) < 1000
+    lengths: list[int] = []
+    monkeypatch.setattr(sheets, "_text_width", lambda text, *_: lengths.append(len(text)) or 8.0 * len(text))
+    sheets.reconstructions(*np.zeros((2, 2, 8, 8, 1)), np.arange(2), ["x" * 10**6, "b\n" * 10**5])
+    assert max(lengths) <= 301
+    assert len(lengths) < 1000
 
 
 def test_an_error_quotes_no_whole_file(capsys):
@@ -545,13 +488,11 @@ def test_an_error_quotes_no_whole_file(capsys):
     assert len(capsys.readouterr().err) < 1100
 
 
-def test_the_report_escapes_what_it_is_told(run, capsys):
+def test_the_report_escapes_what_it_is_told(run, call):
     pytest.importorskip("jinja2")
     pytest.importorskip("sklearn")
-    record = json.loads((run / "run.json").read_text())
-    record["commands"] = [f"<script>alert(1)</script>{NASTY}\ud800"]
-    (run / "run.json").write_text(json.dumps(record))
-    assert call(capsys, *programs(run, READ)[1])[0] == 0
+    change_record(run, commands=[f"<script>alert(1)</script>{NASTY}\ud800"])
+    assert call(*programs(run, READ)[1]).code == 0
     text = (run / "report.html").read_text()
     assert "<script>" not in text
     assert r"&lt;script&gt;alert(1)&lt;/script&gt;a\x1b[2J\x07\r" in text
@@ -563,9 +504,8 @@ def test_the_report_escapes_what_it_is_told(run, capsys):
 
 def state() -> dict[str, Any]:
     """What another program would notice."""
-    numbers = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
     return {
-        "handlers": {number: signal.getsignal(number) for number in numbers},
+        "handlers": {n: signal.getsignal(n) for n in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}},
         "hooks": (sys.unraisablehook, sys.excepthook, threading.excepthook),
         "errstate": np.geterr(),
         "filters": list(warnings.filters),
@@ -578,28 +518,26 @@ def state() -> dict[str, Any]:
     }
 
 
-ENDS = {
-    "well": ["--out", "new"],
-    "usage": ["--epochs", "none"],
-    "help": ["--help"],
-    "data": ["--dataset", "nowhere", "--out", "new"],
+ENDS = {  # how a program ends: its options or an error, and its exit code
+    "well": ([], None, 0),
+    "usage": (["--epochs", "none"], None, 2),
+    "help": (["--help"], None, 0),
+    "data": (["--dataset", "nowhere"], None, 3),
+    "interrupt": ([], KeyboardInterrupt(), 130),
+    "stop": ([], KeyboardInterrupt("by a callback"), 130),
+    "crash": ([], RuntimeError("x"), 1),
 }
 
 
-@pytest.mark.parametrize("end", [*ENDS, "interrupt", "stop", "crash"])
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("where", ["main", "runpy", "thread", "threads"])
 def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeypatch):
     minigrad.use(kernels="plain")
-    words = [*TINY, *ENDS.get(end, ["--out", "new"]), "--threads", "2"]
-    errors = {"interrupt": KeyboardInterrupt(), "stop": KeyboardInterrupt("by a callback"), "crash": RuntimeError("x")}
-    if error := errors.get(end):
-
-        def fail(*_: Any, **__: Any) -> None:
-            raise error
-
-        monkeypatch.setattr(run_module.Run, "execute", fail)
+    more, error, code = ENDS[end]
+    words = [*TINY, "--out", "new", *more, "--threads", "2"]
+    if error:
+        monkeypatch.setattr(run_module.Run, "execute", lambda *_, **__: (_ for _ in ()).throw(error))
     monkeypatch.setattr(sys, "argv", ["train", *words])
-    script = str(TRAIN.file)
     codes: list[Any] = []
 
     def start() -> None:
@@ -607,7 +545,7 @@ def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeyp
             if where in ("main", "threads"):  # runpy is not for two threads
                 codes.append(TRAIN.main(words))
             else:
-                runpy.run_path(script, run_name="__main__")
+                runpy.run_path(str(TRAIN.file), run_name="__main__")
         except SystemExit as stop:
             codes.append(stop.code)
 
@@ -621,41 +559,32 @@ def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeyp
     else:
         start()
     assert state() == before
-    if where == "threads":  # the second may find the run of the first
-        codes = [min(codes)]
-    assert codes == [{"well": 0, "help": 0, "usage": 2, "data": 3, "interrupt": 130, "stop": 130, "crash": 1}[end]]
+    assert min(codes) == code, "of two, the second may find the run of the first"
 
 
-def test_an_output_of_a_notebook_is_enough(monkeypatch):
-    class Output:
-        def __init__(self) -> None:
-            self.text = ""
+class Notebook:
+    """An output with nothing but `write`."""
 
-        def write(self, text: str) -> None:
-            self.text += text
+    text = ""
 
-    output = Output()
-    monkeypatch.setattr(sys, "stdout", output)
-    assert cli.run_program(lambda: print("Fréchet \x1b"[sys.stdout.isatty() :], flush=True), debug=False) == 0
-    assert (output.text, sys.stdout) == ("Fréchet \\x1b\n", output)
+    def write(self, text: str) -> None:
+        self.text += text
 
 
-def test_a_program_without_outputs_runs(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    monkeypatch.setattr(sys, "stderr", None)
-    assert cli.run_program(lambda: print("x"), debug=False) == 0
-    assert sys.stdout is None
+class Gone(io.StringIO):
+    def flush(self) -> None:
+        raise BrokenPipeError
 
 
-def test_the_host_keeps_an_output_that_fails(monkeypatch, capsys):
-    class Gone(io.StringIO):
-        def flush(self) -> None:
-            raise BrokenPipeError
-
-    gone = Gone()
-    monkeypatch.setattr(sys, "stdout", gone)
-    assert cli.run_program(lambda: print("x"), debug=False) == 1
-    assert sys.stdout is gone
+@pytest.mark.parametrize(
+    ("output", "code"), [(Notebook(), 0), (None, 0), (Gone(), 1)], ids=["notebook", "none", "gone"]
+)
+def test_any_output_is_enough_and_the_host_keeps_it(output, code, monkeypatch, capsys):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, output)
+    assert cli.run_program(lambda: print("Fréchet \x1b"[sys.stdout.isatty() :], flush=True), debug=False) == code
+    assert (sys.stdout, sys.stderr) == (output, output)
+    assert not isinstance(output, Notebook) or output.text == "Fréchet \\x1b\n"
 
 
 # ---- the cache of Numba ----
@@ -677,19 +606,16 @@ def test_a_cache_that_others_can_write_is_not_used(outer, inner, kept, asked, tm
     (tmp_path / "source").mkdir()
     source = tmp_path / "source" / "of_twice.py"
     source.write_text(CACHED)
-    place = tmp_path / "source" if not asked else tmp_path / "asked"
+    place = tmp_path / ("asked" if asked else "source")
     place.mkdir(exist_ok=True)
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(place) if asked else "")
     monkeypatch.setattr(compiling.AppDirs, "user_cache_dir", property(lambda _: str(tmp_path / "user")))
 
-    def make() -> Any:
-        return runpy.run_path(str(source))["twice"]
-
-    found = Path(make().stats.cache_path)
+    found = Path(runpy.run_path(str(source))["twice"].stats.cache_path)
     found.chmod(inner)
     found.parent.chmod(outer)
     assert found.parent == place
-    again = make().stats.cache_path
+    again = runpy.run_path(str(source))["twice"].stats.cache_path
     if kept:
         assert Path(again) == found
     elif asked:
@@ -739,8 +665,3 @@ def test_the_stamp_covers_every_constant_that_is_frozen_in():
     source = "".join(file.read_text() for file in Path(compiling.__file__).parent.glob("*.py"))
     for name in constants:
         assert re.search(rf"^(\w+, )*{name}(, \w+)* = ", source, re.MULTILINE), name
-
-
-def test_the_data_of_a_run_are_found_without_a_stranger(run):
-    """A published set by its name is fine."""
-    assert load_dataset("fashion-mnist-sample").name in NAMES

@@ -44,8 +44,7 @@ pytestmark = pytest.mark.usefixtures("working_folder")
     [("ae", "model-smoke", AE_PICTURES), ("vae", "variational/model-smoke", VAE_PICTURES | {"manifold"})],
 )
 def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, folder, drawn, call):
-    done = call(TRAIN, *NETWORK, *SAMPLE, "--model", model, "--smoke")
-    assert (done.code, done.err) == (0, "")
+    done = call(TRAIN, *NETWORK, *SAMPLE, "--model", model, "--smoke").ok()
     out = Path(folder)
     assert os.listdir() == [folder.split("/")[0]], "nothing elsewhere"
     assert {p.name for p in out.iterdir()} == {
@@ -80,11 +79,6 @@ def test_quiet_prints_nothing(call, trained, caplog):
         caplog.clear()
         run_program(lambda: logging.getLogger("minigrad").warning("compiling"), debug=False, quiet=quiet)
         assert caplog.messages == ([] if quiet else ["compiling"])
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_verbose_shows_every_layer(call):
-    assert "encoder_conv_layer_1 " in call(TRAIN, *TINY, "--epochs", 1, "--out", "run", "--verbose").out
 
 
 def test_a_terminal_of_80_columns_is_enough():
@@ -172,19 +166,14 @@ def test_options_come_from_the_command_line_then_the_file_then_the_defaults(call
     Path("my.toml").write_text(
         'model = "vae"\nbatch-size = 16\nbeta = 2\nlr = 0.5e-3\nepochs = 1\nfilters = [3, 5]\nkernels = [3, 1]\n'
         'strides = [2, 3]\nlatent-dim = 4\ndataset = "fashion-mnist-sample"\nlimit-train = 40\n'
-        'likelihood = "gaussian"\n'
+        'likelihood = "gaussian"\nconditional = false\n'
     )
     assert call(TRAIN, "--config", "my.toml", "--batch-size", 20, "--latent-dim", 3, "--out", "run").code == 0
     ran = record(Path("run"))
-    assert ran["options"]["batch_size"] == 20
-    assert ran["model"]["latent_space_dim"] == 3
-    assert ran["model"]["conv_filters"] == [3, 5]
-    assert ran["model"]["conv_kernels"] == [3, 1]
-    assert ran["model"]["conv_strides"] == [2, 3]
-    assert (ran["model"]["beta"], ran["model"]["likelihood"]) == (2.0, "gaussian")
-    assert ran["learning_rate"] == 0.5e-3
-    assert ran["data"]["limit_train"] == 40
-    assert ran["options"]["schedule"] == "cosine"
+    wanted = {"latent_space_dim": 3, "conv_filters": [3, 5], "conv_kernels": [3, 1], "conv_strides": [2, 3]}
+    assert ran["model"] == ran["model"] | wanted | {"beta": 2.0, "likelihood": "gaussian", "classes": 0}
+    assert (ran["options"]["batch_size"], ran["options"]["schedule"]) == (20, "cosine")
+    assert (ran["learning_rate"], ran["data"]["limit_train"]) == (0.5e-3, 40)
     assert "--config my.toml --batch-size 20" in ran["commands"][0]
 
 
@@ -211,26 +200,19 @@ def test_every_option_reaches_the_run(call):
 
 @pytest.mark.usefixtures("undrawn")
 def test_flags_reach_the_run_from_the_command_line_and_the_file(call):
-    Path("my.toml").write_text("binarise = true\nconditional = false\n")
-    assert call(TRAIN, *TINY, "--epochs", 1, "--binarise", "--conditional", "--out", "typed").code == 0
-    assert call(TRAIN, *TINY, "--epochs", 1, "--config", "my.toml", "--out", "read").code == 0
-    for folder, classes in (("typed", 10), ("read", 0)):
-        ran = record(Path(folder))
-        assert (ran["options"]["binarise"], ran["model"]["classes"]) == (True, classes)
+    Path("my.toml").write_text("binarise = true\n")
+    assert call(TRAIN, *TINY, "--epochs", 1, "--config", "my.toml", "--conditional", "--out", "run").code == 0
+    assert (record(Path("run"))["options"]["binarise"], record(Path("run"))["model"]["classes"]) == (True, 10)
 
 
 @pytest.mark.parametrize(
     ("images", "words", "epochs", "warmup", "steps", "momentum"),
     [
         (60_000, "", 8, 200, 3752, 0.99),
-        (100_000, "", 8, 200, 6256, 0.99),
-        (20_000, "", 24, 200, 3768, 0.99),
         (4_000, "", 40, 200, 2520, 62 / 63),
-        (1_350, "", 47, 200, 2021, 42 / 43),
         (64, "", 500, 200, 2000, 29 / 30),
         (60_000, "--limit-train 600", 53, 200, 2014, 37 / 38),
         (641, "--epochs 2", 2, 41, 82, 36 / 41),
-        (640, "--epochs 1 --batch-size 32", 1, 10, 20, 0.5),
         (100, "--epochs 1 --batch-size 25", 1, 2, 4, 0.0),
         (60_000, "--smoke --batch-size 100", 1, 0, 2, 0.0),
     ],
@@ -288,28 +270,16 @@ def test_a_finished_run_is_replaced_only_on_request(call):
     assert old == {name: x for name, x in before.items() if name not in ("notes.txt", ".lock")}
 
 
-def test_a_run_that_diverges_ends_with_5_and_says_what_to_try(call):
-    done = call(TRAIN, *TINY, "--epochs", 2, "--warmup-steps", 0, "--lr", "1e30", "--out", "run")
-    done.failed(5, "diverged", "step", "smaller learning rate")
+def test_a_run_that_diverges_ends_with_5_and_says_what_to_try():
+    """In a process of its own, where NumPy's warnings are shown as a user sees them."""
+    words = [*TINY, "--epochs", "2", "--warmup-steps", "0", "--lr", "1e30", "--threads", "2", "--out", "run"]
+    command = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    Done(done.returncode, done.stdout, done.stderr).failed(5, "diverged", "step", "smaller learning rate")
     assert record(Path("run"))["status"].startswith("failed: training diverged")
     assert not (Path("run") / "model.safetensors").exists()
     for path in Path("run").glob("checkpoints/*"):
         assert all(np.isfinite(x).all() for x in load_state(path)[0].values())
-
-
-def test_a_numpy_warning_does_not_become_a_second_line():
-    """In a process of its own, where warnings are shown as a user sees them."""
-    words = [*TINY, "--epochs", "2", "--warmup-steps", "0", "--lr", "1e30", "--threads", "2", "--out", "run"]
-    command = [sys.executable, SCRIPTS / "train_conv_autoencoder.py", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    Done(done.returncode, done.stdout, done.stderr).failed(5, "diverged")
-
-
-def test_debug_shows_the_traceback_before_the_line(call):
-    done = call(TRAIN, *TINY, "--epochs", 0, "--debug")
-    assert done.code == 2
-    assert done.err.startswith("Traceback")
-    assert done.err.splitlines()[-1].startswith("error: --epochs is 0")
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -320,7 +290,3 @@ def test_a_recipe_is_an_option_file_that_everybody_has(name, call):
     assert found["model"]["latent_space_dim"] == wanted["latent_dim"]
     assert found["options"]["schedule"] == wanted["schedule"]
     assert found["options"]["batch_size"] == 8
-
-
-def test_an_unknown_recipe_names_the_known_ones(call):
-    call(TRAIN, "--config", "vae11").failed(3, "vae11", "the recipes are", *recipes())

@@ -35,13 +35,11 @@ def test_the_front_page_is_short_and_has_two_one_line_commands():
     "snippet", SNIPPETS, ids=["gradients", "a VAE", "labels", "profile", "operation", "classifier"]
 )
 def test_a_snippet_runs(snippet, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-W", "error", "-c", snippet]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for printed, said in zip(
-        done.stdout.split("\n"), re.findall(r"print\(.*\)  # ([\d.]+)$", snippet, re.M), strict=False
-    ):
+    results = re.findall(r"print\(.*\)  # ([\d.]+)$", snippet, re.M)
+    for printed, said in zip(done.stdout.split("\n"), results, strict=False):
         assert float(printed) == pytest.approx(float(said), abs=5e-5)
     accuracy = re.search(r"accuracy ([\d.]+)%", done.stdout)
     assert accuracy is None or float(accuracy[1]) > 70, done.stdout  # PyTorch reaches as much on the sample
@@ -84,11 +82,8 @@ def report():
     return module
 
 
-TABLES = {
-    name: folder
-    for folder, text in READMES.items()
-    for name in re.findall(r"<!-- (\w+): made by benchmarks/report.py -->", text)
-}
+MARK = re.compile(r"<!-- (\w+): made by benchmarks/report.py -->")
+TABLES = {name: folder for folder, text in READMES.items() for name in MARK.findall(text)}
 
 
 @pytest.mark.parametrize("name", TABLES)
