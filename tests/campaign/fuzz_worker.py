@@ -162,6 +162,13 @@ def idx(folder: Path) -> tuple[list[bytes], str, Check]:
     return good, "x-ubyte", lambda path: _idx_is_right(path.read_bytes(), read_idx(path))
 
 
+def written(save: Callable[..., object], *arguments: Any, **named: Any) -> bytes:
+    """What a function writes into the file that it is given first."""
+    buffer = io.BytesIO()
+    save(buffer, *arguments, **named)
+    return buffer.getvalue()
+
+
 def gzipped_idx(folder: Path) -> tuple[list[bytes], str, Check]:
     good = []
     for content in idx(folder)[0]:
@@ -280,12 +287,8 @@ def odd_checkpoint(folder: Path) -> tuple[list[bytes], str, Check]:
             charts.loss_curves(run.trainer.history.rows)
         return True
 
-    document = {
-        "changes": [],
-        "record": record,
-        "run": run_record.read_record(whole),
-        "arrays": dict.fromkeys(arrays, ""),
-    }
+    document = {"changes": [], "record": record, "run": run_record.read_record(whole)}
+    document["arrays"] = dict.fromkeys(arrays, "")
     return [json.dumps(document).encode()], "changes.json", check
 
 
@@ -318,31 +321,20 @@ def _is_dataset(path: Path) -> bool:
 
 
 def npz(folder: Path) -> tuple[list[bytes], str, Check]:
-    good = []
     images = np.arange(96, dtype=np.uint8).reshape(6, 4, 4)
-    for save in (np.savez, np.savez_compressed):
-        buffer = io.BytesIO()
-        save(buffer, x_train=images, y_train=np.arange(6), x_test=images[:2], y_test=np.arange(2))
-        good.append(buffer.getvalue())
-    return good, "x.npz", _is_dataset
+    arrays = {"x_train": images, "y_train": np.arange(6), "x_test": images[:2], "y_test": np.arange(2)}
+    return [written(save, **arrays) for save in (np.savez, np.savez_compressed)], "x.npz", _is_dataset
 
 
 def npy(folder: Path) -> tuple[list[bytes], str, Check]:
-    good = []
-    for images in (np.arange(96, dtype=np.uint8).reshape(6, 4, 4), np.linspace(0, 1, 48).reshape(4, 2, 2, 3)):
-        buffer = io.BytesIO()
-        np.save(buffer, images)
-        good.append(buffer.getvalue())
-    return good, "x.npy", _is_dataset
+    sets = np.arange(96, dtype=np.uint8).reshape(6, 4, 4), np.linspace(0, 1, 48).reshape(4, 2, 2, 3)
+    return [written(np.save, images) for images in sets], "x.npy", _is_dataset
 
 
 def image(folder: Path) -> tuple[list[bytes], str, Check]:
     """One damaged file in a folder with a good one."""
-    good = []
-    for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"):
-        buffer = io.BytesIO()
-        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(buffer, kind)
-        good.append(buffer.getvalue())
+    picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    good = [written(picture.save, kind) for kind in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")]
     (folder / "images").mkdir()
     for name in ("a.png", "b.png"):
         (folder / "images" / name).write_bytes(good[0])

@@ -80,14 +80,8 @@ class Server:
         self.in_save = False
         # BLAS without threads: a forked child has none of its parent's
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        self.process = subprocess.Popen(
-            [sys.executable, str(SERVER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self.process = subprocess.Popen([sys.executable, str(SERVER)], **pipes, env=environment, text=True)
 
     def start(self, **options: object) -> int:
         """Begin a training; its process id."""
@@ -571,21 +565,27 @@ def test_memory_limits_of_any_size(campaign: Campaign, server: Server, tmp_path:
     campaign.survived(f"memory limits of up to 160 MiB more than at the start ({run})", count, lost, **counts)
 
 
+CALLS = {  # the name in the table, every which call fails in the usual tests, how many faults there are at least in all
+    "save": ("a save", 1, 20),
+    "run": ("a training", 23, 200),
+    "replace": ("a training that replaces another one", 29, 200),
+    "evaluate": ("evaluate.py", 13, 120),
+    "generator": ("generator.py", 5, 50),
+}
+
+
 @NEEDS_COMPILER
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs LD_PRELOAD")
-@pytest.mark.parametrize(
-    ("what", "every"), [("save", 1), ("run", 23), ("replace", 29), ("evaluate", 13), ("generator", 5)]
-)
-def test_every_call_of_the_system_fails_once(campaign: Campaign, tmp_path: Path, what: str, every: int) -> None:
+@pytest.mark.parametrize("what", CALLS)
+def test_every_call_of_the_system_fails_once(campaign: Campaign, tmp_path: Path, what: str) -> None:
     """ENOSPC, EIO, short writes and kill -9 in the making, writing, flushing, renaming and removing of files, by
     fault_layer.cpp."""
+    name, every, least = CALLS[what]
     found = with_failing_calls(tmp_path, what, campaign.count(every, 1), campaign.seed)
-    assert found["faults"] >= campaign.count(10, {"save": 20, "generator": 50, "evaluate": 120}.get(what, 200))
+    assert found["faults"] >= campaign.count(10, least)
     assert found["ended"] >= found["faults"] / 3  # a short write ends nothing, and a folder that is there is enough
-    names = {"save": "a save", "run": "a training", "replace": "a training that replaces another one"}
-    names |= {"evaluate": "evaluate.py", "generator": "generator.py"}
-    row = f"ENOSPC, EIO, short write, kill -9 at a call of {names[what]}"
     print("\n".join(found["lost"]))
+    row = f"ENOSPC, EIO, short write, kill -9 at a call of {name}"
     campaign.survived(row, found["faults"], len(found["lost"]), effective=found["ended"])
 
 

@@ -154,7 +154,11 @@ def test_bad_answers_leave_no_file_and_the_next_mirror_is_asked(world: Path, ser
     assert same(dataset, FASHION)
     assert f"downloaded from {mirrors[1]}" in dataset.source
     # What the first mirror gave and was right was kept from the first time.
-    assert server.asked == [f"/0/{FILE}.gz", f"/1/{FILE}.gz", f"/1/{collections.TEST_LABELS}.gz"]
+    from_second = [f"/1/{FILE}.gz", f"/1/{collections.TEST_LABELS}.gz"]
+    assert server.asked == [f"/0/{FILE}.gz", *from_second]
+    server.asked.clear()
+    assert same(load_dataset("fashion-mnist", world / "new"), FASHION)
+    assert server.asked == [*(f"/0/{file}.gz" for file in list(collections.SIZES)[:3]), *from_second]
 
 
 def test_a_silent_mirror_costs_a_bounded_time(world: Path, server, monkeypatch) -> None:

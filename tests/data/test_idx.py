@@ -36,10 +36,10 @@ def test_read_idx(tmp_path: Path, pack, shape: tuple[int, ...]) -> None:
 
 GOOD = idx(SMALL)
 FAULTS = {
-    "empty": (b"", r"magic number: expected 4 bytes, found 0 bytes"),
+    "short magic": (GOOD[:3], "magic number: expected 4 bytes, found 3 bytes"),
     "bad magic": (b"\x89PNG" + GOOD[4:], r"magic number: expected two zero bytes first, found 0x89504e47"),
     "float type": (GOOD[:2] + b"\x0d" + GOOD[3:], r"type code: expected 0x08 \(unsigned byte\), found 0x0d"),
-    "no dimensions": (GOOD[:3] + b"\0" + GOOD[4:], r"number of dimensions: expected 1 to 4, found 0"),
+    "five dimensions": (GOOD[:3] + b"\5" + bytes(99), "number of dimensions: expected 1 to 4, found 5"),
     "short sizes": (GOOD[:14], r"dimension sizes: expected 12 bytes, found 10 bytes"),
     "zero size": (GOOD[:4] + bytes(4) + GOOD[8:], r"dimension sizes: expected each at least 1, found \(0, 3, 4\)"),
     "huge": (

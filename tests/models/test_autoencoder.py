@@ -714,7 +714,7 @@ WHOLE = [
 
 
 @pytest.mark.parametrize(("kind", "samples", "training", "kernels"), WHOLE, ids=str)
-def test_gradients_of_the_whole_model(kind, samples, training, kernels, restored_backends):
+def test_gradients_of_the_whole_model(kind, samples, training, kernels):
     """Every parameter, and for the likelihoods everything that leads to them; beta is not 1."""
     if kernels == "numba":
         pytest.importorskip("numba")
@@ -736,7 +736,7 @@ def test_gradients_of_the_whole_model(kind, samples, training, kernels, restored
 @pytest.mark.parametrize("kernels", CPU_KERNELS)
 @pytest.mark.parametrize("cls", [Autoencoder, VAE])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_fused_blocks_equal_the_layers_one_by_one(cls, kernels, training, restored_backends):
+def test_fused_blocks_equal_the_layers_one_by_one(cls, kernels, training):
     """`nn.fuse` changes nothing: loss, all gradients and moving statistics, in float64 to 1e-12."""
     minigrad.use(kernels=kernels, threads=2 if kernels != "plain" else None)
 

@@ -47,7 +47,6 @@ def peak(batch: int, **options: Any) -> int:
     return held
 
 
-@pytest.mark.usefixtures("restored_backends")
 @pytest.mark.parametrize("kernels", CPU_KERNELS)
 @pytest.mark.parametrize("options", [{}, {"iw_samples": 3}, {"denoise": 0.1}], ids=str)
 def test_the_memory_of_a_step_is_known_before(kernels: str, options: dict[str, Any]) -> None:
@@ -62,7 +61,6 @@ def test_the_memory_of_a_step_is_known_before(kernels: str, options: dict[str, A
         assert few - 8 * share == pytest.approx(fixed - WORKSPACE, rel=0.1)
 
 
-@pytest.mark.usefixtures("restored_backends")
 @pytest.mark.parametrize("kernels", CPU_KERNELS)
 def test_what_large_kernels_take_whatever_the_batch_is_known_too(kernels: str) -> None:
     minigrad.use(kernels=kernels)
@@ -154,7 +152,6 @@ def test_the_workspace_is_what_the_partial_sums_of_a_gpu_take(monkeypatch: pytes
 
 
 @LINUX
-@pytest.mark.usefixtures("restored_backends")
 def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     made = trainer(40)
     ten, fixed, forty = (fixed + n * image for n in (10, 0, 40) for fixed, image in [step_memory(made.model, batch=n)])
@@ -204,7 +201,6 @@ bytearray(free_memory() - 5_000_000)
     assert 40_000_000 < int(done.stdout) <= 50_000_000
 
 
-@pytest.mark.usefixtures("restored_backends")
 @pytest.mark.parametrize("kernels", CPU_KERNELS)
 def test_the_batch_that_fits_fits(kernels: str) -> None:
     """Drawn models, on the batch that is the largest of 64 MiB: at its peak a training holds no more than was asked."""

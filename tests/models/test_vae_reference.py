@@ -93,7 +93,7 @@ def test_moving_statistics_follow_keras(float64_run):
 
 
 @pytest.mark.parametrize("kernels", CPU_KERNELS)
-def test_float32_training_stays_close(kernels, restored_backends):
+def test_float32_training_stays_close(kernels):
     import minigrad
 
     minigrad.use(kernels=kernels)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from programs import EVALUATE, GENERATE, TRAIN
+from programs import EVALUATE, GENERATE, TRAIN, Script
 
 from autoencoders.runs import run as run_module
 from minigrad.serialize import load_state
@@ -47,6 +51,22 @@ class Done:
         assert lines[0].startswith("error: ")
         for fragment in fragments:
             assert fragment in self.err, self.err
+
+
+def script(program: Script, *words: object, shell: str = 'exec "$@"', **environment: str) -> Done:
+    """The program as a process of its own, started by a line of the shell in which "$@" is the command."""
+    command = ["sh", "-c", shell, "sh", sys.executable, str(program.file), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    """A function that raises the error, whatever it is given."""
+
+    def raise_it(*_: object, **__: object) -> None:
+        raise error
+
+    return raise_it
 
 
 @contextmanager

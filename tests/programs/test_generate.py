@@ -5,15 +5,24 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from program_cases import AE_PICTURES, NETWORK, SAMPLE, TINY, VAE_PICTURES, Done, content, no_pictures, photos, pictures
-from programs import EVALUATE, GENERATE, SCRIPTS, TRAIN
+from program_cases import (
+    AE_PICTURES,
+    NETWORK,
+    SAMPLE,
+    TINY,
+    VAE_PICTURES,
+    content,
+    no_pictures,
+    photos,
+    pictures,
+    script,
+)
+from programs import EVALUATE, GENERATE, TRAIN
 
 import autoencoders
 from autoencoders.data import load_dataset
@@ -282,8 +291,6 @@ def test_new_images_need_no_data_set(call, undrawn):
 
 
 def test_show_without_a_display_says_so_after_the_pictures_are_written(trained):
-    command = [sys.executable, SCRIPTS / "generator.py", "--model-dir", trained(), "--out", "drawn", "--show"]
-    environment = {**os.environ, "MPLBACKEND": "agg"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    Done(done.returncode, done.stdout, done.stderr).failed(1, "no display")
+    words = ("--model-dir", trained(), "--out", "drawn", "--show")
+    script(GENERATE, *words, MPLBACKEND="agg").failed(1, "no display")
     assert pictures(Path("drawn")) == VAE_PICTURES | {"manifold"}

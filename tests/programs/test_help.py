@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from program_cases import PROGRAMS
-from programs import EVALUATE, GENERATE, SCRIPTS, TRAIN
+from program_cases import PROGRAMS, script
+from programs import EVALUATE, GENERATE, TRAIN
 
 import minigrad.backend
 from autoencoders.cli.program import Program
@@ -93,7 +91,4 @@ def test_a_typing_mistake_is_answered_with_what_may_be_meant(program, words, tol
 
 
 def test_a_script_runs_as_a_program():
-    script = [sys.executable, "-W", "error", SCRIPTS / "train_conv_autoencoder.py"]
-    done = subprocess.run([*script, "--help"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: train_conv_autoencoder.py")
+    assert script(TRAIN, "--help", PYTHONWARNINGS="error").ok().out.startswith("usage: train_conv_autoencoder.py")

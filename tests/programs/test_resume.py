@@ -14,20 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults import started
-from program_cases import (
-    NETWORK,
-    PROGRAMS,
-    READERS,
-    SAMPLE,
-    TINY,
-    VAE_PICTURES,
-    content,
-    losses,
-    pictures,
-    record,
-    weights,
-)
-from programs import EVALUATE, SCRIPTS, TRAIN
+from program_cases import NETWORK, PROGRAMS, TINY, VAE_PICTURES, content, losses, pictures, raising, record, weights
+from programs import EVALUATE, GENERATE, SCRIPTS, TRAIN
 
 import minigrad.backend
 from autoencoders.runs import run as run_module
@@ -161,10 +149,7 @@ def test_ctrl_c_before_the_first_checkpoint_of_a_replacement(half, call, monkeyp
 def test_ctrl_c_while_a_run_is_read_says_that_nothing_is_lost(half, call, monkeypatch):
     before = content(half)
 
-    def load_dataset(*_args, **_options):
-        raise KeyboardInterrupt(2)
-
-    monkeypatch.setattr(run_start, "load_dataset", load_dataset)
+    monkeypatch.setattr(run_start, "load_dataset", raising(KeyboardInterrupt(2)))
     done = call(TRAIN, "--out", half, "--resume")
     told = r"interrupted before the training was resumed\. Resume it with:\n  .*autoencoder.py --out run --resume\n"
     assert done.code == 130
@@ -214,35 +199,20 @@ def test_a_folder_in_the_place_of_a_file_is_named(half, call):
     done.failed(3, "model.safetensors: kind: expected a file, found a folder; move it away; the checkpoints are kept.")
 
 
-@READERS
-def test_another_file_in_the_place_of_the_model_is_named(half, program, call):
+def test_another_file_in_the_place_of_the_model_is_named(half, call):
     newest = max((half / "checkpoints").iterdir())
     arrays, _, _ = load_state(newest)
     save_state(half / "model.safetensors", arrays, {"kind": "frame"})
-    call(program, "--model-dir", half).failed(3, "model.safetensors: expected a model, found a frame")
+    for program in (GENERATE, EVALUATE):
+        call(program, "--model-dir", half).failed(3, "model.safetensors: expected a model, found a frame")
 
 
-@READERS
-def test_without_a_record_the_default_data_are_named(half, program, call):
+def test_without_a_record_the_default_data_are_named(half, call):
     (half / "run.json").unlink()
-    words = ("--iw-samples", 0) if program is EVALUATE else ()
-    done = call(program, "--model-dir", half, *words)
-    assert "run.json does not name the model's training images; use --dataset to name other images\n" in done.out
-    done = call(program, "--model-dir", half, *SAMPLE, *words)
-    assert "does not name" not in done.out
-
-
-def test_other_threads_change_only_the_last_digits_and_are_told(half, call):
-    """Sums in another order: their float32 losses part by less than 5e-3 in a few steps, and by something."""
-    whole = losses(half)
-    for path in sorted((half / "checkpoints").iterdir())[1:]:
-        path.unlink()  # back to step 6, in epoch 3 of 4
-    (half / "model.safetensors").unlink()
-    done = call(TRAIN, "--out", half, "--resume", "--threads", "3", "--backend", "numpy").ok()
-    assert re.search(r"not bitwise that of an uninterrupted run, because these changed: .*threads 1 -> 3", done.out)
-    found = losses(half)
-    assert [row["epoch"] for row in found] == [1, 2, 3, 4]
-    assert found[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=5e-3)
+    told = "run.json does not name the model's training images; use --dataset to name other images\n"
+    for program, *words in ((GENERATE,), (EVALUATE, "--iw-samples", 0)):
+        for more in ((), ("--dataset", "fashion-mnist-sample")):
+            assert (told in call(program, "--model-dir", half, *words, *more).out) == (not more)
 
 
 def test_a_folder_that_is_taken_prints_nothing(call, trained):

@@ -300,36 +300,6 @@ def test_a_campaign_that_lost_something_is_recorded_with_its_losses(monkeypatch,
         assert not file.exists()
 
 
-def test_the_gpu_table_names_the_commit_and_the_fastest_row(load):
-    steps = {"minigrad": 2e-3, "torch": 4e-3, "torch compiled": 1e-3}
-    rows = [
-        {"what": "step", "batch": 8, "precision": "fp32", "program": name, "seconds": {"median": seconds}}
-        | {"images_per_second": 8 / seconds}
-        for name, seconds in steps.items()
-    ]
-    rows.append({"what": "crossover", "batch": 1, "cpu_seconds": 0.25, "gpu_seconds": 0.5})
-    record = {"date": "today", "commit": "0123456789", "python": "3.12", "command": "run", "rows": rows}
-    record |= {"device": {"name": "X", "driver": "580"}, "machine": {"cores": 3}, "versions": {"gpu": {"CuPy": "14"}}}
-    text = load("report").gpu_in_short(record)
-    assert "| 8 | fp32 | 2,000 | 4,000 | 4,000 | **1,000**, compiled |" in text
-    assert "Measured on today at **commit 0123456** on an X (driver 580, Python 3.12, CuPy 14; `run`" in text
-    assert "A step on a batch of 1 took 500.00 ms there, and 250.00 ms on that machine's 3 cores." in text
-
-
-def test_the_default_training_is_told_from_its_record(load):
-    record = {
-        "test": {"neg_elbo": 261.19, "reconstruction": 255.03, "kl": 6.16, "mse": 0.0274},
-        "commands": ["x/python a b"],
-    }
-    record |= {"options": {"epochs": 8, "seed": 0}, "model": {"latent_space_dim": 2}, "data": {"name": "toy"}}
-    record |= {"environment": {"threads": 2, "kernels": "numba", "python": "3.11", "numpy": "2.4"}}
-    text = load("report").default_training(record | {"training_seconds": 428.6, "finished": "2026-11-23 16:31 UTC"})
-    assert "| test images of toy | latent 2, 8 epochs, seed 0 |" in text
-    assert "| -ELBO | **261.2 nats per image** |" in text
-    assert "`python a b`" in text
-    assert "took 7 min 9 s with the numba kernels on 2 threads, Python 3.11, NumPy 2.4, 2026-11-23." in text
-
-
 @pytest.fixture
 def remade(load, tmp_path):
     """A function that makes a recipe of a run.json, in vain."""

@@ -104,10 +104,3 @@ def test_the_parity_is_that_of_the_committed_file():
     named = re.search(r"at most (\S+) in the first epoch and (\S+) in\s+the second", READMES["tests"])
     for row, bound in zip(record["rows"], named.groups(), strict=True):
         assert 0.9 * float(bound) <= row["difference"] <= float(bound)
-
-
-def test_pictures_exist():
-    names = [(folder, x) for folder, text in READMES.items() for x in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)]
-    assert len(names) >= 3
-    for folder, name in names:
-        assert (ROOT / folder / name).stat().st_size > 1000, name

@@ -13,7 +13,7 @@ from trainings import pictures
 import minigrad
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def usual_signals():
     """Python's own handlers, as in a terminal; and after the test, those again."""
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from trainings import BATCH, At, compiled, pictures, resumed, steps_of, trainer_of
 
-from autoencoders import Callback, DivergedError
+from autoencoders import DivergedError
 from autoencoders.training import Trainer
 from minigrad.serialize import load_state
-
-pytestmark = pytest.mark.usefixtures("usual_signals")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -67,14 +65,20 @@ def test_what_is_not_finite_is_never_saved(tmp_path, what):
     assert steps_of(tmp_path) == [7]
 
 
+def test_nothing_begins_with_weights_that_are_not_finite_or_saves_them(tmp_path):
+    trainer = trainer_of("vae", tmp_path, patience=None)
+    trainer.model.network.parameters()[0].data.flat[0] = np.nan
+    with pytest.raises(DivergedError, match=r"cannot begin: encoder_conv_layer_1\.weight is not finite"):
+        trainer.run()
+    with pytest.raises(DivergedError, match="not finite"):
+        trainer.model.save(tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_validation_loss_that_is_not_finite_is_told(tmp_path):
     """The weights are finite and the training loss too, but not the loss with the moving statistics."""
-
-    class Broken(Callback):
-        def on_fit_begin(self, trainer):
-            trainer.validate = lambda: {"reconstruction": 1.0, "kl": math.inf}
-
-    trainer = trainer_of("vae", tmp_path, [Broken()])
+    trainer = trainer_of("vae", tmp_path)
+    trainer.validate = lambda: {"reconstruction": 1.0, "kl": math.inf}
     with pytest.raises(DivergedError, match="loss in evaluation mode after step 6 is not finite"):
         trainer.run()
     assert not steps_of(tmp_path)

@@ -6,13 +6,29 @@ import os
 
 import numpy as np
 import pytest
-from trainings import BATCH, At, compiled, interrupt, pictures, resumed, weights
+from trainings import BATCH, At, compiled, interrupt, interrupted, pictures, resumed, trainer_of, weights
 
 from autoencoders import Callback, TrainingOptions
 from autoencoders.training import Trainer, load_checkpoint
 from minigrad.serialize import load_state
 
-pytestmark = pytest.mark.usefixtures("usual_signals")
+
+class Gone(Callback):
+    """Removes the best weights each time that a new epoch has made them."""
+
+    def on_epoch_end(self, trainer):
+        track = trainer._track_best
+
+        def gone(row) -> None:
+            track(row)
+            (trainer.folder / "checkpoints" / "best.safetensors").unlink()
+
+        trainer._track_best = gone
+
+
+def test_best_weights_that_are_gone_at_the_end_are_told(tmp_path, capsys):
+    trainer_of("ae", tmp_path, [Gone()], patience=1, epochs=1).run()
+    assert capsys.readouterr().err == "the best weights are lost or damaged; the last ones are kept\n"
 
 
 class Worse(Callback):
@@ -32,13 +48,9 @@ class Worse(Callback):
 
 @pytest.mark.parametrize("with_folder", [True, False])
 def test_the_best_weights_are_restored(tmp_path, with_folder):
-    worse = Worse(2)
-    model = compiled(rate=1e-4)
-    folder = tmp_path if with_folder else None
-    history = model.train(
-        pictures(), BATCH, 20, validation=3, patience=3, folder=folder, callbacks=[worse], progress=False
-    )
-    losses = history["val_loss"]
+    worse, model = Worse(2), compiled(rate=1e-4)
+    how = {"validation": 3, "patience": 3, "folder": tmp_path if with_folder else None, "callbacks": [worse]}
+    losses = model.train(pictures(), BATCH, 20, **how, progress=False)["val_loss"]
     best = int(np.argmin(losses))
     assert best < 2
     assert len(losses) == best + 1 + 3  # three epochs without a better one
@@ -52,8 +64,7 @@ def test_the_best_weights_are_restored(tmp_path, with_folder):
 
 
 def test_without_patience_the_last_weights_stay(tmp_path):
-    worse = Worse(1)
-    model = compiled()
+    worse, model = Worse(1), compiled()
     model.train(pictures(), BATCH, 3, validation=3, folder=tmp_path, callbacks=[worse], progress=False)
     assert weights(model) == worse.states[-1]
     assert (tmp_path / "checkpoints" / "best.safetensors").exists()
@@ -73,8 +84,7 @@ def test_early_stopping_goes_on_after_an_interruption(tmp_path):
             if trainer.progress.epoch and not trainer.progress.batch:
                 trainer.model.network.layers["decoder_conv_transpose_layer_2"].bias.data += 1
 
-    with pytest.raises(KeyboardInterrupt):
-        trainer([Drift(), At(15, interrupt)]).run()
+    interrupted(trainer([Drift(), At(15, interrupt)]))
     second = resumed(tmp_path, [Drift()])
     assert second.progress.waited == 1
     history = second.run()

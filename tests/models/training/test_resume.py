@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tqdm
@@ -17,6 +17,7 @@ from trainings import (
     assert_same,
     compiled,
     interrupt,
+    interrupted,
     kill,
     outcome,
     pictures,
@@ -33,8 +34,6 @@ from autoencoders import Callback, TrainingOptions
 from autoencoders.training import Trainer
 from autoencoders.training.signals import catch_signals
 from minigrad.serialize import load_state
-
-pytestmark = pytest.mark.usefixtures("usual_signals")
 
 
 class Stop(Callback):
@@ -84,11 +83,8 @@ def test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, stops
     expected = unbroken(kind, kernels, tmp_path)
     trainer = trainer_of(kind, tmp_path / "run", [At(stops[0], interrupt)])
     for stop, following in zip(stops, [*stops[1:], None], strict=True):
-        with pytest.raises(KeyboardInterrupt) as error:
-            trainer.run()
-        assert error.value.args == (signal.SIGINT,)
-        assert trainer.progress.step == stop
-        assert steps_of(tmp_path / "run")[-1] == stop
+        assert interrupted(trainer).args == (signal.SIGINT,)
+        assert trainer.progress.step == steps_of(tmp_path / "run")[-1] == stop
         trainer = resumed(tmp_path / "run", [] if following is None else [At(following, interrupt)])
         assert trainer.progress.step == stop
     trainer.run()
@@ -96,14 +92,14 @@ def test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, stops
 
 
 @pytest.mark.parametrize("kind", [kind for kind in RESUMED if kind not in ("ae", "vae", "plain")])
-def test_runs_of_other_kinds_end_in_the_same_bits(tmp_path, kind, restored_backends):
+def test_runs_of_other_kinds_end_in_the_same_bits(tmp_path, kind):
     minigrad.use(kernels="numpy", threads=2)
     test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, (5, 6, 7, 13), "numpy")
 
 
 @pytest.mark.parametrize("stops", [(4,), (6,), (8, 14), (18,)], ids=str)
 @pytest.mark.parametrize("kind", ["vae", "plain"])
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, kind, stops, restored_backends):
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, kind, stops):
     """With save_every = 3: at most 3 steps are lost, and done again on the same numbers."""
     minigrad.use(kernels="plain")
     expected = unbroken(kind, "plain", tmp_path)
@@ -125,8 +121,7 @@ def test_long_epochs_end_in_the_same_bits(tmp_path, stops):
     whole.run()
     trainer = trainer_of("vae", tmp_path / "run", [At(stops[0], interrupt)], batch_size=2, epochs=2)
     for following in (*stops[1:], None):
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
+        interrupted(trainer)
         trainer = resumed(tmp_path / "run", [] if following is None else [At(following, interrupt)])
     trainer.run()
     assert whole.feed.steps == 12
@@ -134,16 +129,13 @@ def test_long_epochs_end_in_the_same_bits(tmp_path, stops):
 
 
 def test_the_times_of_an_interrupted_epoch_are_added(tmp_path):
-    trainer = trainer_of("plain", tmp_path, [At(3, interrupt)])
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+    interrupted(trainer := trainer_of("plain", tmp_path, [At(3, interrupt)]))
     before = trainer.progress.seconds
     assert before > 0
     trainer = resumed(tmp_path, [At(5, interrupt)])
     assert trainer.progress.seconds == before
     trainer.progress.seconds = 100.0
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+    interrupted(trainer)
     trainer = resumed(tmp_path)
     assert 100 < trainer.progress.seconds < 200  # two steps
     first, second, _ = trainer.run()["seconds"]
@@ -172,10 +164,8 @@ def test_ctrl_c_while_an_epoch_ends_is_not_lost(tmp_path):
     for epochs in (2, 3):
         folder = tmp_path / str(epochs)
         trainer = trainer_of("plain", folder, [Late()], epochs=epochs)
-        with pytest.raises(KeyboardInterrupt, match=f"^{int(signal.SIGINT)}$"):
-            trainer.run()
-        assert trainer.progress.step == 14
-        assert steps_of(folder)[-1] == 14
+        assert interrupted(trainer).args == (signal.SIGINT,)
+        assert trainer.progress.step == steps_of(folder)[-1] == 14
         assert len(resumed(folder).run()) == epochs
 
 
@@ -188,9 +178,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
         interrupt(trainer)
         reached.append("two")
 
-    trainer = trainer_of("plain", tmp_path, [At(3, twice)])
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
+    interrupted(trainer_of("plain", tmp_path, [At(3, twice)]))
     assert reached == ["one"]
     assert not steps_of(tmp_path)  # it did not stop to save
 
@@ -203,16 +191,21 @@ def test_sigterm_is_told_apart(tmp_path):
         at = At(2, lambda _, number=number: signal.raise_signal(number))
         both = (signal.SIGINT, signal.SIGTERM)
         trainer = Trainer(compiled(), pictures(), options, folder=folder, callbacks=[at], progress=False, signals=both)
-        with pytest.raises(KeyboardInterrupt) as error:
-            trainer.run()
-        assert error.value.args == (number,)
+        assert interrupted(trainer).args == (number,)
         assert steps_of(folder) == [2]
 
 
+def handlers(*more: At) -> list:
+    """The handlers of SIGINT during a training and after it."""
+    seen = []
+    trainer_of("plain", None, [At(1, lambda _: seen.append(signal.getsignal(signal.SIGINT))), *more], epochs=1).run()
+    return [*seen, signal.getsignal(signal.SIGINT)]
+
+
 def test_handlers_are_ours_during_a_run_only():
-    during = []
-    trainer_of("plain", None, [At(1, lambda _: during.append(signal.getsignal(signal.SIGINT)))], epochs=1).run()
-    assert during[0] is not signal.default_int_handler
+    during, after = handlers()
+    assert during is not signal.default_int_handler
+    assert after is signal.default_int_handler
     for action in (interrupt, kill):
         with pytest.raises((KeyboardInterrupt, Killed)):
             trainer_of("plain", None, [At(1, action)]).run()
@@ -222,39 +215,20 @@ def test_handlers_are_ours_during_a_run_only():
 @pytest.mark.parametrize("own", [lambda *_: None, signal.SIG_IGN], ids=["function", "ignored"])
 def test_handlers_of_others_are_not_touched(own):
     signal.signal(signal.SIGINT, own)
-    during = []
-    trainer = trainer_of(
-        "plain", None, [At(1, lambda _: during.append(signal.getsignal(signal.SIGINT))), At(2, interrupt)], epochs=1
-    )
-    trainer.run()  # goes on: the signal was the other's
-    assert during == [own]
-    assert signal.getsignal(signal.SIGINT) is own
+    assert handlers(At(2, interrupt)) == [own, own]  # and it goes on: the signal was the other's
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_a_run_in_a_thread_touches_no_handler():
-    during, failed = [], []
-
-    def work():
-        try:
-            trainer_of("plain", None, [At(1, lambda _: during.append(signal.getsignal(signal.SIGINT)))]).run()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert not failed
-    assert during == [signal.default_int_handler]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handlers).result() == [signal.default_int_handler] * 2
 
 
 def test_a_signal_after_the_last_step_is_not_lost(monkeypatch):
     """What is raised in a `__del__` goes nowhere: the bar's must run while signals are collected."""
     monkeypatch.setattr(tqdm.tqdm, "__del__", lambda _: signal.raise_signal(signal.SIGINT))
     trainer = trainer_of("plain", None, epochs=1)
-    with pytest.raises(KeyboardInterrupt) as error:
-        trainer.run()
-    assert error.value.args == (signal.SIGINT,)
+    assert interrupted(trainer).args == (signal.SIGINT,)
     assert trainer.progress.epoch == 1  # it had ended
 
 

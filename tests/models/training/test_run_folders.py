@@ -1,45 +1,52 @@
-"""Run folders: started, resumed, replaced."""
+"""Run folders: started, resumed, replaced, and what stands in the way."""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 import signal
+import threading
+import time
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+import trainings
 from trainings import (
     BATCH,
     At,
     Killed,
-    compiled,
+    digest,
     execute,
     files_in,
     interrupt,
+    interrupted,
     kill,
-    model_of,
-    pictures,
+    resume,
     run_of,
     steps_of,
-    trainer_of,
-    weights,
 )
 
 import minigrad
 from autoencoders import VAE, DivergedError, TrainingOptions, load
-from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import load_dataset
 from autoencoders.evaluation.metrics import quick_metrics
 from autoencoders.runs import resume_run, start_run
-from autoencoders.runs.record import read_record
+from autoencoders.runs.record import data_of_run, read_record, trained_on, training_of_run
 from autoencoders.training import Trainer, load_checkpoint
-from minigrad.serialize import DataError, load_state, save_state
+from autoencoders.training.checkpoints import libraries
+from autoencoders.training.folder import claim
+from autoencoders.training.signals import interrupt as signal_raises
+from minigrad.serialize import DataError, save_state
 
-pytestmark = pytest.mark.usefixtures("usual_signals")
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
-@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("samples", [1, 2])
 def test_the_latents_of_a_finished_run_have_the_mean_and_variance_of_the_prior(
     tmp_path, array_file, samples, monkeypatch
@@ -48,7 +55,7 @@ def test_the_latents_of_a_finished_run_have_the_mean_and_variance_of_the_prior(
     monkeypatch.setattr("autoencoders.runs.run.WORTH_A_SHIFT", 0)
     run = run_of(array_file, tmp_path / "run", validation=10, iw_samples=samples)
     told = execute(run)
-    images = load_dataset(array_file).train_images[run.trainer.feed.trained]
+    images = run.dataset.train_images[run.trainer.feed.trained]
     last = VAE.load(load_checkpoint(tmp_path / "run")[2])
     for model, moved in ((VAE.load(tmp_path / "run"), samples == 1), (last, False)):
         mu, log_variance = model.encode_distribution(images)
@@ -57,46 +64,35 @@ def test_the_latents_of_a_finished_run_have_the_mean_and_variance_of_the_prior(
     assert any("latents shifted and scaled to the prior" in line for line in told) == (samples == 1)
 
 
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
+# ---- resuming ----
+
+
 def test_a_run_that_was_interrupted_is_resumed_from_its_folder(tmp_path, array_file):
     minigrad.use(kernels="plain")
     whole = run_of(array_file, tmp_path / "whole")
+    assert not whole.resumable
     execute(whole)
-    broken = run_of(array_file, tmp_path / "broken")
-    broken.trainer.callbacks = [At(3, interrupt)]
-    with pytest.raises(KeyboardInterrupt):
-        execute(broken)
+    assert whole.resumable  # so a signal after its end is answered with that
+    interrupted(run_of(array_file, tmp_path / "broken", At(3, interrupt)))
     assert read_record(tmp_path / "broken")["status"] == "interrupted"
     minigrad.use(kernels="numpy")
     told: list[str] = []
-    again = resume_run(tmp_path / "broken", progress=False, tell=told.append)
+    again = resume(tmp_path / "broken", told)
     assert again.trainer.k.kernels == "plain"  # that of the run
     assert not any("not bitwise" in line for line in told)
     assert "resuming after step 3, in epoch 1 of 2" in told
     assert "kernels plain (as before)" in told[0]
     execute(again)
-    files = [load_state(tmp_path / name / "model.safetensors") for name in ("whole", "broken")]
-    assert files[0][2] == files[1][2]
+    assert digest(tmp_path / "whole") == digest(tmp_path / "broken")
     a, b = (read_record(tmp_path / name) for name in ("whole", "broken"))
-    assert a["status"] == b["status"] == "finished"
-    for key in ("test", "options", "model", "data", "learning_rate"):
+    for key in ("status", "test", "options", "model", "data", "learning_rate"):
         assert a[key] == b[key]
-
-
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_other_kernels_on_resume_are_told(tmp_path, array_file):
-    minigrad.use(kernels="plain")
-    execute(run_of(array_file, tmp_path / "run"))
-    told: list[str] = []
-    resume_run(tmp_path / "run", kernels="numpy", threads=2, progress=False, tell=told.append)
-    line = next(line for line in told if "not bitwise" in line)
+    told.clear()
+    resume(tmp_path / "whole", told, kernels="numpy", threads=2)
+    (line,) = (line for line in told if "not bitwise" in line)
     assert "kernels plain -> numpy" in line
     assert "threads 1 -> 2" in line
     assert "kernels numpy (asked for)" in told[0]
-
-
-class Chosen(Exception):
-    """The device was asked for; no further."""
 
 
 ON_RESUME = [  # what the run had, what is given, what is asked for
@@ -119,126 +115,294 @@ def test_what_is_recorded_of_a_device_holds_for_all_of_its_kind(was, given, expe
     record = {"environment": {"kernels": "plain", "threads": 3, **was}, "data": data}
     record |= {"learning_rate": 1e-3, "options": {}, "model": {}}
     monkeypatch.setattr("autoencoders.runs.start.load_checkpoint", lambda *_: ({}, record, tmp_path / "step"))
-    asked = []
-
-    def use(*arguments) -> None:
-        asked.append(arguments)
-        raise Chosen
-
-    monkeypatch.setattr(minigrad, "use", use)
-    with pytest.raises(Chosen):
+    monkeypatch.setattr(minigrad, "use", mock.Mock(side_effect=Killed))  # no further
+    with pytest.raises(Killed):
         resume_run(tmp_path, **given)
-    assert asked == [expected]
+    minigrad.use.assert_called_once_with(*expected)
 
 
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_the_data_folder_of_a_run_is_kept_unless_another_is_given(tmp_path, array_file, monkeypatch):
-    dataset, asked = load_dataset(array_file), []
-    options = TrainingOptions(batch_size=BATCH, epochs=1)
-    folder = tmp_path / "run"
-    execute(start_run(model_of(), dataset, options, folder, learning_rate=1e-2, data_dir="here", progress=False))
-
-    def load(name: str, data_dir: str, download: bool, progress: bool, **_: object):
-        asked.append((name, data_dir, download, progress))
-        return dataset
-
-    monkeypatch.setattr("autoencoders.runs.start.load_dataset", load)
-    resume_run(folder, progress=False, tell=lambda _: None)
+def test_a_run_is_resumed_on_another_device_with_its_best_kernels(tmp_path, array_file, cupy_double):
+    minigrad.use(kernels="numpy", threads=2)
+    interrupted(run_of(array_file, tmp_path / "run", At(1, interrupt)))
     told: list[str] = []
-    assert resume_run(folder, data_dir="there", tell=told.append).trainer.display.show
-    assert asked == [(dataset.name, "here", False, False), (dataset.name, "there", True, True)]
+    again = resume(tmp_path / "run", told, device="cuda")
+    assert again.trainer.k.describe().startswith("device cuda:0, kernels cuda")
+    assert any("not bitwise" in line and "cpu -> cuda:0" in line for line in told)
+
+
+def test_the_data_folder_of_a_run_is_kept_unless_another_is_given(tmp_path, array_file, monkeypatch):
+    dataset, folder = load_dataset(array_file), tmp_path / "run"
+    options = TrainingOptions(batch_size=BATCH, epochs=1)
+    how = {"learning_rate": 1e-2, "data_dir": "here", "progress": False}
+    execute(start_run(trainings.model_of(), dataset, options, folder, **how))
+    asked = mock.Mock(return_value=dataset)
+    monkeypatch.setattr("autoencoders.runs.start.load_dataset", asked)
+    for given, expected in ((None, "here"), ("there", "there")):
+        told: list[str] = []
+        resume(folder, told, data_dir=given)
+        assert asked.call_args.args == (dataset.name, expected)
+        assert asked.call_args.kwargs["download"] == bool(given)  # never into the recorded folder
     again = "--resume --epochs N goes on, or --init-from"
     assert told[-1].startswith(f"resuming after step 7, all epochs are trained; {again}")
 
 
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_a_checkpoint_that_claims_a_larger_model_than_it_holds_is_refused_before_it_is_built(tmp_path, array_file):
     execute(run_of(array_file, tmp_path / "run", epochs=1))
     arrays, record, path = load_checkpoint(tmp_path / "run")
     record["model"]["latent_space_dim"] = 10**12
     save_state(path, arrays, record)
     with pytest.raises(DataError, match=rf"{path}: model record: .* at least \d+ weights, but the file holds"):
-        resume_run(tmp_path / "run", progress=False, tell=lambda _: None)
+        resume(tmp_path / "run")
 
 
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_other_data_on_resume_are_refused(tmp_path, array_file):
     execute(run_of(array_file, tmp_path / "run"))
-    before = sorted(p.name for p in (tmp_path / "run").rglob("*"))
-    used = load_dataset(array_file).content_hash
-    changed = pictures(30)
+    before, used = files_in(tmp_path / "run"), load_dataset(array_file).content_hash
+    changed = trainings.pictures(30)
     changed[7, 3, 3, 0] ^= 1
     np.save(array_file, changed)
     found = load_dataset(array_file).content_hash
     with pytest.raises(DataError, match=rf"not the data of this run \(SHA-256 {found}, recorded {used}\)"):
-        resume_run(tmp_path / "run", progress=False, tell=lambda _: None)
+        resume(tmp_path / "run")
     array_file.unlink()
     with pytest.raises(DataError):
-        resume_run(tmp_path / "run", progress=False, tell=lambda _: None)
-    assert sorted(p.name for p in (tmp_path / "run").rglob("*")) == before
+        resume(tmp_path / "run")
+    assert files_in(tmp_path / "run") == before
 
 
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_epochs_on_resume(tmp_path, array_file):
-    def resume(folder, epochs):
-        return resume_run(folder, epochs=epochs, progress=False, tell=lambda _: None)
-
     minigrad.use(kernels="plain")
     execute(run_of(array_file, tmp_path / "two"))
     execute(run_of(array_file, tmp_path / "three", epochs=3))
-    with pytest.raises(ValueError, match="epochs is 1 but the run is already after epoch 2; --finish makes the model"):
-        resume(tmp_path / "two", 1)
-    execute(resume(tmp_path / "two", 3))
-    digests = {load_state(tmp_path / name / "model.safetensors")[2] for name in ("two", "three")}
-    assert len(digests) == 1
+    with pytest.raises(ValueError, match=r"epochs is 1 but the run .* after epoch 2; --finish makes the model"):
+        resume(tmp_path / "two", epochs=1)
+    execute(resume(tmp_path / "two", epochs=3))
+    assert digest(tmp_path / "two") == digest(tmp_path / "three")
     execute(run_of(array_file, tmp_path / "cosine", schedule="cosine"))
     with pytest.raises(ValueError, match=r"schedule ends with epoch 2; --init-from .* --epochs 1 trains its model"):
-        resume(tmp_path / "cosine", 3)
-    assert resume(tmp_path / "cosine", 2).trainer.options.epochs == 2
+        resume(tmp_path / "cosine", epochs=3)
+    assert resume(tmp_path / "cosine", epochs=2).trainer.options.epochs == 2
 
 
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
+@pytest.mark.parametrize("damage", ["gone", "of a lost epoch"])
+def test_a_run_without_its_best_weights_goes_on(damage, tmp_path, array_file, capsys):
+    """A kill can fall between the best weights and the checkpoint."""
+    minigrad.use(kernels="plain")
+    options = {"epochs": 3, "validation": 4, "patience": 3}
+    execute(run_of(array_file, tmp_path / "whole", **options))
+    broken = run_of(array_file, tmp_path / "broken", **options)
+    broken.trainer.callbacks = [At(broken.trainer.feed.steps + 1, interrupt)]
+    interrupted(broken)
+    best = tmp_path / "broken" / "checkpoints" / "best.safetensors"
+    best.unlink()
+    if damage != "gone":
+        save_state(best, {"x": np.zeros(2)}, {"best": {"epoch": 2, "val_loss": 0.0}})
+    execute(resume(tmp_path / "broken"))
+    assert "the best weights so far are not there" in capsys.readouterr().err
+    assert read_record(tmp_path / "broken")["status"] == "finished"
+    # the later epochs are better here, so the best weights are the same
+    assert digest(tmp_path / "whole") == digest(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_results_are_drawn_leaves_a_run_that_can_go_on(number, tmp_path, array_file, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("autoencoders.runs.run.draw", lambda *_, **__: signal.raise_signal(number))
+        stopped = interrupted(run_of(array_file, folder))
+    assert not stopped.args or stopped.args[0] == number
+    assert read_record(folder)["status"] == "interrupted"
+    with pytest.raises(FileExistsError, match=r"an unfinished run.*--resume"):
+        run_of(array_file, folder)
+    execute(resume(folder))
+    record = read_record(folder)
+    assert (record["status"], len(record["commands"])) == ("finished", 2)
+
+
+def test_sigterm_ends_a_run_after_its_step_with_a_checkpoint(tmp_path, array_file):
+    run = run_of(array_file, tmp_path / "run", At(3, lambda _: signal.raise_signal(signal.SIGTERM)))
+    signal.signal(signal.SIGTERM, signal_raises)  # as every program does
+    try:
+        assert interrupted(run).args == (signal.SIGTERM,)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert steps_of(tmp_path / "run") == [3]
+
+
+def test_a_model_is_saved_also_where_memory_is_too_short_to_measure_it(tmp_path, array_file, monkeypatch):
+    run = run_of(array_file, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("autoencoders.runs.run.quick_metrics", mock.Mock(side_effect=MemoryError("no memory")))
+        with pytest.raises(MemoryError, match="no memory"):
+            execute(run)
+    images = run.dataset.test_images
+    np.testing.assert_array_equal(load(tmp_path).reconstruct(images)[0], run.trainer.model.reconstruct(images)[0])
+    execute(resume(tmp_path))
+    assert read_record(tmp_path)["status"] == "finished"
+
+
+# ---- folders that are not empty ----
+
+
 def test_folders_with_a_run_are_guarded(tmp_path, array_file):
     folder = tmp_path / "run"
-    first = run_of(array_file, folder)
+    first = run_of(array_file, folder, At(1, kill))
     assert not folder.exists()  # nothing is written before the run starts
-    first.trainer.callbacks = [At(1, kill)]
     with pytest.raises(Killed):
         execute(first)
     assert read_record(folder)["status"].startswith("failed")
-    second = run_of(array_file, folder)  # there was no checkpoint yet, so nothing is lost
-    second.trainer.callbacks = [At(2, interrupt)]
-    with pytest.raises(KeyboardInterrupt):
-        execute(second)
+    interrupted(run_of(array_file, folder, At(2, interrupt)))  # there was no checkpoint yet, so nothing is lost
     with pytest.raises(FileExistsError, match=r"an unfinished run; use --resume to continue it, --finish to make its"):
         run_of(array_file, folder)
-    execute(resume_run(folder, progress=False, tell=lambda _: None))
+    execute(resume(folder))
     with pytest.raises(FileExistsError, match="already holds a finished run; use --overwrite") as error:
         run_of(array_file, folder)
     assert "--resume" not in str(error.value)
-    (folder / "notes.txt").write_text("mine")
-    (folder / "figures").mkdir(exist_ok=True)
-    (folder / "figures" / "fig1.pdf").write_text("mine")
-    third = run_of(array_file, folder, overwrite=True)
-    execute(third)
-    assert (folder / "notes.txt").exists()  # what is not the run's stays
-    assert (folder / "figures" / "fig1.pdf").exists()
+    with pytest.raises(DataError, match="validation"):  # costs no old run
+        run_of(array_file, folder, overwrite=True, validation=1000)
+    assert (folder / "model.safetensors").exists()
+    mine = [folder / name for name in ("notes.txt", "figures/fig1.pdf", "report.html/mine.txt")]
+    for path in mine:  # what is not the run's stays
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    execute(run_of(array_file, folder, overwrite=True))
+    assert [path.read_text() for path in mine] == 3 * ["mine"]
     assert [path.name for path in folder.glob(".*")] == [".lock"]
     assert {"model.safetensors", "run.json", "history.csv", "history.jsonl", "checkpoints"} <= set(os.listdir(folder))
 
 
-@pytest.mark.parametrize("stop", [kill, interrupt, "diverge"], ids=["error", "signal", "divergence"])
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_an_old_run_comes_back_if_its_replacement_saves_nothing(stop, tmp_path, array_file, monkeypatch):
+def test_nobody_is_told_to_go_on_with_a_run_that_has_diverged(tmp_path, array_file):
+    """It would again."""
+    run = run_of(array_file, tmp_path, epochs=3)
+    second = run.trainer.feed.steps + 1
+    run.trainer.callbacks = [At(second, lambda trainer: trainer.model.network.parameters()[0].data.fill(np.nan))]
+    with pytest.raises(DivergedError):
+        execute(run)
+    assert steps_of(tmp_path)
+    with pytest.raises(FileExistsError, match="already holds an unfinished run; use --overwrite to replace it"):
+        run_of(array_file, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["figures/samples.png", "history.csv", "model.safetensors", "run.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_users_files_under_a_runs_names_are_left_alone(name, overwrite, tmp_path, array_file):
+    """No run has made them, so --overwrite does not mean them, either."""
+    folder = tmp_path / "run"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_bytes(b'{"mine": 1}')
+    with pytest.raises(FileExistsError, match=rf"run holds {name}, which no run has made; move .* another --out"):
+        run_of(array_file, folder, overwrite=overwrite)
+    assert files_in(folder) == {name: b'{"mine": 1}'}
+
+
+def test_of_many_files_of_the_user_three_are_named(tmp_path, array_file):
+    names = ["evaluation.json", "history.csv", "history.jsonl", "report.html"]
+    for count, name in enumerate(names, 1):
+        (tmp_path / name).touch()
+        with pytest.raises(FileExistsError) as error:
+            run_of(array_file, tmp_path)
+        told, more = re.fullmatch(r".* holds (.*?)( and 1 more)?, which no run .*", str(error.value)).groups()
+        assert len({*told.split(", ")} & {*names}) == told.count(", ") + 1 == min(count, 3)
+        assert bool(more) == (count > 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        *((name, "folder", f"{name}: kind: expected a file, found a folder; move it away") for name in
+          ("model.safetensors", "history.csv", "history.jsonl", "figures/loss_curves.png")),
+        *((name, "file", f"{name}: cannot be written") for name in ("checkpoints", "film", "figures")),
+        (".lock", "folder", r"\.lock: cannot be written"),
+    ],
+)  # fmt: skip
+def test_what_is_in_the_place_of_a_result_is_told_before_the_training(name, kind, message, tmp_path, array_file):
+    run, path = run_of(array_file, tmp_path / "run"), tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.mkdir() if kind == "folder" else path.write_text("mine")
+    with pytest.raises(DataError, match=message):
+        execute(run)
+    assert run.trainer.progress.step == 0
+    assert files_in(tmp_path / "run").keys() <= {".lock", name}
+
+
+def test_a_run_that_does_not_fit_into_memory_writes_nothing(tmp_path, array_file, monkeypatch):
+    monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: 1000)
+    with pytest.raises(minigrad.DeviceError, match="needs about"):
+        run_of(array_file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# ---- one training at a time ----
+
+
+def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
+    """In another thread, as from another process: a lock belongs to the open file."""
+    told: list[str] = []
+
+    def train() -> None:
+        try:
+            trainings.trainer_of("ae", tmp_path).run()
+        except FileExistsError as error:
+            told.append(str(error))
+
+    def other(_) -> None:
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+
+    trainings.trainer_of("ae", tmp_path, [At(2, other)], save_every=3).run()
+    assert told == [f"{tmp_path}: another training is running in this folder; wait for it or choose another folder"]
+    with pytest.raises(FileExistsError, match="already holds checkpoints"):  # it is free again
+        trainings.trainer_of("ae", tmp_path).run()
+
+
+def test_what_another_training_did_since_the_start_is_not_lost(tmp_path, array_file, monkeypatch):
+    folder = tmp_path / "run"
+    late, overwriting = run_of(array_file, folder), run_of(array_file, folder, overwrite=True)
+    execute(run_of(array_file, folder))
+    before = files_in(folder)
+    for run in (late, overwriting):
+        with pytest.raises(FileExistsError, match="another training has changed this folder"):
+            execute(run)
+    assert files_in(folder) == before
+    held, done = threading.Event(), threading.Event()  # and what another one is doing
+
+    def hold() -> None:
+        with claim(folder):
+            held.set()
+            done.wait(60)
+
+    run, thread = run_of(array_file, folder, overwrite=True), threading.Thread(target=hold)
+    monkeypatch.setattr("autoencoders.runs.run.set_aside", lambda _: pytest.fail("moved the old run"))
+    thread.start()
+    try:
+        assert held.wait(60)
+        with pytest.raises(FileExistsError, match="another training is running"):
+            execute(run)
+        assert files_in(folder) == before
+    finally:
+        done.set()
+        thread.join()
+
+
+# ---- replacing a run ----
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("reason", [kill, interrupt, "diverge"], ids=["error", "signal", "divergence"])
+def test_an_old_run_comes_back_if_its_replacement_saves_nothing(reason, recorded, tmp_path, array_file, monkeypatch):
+    """Also one without its record."""
     folder = tmp_path / "run"
     execute(run_of(array_file, folder))
+    if not recorded:
+        (folder / "run.json").unlink()
     before = files_in(folder)
     again = run_of(array_file, folder, overwrite=True, seed=5)
     monkeypatch.setattr(Trainer, "save_checkpoint", lambda _: None)
-    if stop == "diverge":
+    if reason == "diverge":
         again.trainer.model.network.parameters()[0].data[...] = np.nan
     else:
-        again.trainer.callbacks = [At(1, stop)]
+        again.trainer.callbacks = [At(1, reason)]
     with pytest.raises((Killed, KeyboardInterrupt, DivergedError)):
         execute(again)
     assert files_in(folder) == before
@@ -246,7 +410,6 @@ def test_an_old_run_comes_back_if_its_replacement_saves_nothing(stop, tmp_path, 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "signal"])
 @pytest.mark.parametrize("call", ["mkdir", "replace", "write"])
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_moving_an_old_run_aside_is_all_or_nothing(call, error, tmp_path, array_file, monkeypatch):
     """An older one, aside since before, and what is not ours are left alone."""
     folder = tmp_path / "run"
@@ -279,194 +442,108 @@ def test_moving_an_old_run_aside_is_all_or_nothing(call, error, tmp_path, array_
     assert sorted(path.name for path in folder.glob("old-*")) == ["old-1", "old-by-hand"]
 
 
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_an_old_run_is_kept(tmp_path, array_file):
     folder = tmp_path / "run"
     execute(run_of(array_file, folder))
-    before = files_in(folder)
-    again = run_of(array_file, folder, overwrite=True, seed=5)
-    again.trainer.callbacks = [At(3, interrupt)]
-    with pytest.raises(KeyboardInterrupt):
-        execute(again)
-    assert files_in(folder / "old-1") == {name: x for name, x in before.items() if name != ".lock"}
-    execute(resume_run(folder, progress=False, tell=lambda _: None))
-    assert files_in(folder / "old-1") == {name: x for name, x in before.items() if name != ".lock"}
-    told: list[str] = []
-    run_of(array_file, folder, overwrite=True, seed=6).execute(told.append)
+    before = {name: x for name, x in files_in(folder).items() if name != ".lock"}
+    interrupted(run_of(array_file, folder, At(3, interrupt), overwrite=True, seed=5))
+    assert files_in(folder / "old-1") == before
+    execute(resume(folder))
+    assert files_in(folder / "old-1") == before
+    told = execute(run_of(array_file, folder, overwrite=True, seed=6))
     assert read_record(folder / "old-2")["options"]["seed"] == 5
     assert read_record(folder)["options"]["seed"] == 6
     assert f"the previous run is in {folder / 'old-2'}" in told
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "history.csv", "history.jsonl", "figures/loss_curves.png"])
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_a_folder_in_the_place_of_a_result_is_told_before_the_training(name, tmp_path, array_file):
-    run = run_of(array_file, tmp_path / "run")
-    (tmp_path / "run" / name).mkdir(parents=True)
-    with pytest.raises(DataError, match=rf"{name}: kind: expected a file, found a folder; move it away"):
-        execute(run)
-    assert run.trainer.progress.step == 0
-    assert files_in(tmp_path / "run").keys() <= {".lock"}
+# ---- the record ----
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_a_signal_while_the_results_are_drawn_leaves_a_run_that_can_go_on(number, tmp_path, array_file, monkeypatch):
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr("autoencoders.runs.run.draw", lambda *_, **__: signal.raise_signal(number))
-        with pytest.raises(KeyboardInterrupt) as stop:
-            execute(run_of(array_file, folder))
-    assert not stop.value.args or stop.value.args[0] == number
-    assert read_record(folder)["status"] == "interrupted"
-    with pytest.raises(FileExistsError, match=r"an unfinished run.*--resume"):
-        run_of(array_file, folder)
-    execute(resume_run(folder, progress=False, tell=lambda _: None))
-    record = read_record(folder)
-    assert record["status"] == "finished"
-    assert len(record["commands"]) == 2
-
-
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_a_model_is_saved_also_where_memory_is_too_short_to_measure_it(tmp_path, array_file, monkeypatch):
-    def short(*_, **__):
-        raise MemoryError("no memory")
-
-    run = run_of(array_file, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("autoencoders.runs.run.quick_metrics", short)
-        with pytest.raises(MemoryError, match="no memory"):
-            execute(run)
-    images = run.dataset.test_images
-    np.testing.assert_array_equal(load(tmp_path).reconstruct(images)[0], run.trainer.model.reconstruct(images)[0])
-    execute(resume_run(tmp_path, progress=False, tell=lambda _: None))
-    assert read_record(tmp_path)["status"] == "finished"
-
-
-@pytest.mark.parametrize("damage", ["gone", "of a lost epoch"])
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_a_run_without_its_best_weights_goes_on(damage, tmp_path, array_file, capsys):
-    """A kill can fall between the best weights and the checkpoint."""
-    minigrad.use(kernels="plain")
-    options = {"epochs": 3, "validation": 4, "patience": 3}
-    execute(run_of(array_file, tmp_path / "whole", **options))
-    broken = run_of(array_file, tmp_path / "broken", **options)
-    broken.trainer.callbacks = [At(broken.trainer.feed.steps + 1, interrupt)]
-    with pytest.raises(KeyboardInterrupt):
-        execute(broken)
-    best = tmp_path / "broken" / "checkpoints" / "best.safetensors"
-    best.unlink()
-    if damage != "gone":
-        save_state(best, {"x": np.zeros(2)}, {"best": {"epoch": 2, "val_loss": 0.0}})
-    execute(resume_run(tmp_path / "broken", progress=False, tell=lambda _: None))
-    assert "the best weights so far are not there" in capsys.readouterr().err
-    assert read_record(tmp_path / "broken")["status"] == "finished"
-    if read_record(tmp_path / "whole")["status"] == "finished":
-        a, b = (load_state(tmp_path / name / "model.safetensors")[2] for name in ("whole", "broken"))
-        assert a == b  # the later epochs are better here, so the best weights are the same
-
-
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_a_run_is_resumed_on_another_device_with_its_best_kernels(tmp_path, array_file, cupy_double):
-    minigrad.use(kernels="numpy", threads=2)
-    run = run_of(array_file, tmp_path / "run")
-    run.trainer.callbacks = [At(1, interrupt)]
-    with pytest.raises(KeyboardInterrupt):
-        execute(run)
-    told: list[str] = []
-    again = resume_run(tmp_path / "run", device="cuda", progress=False, tell=told.append)
-    assert again.trainer.k.describe().startswith("device cuda:0, kernels cuda")
-    assert any("not bitwise" in line and "cpu -> cuda:0" in line for line in told)
-
-
-def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    model = compiled()
-    model.network.parameters()[0].data[...] = np.nan
-    with pytest.raises(DivergedError, match="not finite"):
-        model.save(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
-def test_bad_data_cost_no_old_run(tmp_path, array_file):
-    folder = tmp_path / "run"
-    execute(run_of(array_file, folder))
-    with pytest.raises(DataError, match="validation"):
-        run_of(array_file, folder, overwrite=True, validation=1000)
-    assert (folder / "model.safetensors").exists()
-    assert steps_of(folder)
-
-
-@pytest.mark.usefixtures("no_pictures", "restored_backends")
 def test_the_record_of_a_run(tmp_path, array_file):
     run = run_of(array_file, tmp_path / "run", validation=3, seed=4)
     execute(run)
-    record = read_record(tmp_path / "run")
-    assert record["status"] == "finished"
-    assert record["commands"] == ["test"]
+    record, data = read_record(tmp_path / "run"), run.dataset
+    assert (record["status"], record["commands"]) == ("finished", ["test"])
     assert record["options"] == asdict(run.trainer.options)
-    assert record["data"]["content_hash"] == load_dataset(array_file).content_hash
+    assert (record["data"]["content_hash"], record["data"]["source"]) == (data.content_hash, data.source)
     assert record["training_seconds"] == pytest.approx(sum(run.trainer.history["seconds"]))
-    assert record["test"] == quick_metrics(
-        run.trainer.model, run.dataset.test_images, seed=4, train_images=run.dataset.train_images
-    )
+    expected = quick_metrics(run.trainer.model, data.test_images, seed=4, train_images=data.train_images)
+    assert record["test"] == expected
+
+
+def test_records_that_are_missing_or_damaged(tmp_path):
     assert read_record(tmp_path / "nowhere") == {}
-    for text, message in (("{", "cannot be read as JSON"), ("[]", "expected a JSON object, found list; without")):
+    for text, message in (
+        ("{", "cannot be read as JSON"),
+        ("[]", "expected a JSON object, found list; without"),
+        ('{"commands": [1]}', "commands: expected a list of texts, found"),
+        ('{"earlier_environments": ["x"]}', "earlier_environments: expected a list of objects, found"),
+    ):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(DataError, match=message):
             read_record(tmp_path)
+    if hasattr(os, "mkfifo"):
+        (tmp_path / "run.json").unlink()
+        os.mkfifo(tmp_path / "run.json")
+        with pytest.raises(DataError, match=r"run\.json: kind: expected a file, found a special file"):
+            read_record(tmp_path)
 
 
-def test_a_moved_model_is_noticed_before_the_first_step():
-    model = compiled("vae")
-    trainer = Trainer(model, pictures(), TrainingOptions(batch_size=BATCH, epochs=1), progress=False)
-    model.network.to(dtype="float64")
-    with pytest.raises(RuntimeError, match="new optimizer"):
-        trainer.run()
+def test_the_record_tells_when_and_where_a_run_was_computed(tmp_path, array_file):
+    minigrad.use(kernels="plain")
+    folder, seen = tmp_path / "run", []
+    interrupted(run_of(array_file, folder, At(1, lambda _: seen.append(read_record(folder))), At(3, interrupt)))
+    assert seen[0]["status"] == "running"
+    for kernels, last in (("numpy", 5), ("plain", 0)):
+        again = resume(folder, kernels=kernels)
+        again.trainer.callbacks = [At(last, interrupt)]
+        with suppress(KeyboardInterrupt):
+            execute(again)
+    record = read_record(folder)
+    environment = record["environment"]
+    assert [entry["kernels"] for entry in record["earlier_environments"]] == ["plain", "numpy"]
+    assert (environment["kernels"], environment["precision"]) == ("plain", "fp32")
+    assert environment["machine"] == platform.machine()
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"].lower()
+    entry = next(entry.split() for entry in environment["libraries"] if entry.split()[0] in blas)
+    assert entry[1][0].isdigit()
+    began, ended = (datetime.strptime(record[name][:19], "%Y-%m-%d %H:%M:%S") for name in ("started", "finished"))
+    assert began <= ended <= datetime.now() < began + timedelta(hours=1)
+    assert record["started"][20:] == time.strftime("%Z")
 
 
-def test_a_checkpoint_from_before_there_were_some_options_is_taken(tmp_path):
-    trainer = trainer_of("vae", tmp_path, patience=None)
-    trainer.run()
-    arrays, record, _ = load_checkpoint(tmp_path)
-    for name in ("denoise", "binarise", "iw_samples", "augment"):
-        del record["options"][name]
-    for name in ("classes", "class_names"):
-        del record["model"][name]
-    model = from_config(record["model"])
-    model.compile(record["learning_rate"])
-    again = Trainer(model, pictures(), TrainingOptions(**record["options"]), progress=False)
-    again.restore(arrays, record)
-    assert weights(model) == weights(trainer.model)
+def test_scipys_blas_is_none_of_what_computes(monkeypatch):
+    blas = {"user_api": "blas", "internal_api": "openblas"}
+    found = [
+        blas | {"version": v, "filepath": f"/site-packages/{n}.libs/x.so"} for n, v in (("numpy", 1), ("scipy", 2))
+    ]
+    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: found)
+    assert libraries(minigrad.use(kernels="plain")) == ["openblas 1"]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_size": 3}, {"rate": 0.5}])
-def test_a_checkpoint_of_other_options_is_refused(change, tmp_path):
-    options = {"batch_size": 2, "epochs": 1, "seed": 0}
-    first = compiled("vae")
-    Trainer(first, pictures(), TrainingOptions(**options), folder=tmp_path, progress=False).run()
-    second = compiled("vae")
-    second.compile(change.pop("rate", first.learning_rate))
-    trainer = Trainer(second, pictures(), TrainingOptions(**{**options, **change}), progress=False)
-    with pytest.raises(DataError, match="made with another"):
-        trainer.restore(*load_checkpoint(tmp_path))
+def test_a_record_that_cannot_be_written_does_not_hide_why_a_run_ended(tmp_path, array_file, monkeypatch):
+    full = mock.Mock(side_effect=DataError("disk full"))
+    fill = At(8, lambda _: monkeypatch.setattr("autoencoders.runs.run.write_json", full))
+    with pytest.raises(Killed):
+        execute(run_of(array_file, tmp_path / "run", fill, At(9, kill)))
+    full.assert_called()
 
 
-@pytest.mark.parametrize("change", [{"beta": 7.0}, {"momentum": 0.3}, {"likelihood": "gaussian"}])
-def test_a_checkpoint_of_another_model_of_the_same_shapes_is_refused(change, tmp_path):
-    shapes = ((8, 8, 1), (4,), (3,), (2,), 2)
-    options = TrainingOptions(batch_size=4, epochs=1)
-    models = VAE(*shapes), VAE(*shapes, **change)
-    for model in models:
-        model.compile(1e-3)
-    Trainer(models[0], pictures(), options, folder=tmp_path, progress=False).run()
-    with pytest.raises(DataError, match="made with another model"):
-        Trainer(models[1], pictures(), options, progress=False).restore(*load_checkpoint(tmp_path))
-
-
-def test_a_training_does_not_begin_with_weights_that_are_not_finite(tmp_path):
-    trainer = trainer_of("vae", tmp_path, patience=None)
-    trainer.model.network.parameters()[0].data.flat[0] = np.nan
-    with pytest.raises(DivergedError, match=r"cannot begin: encoder_conv_layer_1\.weight is not finite"):
-        trainer.run()
-    assert not list(tmp_path.rglob("*.safetensors"))
+def test_what_a_run_says_of_its_data(tmp_path, array_file):
+    folder, dataset = tmp_path / "run", load_dataset(array_file)
+    options = TrainingOptions(batch_size=1, epochs=1)
+    how = {"learning_rate": 1e-2, "limit_train": 1, "data_dir": "here", "progress": False}
+    execute(start_run(trainings.model_of(), dataset, options, folder, **how))
+    assert training_of_run(folder) == ((1, options.seed), options)
+    for given, expected in (
+        ((None, None), (dataset.name, "here")),
+        ((None, "there"), (dataset.name, "there")),
+        (("other", None), ("other", None)),
+        (("other", "there"), ("other", "there")),
+    ):
+        assert data_of_run(folder, *given) == expected
+    assert data_of_run(tmp_path / "nowhere", None, None) == ("auto", None)
+    assert trained_on(folder, dataset).tolist() == dataset.limited(1, options.seed).tolist()
+    np.save(tmp_path / "others.npy", trainings.pictures(30, seed=9))
+    others = load_dataset(tmp_path / "others.npy")
+    assert trained_on(folder, others).tolist() == list(range(len(others.train_images)))

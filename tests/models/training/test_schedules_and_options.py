@@ -11,20 +11,11 @@ from trainings import BATCH, Recorded, compiled, model_of, pictures, recorded
 from autoencoders import Callback, TrainingOptions
 from autoencoders.training import Trainer
 
-pytestmark = pytest.mark.usefixtures("usual_signals")
-
 
 def test_kl_warmup_and_the_learning_rate_of_every_step():
     """7 images in batches of 2 are 4 steps an epoch; 2 epochs, beta 0.5 warmed up over 1.5 epochs = 6 steps."""
-    callback, history = recorded(
-        images=pictures(7),
-        batch_size=2,
-        rate=0.01,
-        kl_warmup=1.5,
-        warmup_steps=3,
-        schedule="cosine",
-        model={"beta": 0.5},
-    )
+    options = {"batch_size": 2, "kl_warmup": 1.5, "warmup_steps": 3, "schedule": "cosine"}
+    callback, history, _ = recorded(images=pictures(7), rate=0.01, **options, model={"beta": 0.5})
     betas = [0.5 * step / 6 for step in (1, 2, 3, 4, 5, 6)] + [0.5, 0.5]
     rates = [0.01 / 3, 0.02 / 3, 0.01] + [0.005 * (1 + math.cos(math.pi * i / 5)) for i in range(5)]
     for step, beta, rate, i in zip(callback.steps, betas, rates, range(1, 9), strict=True):
@@ -42,10 +33,10 @@ def test_kl_warmup_and_the_learning_rate_of_every_step():
 
 
 def test_the_constant_schedule_with_warm_up():
-    callback, _ = recorded(images=pictures(7), batch_size=2, rate=0.01, warmup_steps=3)
+    callback, *_ = recorded(images=pictures(7), batch_size=2, rate=0.01, warmup_steps=3)
     rates = [step["scalars"][1] for step in callback.steps]
     np.testing.assert_allclose(rates, [0.01 / 3, 0.02 / 3] + [0.01] * 6, rtol=1e-6)
-    callback, _ = recorded(images=pictures(7), batch_size=2, rate=0.01)
+    callback, *_ = recorded(images=pictures(7), batch_size=2, rate=0.01)
     assert {float(step["scalars"][1]) for step in callback.steps} == {float(np.float32(0.01))}
 
 
@@ -113,12 +104,12 @@ def test_bad_options_are_told(options, message):
         TrainingOptions(**options)
 
 
-def test_unknown_options_and_a_missing_compile_are_told():
+def test_unknown_options_a_missing_compile_and_a_moved_model_are_told():
+    model = compiled()
     with pytest.raises(TypeError, match="epoch"):
-        compiled().train(pictures(), 4, 1, epoch=3)
-    for train in (
-        lambda model: model.train(pictures(), 4, 1),
-        lambda model: Trainer(model, pictures(), TrainingOptions()),
-    ):
-        with pytest.raises(RuntimeError, match="compile"):
-            train(model_of())
+        model.train(pictures(), 4, 1, epoch=3)
+    with pytest.raises(RuntimeError, match="compile"):
+        Trainer(model_of(), pictures(), TrainingOptions())
+    model.network.to(dtype="float64")
+    with pytest.raises(RuntimeError, match="new optimizer"):
+        model.train(pictures(), 4, 1)

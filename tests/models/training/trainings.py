@@ -7,12 +7,14 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from autoencoders import VAE, Autoencoder, Callback, TrainingOptions
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import load_dataset
-from autoencoders.runs import start_run
+from autoencoders.runs import resume_run, start_run
 from autoencoders.training import Trainer, load_checkpoint
+from minigrad.serialize import load_state
 
 SHAPE = (8, 8, 1)
 COUNT, BATCH = 26, 4  # of them 3 are held out, 23 are left: 6 steps an epoch, the last with 3 images
@@ -73,12 +75,11 @@ class Recorded(Callback):
         self.events.append("fit begin")
         real = trainer.step
 
-        def step(images, noise, scalars, *more):
-            losses = real(images, noise, scalars, *more)
-            noise = None if noise is None else np.array(noise)
-            self.steps.append(
-                {"images": np.array(images), "noise": noise, "scalars": np.array(scalars), "losses": np.array(losses)}
-            )
+        def step(*given):
+            losses = real(*given)
+            copies = [None if x is None else np.array(x) for x in (*given, losses)]
+            names = ["images", "noise", "scalars", "labels", "targets"][: len(given)]
+            self.steps.append(dict(zip([*names, "losses"], copies, strict=True)))
             return losses
 
         trainer.step = step
@@ -100,13 +101,12 @@ class Recorded(Callback):
 
 
 def recorded(kind: str = "vae", images: np.ndarray | None = None, rate: float = 1e-2, epochs: int = 2, **options):
-    """(what the callback saw, the history) of a run."""
-    callback = Recorded()
-    model = compiled(kind, rate, **options.pop("model", {}))
-    images = pictures() if images is None else images
+    """(what the callback saw, the history, the trainer) of a run."""
+    callback, model = Recorded(), compiled(kind, rate, **options.pop("model", {}))
+    labels, images = options.pop("labels", None), pictures() if images is None else images
     chosen = TrainingOptions(**{"batch_size": BATCH, "epochs": epochs, **options})
-    history = Trainer(model, images, chosen, callbacks=[callback], progress=False).run()
-    return callback, history
+    trainer = Trainer(model, images, chosen, labels=labels, callbacks=[callback], progress=False)
+    return callback, trainer.run(), trainer
 
 
 FULL = {"validation": 3, "patience": 2, "schedule": "cosine", "warmup_steps": 4, "clip_norm": 1.0, "epochs": 3}
@@ -157,10 +157,9 @@ def resumed(folder: Path, callbacks=(), images: np.ndarray | None = None, **chan
     return trainer
 
 
-def outcome(trainer: Trainer, options: bool = False) -> dict:
+def outcome(trainer: Trainer) -> dict:
     """Everything that must be bitwise equal, also what the last checkpoint and the logs hold."""
     arrays, record, _ = load_checkpoint(trainer.folder)
-    progress = {**record["progress"], "rows": timeless(record["progress"]["rows"])}
     logged = [json.loads(line) for line in (trainer.folder / "history.jsonl").read_text().splitlines()]
     return {
         "weights": weights(trainer.model),
@@ -169,11 +168,20 @@ def outcome(trainer: Trainer, options: bool = False) -> dict:
         "rows": timeless(trainer.history.rows),
         "logged": timeless(logged),
         "checkpoint": {name: x.tobytes() for name, x in arrays.items()},
-        "progress": progress,
+        "progress": {**record["progress"], "rows": timeless(record["progress"]["rows"])},
     }
 
 
 _unbroken: dict[tuple, dict] = {}
+
+
+def resume(folder: Path, told: list[str] | None = None, **options):
+    return resume_run(folder, progress=False, tell=[].append if told is None else told.append, **options)
+
+
+def digest(folder: Path) -> str:
+    """That of a finished run's model."""
+    return load_state(folder / "model.safetensors")[2]
 
 
 def unbroken(kind: str, kernels: str, tmp_path: Path) -> dict:
@@ -196,19 +204,20 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def run_of(array_file: Path, folder: Path, overwrite: bool = False, **options):
-    dataset = load_dataset(array_file)
+def interrupted(work) -> KeyboardInterrupt:
+    """Runs a trainer, or executes a run, which is interrupted."""
+    with pytest.raises(KeyboardInterrupt) as error:
+        work.run() if isinstance(work, Trainer) else execute(work)
+    return error.value
+
+
+def run_of(array_file: Path, folder: Path, *callbacks: Callback, overwrite: bool = False, **options):
+    """A run of a VAE on the images of a file, not begun."""
     options = TrainingOptions(**{"batch_size": BATCH, "epochs": 2, **options})
-    return start_run(
-        model_of("vae"),
-        dataset,
-        options,
-        folder,
-        learning_rate=1e-2,
-        overwrite=overwrite,
-        progress=False,
-        command="test",
-    )
+    how = {"learning_rate": 1e-2, "overwrite": overwrite, "progress": False, "command": "test"}
+    run = start_run(model_of("vae"), load_dataset(array_file), options, folder, **how)
+    run.trainer.callbacks = callbacks or run.trainer.callbacks
+    return run
 
 
 def execute(run) -> list[str]:
