@@ -58,16 +58,13 @@ def shown(figure: Figure) -> list[tuple[float, float, np.ndarray]]:
 def texts(figure: Figure) -> list:
     """Every text that a reader sees, of a figure that was drawn or saved before."""
     every = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
-    hidden = [
-        t for axes in figure.axes if not axes.axison for axis in (axes.xaxis, axes.yaxis) for t in axis.findobj(Text)
-    ]
-    outside = []
-    for axes in figure.axes:  # ticks beyond the limits exist but are not drawn
+    gone = []
+    for axes in figure.axes:
         for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))):
-            outside += [tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high]
-            outside += [tick.label1 for tick in axis.get_minor_ticks() if not low <= tick.get_loc() <= high]
-    gone = {id(t) for t in hidden + outside}
-    return [t for t in every if id(t) not in gone]
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]  # those beyond the limits are not drawn
+            gone += [tick.label1 for tick in ticks if not low <= tick.get_loc() <= high]
+            gone += [] if axes.axison else axis.findobj(Text)
+    return [t for t in every if not any(t is other for other in gone)]
 
 
 ten = np.arange(10)
@@ -325,9 +322,8 @@ def test_manifold_picture_has_the_points_where_its_axes_say():
         axes = figure.axes[0]
         mosaic = np.asarray(axes.images[0].get_array())
         assert mosaic.shape == (side * H, side * W)
-        places, labels = (
-            (axes.get_xticks(), axes.get_xticklabels()) if axis == 0 else (axes.get_yticks(), axes.get_yticklabels())
-        )
+        of_axis = axes.yaxis if axis else axes.xaxis
+        places, labels = of_axis.get_ticklocs(), of_axis.get_ticklabels()
         assert len(labels) == side
         for place, label in zip(places, labels, strict=True):
             row, column = (1, int(place)) if axis == 0 else (int(place), 1)
@@ -349,13 +345,9 @@ def test_projection_agrees_with_the_eigenvectors_of_the_covariance():
     signs = np.sign((expected * projected).sum(axis=0))
     np.testing.assert_allclose(projected, signs * expected, rtol=1e-8, atol=1e-10)
     projected, shares = charts.principal_components(np.full((60, 5), 0.1))  # equal ones have no variance
-    assert not projected.any()
-    assert not shares.any()
-
-
-def test_projection_does_not_depend_on_the_sign_that_the_svd_happens_to_choose():
+    assert (projected.any(), shares.any()) == (False, False)
     x = np.random.default_rng(5).normal(size=(50, 4)) * [9, 3, 1, 1]
-    for given in (x, -x):
+    for given in (x, -x):  # whichever sign the SVD happens to choose
         assert np.corrcoef(charts.principal_components(given)[0][:, 0], given[:, 0])[0, 1] > 0.99
 
 
@@ -363,8 +355,8 @@ def test_more_than_two_dimensions_say_how_much_of_the_variance_is_shown():
     values = np.linalg.eigvalsh(np.cov(latents, rowvar=False))[::-1]
     first, second = 100 * values[:2] / values.sum()
     figure = charts.latent_scatter(latents, np.arange(500) % 10, NAMES)
-    assert f"{first:.1f} %" in figure.axes[0].get_xlabel()
-    assert f"{second:.1f} %" in figure.axes[0].get_ylabel()
+    axes = figure.axes[0]
+    assert (f"{first:.1f} %" in axes.get_xlabel(), f"{second:.1f} %" in axes.get_ylabel()) == (True, True)
     heading = " ".join(t.get_text() for t in texts(figure))
     assert f"7 dimensions projected on two principal components: {first + second:.1f} %" in heading
 
@@ -410,21 +402,15 @@ def test_the_palette_is_told_apart_with_every_kind_of_colour_vision():
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
         [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
     ])  # fmt: skip
-    to_lms = [
-        [0.41222147, 0.53633254, 0.05144599],
-        [0.2119035, 0.68069955, 0.10739696],
-        [0.08830246, 0.28171884, 0.6299787],
-    ]
-    to_lab = [
-        [0.21045426, 0.79361779, -0.00407205],
-        [1.9779985, -2.42859221, 0.45059371],
-        [0.02590404, 0.78277177, -0.80867577],
-    ]
+    to_lms, to_lab = np.array([
+        [[0.4122215, 0.5363325, 0.051446], [0.2119035, 0.6806996, 0.107397], [0.0883025, 0.2817188, 0.6299787]],
+        [[0.21045426, 0.79361779, -0.00407205], [1.977998, -2.428592, 0.450594], [0.025904, 0.782772, -0.808676]],
+    ])  # fmt: skip
 
     def smallest_distance(colours) -> float:
         srgb = np.array([to_rgb(colour) for colour in colours])
         linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-        lab = [np.cbrt(np.clip(linear @ kind.T, 0, 1) @ np.transpose(to_lms)) @ np.transpose(to_lab) for kind in kinds]
+        lab = [np.cbrt(np.clip(linear @ kind.T, 0, 1) @ to_lms.T) @ to_lab.T for kind in kinds]
         return min(np.linalg.norm(a - b) for seen in lab for a, b in itertools.combinations(seen, 2))
 
     assert len(charts.CLASS_COLOURS) == 10
@@ -631,12 +617,10 @@ latents_with_nan[3, 1] = np.nan
     [
         (lambda: sheets.reconstructions(EMPTY, EMPTY), "originals are empty"),
         (lambda: sheets.samples(EMPTY), "samples: images are empty"),
-        (lambda: sheets.interpolations([]), "no path to show"),
         (lambda: sheets.interpolations(np.zeros((0, 5, 8, 8, 1))), "no path to show"),
         (lambda: charts.latent_scatter(np.zeros((5, 0)), None), "latents are empty"),
         (lambda: charts.loss_curves([]), "history is empty"),
         (lambda: charts.loss_curves([{"epoch": 1, "accuracy": 0.5}]), "no finite loss.*accuracy"),
-        (lambda: charts.loss_curves([{"loss": math.nan}]), "no finite loss"),
         (lambda: sheets.samples(images(3)[0]), r"shape \(N, H, W, C\), got \(8, 8, 1\)"),
         (lambda: sheets.samples(np.full((1, 8, 8, 1), np.nan)), "NaN or infinite"),
         (lambda: sheets.samples(images(2) * 255), r"reach 25.*expected float in \[0, 1\] or uint8"),
@@ -649,7 +633,6 @@ latents_with_nan[3, 1] = np.nan
         (lambda: sheets.reconstructions(images(3), images(3), [1, 2]), "one label for each of 3 images"),
         (lambda: sheets.reconstructions(images(1), images(1), [1.0]), "labels must be integers, got float64"),
         (lambda: sheets.reconstructions(images(2), images(2), [0, 10], NAMES), "label 10 has no name.*0 to 9"),
-        (lambda: sheets.reconstructions(images(2), images(2), [0, -1], NAMES), "label -1 has no name"),
         (lambda: sheets.reconstructions(images(2), images(2), errors=[1.0]), "one error for each of 2 images"),
         (lambda: sheets.interpolations([images(3), images(4)]), "every row must have the same shape"),
         (lambda: sheets.interpolations([images(1)]), "at least 2 steps"),
@@ -659,7 +642,6 @@ latents_with_nan[3, 1] = np.nan
         (lambda: sheets.manifold_grid(images(5)), "5 images do not fill a square"),
         (lambda: sheets.manifold_grid(images(4), quantiles=(0.0, 0.9)), "0 < low < high < 1, got low 0 and high 0.9"),
         (lambda: sheets.manifold_points(1), "side must be at least 2"),
-        (lambda: sheets.manifold_points(5, 0.9, 0.1), "0 < low < high < 1"),
         (lambda: charts.latent_scatter(latents_with_nan, None), "NaN or infinite values in 1 of 500 rows.*row 3"),
         (lambda: charts.latent_scatter(latents[:, 0], None), r"shape \(N, dimensions\), got \(500,\)"),
         (lambda: charts.latent_scatter(latents, np.arange(3)), "one label for each of 500"),

@@ -9,6 +9,7 @@ import json
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -92,11 +93,10 @@ def test_a_run_keeps_a_frame_before_the_first_epoch_and_after_each(tmp_path: Pat
 def test_a_picture_shows_after_every_epoch_what_is_learnt(
     kind: type, options: dict, bands: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[dict[str, np.ndarray]] = []
-    real = film.progress_sheet
-    monkeypatch.setattr(film, "progress_sheet", lambda bands: drawn.append(bands) or real(bands))
+    monkeypatch.setattr(film, "progress_sheet", sheet := mock.Mock(side_effect=film.progress_sheet))
     data = dataset()
     made = trained(tmp_path / "run", data, kind=kind, **options)
+    drawn = [call.args[0] for call in sheet.call_args_list]
     assert [len(sheet) for sheet in drawn] == [bands] * 3
     assert [next(x for x in sheet if "reconstructions" in x) for sheet in drawn] == [
         f"their reconstructions {when}" for when in ("before training", "after epoch 1 of 2", "after epoch 2 of 2")
@@ -127,12 +127,10 @@ def test_the_picture_of_progress_takes_images_of_any_size(shape: tuple[int, int,
 @pytest.fixture
 def spied(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[tuple, dict]]]:
     """The arguments of every call of the functions that draw, by their names."""
-    seen: dict[str, list[tuple[tuple, dict]]] = {"film_frame": [], "reconstructions": []}
-    for name, calls in seen.items():
-        where = charts if name == "film_frame" else sheets
-        real = getattr(where, name)
-        spy = lambda *a, real=real, calls=calls, **k: calls.append((a, k)) or real(*a, **k)  # noqa: E731
-        monkeypatch.setattr(where, name, spy)
+    seen = {}
+    for where, name in ((charts, "film_frame"), (sheets, "reconstructions")):
+        monkeypatch.setattr(where, name, spy := mock.Mock(side_effect=getattr(where, name)))
+        seen[name] = spy.call_args_list
     return seen
 
 
@@ -275,22 +273,22 @@ def test_a_run_knows_which_images_its_losses_went_down_on(tmp_path: Path) -> Non
 def test_a_finished_run_is_measured_and_drawn_with_its_own_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, made, seen = dataset(), model(), []
-    monkeypatch.setattr(run_module, "draw", lambda *a, **k: seen.append((a, k)) or {})
+    data, made = dataset(), model()
+    monkeypatch.setattr(run_module, "draw", drawing := mock.Mock(return_value={}))
     options = TrainingOptions(batch_size=8, epochs=1, seed=3)
     start_run(made, data, options, tmp_path, learning_rate=1e-3, progress=False).execute(lambda _: None)
     assert json.loads((tmp_path / "run.json").read_text())["test"] == quick_metrics(
         made, data.test_images, 3, train_images=data.train_images
     )
-    assert seen == [((made, data), {"seed": 3, "count": 48})]
+    drawing.assert_called_once_with(made, data, seed=3, count=48)
 
 
 def test_interpolations_go_from_one_class_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, made, seen = dataset(), model(classes=3), []
-    monkeypatch.setattr(sheets, "interpolations", lambda rows: seen.append(rows))
+    data, made = dataset(), model(classes=3)
+    monkeypatch.setattr(sheets, "interpolations", drawing := mock.Mock())
     draw(made, data, seed=4)
     every = made.reconstruct(data.test_images, labels=data.test_labels)[0]
-    (rows,) = seen
+    (rows,) = drawing.call_args.args
     away = np.array([[np.abs(every - end).max(axis=(1, 2, 3)) for end in (row[0], row[-1])] for row in rows])
     assert away.min(axis=2).max() < 1e-6, "each end is an image with its own class"
     ends = away.argmin(axis=2)
@@ -451,14 +449,13 @@ def test_all_pictures_stand_in_order_and_are_of_one_seed(tmp_path: Path, spied: 
     assert set(clean[7]) != set(clean[8])
 
 
-def test_a_denoising_run_shows_noise_and_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    data, shown = dataset(), []
+def test_a_denoising_run_shows_noise_and_what_is_left_of_it(spied: dict, tmp_path: Path) -> None:
+    data = dataset()
     made = trained(tmp_path / "plain", data)
     assert "denoised" not in report.all_pictures(made, data, tmp_path / "plain", None)
     made = trained(tmp_path / "run", data, denoise=0.2)
-    real = sheets.reconstructions
-    monkeypatch.setattr(sheets, "reconstructions", lambda *a, **k: shown.append((a, k)) or real(*a, **k))
     assert "denoised" in report.all_pictures(made, data, tmp_path / "run", None)
+    shown = spied["reconstructions"]
     (noisy, restored, _, _, errors), options = next(x for x in shown if x[1].get("rows_are") == ("noisy", "denoised"))
     assert noisy.shape == (20, 8, 8, 1)
     assert (noisy.min(), noisy.max()) == (0, 1)
@@ -514,12 +511,11 @@ def test_more_samples_of_a_conditional_model_have_a_row_for_each_class() -> None
 
 
 def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, seen = model(Z=3), []
-    real = made.decode
-    monkeypatch.setattr(made, "decode", lambda z, **labels: seen.append(z) or real(z, **labels))
+    made = model(Z=3)
+    monkeypatch.setattr(made, "decode", decode := mock.Mock(side_effect=made.decode))
     pictures = gallery.close_ups(made, dataset(), [0.1, 3.0, 2.0])
     assert set(pictures) == {"worst", "best", "kl_per_dimension", "traversals", "neighbours"}
-    points = next(z for z in seen if len(z) == 27).reshape(3, 9, 3)
+    points = next(z for (z,), _ in decode.call_args_list if len(z) == 27).reshape(3, 9, 3)
     for row, dimension in enumerate((1, 2, 0)):  # by their KL divergence
         np.testing.assert_allclose(points[row, :, dimension], np.linspace(-3, 3, 9), atol=1e-6)
         others = np.delete(points[row], dimension, axis=1)
@@ -533,35 +529,28 @@ def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_eight_dimensions_are_traversed_with_the_class_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, data, seen = model(Z=10, classes=3), dataset(), []
-    real = made.decode
-    monkeypatch.setattr(made, "decode", lambda z, *, labels=None: seen.append((z, labels)) or real(z, labels=labels))
+    made, data = model(Z=10, classes=3), dataset()
+    monkeypatch.setattr(made, "decode", decode := mock.Mock(side_effect=made.decode))
     pictures = gallery.close_ups(made, data, list(range(10)), seed=2)
     assert sum("nats" in t.get_text() for t in pictures["traversals"].findobj(Text)) == 8
     drawn = np.asarray(pictures["traversals"].axes[0].images[0].get_array())
     (start,) = (i for i, image in enumerate(data.test_images) if np.allclose(image[..., 0] / 255, drawn))
-    labels = next(labels for z, labels in seen if len(z) == 8 * 9)
+    labels = next(named["labels"] for (z,), named in decode.call_args_list if len(z) == 8 * 9)
     assert set(labels.tolist()) == {data.test_labels[start]}
-
-
-def pixel_distances(images: np.ndarray, others: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """(index of the nearest, mean squared difference per pixel)."""
-    index, distances = nearest(images, others, batch=batch)
-    return index, distances**2 / images[0].size
 
 
 @pytest.mark.parametrize("batch", [1, 7, 1000])
 def test_nearest_images_are_the_nearest(batch: int) -> None:
     rng = np.random.default_rng(0)
     images, others = rng.random((5, 4, 4, 1), np.float32), rng.integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
-    found, distances = pixel_distances(images, others, batch)
+    found, distances = nearest(images, others, batch=batch)
     for i, image in enumerate(images):
-        d = [np.mean((image.astype(float) - other / 255) ** 2) for other in others]
+        d = [np.sum((image.astype(float) - other / 255) ** 2) for other in others]
         assert found[i] == np.argmin(d)
-        assert distances[i] == pytest.approx(min(d), rel=1e-5)
-    found, distances = pixel_distances(others, others, batch)
+        assert distances[i] ** 2 == pytest.approx(min(d), rel=1e-5)
+    found, distances = nearest(others, others, batch=batch)
     assert found.tolist() == list(range(30))
-    assert abs(distances).max() < 1e-12
+    assert (distances**2 / 16).max() < 1e-12  # per pixel
 
 
 # ---- the page ----
@@ -638,19 +627,20 @@ def test_the_report_is_one_file_that_says_everything(tmp_path: Path) -> None:
     json.loads(page.text[page.text.rindex("All that was measured") + len("All that was measured") :])
 
 
+def nothing() -> dict:
+    """What a report is made of, if nothing was measured or drawn."""
+    measured = {**dict.fromkeys(METRICS), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
+    return {"model": model(), "dataset": dataset(), "measured": measured | {"model": {}}, "pictures": [], "film": None}
+
+
 def test_a_report_that_cannot_be_written_says_where(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     (tmp_path / "report.html").mkdir()
-    measured = {**dict.fromkeys(METRICS), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
-    measured["model"] = {}
-    nothing = {"measured": measured, "pictures": [], "film": None, "record": {}}
     with pytest.raises(DataError, match=r"report\.html"):
-        report.write_report(tmp_path / "report.html", model=model(), dataset=dataset(), **nothing)
+        report.write_report(tmp_path / "report.html", record={}, **nothing())
 
 
 def test_a_report_shows_what_utf_8_cannot_write_by_number(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
-    measured = {**dict.fromkeys(METRICS), "diagnosis": [], "verdict": "", "notes": [], "command": "", "environment": {}}
-    given = {"measured": measured | {"model": {}}, "pictures": [], "film": None, "record": {"commands": ["\ud800"]}}
-    report.write_report(tmp_path / "report.html", model=model(), dataset=dataset(), **given)
+    report.write_report(tmp_path / "report.html", record={"commands": ["\ud800"]}, **nothing())
     assert "\\ud800" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -62,6 +62,7 @@ BAD_OPTIONS = [
     (2, ["--device", "tpu"], "'tpu'", "cuda"),
     (2, ["--memory-limit", "1"], "--memory-limit limits the memory of a GPU"),
     (3, ["--dataset", "gone.npz"], "gone.npz", "nothing of that name"),
+    (3, ["--config", "gone.toml"], "gone.toml"),
     (2, ["--resume"], "--resume takes", "--filters"),
 ]
 
