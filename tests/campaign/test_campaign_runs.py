@@ -612,7 +612,7 @@ def with_failing_calls(place: Path, what: str, every: int, seed: int, *plant: st
 @pytest.mark.parametrize(
     ("plant", "count"),
     [
-        ("atomic", lambda *a: killed(*a, {**options_of("ae-plain-1"), "plant": "atomic", "steps": 10}, 6)),
+        ("atomic", lambda *a: killed(*a, {**options_of("ae-plain-1"), "plant": "atomic", "steps": 10}, 16)),
         ("signal", lambda *a: signalled(*a, {**options_of("ae-plain-1"), "plant": "signal", "steps": 80}, 6, "SIGINT")),
         ("bits", lambda *a: resumed(*a, {**options_of("ae-plain-1"), "plant": "bits"}, 1)),
         ("bits", lambda *a: in_parts(*a, lambda _: {**options_of("ae-plain-1"), "plant": "bits"}, 1)),

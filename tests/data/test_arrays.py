@@ -8,6 +8,7 @@ import re
 import struct
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -230,9 +231,8 @@ def test_labels_that_nothing_needs_stop_nothing(tmp_path: Path, case: str) -> No
         return
     assert dataset.train_labels is None
     assert re.search("; no labels: train .*" + said, dataset.source)
-    with pytest.raises(
-        DataError, match="npz: a conditional model needs labels of .* images; train .*" + said
-    ) as caught:
+    told = pytest.raises(DataError, match="npz: a conditional model needs labels of .* images; train .*" + said)
+    with told as caught:
         print(dataset.classes)
     assert len(str(caught.value).replace(str(tmp_path), "")) < 250
 
@@ -359,11 +359,8 @@ def test_a_long_npy_header_is_refused_before_memory_is_taken(tmp_path: Path) -> 
 
 
 def test_no_memory_for_an_array_is_an_error_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise MemoryError("Unable to allocate 18.6 GiB")
-
     np.save(tmp_path / "images.npy", ZEROS)
-    monkeypatch.setattr(np, "empty", refuse)
+    monkeypatch.setattr(np, "empty", mock.Mock(side_effect=MemoryError("Unable to allocate 18.6 GiB")))
     refuses(tmp_path / "images.npy", r"images.npy: array: cannot be read: Unable to allocate 18.6 GiB")
 
 
@@ -416,10 +413,8 @@ def test_images_are_resized_by_the_short_side_and_cropped_in_the_centre(tmp_path
         np.save(path, np.stack([ramp] * 4) / np.float32(255) if kind == "floats" else np.stack([ramp] * 4))
     dataset = load_dataset(path, image_size=size)
     scale = min(80 / shape[0], 60 / shape[1])  # pixels of the file to one of the result
-    rows, columns = (
-        (full - scale * side) / 2 + scale * (np.arange(side) + 0.5) - 0.5
-        for full, side in zip((80, 60), shape, strict=True)
-    )
+    pairs = zip((80, 60), shape, strict=True)
+    rows, columns = ((full - scale * side) / 2 + scale * (np.arange(side) + 0.5) - 0.5 for full, side in pairs)
     wanted = np.add.outer(2 * rows, columns)
     assert (dataset.train_images.shape, dataset.train_images.dtype) == ((3, *shape, 1), np.uint8)
     assert np.abs(dataset.train_images[0, ..., 0] - wanted)[1:-1, 1:-1].max() < 1.01

@@ -17,6 +17,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ pytestmark = pytest.mark.usefixtures("world")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `server.files`, from path to bytes, or to the length to announce and the bytes."""
+    """Serves `server.files`, from path to bytes, or to the length to announce and the bytes. First it answers requests
+    by the next of `server.faults`, a function of (handler, content)."""
 
     def do_HEAD(self) -> None:
         self.send_response(200)
@@ -40,11 +42,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content = self.server.files.get(self.path)
         if content is None:
             self.send_error(404)
-            return
-        length, body = content if isinstance(content, tuple) else (len(content), content)
-        self.send_response(200)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
+        elif self.server.faults:
+            self.server.faults.pop(0)(self, content)
+        else:
+            length, body = content if isinstance(content, tuple) else (len(content), content)
+            self.answer(body, length)
+
+    def answer(self, body: bytes, length: int | None = None, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": length, **headers}.items():
+            if value is not None:
+                self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(body)
 
@@ -55,7 +63,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.files, server.asked = {}, []
+        server.files, server.asked, server.faults = {}, [], []
         server.handle_error = lambda *_: None  # a client that hangs up is what some tests are about
         thread = threading.Thread(target=functools.partial(server.serve_forever, 0.01))
         thread.start()
@@ -75,9 +83,8 @@ def offer(server, monkeypatch: pytest.MonkeyPatch, name: str, *offers: dict[str,
 
 
 def use_mirrors(monkeypatch: pytest.MonkeyPatch, name: str, *mirrors: str) -> None:
-    monkeypatch.setitem(
-        collections.COLLECTIONS, name, dataclasses.replace(collections.COLLECTIONS[name], mirrors=mirrors)
-    )
+    changed = dataclasses.replace(collections.COLLECTIONS[name], mirrors=mirrors)
+    monkeypatch.setitem(collections.COLLECTIONS, name, changed)
 
 
 @pytest.mark.parametrize(("name", "arrays"), [("fashion-mnist", FASHION), ("mnist", DIGITS)])
@@ -181,18 +188,15 @@ def test_a_silent_mirror_costs_a_bounded_time(world: Path, server, monkeypatch) 
 def test_a_server_that_drips_is_given_up(world: Path, server, monkeypatch, status_line: bool) -> None:
     released = threading.Event()
 
-    def drip(handler: FaultyHandler, good: bytes) -> None:
+    def drip(handler: Handler, good: bytes) -> None:
         if status_line:
-            handler.send_response(200)
-            handler.send_header("Content-Length", str(len(good) + 10_000))
-            handler.end_headers()
+            handler.answer(b"", len(good) + 10_000)
         for _ in range(300):
             if released.wait(0.05):
                 return
             handler.wfile.write(b"x")
             handler.wfile.flush()
 
-    monkeypatch.setattr(server, "RequestHandlerClass", FaultyHandler)
     monkeypatch.setattr(download, "SLOW_SECONDS", 0.5)
     monkeypatch.setattr(download, "SLOW_RATE", 1 << 30)
     mirrors = offer(server, monkeypatch, "fashion-mnist", FASHION, FASHION)
@@ -244,11 +248,8 @@ def test_no_permission_is_an_error_with_the_path(world: Path, server, monkeypatc
 
 @pytest.mark.parametrize("function", ["os.fsync", "os.replace", "pooch.HTTPDownloader.__call__"])
 def test_no_room_is_an_error_with_the_path(world: Path, server, monkeypatch, function: str) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
     offer(server, monkeypatch, "fashion-mnist", FASHION)
-    monkeypatch.setattr(function, full)
+    monkeypatch.setattr(function, mock.Mock(side_effect=OSError(28, "No space left on device")))
     refuses("fashion-mnist", f"^{world / 'cache'}.*{collections.TRAIN_IMAGES}.gz: No space left on device")
     assert list((world / "cache" / "fashion-mnist").iterdir()) == []
 
@@ -282,65 +283,43 @@ def test_racing_downloads_and_readers_see_whole_files_only(world: Path, server, 
     assert leftovers(world / "cache") == []
 
 
-class FaultyHandler(Handler):
-    """Answers each request with the next of `server.faults`, a function of (handler, good bytes); then as it should."""
-
-    def do_GET(self) -> None:
-        content = self.server.files.get(self.path)
-        if content and self.server.faults:
-            self.server.faults.pop(0)(self, content)
-        else:
-            super().do_GET()
-
-    def answer(self, body: bytes, length: int | None = None, status: int = 200, **headers: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-
 def random_fault(draw: np.random.Generator):
     """What a server or the way to it may do to one file."""
     kind, share, position = int(draw.integers(9)), float(draw.random()), int(draw.integers(1 << 30))
     other = gzip.compress(idx(DIGITS[list(collections.SIZES)[position % 4]]))
 
-    def fault(handler: FaultyHandler, good: bytes) -> None:
+    def fault(handler: Handler, good: bytes) -> None:
         part = good[: int(share * len(good))]
         if kind == 0:  # cut, and told so
-            handler.answer(part)
+            handler.answer(part, len(part))
         elif kind == 1:  # the connection is lost
             handler.answer(part, len(good))
         elif kind == 2:  # a length that is not true
             handler.answer(good, int(share * 2 * len(good)))
         elif kind == 3:
-            handler.answer(flipped(good, position % len(good)))
+            handler.answer(flipped(good, position % len(good)), len(good))
         elif kind == 4:  # MNIST's file under Fashion-MNIST's name
-            handler.answer(other)
+            handler.answer(other, len(other))
         elif kind == 5:
-            handler.answer(b"<html>log in</html>", status=int((403, 404, 500, 503)[position % 4]))
+            handler.answer(b"<html>log in</html>", 19, status=int((403, 404, 500, 503)[position % 4]))
         elif kind == 6:  # to a page that there is, or in a circle
             place = handler.path if share < 0.5 else "/page"
             handler.server.files["/page"] = b"<html>log in</html>"
-            handler.answer(b"", status=302, Location=place)
+            handler.answer(b"", 0, status=302, Location=place)
         elif kind == 7:  # drop by drop, then nothing
-            handler.send_response(200)
-            handler.send_header("Content-Length", str(len(good)))
-            handler.end_headers()
+            handler.answer(b"", len(good))
             for i in range(min(20, len(part))):
                 handler.wfile.write(part[i : i + 1])
                 handler.wfile.flush()
                 time.sleep(0.002)
         else:
-            handler.answer(gzip.compress(bytes(3_000_000)))
+            handler.answer(bomb := gzip.compress(bytes(3_000_000)), len(bomb))
 
     return fault
 
 
 def test_random_faults_of_mirrors(world: Path, server, monkeypatch, campaign) -> None:
     """Whatever a mirror answers, under the file's name lies the right content or nothing."""
-    monkeypatch.setattr(server, "RequestHandlerClass", FaultyHandler)
     monkeypatch.setattr(download, "READ_SECONDS", 2.0)
     count, lost = campaign.count(15, 300), 0
     for number in range(count):

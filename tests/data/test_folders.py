@@ -97,10 +97,8 @@ def test_labels_stay_with_their_images(tmp_path: Path) -> None:
     greyscale = np.array([np.full((4, 6), 250 - 10 * number, np.uint8) for number in range(25)])
     np.savez(tmp_path / "x.npz", x_train=greyscale, y_train=np.arange(25) % 3)
     for dataset in (classes, split, load_dataset(tmp_path / "x.npz")):
-        for images, labels in (
-            (dataset.train_images, dataset.train_labels),
-            (dataset.test_images, dataset.test_labels),
-        ):
+        pairs = (dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)
+        for images, labels in pairs:
             assert [number % 3 for number in greys(images)] == list(labels)
         assert list(dataset.train_labels) != sorted(dataset.train_labels), "not class by class"
         assert not dataset.ordered

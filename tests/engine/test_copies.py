@@ -21,11 +21,8 @@ from autoencoders import VAE, Autoencoder
 from minigrad import Tensor, nn, ops, optim
 from minigrad.nn import Module, Parameter
 
-PROTOCOLS = range(2, pickle.HIGHEST_PROTOCOL + 1)
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    **{f"pickle {n}": lambda x, n=n: pickle.loads(pickle.dumps(x, n)) for n in (PROTOCOLS[0], PROTOCOLS[-1])},
-}
+COPIES = {"deepcopy": copy.deepcopy}
+COPIES |= {f"pickle {n}": lambda x, n=n: pickle.loads(pickle.dumps(x, n)) for n in (2, pickle.HIGHEST_PROTOCOL)}
 OPTIMIZERS = {
     "momentum": lambda p: optim.SGD(p, optim.step_schedule(0.1, 2), momentum=0.9, nesterov=True),
     "adam": lambda p: optim.Adam(p, optim.cosine_schedule(1e-2, 9, warmup=2)),
@@ -107,11 +104,6 @@ def test_a_copied_pair_trains_on_by_itself_with_the_same_bits(make, dtype, copie
 @pytest.mark.usefixtures("backend")
 def test_a_copied_pair_on_every_backend(copied):
     check_pair(OPTIMIZERS["adam"], copied)
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_every_protocol(protocol):
-    check_pair(OPTIMIZERS["adam"], lambda x: pickle.loads(pickle.dumps(x, protocol)))
 
 
 @copies
@@ -196,9 +188,11 @@ def filled(value, rng, shape, fan_in, fan_out):
 
 @copies
 def test_a_tensor_of_a_graph_is_refused(copied):
-    model = nn.Dense(2, 1)
-    y = model(Tensor(np.ones((1, 2), "float32")))
-    with pytest.raises(RuntimeError, match=r"^copy: a tensor made by Dense is part of a graph.*detach"):
+    """However long it is."""
+    y = nn.Dense(2, 1)(Tensor(np.ones((1, 2), "float32")))
+    for _ in range(2000):
+        y = ops.exp(y * 0.001)
+    with pytest.raises(RuntimeError, match=r"^copy: a tensor made by Exp is part of a graph.*detach"):
         copied({"y": y})
     assert same([copied(y.detach()).data], [y.data])
     y.sum().backward()  # the graph is unharmed
@@ -239,12 +233,8 @@ def test_a_copied_schedule(schedule, copied):
 @pytest.mark.parametrize("copied", [copy.deepcopy, COPIES["pickle 5"]], ids=["deepcopy", "pickle"])
 def test_a_copied_backend_computes_the_same(copied, backend):
     twin = copied(backend)
-    assert (type(twin), twin.kernels, twin.threads, twin.precision) == (
-        type(backend),
-        backend.kernels,
-        backend.threads,
-        backend.precision,
-    )
+    ours, its = ((type(k), k.kernels, k.threads, k.precision) for k in (backend, twin))
+    assert its == ours
     a = np.random.default_rng(0).normal(size=(3, 4))
     product = backend.to_host(twin.matmul(twin.from_host(a), twin.from_host(a.T.copy())))
     np.testing.assert_allclose(product, naive.matmul(a, a.T), rtol=1e-12)
@@ -338,12 +328,3 @@ def test_the_best_model_so_far_is_copied_by_a_callback(copied):
         assert same(outputs(twin), expected)
         assert len(pickle.dumps(twin)) < 40_000
         twin.train(IMAGES, 4, 1, progress=False)
-
-
-def test_a_loss_is_not_copied_with_its_whole_graph():
-    x = Tensor(np.ones(3), requires_grad=True)
-    y = x
-    for _ in range(2000):
-        y = ops.exp(y * 0.001)
-    with pytest.raises(RuntimeError, match="made by Exp"):
-        copy.deepcopy(y)

@@ -228,7 +228,6 @@ def test_wrong_state_changes_nothing(spoil):
     ("make", "text"),
     [
         (lambda p: optim.SGD([], 0.1), "^optimizer: there are no parameters$"),
-        (lambda p: optim.SGD(iter(()), 0.1), "^optimizer: there are no parameters$"),
         (lambda p: optim.SGD(p, -0.1), "learning_rate is -0.1"),
         (lambda p: optim.SGD(p, math.nan), "learning_rate is nan"),
         (lambda p: optim.Adam(p, math.inf), "learning_rate is inf"),
@@ -262,15 +261,9 @@ def test_an_array_that_was_assigned_is_noticed(what):
     tensors = parameters("float32")
     optimizer = optim.SGD(tensors, 0.1)
     setattr(tensors[1], what, getattr(tensors[1], what).copy())
-    with pytest.raises(
-        RuntimeError, match=r"^optimizer: the parameters have moved .* or data or grad was assigned; make"
-    ):
+    told = r"^optimizer: the parameters have moved .* or data or grad was assigned; make"
+    with pytest.raises(RuntimeError, match=told):
         optimizer.step()
-
-
-def test_parameters_may_be_a_generator():
-    tensors = parameters("float64")
-    assert len(optim.SGD((p for p in tensors), 0.1).flat.parameters) == len(tensors)
 
 
 # ---- clipping ----
@@ -358,16 +351,10 @@ def test_a_frozen_parameter_stays(name, when, frozen, backend):
         for i in frozen:
             tensors[i].requires_grad = trains
 
-    if when == "before":
-        freeze(False)
-    optimizer = make(tensors)
+    freeze(when != "before")
+    optimizer, first = make(tensors), 4 if when == "during" else 1
+    run(optimizer, tensors, range(1, first), k=backend)
     freeze(False)
-    first = 1
-    if when == "during":
-        freeze(True)
-        run(optimizer, tensors, range(1, 4), k=backend)
-        freeze(False)
-        first = 4
     values, moments = [p.numpy().copy() for p in tensors], moments_of(optimizer, tensors)
     for step in range(first, 7):
         optimizer.zero_grad()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import math
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -204,13 +204,10 @@ def test_a_second_use_measures_anew() -> None:
 
 
 def test_layers_of_the_vae_in_both_directions(vae_profile: Profile) -> None:
-    layers = {
-        d: {(r.layer, r.operation) for r in vae_profile.rows if r.direction == d and r.layer}
-        for d in ("forward", "backward")
-    }
-    blocks = [f"encoder_conv_layer_{i}" for i in (1, 2, 3, 4)] + [
-        f"decoder_conv_transpose_layer_{i}" for i in (1, 2, 3)
-    ]
+    both, rows = ("forward", "backward"), vae_profile.rows
+    layers = {d: {(r.layer, r.operation) for r in rows if r.direction == d and r.layer} for d in both}
+    blocks = [f"encoder_conv_layer_{i}" for i in (1, 2, 3, 4)]
+    blocks += [f"decoder_conv_transpose_layer_{i}" for i in (1, 2, 3)]
     expected = {(name, "ConvChain") for name in blocks}
     expected |= {(name, "Dense") for name in ("mu", "log_variance", "decoder_dense")}
     expected |= {(name, "Reshape") for name in ("encoder_flatten", "decoder_reshape")}
@@ -245,11 +242,8 @@ def test_names_of_nested_and_unnamed_layers() -> None:
     net = Net()
     p = run(lambda: net(floats(2, 3)))
     for direction in ("forward", "backward"):
-        assert {r.layer for r in p.rows if (r.operation, r.direction) == ("Dense", direction)} == {
-            "body.0",
-            "body.1.deep",
-            "",
-        }
+        names = {r.layer for r in p.rows if (r.operation, r.direction) == ("Dense", direction)}
+        assert names == {"body.0", "body.1.deep", ""}
     p = run(lambda: nn.Sequential({"net": net})(floats(2, 3)))
     names = {r.layer for r in p.rows if r.operation == "Dense"}
     assert names == {"net.body.0", "net.body.1.deep", "net"}  # what has no name goes by that of its caller
@@ -320,14 +314,8 @@ def test_off_costs_nothing() -> None:
     gc.collect()
     before = list(replaceable())
     with minigrad.profile():
-        assert {
-            "Function.__call__",
-            "Function.run_backward",
-            "Module.__call__",
-            "minigrad.optim.clip_grad_norm",
-            "SGD.update",
-            "Adam.update",
-        } <= changed(before)
+        patched = {"Function.__call__", "Function.run_backward", "Module.__call__", "SGD.update", "Adam.update"}
+        assert patched | {"minigrad.optim.clip_grad_norm"} <= changed(before)
         ops.exp(leaf(3)).backward(floats(3))
     assert not changed(before)
 
@@ -403,9 +391,8 @@ def test_an_unhashable_function_without_a_graph() -> None:
 def test_other_threads_are_not_recorded() -> None:
     with minigrad.profile() as p:
         model = nn.Sequential(nn.Dense(3, 3))
-        other = threading.Thread(target=lambda: model(floats(2, 3)).backward(floats(2, 3)))
-        other.start()
-        other.join()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: model(floats(2, 3)).backward(floats(2, 3))).result()
         Square()(floats(3))
     assert {r.operation for r in p.rows} == {"Square", OUTSIDE}
     assert model.layers["0"].weight.grad.any()  # it did run
@@ -463,16 +450,6 @@ def test_the_table() -> None:
     ]
 
 
-def test_the_table_of_the_vae(vae_profile: Profile) -> None:
-    lines = str(vae_profile).split("\n")
-    assert len(lines) == len(vae_profile.rows) + 4
-    assert max(map(len, lines)) <= 120
-    assert lines[-1].startswith("total")
-    for row, line in zip(vae_profile.rows, lines[2:-2], strict=True):
-        assert f"{1e3 * row.seconds:,.3f}" in line
-        assert line.startswith(row.layer or " ")
-
-
 def test_the_picture(vae_profile: Profile, tmp_path: Any) -> None:
     from matplotlib.image import imread
 
@@ -480,15 +457,15 @@ def test_the_picture(vae_profile: Profile, tmp_path: Any) -> None:
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     picture = imread(tmp_path / "p.png")[..., :3]
     height, width = picture.shape[:2]
-    assert 1000 < width < 3000
-    assert 1000 < height < 3000
+    assert 1000 < min(width, height) <= max(width, height) < 3000
     assert len(set(profiler.COLOURS.values())) == 4
     for colour in profiler.COLOURS.values():  # each direction has its bars
         rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
         assert (np.abs(picture - rgb).max(axis=2) < 0.01).sum() > 500, colour
     vae_profile.plot(tmp_path / "few.svg", most=2)
-    text = (tmp_path / "few.svg").read_text()
-    assert "<svg" in text
+    assert "<svg" in (tmp_path / "few.svg").read_text()
+    with pytest.raises(ValueError, match="most is 0"):
+        vae_profile.plot(tmp_path / "p.png", most=0)
 
 
 def test_an_empty_profile(tmp_path: Any) -> None:
@@ -502,13 +479,3 @@ def test_an_empty_profile(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match=r"^plot: no operation was recorded$"):
         p.plot(tmp_path / "p.png")
     assert not list(tmp_path.iterdir())
-
-
-def test_plot_refuses_no_bars(vae_profile: Profile, tmp_path: Any) -> None:
-    with pytest.raises(ValueError, match="most is 0"):
-        vae_profile.plot(tmp_path / "p.png", most=0)
-
-
-def test_nan_is_no_obstacle() -> None:
-    p = run(lambda: ops.log(Tensor(np.float32([math.nan, 1.0]), requires_grad=True)))
-    assert "Log" in str(p)

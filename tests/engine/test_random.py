@@ -50,29 +50,9 @@ def test_every_call_starts_anew():
 
 def test_different_keys_differ():
     """Also those that would be one text if the parts were just joined."""
-    keys = [
-        (0,),
-        (1,),
-        (0, "a"),
-        (0, "b"),
-        (0, "a", 0),
-        (0, "a", 1),
-        (0, 1),
-        (0, "1"),
-        (0, "1", "2"),
-        (0, "12"),
-        (0, "a", "b"),
-        (0, "ab"),
-        (0, "a, b"),
-        (0, 'a", "b'),
-        (0, "b", "a"),
-        (1, "a"),
-        (10, "a"),
-        (0, 0, 0),
-        (0, 0),
-        (0, ""),
-        *((seed, "shuffle", epoch) for seed in range(2, 12) for epoch in range(10)),
-    ]
+    keys = [(0,), (1,), (0, "a"), (0, "b"), (0, "a", 0), (0, "a", 1), (0, 1), (0, "1"), (0, "1", "2"), (0, "12")]
+    keys += [(0, "a", "b"), (0, "ab"), (0, "a, b"), (0, 'a", "b'), (0, "b", "a"), (1, "a"), (10, "a"), (0, 0, 0)]
+    keys += [(0, 0), (0, ""), *((seed, "shuffle", epoch) for seed in range(2, 12) for epoch in range(10))]
     draws = [tuple(generator(*key).bit_generator.random_raw(2).tolist()) for key in keys]
     for (i, a), (j, b) in itertools.combinations(enumerate(draws), 2):
         assert a != b, (keys[i], keys[j])
@@ -87,23 +67,20 @@ def test_streams_are_not_correlated():
 
 def test_values_do_not_depend_on_the_process():
     """Fresh processes with different string hashes draw the same numbers and the same weights."""
-    code = (
-        "from minigrad import nn\nfrom minigrad.random import generator\n"
-        "layer = nn.Sequential({'a': nn.Dense(3, 2), 'b': nn.Dense(2, 2)})\nlayer.initialize(5)\n"
-        "print(generator(7, 'shuffle', 3).integers(0, 10**9, 3).tolist(), hash('a'))\n"
-        "print(layer.state_dict()['b.weight'].tobytes().hex())"
-    )
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.replace("]", "]|")
-        for seed in ("1", "2")
-    ]
-    numbers, hashes, weights = zip(*(p.replace("\n", "|").split("|")[:3] for p in printed), strict=True)
+    code = """if True:
+        from minigrad import nn
+        from minigrad.random import generator
+        layer = nn.Sequential({"a": nn.Dense(3, 2), "b": nn.Dense(2, 2)})
+        layer.initialize(5)
+        print(generator(7, "shuffle", 3).integers(0, 10**9, 3).tolist())
+        print(hash("a"), layer.state_dict()["b.weight"].tobytes().hex(), sep="\\n")
+    """
+    printed = []
+    for seed in ("1", "2"):
+        command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        printed.append(done.stdout.split("\n")[:3])
+    numbers, hashes, weights = zip(*printed, strict=True)
     assert hashes[0] != hashes[1]
     layer = nn.Sequential({"a": nn.Dense(3, 2), "b": nn.Dense(2, 2)})
     layer.initialize(5)

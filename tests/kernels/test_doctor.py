@@ -6,6 +6,7 @@ import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -39,6 +40,9 @@ def test_a_machine_without_a_gpu_has_no_fault(a_machine: Any, capsys: pytest.Cap
     assert machine.advice() == ""
 
 
+BOTH = ["cupy-cuda12x", "cupy-cuda13x"]
+
+
 @pytest.mark.parametrize(
     ("version", "wheels", "mend"),
     [
@@ -48,11 +52,7 @@ def test_a_machine_without_a_gpu_has_no_fault(a_machine: Any, capsys: pytest.Cap
         ((12, 9), [], 'pip install ".[cuda12]"'),
         ((13, 0), [], 'pip install ".[cuda13]"'),
         ((12, 2), ["cupy-cuda13x"], 'pip uninstall -y cupy-cuda13x; pip install ".[cuda12]"'),
-        (
-            (13, 0),
-            ["cupy-cuda12x", "cupy-cuda13x"],
-            'pip uninstall -y cupy-cuda12x cupy-cuda13x; pip install ".[cuda13]"',
-        ),
+        ((13, 0), BOTH, f'pip uninstall -y {" ".join(BOTH)}; pip install ".[cuda13]"'),
     ],
 )
 def test_each_fault_has_its_mend(
@@ -111,11 +111,7 @@ def test_wrong_results_and_failing_kernels_are_faults(a_machine: Any, monkeypatc
     assert "cpu, numpy" in faults
     assert "report" in faults["cpu, numpy"]
     assert "cpu, plain" not in faults
-
-    def fail(*args: Any) -> None:
-        raise RuntimeError("no")
-
-    monkeypatch.setattr(CpuBackend, "conv2d", fail)
+    monkeypatch.setattr(CpuBackend, "conv2d", mock.Mock(side_effect=RuntimeError("no")))
     assert next(f.found for f in doctor.self_test() if f.what == "cpu, numpy") == "RuntimeError: no"
 
 
@@ -151,32 +147,20 @@ class Driver:
     ],
 )
 def test_what_the_driver_says(driver: Driver | None, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str) -> Driver:
-        if driver is None:
-            raise OSError(f"{name}: cannot open shared object file")
-        return driver
-
-    monkeypatch.setattr(machine.ctypes, "CDLL", load)
+    missing = None if driver else OSError("libcuda.so.1: cannot open shared object file")
+    monkeypatch.setattr(machine.ctypes, "CDLL", mock.Mock(return_value=driver, side_effect=missing))
     assert machine.driver_version() == found
 
 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (
-            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul\nGCC version: gcc 13.3",
-            "580.65.06",
-        ),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul\nGCC version: gcc 13.3", "580.65.06"),
         ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64 6 570.86.15  Release Build", "570.86.15"),
         ("NVRM version: unknown", "release unknown,"),
         (None, "release unknown,"),
     ],
 )
 def test_the_release_of_the_driver(text: str | None, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_text(path: Path) -> str:
-        if text is None:
-            raise FileNotFoundError(path)
-        return text
-
-    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(Path, "read_text", mock.Mock(side_effect=[text or FileNotFoundError("version")]))
     assert machine.release() == found

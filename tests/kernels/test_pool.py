@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -44,11 +46,8 @@ def blas_threads() -> set[int]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
 def test_freed_memory_is_kept_if_asked_for():
     def run(value):
-        environment = {**os.environ, "MINIGRAD_KEEP_MEMORY": value}
-        done = subprocess.run(
-            [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True
-        )
-        return map(int, done.stdout.split())
+        command, environment = [sys.executable, "-c", FAULTS], {**os.environ, "MINIGRAD_KEEP_MEMORY": value}
+        return map(int, subprocess.run(command, env=environment, capture_output=True, check=True).stdout.split())
 
     kept, faults = run("1")
     off, usual = run("0")
@@ -58,15 +57,8 @@ def test_freed_memory_is_kept_if_asked_for():
 
 
 def test_a_shard_is_every_item_once_in_order():
-    for threads, count, block, least in (
-        (1, 7, 2, 1),
-        (3, 7, 2, 1),
-        (3, 2, 5, 1),
-        (4, 9, 1, 4),
-        (2, 0, 1, 1),
-        (1, 16, 7, 1),
-        (1, 19, 10, 1),
-    ):
+    for case in ("1 7 2 1", "3 7 2 1", "3 2 5 1", "4 9 1 4", "2 0 1 1", "1 16 7 1", "1 19 10 1"):
+        threads, count, block, least = map(int, case.split())
         seen: dict[int, list[int]] = {}
         sizes = []
 
@@ -172,10 +164,7 @@ def test_a_pool_keeps_nothing_alive_and_its_threads_end_with_it():
 
 
 def test_no_more_threads_is_a_lack_of_memory(monkeypatch):
-    def start(_):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(threading.Thread, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
     with pytest.raises(MemoryError, match="can't start new thread"):
         Pool(2).run(lambda *_: None, 2, 1)
     Pool(2).run(lambda *_: None, 2, 1, least=2)  # needs none
@@ -191,10 +180,8 @@ def test_scratch_is_reused_by_its_name_shape_and_dtype_only():
         again = pool.scratch("a", (rows, 3), np.float32)
         assert again.shape == (rows, 3)
         assert np.shares_memory(again, first)
-    elsewhere = []
-    thread = threading.Thread(target=lambda: elsewhere.append(pool.scratch("a", (4, 3), np.float32)))
-    thread.start()
-    thread.join()
+    with ThreadPoolExecutor(1) as other:
+        elsewhere = [other.submit(pool.scratch, "a", (4, 3), np.float32).result()]
     others = ("b", (4, 3), "f4"), ("a", (4, 5), "f4"), ("a", (4, 3, 1), "f4"), ("a", (4, 3), "f8"), ("a", (5, 3), "f4")
     for x in [*elsewhere, *(pool.scratch(*other) for other in others)]:
         assert not np.shares_memory(x, first)
@@ -234,13 +221,11 @@ def test_blas_has_one_thread_inside_and_its_own_setting_outside():
             inside.append(blas_threads())
             leave.wait(10)
 
-        callers = [threading.Thread(target=Pool(1).run, args=(task, 1, 1)) for _ in range(2)]
-        for caller in callers:
-            caller.start()
-        entered.wait(10)
-        leave.set()
-        for caller in callers:
-            caller.join()
+        with ThreadPoolExecutor(2) as callers:
+            for _ in range(2):
+                callers.submit(Pool(1).run, task, 1, 1)
+            entered.wait(10)
+            leave.set()
         assert inside == [{1}, {1}]
         assert blas_threads() == before
         with CpuBackend(1).session():

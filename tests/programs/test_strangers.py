@@ -17,6 +17,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,8 @@ def sparse(name: str) -> Callable[[Path], None]:
 
 def brackets(name: str) -> Callable[[Path], None]:
     text = b'{"data": [' + b"[]," * MOST_LISTS + b"[]]}"
-    return lambda run: (run / name).write_bytes(
-        (len(text).to_bytes(8, "little") if "safetensors" in name else b"") + text
-    )
+    length = len(text).to_bytes(8, "little") if "safetensors" in name else b""
+    return lambda run: (run / name).write_bytes(length + text)
 
 
 EVERY = (READ, RESUME, REPLACE)
@@ -421,15 +421,11 @@ def test_the_path_of_a_model_is_as_good_as_its_folder(run, call):
 
 
 def test_a_class_of_ones_own_is_loaded_as_that(tmp_path):
-    class Mine(VAE):
-        pass
-
-    class Plain(Autoencoder):
-        pass
-
-    class Named(VAE):
-        kind = "named"
-
+    Mine, Plain, Named = (
+        type("Mine", (VAE,), {}),
+        type("Plain", (Autoencoder,), {}),
+        type("Named", (VAE,), {"kind": "n"}),
+    )
     shape = (8, 8, 1), (2,), (3,), (2,), 2
     for name, made in (("vae", VAE), ("mine", Mine), ("plain", Plain), ("named", Named)):
         made(*shape).save(tmp_path / name)
@@ -547,11 +543,8 @@ def test_a_program_leaves_the_process_as_it_was(where, end, run, capsys, monkeyp
 
     before = state()
     if where.startswith("thread"):
-        threads = [threading.Thread(target=start) for _ in range(1 + where.count("s"))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(2) as pool:
+            wait([pool.submit(start) for _ in range(1 + where.count("s"))])
     else:
         start()
     assert state() == before

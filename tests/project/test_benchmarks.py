@@ -393,10 +393,8 @@ def test_every_layout_of_torch_is_measured_with_both_settings(load, monkeypatch)
     names = {-3: "MALLOC_MMAP_THRESHOLD_", -1: "MALLOC_TRIM_THRESHOLD_"}  # by the numbers in malloc.h
     assert {names[what]: str(size) for what, size in asked.items()} == train.KEEP
     for name in ("numpy", "numba"):
-        assert [train.PEERS[peer].environment for peer in (name, f"{name}-returned")] == [
-            {"MINIGRAD_KEEP_MEMORY": "1"},
-            {"MINIGRAD_KEEP_MEMORY": "0"},
-        ]
+        for peer, kept in ((name, "1"), (f"{name}-returned", "0")):
+            assert train.PEERS[peer].environment == {"MINIGRAD_KEEP_MEMORY": kept}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
@@ -417,12 +415,11 @@ def test_the_readme_has_both_settings_and_says_what_is_lacking(load):
     times = {"numba": 1.0, "numpy": 2.0, "numba-returned": 3.0, "torch-kept": 1.5, "torch": 4.5}
     rows = []
     for what, scale in (("step", 1), ("predict", 2)):
-        found = [
-            train.row_of(what, "vae", 3, peer) | {"seconds": {"median": scale**n * t}}
-            for n, (peer, t) in enumerate(times.items())
+        numbered = enumerate(times.items())
+        rows += [
+            train.row_of(what, "vae", 3, peer) | {"seconds": {"median": scale**n * t}} for n, (peer, t) in numbered
         ]
-        train.add_ratios(found)
-        rows += found
+        train.add_ratios(rows[-len(times) :])
     record = {"date": "today", "commit": "0123456789", "dirty": False, "python": "3.11", "rows": rows, "missing": {}}
     record |= {"machine": {"cores": 2, "processor": "X"}, "versions": {"torch": {"PyTorch": "2"}}}
     text = report.speed({"train": record})
@@ -548,13 +545,8 @@ def test_ctrl_c_ends_all_workers(tmp_path):
         _, errors = process.communicate()
     assert (process.returncode, errors) == (130, "interrupted\n")
     # One that the driver had no time to wait for is a zombie until the system's first process takes it.
-    while any(is_running(worker) for worker in workers):
-        time.sleep(0.05)
+    for status in (Path(f"/proc/{worker}/stat") for worker in workers):
+        with contextlib.suppress(FileNotFoundError):
+            while status.read_text().rpartition(")")[2].split()[0] != "Z":
+                time.sleep(0.05)
     assert not out.exists()
-
-
-def is_running(process: str) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

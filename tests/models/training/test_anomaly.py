@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,13 @@ MARK = 0  # the index of the image with which the planted faults happen: late in
 
 
 @pytest.fixture(autouse=True)
-def _backend(restored_backends: None) -> None:
+def _backend() -> None:
     minigrad.use(kernels="numpy", threads=1)
+
+
+def vae_trainer(images: np.ndarray | None = None, *callbacks: At, folder: Path | None = None, **options) -> Trainer:
+    images, chosen = pictures() if images is None else images, TrainingOptions(BATCH, **options)
+    return Trainer(compiled("vae"), images, chosen, folder=folder, callbacks=callbacks, progress=False)
 
 
 def network() -> nn.Sequential:
@@ -94,12 +99,8 @@ def test_one_at_a_time_and_only_this_thread():
     refused = pytest.raises(RuntimeError, match="detect_anomaly: another profile or detect_anomaly is active")
     with minigrad.profile(), refused, minigrad.detect_anomaly():
         pass
-    found = []
-    with minigrad.detect_anomaly():
-        thread = threading.Thread(target=lambda: found.append(ops.log(x(0)).numpy()))
-        thread.start()
-        thread.join()
-    assert np.isinf(found[0]).all()
+    with minigrad.detect_anomaly(), ThreadPoolExecutor(1) as pool:
+        assert np.isinf(pool.submit(lambda: ops.log(x(0)).numpy()).result()).all()
 
 
 # ---- a training that diverges ----
@@ -140,26 +141,22 @@ def expected_step(epoch: int) -> int:
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_the_cause_is_found_by_doing_the_steps_again(tmp_path: Path, monkeypatch, direction, kernels):
     minigrad.use(kernels=kernels, threads=1)
-    images = planted(monkeypatch, direction)
-    model = compiled("vae")
-    with pytest.raises(DivergedError) as error:
-        Trainer(model, images, TrainingOptions(BATCH, epochs=2), folder=tmp_path, progress=False).run()
-    step = expected_step(0)
-    assert f"; first in step {step}: BCEWithLogits, {direction}: 1 of" in str(error.value)
-    assert weights(model) == weights(compiled("vae"))  # the last good state: nothing was saved before
+    trainer = vae_trainer(planted(monkeypatch, direction), folder=tmp_path, epochs=2)
+    with pytest.raises(DivergedError, match=f"; first in step {expected_step(0)}: BCEWithLogits, {direction}: 1 of"):
+        trainer.run()
+    assert weights(trainer.model) == weights(compiled("vae"))  # the last good state: nothing was saved before
     assert steps_of(tmp_path) == []
 
 
 def test_the_model_is_left_as_it_was_saved_last(tmp_path: Path, monkeypatch, capsys):
     images = planted(monkeypatch, "backward")
     images[MARK] = 3
-    model = compiled("vae")
 
     def mark(trainer: Trainer) -> None:
         trainer.feed.images[MARK] = 255
 
-    callbacks = [At(8, mark)]  # in the second epoch
-    trainer = Trainer(model, images, TrainingOptions(BATCH, epochs=4), folder=tmp_path, callbacks=callbacks)
+    trainer = vae_trainer(images, At(8, mark), folder=tmp_path, epochs=4)  # in the second epoch
+    trainer.display.show = True
     with pytest.raises(DivergedError) as error:
         trainer.run()
     step = next(s for s in (expected_step(1), expected_step(2)) if s > 8)
@@ -168,15 +165,14 @@ def test_the_model_is_left_as_it_was_saved_last(tmp_path: Path, monkeypatch, cap
     assert steps_of(tmp_path)[-1] == trainer.progress.step == kept
     assert [row["epoch"] for row in trainer.history.rows] == list(range(1, kept // 7 + 1))
     arrays = minigrad.serialize.load_state(tmp_path / "checkpoints" / f"step-{kept:08d}.safetensors")[0]
-    assert all(arrays[name].tobytes() == x for name, x in weights(model).items())
+    assert all(arrays[name].tobytes() == x for name, x in weights(trainer.model).items())
     assert trainer.optimizer.steps == kept
     assert "doing the last" in capsys.readouterr().out
 
 
 def test_a_step_without_an_anomaly_is_named_all_the_same(monkeypatch):
     """Operation by operation some sums run in another order, so that the fault may hide."""
-    images = planted(monkeypatch, "forward")
-    trainer = Trainer(compiled("vae"), images, TrainingOptions(BATCH, epochs=2), progress=False)
+    trainer = vae_trainer(planted(monkeypatch, "forward"), epochs=2)
     monkeypatch.setattr("autoencoders.training.divergence._anomaly", lambda _: None)
     with pytest.raises(DivergedError, match=f"; first in step {expected_step(0)}; try a smaller"):
         trainer.run()
@@ -184,15 +180,14 @@ def test_a_step_without_an_anomaly_is_named_all_the_same(monkeypatch):
 
 def test_a_validation_that_diverges(monkeypatch):
     planted(monkeypatch, "forward")
-    trainer = Trainer(compiled("vae"), pictures(), TrainingOptions(BATCH, validation=3), progress=False)
+    trainer = vae_trainer(validation=3)
     trainer.feed.held_out.images[1] = 255
     with pytest.raises(DivergedError, match=r"after step 6 .*; in evaluation mode: BCEWithLogits, forward"):
         trainer.run()
 
 
 def test_a_signal_ends_the_search(monkeypatch):
-    images = planted(monkeypatch, "backward")
-    trainer = Trainer(compiled("vae"), images, TrainingOptions(BATCH, epochs=2), progress=False)
+    trainer = vae_trainer(planted(monkeypatch, "backward"), epochs=2)
     monkeypatch.setattr(trainer.display, "line", lambda _: trainer.received.append(2))  # said before the search
     with pytest.raises(DivergedError, match=r"is not finite( \([^)]*\))?; try a smaller learning rate \(--lr .*\)$"):
         trainer.run()
@@ -205,9 +200,7 @@ def test_a_fault_that_does_not_come_again_is_told_as_that():
     def break_weights(trainer: Trainer) -> None:
         trainer.optimizer.flat.values[3] = np.nan
 
-    trainer = Trainer(
-        compiled("vae"), pictures(), TrainingOptions(BATCH), callbacks=[At(2, break_weights)], progress=False
-    )
+    trainer = vae_trainer(None, At(2, break_weights))
     told = "; repeating the steps without callbacks gave finite numbers; try a smaller"
     with pytest.raises(DivergedError, match=told):
         trainer.run()
@@ -215,7 +208,7 @@ def test_a_fault_that_does_not_come_again_is_told_as_that():
 
 
 def test_the_advice_goes_by_what_was_set():
-    trainer = Trainer(compiled("vae"), pictures(), TrainingOptions(BATCH), progress=False)
+    trainer = vae_trainer()
     trainer.optimizer.flat.values[...] = np.nan
     with pytest.raises(DivergedError, match=r"; try a smaller learning rate \(--lr 0.002 instead of 0.01\)$"):
         trainer.save_checkpoint()
@@ -225,7 +218,7 @@ def test_the_advice_goes_by_what_was_set():
 
 
 def test_what_is_saved_outside_a_run_is_not_searched(tmp_path: Path):
-    trainer = Trainer(compiled("vae"), pictures(), TrainingOptions(BATCH), folder=tmp_path, progress=False)
+    trainer = vae_trainer(folder=tmp_path)
     trainer.optimizer.flat.values[...] = np.nan
     message = r"after step 0 encoder_conv_layer_1\.weight is not finite; try a smaller learning rate \(--lr .*\)$"
     with pytest.raises(DivergedError, match=message):
