@@ -260,10 +260,7 @@ def test_bytes_of_two_files_do_not_mix(tmp_path):
         b"PK\x03\x04 a zip file",
         b"\x80\x04K\x01.",
         b"\xff" * 64,
-        (2**63).to_bytes(8, "little") + b"{}",
-        (2).to_bytes(8, "little") + b"{}",
-        (2).to_bytes(8, "little") + b"[]",
-        (4).to_bytes(8, "little") + b"null",
+        *((n).to_bytes(8, "little") + text for n, text in ((2**63, b"{}"), (2, b"{}"), (2, b"[]"), (4, b"null"))),
         (30000).to_bytes(8, "little") + b"[" * 30000,  # deeper than any parser goes
         save_plain({"a": np.zeros(2)}, metadata={"format": "pt"}),
         with_header({"__metadata__": "text"}, b""),

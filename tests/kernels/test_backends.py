@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import math
 import pkgutil
 import sys
@@ -82,32 +83,32 @@ def _shapes(N: int) -> list[tuple[int, ...]]:
     return [(N, 5, 4, 3), (N, 6, 3, 9), (N, 3, 3, 1), (N, 7), (N, 2, 5)]
 
 
-def _conv2d(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for g in GEOMETRIES:
-        for C, F in CHANNELS:
-            x = r.normal(size=(N, *g.input_size, C))
-            weight = r.normal(size=(*g.kernel_size, C, F))
-            for bias in (None, r.normal(size=F)):
-                yield Case("conv2d", (x, weight, bias, g), math.prod(g.kernel_size) * C + 1, linear=True)
+def conv_cases(r: np.random.Generator, N: int, g: ConvGeometry, C: int, F: int) -> dict[str, Case]:
+    """A call of each kernel of a convolution, by name."""
+    x, gy = r.normal(size=(N, *g.input_size, C)), r.normal(size=(N, *g.output_size, F))
+    weight, bias, taps = r.normal(size=(*g.kernel_size, C, F)), r.normal(size=F), math.prod(g.kernel_size)
+    cases = [
+        Case("conv2d", (x, weight, bias, g), taps * C + 1, linear=True),
+        Case("conv2d_grad_input", (gy, weight, g), taps * F, linear=True),
+        Case("conv2d_grad_weight", (x, gy, g), N * math.prod(g.output_size), linear=True),
+    ]
+    return {case.name: case for case in cases}
 
 
-def _conv2d_grad_input(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for g in GEOMETRIES:
-        for C, F in CHANNELS:
-            gy = r.normal(size=(N, *g.output_size, F))
-            weight = r.normal(size=(*g.kernel_size, C, F))
-            yield Case("conv2d_grad_input", (gy, weight, g), math.prod(g.kernel_size) * F, linear=True)
-    g = GEOMETRIES[0]
-    nothing = r.normal(size=(N, *g.output_size, 5)), r.normal(size=(*g.kernel_size, 0, 5))
-    yield Case("conv2d_grad_input", (*nothing, g), 1, linear=True)
+def without_bias(case: Case) -> Case:
+    x, weight, _, g = case.arguments
+    return replace(case, arguments=(x, weight, None, g))
 
 
-def _conv2d_grad_weight(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for g in GEOMETRIES:
-        for C, F in CHANNELS:
-            x = r.normal(size=(N, *g.input_size, C))
-            gy = r.normal(size=(N, *g.output_size, F))
-            yield Case("conv2d_grad_weight", (x, gy, g), N * math.prod(g.output_size), linear=True)
+def _convolution(name: str) -> Callable[[np.random.Generator, int], Iterator[Case]]:
+    def cases(r: np.random.Generator, N: int) -> Iterator[Case]:
+        for g, channels in [*itertools.product(GEOMETRIES, CHANNELS), (GEOMETRIES[0], (0, 5))]:
+            if channels[0] or name == "conv2d_grad_input":  # whose result may have no channels
+                yield (case := conv_cases(r, N, g, *channels)[name])
+                if name == "conv2d":
+                    yield without_bias(case)
+
+    return cases
 
 
 def _im2col(r: np.random.Generator, N: int) -> Iterator[Case]:
@@ -398,38 +399,16 @@ def _adam_step_(r: np.random.Generator, N: int) -> Iterator[Case]:
 
 
 INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
-    "unit_range": _unit_range,
-    "add_all_": _add_all_,
-    "matmul": _matmul,
-    "conv2d": _conv2d,
-    "conv2d_grad_input": _conv2d_grad_input,
-    "conv2d_grad_weight": _conv2d_grad_weight,
-    "im2col": _im2col,
-    "col2im": _col2im,
-    "relu": _elementwise("relu"),
+    **{name: _convolution(name) for name in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")},
+    **{name: _elementwise(name) for name in ("relu", "sigmoid", "softplus")},
     "relu_grad": _elementwise("relu_grad", 2),
-    "sigmoid": _elementwise("sigmoid"),
-    "softplus": _elementwise("softplus"),
-    "add_bias": _add_bias,
-    "channel_sum": _channel_sum,
-    "sum": _sum,
-    "bernoulli_nll": _bernoulli_nll,
-    "batch_norm": _batch_norm,
-    "batch_norm_apply": _batch_norm_apply,
-    "batch_norm_grad": _batch_norm_grad,
-    "moments": _moments,
-    "normalise": _normalise,
-    "batch_norm_sums": _batch_norm_sums,
-    "norm_rows": _norm_rows,
-    "norm_grad_rows": _norm_grad_rows,
-    "norm_gradient": _norm_gradient,
-    "conv_layer": _conv_layer,
-    "conv_chain_inference": _conv_chain_inference,
-    "conv_layer_grad": _conv_layer_grad,
-    "batch_norm_update_": _batch_norm_update_,
-    "sgd_step_": _sgd_step_,
-    "adam_step_": _adam_step_,
 }
+for _cases in (
+    _unit_range, _add_all_, _matmul, _im2col, _col2im, _add_bias, _channel_sum, _sum, _bernoulli_nll, _batch_norm,
+    _batch_norm_apply, _batch_norm_grad, _moments, _normalise, _batch_norm_sums, _norm_rows, _norm_grad_rows,
+    _norm_gradient, _conv_layer, _conv_chain_inference, _conv_layer_grad, _batch_norm_update_, _sgd_step_, _adam_step_,
+):  # fmt: skip
+    INPUTS[_cases.__name__[1:]] = _cases
 
 
 # ---- which kernels and backends there are ----
@@ -876,14 +855,9 @@ def test_convolutions_over_random_geometries(backend: Backend, block: str, monke
         if winograd_kind:
             C, F = C + 31, F + 31
             fewer_products += winograd(g, C, F) is not None
-        x, y = r.normal(size=(N, *g.input_size, C)), r.normal(size=(N, *g.output_size, F))
-        weight, bias = r.normal(size=(*g.kernel_size, C, F)), r.normal(size=F)
-        taps = math.prod(g.kernel_size)
-        dtype = "float32" if i % 3 == 0 else "float64"
-        compare(backend, Case("conv2d", (x, weight, bias if i % 2 else None, g), taps * C + 1, linear=True), dtype)
-        compare(backend, Case("conv2d_grad_input", (y, weight, g), taps * F, linear=True), dtype)
-        terms = N * math.prod(g.output_size)
-        compare(backend, Case("conv2d_grad_weight", (x, y, g), terms, linear=True), dtype)
+        for name, case in conv_cases(r, N, g, C, F).items():
+            case = case if i % 2 or name != "conv2d" else without_bias(case)
+            compare(backend, case, "float32" if i % 3 == 0 else "float64")
     assert larger_stride > 20
     assert fewer_products > 20
 
@@ -914,19 +888,12 @@ def test_scratch_of_one_geometry_does_not_reach_another(backend: Backend) -> Non
         C, F = CHANNELS[int(r.integers(len(CHANNELS)))]
         N = int(r.integers(1, 8)) if i < 40 else 3
         C, F = (C, F) if i < 40 else (5, 6)
-        x, y = r.normal(size=(N, *g.input_size, C)), r.normal(size=(N, *g.output_size, F))
-        weight = r.normal(size=(*g.kernel_size, C, F))
-        if i % 2 == (i < 40):
-            for name, arguments in (
-                ("conv2d", (x * np.nan, weight, None, g)),
-                ("conv2d_grad_input", (y * np.nan, weight, g)),
-                ("conv2d_grad_weight", (x * np.nan, y * np.nan, g)),
-            ):
-                results_of(backend, Case(name, arguments), inputs_of(backend, Case(name, arguments), "float64"))
-        else:
-            compare(backend, Case("conv2d", (x, weight, None, g), 1, linear=True), "float64")
-            compare(backend, Case("conv2d_grad_input", (y, weight, g), 1, linear=True), "float64")
-            compare(backend, Case("conv2d_grad_weight", (x, y, g), 1, linear=True), "float64")
+        for case in conv_cases(r, N, g, C, F).values():
+            if i % 2 == (i < 40):
+                nan = tuple(a * np.nan if isinstance(a, np.ndarray) else a for a in case.arguments)
+                results_of(backend, case, inputs_of(backend, replace(case, arguments=nan), "float64"))
+            else:
+                compare(backend, case, "float64")
 
 
 @pytest.mark.parametrize("name", INPUTS)

@@ -57,15 +57,8 @@ class Evil:
 @pytest.mark.parametrize(
     "content",
     [
-        pickle.dumps(Evil()),
-        pickle.dumps([Evil(), 1, 2, 3, 4]),
-        pickle.dumps([print, 1, 2, 3, 4]),
-        pickle.dumps({"input_shape": 1}),
-        pickle.dumps([1, 2, 3, 4, "x"]),
-        pickle.dumps([1, 2, 3, 4, 5.0]),
-        pickle.dumps([1, 2, 3, 4, None]),
-        pickle.dumps([1, 2, 3, 4]),
-        pickle.dumps(5),
+        *(pickle.dumps(x) for x in (Evil(), {"input_shape": 1}, [1, 2, 3, 4], 5)),
+        *(pickle.dumps([x, 1, 2, 3, 4]) for x in (Evil(), print, "x", 5.0, None)),
         pickle.dumps(SIZES)[:-1],
         pickle.dumps(SIZES)[:20],
         pickle.dumps(SIZES) + bytes(LARGEST),

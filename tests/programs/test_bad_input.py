@@ -229,9 +229,7 @@ def test_an_error_is_an_exit_code_and_one_line(error, code, line, capsys):
 
 
 def test_a_picture_shows_the_first_of_very_many_classes(call, spied):
-    rng = np.random.default_rng(0)
-    labels = np.arange(70)
-    images = rng.integers(0, 256, (70, 8, 8), np.uint8)
+    images, labels = np.random.default_rng(0).integers(0, 256, (70, 8, 8), np.uint8), np.arange(70)
     np.savez("own.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     words = ("--epochs", 1, "--limit-train", 70, "--conditional", "--dataset", "own.npz", "--threads", 1)
     assert call(TRAIN, *NETWORK, *words, "--out", "run").code == 0

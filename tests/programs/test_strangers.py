@@ -421,11 +421,8 @@ def test_the_path_of_a_model_is_as_good_as_its_folder(run, call):
 
 
 def test_a_class_of_ones_own_is_loaded_as_that(tmp_path):
-    Mine, Plain, Named = (
-        type("Mine", (VAE,), {}),
-        type("Plain", (Autoencoder,), {}),
-        type("Named", (VAE,), {"kind": "n"}),
-    )
+    Mine, Plain = type("Mine", (VAE,), {}), type("Plain", (Autoencoder,), {})
+    Named = type("Named", (VAE,), {"kind": "named"})
     shape = (8, 8, 1), (2,), (3,), (2,), 2
     for name, made in (("vae", VAE), ("mine", Mine), ("plain", Plain), ("named", Named)):
         made(*shape).save(tmp_path / name)

@@ -54,7 +54,7 @@ def test_a_notebook_gets_its_own_bar_and_without_widgets_no_warning(monkeypatch)
     monkeypatch.setattr("tqdm.autonotebook.tqdm", bar := mock.Mock(__module__="tqdm.notebook"))
     for show in (True, False):
         progress_bar(3, " images", show=show)
-        assert bar.call_args.kwargs["disable"] is not show
+        assert bar.call_args.kwargs["disable"] is (not show)
 
 
 def test_a_history_prints_as_a_table_and_draws_itself():
