@@ -311,9 +311,10 @@ def test_what_is_in_the_place_of_a_result_is_told_before_the_training(name, kind
 
 
 def test_a_run_that_does_not_fit_into_memory_writes_nothing(tmp_path, array_file, monkeypatch):
+    model, dataset = trainings.model_of(), load_dataset(array_file)
     monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: 1000)
     with pytest.raises(minigrad.DeviceError, match="needs about"):
-        run_of(array_file, tmp_path / "run")
+        start_run(model, dataset, TrainingOptions(), tmp_path / "run", learning_rate=1e-2)
     assert not (tmp_path / "run").exists()
 
 

@@ -118,10 +118,10 @@ def test_the_logs_hold_the_history(tmp_path, kind):
 
 
 def test_missing_columns_and_values(tmp_path):
-    history = History([{"a": 1}, {"a": 2, "b": 0.1}])
-    assert history["b"] == [None, 0.1]
+    history = History([{"a": 1}, {"a": 2, "b": 0.1}, {"a": 3}])
+    assert history["b"] == [None, 0.1, None]
     assert history.columns == ["a", "b"]
     with pytest.raises(KeyError, match="history has no column 'c'; it has a, b"):
         history["c"]
     history.write(tmp_path)
-    assert (tmp_path / "history.csv").read_text() == "a,b\n1,\n2,0.1\n"
+    assert (tmp_path / "history.csv").read_text() == "a,b\n1,\n2,0.1\n3,\n"
