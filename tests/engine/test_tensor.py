@@ -920,8 +920,8 @@ def test_a_tensor_of_one_element_is_a_number_and_others_are_not():
             convert(Tensor([1.0, 2.0]))
 
 
-LACKING = "x == 1.0; x != 1.0; np.ones(2) == x; x < 1.0; x >= x; 1.0 in x; len(x); list(x); x[0]; np.asarray(x)"
-LACKING += "; np.array([x, x]); np.dot(x, x); x.__setitem__(0, 1.0)"
+LACKING = "x == 1.0; x != 1.0; np.ones(2) == x; x < 1; x > 1; x <= 1; x >= x; 1 in x; len(x); list(x); x[0]"
+LACKING += "; np.asarray(x); np.array([x, x]); np.dot(x, x); x.__setitem__(0, 1.0)"
 
 
 @pytest.mark.parametrize("use", LACKING.split("; "))
