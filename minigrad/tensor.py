@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from numbers import Real
 from typing import Any, ClassVar
@@ -61,7 +61,8 @@ def is_evaluating() -> bool:
 class Tensor:
     """An array with a gradient.
 
-    `bool`, `float` and `int` convert a Tensor of one element. To compare, index or iterate, use its array, `x.data`.
+    `bool`, `float` and `int` convert a Tensor of one element; `x[key]`, `len(x)` and iteration are NumPy's. To compare,
+    use its array, `x.data`.
 
     Args:
         data: a float32 or float64 array on any device, which is not copied; or a number or nested list, which becomes a
@@ -146,11 +147,22 @@ class Tensor:
         return format(self.item(), spec) if spec else str(self)
 
     def _for_arrays_only(self, *_: Any) -> Any:
-        raise TypeError("Tensor: compare, index, convert and measure its array: x.data == y, x.data[0], len(x.data)")
+        raise TypeError("Tensor: compare, search, convert or assign to its array: x.data == y, x.data[0] = y")
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _for_arrays_only
-    __len__ = __iter__ = __contains__ = __getitem__ = __setitem__ = __array__ = _for_arrays_only
+    __contains__ = __setitem__ = __array__ = _for_arrays_only
     __hash__ = object.__hash__  # each tensor is a dict key of its own
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def T(self) -> Tensor:
+        """The axes in reverse order."""
+        return self.transpose()
 
     def detach(self) -> Tensor:
         """A leaf that shares this tensor's data and stops gradients."""
@@ -193,6 +205,7 @@ class Tensor:
     __pow__: ClassVar[Callable[[Tensor, float], Tensor]]
     __neg__: ClassVar[Callable[[Tensor], Tensor]]
     __abs__: ClassVar[Callable[[Tensor], Tensor]]
+    __getitem__: ClassVar[Callable[[Tensor, Any], Tensor]]
     reshape: ClassVar[Callable[..., Tensor]]
     transpose: ClassVar[Callable[..., Tensor]]
     sum: ClassVar[Callable[..., Tensor]]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from .catalogue import CatalogueBackend
 from .geometry import ConvGeometry
-from .reference import Backend
 
 Array = Any
 
@@ -77,8 +77,8 @@ class LayerGradients(NamedTuple):
     gbeta: Array | None = None
 
 
-class ChainBackend(Backend):
-    """The plain kernels and, as plain, those of a chain."""
+class ChainBackend(CatalogueBackend):
+    """All plain kernels: those of reference.py and catalogue.py, and those of a chain."""
 
     def norm_rows(self, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> Array:
         """What `normalise` takes: mean, scale = gamma / sqrt(variance + epsilon) and beta as rows (3, C)."""

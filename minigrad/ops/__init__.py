@@ -1,6 +1,7 @@
 """The differentiable operations, and Tensor's operators made of them.
 
-Read in this order: elementwise.py, shape.py, dense.py, conv.py, norm.py, loss.py.
+Read in this order: elementwise.py, shape.py, dense.py, conv.py, norm.py, loss.py. The files in catalogue/ have further
+operations.
 """
 
 from ..tensor import Operand, Tensor
@@ -10,6 +11,14 @@ from . import elementwise as _elementwise
 from . import loss as _loss
 from . import norm as _norm
 from . import shape as _shape
+from .catalogue import indexing as _indexing
+from .catalogue import joining as _joining
+from .catalogue import pooling as _pooling
+from .catalogue import resize as _resize
+from .catalogue.indexing import *
+from .catalogue.joining import *
+from .catalogue.pooling import *
+from .catalogue.resize import *
 from .conv import *
 from .dense import *
 from .elementwise import *
@@ -17,7 +26,8 @@ from .loss import *
 from .norm import *
 from .shape import *
 
-__all__ = [name for file in (_elementwise, _shape, _dense, _conv, _norm, _loss) for name in file.__all__]
+_FILES = (_elementwise, _shape, _dense, _conv, _norm, _loss, _indexing, _joining, _pooling, _resize)
+__all__ = [name for file in _FILES for name in file.__all__]
 
 
 def _swapped(operation):  # type: ignore[no-untyped-def]
@@ -36,3 +46,4 @@ Tensor.__truediv__, Tensor.__rtruediv__ = _elementwise.div, _swapped(_elementwis
 Tensor.__matmul__, Tensor.__rmatmul__ = _dense.matmul, _swapped(_dense.matmul)
 Tensor.__pow__, Tensor.__neg__, Tensor.__abs__ = _elementwise.pow, _elementwise.neg, _elementwise.abs
 Tensor.reshape, Tensor.transpose, Tensor.sum, Tensor.mean = _shape.reshape, _shape.transpose, _shape.sum, _shape.mean
+Tensor.__getitem__ = _indexing.getitem

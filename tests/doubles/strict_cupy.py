@@ -960,6 +960,16 @@ class _Functions:
         return tuple(_wrap(x, a._device) for x in found)
 
     @_device_function
+    def argsort(a: ndarray, axis=-1, kind=None):
+        if kind not in (None, "stable"):
+            raise ValueError(f"argsort: unsupported kind {kind}")
+        return np.argsort(a, axis, kind="stable")
+
+    @_device_function
+    def searchsorted(a: ndarray, v: ndarray, side="left", sorter=None):
+        return np.searchsorted(a, v, side, sorter)
+
+    @_device_function
     def take(a: ndarray, indices: Operand, axis=None, out: Optional = None):  # noqa: F821
         return np.take(a, indices, axis, out)
 

@@ -184,6 +184,16 @@ LAYERS = {
     ),
     "activations": (lambda: nn.Sequential(nn.Tanh(), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Reshape(3, 2)), (2, 6)),
     "relu": (lambda: nn.ReLU(), (2, 6)),
+    "pooling": (
+        lambda: nn.Sequential(
+            nn.MaxPool2D(3, stride=2, padding="same"), nn.AvgPool2D(2, stride=1, padding=1, count_include_pad=True)
+        ),
+        (1, 5, 4, 2),
+    ),
+    "resizing": (
+        lambda: nn.Sequential(nn.UpSample2D([2, 1]), nn.UpSample2D(2, "bilinear"), nn.Resize((3, 5))),
+        (1, 2, 3, 2),
+    ),
 }
 
 
@@ -897,7 +907,7 @@ def test_reductions_of_nothing(name, shape, backend):
         (np.array([0, 1j]), ValueError, "found complex128"),
         (np.array([0, 1], "datetime64[s]"), ValueError, "found datetime64"),
         (np.ma.masked_array([0, 1], [True, False]), TypeError, "masked"),
-        (Tensor([0.0, 1.0]), TypeError, "convert and measure its array"),
+        (Tensor([0.0, 1.0]), TypeError, "convert or assign to its array"),
     ],
     ids=str,
 )

@@ -41,6 +41,17 @@ def pads_around(sizes, kernel, stride, padding):
     return found
 
 
+def pooled(pool, x, window, stride, padding, value):
+    """A pooling of PyTorch, which pads by itself but for "same"."""
+    window, stride = naive.pair(window), naive.pair(window if stride is None else stride)
+    if padding == "same":
+        (top, bottom), (left, right) = pads_around(x.shape[1:3], window, stride, padding)
+        y = pool(F.pad(images(x), (left, right, top, bottom), value=value), window, stride)
+    else:
+        y = pool(images(x), window, stride, 0 if padding == "valid" else padding)
+    return y.permute(0, 2, 3, 1)
+
+
 class Torch:
     """The counterparts, with the signatures of minigrad.ops; each made of PyTorch's own function."""
 
@@ -146,6 +157,67 @@ class Torch:
         prior = normal(torch.zeros_like(mean), torch.ones_like(mean))
         return torch.distributions.kl_divergence(posterior, prior).sum() / len(mean)
 
+    @staticmethod
+    def max_pool2d(x, window, *, stride=None, padding=0):
+        if not x.numel():  # refused by PyTorch without channels
+            return (
+                x.new_zeros(naive.max_pool2d(x.detach().numpy(), window, stride=stride, padding=padding).shape)
+                + x.sum()
+            )
+        return pooled(F.max_pool2d, x, window, stride, padding, -np.inf)
+
+    @staticmethod
+    def avg_pool2d(x, window, *, stride=None, padding=0, count_include_pad=False):
+        if not x.numel():
+            return (
+                x.new_zeros(naive.avg_pool2d(x.detach().numpy(), window, stride=stride, padding=padding).shape)
+                + x.sum()
+            )
+        if padding == "same" and not count_include_pad:
+            total = functools.partial(F.avg_pool2d, divisor_override=1)
+            sums = [pooled(total, z, window, stride, padding, 0) for z in (x, torch.ones_like(x))]
+            return sums[0] / sums[1]
+        pool = functools.partial(F.avg_pool2d, count_include_pad=count_include_pad)
+        return pooled(pool, x, window, stride, padding, 0)
+
+    @staticmethod
+    def upsample_nearest(x, factor):
+        size = [n * f for n, f in zip(x.shape[1:3], naive.pair(factor), strict=True)]
+        return F.interpolate(images(x), size=size, mode="nearest").permute(0, 2, 3, 1)
+
+    @staticmethod
+    def resize_bilinear(x, size):
+        size = naive.pair(size)
+        if not x.shape[3]:  # refused by PyTorch
+            return x.new_zeros((x.shape[0], *size, 0)) + x.sum()
+        return F.interpolate(images(x), size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+
+    @staticmethod
+    def getitem(x, key):
+        """By numbers of elements, because PyTorch has no negative steps and other rules for several arrays."""
+        return torch.take(x, torch.tensor(np.array(np.arange(x.numel()).reshape(x.shape)[key])))
+
+    @staticmethod
+    def flip(x, axis=None):
+        return torch.flip(x, axes_of(x, axis))
+
+    @staticmethod
+    def concatenate(xs, axis=0):
+        return torch.cat(xs, axis)
+
+    @staticmethod
+    def stack(xs, axis=0):
+        return torch.stack(xs, axis)
+
+    @staticmethod
+    def split(x, sections, axis=0):
+        return torch.tensor_split(x, sections, axis)
+
+    @staticmethod
+    def pad(x, widths, value=0.0):
+        pairs = np.broadcast_to(np.array(widths), (x.ndim, 2)).tolist()
+        return F.pad(x, [n for pair in reversed(pairs) for n in pair], value=value)
+
 
 def check_close(actual, expected, relative, what, floor=0.0):
     actual, expected = np.asarray(actual, "float64"), expected.detach().numpy().astype("float64")
@@ -166,7 +238,7 @@ def test_values_and_gradients(case, dtype, relative):
     theirs = [torch.tensor(x, requires_grad=True) for x in arrays]
     further = [torch.tensor(x) for x in case.further(dtype)]
     y = case.run(*mine)
-    z = getattr(Torch, case.op)(*theirs, *further, *case.constants, **case.options)
+    z = case.call(Torch, theirs, further)
     check_close(y.numpy(), z, relative, "value")
     gy = np.random.default_rng(zlib.crc32(str(case).encode())).normal(size=y.shape).astype(dtype)
     y.backward(gy)

@@ -32,6 +32,7 @@ from kernel_sets import NEEDS_NUMBA
 
 import minigrad.backend
 from minigrad.backend import Backend
+from minigrad.backend.catalogue import CatalogueBackend
 from minigrad.backend.chain import ChainBackend, FastBackend, Layer, Norm, Source, Statistics
 from minigrad.backend.cpu import numpy_kernels as cpu
 from minigrad.backend.cpu.winograd import winograd
@@ -40,6 +41,7 @@ from minigrad.backend.geometry import ConvGeometry, conv_geometry
 from minigrad.backend.reference import AdamOptions
 
 PLAIN = ChainBackend(np)
+PLAIN_CLASSES = Backend, CatalogueBackend, ChainBackend
 DTYPE = object()  # among a case's arguments: the dtype that is tested
 SIZES = (1, 4, 7)  # batches; three threads divide none of them evenly
 EMPTY = ((0, 5, 4, 3),)  # no images
@@ -397,6 +399,62 @@ def _adam_step_(r: np.random.Generator, N: int) -> Iterator[Case]:
         yield Case("adam_step_", (*arrays, scalars, AdamOptions(0.9, 0.999, epsilon, decay)), written=3)
 
 
+WINDOWS = [
+    conv_geometry((6, 5), (3, 2), 1, "same"),
+    conv_geometry((7, 6), (3, 3), 2, (1, 0)),
+    conv_geometry((5, 8), (2, 4), (3, 5), "valid"),
+]
+
+
+def _max_pool(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for g in WINDOWS:
+        yield Case("max_pool", (r.normal(size=(N, *g.input_size, 3)), g))
+
+
+def _windows(name: str) -> Callable[[np.random.Generator, int], Iterator[Case]]:
+    """What goes from images to windows or back, some with the number of a pixel in each window."""
+
+    def cases(r: np.random.Generator, N: int) -> Iterator[Case]:
+        for g in [*WINDOWS, *GEOMETRIES]:
+            back, C = name in ("put_windows", "spread_windows"), CHANNELS[0][0]
+            taps = math.prod(g.kernel_size)
+            numbered = name in ("take_windows", "put_windows")
+            winners = [r.integers(0, taps, (N, *g.output_size, C), dtype=np.int32)] if numbered else []
+            x = r.normal(size=(N, *(g.output_size if back else g.input_size), C))
+            yield Case(name, (x, *winners, g), taps, linear=True)
+
+    return cases
+
+
+KEYS = [
+    (slice(None, None, 2), ...),
+    (..., None, 0),
+    (np.array([1, 0, 1]), ...),
+    (slice(None), np.array([[1, 1], [0, 3]]), ...),
+    (..., np.array([0, 0]), slice(1, 3), np.array([[1], [2]])),
+    (np.array([True, False, True, False, True]), ...),
+    (..., np.array([0, 1, 2, 0, 0])),
+]
+
+
+def _take(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for key in KEYS[2:]:
+        yield Case("take", (r.normal(size=(5, 4, 3 + N, 3)), key))
+
+
+def _add_at(r: np.random.Generator, N: int) -> Iterator[Case]:
+    shape = (5, 4, 3 + N, 3)
+    for key in [*KEYS, (r.integers(0, 5, (40, N)), ...)]:
+        gy = r.normal(size=np.empty(shape)[key].shape)
+        yield Case("add_at", (gy, key, shape), gy.size, linear=True)
+
+
+def _add_rows(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for M, count in ((40 * N, 5), (40 * N, 1), (3, 300), (1, 1)):  # many equal places, and few
+        places = r.integers(0, count, M)
+        yield Case("add_rows", (r.normal(size=(M, 3)), places, count), M, linear=True)
+
+
 INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
     "unit_range": _unit_range,
     "add_all_": _add_all_,
@@ -429,6 +487,14 @@ INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
     "batch_norm_update_": _batch_norm_update_,
     "sgd_step_": _sgd_step_,
     "adam_step_": _adam_step_,
+    "max_pool": _max_pool,
+    "take_windows": _windows("take_windows"),
+    "put_windows": _windows("put_windows"),
+    "sum_windows": _windows("sum_windows"),
+    "spread_windows": _windows("spread_windows"),
+    "take": _take,
+    "add_at": _add_at,
+    "add_rows": _add_rows,
 }
 
 
@@ -459,10 +525,12 @@ def subclasses(cls: type = ChainBackend) -> list[type]:
 
 
 def test_every_kernel_has_inputs() -> None:
-    for cls in [Backend, ChainBackend, *subclasses()]:
+    for cls in [*PLAIN_CLASSES, *subclasses()]:
         missing = set(kernels_of(cls)) - set(INPUTS)
         assert not missing, f"{cls.__name__}: add an entry to INPUTS for {sorted(missing)}"
-    assert set(INPUTS) <= {*kernels_of(Backend), *kernels_of(ChainBackend)}, "an entry of INPUTS has no kernel"
+    assert set(INPUTS) <= {name for cls in PLAIN_CLASSES for name in kernels_of(cls)}, (
+        "an entry of INPUTS has no kernel"
+    )
 
 
 def test_every_entry_calls_its_kernel() -> None:
@@ -622,7 +690,7 @@ def compare(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list
     for i, (y, wanted, scale) in enumerate(zip(found, expected, scales, strict=True)):
         what = f"{case.name}{shapes}, result {i}, {dtype}, layout {layout}"
         assert y.shape == wanted.shape, what
-        assert dtypes[i] == dtype, what
+        assert dtypes[i] == (dtype if wanted.dtype.kind == "f" else wanted.dtype), what
         error = float(np.abs(y - wanted).max(initial=0))
         assert error <= bound * scale, f"{what}: error {error:.2e} but at most {bound * scale:.2e}"
     return found

@@ -159,6 +159,89 @@ def _softmax_cross_entropy(draw: Draw) -> Case:
     return case("softmax_cross_entropy", (N, K), arrays=(np.array(labels),))
 
 
+def _pooling(op: str) -> Callable[[Draw], Case]:
+    def drawn(draw: Draw) -> Case:
+        g = _geometry(draw)
+        pads = (0, 0) if isinstance(g["padding"], str) else naive.pair(g["padding"])
+        assume(all(2 * p <= K for p, K in zip(pads, g["kernel"], strict=True)))
+        options = {"stride": draw(st.sampled_from([None, g["stride"]])), "padding": g["padding"]}
+        sides = zip(g["size"], g["kernel"], naive.pair(options["stride"] or g["kernel"]), (0, 1), strict=True)
+        assume(all(naive.pads_and_output(H, K, S, g["padding"], axis)[1] for H, K, S, axis in sides))
+        if op == "avg_pool2d":
+            options["count_include_pad"] = draw(st.booleans())
+        return case(op, (g["N"], *g["size"], g["channels"][0]), window=g["kernel"], **options)
+
+    return drawn
+
+
+def _images(draw: Draw) -> tuple[int, ...]:
+    return draw(SIZES), draw(SOME), draw(SOME), draw(SOME)
+
+
+def _part(draw: Draw, size: int) -> Any:
+    """An index of one axis."""
+    ends = st.one_of(st.none(), st.integers(-6, 6))
+    kinds = [st.builds(slice, ends, ends, st.sampled_from([None, 1, 2, -1, -3]))]
+    if size:
+        numbers = st.integers(-size, size - 1)
+        kinds += [numbers, st.lists(numbers, max_size=4).map(lambda found: np.array(found[:1] * 3, int))]
+    kinds.append(st.lists(st.booleans(), min_size=size, max_size=size).map(lambda found: np.array(found, bool)))
+    return draw(st.one_of(kinds))
+
+
+def _getitem(draw: Draw) -> Case:
+    x = shape(draw)
+    parts = [_part(draw, size) for size in x[: draw(st.integers(0, len(x)))]]
+    flags = [i for i, part in enumerate(parts) if getattr(part, "dtype", None) == "bool"]
+    lists = [i for i, part in enumerate(parts) if getattr(part, "dtype", None) == "int64"]
+    for i in flags if lists else flags[1:]:  # two arrays of booleans seldom have as many True
+        parts[i] = slice(None)
+    if len({parts[i].size for i in lists}) > 1:
+        parts = [part if getattr(part, "size", 1) else slice(None) for part in parts]
+    extra = draw(st.sampled_from(["", "none", "dots"]))
+    if extra:
+        parts.insert(
+            draw(st.integers(0, len(parts))) if extra == "none" else len(parts), None if extra == "none" else ...
+        )
+    return case("getitem", x, constants=(tuple(parts),))
+
+
+def _flip(draw: Draw) -> Case:
+    x = shape(draw)
+    axes = draw(st.lists(st.integers(0, max(len(x) - 1, 0)), unique=True, max_size=len(x)))
+    return case("flip", x, axis=draw(st.sampled_from([None, tuple(axes), *axes[:1]])))
+
+
+def _concatenate(draw: Draw) -> Case:
+    x = shape(draw, least=1)
+    axis = draw(st.integers(-len(x), len(x) - 1))
+    sizes = draw(st.lists(SIZES, min_size=1, max_size=3))
+    return case(
+        "concatenate", *(tuple(n if i == axis % len(x) else m for i, m in enumerate(x)) for n in sizes), axis=axis
+    )
+
+
+def _stack(draw: Draw) -> Case:
+    x = shape(draw)
+    return case("stack", *[x] * draw(st.integers(1, 3)), axis=draw(st.integers(-len(x) - 1, len(x))))
+
+
+def _split(draw: Draw) -> Case:
+    x = shape(draw, least=1)
+    axis = draw(st.integers(-len(x), len(x) - 1))
+    parts = draw(st.sampled_from([n for n in (1, 2, 3) if x[axis] % n == 0]))
+    return case(
+        "split", x, constants=(draw(st.one_of(st.just(parts), st.lists(st.integers(0, 5)).map(sorted))),), axis=axis
+    )
+
+
+def _pad(draw: Draw) -> Case:
+    x = shape(draw, least=1)
+    pair = st.tuples(st.integers(0, 3), st.integers(0, 3))
+    widths = draw(st.one_of(st.integers(0, 3), pair, st.tuples(*[pair] * len(x)).map(list)))
+    return case("pad", x, constants=(widths, draw(st.sampled_from([0.0, -1.5]))))
+
+
 DRAWN: dict[str, Callable[[Draw], Case]] = {
     **{op: _unary(op) for op in UNARY},
     **{op: _binary(op) for op in BINARY},
@@ -178,5 +261,17 @@ DRAWN: dict[str, Callable[[Draw], Case]] = {
     "gaussian_nll": _gaussian_nll,
     "softmax_cross_entropy": _softmax_cross_entropy,
     "kl_to_standard_normal": _pairs("kl_to_standard_normal"),
+    "max_pool2d": _pooling("max_pool2d"),
+    "avg_pool2d": _pooling("avg_pool2d"),
+    "upsample_nearest": lambda draw: case("upsample_nearest", _images(draw), factor=draw(st.tuples(SOME, SOME))),
+    "resize_bilinear": lambda draw: case(
+        "resize_bilinear", _images(draw), size=draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    ),
+    "getitem": _getitem,
+    "flip": _flip,
+    "concatenate": _concatenate,
+    "stack": _stack,
+    "split": _split,
+    "pad": _pad,
 }
 assert set(DRAWN) == set(ops.__all__)

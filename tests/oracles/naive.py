@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -389,3 +390,186 @@ def kl_to_standard_normal(mean: Any, log_variance: Any) -> np.ndarray:
         m, s = float(mean[i]), float(log_variance[i])
         terms.append((m * m + math.exp(s) - 1 - s) / 2)
     return array(math.fsum(terms) / mean.shape[0])
+
+
+# ---- pooling and resizing ----
+
+
+def pool(f: Callable[[list[float], int], float], x: Any, window: Any, stride: Any, padding: Any) -> np.ndarray:
+    """f of the list of the real pixels of each window, and of the number of all its pixels."""
+    x = array(x)
+    N, H, W, C = x.shape
+    KH, KW = pair(window)
+    (OH, OW), (rows, columns) = conv_positions((H, W), (KH, KW), window if stride is None else stride, padding)
+    y = np.empty((N, OH, OW, C))
+    for n, p, q, c in indices(y.shape):
+        inside = itertools.product([h for o, _, h in rows if o == p], [w for o, _, w in columns if o == q])
+        y[n, p, q, c] = f([float(x[n, h, w, c]) for h, w in inside], KH * KW)
+    return y
+
+
+def max_pool2d(x: Any, window: Any, *, stride: Any = None, padding: Any = 0) -> np.ndarray:
+    return pool(lambda pixels, _: sorted(pixels)[-1], x, window, stride, padding)
+
+
+def avg_pool2d(
+    x: Any, window: Any, *, stride: Any = None, padding: Any = 0, count_include_pad: bool = False
+) -> np.ndarray:
+    def average(pixels: list[float], count: int) -> float:
+        return math.fsum(pixels) / (count if count_include_pad else len(pixels))
+
+    return pool(average, x, window, stride, padding)
+
+
+def upsample_nearest(x: Any, factor: Any) -> np.ndarray:
+    x = array(x)
+    N, H, W, C = x.shape
+    FH, FW = pair(factor)
+    y = np.empty((N, H * FH, W * FW, C))
+    for n, h, w, c in indices(x.shape):
+        for i, j in indices((FH, FW)):
+            y[n, h * FH + i, w * FW + j, c] = x[n, h, w, c]
+    return y
+
+
+def neighbours(size: int, new_size: int) -> list[list[tuple[int, float]]]:
+    """For each new pixel the old ones between whose centres its own centre is, and their weights; exact fractions."""
+    found = []
+    for p in range(new_size):
+        centre = Fraction(2 * p + 1, 2) * Fraction(size, new_size)
+        if centre <= Fraction(1, 2):
+            found.append([(0, 1.0)])
+        elif centre >= size - Fraction(1, 2):
+            found.append([(size - 1, 1.0)])
+        else:
+            below = math.floor(centre - Fraction(1, 2))
+            share = centre - Fraction(1, 2) - below
+            found.append([(below, float(1 - share)), (below + 1, float(share))][: 2 if share else 1])
+    return found
+
+
+def resize_bilinear(x: Any, size: Any) -> np.ndarray:
+    x = array(x)
+    N, H, W, C = x.shape
+    OH, OW = pair(size)
+    rows, columns = neighbours(H, OH), neighbours(W, OW)
+    y = np.empty((N, OH, OW, C))
+    for n, p, q, c in indices(y.shape):
+        y[n, p, q, c] = math.fsum(u * v * float(x[n, h, w, c]) for h, u in rows[p] for w, v in columns[q])
+    return y
+
+
+# ---- indexing and joining ----
+
+
+def getitem(x: Any, key: Any) -> np.ndarray:
+    """NumPy's guide ("Indexing on ndarrays"), part by part: where arrays are among the parts, numbers count as arrays,
+    all arrays are broadcast, and their axes come where the arrays are, or first if other parts are between them."""
+    x = array(x)
+    parts = list(key) if isinstance(key, tuple) else [key]
+    parts = [np.array(part, None if part else int) if isinstance(part, list) else part for part in parts]
+    flags = [isinstance(part, np.ndarray) and part.dtype == bool for part in parts]
+    used = math.fsum(
+        part.ndim if flag else part is not None and part is not ... for part, flag in zip(parts, flags, strict=True)
+    )
+    if not any(part is ... for part in parts):
+        parts, flags = [*parts, ...], [*flags, False]
+    with_arrays = any(isinstance(part, np.ndarray) for part in parts)
+    axis, ranges, arrays, places = 0, [], [], []
+    for place, (part, flag) in enumerate(zip(parts, flags, strict=True)):
+        if part is None:
+            ranges.append((place, None, [0]))
+        elif part is ... or isinstance(part, slice):
+            for _ in range(x.ndim - int(used) if part is ... else 1):
+                numbers = range(x.shape[axis]) if part is ... else range(*part.indices(x.shape[axis]))
+                ranges.append((place, axis, list(numbers)))
+                axis += 1
+        elif flag:
+            true = [index for index in indices(part.shape) if part[index]]
+            for i in range(part.ndim):
+                arrays.append((axis, np.array([index[i] for index in true], int)))
+                axis += 1
+            places.append(place)
+        else:
+            arrays.append((axis, np.array(part, int)))
+            axis += 1
+            places.append(place)
+    common = broadcast_shape(*(a.shape for _, a in arrays))
+    adjacent = with_arrays and places == list(range(places[0], places[-1] + 1))
+    before = [entry for entry in ranges if not with_arrays or (adjacent and entry[0] < places[0])]
+    after = [entry for entry in ranges if entry not in before]
+    y = np.empty((*(len(r) for _, _, r in before), *common, *(len(r) for _, _, r in after)))
+    for index in indices(y.shape):
+        middle = len(before) + len(common)
+        source = [0] * x.ndim
+        for (_, a, numbers), i in zip(before + after, index[: len(before)] + index[middle:], strict=True):
+            if a is not None:
+                source[a] = numbers[i]
+        for a, numbers in arrays:
+            source[a] = int(pick(numbers, index[len(before) : middle]))
+        y[index] = x[tuple(i + n if i < 0 else i for i, n in zip(source, x.shape, strict=True))]
+    return y
+
+
+def flip(x: Any, axis: Any = None) -> np.ndarray:
+    x = array(x)
+    axes = range(x.ndim) if axis is None else [axis] if isinstance(axis, int) else axis
+    axes = [a + x.ndim if a < 0 else a for a in axes]
+    y = np.empty(x.shape)
+    for index in indices(x.shape):
+        y[tuple(n - 1 - i if a in axes else i for a, (i, n) in enumerate(zip(index, x.shape, strict=True)))] = x[index]
+    return y
+
+
+def concatenate(xs: Any, axis: int = 0) -> np.ndarray:
+    xs = [array(x) for x in xs]
+    axis = axis + xs[0].ndim if axis < 0 else axis
+    shape = list(xs[0].shape)
+    shape[axis] = 0
+    for x in xs:
+        shape[axis] += x.shape[axis]
+    y, start = np.empty(shape), 0
+    for x in xs:
+        for index in indices(x.shape):
+            y[(*index[:axis], start + index[axis], *index[axis + 1 :])] = x[index]
+        start += x.shape[axis]
+    return y
+
+
+def stack(xs: Any, axis: int = 0) -> np.ndarray:
+    xs = [array(x) for x in xs]
+    axis = axis + xs[0].ndim + 1 if axis < 0 else axis
+    y = np.empty((*xs[0].shape[:axis], len(xs), *xs[0].shape[axis:]))
+    for i, x in enumerate(xs):
+        for index in indices(x.shape):
+            y[(*index[:axis], i, *index[axis:])] = x[index]
+    return y
+
+
+def split(x: Any, sections: Any, axis: int = 0) -> list[np.ndarray]:
+    x = array(x)
+    axis = axis + x.ndim if axis < 0 else axis
+    size = x.shape[axis]
+    starts = [size * i // sections for i in range(1, sections)] if isinstance(sections, int) else list(sections)
+    found = []
+    for start, stop in zip([0, *starts], [*starts, size], strict=True):
+        chosen = list(range(size))[start:stop]
+        part = np.empty((*x.shape[:axis], len(chosen), *x.shape[axis + 1 :]))
+        for index in indices(part.shape):
+            part[index] = x[(*index[:axis], chosen[index[axis]], *index[axis + 1 :])]
+        found.append(part)
+    return found
+
+
+def pad(x: Any, widths: Any, value: float = 0.0) -> np.ndarray:
+    x = array(x)
+    if isinstance(widths, int):
+        widths = [(widths, widths)] * x.ndim
+    elif isinstance(widths[0], int):
+        widths = [widths] * x.ndim
+    y = np.empty([before + n + after for (before, after), n in zip(widths, x.shape, strict=True)])
+    for index in indices(y.shape):
+        source = [i - before for i, (before, _) in zip(index, widths, strict=True)]
+        inside = all(0 <= i < n for i, n in zip(source, x.shape, strict=True))
+        y[index] = x[tuple(source)] if inside else value
+    return y
