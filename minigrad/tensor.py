@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from numbers import Real
@@ -61,8 +62,8 @@ def is_evaluating() -> bool:
 class Tensor:
     """An array with a gradient.
 
-    `bool`, `float` and `int` convert a Tensor of one element; `x[key]`, `len(x)` and iteration are NumPy's. To compare,
-    use its array, `x.data`.
+    `bool`, `float` and `int` convert a Tensor of one element. `x[key]`, `len(x)` and iteration are NumPy's. Comparisons
+    such as `x > y` give boolean arrays without a gradient.
 
     Args:
         data: a float32 or float64 array on any device, which is not copied; or a number or nested list, which becomes a
@@ -147,11 +148,18 @@ class Tensor:
         return format(self.item(), spec) if spec else str(self)
 
     def _for_arrays_only(self, *_: Any) -> Any:
-        raise TypeError("Tensor: compare, search, convert or assign to its array: x.data == y, x.data[0] = y")
+        raise TypeError("Tensor: search, convert or assign to its array: 1.0 in x.data, x.data[0] = 1.0")
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _for_arrays_only
     __contains__ = __setitem__ = __array__ = _for_arrays_only
     __hash__ = object.__hash__  # each tensor is a dict key of its own
+
+    def _from_ops(self, *_: Any, **__: Any) -> Any:
+        """`ops/__init__.py` replaces it by the operation of the same name, because imports go one way."""
+        raise NotImplementedError
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _from_ops
+    abs = argmax = argmin = clip = cos = exp = expand_dims = flip = log = log_softmax = logsumexp = max = _from_ops
+    min = relu = sigmoid = sin = softmax = split = sqrt = squeeze = std = tanh = var = _from_ops
 
     def __len__(self) -> int:
         return len(self.data)
@@ -169,6 +177,17 @@ class Tensor:
         y = Tensor(self.data)
         y.version = self.version
         return y
+
+    def retain_grad(self) -> None:
+        """Let `backward` add up a gradient in `grad` here as well, though this tensor is no leaf.
+
+        Raises:
+            RuntimeError: this tensor does not require a gradient.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("retain_grad: this tensor requires no gradient, nor does anything it was made from")
+        if self.creator is not None:
+            vars(self.creator)["retained"] = weakref.ref(self)  # a strong one would close a circle
 
     def mark_written(self) -> None:
         """Record that values in `data` were changed in place, so that `backward` raises if it needs the old ones.
@@ -191,7 +210,7 @@ class Tensor:
         vars(self).update(state)
         self.data, self.grad = in_memory(self.data), in_memory(self.grad)
 
-    # Operators. `ops/__init__.py` assigns the functions, because imports go one way.
+    # Operators. `ops/__init__.py` assigns these functions, too.
     __add__: ClassVar[Callable[[Tensor, Operand], Tensor]]
     __radd__: ClassVar[Callable[[Tensor, Operand], Tensor]]
     __sub__: ClassVar[Callable[[Tensor, Operand], Tensor]]
@@ -236,10 +255,14 @@ class Tensor:
         # Gradients that wait: of an output until its function runs backward, under the function's order (a Function has
         # one output); of a leaf until the end, under the leaf.
         waiting: dict[int | Tensor, Array] = {self.creator.order: gy}
+        retained: dict[Tensor, Array] = {}
         queue = [(-self.creator.order, self.creator)]  # a heap: the function that ran last comes first
         while queue:
             _, function = heapq.heappop(queue)
-            for x, gx in function.run_backward(waiting.pop(function.order)):
+            gy, y = waiting.pop(function.order), function.retained()
+            if y is not None:
+                retained[y] = gy
+            for x, gx in function.run_backward(gy):
                 receiver = x if x.creator is None else x.creator.order
                 if receiver in waiting:
                     # not in place, because gx may be shared; as_array, because NumPy adds two 0-d arrays to a scalar
@@ -248,7 +271,7 @@ class Tensor:
                 waiting[receiver] = gx
                 if x.creator is not None:
                     heapq.heappush(queue, (-x.creator.order, x.creator))
-        _add_to_grad({x: gx for x, gx in waiting.items() if isinstance(x, Tensor)})
+        _add_to_grad(retained | {x: gx for x, gx in waiting.items() if isinstance(x, Tensor)})
 
     def _checked_gradient(self, gy: Operand) -> Array:
         if gy is None:
@@ -308,6 +331,7 @@ class Function:
     read: list[tuple[Array, list[int], int] | None]  # for each input its array, and its version as it was
     order: int
     used = False  # whether its backward pass has run
+    retained: Callable[[], Tensor | None] = staticmethod(lambda: None)  # the output, if it keeps its gradient
 
     @property
     def name(self) -> str:

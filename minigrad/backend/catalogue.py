@@ -1,12 +1,13 @@
-"""The kernels of ops/catalogue/ in plain code. They follow the rules of reference.py.
+"""The kernels of ops/catalogue/ in plain code, under the rules of reference.py.
 
-A kernel that a gradient uses is linear and has a partner, its adjoint: `take_windows` and `put_windows`, `sum_windows`
-and `spread_windows`, `take` and `add_at`. Each one is the gradient of the other.
+A kernel that a gradient applies to gy is linear, and its adjoint is a kernel, too: `take_windows` and `put_windows`,
+`sum_windows` and `spread_windows`, `take` and `add_at`; `centred` is its own. Each one is the gradient of the other.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 from .geometry import ConvGeometry
@@ -15,9 +16,46 @@ from .reference import Backend
 Array = Any
 Key = tuple[Any, ...]  # ints, slices, None, one Ellipsis, arrays of int64 or bool
 
+_drawing = threading.Lock()
+
 
 class CatalogueBackend(Backend):
     """The plain kernels and, as plain, those of the catalogue."""
+
+    # ---- reductions; reduced axes keep size 1 ----
+
+    def largest(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """The maximum over axes; NaN if one is NaN. An array without elements has zeros, because nothing reads them."""
+        return x.max(axis=axes, keepdims=True) if x.size else self._zeros_reduced(x, axes)
+
+    def smallest(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """The minimum over axes; NaN if one is NaN. An array without elements has zeros, as for `largest`."""
+        return x.min(axis=axes, keepdims=True) if x.size else self._zeros_reduced(x, axes)
+
+    def _zeros_reduced(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """Zeros of the reduced shape. CuPy refuses a maximum of an empty array even over an axis that has elements."""
+        shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
+        return self.xp.zeros(shape, dtype=x.dtype)
+
+    def softmax(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """e^x / sum of e^x over axes, without overflow: exp is only taken of numbers <= 0."""
+        e = self.xp.exp(x - self.largest(x, axes))
+        return e / self.sum(e, axes, keepdims=True)
+
+    def log_softmax(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """x - log of the sum of e^x over axes, without overflow."""
+        shifted = x - self.largest(x, axes)
+        return shifted - self.xp.log(self.sum(self.xp.exp(shifted), axes, keepdims=True))
+
+    def centred(self, x: Array, axes: tuple[int, ...]) -> Array:
+        """x minus its mean over axes. The map is linear and equal to its own adjoint.
+
+        It is applied twice, because the first mean is rounded as a number of the size of x, which may be much larger
+        than the deviations. The second mean, of the deviations, removes that error.
+        """
+        count = math.prod(x.shape[axis] for axis in axes)
+        x = x - self.sum(x, axes, keepdims=True) / count
+        return x - self.sum(x, axes, keepdims=True) / count
 
     # ---- windows of images: (N, H, W, C) to (N, OH, OW, C) with the geometry of a convolution ----
 
@@ -139,6 +177,16 @@ class CatalogueBackend(Backend):
         every = xp.arange(count)
         last = xp.searchsorted(places, every, side="right") - 1  # -1 is the last row, of another place
         return xp.where((places[last] == every)[:, None], rows[last], 0)
+
+    # ---- random numbers ----
+
+    def next_draw_(self, draws: Array) -> tuple[int, int]:
+        """(seed, number of this draw) from draws (2,), which then counts one draw more. Two threads never get the same
+        number."""
+        with _drawing:
+            seed, number = (int(value) for value in self.to_host(draws))
+            draws[1] = number + 1
+        return seed, number
 
 
 def _pixels(geometry: ConvGeometry) -> list[tuple[slice, slice]]:

@@ -1,6 +1,17 @@
 """Neural-network layers. Read module.py, then layers.py."""
 
-from .catalogue import AvgPool2D, MaxPool2D, Resize, UpSample2D
+from .catalogue import (
+    GELU,
+    AvgPool2D,
+    Dropout,
+    Embedding,
+    GroupNorm,
+    LayerNorm,
+    MaxPool2D,
+    Resize,
+    SiLU,
+    UpSample2D,
+)
 from .conv_chain import ConvChain, fuse
 from .layers import (
     BatchNorm,
@@ -18,13 +29,18 @@ from .layers import (
 from .module import Module, Parameter, Sequential, training
 
 __all__ = [
+    "GELU",
     "AvgPool2D",
     "BatchNorm",
     "Conv2D",
     "Conv2DTranspose",
     "ConvChain",
     "Dense",
+    "Dropout",
+    "Embedding",
     "Flatten",
+    "GroupNorm",
+    "LayerNorm",
     "LeakyReLU",
     "MaxPool2D",
     "Module",
@@ -33,6 +49,7 @@ __all__ = [
     "Reshape",
     "Resize",
     "Sequential",
+    "SiLU",
     "Sigmoid",
     "Softplus",
     "Tanh",

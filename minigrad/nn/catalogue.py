@@ -1,11 +1,20 @@
-"""Further layers, of the operations in ops/catalogue/."""
+"""Layers of the operations in ops/catalogue/. The models need none of them."""
 
 from __future__ import annotations
 
-from .. import ops
+import itertools
+from operator import index
+from typing import Any
+
+from .. import init, ops
+from ..backend import Array, backend_of, default_backend
 from ..backend.geometry import Pair, pair
+from ..ops.shape import as_sizes
+from ..random import generator
 from ..tensor import Tensor
-from .module import Module
+from .module import Module, Parameter
+
+_dropouts_made = itertools.count()
 
 
 class MaxPool2D(Module):
@@ -68,3 +77,100 @@ class Resize(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.resize_bilinear(x, self.size)
+
+
+class Dropout(Module):
+    """In training mode, sets each element to 0 with probability `rate` and divides the others by 1 - rate. In
+    evaluation mode it returns x as it is. See `ops.dropout`.
+
+    Call number i in training mode uses the random numbers of generator(seed, "dropout", i), one for each element in the
+    order of the elements. Row n of the batch therefore depends on seed, i and n alone, and not on the number of rows.
+
+    The seed and the number of calls are the buffer `draws`. It is saved in `state_dict`, so that a resumed training
+    continues with the masks that it would have had. Several threads may call the layer; each call has its own number.
+    (The buffer is float64. In float32, after `model.to(dtype="float32")`, it counts to 2^24.) The numbers are drawn on
+    the host, so a step that uses this layer cannot be recorded as a CUDA graph.
+
+    Args:
+        rate: the probability of a 0, 0 <= rate < 1.
+        seed: layers with the same seed have the same masks. None: the number of such layers that were made before
+            without a seed in this process, so that no two of them have.
+    """
+
+    def __init__(self, rate: float, seed: int | None = None) -> None:
+        if not 0 <= rate < 1:
+            raise ValueError(f"Dropout: rate is {rate} but must be at least 0 and below 1")
+        seed = next(_dropouts_made) if seed is None else index(seed)
+        if not 0 <= seed <= 2**53:
+            raise ValueError(f"Dropout: seed is {seed} but must be in 0 ... 2^53")
+        self.rate = float(rate)
+        self.draws = Tensor(default_backend().xp.zeros(2, dtype="float64"))
+        self.draws.data[0] = seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        seed, call = backend_of(self.draws.data).next_draw_(self.draws.data)  # type: ignore[attr-defined]
+        self.draws.mark_written()
+        return ops.dropout(x, generator(seed, "dropout", call), rate=self.rate)
+
+
+class LayerNorm(Module):
+    """Normalisation of each example over its last axes; see `ops.layer_norm`.
+
+    Args:
+        shape: the sizes of these axes, as ints or one tuple; often the number of features alone.
+    """
+
+    def __init__(self, *shape: int | tuple[int, ...], epsilon: float = 1e-3) -> None:
+        self.gamma = Parameter(as_sizes(shape), init.ones)
+        self.beta = Parameter(as_sizes(shape))
+        self.epsilon = float(epsilon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.gamma, self.beta, epsilon=self.epsilon)
+
+
+class GroupNorm(Module):
+    """Normalisation of each example over its pixels and the channels of a group; see `ops.group_norm`."""
+
+    def __init__(self, groups: int, channels: int, *, epsilon: float = 1e-3) -> None:
+        if groups < 1 or channels % groups:
+            raise ValueError(f"GroupNorm: {groups} groups do not divide {channels} channels")
+        self.gamma = Parameter((channels,), init.ones)
+        self.beta = Parameter((channels,))
+        self.groups, self.epsilon = groups, float(epsilon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.group_norm(x, self.gamma, self.beta, groups=self.groups, epsilon=self.epsilon)
+
+
+def standard_normal(rng: Any, shape: tuple[int, ...], fan_in: int, fan_out: int) -> Any:
+    """Normal with variance 1, an initialiser as those of init.py."""
+    return rng.standard_normal(shape)
+
+
+class Embedding(Module):
+    """A table of `count` vectors of `features` numbers: ids of any shape -> (*ids.shape, features); see
+    `ops.embedding`. The vectors start standard normal, as in PyTorch.
+    """
+
+    def __init__(self, count: int, features: int, *, initializer: init.Initializer = standard_normal) -> None:
+        self.weight = Parameter((count, features), initializer, (count, features))
+
+    def forward(self, ids: Array) -> Tensor:
+        return ops.embedding(self.weight, ids)
+
+
+class GELU(Module):
+    """x * (the normal distribution function of x), nearly; see `ops.gelu`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.gelu(x)
+
+
+class SiLU(Module):
+    """x * sigmoid(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.silu(x)

@@ -1,7 +1,7 @@
 """The differentiable operations, and Tensor's operators made of them.
 
-Read in this order: elementwise.py, shape.py, dense.py, conv.py, norm.py, loss.py. The files in catalogue/ have further
-operations.
+Read in this order: elementwise.py, shape.py, dense.py, conv.py, norm.py, loss.py. The models need no operation of
+catalogue/.
 """
 
 from ..tensor import Operand, Tensor
@@ -11,14 +11,28 @@ from . import elementwise as _elementwise
 from . import loss as _loss
 from . import norm as _norm
 from . import shape as _shape
+from .catalogue import activations as _activations
+from .catalogue import axes as _axes
+from .catalogue import dropout as _dropout
 from .catalogue import indexing as _indexing
 from .catalogue import joining as _joining
+from .catalogue import norms as _norms
 from .catalogue import pooling as _pooling
+from .catalogue import products as _products
+from .catalogue import reductions as _reductions
 from .catalogue import resize as _resize
+from .catalogue import selection as _selection
+from .catalogue.activations import *
+from .catalogue.axes import *
+from .catalogue.dropout import *
 from .catalogue.indexing import *
 from .catalogue.joining import *
+from .catalogue.norms import *
 from .catalogue.pooling import *
+from .catalogue.products import *
+from .catalogue.reductions import *
 from .catalogue.resize import *
+from .catalogue.selection import *
 from .conv import *
 from .dense import *
 from .elementwise import *
@@ -26,8 +40,11 @@ from .loss import *
 from .norm import *
 from .shape import *
 
-_FILES = (_elementwise, _shape, _dense, _conv, _norm, _loss, _indexing, _joining, _pooling, _resize)
-__all__ = [name for file in _FILES for name in file.__all__]
+_CORE = (_elementwise, _shape, _dense, _conv, _norm, _loss)
+_CATALOGUE = (
+    _activations, _axes, _dropout, _indexing, _joining, _norms, _pooling, _products, _reductions, _resize, _selection
+)  # fmt: skip
+__all__ = [name for file in (*_CORE, *_CATALOGUE) for name in file.__all__]
 
 
 def _swapped(operation):  # type: ignore[no-untyped-def]
@@ -47,3 +64,12 @@ Tensor.__matmul__, Tensor.__rmatmul__ = _dense.matmul, _swapped(_dense.matmul)
 Tensor.__pow__, Tensor.__neg__, Tensor.__abs__ = _elementwise.pow, _elementwise.neg, _elementwise.abs
 Tensor.reshape, Tensor.transpose, Tensor.sum, Tensor.mean = _shape.reshape, _shape.transpose, _shape.sum, _shape.mean
 Tensor.__getitem__ = _indexing.getitem
+
+_METHODS = (
+    "abs", "argmax", "argmin", "clip", "cos", "exp", "expand_dims", "flip", "log", "log_softmax", "logsumexp", "max",
+    "min", "relu", "sigmoid", "sin", "softmax", "split", "sqrt", "squeeze", "std", "tanh", "var",
+)  # fmt: skip
+for _name in _METHODS:
+    setattr(Tensor, _name, globals()[_name])
+for _name, _method in _selection.COMPARISONS.items():
+    setattr(Tensor, _name, _method)

@@ -55,7 +55,7 @@ def conv2d(
     Raises:
         ValueError: shapes or options do not fit; both shapes are named.
     """
-    return Conv2D(_hashable(stride), _hashable(padding))(x, weight, bias)
+    return Conv2D(hashable(stride), hashable(padding))(x, weight, bias)
 
 
 class Conv2DTranspose(Function):
@@ -102,8 +102,8 @@ def conv2d_transpose(
     Raises:
         ValueError: shapes or options do not fit; both shapes are named.
     """
-    size = None if output_size is None else pair(_hashable(output_size), "output_size", 1)
-    return Conv2DTranspose(_hashable(stride), _hashable(padding), size)(x, weight, bias)
+    size = None if output_size is None else pair(hashable(output_size), "output_size", 1)
+    return Conv2DTranspose(hashable(stride), hashable(padding), size)(x, weight, bias)
 
 
 def check_conv(name: str, x_shape: tuple[int, ...], weight: Array, bias: Array | None, channel_axis: int) -> None:
@@ -120,5 +120,6 @@ def check_conv(name: str, x_shape: tuple[int, ...], weight: Array, bias: Array |
         raise ValueError(f"{name}: bias is {bias.shape} but must be ({filters},) {shapes}")
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
+    """An option of a geometry, for its cache."""
     return tuple(value) if isinstance(value, list) else value  # lists come from TOML and JSON

@@ -19,11 +19,11 @@ __all__ = ["logsumexp", "mean", "reshape", "sum", "transpose"]
 Axis = int | tuple[int, ...] | None
 
 
-def as_axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """axis as a tuple of non-negative ints."""
+def as_axes(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+    """axis as a tuple of non-negative ints. `name` is the operation, for messages."""
     axes = tuple(range(ndim)) if axis is None else as_sizes((axis,))
-    if any(not -ndim <= a < ndim for a in axes):
-        raise ValueError(f"axis {axis} is out of range for a tensor with {ndim} axes")
+    if any(not -ndim <= a < ndim for a in axes) or len({a % ndim for a in axes}) < len(axes):
+        raise ValueError(f"{name}: axis {axis} is out of range or repeated for a tensor with {ndim} axes")
     return tuple(a % ndim for a in axes)
 
 
@@ -64,7 +64,7 @@ class Transpose(Function):
         self.axes = axes
 
     def forward(self, x: Array) -> Array:
-        self.axes = as_axes(self.axes or tuple(reversed(range(x.ndim))), x.ndim)
+        self.axes = as_axes("transpose", self.axes or tuple(reversed(range(x.ndim))), x.ndim)
         return x.transpose(self.axes)
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
@@ -85,7 +85,7 @@ class Sum(Function):
         self.axis, self.keepdims = axis, keepdims
 
     def forward(self, x: Array) -> Array:
-        self.x_shape, self.axes = x.shape, as_axes(self.axis, x.ndim)
+        self.x_shape, self.axes = x.shape, as_axes("sum", self.axis, x.ndim)
         return self.k.sum(x, self.axes, self.keepdims)
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
@@ -106,7 +106,7 @@ class LogSumExp(Function):
 
     def forward(self, x: Array) -> Array:
         xp = self.k.xp
-        self.x, self.axes = x, as_axes(self.axis, x.ndim)
+        self.x, self.axes = x, as_axes("logsumexp", self.axis, x.ndim)
         if x.size:
             top = x.max(axis=self.axes, keepdims=True)
             top = xp.where(xp.isfinite(top), top, 0)  # all -inf: the result is -inf and not NaN
@@ -134,7 +134,7 @@ def mean(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
         ValueError: there is nothing to average.
     """
     x = x if isinstance(x, Tensor) else Tensor(x)
-    count = math.prod(x.shape[a] for a in as_axes(axis, x.ndim))
+    count = math.prod(x.shape[a] for a in as_axes("mean", axis, x.ndim))
     if count == 0:
         raise ValueError(f"mean: no elements to average over axis {axis} of shape {x.shape}")
     return sum(x, axis, keepdims) * (1 / count)

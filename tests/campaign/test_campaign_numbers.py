@@ -19,7 +19,7 @@ from faults import Campaign
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from kernel_sets import BACKENDS, CPU_KERNELS
-from op_cases import Case
+from op_cases import INTEGER, Case
 from test_ops import F32, F64, LINEAR, check_close, in_holes
 
 import minigrad
@@ -28,6 +28,7 @@ from minigrad.backend.chain import ChainBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SUMS = {case.op for case in LINEAR}
+OPERATIONS = [op for op in ops.__all__ if op not in INTEGER]
 
 
 def backwards(x: np.ndarray) -> np.ndarray:
@@ -80,7 +81,7 @@ def backend(request: pytest.FixtureRequest, restored_backends: None) -> Backend:
     return minigrad.use(kernels=request.param, threads=None if request.param == "plain" else 2)
 
 
-@pytest.mark.parametrize("op", ops.__all__)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_values_of_drawn_calls(campaign: Campaign, op: str, backend: Backend) -> None:
     def check(case: Case, dtype: np.dtype, layout: str) -> None:
         inputs = [x.astype(dtype) for x in case.inputs()]
@@ -102,7 +103,7 @@ def test_values_of_drawn_calls(campaign: Campaign, op: str, backend: Backend) ->
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("op", ops.__all__)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_gradients_of_drawn_calls(campaign: Campaign, op: str, backend: Backend) -> None:
     torch = pytest.importorskip("torch")
     from test_torch import Torch
@@ -259,7 +260,7 @@ PRODUCTS = ("conv2d", "conv2d_transpose", "resize_bilinear")  # what is not fini
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("op", [op for op in ops.__all__ if op not in PRODUCTS])
+@pytest.mark.parametrize("op", [op for op in OPERATIONS if op not in PRODUCTS])
 def test_what_is_not_finite_goes_where_it_goes_in_torch(campaign: Campaign, op: str, backend: Backend) -> None:
     """NaN, infinity and minus infinity planted in the inputs: the results are NaN or infinite at the same places."""
     torch = pytest.importorskip("torch")

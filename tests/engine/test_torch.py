@@ -58,6 +58,8 @@ class Torch:
     add, sub, mul, div, neg = torch.add, torch.sub, torch.mul, torch.div, torch.neg
     exp, log, sqrt, abs, tanh = torch.exp, torch.log, torch.sqrt, torch.abs, torch.tanh
     relu, sigmoid, matmul, pow = torch.relu, torch.sigmoid, torch.matmul, torch.pow
+    sin, cos, silu, einsum, where = torch.sin, torch.cos, F.silu, torch.einsum, torch.where
+    maximum, minimum = torch.maximum, torch.minimum
 
     @staticmethod
     def clip(x, low=-np.inf, high=np.inf):
@@ -94,6 +96,88 @@ class Torch:
     def logsumexp(x, axis=None, keepdims=False):
         axes = axes_of(x, axis)
         return torch.logsumexp(x, axes, keepdim=keepdims) if axes else x.clone()
+
+    @staticmethod
+    def max(x, axis=None, keepdims=False):
+        axes = axes_of(x, axis)
+        return torch.amax(x, axes, keepdim=bool(keepdims)) if axes else x.clone()
+
+    @staticmethod
+    def min(x, axis=None, keepdims=False):
+        axes = axes_of(x, axis)
+        return torch.amin(x, axes, keepdim=bool(keepdims)) if axes else x.clone()
+
+    @staticmethod
+    def _spread(function, x, axis, keepdims, correction):
+        axes = axes_of(x, axis)
+        if not axes:  # of one number each
+            return x * 0
+        if not x.numel():  # PyTorch warns
+            return torch.sum(x, axes, keepdim=bool(keepdims))
+        return function(x, axes, correction=correction, keepdim=bool(keepdims))
+
+    @staticmethod
+    def var(x, axis=None, keepdims=False, *, correction=0):
+        return Torch._spread(torch.var, x, axis, keepdims, correction)
+
+    @staticmethod
+    def std(x, axis=None, keepdims=False, *, correction=0):
+        return Torch._spread(torch.std, x, axis, keepdims, correction)
+
+    @staticmethod
+    def _softmax(function, x, axis):
+        """Of axes that are moved to the end and made one."""
+        axes = [a % x.ndim for a in axes_of(x, axis)] if x.ndim else []
+        last = [a for a in range(x.ndim) if a not in axes] + axes
+        moved = x.permute(last)
+        shape = moved.shape
+        rows = moved.reshape(*shape[: x.ndim - len(axes)], int(np.prod(shape[x.ndim - len(axes) :])))
+        return function(rows, -1).reshape(shape).permute(*np.argsort(last).tolist())
+
+    @staticmethod
+    def softmax(x, axis=-1):
+        return Torch._softmax(torch.softmax, x, axis)
+
+    @staticmethod
+    def log_softmax(x, axis=-1):
+        return Torch._softmax(torch.log_softmax, x, axis)
+
+    @staticmethod
+    def argmax(x, axis=None, keepdims=False):
+        return torch.argmax(x, axis, keepdim=keepdims)
+
+    @staticmethod
+    def argmin(x, axis=None, keepdims=False):
+        return torch.argmin(x, axis, keepdim=keepdims)
+
+    @staticmethod
+    def gelu(x):
+        return F.gelu(x, approximate="tanh")
+
+    @staticmethod
+    def squeeze(x, axis=None):
+        return torch.squeeze(x) if axis is None else torch.squeeze(x, axes_of(x, axis)) if axis != () else x.clone()
+
+    @staticmethod
+    def expand_dims(x, axis):
+        return torch.unsqueeze(x, axis)
+
+    @staticmethod
+    def dropout(x, kept, *, rate):
+        return torch.where(kept, x / (1 - rate), 0)
+
+    @staticmethod
+    def embedding(weight, ids):
+        return F.embedding(ids.long(), weight)
+
+    @staticmethod
+    def layer_norm(x, gamma, beta, *, epsilon=1e-3):
+        return F.layer_norm(x, gamma.shape, gamma, beta, eps=epsilon)
+
+    @staticmethod
+    def group_norm(x, gamma, beta, *, groups, epsilon=1e-3):
+        y = F.group_norm(torch.movedim(x, -1, 1), groups, gamma, beta, eps=epsilon)
+        return torch.movedim(y, 1, -1)
 
     @staticmethod
     def dense(x, weight, bias=None):

@@ -45,7 +45,7 @@ PLAIN_CLASSES = Backend, CatalogueBackend, ChainBackend
 DTYPE = object()  # among a case's arguments: the dtype that is tested
 SIZES = (1, 4, 7)  # batches; three threads divide none of them evenly
 EMPTY = ((0, 5, 4, 3),)  # no images
-NOT_KERNELS = {"device_of", "from_host", "to_host", "capture"}  # they take arrays, or what does, but compute nothing
+NOT_KERNELS = {"device_of", "from_host", "to_host", "capture", "next_draw_"}  # they compute nothing
 
 
 def rng(*key: Any) -> np.random.Generator:
@@ -455,6 +455,18 @@ def _add_rows(r: np.random.Generator, N: int) -> Iterator[Case]:
         yield Case("add_rows", (r.normal(size=(M, 3)), places, count), M, linear=True)
 
 
+def _over_axes(name: str) -> Callable[[np.random.Generator, int], Iterator[Case]]:
+    """Reductions that keep the axes, and the softmax."""
+
+    def cases(r: np.random.Generator, N: int) -> Iterator[Case]:
+        for shape in _shapes(N):
+            for axes in {(0,), (len(shape) - 1,), tuple(range(len(shape)))}:
+                terms = math.prod(shape[a] for a in axes)
+                yield Case(name, (r.normal(size=shape), axes), terms, linear=name == "centred")
+
+    return cases
+
+
 INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
     "unit_range": _unit_range,
     "add_all_": _add_all_,
@@ -495,6 +507,7 @@ INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
     "take": _take,
     "add_at": _add_at,
     "add_rows": _add_rows,
+    **{name: _over_axes(name) for name in ("largest", "smallest", "softmax", "log_softmax", "centred")},
 }
 
 

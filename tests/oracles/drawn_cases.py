@@ -9,7 +9,7 @@ import naive
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
-from op_cases import BINARY, UNARY, Case, case
+from op_cases import BINARY, INTEGER, UNARY, Case, case
 
 from minigrad import ops
 
@@ -242,6 +242,79 @@ def _pad(draw: Draw) -> Case:
     return case("pad", x, constants=(widths, draw(st.sampled_from([0.0, -1.5]))))
 
 
+def _deviation(op: str) -> Callable[[Draw], Case]:
+    def drawn(draw: Draw) -> Case:
+        before = shape(draw, st.integers(2, 4), least=1)
+        axes = draw(st.lists(st.integers(0, len(before) - 1), unique=True, min_size=1, max_size=len(before)))
+        axis = draw(st.sampled_from([None, tuple(axes), axes[0]]))
+        return case(op, before, axis=axis, keepdims=draw(st.booleans()), correction=draw(st.sampled_from([0, 0.5, 1])))
+
+    return drawn
+
+
+def _softmax(op: str) -> Callable[[Draw], Case]:
+    def drawn(draw: Draw) -> Case:
+        before = shape(draw, least=1)
+        axes = draw(st.lists(st.integers(0, len(before) - 1), unique=True, min_size=1, max_size=len(before)))
+        return case(op, before, axis=draw(st.sampled_from([None, tuple(axes), axes[0]])))
+
+    return drawn
+
+
+def _mask(draw: Draw, of: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(draw(st.integers(0, 99))).random(of) < 0.5
+
+
+def _where(draw: Draw) -> Case:
+    full = shape(draw)
+    return case("where", broadcast(draw, full), broadcast(draw, full), arrays=(_mask(draw, broadcast(draw, full)),))
+
+
+def _dropout(draw: Draw) -> Case:
+    full = shape(draw)
+    mask = _mask(draw, broadcast(draw, full))
+    return case("dropout", full, arrays=(mask,), rate=draw(st.sampled_from([0, 0.1, 0.5, 0.9])))
+
+
+def _squeeze(draw: Draw) -> Case:
+    before = shape(draw)
+    ones = [a for a, n in enumerate(before) if n == 1]
+    axes = tuple(draw(st.lists(st.sampled_from(ones), unique=True))) if ones else ()
+    return case("squeeze", before, axis=draw(st.sampled_from([None, axes, *axes[:1]])))
+
+
+def _expand_dims(draw: Draw) -> Case:
+    before = shape(draw)
+    return case("expand_dims", before, axis=draw(st.integers(-len(before) - 1, len(before))))
+
+
+def _einsum(draw: Draw) -> Case:
+    sizes = {letter: draw(SIZES) for letter in "abcd"}
+    word = st.lists(st.sampled_from("abcd"), unique=True, max_size=3).map("".join)
+    inputs = draw(st.lists(word, min_size=1, max_size=2))
+    result = "".join(draw(st.permutations([x for x in "abcd" if x in "".join(inputs) and draw(st.booleans())])))
+    shapes = [tuple(sizes[letter] for letter in letters) for letters in inputs]
+    return case("einsum", *shapes, constants=(f"{','.join(inputs)}->{result}",))
+
+
+def _layer_norm(draw: Draw) -> Case:
+    both = shape(draw, SOME, least=1)
+    last = both[draw(st.integers(0, len(both) - 1)) :]
+    return case("layer_norm", both, last, last, epsilon=draw(st.sampled_from([1e-3, 1e-5, 0.1])))
+
+
+def _group_norm(draw: Draw) -> Case:
+    groups, size = draw(SOME), draw(st.integers(2, 3))  # PyTorch refuses groups of one value
+    C = groups * size
+    return case("group_norm", (draw(SOME), *shape(draw, SOME)[:2], C), (C,), (C,), groups=groups)
+
+
+def _embedding(draw: Draw) -> Case:
+    count, ids = draw(SOME), shape(draw)[:2]
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    return case("embedding", (count, draw(SIZES)), arrays=(rng.integers(0, count, ids),))
+
+
 DRAWN: dict[str, Callable[[Draw], Case]] = {
     **{op: _unary(op) for op in UNARY},
     **{op: _binary(op) for op in BINARY},
@@ -273,5 +346,16 @@ DRAWN: dict[str, Callable[[Draw], Case]] = {
     "stack": _stack,
     "split": _split,
     "pad": _pad,
+    **{op: _reduction(op) for op in ("max", "min")},
+    **{op: _deviation(op) for op in ("var", "std")},
+    **{op: _softmax(op) for op in ("softmax", "log_softmax")},
+    "where": _where,
+    "dropout": _dropout,
+    "squeeze": _squeeze,
+    "expand_dims": _expand_dims,
+    "einsum": _einsum,
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "embedding": _embedding,
 }
-assert set(DRAWN) == set(ops.__all__)
+assert set(DRAWN) == set(ops.__all__) - set(INTEGER)

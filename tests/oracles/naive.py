@@ -8,6 +8,7 @@ NumPy serves as a container only. Every function takes and returns float64 array
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +36,7 @@ def array(x: Any) -> np.ndarray:
 def broadcast_shape(*shapes: Index) -> Index:
     """NumPy's rule: align at the right; sizes are equal or 1."""
     out = []
-    for back in range(max(map(len, shapes), default=0), 0, -1):
+    for back in range(builtins.max(map(len, shapes), default=0), 0, -1):
         sizes = {shape[-back] for shape in shapes if len(shape) >= back}
         wide = sizes - {1}
         if len(wide) > 1:
@@ -145,6 +146,48 @@ def tanh(x: Any) -> np.ndarray:
     return elementwise(precise_tanh, x)
 
 
+def sin(x: Any) -> np.ndarray:
+    return elementwise(math.sin, x)
+
+
+def cos(x: Any) -> np.ndarray:
+    return elementwise(math.cos, x)
+
+
+def precise_gelu(u: float) -> float:
+    """u / 2 * (1 + tanh v) with v = sqrt(2 / pi) * (u + 0.044715 u^3), where 1 + tanh v = 2 e^v / (e^v + e^-v)."""
+    if u > 30 or u < -30:
+        return u if u > 0 else -0.0
+    x = Decimal(u)
+    inner = (x + Decimal("0.044715") * x**3) * Decimal(2 / math.pi).sqrt(PRECISE)
+    up, down = inner.exp(PRECISE), (-inner).exp(PRECISE)
+    return float(PRECISE.multiply(x, PRECISE.divide(up, PRECISE.add(up, down))))
+
+
+def gelu(x: Any) -> np.ndarray:
+    return elementwise(precise_gelu, x)
+
+
+def silu(x: Any) -> np.ndarray:
+    return elementwise(lambda u: u * precise_sigmoid(u), x)
+
+
+def maximum(a: Any, b: Any) -> np.ndarray:
+    return elementwise(lambda u, v: u if u > v else v, a, b)
+
+
+def minimum(a: Any, b: Any) -> np.ndarray:
+    return elementwise(lambda u, v: u if u < v else v, a, b)
+
+
+def where(condition: Any, a: Any, b: Any) -> np.ndarray:
+    return elementwise(lambda c, u, v: u if c else v, condition, a, b)
+
+
+def dropout(x: Any, kept: Any, *, rate: float) -> np.ndarray:
+    return elementwise(lambda u, c: u / (1 - rate) if c else 0.0, x, kept)
+
+
 # ---- shapes and reductions ----
 
 
@@ -191,6 +234,82 @@ def reduction(f: Callable[[list[float]], float], x: Any, axis: Any, keepdims: bo
 
 def sum(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
     return reduction(math.fsum, x, axis, keepdims)
+
+
+def max(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
+    return reduction(lambda values: sorted(values)[-1], x, axis, keepdims)
+
+
+def min(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
+    return reduction(lambda values: sorted(values)[0], x, axis, keepdims)
+
+
+def argmax(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
+    return reduction(lambda values: values.index(sorted(values)[-1]), x, axis, keepdims).astype(int)
+
+
+def argmin(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
+    return reduction(lambda values: values.index(sorted(values)[0]), x, axis, keepdims).astype(int)
+
+
+def variance(values: list[float], correction: float) -> float:
+    center = math.fsum(values) / len(values)
+    return math.fsum((v - center) ** 2 for v in values) / (len(values) - correction)
+
+
+def var(x: Any, axis: Any = None, keepdims: bool = False, *, correction: float = 0) -> np.ndarray:
+    return reduction(lambda values: variance(values, correction), x, axis, keepdims)
+
+
+def std(x: Any, axis: Any = None, keepdims: bool = False, *, correction: float = 0) -> np.ndarray:
+    return reduction(lambda values: math.sqrt(variance(values, correction)), x, axis, keepdims)
+
+
+def log_softmax(x: Any, axis: Any = -1) -> np.ndarray:
+    x = array(x)
+    return elementwise(lambda u, total: u - total, x, logsumexp(x, axis, keepdims=True))
+
+
+def softmax(x: Any, axis: Any = -1) -> np.ndarray:
+    return elementwise(math.exp, log_softmax(x, axis))
+
+
+def squeeze(x: Any, axis: Any = None) -> np.ndarray:
+    x = array(x)
+    axes = list(range(x.ndim)) if axis is None else [axis] if isinstance(axis, int) else list(axis)
+    axes = [a + x.ndim if a < 0 else a for a in axes]
+    return reshape(x, tuple(n for a, n in enumerate(x.shape) if a not in axes or n != 1))
+
+
+def expand_dims(x: Any, axis: int) -> np.ndarray:
+    shape = list(array(x).shape)
+    shape.insert(axis if axis >= 0 else axis + len(shape) + 1, 1)
+    return reshape(x, tuple(shape))
+
+
+def einsum(subscripts: str, *operands: Any) -> np.ndarray:
+    """A loop over every combination of indices of all letters."""
+    arrays = [array(x) for x in operands]
+    before, result = subscripts.replace(" ", "").split("->")
+    inputs = before.split(",")
+    sizes = {letter: n for part, x in zip(inputs, arrays, strict=True) for letter, n in zip(part, x.shape, strict=True)}
+    y = np.zeros([sizes[letter] for letter in result])
+    for index in indices(sizes.values()):
+        at = dict(zip(sizes, index, strict=True))
+        product = 1.0
+        for part, x in zip(inputs, arrays, strict=True):
+            product *= float(x[tuple(at[letter] for letter in part)])
+        y[tuple(at[letter] for letter in result)] += product
+    return y
+
+
+def embedding(weight: Any, ids: Any) -> np.ndarray:
+    weight = array(weight)
+    y = np.empty((*ids.shape, weight.shape[1]))
+    for index in indices(ids.shape):
+        for d in range(weight.shape[1]):
+            y[(*index, d)] = weight[int(ids[index]), d]
+    return y
 
 
 def mean(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
@@ -248,7 +367,7 @@ def pads_and_output(size: int, kernel: int, stride: int, padding: Any, axis: int
     """
     if padding == "same":
         rest = size % stride
-        total = max(kernel - (rest if rest else stride), 0)
+        total = builtins.max(kernel - (rest if rest else stride), 0)
         return total // 2, math.ceil(size / stride)
     before = 0 if padding == "valid" else pair(padding)[axis]
     # count the positions at which the whole kernel lies within the padded input
@@ -298,7 +417,7 @@ def conv2d_transpose(
             if padding == "same":
                 output_size.append(size * S)
             elif padding == "valid":
-                output_size.append(size * S + max(K - S, 0))
+                output_size.append(size * S + builtins.max(K - S, 0))
             else:
                 output_size.append((size - 1) * S + K - 2 * pair(padding)[axis])
     H, W = output_size
@@ -343,6 +462,29 @@ def batch_statistics(x: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def batch_norm(x: Any, gamma: Any, beta: Any, *, epsilon: float = 1e-3) -> np.ndarray:
     return batch_norm_inference(x, gamma, beta, *batch_statistics(x), epsilon=epsilon)
+
+
+def layer_norm(x: Any, gamma: Any, beta: Any, *, epsilon: float = 1e-3) -> np.ndarray:
+    x, gamma, beta = array(x), array(gamma), array(beta)
+    y, leading = np.empty(x.shape), x.ndim - gamma.ndim
+    for outer in indices(x.shape[:leading]):
+        values = [float(x[(*outer, *inner)]) for inner in indices(gamma.shape)]
+        center, deviation = math.fsum(values) / len(values), math.sqrt(variance(values, 0) + epsilon)
+        for inner, value in zip(indices(gamma.shape), values, strict=True):
+            y[(*outer, *inner)] = (value - center) / deviation * float(gamma[inner]) + float(beta[inner])
+    return y
+
+
+def group_norm(x: Any, gamma: Any, beta: Any, *, groups: int, epsilon: float = 1e-3) -> np.ndarray:
+    x = array(x)
+    y, size = np.empty(x.shape), x.shape[-1] // groups
+    for n, g in indices((x.shape[0], groups)):
+        places = [(n, *pixel, c) for pixel in indices(x.shape[1:-1]) for c in range(g * size, (g + 1) * size)]
+        values = [float(x[place]) for place in places]
+        center, deviation = math.fsum(values) / len(values), math.sqrt(variance(values, 0) + epsilon)
+        for place, value in zip(places, values, strict=True):
+            y[place] = (value - center) / deviation * float(gamma[place[-1]]) + float(beta[place[-1]])
+    return y
 
 
 # ---- losses ----

@@ -16,8 +16,6 @@ import numpy as np
 import minigrad
 from minigrad import Tensor, ops
 
-TAKE_LISTS = ("concatenate", "stack")
-
 
 def values(rng: np.random.Generator, shape: tuple[int, ...], kind: str = "any") -> np.ndarray:
     """float64 numbers at least 0.1 from every integer, so from the kinks of abs, relu (0) and clip (-1 and 1)."""
@@ -60,8 +58,10 @@ class Case:
 
     def call(self, implementation: Any, inputs: Any, arrays: Any) -> Any:
         """The operation of that name there, of these inputs and further arrays. Several results are joined."""
-        given = [[*inputs]] if self.op in TAKE_LISTS else [*inputs]
-        y = getattr(implementation, self.op)(*given, *arrays, *self.constants, **self.options)
+        given = [*([[*inputs]] if self.op in TAKE_LISTS else inputs), *arrays, *self.constants]
+        if self.op in LAST_COMES_FIRST:
+            given = [given[-1], *given[:-1]]
+        y = getattr(implementation, self.op)(*given, **self.options)
         if not isinstance(y, list | tuple):
             return y
         return implementation.concatenate([implementation.reshape(part, math.prod(part.shape)) for part in y])
@@ -82,6 +82,9 @@ def case(
     return Case(op, shapes, words * len(shapes) if len(words) == 1 else words, tuple(arrays), tuple(constants), options)
 
 
+TAKE_LISTS = ("concatenate", "stack")  # their inputs come in one list
+LAST_COMES_FIRST = ("einsum", "where")  # their first argument is no input: subscripts, condition
+INTEGER = ("argmax", "argmin")  # give integer arrays, so they have no case here; test_catalogue_values.py tests them
 UNARY = {
     "neg": "any",
     "abs": "any",
@@ -94,8 +97,12 @@ UNARY = {
     "tanh": "any",
     "softplus": "any",
     "clip": "any",
+    "sin": "any",
+    "cos": "any",
+    "gelu": "any",
+    "silu": "any",
 }
-BINARY = ("add", "sub", "mul", "div")
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 BROADCASTS = [
     ((), ()),
     ((1,), (1,)),
@@ -146,6 +153,46 @@ def _reductions() -> list[Case]:
     found += [case(op, shape) for op, shape in itertools.product(("sum", "mean", "logsumexp"), [(), (1,), (5,)])]
     found += [case(op, (1, 3, 1), axis=axis) for op in ("sum", "mean", "logsumexp") for axis in (1, -3)]
     return [*found, case("sum", (0, 3), axis=0), case("sum", (2, 0)), case("mean", (0, 3), axis=1)]
+
+
+def _more_reductions() -> list[Case]:
+    axes = [None, 0, -1, (0, 2), (-1, 1), ()]
+    found = [
+        case(op, (2, 3, 4), axis=axis, keepdims=keepdims)
+        for op, axis, keepdims in itertools.product(("max", "min", "var", "std"), axes, (False, True))
+        if axis != () or op in ("max", "min")  # the deviation of one number is 0, where it has a kink
+    ]
+    found += [case(op, shape) for op, shape in itertools.product(("max", "min"), [(), (1,), (5,)])]
+    found += [case("var", (3, 4), axis=axis, correction=1) for axis in (None, 0, (1,))]
+    found += [case("std", (3, 4), axis=axis, keepdims=True, correction=0.5) for axis in (None, 0, (1,))]
+    found += [case("var", (2, 1), axis=1), case("var", (), axis=())]
+    found += [case(op, (0, 3), axis=1, keepdims=keepdims) for op in ("max", "min", "var", "std") for keepdims in (0, 1)]
+    shapes = [(2, 3, 4), (5,), (1, 1), (5, 0, 0), (0, 3)]
+    found += [case(op, shape) for op, shape in itertools.product(("softmax", "log_softmax"), shapes)]
+    found += [
+        case(op, (2, 3, 4), axis=axis)
+        for op, axis in itertools.product(("softmax", "log_softmax"), [None, 0, (0, 2), (-1, 1), ()])
+    ]
+    return found
+
+
+EINSUMS = [
+    ("ij->ji", (2, 3)),
+    ("ijk->j", (2, 3, 4)),
+    ("->", ()),
+    ("ij,jk->ik", (2, 3), (3, 4)),
+    ("ij,kj->ki", (2, 3), (4, 3)),
+    ("nqd,nkd->nqk", (2, 3, 4), (2, 5, 4)),
+    ("nhwc,cf->nfhw", (2, 2, 3, 4), (4, 2)),
+    ("i,j->ij", (3,), (2,)),
+    ("i,i->", (3,), (3,)),
+    ("ij,ij->ij", (2, 3), (2, 3)),
+    ("ijk,j->i", (2, 3, 4), (3,)),  # k is in one operand alone
+    ("ij,kl->", (2, 3), (2, 2)),
+    ("ab, ->ba", (2, 3), ()),
+    ("ij,jk->ik", (2, 0), (0, 3)),
+    ("ij,jk->ki", (0, 2), (2, 3)),
+]
 
 
 def _convolutions() -> list[Case]:
@@ -270,6 +317,18 @@ def _catalogue() -> list[Case]:
     return [*found, case("pad", (2, 1, 2), constants=([(1, 0), (0, 1), (1, 1)], -2.5))]
 
 
+def _mask(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(len(shape)).random(shape) < 0.5
+
+
+def _fit(*shapes: tuple[int, ...]) -> bool:
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        return False
+    return True
+
+
 _SCALARS = np.random.default_rng(7)
 _NORMALISED = [(6, 3), (2, 3, 4, 2), (5, 1), (1, 2, 2, 3), (1, 3), (2, 3, 2)]
 _MEAN, _VARIANCE = _SCALARS.normal(size=3), _SCALARS.uniform(0.5, 2, 3)
@@ -329,5 +388,32 @@ CASES: list[Case] = [
     case("softmax_cross_entropy", (1, 1), arrays=(np.array([0]),)),
     *(case("kl_to_standard_normal", s, s) for s in [(3, 4), (1, 1), (5, 2)]),
     *_catalogue(),
+    *_more_reductions(),
+    *(case("where", a, b, arrays=(_mask(c),)) for a, b in BROADCASTS for c in {a, b, (3, 1, 1), ()} if _fit(a, b, c)),
+    *(case("squeeze", s, axis=axis) for s, axis in [((2, 1, 3, 1), None), ((1, 2, 1), (0, -1)), ((1, 0), 0), ((), ())]),
+    *(case("expand_dims", s, axis=axis) for s, axis in [((2, 3), 0), ((2, 3), 1), ((2, 3), -1), ((), 0), ((0, 2), 2)]),
+    *(case("einsum", *shapes, constants=(subscripts,)) for subscripts, *shapes in EINSUMS),
+    *(case("layer_norm", s, s[-1:], s[-1:]) for s in [(6, 3), (2, 3, 4), (1, 2), (0, 3), (4,)]),
+    case("layer_norm", (2, 3, 4), (3, 4), (3, 4), epsilon=1e-5),
+    case("layer_norm", (2, 3, 1), (3, 1), (3, 1)),
+    *(
+        case("group_norm", s, s[-1:], s[-1:], groups=groups)
+        for s, groups in [((2, 3, 2, 4), 2), ((3, 6), 3), ((2, 2, 2, 3), 1), ((2, 5, 2), 2), ((0, 2, 4), 2)]
+    ),
+    case("group_norm", (2, 3, 4), (4,), (4,), groups=2, epsilon=0.1),
+    *(
+        case("dropout", s, arrays=(_mask(mask),), rate=rate)
+        for s, mask, rate in [((3, 4), (3, 4), 0.4), ((2, 3, 2), (2, 1, 2), 0.1), ((), (), 0.5), ((0, 3), (0, 3), 0)]
+    ),
+    *(
+        case("embedding", s, arrays=(np.array(ids, dtype=dtype),))
+        for s, ids, dtype in [
+            ((4, 3), [0, 3, 1, 1, 3, 1], "int64"),
+            ((2, 1), [[1, 1, 1], [0, 1, 1]], "int32"),
+            ((5, 2), 3, "uint8"),
+            ((3, 2), [], "int64"),
+            ((2, 0), [1, 0], "int64"),
+        ]
+    ),
 ]
 BY_OP = {name: [c for c in CASES if c.op == name] for name in ops.__all__}

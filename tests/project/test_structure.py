@@ -43,7 +43,7 @@ LAYERS: list[tuple[str, set[str]]] = [
 
 
 def is_core(place: str) -> bool:
-    """Whether a file belongs to what a newcomer reads: not the fast path, tables and lists of names."""
+    """Whether a file belongs to what a newcomer reads: not the catalogue, the fast path, tables and lists of names."""
     folder, _, name = place.rpartition("/")
     if folder in ("minigrad/ops", "minigrad/nn"):
         return name not in ("catalogue.py", "conv_chain.py", "summary.py", "__init__.py")

@@ -1,2 +1,1 @@
-"""Further operations under the same contract. They are not needed to understand the engine or the models; each file has
-one family."""
+"""Further operations under the same contract; the models need none of them. Each file has one family."""

@@ -1,4 +1,4 @@
-"""Indexing as in NumPy: `x[key]`."""
+"""Indexing as in NumPy: `x[key]`, and rows of a table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 from ...backend import Array, Backend, backend_of
 from ...backend.catalogue import CatalogueBackend
 from ...tensor import Function, Operand, Tensor
-from ..shape import Axis, as_axes
 
-__all__ = ["flip", "getitem"]
+__all__ = ["embedding", "getitem"]
 
 
 class GetItem(Function):
@@ -51,15 +50,35 @@ def getitem(x: Operand, key: Any) -> Tensor:
     return GetItem(key)(x)
 
 
-def flip(x: Operand, axis: Axis = None) -> Tensor:
-    """The elements in reverse order along an axis, several, or all (None); a view of x.
+def embedding(weight: Operand, ids: Any) -> Tensor:
+    """Row ids[i, ...] of weight for each id: a table of vectors, looked up by number.
 
+    >>> ops.embedding([[0.0, 1.0], [2.0, 3.0]], [1, 1, 0]).shape
+    (3, 2)
+
+    Shapes: weight (K, D), ids any shape -> (*ids.shape, D).
+    Gradients: row k of gweight is the sum of gy over all places where the id is k. Rows that do not occur have 0.
+    Args:
+        ids: integers 0 ... K - 1 on the device of weight; not a Tensor.
     Raises:
-        ValueError: an axis is out of range.
+        ValueError: weight is not a table, ids are not integers, or one is out of range. (The range is checked only on
+            the CPU, because the check would wait for a GPU.)
+        TypeError: ids are on another device.
     """
-    x = x if isinstance(x, Tensor) else Tensor(x)
-    axes = as_axes(axis, x.ndim)
-    return x[tuple(slice(None, None, -1 if a in axes else 1) for a in range(x.ndim))]
+    weight = weight if isinstance(weight, Tensor) else Tensor(weight)
+    k = backend_of(weight.data)
+    if k.on_host:
+        ids = k.xp.asarray(ids)  # a number or a list of them
+    backend_of(weight.data, ids, what="embedding")
+    shapes = f"(weight {weight.shape}, ids {ids.shape})"
+    if weight.ndim != 2:
+        raise ValueError(f"embedding: weight must be (K, D) {shapes}")
+    if ids.dtype.kind not in "iu" and ids.size:
+        raise ValueError(f"embedding: ids are {ids.dtype} but must be integers {shapes}")
+    if k.on_host and ids.size and not (ids.min() >= 0 and ids.max() < len(weight)):
+        found = f"{ids.min()} ... {ids.max()}"
+        raise ValueError(f"embedding: ids must be in 0 ... {len(weight) - 1}, found {found} {shapes}")
+    return GetItem(ids.astype("int64"))(weight)
 
 
 def _as_key(k: Backend, key: Any) -> tuple[Any, ...]:

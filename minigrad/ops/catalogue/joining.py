@@ -11,6 +11,7 @@ from typing import Any
 from ...backend import Array
 from ...tensor import Function, Operand, Tensor
 from ..shape import as_axes
+from .axes import expand_dims
 
 __all__ = ["concatenate", "pad", "split", "stack"]
 
@@ -25,7 +26,7 @@ class Concatenate(Function):
 
     def forward(self, *xs: Array) -> Array:
         shapes = [x.shape for x in xs]
-        (self.axis,) = as_axes(self.axis, len(shapes[0])) if shapes[0] else (0,)
+        (self.axis,) = as_axes("concatenate", index(self.axis), len(shapes[0])) if shapes[0] else (0,)
         others = {shape[: self.axis] + shape[self.axis + 1 :] for shape in shapes}
         if () in shapes or len({len(shape) for shape in shapes}) > 1 or len(others) > 1:
             raise ValueError(f"concatenate: shapes must be equal but for axis {self.axis}, found {_listed(shapes)}")
@@ -65,8 +66,8 @@ def stack(xs: Sequence[Operand], axis: int = 0) -> Tensor:
     shape = tensors[0].shape
     if any(x.shape != shape for x in tensors):
         raise ValueError(f"stack: shapes must be equal, found {_listed([x.shape for x in tensors])}")
-    (axis,) = as_axes(axis, len(shape) + 1)
-    return concatenate([x.reshape(*shape[:axis], 1, *shape[axis:]) for x in tensors], axis)
+    (axis,) = as_axes("stack", index(axis), len(shape) + 1)
+    return concatenate([expand_dims(x, axis) for x in tensors], axis)
 
 
 def split(x: Operand, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
@@ -81,9 +82,9 @@ def split(x: Operand, sections: int | Sequence[int], axis: int = 0) -> list[Tens
         ValueError: the axis is out of range, or its size is not a multiple of the number of parts.
     """
     x = x if isinstance(x, Tensor) else Tensor(x)
-    (axis,) = as_axes(axis, x.ndim)
+    (axis,) = as_axes("split", index(axis), x.ndim)
     size = x.shape[axis]
-    if isinstance(sections, int | Integral):
+    if isinstance(sections, int | Integral):  # mypy does not know that an int is Integral
         count = int(sections)
         if count < 1 or size % count:
             raise ValueError(f"split: axis {axis} of size {size} has no {count} equal parts (x {x.shape})")
@@ -132,7 +133,7 @@ def _as_pairs(widths: Any, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...
     pairs = tuple(tuple(map(index, both)) for both in found)
     if not shape or len(pairs) != len(shape) or any(len(both) != 2 or min(both) < 0 for both in pairs):
         raise ValueError(
-            f"pad: widths are {widths} but must be an int >= 0, a pair (before, after), or a pair for each axis "
+            f"pad: widths are {widths!s:.99} but must be an int >= 0, a pair (before, after), or a pair for each axis "
             f"(x {shape})"
         )
     return pairs  # type: ignore[return-value]

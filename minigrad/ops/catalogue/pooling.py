@@ -9,7 +9,7 @@ from ...backend import Array
 from ...backend.catalogue import CatalogueBackend
 from ...backend.geometry import ConvGeometry, Pair, conv_geometry, pair
 from ...tensor import Function, Operand, Tensor
-from ..conv import _hashable
+from ..conv import hashable
 
 __all__ = ["avg_pool2d", "max_pool2d"]
 
@@ -46,7 +46,7 @@ def max_pool2d(x: Operand, window: Pair, *, stride: Pair | None = None, padding:
     Raises:
         ValueError: x does not have 4 axes, the window is larger than the padded image, or an option is wrong.
     """
-    return MaxPool2D(_hashable(window), _hashable(stride), _hashable(padding))(x)
+    return MaxPool2D(hashable(window), hashable(stride), hashable(padding))(x)
 
 
 class AvgPool2D(Function):
@@ -97,7 +97,7 @@ def avg_pool2d(
     Raises:
         ValueError: x does not have 4 axes, the window is larger than the padded image, or an option is wrong.
     """
-    return AvgPool2D(_hashable(window), _hashable(stride), _hashable(padding), count_include_pad)(x)
+    return AvgPool2D(hashable(window), hashable(stride), hashable(padding), count_include_pad)(x)
 
 
 def _geometry(

@@ -6,7 +6,7 @@ from ...backend import Array
 from ...backend.catalogue import CatalogueBackend
 from ...backend.geometry import Pair, Size, pair
 from ...tensor import Function, Operand, Tensor
-from ..conv import _hashable
+from ..conv import hashable
 
 __all__ = ["resize_bilinear", "upsample_nearest"]
 
@@ -102,6 +102,6 @@ def _check_images(name: str, x_shape: tuple[int, ...]) -> None:
 
 def _sizes(name: str, value: Pair, option: str) -> Size:
     try:
-        return pair(_hashable(value), option, 1)
+        return pair(hashable(value), option, 1)
     except ValueError as error:
         raise ValueError(str(error).replace("convolution", name)) from None
