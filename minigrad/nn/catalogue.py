@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from operator import index
 from typing import Any
 
 from .. import init, ops
@@ -87,25 +86,25 @@ class Dropout(Module):
     order of the elements. Row n of the batch therefore depends on seed, i and n alone, and not on the number of rows.
 
     The seed and the number of calls are the buffer `draws`. It is saved in `state_dict`, so that a resumed training
-    continues with the masks that it would have had. Several threads may call the layer; each call has its own number.
-    (The buffer is float64. In float32, after `model.to(dtype="float32")`, it counts to 2^24.) The numbers are drawn on
-    the host, so a step that uses this layer cannot be recorded as a CUDA graph.
+    continues with the masks that it would have had. A new layer's seed is the number of such layers made before in this
+    process; `initialize` of the model gives it one that follows from its name, and sets the number of calls to 0.
+    Several threads may call the layer; each call has its own number. The numbers are drawn on the host, so a step that
+    uses this layer cannot be recorded as a CUDA graph.
 
     Args:
         rate: the probability of a 0, 0 <= rate < 1.
-        seed: layers with the same seed have the same masks. None: the number of such layers that were made before
-            without a seed in this process, so that no two of them have.
     """
 
-    def __init__(self, rate: float, seed: int | None = None) -> None:
+    def __init__(self, rate: float) -> None:
         if not 0 <= rate < 1:
             raise ValueError(f"Dropout: rate is {rate} but must be at least 0 and below 1")
-        seed = next(_dropouts_made) if seed is None else index(seed)
-        if not 0 <= seed <= 2**53:
-            raise ValueError(f"Dropout: seed is {seed} but must be in 0 ... 2^53")
         self.rate = float(rate)
-        self.draws = Tensor(default_backend().xp.zeros(2, dtype="float64"))
-        self.draws.data[0] = seed
+        self.draws = Tensor(default_backend().xp.zeros(2, dtype="float64"))  # counts to 2^53
+        self.draws.data[0] = next(_dropouts_made)
+
+    def restart_draws(self, rng: Any) -> None:
+        self.draws.data[0], self.draws.data[1] = int(rng.integers(2**24)), 0  # exact in float32, too
+        self.draws.mark_written()
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

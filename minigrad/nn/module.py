@@ -139,9 +139,15 @@ class Module:
             parameter.zero_grad()
 
     def initialize(self, seed: int = 0) -> None:
-        """Sample all parameters anew, each from generator(seed, "init", its full name). Buffers do not change."""
+        """Sample all parameters anew, each from generator(seed, "init", its full name). Buffers do not change, but
+        layers that draw random numbers begin anew, each with generator(seed, "draws", its full name)."""
         for name, parameter in self.named_parameters():
             parameter.initialize(generator(seed, "init", name))
+        for name, module in self.modules():
+            module.restart_draws(generator(seed, "draws", name))
+
+    def restart_draws(self, rng: Any) -> None:
+        """Begin anew with the random numbers of this layer; layers that draw some override it."""
 
     @property
     def training(self) -> bool:
