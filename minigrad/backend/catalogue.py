@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from .geometry import ConvGeometry
@@ -21,6 +23,34 @@ _drawing = threading.Lock()
 
 class CatalogueBackend(Backend):
     """The plain kernels and, as plain, those of the catalogue."""
+
+    # ---- convolutions with groups: weight is (KH, KW, C / groups, F) ----
+
+    def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: ConvGeometry) -> Array:
+        """The convolution of each group alone: its filters read its channels."""
+        if geometry.groups == 1:
+            return super().conv2d(x, weight, bias, geometry)
+        y = self._each_group(lambda x, weight, alone: self.conv2d(x, weight, None, alone), x, weight, geometry)
+        return y if bias is None else self.add_bias(y, bias)
+
+    def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
+        """The gradient of each group alone."""
+        if geometry.groups == 1:
+            return super().conv2d_grad_input(gy, weight, geometry)
+        return self._each_group(self.conv2d_grad_input, gy, weight, geometry)
+
+    def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
+        """The gradient of each group alone."""
+        if geometry.groups == 1:
+            return super().conv2d_grad_weight(x, gy, geometry)
+        return self._each_group(self.conv2d_grad_weight, x, gy, geometry)
+
+    def _each_group(self, kernel: Callable[..., Array], a: Array, b: Array, geometry: ConvGeometry) -> Array:
+        """kernel(a, b, geometry) of each group, side by side. What belongs to a group is adjacent on the last axis of
+        a, of b and of the result."""
+        A, B, alone = a.shape[3] // geometry.groups, b.shape[3] // geometry.groups, replace(geometry, groups=1)
+        parts = ((a[..., g * A : (g + 1) * A], b[..., g * B : (g + 1) * B]) for g in range(geometry.groups))
+        return self.xp.concatenate([kernel(*part, alone) for part in parts], axis=3)
 
     # ---- reductions; reduced axes keep size 1 ----
 

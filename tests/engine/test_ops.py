@@ -159,6 +159,9 @@ def block(convolution: nn.Module, filters: int) -> nn.Module:
 LAYERS = {
     "dense": (lambda: nn.Dense(4, 3), (2, 4)),
     "conv": (lambda: nn.Conv2D(2, 3, (3, 2), stride=2), (2, 4, 5, 2)),
+    "conv with gaps": (lambda: nn.Conv2D(4, 2, (3, 2), stride=2, dilation=[2, 1], groups=2), (2, 4, 5, 4)),
+    "transposed with gaps": (lambda: nn.Conv2DTranspose(4, 2, 3, stride=2, dilation=2, groups=2), (2, 2, 3, 4)),
+    "depthwise": (lambda: nn.Sequential(nn.Conv2D(3, 6, 3, groups=3), nn.Conv2D(6, 2, 1)), (2, 4, 3, 3)),
     "conv valid": (lambda: nn.Conv2D(1, 2, 3, padding="valid"), (1, 4, 5, 1)),
     "transposed": (lambda: nn.Conv2DTranspose(3, 2, 3, stride=2), (2, 2, 3, 3)),
     "transposed to a size": (lambda: nn.Conv2DTranspose(1, 2, 3, stride=2, output_size=(3, 5)), (1, 2, 3, 1)),
@@ -218,6 +221,25 @@ def test_a_block_checks_its_parameters(which, training):
     model.train(training)
     with minigrad.no_grad(), pytest.raises(ValueError, match=expected.get(which, "batch_norm: x")):
         model(np.zeros((2, 4, 4, 2), np.float32))
+
+
+@pytest.mark.parametrize("options", [{"dilation": 2}, {"dilation": [1, 2]}, {"groups": 2}], ids=str)
+@pytest.mark.parametrize("kind", [nn.Conv2D, nn.Conv2DTranspose])
+def test_convolutions_with_gaps_are_not_fused(kind, options, backend):
+    def make(**options):
+        first, middle = (nn.Conv2D(2, 2, 3), kind(2, 4, 3, **options))
+        layers = [first, nn.ReLU(), nn.BatchNorm(2), middle, nn.ReLU(), nn.BatchNorm(4), kind(4, 2, 3, **options)]
+        return nn.fuse({str(i): layer for i, layer in enumerate(layers)})
+
+    model = make(**options)
+    assert [type(layer).__name__ for layer in model.layers.values()] == [
+        "ConvChain", kind.__name__, "ReLU", "BatchNorm", kind.__name__
+    ]  # fmt: skip
+    assert len(make(dilation=(1, 1), groups=1).layers) == 1
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 2)).astype("float32")
+    assert model(Tensor(backend.from_host(x))).shape == (2, 5, 6, 2)
+    with pytest.raises(ValueError, match=r"^ConvChain: a convolution has dilation .* and groups"):
+        block(kind(2, 4, 3, **options), 4)(x)
 
 
 def test_a_block_of_constant_weights_has_a_gradient_for_its_input():
@@ -443,7 +465,8 @@ def test_batch_norm_of_a_large_mean(backend):
 
 
 def random_geometry(seed: int) -> dict:
-    """Kernel 1-5, stride 1-4, sides 1-12, all paddings, rectangular; and channel counts on both sides of 4 and 8."""
+    """Kernel 1-5, stride 1-4, sides 1-12, all paddings, rectangular; and channel counts on both sides of 4 and 8. Every
+    fourth has a dilation of 1-3, every fifth up to 3 groups, of channels and of filters as many as C and F say."""
     rng = np.random.default_rng([seed, 99])
     while True:
         kernel = tuple(int(n) for n in rng.integers(1, 6, 2))
@@ -451,12 +474,20 @@ def random_geometry(seed: int) -> dict:
         stride = tuple(int(n) for n in rng.integers(1, 5, 2)) if seed % 2 else int(rng.integers(1, 5))
         pads = tuple(int(n) for n in rng.integers(0, 4, 2))
         padding = ["same", "valid", pads[0], pads][seed % 4 if seed % 3 else 0]
+        dilation = tuple(int(n) for n in rng.integers(1, 4, 2)) if seed % 4 == 3 else 1
         zeros = (0, 0) if padding == "valid" else (padding, padding) if isinstance(padding, int) else padding
-        if padding == "same" or all(n + 2 * z >= k for n, z, k in zip(size, zeros, kernel, strict=True)):
+        spans = [naive.span(k, d) for k, d in zip(kernel, naive.pair(dilation), strict=True)]
+        if padding == "same" or all(n + 2 * z >= k for n, z, k in zip(size, zeros, spans, strict=True)):
             break
+    groups = int(rng.integers(1, 4)) if seed % 5 == 2 else 1
     C, F = int(rng.choice([1, 2, 3, 4, 5, 8, 9])), int(rng.integers(1, 5))
     N = int(rng.integers(1, 5)) if max(size) < 8 else 1
-    return {"size": size, "kernel": kernel, "stride": stride, "padding": padding, "N": N, "C": C, "F": F}
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return {"size": size, "kernel": kernel, "options": options, "N": N, "C": C * groups, "F": F * groups}
+
+
+def weight_of(g: dict, rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(*g["kernel"], g["C"] // g["options"]["groups"], g["F"]))
 
 
 @functools.cache
@@ -464,8 +495,8 @@ def convolution_oracle(seed: int) -> tuple[dict, np.ndarray, np.ndarray, np.ndar
     g = random_geometry(seed)
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(g["N"], *g["size"], g["C"]))
-    weight, bias = rng.normal(size=(*g["kernel"], g["C"], g["F"])), rng.normal(size=g["F"])
-    return g, x, weight, bias, naive.conv2d(x, weight, bias, stride=g["stride"], padding=g["padding"])
+    weight, bias = weight_of(g, rng), rng.normal(size=g["F"])
+    return g, x, weight, bias, naive.conv2d(x, weight, bias, **g["options"])
 
 
 @pytest.mark.parametrize("batch", range(10))
@@ -474,7 +505,7 @@ def test_convolution_grid_against_loops(batch, backend, campaign):
     for seed in range(count * batch, count * (batch + 1)):
         g, x, weight, bias, expected = convolution_oracle(seed)
         x, weight, bias = (backend.from_host(a) for a in (x, weight, bias))
-        y = ops.conv2d(x, weight, bias, stride=g["stride"], padding=g["padding"])
+        y = ops.conv2d(x, weight, bias, **g["options"])
         check_close(y.numpy(), expected, F64)
     campaign.survived(f"convolutions against loops, {campaign.backends}", count)
 
@@ -485,7 +516,7 @@ def test_transposed_convolution_grid_against_loops(batch, backend, campaign):
     for seed in range(count * batch, count * (batch + 1)):
         g, x, weight, expected = transposed_oracle(seed)
         x, weight = (backend.from_host(a) for a in (x, weight))
-        y = ops.conv2d_transpose(x, weight, stride=g["stride"], padding=g["padding"], output_size=g["size"])
+        y = ops.conv2d_transpose(x, weight, output_size=g["size"], **g["options"])
         check_close(y.numpy(), expected, F64)
     campaign.survived(f"transposed convolutions against loops, {campaign.backends}", count)
 
@@ -495,10 +526,11 @@ def transposed_oracle(seed: int) -> tuple[dict, np.ndarray, np.ndarray, np.ndarr
     """Back from the output size of a convolution to its input size."""
     g = random_geometry(1000 + seed)
     rng = np.random.default_rng(seed)
-    small, _ = naive.conv_positions(g["size"], g["kernel"], g["stride"], g["padding"])
+    stride, padding, dilation, _ = g["options"].values()
+    small, _ = naive.conv_positions(g["size"], g["kernel"], stride, padding, dilation)
     x = rng.normal(size=(g["N"], *small, g["F"]))
-    weight = rng.normal(size=(*g["kernel"], g["C"], g["F"]))
-    expected = naive.conv2d_transpose(x, weight, stride=g["stride"], padding=g["padding"], output_size=g["size"])
+    weight = weight_of(g, rng)
+    expected = naive.conv2d_transpose(x, weight, output_size=g["size"], **g["options"])
     return g, x, weight, expected
 
 
@@ -508,11 +540,10 @@ def test_adjoint_identities(batch, backend, campaign):
     count = campaign.count(80, 600)
     for seed in range(count * batch, count * (batch + 1)):
         g = random_geometry(5000 + seed)
-        geometry = conv_geometry(g["size"], g["kernel"], g["stride"], g["padding"])
+        geometry = conv_geometry(g["size"], g["kernel"], **g["options"])
         x_shape, y_shape = (g["N"], *g["size"], g["C"]), (g["N"], *geometry.output_size, g["F"])
-        weight_shape = (*g["kernel"], g["C"], g["F"])
         rng = np.random.default_rng(seed)
-        x, weight = (backend.from_host(rng.normal(size=shape)) for shape in (x_shape, weight_shape))
+        x, weight = (backend.from_host(array) for array in (rng.normal(size=x_shape), weight_of(g, rng)))
         adjoint_check(
             lambda v: backend.conv2d(v, weight, None, geometry),  # noqa: B023
             lambda v: backend.conv2d_grad_input(v, weight, geometry),  # noqa: B023
@@ -523,7 +554,7 @@ def test_adjoint_identities(batch, backend, campaign):
         adjoint_check(
             lambda v: backend.conv2d(x, v, None, geometry),  # noqa: B023
             lambda v: backend.conv2d_grad_weight(x, v, geometry),  # noqa: B023
-            weight_shape,
+            weight.shape,
             y_shape,
             seed=seed,
         )
@@ -594,7 +625,7 @@ REFUSED = [
     ),
     (
         lambda: ops.conv2d(zeros(1, 2, 8, 1), zeros(3, 3, 1, 1)),
-        "convolution: kernel (3, 3) is larger than the padded input (input (2, 8), padding 0)",
+        "convolution: kernel (3, 3) is larger than the padded input (input (2, 8), padding 0, dilation 1)",
     ),
     (
         lambda: ops.conv2d(zeros(1, 0, 8, 1), zeros(3, 3, 1, 1), padding="same"),
@@ -616,9 +647,37 @@ REFUSED = [
         lambda: ops.conv2d_transpose(
             zeros(1, 3, 3, 1), zeros(3, 3, 1, 1), stride=2, padding="same", output_size=(4, 6)
         ),
-        "conv2d_transpose: output_size (4, 6) does not fit: with kernel (3, 3), stride 2 and padding 'same' "
-        "a convolution maps it to (2, 3), but x is (3, 3)",
+        "conv2d_transpose: output_size (4, 6) does not fit: with kernel (3, 3), stride 2, padding 'same' and dilation "
+        "1 a convolution maps it to (2, 3), but x is (3, 3)",
     ),
+    (
+        lambda: ops.conv2d(zeros(1, 4, 4, 1), zeros(3, 3, 1, 1), dilation=(1, 2)),
+        "convolution: kernel (3, 3) is larger than the padded input (input (4, 4), padding 0, dilation (1, 2))",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 4, 4, 1), zeros(3, 3, 1, 1), dilation=0),
+        "convolution: dilation is 0 but must be an int >= 1, or a pair of them",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 4, 4, 4), zeros(3, 3, 4, 2), groups=2),
+        "conv2d: x has 4 channels but weight expects 8 in 2 groups (x (1, 4, 4, 4), weight (3, 3, 4, 2))",
+    ),
+    (
+        lambda: ops.conv2d(zeros(1, 4, 4, 4), zeros(3, 3, 2, 3), groups=2),
+        "conv2d: groups is 2 but must be an int >= 1 that divides axis 3 of weight (x (1, 4, 4, 4), "
+        "weight (3, 3, 2, 3))",
+    ),
+    (
+        lambda: ops.conv2d_transpose(zeros(1, 4, 4, 4), zeros(3, 3, 2, 4), zeros(2), groups=2),
+        "conv2d_transpose: bias is (2,) but must be (4,) (x (1, 4, 4, 4), weight (3, 3, 2, 4))",
+    ),
+    (
+        lambda: ops.conv2d_transpose(zeros(1, 4, 4, 4), zeros(3, 3, 2, 4), groups=0),
+        "conv2d_transpose: groups is 0 but must be an int >= 1 that divides axis 3 of weight (x (1, 4, 4, 4), "
+        "weight (3, 3, 2, 4))",
+    ),
+    (lambda: nn.Conv2D(4, 6, 3, groups=3), "Conv2D: 3 groups do not divide 4 channels and 6 filters"),
+    (lambda: nn.Conv2DTranspose(4, 6, 3, groups=4), "Conv2DTranspose: 4 groups do not divide 4 channels and 6 filters"),
     (
         lambda: ops.dense(zeros(2, 3), zeros(4, 5)),
         "dense: x has 3 features but weight expects 4 (x (2, 3), weight (4, 5))",

@@ -32,10 +32,11 @@ def filters_first(weight):
     return weight.permute(3, 2, 0, 1).contiguous()  # (KH, KW, C, F) -> (F, C, KH, KW)
 
 
-def pads_around(sizes, kernel, stride, padding):
+def pads_around(sizes, kernel, stride, padding, dilation=1):
     """((top, bottom), (left, right)) with which PyTorch's unpadded convolution has the wanted output size."""
     found = []
-    for axis, (size, K, S) in enumerate(zip(sizes, kernel, naive.pair(stride), strict=True)):
+    spans = [naive.span(K, D) for K, D in zip(kernel, naive.pair(dilation), strict=True)]
+    for axis, (size, K, S) in enumerate(zip(sizes, spans, naive.pair(stride), strict=True)):
         before, count = naive.pads_and_output(size, K, S, padding, axis)
         found.append((before, max((count - 1) * S + K - size - before, 0) if padding == "same" else before))
     return found
@@ -184,22 +185,26 @@ class Torch:
         return F.linear(x, weight.T, bias)
 
     @staticmethod
-    def conv2d(x, weight, bias=None, *, stride=1, padding=0):
-        (top, bottom), (left, right) = pads_around(x.shape[1:3], weight.shape[:2], stride, padding)
+    def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
+        (top, bottom), (left, right) = pads_around(x.shape[1:3], weight.shape[:2], stride, padding, dilation)
         padded = F.pad(images(x), (left, right, top, bottom))
-        return F.conv2d(padded, filters_first(weight), bias, stride=stride).permute(0, 2, 3, 1)
+        return F.conv2d(padded, filters_first(weight), bias, stride, 0, dilation, groups).permute(0, 2, 3, 1)
 
     @staticmethod
-    def conv2d_transpose(x, weight, bias=None, *, stride=1, padding=0, output_size=None):
+    def conv2d_transpose(x, weight, bias=None, *, stride=1, padding=0, output_size=None, dilation=1, groups=1):
         """Unpadded there, then cut: the rows and columns that fall on the padding are thrown away."""
         strides, kernel = naive.pair(stride), weight.shape[:2]
         if output_size is None:
             shape = naive.conv2d_transpose(
-                np.zeros((1, *x.shape[1:3], 1)), np.zeros((*kernel, 1, 1)), stride=stride, padding=padding
+                np.zeros((1, *x.shape[1:3], 1)),
+                np.zeros((*kernel, 1, 1)),
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
             ).shape
             output_size = shape[1:3]
-        (top, _), (left, _) = pads_around(output_size, kernel, stride, padding)
-        full = F.conv_transpose2d(images(x), filters_first(weight), stride=strides)
+        (top, _), (left, _) = pads_around(output_size, kernel, stride, padding, dilation)
+        full = F.conv_transpose2d(images(x), filters_first(weight), None, strides, 0, 0, groups, dilation)
         missing = [max(n + b - m, 0) for n, b, m in zip(output_size, (top, left), full.shape[2:], strict=True)]
         full = F.pad(full, (0, missing[1], 0, missing[0]))  # rows that no kernel reaches are zero
         y = full[:, :, top : top + output_size[0], left : left + output_size[1]].permute(0, 2, 3, 1)

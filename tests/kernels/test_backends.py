@@ -84,32 +84,42 @@ def _shapes(N: int) -> list[tuple[int, ...]]:
     return [(N, 5, 4, 3), (N, 6, 3, 9), (N, 3, 3, 1), (N, 7), (N, 2, 5)]
 
 
+GAPS = [  # dilated, grouped, both: fast kernels leave these to the plain ones
+    conv_geometry((9, 8), (3, 2), (1, 2), "same", (2, 3)),
+    conv_geometry((6, 5), (3, 3), 2, 1, groups=2),
+    conv_geometry((7, 7), (2, 3), 1, "valid", 2, groups=4),
+]
+
+
+def _convolutions() -> Iterator[tuple[ConvGeometry, int, int, int]]:
+    """(geometry, channels of a group, filters of a group, groups)."""
+    yield from ((g, *sizes, 1) for g in GEOMETRIES for sizes in CHANNELS)
+    yield from ((g, C, F, g.groups) for g in GAPS for C, F in ((1, 1), (3, 2)))
+
+
 def _conv2d(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for g in GEOMETRIES:
-        for C, F in CHANNELS:
-            x = r.normal(size=(N, *g.input_size, C))
-            weight = r.normal(size=(*g.kernel_size, C, F))
-            for bias in (None, r.normal(size=F)):
-                yield Case("conv2d", (x, weight, bias, g), math.prod(g.kernel_size) * C + 1, linear=True)
+    for g, C, F, G in _convolutions():
+        x = r.normal(size=(N, *g.input_size, C * G))
+        weight = r.normal(size=(*g.kernel_size, C, F * G))
+        for bias in (None, r.normal(size=F * G)):
+            yield Case("conv2d", (x, weight, bias, g), math.prod(g.kernel_size) * C + 1, linear=True)
 
 
 def _conv2d_grad_input(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for g in GEOMETRIES:
-        for C, F in CHANNELS:
-            gy = r.normal(size=(N, *g.output_size, F))
-            weight = r.normal(size=(*g.kernel_size, C, F))
-            yield Case("conv2d_grad_input", (gy, weight, g), math.prod(g.kernel_size) * F, linear=True)
+    for g, C, F, G in _convolutions():
+        gy = r.normal(size=(N, *g.output_size, F * G))
+        weight = r.normal(size=(*g.kernel_size, C, F * G))
+        yield Case("conv2d_grad_input", (gy, weight, g), math.prod(g.kernel_size) * F, linear=True)
     g = GEOMETRIES[0]
     nothing = r.normal(size=(N, *g.output_size, 5)), r.normal(size=(*g.kernel_size, 0, 5))
     yield Case("conv2d_grad_input", (*nothing, g), 1, linear=True)
 
 
 def _conv2d_grad_weight(r: np.random.Generator, N: int) -> Iterator[Case]:
-    for g in GEOMETRIES:
-        for C, F in CHANNELS:
-            x = r.normal(size=(N, *g.input_size, C))
-            gy = r.normal(size=(N, *g.output_size, F))
-            yield Case("conv2d_grad_weight", (x, gy, g), N * math.prod(g.output_size), linear=True)
+    for g, C, F, G in _convolutions():
+        x = r.normal(size=(N, *g.input_size, C * G))
+        gy = r.normal(size=(N, *g.output_size, F * G))
+        yield Case("conv2d_grad_weight", (x, gy, g), N * math.prod(g.output_size), linear=True)
 
 
 def _im2col(r: np.random.Generator, N: int) -> Iterator[Case]:

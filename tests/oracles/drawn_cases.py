@@ -92,6 +92,7 @@ def _geometry(draw: Draw) -> dict[str, Any]:
     g = {
         "kernel": draw(st.tuples(st.integers(1, 5), st.integers(1, 5))),
         "stride": draw(pair),
+        "dilation": draw(st.sampled_from([1, 1, (2, 1), (3, 2)])),
         "padding": draw(st.sampled_from(["same", "valid", 0, 1, (2, 1)])),
         "size": draw(st.tuples(st.integers(1, 8), st.integers(1, 8))),
         "channels": draw(st.tuples(st.integers(1, 5), st.integers(1, 5))),
@@ -102,25 +103,31 @@ def _geometry(draw: Draw) -> dict[str, Any]:
 
 
 def _outputs(g: dict[str, Any]) -> list[int]:
-    sides = zip(g["size"], g["kernel"], g["stride"], (0, 1), strict=True)
+    spans = [naive.span(K, D) for K, D in zip(g["kernel"], naive.pair(g["dilation"]), strict=True)]
+    sides = zip(g["size"], spans, g["stride"], (0, 1), strict=True)
     return [naive.pads_and_output(H, K, S, g["padding"], axis)[1] for H, K, S, axis in sides]
 
 
-def _conv2d(draw: Draw) -> Case:
+def _convolved(draw: Draw) -> tuple[dict[str, Any], int, int, int, dict[str, Any]]:
+    """(geometry, channels of a group, filters of a group, groups, options)."""
     g = _geometry(draw)
-    C, F = g["channels"]
-    bias = [(F,)] if draw(st.booleans()) else []
-    options = {"stride": g["stride"], "padding": g["padding"]}
-    return case("conv2d", (g["N"], *g["size"], C), (*g["kernel"], C, F), *bias, **options)
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    options = {"stride": g["stride"], "padding": g["padding"], "dilation": g["dilation"], "groups": groups}
+    return g, *g["channels"], groups, options
+
+
+def _conv2d(draw: Draw) -> Case:
+    g, C, F, groups, options = _convolved(draw)
+    bias = [(F * groups,)] if draw(st.booleans()) else []
+    return case("conv2d", (g["N"], *g["size"], C * groups), (*g["kernel"], C, F * groups), *bias, **options)
 
 
 def _conv2d_transpose(draw: Draw) -> Case:
     """Back from the output of a convolution to the size of its input."""
-    g = _geometry(draw)
-    C, F = g["channels"]
-    bias = [(F,)] if draw(st.booleans()) else []
-    options = {"stride": g["stride"], "padding": g["padding"], "output_size": g["size"]}
-    return case("conv2d_transpose", (g["N"], *_outputs(g), C), (*g["kernel"], F, C), *bias, **options)
+    g, C, F, groups, options = _convolved(draw)
+    bias = [(F * groups,)] if draw(st.booleans()) else []
+    x, weight = (g["N"], *_outputs(g), C * groups), (*g["kernel"], F, C * groups)
+    return case("conv2d_transpose", x, weight, *bias, output_size=g["size"], **options)
 
 
 def _normalised(draw: Draw, least: int) -> tuple[tuple[int, ...], int]:

@@ -374,24 +374,32 @@ def pads_and_output(size: int, kernel: int, stride: int, padding: Any, axis: int
     return before, len([start for start in range(0, size + 2 * before, stride) if start + kernel <= size + 2 * before])
 
 
+def span(kernel: int, dilation: int) -> int:
+    """How many pixels there are from the first that the kernel reads to the last."""
+    return [i * dilation for i in range(kernel)][-1] + 1
+
+
 def conv_positions(
-    sizes: Index, kernel: Index, stride: Any, padding: Any
+    sizes: Index, kernel: Index, stride: Any, padding: Any, dilation: Any = 1
 ) -> tuple[tuple[int, int], list[list[tuple[int, int, int]]]]:
     """Output sizes, and per axis every (output position, kernel position, input position) that meet."""
     outputs, meetings = [], []
-    for axis, (H, K, S) in enumerate(zip(sizes, kernel, pair(stride), strict=True)):
-        before, count = pads_and_output(H, K, S, padding, axis)
+    for axis, (H, K, S, D) in enumerate(zip(sizes, kernel, pair(stride), pair(dilation), strict=True)):
+        before, count = pads_and_output(H, span(K, D), S, padding, axis)
         outputs.append(count)
-        found = [(p, i, p * S + i - before) for p in range(count) for i in range(K)]
+        found = [(p, i, p * S + i * D - before) for p in range(count) for i in range(K)]
         meetings.append([(p, i, h) for p, i, h in found if 0 <= h < H])
     return (outputs[0], outputs[1]), meetings
 
 
-def conv2d(x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0) -> np.ndarray:
+def conv2d(
+    x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> np.ndarray:
+    """Filter f reads the channels of group f * groups // F."""
     x, weight = array(x), array(weight)
-    N, H, W, C = x.shape
-    KH, KW, _, F = weight.shape
-    (OH, OW), (rows, columns) = conv_positions((H, W), (KH, KW), stride, padding)
+    N, H, W, _ = x.shape
+    KH, KW, C, F = weight.shape
+    (OH, OW), (rows, columns) = conv_positions((H, W), (KH, KW), stride, padding, dilation)
     pixels, kernel = x.tolist(), weight.tolist()
     start = [0.0] * F if bias is None else [float(value) for value in bias]
     y = [[[list(start) for _ in range(OW)] for _ in range(OH)] for _ in range(N)]
@@ -400,12 +408,20 @@ def conv2d(x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: A
             for q, j, w in columns:
                 for c in range(C):
                     for f in range(F):
-                        y[n][p][q][f] += pixels[n][h][w][c] * kernel[i][j][c][f]
+                        y[n][p][q][f] += pixels[n][h][w][f * groups // F * C + c] * kernel[i][j][c][f]
     return array(y).reshape(N, OH, OW, F)
 
 
 def conv2d_transpose(
-    x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0, output_size: Any = None
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_size: Any = None,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> np.ndarray:
     """Every input pixel stamps its kernel into the output."""
     x, weight = array(x), array(weight)
@@ -413,7 +429,8 @@ def conv2d_transpose(
     KH, KW, C, _ = weight.shape
     if output_size is None:
         output_size = []
-        for axis, (size, K, S) in enumerate(zip((OH, OW), (KH, KW), pair(stride), strict=True)):
+        for axis, (size, kernel, S, D) in enumerate(zip((OH, OW), (KH, KW), pair(stride), pair(dilation), strict=True)):
+            K = span(kernel, D)
             if padding == "same":
                 output_size.append(size * S)
             elif padding == "valid":
@@ -421,16 +438,17 @@ def conv2d_transpose(
             else:
                 output_size.append((size - 1) * S + K - 2 * pair(padding)[axis])
     H, W = output_size
-    reached, (rows, columns) = conv_positions((H, W), (KH, KW), stride, padding)
+    reached, (rows, columns) = conv_positions((H, W), (KH, KW), stride, padding, dilation)
     assert reached == (OH, OW)
-    y = np.zeros((N, H, W, C))
-    for n, c in indices((N, C)):
+    y = np.zeros((N, H, W, C * groups))
+    for n, g, c in indices((N, groups, C)):
+        out = g * C + c
         for h, w in indices((H, W)):
-            y[n, h, w, c] = 0.0 if bias is None else float(bias[c])
+            y[n, h, w, out] = 0.0 if bias is None else float(bias[out])
         for p, i, h in rows:
             for q, j, w in columns:
-                for f in range(F):
-                    y[n, h, w, c] += float(x[n, p, q, f]) * float(weight[i, j, c, f])
+                for f in range(g * F // groups, (g + 1) * F // groups):
+                    y[n, h, w, out] += float(x[n, p, q, f]) * float(weight[i, j, c, f])
     return y
 
 

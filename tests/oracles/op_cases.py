@@ -129,6 +129,15 @@ CONVOLUTIONS = [  # x, kernel, filters, options
     ((1, 7, 6, 1), (2, 2), 2, {"stride": 4, "padding": "same"}),
     ((1, 2, 2, 1), (5, 4), 2, {"stride": 1, "padding": "same"}),
     ((0, 4, 4, 2), (3, 3), 2, {"stride": 2, "padding": "same"}),
+    ((2, 7, 6, 2), (3, 2), 2, {"dilation": 2}),
+    ((1, 6, 8, 1), (2, 3), 2, {"stride": (2, 1), "dilation": (3, 2), "padding": "same"}),
+    ((1, 3, 4, 2), (3, 3), 1, {"stride": 2, "dilation": (2, 1), "padding": (2, 1)}),
+    ((1, 1, 9, 1), (1, 3), 2, {"stride": 3, "dilation": 4, "padding": "valid"}),
+    ((2, 4, 3, 4), (3, 2), 6, {"groups": 2, "padding": 1}),
+    ((1, 5, 4, 3), (2, 3), 3, {"groups": 3, "stride": 2, "padding": "same"}),  # depthwise
+    ((1, 3, 3, 2), (1, 1), 6, {"groups": 2}),  # depthwise, three filters for each channel
+    ((2, 6, 5, 4), (3, 3), 4, {"groups": 4, "dilation": 2, "padding": 2, "stride": (1, 2)}),
+    ((0, 5, 5, 4), (3, 3), 2, {"groups": 2, "dilation": 2}),
 ]
 TRANSPOSED = [
     ((2, 3, 3, 2), (3, 3), 3, {}),
@@ -141,6 +150,15 @@ TRANSPOSED = [
     ((1, 2, 3, 1), (3, 2), 1, {"stride": 3, "padding": 1, "output_size": (6, 8)}),
     ((1, 2, 2, 1), (2, 2), 2, {"stride": 4, "padding": "valid"}),
     ((0, 3, 3, 2), (3, 3), 2, {"stride": 2, "padding": "same"}),
+    ((2, 3, 2, 2), (3, 2), 2, {"dilation": 2}),
+    ((1, 3, 4, 1), (2, 3), 2, {"stride": (2, 1), "dilation": (3, 2), "padding": "same"}),
+    ((1, 2, 3, 2), (3, 3), 1, {"stride": 2, "dilation": (2, 1), "padding": (2, 1), "output_size": (4, 5)}),
+    ((1, 2, 2, 1), (2, 3), 2, {"stride": 4, "dilation": 2, "padding": "valid"}),
+    ((2, 3, 2, 4), (3, 2), 6, {"groups": 2, "padding": 1}),
+    ((1, 2, 3, 3), (2, 3), 3, {"groups": 3, "stride": 2, "padding": "same"}),
+    ((1, 3, 3, 6), (1, 1), 2, {"groups": 2}),
+    ((2, 3, 3, 4), (3, 3), 4, {"groups": 4, "dilation": 2, "padding": 2, "stride": (1, 2)}),
+    ((0, 5, 5, 4), (3, 3), 2, {"groups": 2, "dilation": 2}),
 ]
 
 
@@ -199,7 +217,8 @@ def _convolutions() -> list[Case]:
     found = []
     for op, table in (("conv2d", CONVOLUTIONS), ("conv2d_transpose", TRANSPOSED)):
         for x, kernel, filters, options in table:
-            weight = (*kernel, x[3], filters) if op == "conv2d" else (*kernel, filters, x[3])
+            G = options.get("groups", 1)
+            weight = (*kernel, x[3] // G, filters) if op == "conv2d" else (*kernel, filters // G, x[3])
             found += [case(op, x, weight, **options), case(op, x, weight, (filters,), **options)]
     return found
 
