@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any
 
 from .backend import Array, Backend, as_array, backend_of, default_backend, in_memory, quietly
 from .checks import check_unwritten
@@ -153,13 +153,17 @@ class Tensor:
     __contains__ = __setitem__ = __array__ = _for_arrays_only
     __hash__ = object.__hash__  # each tensor is a dict key of its own
 
-    def _from_ops(self, *_: Any, **__: Any) -> Any:
+    def _operation(self, *_: Any, **__: Any) -> Tensor:
         """`ops/__init__.py` replaces it by the operation of the same name, because imports go one way."""
         raise NotImplementedError
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _from_ops
-    abs = argmax = argmin = clip = cos = exp = expand_dims = flip = log = log_softmax = logsumexp = max = _from_ops
-    min = relu = sigmoid = sin = softmax = split = sqrt = squeeze = std = tanh = var = _from_ops
+    _for_others: Any = _operation  # operations that give no single Tensor
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = argmax = argmin = split = _for_others
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _operation
+    __matmul__ = __rmatmul__ = __pow__ = __neg__ = __abs__ = __getitem__ = _operation
+    abs = clip = cos = exp = log = relu = sigmoid = sin = sqrt = tanh = _operation
+    log_softmax = logsumexp = max = mean = min = softmax = std = sum = var = _operation
+    expand_dims = flip = reshape = squeeze = transpose = _operation
 
     def __len__(self) -> int:
         return len(self.data)
@@ -209,26 +213,6 @@ class Tensor:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.data, self.grad = in_memory(self.data), in_memory(self.grad)
-
-    # Operators. `ops/__init__.py` assigns these functions, too.
-    __add__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __radd__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __sub__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __rsub__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __mul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __rmul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __truediv__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __rtruediv__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __matmul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __rmatmul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __pow__: ClassVar[Callable[[Tensor, float], Tensor]]
-    __neg__: ClassVar[Callable[[Tensor], Tensor]]
-    __abs__: ClassVar[Callable[[Tensor], Tensor]]
-    __getitem__: ClassVar[Callable[[Tensor, Any], Tensor]]
-    reshape: ClassVar[Callable[..., Tensor]]
-    transpose: ClassVar[Callable[..., Tensor]]
-    sum: ClassVar[Callable[..., Tensor]]
-    mean: ClassVar[Callable[..., Tensor]]
 
     @quietly
     def backward(self, gy: Operand = None) -> None:

@@ -7,9 +7,13 @@ from .catalogue import (
     Embedding,
     GroupNorm,
     LayerNorm,
+    LeakyReLU,
     MaxPool2D,
     Resize,
+    Sigmoid,
     SiLU,
+    Softplus,
+    Tanh,
     UpSample2D,
 )
 from .conv_chain import ConvChain, fuse
@@ -19,12 +23,8 @@ from .layers import (
     Conv2DTranspose,
     Dense,
     Flatten,
-    LeakyReLU,
     ReLU,
     Reshape,
-    Sigmoid,
-    Softplus,
-    Tanh,
 )
 from .module import Module, Parameter, Sequential, training
 

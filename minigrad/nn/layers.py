@@ -8,6 +8,7 @@ Read next: ../optim.py.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from .. import init, ops
 from ..backend import Array, backend_of, default_backend
@@ -63,15 +64,7 @@ class Conv2D(Module):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        return ops.conv2d(x, self.weight, self.bias, **_options(self))
 
     def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
         N, OH, OW, _ = y_shape
@@ -111,16 +104,7 @@ class Conv2DTranspose(Module):
         self.dilation, self.groups = dilation, groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d_transpose(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            output_size=self.output_size,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        return ops.conv2d_transpose(x, self.weight, self.bias, output_size=self.output_size, **_options(self))
 
     def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
         N, OH, OW, _ = x_shape
@@ -192,35 +176,8 @@ class ReLU(Module):
         return ops.relu(x)
 
 
-class LeakyReLU(Module):
-    """x above 0, slope * x elsewhere."""
-
-    def __init__(self, slope: float = 0.01) -> None:
-        self.slope = slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.leaky_relu(x, self.slope)
-
-
-class Sigmoid(Module):
-    """1 / (1 + exp(-x))."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.sigmoid(x)
-
-
-class Tanh(Module):
-    """tanh(x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.tanh(x)
-
-
-class Softplus(Module):
-    """log(1 + exp(x))."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.softplus(x)
+def _options(conv: Conv2D | Conv2DTranspose) -> dict[str, Any]:
+    return {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
 
 
 def _check_groups(name: str, channels: int, filters: int, groups: int) -> None:

@@ -4,6 +4,8 @@ Read in this order: elementwise.py, shape.py, dense.py, conv.py, norm.py, loss.p
 catalogue/.
 """
 
+from typing import Any
+
 from ..tensor import Operand, Tensor
 from . import conv as _conv
 from . import dense as _dense
@@ -56,20 +58,20 @@ def _swapped(operation):  # type: ignore[no-untyped-def]
     return swapped
 
 
-Tensor.__add__, Tensor.__radd__ = _elementwise.add, _swapped(_elementwise.add)
-Tensor.__sub__, Tensor.__rsub__ = _elementwise.sub, _swapped(_elementwise.sub)
-Tensor.__mul__, Tensor.__rmul__ = _elementwise.mul, _swapped(_elementwise.mul)
-Tensor.__truediv__, Tensor.__rtruediv__ = _elementwise.div, _swapped(_elementwise.div)
-Tensor.__matmul__, Tensor.__rmatmul__ = _dense.matmul, _swapped(_dense.matmul)
-Tensor.__pow__, Tensor.__neg__, Tensor.__abs__ = _elementwise.pow, _elementwise.neg, _elementwise.abs
-Tensor.reshape, Tensor.transpose, Tensor.sum, Tensor.mean = _shape.reshape, _shape.transpose, _shape.sum, _shape.mean
-Tensor.__getitem__ = _indexing.getitem
-
+_TWO_SIDED: dict[str, Any] = {
+    "add": _elementwise.add, "sub": _elementwise.sub, "mul": _elementwise.mul, "truediv": _elementwise.div,
+    "matmul": _dense.matmul,
+}  # fmt: skip
+_OPERATORS = {"pow": _elementwise.pow, "neg": _elementwise.neg, "abs": _elementwise.abs, "getitem": _indexing.getitem}
 _METHODS = (
     "abs", "argmax", "argmin", "clip", "cos", "exp", "expand_dims", "flip", "log", "log_softmax", "logsumexp", "max",
-    "min", "relu", "sigmoid", "sin", "softmax", "split", "sqrt", "squeeze", "std", "tanh", "var",
+    "mean", "min", "relu", "reshape", "sigmoid", "sin", "softmax", "split", "sqrt", "squeeze", "std", "sum", "tanh",
+    "transpose", "var",
 )  # fmt: skip
+for _name, _function in _TWO_SIDED.items():
+    setattr(Tensor, f"__{_name}__", _function)
+    setattr(Tensor, f"__r{_name}__", _swapped(_function))
+for _name, _function in (_OPERATORS | _selection.COMPARISONS).items():
+    setattr(Tensor, f"__{_name}__", _function)
 for _name in _METHODS:
     setattr(Tensor, _name, globals()[_name])
-for _name, _method in _selection.COMPARISONS.items():
-    setattr(Tensor, _name, _method)

@@ -29,14 +29,13 @@ class Conv2D(Function):
     bilinear = True
     optional = 1
 
-    def __init__(self, stride: Pair, padding: Pair | str, dilation: Pair, groups: int) -> None:
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+    def __init__(self, *options: Any) -> None:  # those of conv_geometry
+        self.options = options
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        check_conv("conv2d", x.shape, weight, bias, channel_axis=2, groups=self.groups)
+        check_conv("conv2d", x.shape, weight, bias, channel_axis=2, groups=self.options[-1])
         self.x, self.weight = x, weight
-        options = self.stride, self.padding, self.dilation, self.groups
-        self.geometry = conv_geometry(x.shape[1:3], weight.shape[:2], *options)
+        self.geometry = conv_geometry(x.shape[1:3], weight.shape[:2], *self.options)
         return self.k.conv2d(x, weight, bias, self.geometry)
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
@@ -77,17 +76,13 @@ class Conv2DTranspose(Function):
     bilinear = True
     optional = 1
 
-    def __init__(
-        self, stride: Pair, padding: Pair | str, output_size: Size | None, dilation: Pair, groups: int
-    ) -> None:
-        self.stride, self.padding, self.output_size = stride, padding, output_size
-        self.dilation, self.groups = dilation, groups
+    def __init__(self, *options: Any) -> None:  # those of transposed_geometry
+        self.options = options
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        check_conv("conv2d_transpose", x.shape, weight, bias, channel_axis=3, groups=self.groups)
+        check_conv("conv2d_transpose", x.shape, weight, bias, channel_axis=3, groups=self.options[-1])
         self.x, self.weight = x, weight
-        options = self.stride, self.padding, self.output_size, self.dilation, self.groups
-        self.geometry = transposed_geometry(x.shape[1:3], weight.shape[:2], *options)
+        self.geometry = transposed_geometry(x.shape[1:3], weight.shape[:2], *self.options)
         y = self.k.conv2d_grad_input(x, weight, self.geometry)
         return y if bias is None else self.k.add_bias(y, bias)
 
@@ -123,8 +118,7 @@ def conv2d_transpose(
         ValueError: shapes or options do not fit; both shapes are named.
     """
     size = None if output_size is None else pair(hashable(output_size), "output_size", 1)
-    options = hashable(stride), hashable(padding), size, hashable(dilation), groups
-    return Conv2DTranspose(*options)(x, weight, bias)
+    return Conv2DTranspose(hashable(stride), hashable(padding), size, hashable(dilation), groups)(x, weight, bias)
 
 
 def check_conv(

@@ -9,7 +9,7 @@ from ...backend.catalogue import CatalogueBackend
 from ...tensor import Function, Operand, Tensor
 from ..shape import Axis, as_axes
 
-__all__ = ["cos", "gelu", "log_softmax", "silu", "sin", "softmax"]
+__all__ = ["cos", "gelu", "leaky_relu", "log_softmax", "silu", "sin", "softmax", "tanh"]
 
 
 class Softmax(Function):
@@ -66,6 +66,41 @@ def log_softmax(x: Operand, axis: Axis = -1) -> Tensor:
     Gradients: gx = gy - softmax(x) * sum of gy over axes.
     """
     return LogSoftmax(axis)(x)
+
+
+class LeakyReLU(Function):
+    """y = x where x > 0, else slope * x.  gx = gy there, else slope * gy."""
+
+    def __init__(self, slope: float) -> None:
+        self.slope = slope
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.xp.where(x > 0, x, self.slope * x)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (self.k.xp.where(self.x > 0, gy, self.slope * gy),)
+
+
+def leaky_relu(x: Operand, slope: float = 0.01) -> Tensor:
+    """x above 0, slope * x elsewhere."""
+    return LeakyReLU(float(slope))(x)
+
+
+class Tanh(Function):
+    """y = tanh x.  gx = gy * (1 - y^2)."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = self.k.xp.tanh(x)
+        return self.y
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * (1 - self.y * self.y),)
+
+
+def tanh(x: Operand) -> Tensor:
+    """(exp(x) - exp(-x)) / (exp(x) + exp(-x))."""
+    return Tanh()(x)
 
 
 class GELU(Function):

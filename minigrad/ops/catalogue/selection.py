@@ -128,4 +128,4 @@ def comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Tensor, Operand]
     return method
 
 
-COMPARISONS = {f"__{name}__": comparison(getattr(operator, name)) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+COMPARISONS = {name: comparison(getattr(operator, name)) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
