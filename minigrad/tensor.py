@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any
 
 from .backend import Array, Backend, as_array, backend_of, default_backend, in_memory, quietly
 from .checks import check_unwritten
@@ -61,7 +62,8 @@ def is_evaluating() -> bool:
 class Tensor:
     """An array with a gradient.
 
-    `bool`, `float` and `int` convert a Tensor of one element. To compare, index or iterate, use its array, `x.data`.
+    `bool`, `float` and `int` convert a Tensor of one element. `x[key]`, `len(x)` and iteration are NumPy's. Comparisons
+    such as `x > y` give boolean arrays without a gradient.
 
     Args:
         data: a float32 or float64 array on any device, which is not copied; or a number or nested list, which becomes a
@@ -146,17 +148,50 @@ class Tensor:
         return format(self.item(), spec) if spec else str(self)
 
     def _for_arrays_only(self, *_: Any) -> Any:
-        raise TypeError("Tensor: compare, index, convert and measure its array: x.data == y, x.data[0], len(x.data)")
+        raise TypeError("Tensor: search, convert or assign to its array: 1.0 in x.data, x.data[0] = 1.0")
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _for_arrays_only
-    __len__ = __iter__ = __contains__ = __getitem__ = __setitem__ = __array__ = _for_arrays_only
+    __contains__ = __setitem__ = __array__ = _for_arrays_only
     __hash__ = object.__hash__  # each tensor is a dict key of its own
+
+    def _operation(self, *_: Any, **__: Any) -> Tensor:
+        """`ops/__init__.py` replaces it by the operation of the same name, because imports go one way."""
+        raise NotImplementedError
+
+    _for_others: Any = _operation  # operations that give no single Tensor
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = argmax = argmin = split = _for_others
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _operation
+    __matmul__ = __rmatmul__ = __pow__ = __neg__ = __abs__ = __getitem__ = _operation
+    abs = clip = cos = exp = log = relu = sigmoid = sin = sqrt = tanh = _operation
+    log_softmax = logsumexp = max = mean = min = softmax = std = sum = var = _operation
+    expand_dims = flip = reshape = squeeze = transpose = _operation
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def T(self) -> Tensor:
+        """The axes in reverse order."""
+        return self.transpose()
 
     def detach(self) -> Tensor:
         """A leaf that shares this tensor's data and stops gradients."""
         y = Tensor(self.data)
         y.version = self.version
         return y
+
+    def retain_grad(self) -> None:
+        """Let `backward` add up a gradient in `grad` here as well, though this tensor is no leaf.
+
+        Raises:
+            RuntimeError: this tensor does not require a gradient.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("retain_grad: this tensor requires no gradient, nor does anything it was made from")
+        if self.creator is not None:
+            vars(self.creator)["retained"] = weakref.ref(self)  # a strong one would close a circle
 
     def mark_written(self) -> None:
         """Record that values in `data` were changed in place, so that `backward` raises if it needs the old ones.
@@ -178,25 +213,6 @@ class Tensor:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.data, self.grad = in_memory(self.data), in_memory(self.grad)
-
-    # Operators. `ops/__init__.py` assigns the functions, because imports go one way.
-    __add__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __radd__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __sub__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __rsub__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __mul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __rmul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __truediv__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __rtruediv__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __matmul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __rmatmul__: ClassVar[Callable[[Tensor, Operand], Tensor]]
-    __pow__: ClassVar[Callable[[Tensor, float], Tensor]]
-    __neg__: ClassVar[Callable[[Tensor], Tensor]]
-    __abs__: ClassVar[Callable[[Tensor], Tensor]]
-    reshape: ClassVar[Callable[..., Tensor]]
-    transpose: ClassVar[Callable[..., Tensor]]
-    sum: ClassVar[Callable[..., Tensor]]
-    mean: ClassVar[Callable[..., Tensor]]
 
     @quietly
     def backward(self, gy: Operand = None) -> None:
@@ -223,10 +239,14 @@ class Tensor:
         # Gradients that wait: of an output until its function runs backward, under the function's order (a Function has
         # one output); of a leaf until the end, under the leaf.
         waiting: dict[int | Tensor, Array] = {self.creator.order: gy}
+        retained: dict[Tensor, Array] = {}
         queue = [(-self.creator.order, self.creator)]  # a heap: the function that ran last comes first
         while queue:
             _, function = heapq.heappop(queue)
-            for x, gx in function.run_backward(waiting.pop(function.order)):
+            gy, y = waiting.pop(function.order), function.retained()
+            if y is not None:
+                retained[y] = gy
+            for x, gx in function.run_backward(gy):
                 receiver = x if x.creator is None else x.creator.order
                 if receiver in waiting:
                     # not in place, because gx may be shared; as_array, because NumPy adds two 0-d arrays to a scalar
@@ -235,7 +255,7 @@ class Tensor:
                 waiting[receiver] = gx
                 if x.creator is not None:
                     heapq.heappush(queue, (-x.creator.order, x.creator))
-        _add_to_grad({x: gx for x, gx in waiting.items() if isinstance(x, Tensor)})
+        _add_to_grad(retained | {x: gx for x, gx in waiting.items() if isinstance(x, Tensor)})
 
     def _checked_gradient(self, gy: Operand) -> Array:
         if gy is None:
@@ -295,6 +315,7 @@ class Function:
     read: list[tuple[Array, list[int], int] | None]  # for each input its array, and its version as it was
     order: int
     used = False  # whether its backward pass has run
+    retained: Callable[[], Tensor | None] = staticmethod(lambda: None)  # the output, if it keeps its gradient
 
     @property
     def name(self) -> str:

@@ -7,10 +7,12 @@ previous layer when it reads its input.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .catalogue import CatalogueBackend
 from .geometry import ConvGeometry
-from .reference import Backend
 
 Array = Any
 
@@ -77,8 +79,8 @@ class LayerGradients(NamedTuple):
     gbeta: Array | None = None
 
 
-class ChainBackend(Backend):
-    """The plain kernels and, as plain, those of a chain."""
+class ChainBackend(CatalogueBackend):
+    """All plain kernels: those of reference.py and catalogue.py, and those of a chain."""
 
     def norm_rows(self, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> Array:
         """What `normalise` takes: mean, scale = gamma / sqrt(variance + epsilon) and beta as rows (3, C)."""
@@ -156,6 +158,19 @@ class ChainBackend(Backend):
             x = self.conv_layer(Source(x), layer, None).y
             x = x if norm is None else self.normalise(self.relu(x), norm)
         return x
+
+
+def without_gaps(kernel: Callable[..., Array]) -> Callable[..., Array]:
+    """A faster kernel of convolutions without dilation and groups. For the others the plain kernel runs."""
+    plain = getattr(ChainBackend, kernel.__name__)
+
+    @functools.wraps(kernel)
+    def chosen(self: ChainBackend, *arguments: Any) -> Array:
+        geometry: ConvGeometry = arguments[-1]
+        fits = geometry.groups == 1 and geometry.dilation == (1, 1)
+        return (kernel if fits else plain)(self, *arguments)
+
+    return chosen
 
 
 class FastBackend(ChainBackend):

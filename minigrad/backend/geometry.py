@@ -15,11 +15,12 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """The sizes of one convolution. Output pixel p reads the padded rows p * stride ... p * stride + kernel - 1.
+    """The sizes of one convolution. Output pixel p reads the padded row p * stride + i * dilation with kernel row i.
 
     A transposed convolution has the geometry of the convolution that it transposes. Its result has the input_size.
 
-    Attributes: pairs (height, width); pads is ((top, bottom), (left, right)).
+    Attributes: pairs (height, width); pads is ((top, bottom), (left, right)). groups: channels and filters are divided
+        into so many parts of equal size, and a filter reads only the channels of its part.
     """
 
     input_size: Size
@@ -27,19 +28,26 @@ class ConvGeometry:
     stride: Size
     pads: tuple[Size, Size]
     output_size: Size
+    dilation: Size = (1, 1)
+    groups: int = 1
 
     def rows(self, i: int) -> slice:
         """The padded rows that kernel row i meets, one for each output row."""
-        return slice(i, i + self.stride[0] * (self.output_size[0] - 1) + 1, self.stride[0])
+        first = i * self.dilation[0]
+        return slice(first, first + self.stride[0] * (self.output_size[0] - 1) + 1, self.stride[0])
 
     def columns(self, j: int) -> slice:
         """The padded columns that kernel column j meets, one for each output column."""
-        return slice(j, j + self.stride[1] * (self.output_size[1] - 1) + 1, self.stride[1])
+        first = j * self.dilation[1]
+        return slice(first, first + self.stride[1] * (self.output_size[1] - 1) + 1, self.stride[1])
 
 
 @lru_cache(maxsize=1024)
-def conv_geometry(input_size: Size, kernel_size: Size, stride: Pair, padding: Pair | str) -> ConvGeometry:
-    """The geometry of a convolution, axis by axis, with H the input and K the kernel size:
+def conv_geometry(
+    input_size: Size, kernel_size: Size, stride: Pair, padding: Pair | str, dilation: Pair = 1, groups: int = 1
+) -> ConvGeometry:
+    """The geometry of a convolution, axis by axis, with H the input size and K the pixels from the first to the last
+    that the kernel reads, which are (kernel size - 1) * dilation + 1:
 
     - padding p: output (H + 2p - K) // stride + 1. "valid" is p = 0.
     - "same": output ceil(H / stride), with as few zeros as possible. If their number is odd, the bottom or right side
@@ -52,7 +60,7 @@ def conv_geometry(input_size: Size, kernel_size: Size, stride: Pair, padding: Pa
     if min(*input_size, *kernel_size) < 1:
         raise ValueError(f"convolution: sizes must be positive (input {input_size}, kernel {kernel_size})")
     pads, output_size = [], []
-    for axis, (H, K, S) in enumerate(zip(input_size, kernel_size, strides, strict=True)):
+    for axis, (H, K, S) in enumerate(zip(input_size, _spans(kernel_size, dilation), strides, strict=True)):
         if padding == "same":
             total = max((-(-H // S) - 1) * S + K - H, 0)
             before, after = total // 2, total - total // 2
@@ -61,23 +69,30 @@ def conv_geometry(input_size: Size, kernel_size: Size, stride: Pair, padding: Pa
         if H + before + after < K:
             raise ValueError(
                 f"convolution: kernel {kernel_size} is larger than the padded input "
-                f"(input {input_size}, padding {padding!r})"
+                f"(input {input_size}, padding {padding!r}, dilation {dilation})"
             )
         pads.append((before, after))
         output_size.append((H + before + after - K) // S + 1)
-    return ConvGeometry(input_size, kernel_size, strides, (pads[0], pads[1]), (output_size[0], output_size[1]))
+    sizes = input_size, kernel_size, strides, (pads[0], pads[1]), (output_size[0], output_size[1])
+    return ConvGeometry(*sizes, pair(dilation, "dilation", 1), groups)
 
 
 @lru_cache(maxsize=1024)
 def transposed_geometry(
-    input_size: Size, kernel_size: Size, stride: Pair, padding: Pair | str, output_size: Size | None
+    input_size: Size,
+    kernel_size: Size,
+    stride: Pair,
+    padding: Pair | str,
+    output_size: Size | None,
+    dilation: Pair = 1,
+    groups: int = 1,
 ) -> ConvGeometry:
     """The geometry of a transposed convolution from input_size to output_size. The result describes the forward
     convolution, so its input_size is our output_size.
 
     Several output sizes are possible, because a convolution rounds down. If output_size is None, with OH the input
-    size here, "same" gives OH * stride, "valid" gives OH * stride + max(K - stride, 0), as in Keras, and padding p
-    gives (OH - 1) * stride + K - 2p.
+    size here and K as above, "same" gives OH * stride, "valid" gives OH * stride + max(K - stride, 0), as in Keras, and
+    padding p gives (OH - 1) * stride + K - 2p.
 
     Raises:
         ValueError: no convolution of this kind maps output_size to input_size.
@@ -85,19 +100,25 @@ def transposed_geometry(
     strides = pair(stride, "stride", 1)
     if output_size is None:
         sizes = []
-        for axis, (OH, K, S) in enumerate(zip(input_size, kernel_size, strides, strict=True)):
+        for axis, (OH, K, S) in enumerate(zip(input_size, _spans(kernel_size, dilation), strides, strict=True)):
             if isinstance(padding, str):
                 sizes.append(OH * S + (max(K - S, 0) if padding == "valid" else 0))
             else:
                 sizes.append((OH - 1) * S + K - 2 * pair(padding, "padding", 0)[axis])
         output_size = (sizes[0], sizes[1])
-    geometry = conv_geometry(output_size, kernel_size, stride, padding)
+    geometry = conv_geometry(output_size, kernel_size, stride, padding, dilation, groups)
     if geometry.output_size != input_size:
         raise ValueError(
-            f"conv2d_transpose: output_size {output_size} does not fit: with kernel {kernel_size}, stride {stride} and "
-            f"padding {padding!r} a convolution maps it to {geometry.output_size}, but x is {input_size}"
+            f"conv2d_transpose: output_size {output_size} does not fit: with kernel {kernel_size}, stride {stride}, "
+            f"padding {padding!r} and dilation {dilation} a convolution maps it to {geometry.output_size}, but x is "
+            f"{input_size}"
         )
     return geometry
+
+
+def _spans(kernel_size: Size, dilation: Pair) -> Size:
+    DH, DW = pair(dilation, "dilation", 1)
+    return (kernel_size[0] - 1) * DH + 1, (kernel_size[1] - 1) * DW + 1
 
 
 def pair(value: Pair | str, name: str, least: int) -> Size:

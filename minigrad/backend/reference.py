@@ -61,7 +61,10 @@ class Backend(Device):
     # ---- convolution: three kernels serve Conv2D, Conv2DTranspose and the gradients of both ----
 
     def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: ConvGeometry) -> Array:
-        """y[n, p, q, f] = bias[f] + sum over i, j, c of padded_x[n, p*SH + i, q*SW + j, c] * weight[i, j, c, f]."""
+        """y[n, p, q, f] = bias[f] + sum over i, j, c of padded_x[n, p*SH + i*DH, q*SW + j*DW, c] * weight[i, j, c, f].
+
+        (DH, DW) is the dilation, usually (1, 1). catalogue.py adds the convolutions with groups.
+        """
         F = weight.shape[3]
         columns = self.im2col(x, geometry)  # (N*OH*OW, KH*KW*C)
         y = self.matmul(columns, weight.reshape(-1, F))  # (N*OH*OW, F)

@@ -74,7 +74,14 @@ class ConvChain(Module):
 def _options(conv: Any, relu: Any = None, norm: Any = None) -> conv_chain.Link:
     transposed = isinstance(conv, Conv2DTranspose)
     output_size = conv.output_size if transposed else None
+    if not _fits(conv):
+        raise ValueError(f"ConvChain: a convolution has dilation {conv.dilation} and groups {conv.groups}, not 1 and 1")
     return conv_chain.Link(conv.stride, conv.padding, transposed, output_size, norm.epsilon if norm else 0.0)
+
+
+def _fits(conv: Any) -> bool:
+    """Whether the kernels of a chain can run it: they have neither dilation nor groups."""
+    return conv.groups == 1 and conv.dilation in (1, (1, 1), [1, 1])
 
 
 def fuse(layers: dict[str, Module]) -> Sequential:
@@ -86,13 +93,13 @@ def fuse(layers: dict[str, Module]) -> Sequential:
     while names:
         name = names.pop(0)
         match [layers[name], *(layers[n] for n in names[:2])]:
-            case [Conv2D() | Conv2DTranspose() as conv, ReLU() as relu, BatchNorm() as norm]:
+            case [Conv2D() | Conv2DTranspose() as conv, ReLU() as relu, BatchNorm() as norm] if _fits(conv):
                 if not links:
                     fused_layers[name] = ConvChain(links)
                 links[name] = conv, relu, norm
                 del names[:2]
                 continue
-            case [Conv2D() | Conv2DTranspose() as conv, *_] if links:
+            case [Conv2D() | Conv2DTranspose() as conv, *_] if links and _fits(conv):
                 links[name] = (conv,)
             case _:
                 fused_layers[name] = layers[name]

@@ -8,6 +8,7 @@ Read next: ../optim.py.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from .. import init, ops
 from ..backend import Array, backend_of, default_backend
@@ -38,6 +39,8 @@ class Conv2D(Module):
     Args:
         kernel_size, stride: ints or (height, width) pairs.
         padding: int, pair, "same" (output ceil(H / stride)) or "valid" (none).
+        dilation: int or pair, the distance of the pixels that neighbours in the kernel read.
+        groups: the number of parts of the channels, each with filters of its own; `channels`: a depthwise convolution.
     """
 
     def __init__(
@@ -48,17 +51,20 @@ class Conv2D(Module):
         *,
         stride: Pair = 1,
         padding: Pair | str = "same",
+        dilation: Pair = 1,
+        groups: int = 1,
         initializer: init.Initializer = init.glorot_uniform,
     ) -> None:
         KH, KW = map(int, kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size))
         channels, filters = int(channels), int(filters)
-        fans = KH * KW * channels, KH * KW * filters
-        self.weight = Parameter((KH, KW, channels, filters), initializer, fans)
+        _check_groups("Conv2D", channels, filters, groups)
+        fans = KH * KW * channels // groups, KH * KW * filters
+        self.weight = Parameter((KH, KW, channels // groups, filters), initializer, fans)
         self.bias = Parameter((filters,))
-        self.stride, self.padding = stride, padding
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+        return ops.conv2d(x, self.weight, self.bias, **_options(self))
 
     def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
         N, OH, OW, _ = y_shape
@@ -71,7 +77,7 @@ class Conv2DTranspose(Module):
     weight is (KH, KW, filters, channels), as in the convolution in the other direction.
 
     Args:
-        stride, padding: those of the convolution that it transposes.
+        stride, padding, dilation, groups: those of the convolution that it transposes.
         output_size: (H, W); None: OH * stride for "same".
     """
 
@@ -84,19 +90,21 @@ class Conv2DTranspose(Module):
         stride: Pair = 1,
         padding: Pair | str = "same",
         output_size: Size | None = None,
+        dilation: Pair = 1,
+        groups: int = 1,
         initializer: init.Initializer = init.glorot_uniform,
     ) -> None:
         KH, KW = map(int, kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size))
         channels, filters = int(channels), int(filters)
-        fans = KH * KW * channels, KH * KW * filters
-        self.weight = Parameter((KH, KW, filters, channels), initializer, fans)
+        _check_groups("Conv2DTranspose", channels, filters, groups)
+        fans = KH * KW * channels // groups, KH * KW * filters
+        self.weight = Parameter((KH, KW, filters // groups, channels), initializer, fans)
         self.bias = Parameter((filters,))
         self.stride, self.padding, self.output_size = stride, padding, output_size
+        self.dilation, self.groups = dilation, groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv2d_transpose(
-            x, self.weight, self.bias, stride=self.stride, padding=self.padding, output_size=self.output_size
-        )
+        return ops.conv2d_transpose(x, self.weight, self.bias, output_size=self.output_size, **_options(self))
 
     def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
         N, OH, OW, _ = x_shape
@@ -168,32 +176,10 @@ class ReLU(Module):
         return ops.relu(x)
 
 
-class LeakyReLU(Module):
-    """x above 0, slope * x elsewhere."""
-
-    def __init__(self, slope: float = 0.01) -> None:
-        self.slope = slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.leaky_relu(x, self.slope)
+def _options(conv: Conv2D | Conv2DTranspose) -> dict[str, Any]:
+    return {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups}
 
 
-class Sigmoid(Module):
-    """1 / (1 + exp(-x))."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.sigmoid(x)
-
-
-class Tanh(Module):
-    """tanh(x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.tanh(x)
-
-
-class Softplus(Module):
-    """log(1 + exp(x))."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.softplus(x)
+def _check_groups(name: str, channels: int, filters: int, groups: int) -> None:
+    if groups < 1 or channels % groups or filters % groups:
+        raise ValueError(f"{name}: {groups} groups do not divide {channels} channels and {filters} filters")

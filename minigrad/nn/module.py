@@ -1,8 +1,8 @@
 """Module and Parameter: named weights and the things made of them.
 
-A Module's attributes are parameters (trained), buffers (other tensors, saved but not trained) and further modules.
-Names follow the attributes, `encoder.conv1.weight`, and the order is that of assignment. Every tensor attribute is a
-buffer, so `forward` must not keep results as attributes.
+A Module's attributes are parameters (trained), buffers (other tensors, saved but not trained) and further modules, also
+in lists, tuples and dicts. Names follow the attributes, `encoder.conv1.weight`, `blocks.0.weight`, in the order of
+assignment. Every tensor attribute is a buffer, so `forward` must not keep results as attributes.
 
 A tensor or module may have several names, for example a layer that is used twice, or one weight in two layers. It
 counts once, under its first name; only `state_dict` holds it under every name.
@@ -72,7 +72,7 @@ class Parameter(Tensor):
 class Module:
     """Base of layers and models: define attributes in `__init__` and the computation in `forward`.
 
-    Modules inside lists or dicts are not found; put them into a Sequential.
+    Tensors inside lists, tuples or dicts are not found, but modules are.
 
     Attributes:
         training_mode: set by `train` and `eval`; None: training only inside `nn.training`.
@@ -87,8 +87,10 @@ class Module:
         return self.forward(*inputs)
 
     def children(self) -> Iterator[tuple[str, Module]]:
-        """(name, module) for each module among the attributes."""
-        yield from ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+        """(name, module) for each module among the attributes, and as name.0, name.1, ... or name.key for those inside
+        lists, tuples and dicts."""
+        for name, value in vars(self).items():
+            yield from _modules_in(name, value)
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """(full name, module) for this module (named by the prefix) and all below it, parents first, each once."""
@@ -137,9 +139,15 @@ class Module:
             parameter.zero_grad()
 
     def initialize(self, seed: int = 0) -> None:
-        """Sample all parameters anew, each from generator(seed, "init", its full name). Buffers do not change."""
+        """Sample all parameters anew, each from generator(seed, "init", its full name). Buffers do not change, but
+        layers that draw random numbers begin anew, each with generator(seed, "draws", its full name)."""
         for name, parameter in self.named_parameters():
             parameter.initialize(generator(seed, "init", name))
+        for name, module in self.modules():
+            module.restart_draws(generator(seed, "draws", name))
+
+    def restart_draws(self, rng: Any) -> None:
+        """Begin anew with the random numbers of this layer; layers that draw some override it."""
 
     @property
     def training(self) -> bool:
@@ -252,6 +260,15 @@ class Sequential(Module):
 def training() -> Setting:
     """A context in which modules whose mode is None are in training mode, in this thread only: a Trainer's step."""
     return Setting("nn.training", _training)
+
+
+def _modules_in(name: str, value: Any) -> Iterator[tuple[str, Module]]:
+    """(name, module) of a module, or of all those in nested lists, tuples and dicts."""
+    if isinstance(value, Module):
+        yield name, value
+    elif isinstance(value, list | tuple | dict):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _modules_in(f"{name}.{key}", part)
 
 
 def _first(pairs: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:

@@ -4,14 +4,16 @@ Both use three kernels, which backend/reference.py has in plain code: `conv2d` a
 convolution is the adjoint of a convolution, so it *is* that convolution's gradient with respect to its input, with the
 same weight and geometry. Its own gradients are a convolution and a weight gradient.
 
-Images are (N, H, W, C), weights (KH, KW, C, F). As in all deep-learning libraries, the kernel is not flipped:
-mathematically this is a cross-correlation. The sizes come from backend/geometry.py.
+Images are (N, H, W, C), weights (KH, KW, C, F), or with groups (KH, KW, C / groups, F). As in all deep-learning
+libraries, the kernel is not flipped: mathematically this is a cross-correlation. The sizes come from
+backend/geometry.py.
 
 Read next: norm.py.
 """
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from ..backend import Array
@@ -27,13 +29,13 @@ class Conv2D(Function):
     bilinear = True
     optional = 1
 
-    def __init__(self, stride: Pair, padding: Pair | str) -> None:
-        self.stride, self.padding = stride, padding
+    def __init__(self, *options: Any) -> None:  # those of conv_geometry
+        self.options = options
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        check_conv("conv2d", x.shape, weight, bias, channel_axis=2)
+        check_conv("conv2d", x.shape, weight, bias, channel_axis=2, groups=self.options[-1])
         self.x, self.weight = x, weight
-        self.geometry = conv_geometry(x.shape[1:3], weight.shape[:2], self.stride, self.padding)
+        self.geometry = conv_geometry(x.shape[1:3], weight.shape[:2], *self.options)
         return self.k.conv2d(x, weight, bias, self.geometry)
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
@@ -44,18 +46,28 @@ class Conv2D(Function):
 
 
 def conv2d(
-    x: Operand, weight: Operand, bias: Operand | None = None, *, stride: Pair = 1, padding: Pair | str = 0
+    x: Operand,
+    weight: Operand,
+    bias: Operand | None = None,
+    *,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
 ) -> Tensor:
-    """y[n, p, q, f] = bias[f] + sum over i, j, c of padded_x[n, p*SH + i, q*SW + j, c] * weight[i, j, c, f].
+    """y[n, p, q, f] = bias[f] + sum over i, j, c of padded_x[n, p*SH + i*DH, q*SW + j*DW, c] * weight[i, j, c, f].
 
-    Shapes: x (N, H, W, C), weight (KH, KW, C, F), bias (F,) -> y (N, OH, OW, F).
+    Shapes: x (N, H, W, C), weight (KH, KW, C / groups, F), bias (F,) -> y (N, OH, OW, F).
     Args:
         stride: an int >= 1 or a pair (height, width). padding: zeros on each side, an int >= 0 or a pair, or "same" or
             "valid"; `conv_geometry` has the resulting sizes.
+        dilation: the distance (DH, DW) of the pixels that neighbours in the kernel read, an int >= 1 or a pair.
+        groups: channels and filters are divided into so many parts, and a filter reads the channels of its part. With C
+            groups the convolution is depthwise.
     Raises:
         ValueError: shapes or options do not fit; both shapes are named.
     """
-    return Conv2D(_hashable(stride), _hashable(padding))(x, weight, bias)
+    return Conv2D(hashable(stride), hashable(padding), hashable(dilation), groups)(x, weight, bias)
 
 
 class Conv2DTranspose(Function):
@@ -64,13 +76,13 @@ class Conv2DTranspose(Function):
     bilinear = True
     optional = 1
 
-    def __init__(self, stride: Pair, padding: Pair | str, output_size: Size | None) -> None:
-        self.stride, self.padding, self.output_size = stride, padding, output_size
+    def __init__(self, *options: Any) -> None:  # those of transposed_geometry
+        self.options = options
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        check_conv("conv2d_transpose", x.shape, weight, bias, channel_axis=3)
+        check_conv("conv2d_transpose", x.shape, weight, bias, channel_axis=3, groups=self.options[-1])
         self.x, self.weight = x, weight
-        self.geometry = transposed_geometry(x.shape[1:3], weight.shape[:2], self.stride, self.padding, self.output_size)
+        self.geometry = transposed_geometry(x.shape[1:3], weight.shape[:2], *self.options)
         y = self.k.conv2d_grad_input(x, weight, self.geometry)
         return y if bias is None else self.k.add_bias(y, bias)
 
@@ -89,36 +101,44 @@ def conv2d_transpose(
     stride: Pair = 1,
     padding: Pair | str = 0,
     output_size: Size | None = None,
+    dilation: Pair = 1,
+    groups: int = 1,
 ) -> Tensor:
-    """The adjoint of conv2d with the same weight, stride and padding, plus bias.
+    """The adjoint of conv2d with the same weight and options, plus bias.
 
-    y[n, h, w, c] = bias[c] + sum over p, q, i, j, f with h = p*SH + i - top and w = q*SW + j - left
+    y[n, h, w, c] = bias[c] + sum over p, q, i, j, f with h = p*SH + i*DH - top and w = q*SW + j*DW - left
     of x[n, p, q, f] * weight[i, j, c, f].
 
-    Shapes: x (N, OH, OW, F), weight (KH, KW, C, F), i.e. (KH, KW, out, in), bias (C,) -> y (N, H, W, C).
+    Shapes: x (N, OH, OW, F), weight (KH, KW, C / groups, F), i.e. (KH, KW, out / groups, in), bias (C,) ->
+        y (N, H, W, C).
     Args:
-        stride, padding: those of the convolution that is transposed.
+        stride, padding, dilation, groups: those of the convolution that is transposed.
         output_size: (H, W), any size that this convolution maps to (OH, OW); None: see `transposed_geometry`.
     Raises:
         ValueError: shapes or options do not fit; both shapes are named.
     """
-    size = None if output_size is None else pair(_hashable(output_size), "output_size", 1)
-    return Conv2DTranspose(_hashable(stride), _hashable(padding), size)(x, weight, bias)
+    size = None if output_size is None else pair(hashable(output_size), "output_size", 1)
+    return Conv2DTranspose(hashable(stride), hashable(padding), size, hashable(dilation), groups)(x, weight, bias)
 
 
-def check_conv(name: str, x_shape: tuple[int, ...], weight: Array, bias: Array | None, channel_axis: int) -> None:
+def check_conv(
+    name: str, x_shape: tuple[int, ...], weight: Array, bias: Array | None, channel_axis: int, groups: int = 1
+) -> None:
     """Raise ValueError unless the shapes fit; channel_axis is the axis of weight that belongs to x's channels."""
     shapes = f"(x {x_shape}, weight {weight.shape})"
     if len(x_shape) != 4 or weight.ndim != 4:
         raise ValueError(f"{name}: x must be (N, H, W, C) and weight must have 4 axes {shapes}")
-    if x_shape[3] != weight.shape[channel_axis]:
-        raise ValueError(
-            f"{name}: x has {x_shape[3]} channels but weight expects {weight.shape[channel_axis]} {shapes}"
-        )
-    filters = weight.shape[5 - channel_axis]  # the other one of axes 2 and 3
+    if not isinstance(groups, Integral) or groups < 1 or weight.shape[3] % groups:
+        raise ValueError(f"{name}: groups is {groups} but must be an int >= 1 that divides axis 3 of weight {shapes}")
+    both = {2: weight.shape[2] * groups, 3: weight.shape[3]}
+    if x_shape[3] != both[channel_axis]:
+        expected = f"{both[channel_axis]}{f' in {groups} groups' if groups > 1 else ''}"
+        raise ValueError(f"{name}: x has {x_shape[3]} channels but weight expects {expected} {shapes}")
+    filters = both[5 - channel_axis]
     if bias is not None and bias.shape != (filters,):
         raise ValueError(f"{name}: bias is {bias.shape} but must be ({filters},) {shapes}")
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
+    """An option of a geometry, for its cache."""
     return tuple(value) if isinstance(value, list) else value  # lists come from TOML and JSON

@@ -19,8 +19,8 @@ from ..backend import Array, Backend
 from ..tensor import Function, Operand, Tensor
 
 __all__ = [
-    "abs", "add", "clip", "div", "exp", "leaky_relu", "log", "mul", "neg", "pow",
-    "relu", "sigmoid", "softplus", "sqrt", "sub", "tanh",
+    "abs", "add", "clip", "div", "exp", "log", "mul", "neg", "pow",
+    "relu", "sigmoid", "softplus", "sqrt", "sub",
 ]  # fmt: skip
 
 
@@ -255,25 +255,6 @@ def relu(x: Operand) -> Tensor:
     return ReLU()(x)
 
 
-class LeakyReLU(Function):
-    """y = x where x > 0, else slope * x.  gx = gy there, else slope * gy."""
-
-    def __init__(self, slope: float) -> None:
-        self.slope = slope
-
-    def forward(self, x: Array) -> Array:
-        self.x = x
-        return self.k.xp.where(x > 0, x, self.slope * x)
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (self.k.xp.where(self.x > 0, gy, self.slope * gy),)
-
-
-def leaky_relu(x: Operand, slope: float = 0.01) -> Tensor:
-    """x above 0, slope * x elsewhere."""
-    return LeakyReLU(float(slope))(x)
-
-
 class Sigmoid(Function):
     """y = 1 / (1 + e^-x).  gx = gy * y * (1 - y)."""
 
@@ -288,22 +269,6 @@ class Sigmoid(Function):
 def sigmoid(x: Operand) -> Tensor:
     """1 / (1 + exp(-x)), without overflow."""
     return Sigmoid()(x)
-
-
-class Tanh(Function):
-    """y = tanh x.  gx = gy * (1 - y^2)."""
-
-    def forward(self, x: Array) -> Array:
-        self.y = self.k.xp.tanh(x)
-        return self.y
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (gy * (1 - self.y * self.y),)
-
-
-def tanh(x: Operand) -> Tensor:
-    """(exp(x) - exp(-x)) / (exp(x) + exp(-x))."""
-    return Tanh()(x)
 
 
 class Softplus(Function):

@@ -19,11 +19,11 @@ __all__ = ["logsumexp", "mean", "reshape", "sum", "transpose"]
 Axis = int | tuple[int, ...] | None
 
 
-def _axes(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """axis as a tuple of non-negative ints."""
+def as_axes(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+    """axis as a tuple of non-negative ints. `name` is the operation, for messages."""
     axes = tuple(range(ndim)) if axis is None else as_sizes((axis,))
-    if any(not -ndim <= a < ndim for a in axes):
-        raise ValueError(f"axis {axis} is out of range for a tensor with {ndim} axes")
+    if any(not -ndim <= a < ndim for a in axes) or len({a % ndim for a in axes}) < len(axes):
+        raise ValueError(f"{name}: axis {axis} is out of range or repeated for a tensor with {ndim} axes")
     return tuple(a % ndim for a in axes)
 
 
@@ -33,7 +33,7 @@ def as_sizes(given: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(map(index, several))
 
 
-def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a reduction over axes with keepdims=True."""
     return tuple(1 if i in axes else size for i, size in enumerate(shape))
 
@@ -64,7 +64,7 @@ class Transpose(Function):
         self.axes = axes
 
     def forward(self, x: Array) -> Array:
-        self.axes = _axes(self.axes or tuple(reversed(range(x.ndim))), x.ndim)
+        self.axes = as_axes("transpose", self.axes or tuple(reversed(range(x.ndim))), x.ndim)
         return x.transpose(self.axes)
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
@@ -85,11 +85,11 @@ class Sum(Function):
         self.axis, self.keepdims = axis, keepdims
 
     def forward(self, x: Array) -> Array:
-        self.x_shape, self.axes = x.shape, _axes(self.axis, x.ndim)
+        self.x_shape, self.axes = x.shape, as_axes("sum", self.axis, x.ndim)
         return self.k.sum(x, self.axes, self.keepdims)
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
-        gy = gy.reshape(_kept(self.x_shape, self.axes))
+        gy = gy.reshape(kept_shape(self.x_shape, self.axes))
         return (self.k.xp.broadcast_to(gy, self.x_shape),)
 
 
@@ -106,12 +106,12 @@ class LogSumExp(Function):
 
     def forward(self, x: Array) -> Array:
         xp = self.k.xp
-        self.x, self.axes = x, _axes(self.axis, x.ndim)
+        self.x, self.axes = x, as_axes("logsumexp", self.axis, x.ndim)
         if x.size:
             top = x.max(axis=self.axes, keepdims=True)
             top = xp.where(xp.isfinite(top), top, 0)  # all -inf: the result is -inf and not NaN
         else:
-            top = xp.zeros(_kept(x.shape, self.axes), x.dtype)  # the sum of nothing is 0, its logarithm -inf
+            top = xp.zeros(kept_shape(x.shape, self.axes), x.dtype)  # the sum of nothing is 0, its logarithm -inf
         total = self.k.sum(xp.exp(x - top), self.axes, keepdims=True)  # at least 1; 0 where all are -inf; or NaN
         self.y = xp.where(total == 0, -math.inf, xp.log(xp.where(total == 0, 1, total)) + top)
         return self.y if self.keepdims else self.y.squeeze(axis=self.axes)
@@ -134,7 +134,7 @@ def mean(x: Operand, axis: Axis = None, keepdims: bool = False) -> Tensor:
         ValueError: there is nothing to average.
     """
     x = x if isinstance(x, Tensor) else Tensor(x)
-    count = math.prod(x.shape[a] for a in _axes(axis, x.ndim))
+    count = math.prod(x.shape[a] for a in as_axes("mean", axis, x.ndim))
     if count == 0:
         raise ValueError(f"mean: no elements to average over axis {axis} of shape {x.shape}")
     return sum(x, axis, keepdims) * (1 / count)

@@ -679,6 +679,16 @@ class _Functions:
         _count("nonzero", [a._host], list(found))
         return tuple(_wrap(x, a._device) for x in found)
 
+    @_device_function
+    def argsort(a: ndarray, axis=-1, kind=None):
+        if kind not in (None, "stable"):
+            raise ValueError(f"argsort: unsupported kind {kind}")
+        return np.argsort(a, axis, kind="stable")
+
+    @_device_function
+    def searchsorted(a: ndarray, v: ndarray, side="left", sorter=None):
+        return np.searchsorted(a, v, side, sorter)
+
 
 def _of_numpy(signatures: str, module: object = np, views: bool = False) -> dict[str, Callable]:
     """Functions that NumPy has as well, with these names of parameters, from one signature a line."""

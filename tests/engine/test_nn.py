@@ -576,3 +576,62 @@ def test_trainable_freezes_all_parameters_of_a_module():
     assert not model.layers["1"].moving_mean.numpy().any()
     model.trainable = np.True_
     assert [p.requires_grad for p in model.parameters()] == 4 * [True]
+
+
+# ---- modules in containers ----
+
+
+class Blocks(Module):
+    def __init__(self):
+        self.blocks = [nn.Dense(3, 3), nn.BatchNorm(3)]
+        self.heads = {"mean": nn.Dense(3, 1), "pair": (nn.Dense(3, 2), nn.Tanh())}
+        self.sizes, self.options = [1, 2], {"a": "b"}
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.heads["mean"](x) + self.heads["pair"][1](self.heads["pair"][0](x)).sum(axis=1, keepdims=True)
+
+
+def test_modules_in_lists_tuples_and_dicts_are_found():
+    model = Blocks()
+    names = ["blocks.0", "blocks.1", "heads.mean", "heads.pair.0", "heads.pair.1"]
+    assert [name for name, _ in model.modules()] == ["", *names]
+    assert [name for name, _ in model.named_parameters()] == [
+        "blocks.0.weight", "blocks.0.bias", "blocks.1.gamma", "blocks.1.beta", "heads.mean.weight", "heads.mean.bias",
+        "heads.pair.0.weight", "heads.pair.0.bias",
+    ]  # fmt: skip
+    model.eval()
+    assert [module.training for _, module in model.modules()] == 6 * [False]
+    model.initialize(1)
+    other = Blocks()
+    other.load_state_dict(model.state_dict())
+    other.eval()
+    x = batch(0, (4, 3))
+    assert np.array_equal(model(x).numpy(), other(x).numpy())
+    model.to(dtype="float64")
+    model.train()
+    gradcheck(model, Tensor(np.random.default_rng(0).normal(size=(4, 3))), parameters=model.parameters())
+
+
+def test_a_module_in_a_list_and_as_an_attribute_counts_once():
+    class Both(Module):
+        def __init__(self):
+            self.first = nn.Dense(2, 2)
+            self.layers = [self.first, nn.ReLU(), self.first]
+
+    model = Both()
+    assert [name for name, _ in model.named_parameters()] == ["first.weight", "first.bias"]
+    assert set(model.state_dict()) == {
+        f"{m}.{p}" for m in ("first", "layers.0", "layers.2") for p in ("weight", "bias")
+    }
+
+
+def test_a_parent_in_a_list_closes_no_circle():
+    class Node(Module):
+        def __init__(self, *parents):
+            self.weight, self.parents = Parameter((1,)), list(parents)
+
+    root = Node()
+    root.children_of_mine = [Node(root), Node(root)]
+    assert [name for name, _ in root.modules()] == ["", "children_of_mine.0", "children_of_mine.1"]

@@ -234,19 +234,25 @@ def test_names_of_nested_and_unnamed_layers() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             self.body = nn.Sequential(nn.Dense(3, 3), nn.Sequential({"deep": nn.Dense(3, 3)}))
-            self.hidden = [nn.Dense(3, 3)]  # in a list: no part of the model for anyone
+            self.more = [nn.Dense(3, 3)]
+            self.hidden = {nn.Dense(3, 3)}  # in a set, which has no order: no part of the model for anyone
 
         def forward(self, x: Any) -> Tensor:
-            return ops.exp(self.hidden[0](self.body(x)))
+            return ops.exp(next(iter(self.hidden))(self.more[0](self.body(x))))
 
     net = Net()
     p = run(lambda: net(floats(2, 3)))
     for direction in ("forward", "backward"):
         names = {r.layer for r in p.rows if (r.operation, r.direction) == ("Dense", direction)}
-        assert names == {"body.0", "body.1.deep", ""}
+        assert names == {"body.0", "body.1.deep", "more.0", ""}
     p = run(lambda: nn.Sequential({"net": net})(floats(2, 3)))
     names = {r.layer for r in p.rows if r.operation == "Dense"}
-    assert names == {"net.body.0", "net.body.1.deep", "net"}  # what has no name goes by that of its caller
+    assert names == {
+        "net.body.0",
+        "net.body.1.deep",
+        "net.more.0",
+        "net",
+    }  # what has no name goes by that of its caller
     p = run(lambda: net.body(floats(2, 3)))  # a part by itself
     assert {r.layer for r in p.rows if r.operation == "Dense"} == {"body.0", "body.1.deep"}
     p = run(lambda: net.body.layers["0"](floats(2, 3)))

@@ -32,13 +32,25 @@ def filters_first(weight):
     return weight.permute(3, 2, 0, 1).contiguous()  # (KH, KW, C, F) -> (F, C, KH, KW)
 
 
-def pads_around(sizes, kernel, stride, padding):
+def pads_around(sizes, kernel, stride, padding, dilation=1):
     """((top, bottom), (left, right)) with which PyTorch's unpadded convolution has the wanted output size."""
     found = []
-    for axis, (size, K, S) in enumerate(zip(sizes, kernel, naive.pair(stride), strict=True)):
+    spans = [naive.span(K, D) for K, D in zip(kernel, naive.pair(dilation), strict=True)]
+    for axis, (size, K, S) in enumerate(zip(sizes, spans, naive.pair(stride), strict=True)):
         before, count = naive.pads_and_output(size, K, S, padding, axis)
         found.append((before, max((count - 1) * S + K - size - before, 0) if padding == "same" else before))
     return found
+
+
+def pooled(pool, x, window, stride, padding, value):
+    """A pooling of PyTorch, which pads by itself but for "same"."""
+    window, stride = naive.pair(window), naive.pair(window if stride is None else stride)
+    if padding == "same":
+        (top, bottom), (left, right) = pads_around(x.shape[1:3], window, stride, padding)
+        y = pool(F.pad(images(x), (left, right, top, bottom), value=value), window, stride)
+    else:
+        y = pool(images(x), window, stride, 0 if padding == "valid" else padding)
+    return y.permute(0, 2, 3, 1)
 
 
 class Torch:
@@ -47,6 +59,8 @@ class Torch:
     add, sub, mul, div, neg = torch.add, torch.sub, torch.mul, torch.div, torch.neg
     exp, log, sqrt, abs, tanh = torch.exp, torch.log, torch.sqrt, torch.abs, torch.tanh
     relu, sigmoid, matmul, pow = torch.relu, torch.sigmoid, torch.matmul, torch.pow
+    sin, cos, silu, einsum, where = torch.sin, torch.cos, F.silu, torch.einsum, torch.where
+    maximum, minimum = torch.maximum, torch.minimum
 
     @staticmethod
     def clip(x, low=-np.inf, high=np.inf):
@@ -85,26 +99,112 @@ class Torch:
         return torch.logsumexp(x, axes, keepdim=keepdims) if axes else x.clone()
 
     @staticmethod
+    def max(x, axis=None, keepdims=False):
+        axes = axes_of(x, axis)
+        return torch.amax(x, axes, keepdim=bool(keepdims)) if axes else x.clone()
+
+    @staticmethod
+    def min(x, axis=None, keepdims=False):
+        axes = axes_of(x, axis)
+        return torch.amin(x, axes, keepdim=bool(keepdims)) if axes else x.clone()
+
+    @staticmethod
+    def _spread(function, x, axis, keepdims, correction):
+        axes = axes_of(x, axis)
+        if not axes:  # of one number each
+            return x * 0
+        if not x.numel():  # PyTorch warns
+            return torch.sum(x, axes, keepdim=bool(keepdims))
+        return function(x, axes, correction=correction, keepdim=bool(keepdims))
+
+    @staticmethod
+    def var(x, axis=None, keepdims=False, *, correction=0):
+        return Torch._spread(torch.var, x, axis, keepdims, correction)
+
+    @staticmethod
+    def std(x, axis=None, keepdims=False, *, correction=0):
+        return Torch._spread(torch.std, x, axis, keepdims, correction)
+
+    @staticmethod
+    def _softmax(function, x, axis):
+        """Of axes that are moved to the end and made one."""
+        axes = [a % x.ndim for a in axes_of(x, axis)] if x.ndim else []
+        last = [a for a in range(x.ndim) if a not in axes] + axes
+        moved = x.permute(last)
+        shape = moved.shape
+        rows = moved.reshape(*shape[: x.ndim - len(axes)], int(np.prod(shape[x.ndim - len(axes) :])))
+        return function(rows, -1).reshape(shape).permute(*np.argsort(last).tolist())
+
+    @staticmethod
+    def softmax(x, axis=-1):
+        return Torch._softmax(torch.softmax, x, axis)
+
+    @staticmethod
+    def log_softmax(x, axis=-1):
+        return Torch._softmax(torch.log_softmax, x, axis)
+
+    @staticmethod
+    def argmax(x, axis=None, keepdims=False):
+        return torch.argmax(x, axis, keepdim=keepdims)
+
+    @staticmethod
+    def argmin(x, axis=None, keepdims=False):
+        return torch.argmin(x, axis, keepdim=keepdims)
+
+    @staticmethod
+    def gelu(x):
+        return F.gelu(x, approximate="tanh")
+
+    @staticmethod
+    def squeeze(x, axis=None):
+        return torch.squeeze(x) if axis is None else torch.squeeze(x, axes_of(x, axis)) if axis != () else x.clone()
+
+    @staticmethod
+    def expand_dims(x, axis):
+        return torch.unsqueeze(x, axis)
+
+    @staticmethod
+    def dropout(x, kept, *, rate):
+        return torch.where(kept, x / (1 - rate), 0)
+
+    @staticmethod
+    def embedding(weight, ids):
+        return F.embedding(ids.long(), weight)
+
+    @staticmethod
+    def layer_norm(x, gamma, beta, *, epsilon=1e-3):
+        return F.layer_norm(x, gamma.shape, gamma, beta, eps=epsilon)
+
+    @staticmethod
+    def group_norm(x, gamma, beta, *, groups, epsilon=1e-3):
+        y = F.group_norm(torch.movedim(x, -1, 1), groups, gamma, beta, eps=epsilon)
+        return torch.movedim(y, 1, -1)
+
+    @staticmethod
     def dense(x, weight, bias=None):
         return F.linear(x, weight.T, bias)
 
     @staticmethod
-    def conv2d(x, weight, bias=None, *, stride=1, padding=0):
-        (top, bottom), (left, right) = pads_around(x.shape[1:3], weight.shape[:2], stride, padding)
+    def conv2d(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
+        (top, bottom), (left, right) = pads_around(x.shape[1:3], weight.shape[:2], stride, padding, dilation)
         padded = F.pad(images(x), (left, right, top, bottom))
-        return F.conv2d(padded, filters_first(weight), bias, stride=stride).permute(0, 2, 3, 1)
+        return F.conv2d(padded, filters_first(weight), bias, stride, 0, dilation, groups).permute(0, 2, 3, 1)
 
     @staticmethod
-    def conv2d_transpose(x, weight, bias=None, *, stride=1, padding=0, output_size=None):
+    def conv2d_transpose(x, weight, bias=None, *, stride=1, padding=0, output_size=None, dilation=1, groups=1):
         """Unpadded there, then cut: the rows and columns that fall on the padding are thrown away."""
         strides, kernel = naive.pair(stride), weight.shape[:2]
         if output_size is None:
             shape = naive.conv2d_transpose(
-                np.zeros((1, *x.shape[1:3], 1)), np.zeros((*kernel, 1, 1)), stride=stride, padding=padding
+                np.zeros((1, *x.shape[1:3], 1)),
+                np.zeros((*kernel, 1, 1)),
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
             ).shape
             output_size = shape[1:3]
-        (top, _), (left, _) = pads_around(output_size, kernel, stride, padding)
-        full = F.conv_transpose2d(images(x), filters_first(weight), stride=strides)
+        (top, _), (left, _) = pads_around(output_size, kernel, stride, padding, dilation)
+        full = F.conv_transpose2d(images(x), filters_first(weight), None, strides, 0, 0, groups, dilation)
         missing = [max(n + b - m, 0) for n, b, m in zip(output_size, (top, left), full.shape[2:], strict=True)]
         full = F.pad(full, (0, missing[1], 0, missing[0]))  # rows that no kernel reaches are zero
         y = full[:, :, top : top + output_size[0], left : left + output_size[1]].permute(0, 2, 3, 1)
@@ -146,6 +246,67 @@ class Torch:
         prior = normal(torch.zeros_like(mean), torch.ones_like(mean))
         return torch.distributions.kl_divergence(posterior, prior).sum() / len(mean)
 
+    @staticmethod
+    def max_pool2d(x, window, *, stride=None, padding=0):
+        if not x.numel():  # refused by PyTorch without channels
+            return (
+                x.new_zeros(naive.max_pool2d(x.detach().numpy(), window, stride=stride, padding=padding).shape)
+                + x.sum()
+            )
+        return pooled(F.max_pool2d, x, window, stride, padding, -np.inf)
+
+    @staticmethod
+    def avg_pool2d(x, window, *, stride=None, padding=0, count_include_pad=False):
+        if not x.numel():
+            return (
+                x.new_zeros(naive.avg_pool2d(x.detach().numpy(), window, stride=stride, padding=padding).shape)
+                + x.sum()
+            )
+        if padding == "same" and not count_include_pad:
+            total = functools.partial(F.avg_pool2d, divisor_override=1)
+            sums = [pooled(total, z, window, stride, padding, 0) for z in (x, torch.ones_like(x))]
+            return sums[0] / sums[1]
+        pool = functools.partial(F.avg_pool2d, count_include_pad=count_include_pad)
+        return pooled(pool, x, window, stride, padding, 0)
+
+    @staticmethod
+    def upsample_nearest(x, factor):
+        size = [n * f for n, f in zip(x.shape[1:3], naive.pair(factor), strict=True)]
+        return F.interpolate(images(x), size=size, mode="nearest").permute(0, 2, 3, 1)
+
+    @staticmethod
+    def resize_bilinear(x, size):
+        size = naive.pair(size)
+        if not x.shape[3]:  # refused by PyTorch
+            return x.new_zeros((x.shape[0], *size, 0)) + x.sum()
+        return F.interpolate(images(x), size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+
+    @staticmethod
+    def getitem(x, key):
+        """By numbers of elements, because PyTorch has no negative steps and other rules for several arrays."""
+        return torch.take(x, torch.tensor(np.array(np.arange(x.numel()).reshape(x.shape)[key])))
+
+    @staticmethod
+    def flip(x, axis=None):
+        return torch.flip(x, axes_of(x, axis))
+
+    @staticmethod
+    def concatenate(xs, axis=0):
+        return torch.cat(xs, axis)
+
+    @staticmethod
+    def stack(xs, axis=0):
+        return torch.stack(xs, axis)
+
+    @staticmethod
+    def split(x, sections, axis=0):
+        return torch.tensor_split(x, sections, axis)
+
+    @staticmethod
+    def pad(x, widths, value=0.0):
+        pairs = np.broadcast_to(np.array(widths), (x.ndim, 2)).tolist()
+        return F.pad(x, [n for pair in reversed(pairs) for n in pair], value=value)
+
 
 def check_close(actual, expected, relative, what, floor=0.0):
     actual, expected = np.asarray(actual, "float64"), expected.detach().numpy().astype("float64")
@@ -166,7 +327,7 @@ def test_values_and_gradients(case, dtype, relative):
     theirs = [torch.tensor(x, requires_grad=True) for x in arrays]
     further = [torch.tensor(x) for x in case.further(dtype)]
     y = case.run(*mine)
-    z = getattr(Torch, case.op)(*theirs, *further, *case.constants, **case.options)
+    z = case.call(Torch, theirs, further)
     check_close(y.numpy(), z, relative, "value")
     gy = np.random.default_rng(zlib.crc32(str(case).encode())).normal(size=y.shape).astype(dtype)
     y.backward(gy)

@@ -33,6 +33,7 @@ from kernel_sets import NEEDS_NUMBA
 
 import minigrad.backend
 from minigrad.backend import Backend
+from minigrad.backend.catalogue import CatalogueBackend
 from minigrad.backend.chain import ChainBackend, FastBackend, Layer, Norm, Source, Statistics
 from minigrad.backend.cpu import numpy_kernels as cpu
 from minigrad.backend.cpu.winograd import winograd
@@ -41,10 +42,11 @@ from minigrad.backend.geometry import ConvGeometry, conv_geometry
 from minigrad.backend.reference import AdamOptions
 
 PLAIN = ChainBackend(np)
+PLAIN_CLASSES = Backend, CatalogueBackend, ChainBackend
 DTYPE = object()  # among a case's arguments: the dtype that is tested
 SIZES = (1, 4, 7)  # batches; three threads divide none of them evenly
 EMPTY = ((0, 5, 4, 3),)  # no images
-NOT_KERNELS = {"device_of", "from_host", "to_host", "capture"}  # they take arrays, or what does, but compute nothing
+NOT_KERNELS = {"device_of", "from_host", "to_host", "capture", "next_draw_"}  # they compute nothing
 
 
 def rng(*key: Any) -> np.random.Generator:
@@ -83,10 +85,18 @@ def _shapes(N: int) -> list[tuple[int, ...]]:
     return [(N, 5, 4, 3), (N, 6, 3, 9), (N, 3, 3, 1), (N, 7), (N, 2, 5)]
 
 
+GAPS = [  # dilated, grouped, both: fast kernels leave these to the plain ones
+    conv_geometry((9, 8), (3, 2), (1, 2), "same", (2, 3)),
+    conv_geometry((6, 5), (3, 3), 2, 1, groups=2),
+    conv_geometry((7, 7), (2, 3), 1, "valid", 2, groups=4),
+]
+
+
 def conv_cases(r: np.random.Generator, N: int, g: ConvGeometry, C: int, F: int) -> dict[str, Case]:
-    """A call of each kernel of a convolution, by name."""
-    x, gy = r.normal(size=(N, *g.input_size, C)), r.normal(size=(N, *g.output_size, F))
-    weight, bias, taps = r.normal(size=(*g.kernel_size, C, F)), r.normal(size=F), math.prod(g.kernel_size)
+    """A call of each kernel of a convolution, by name; C and F are the channels and filters of a group."""
+    x, gy = r.normal(size=(N, *g.input_size, C * g.groups)), r.normal(size=(N, *g.output_size, F * g.groups))
+    weight, bias = r.normal(size=(*g.kernel_size, C, F * g.groups)), r.normal(size=F * g.groups)
+    taps = math.prod(g.kernel_size)
     cases = [
         Case("conv2d", (x, weight, bias, g), taps * C + 1, linear=True),
         Case("conv2d_grad_input", (gy, weight, g), taps * F, linear=True),
@@ -102,7 +112,8 @@ def without_bias(case: Case) -> Case:
 
 def _convolution(name: str) -> Callable[[np.random.Generator, int], Iterator[Case]]:
     def cases(r: np.random.Generator, N: int) -> Iterator[Case]:
-        for g, channels in [*itertools.product(GEOMETRIES, CHANNELS), (GEOMETRIES[0], (0, 5))]:
+        whole = [*itertools.product(GEOMETRIES, CHANNELS), (GEOMETRIES[0], (0, 5))]
+        for g, channels in [*whole, *itertools.product(GAPS, ((1, 1), (3, 2)))]:
             if channels[0] or name == "conv2d_grad_input":  # whose result may have no channels
                 yield (case := conv_cases(r, N, g, *channels)[name])
                 if name == "conv2d":
@@ -398,15 +409,86 @@ def _adam_step_(r: np.random.Generator, N: int) -> Iterator[Case]:
         yield Case("adam_step_", (*arrays, scalars, AdamOptions(0.9, 0.999, epsilon, decay)), written=3)
 
 
+WINDOWS = [
+    conv_geometry((6, 5), (3, 2), 1, "same"),
+    conv_geometry((7, 6), (3, 3), 2, (1, 0)),
+    conv_geometry((5, 8), (2, 4), (3, 5), "valid"),
+]
+
+
+def _max_pool(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for g in WINDOWS:
+        yield Case("max_pool", (r.normal(size=(N, *g.input_size, 3)), g))
+
+
+def _windows(name: str) -> Callable[[np.random.Generator, int], Iterator[Case]]:
+    """What goes from images to windows or back, some with the number of a pixel in each window."""
+
+    def cases(r: np.random.Generator, N: int) -> Iterator[Case]:
+        for g in [*WINDOWS, *GEOMETRIES]:
+            back, C = name in ("put_windows", "spread_windows"), CHANNELS[0][0]
+            taps = math.prod(g.kernel_size)
+            numbered = name in ("take_windows", "put_windows")
+            winners = [r.integers(0, taps, (N, *g.output_size, C), dtype=np.int32)] if numbered else []
+            x = r.normal(size=(N, *(g.output_size if back else g.input_size), C))
+            yield Case(name, (x, *winners, g), taps, linear=True)
+
+    return cases
+
+
+KEYS = [
+    (slice(None, None, 2), ...),
+    (..., None, 0),
+    (np.array([1, 0, 1]), ...),
+    (slice(None), np.array([[1, 1], [0, 3]]), ...),
+    (..., np.array([0, 0]), slice(1, 3), np.array([[1], [2]])),
+    (np.array([True, False, True, False, True]), ...),
+    (..., np.array([0, 1, 2, 0, 0])),
+]
+
+
+def _take(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for key in KEYS[2:]:
+        yield Case("take", (r.normal(size=(5, 4, 3 + N, 3)), key))
+
+
+def _add_at(r: np.random.Generator, N: int) -> Iterator[Case]:
+    shape = (5, 4, 3 + N, 3)
+    for key in [*KEYS, (r.integers(0, 5, (40, N)), ...)]:
+        gy = r.normal(size=np.empty(shape)[key].shape)
+        yield Case("add_at", (gy, key, shape), gy.size, linear=True)
+
+
+def _add_rows(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for M, count in ((40 * N, 5), (40 * N, 1), (3, 300), (1, 1)):  # many equal places, and few
+        places = r.integers(0, count, M)
+        yield Case("add_rows", (r.normal(size=(M, 3)), places, count), M, linear=True)
+
+
+def _over_axes(name: str) -> Callable[[np.random.Generator, int], Iterator[Case]]:
+    """Reductions that keep the axes, and the softmax."""
+
+    def cases(r: np.random.Generator, N: int) -> Iterator[Case]:
+        for shape in _shapes(N):
+            for axes in {(0,), (len(shape) - 1,), tuple(range(len(shape)))}:
+                terms = math.prod(shape[a] for a in axes)
+                yield Case(name, (r.normal(size=shape), axes), terms, linear=name == "centred")
+
+    return cases
+
+
 INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
     **{name: _convolution(name) for name in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight")},
     **{name: _elementwise(name) for name in ("relu", "sigmoid", "softplus")},
     "relu_grad": _elementwise("relu_grad", 2),
+    **{name: _windows(name) for name in ("take_windows", "put_windows", "sum_windows", "spread_windows")},
+    **{name: _over_axes(name) for name in ("largest", "smallest", "softmax", "log_softmax", "centred")},
 }
 for _cases in (
     _unit_range, _add_all_, _matmul, _im2col, _col2im, _add_bias, _channel_sum, _sum, _bernoulli_nll, _batch_norm,
     _batch_norm_apply, _batch_norm_grad, _moments, _normalise, _batch_norm_sums, _norm_rows, _norm_grad_rows,
     _norm_gradient, _conv_layer, _conv_chain_inference, _conv_layer_grad, _batch_norm_update_, _sgd_step_, _adam_step_,
+    _max_pool, _take, _add_at, _add_rows,
 ):  # fmt: skip
     INPUTS[_cases.__name__[1:]] = _cases
 
@@ -438,10 +520,12 @@ def subclasses(cls: type = ChainBackend) -> list[type]:
 
 
 def test_every_kernel_has_inputs() -> None:
-    for cls in [Backend, ChainBackend, *subclasses()]:
+    for cls in [*PLAIN_CLASSES, *subclasses()]:
         missing = set(kernels_of(cls)) - set(INPUTS)
         assert not missing, f"{cls.__name__}: add an entry to INPUTS for {sorted(missing)}"
-    assert set(INPUTS) <= {*kernels_of(Backend), *kernels_of(ChainBackend)}, "an entry of INPUTS has no kernel"
+    assert set(INPUTS) <= {name for cls in PLAIN_CLASSES for name in kernels_of(cls)}, (
+        "an entry of INPUTS has no kernel"
+    )
 
 
 def test_every_entry_calls_its_kernel() -> None:
@@ -601,7 +685,7 @@ def compare(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list
     for i, (y, wanted, scale) in enumerate(zip(found, expected, scales, strict=True)):
         what = f"{case.name}{shapes}, result {i}, {dtype}, layout {layout}"
         assert y.shape == wanted.shape, what
-        assert dtypes[i] == dtype, what
+        assert dtypes[i] == (dtype if wanted.dtype.kind == "f" else wanted.dtype), what
         error = float(np.abs(y - wanted).max(initial=0))
         assert error <= bound * scale, f"{what}: error {error:.2e} but at most {bound * scale:.2e}"
     return found

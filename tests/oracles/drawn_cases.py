@@ -9,7 +9,7 @@ import naive
 import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
-from op_cases import BINARY, UNARY, Case, case
+from op_cases import BINARY, INTEGER, UNARY, Case, case
 
 from minigrad import ops
 
@@ -92,6 +92,7 @@ def _geometry(draw: Draw) -> dict[str, Any]:
     g = {
         "kernel": draw(st.tuples(st.integers(1, 5), st.integers(1, 5))),
         "stride": draw(pair),
+        "dilation": draw(st.sampled_from([1, 1, (2, 1), (3, 2)])),
         "padding": draw(st.sampled_from(["same", "valid", 0, 1, (2, 1)])),
         "size": draw(st.tuples(st.integers(1, 8), st.integers(1, 8))),
         "channels": draw(st.tuples(st.integers(1, 5), st.integers(1, 5))),
@@ -102,25 +103,31 @@ def _geometry(draw: Draw) -> dict[str, Any]:
 
 
 def _outputs(g: dict[str, Any]) -> list[int]:
-    sides = zip(g["size"], g["kernel"], g["stride"], (0, 1), strict=True)
+    spans = [naive.span(K, D) for K, D in zip(g["kernel"], naive.pair(g["dilation"]), strict=True)]
+    sides = zip(g["size"], spans, g["stride"], (0, 1), strict=True)
     return [naive.pads_and_output(H, K, S, g["padding"], axis)[1] for H, K, S, axis in sides]
 
 
-def _conv2d(draw: Draw) -> Case:
+def _convolved(draw: Draw) -> tuple[dict[str, Any], int, int, int, dict[str, Any]]:
+    """(geometry, channels of a group, filters of a group, groups, options)."""
     g = _geometry(draw)
-    C, F = g["channels"]
-    bias = [(F,)] if draw(st.booleans()) else []
-    options = {"stride": g["stride"], "padding": g["padding"]}
-    return case("conv2d", (g["N"], *g["size"], C), (*g["kernel"], C, F), *bias, **options)
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    options = {"stride": g["stride"], "padding": g["padding"], "dilation": g["dilation"], "groups": groups}
+    return g, *g["channels"], groups, options
+
+
+def _conv2d(draw: Draw) -> Case:
+    g, C, F, groups, options = _convolved(draw)
+    bias = [(F * groups,)] if draw(st.booleans()) else []
+    return case("conv2d", (g["N"], *g["size"], C * groups), (*g["kernel"], C, F * groups), *bias, **options)
 
 
 def _conv2d_transpose(draw: Draw) -> Case:
     """Back from the output of a convolution to the size of its input."""
-    g = _geometry(draw)
-    C, F = g["channels"]
-    bias = [(F,)] if draw(st.booleans()) else []
-    options = {"stride": g["stride"], "padding": g["padding"], "output_size": g["size"]}
-    return case("conv2d_transpose", (g["N"], *_outputs(g), C), (*g["kernel"], F, C), *bias, **options)
+    g, C, F, groups, options = _convolved(draw)
+    bias = [(F * groups,)] if draw(st.booleans()) else []
+    x, weight = (g["N"], *_outputs(g), C * groups), (*g["kernel"], F, C * groups)
+    return case("conv2d_transpose", x, weight, *bias, output_size=g["size"], **options)
 
 
 def _normalised(draw: Draw, least: int) -> tuple[tuple[int, ...], int]:
@@ -159,6 +166,162 @@ def _softmax_cross_entropy(draw: Draw) -> Case:
     return case("softmax_cross_entropy", (N, K), arrays=(np.array(labels),))
 
 
+def _pooling(op: str) -> Callable[[Draw], Case]:
+    def drawn(draw: Draw) -> Case:
+        g = _geometry(draw)
+        pads = (0, 0) if isinstance(g["padding"], str) else naive.pair(g["padding"])
+        assume(all(2 * p <= K for p, K in zip(pads, g["kernel"], strict=True)))
+        options = {"stride": draw(st.sampled_from([None, g["stride"]])), "padding": g["padding"]}
+        sides = zip(g["size"], g["kernel"], naive.pair(options["stride"] or g["kernel"]), (0, 1), strict=True)
+        assume(all(naive.pads_and_output(H, K, S, g["padding"], axis)[1] for H, K, S, axis in sides))
+        if op == "avg_pool2d":
+            options["count_include_pad"] = draw(st.booleans())
+        return case(op, (g["N"], *g["size"], g["channels"][0]), window=g["kernel"], **options)
+
+    return drawn
+
+
+def _images(draw: Draw) -> tuple[int, ...]:
+    return draw(SIZES), draw(SOME), draw(SOME), draw(SOME)
+
+
+def _part(draw: Draw, size: int) -> Any:
+    """An index of one axis."""
+    ends = st.one_of(st.none(), st.integers(-6, 6))
+    kinds = [st.builds(slice, ends, ends, st.sampled_from([None, 1, 2, -1, -3]))]
+    if size:
+        numbers = st.integers(-size, size - 1)
+        kinds += [numbers, st.lists(numbers, max_size=4).map(lambda found: np.array(found[:1] * 3, int))]
+    kinds.append(st.lists(st.booleans(), min_size=size, max_size=size).map(lambda found: np.array(found, bool)))
+    return draw(st.one_of(kinds))
+
+
+def _getitem(draw: Draw) -> Case:
+    x = shape(draw)
+    parts = [_part(draw, size) for size in x[: draw(st.integers(0, len(x)))]]
+    flags = [i for i, part in enumerate(parts) if getattr(part, "dtype", None) == "bool"]
+    lists = [i for i, part in enumerate(parts) if getattr(part, "dtype", None) == "int64"]
+    for i in flags if lists else flags[1:]:  # two arrays of booleans seldom have as many True
+        parts[i] = slice(None)
+    if len({parts[i].size for i in lists}) > 1:
+        parts = [part if getattr(part, "size", 1) else slice(None) for part in parts]
+    extra = draw(st.sampled_from(["", "none", "dots"]))
+    if extra:
+        parts.insert(
+            draw(st.integers(0, len(parts))) if extra == "none" else len(parts), None if extra == "none" else ...
+        )
+    return case("getitem", x, constants=(tuple(parts),))
+
+
+def _flip(draw: Draw) -> Case:
+    x = shape(draw)
+    axes = draw(st.lists(st.integers(0, max(len(x) - 1, 0)), unique=True, max_size=len(x)))
+    return case("flip", x, axis=draw(st.sampled_from([None, tuple(axes), *axes[:1]])))
+
+
+def _concatenate(draw: Draw) -> Case:
+    x = shape(draw, least=1)
+    axis = draw(st.integers(-len(x), len(x) - 1))
+    sizes = draw(st.lists(SIZES, min_size=1, max_size=3))
+    return case(
+        "concatenate", *(tuple(n if i == axis % len(x) else m for i, m in enumerate(x)) for n in sizes), axis=axis
+    )
+
+
+def _stack(draw: Draw) -> Case:
+    x = shape(draw)
+    return case("stack", *[x] * draw(st.integers(1, 3)), axis=draw(st.integers(-len(x) - 1, len(x))))
+
+
+def _split(draw: Draw) -> Case:
+    x = shape(draw, least=1)
+    axis = draw(st.integers(-len(x), len(x) - 1))
+    parts = draw(st.sampled_from([n for n in (1, 2, 3) if x[axis] % n == 0]))
+    return case(
+        "split", x, constants=(draw(st.one_of(st.just(parts), st.lists(st.integers(0, 5)).map(sorted))),), axis=axis
+    )
+
+
+def _pad(draw: Draw) -> Case:
+    x = shape(draw, least=1)
+    pair = st.tuples(st.integers(0, 3), st.integers(0, 3))
+    widths = draw(st.one_of(st.integers(0, 3), pair, st.tuples(*[pair] * len(x)).map(list)))
+    return case("pad", x, constants=(widths, draw(st.sampled_from([0.0, -1.5]))))
+
+
+def _deviation(op: str) -> Callable[[Draw], Case]:
+    def drawn(draw: Draw) -> Case:
+        before = shape(draw, st.integers(2, 4), least=1)
+        axes = draw(st.lists(st.integers(0, len(before) - 1), unique=True, min_size=1, max_size=len(before)))
+        axis = draw(st.sampled_from([None, tuple(axes), axes[0]]))
+        return case(op, before, axis=axis, keepdims=draw(st.booleans()), correction=draw(st.sampled_from([0, 0.5, 1])))
+
+    return drawn
+
+
+def _softmax(op: str) -> Callable[[Draw], Case]:
+    def drawn(draw: Draw) -> Case:
+        before = shape(draw, least=1)
+        axes = draw(st.lists(st.integers(0, len(before) - 1), unique=True, min_size=1, max_size=len(before)))
+        return case(op, before, axis=draw(st.sampled_from([None, tuple(axes), axes[0]])))
+
+    return drawn
+
+
+def _mask(draw: Draw, of: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(draw(st.integers(0, 99))).random(of) < 0.5
+
+
+def _where(draw: Draw) -> Case:
+    full = shape(draw)
+    return case("where", broadcast(draw, full), broadcast(draw, full), arrays=(_mask(draw, broadcast(draw, full)),))
+
+
+def _dropout(draw: Draw) -> Case:
+    full = shape(draw)
+    mask = _mask(draw, broadcast(draw, full))
+    return case("dropout", full, arrays=(mask,), rate=draw(st.sampled_from([0, 0.1, 0.5, 0.9])))
+
+
+def _squeeze(draw: Draw) -> Case:
+    before = shape(draw)
+    ones = [a for a, n in enumerate(before) if n == 1]
+    axes = tuple(draw(st.lists(st.sampled_from(ones), unique=True))) if ones else ()
+    return case("squeeze", before, axis=draw(st.sampled_from([None, axes, *axes[:1]])))
+
+
+def _expand_dims(draw: Draw) -> Case:
+    before = shape(draw)
+    return case("expand_dims", before, axis=draw(st.integers(-len(before) - 1, len(before))))
+
+
+def _einsum(draw: Draw) -> Case:
+    sizes = {letter: draw(SIZES) for letter in "abcd"}
+    word = st.lists(st.sampled_from("abcd"), unique=True, max_size=3).map("".join)
+    inputs = draw(st.lists(word, min_size=1, max_size=2))
+    result = "".join(draw(st.permutations([x for x in "abcd" if x in "".join(inputs) and draw(st.booleans())])))
+    shapes = [tuple(sizes[letter] for letter in letters) for letters in inputs]
+    return case("einsum", *shapes, constants=(f"{','.join(inputs)}->{result}",))
+
+
+def _layer_norm(draw: Draw) -> Case:
+    both = shape(draw, SOME, least=1)
+    last = both[draw(st.integers(0, len(both) - 1)) :]
+    return case("layer_norm", both, last, last, epsilon=draw(st.sampled_from([1e-3, 1e-5, 0.1])))
+
+
+def _group_norm(draw: Draw) -> Case:
+    groups, size = draw(SOME), draw(st.integers(2, 3))  # PyTorch refuses groups of one value
+    C = groups * size
+    return case("group_norm", (draw(SOME), *shape(draw, SOME)[:2], C), (C,), (C,), groups=groups)
+
+
+def _embedding(draw: Draw) -> Case:
+    count, ids = draw(SOME), shape(draw)[:2]
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    return case("embedding", (count, draw(SIZES)), arrays=(rng.integers(0, count, ids),))
+
+
 DRAWN: dict[str, Callable[[Draw], Case]] = {
     **{op: _unary(op) for op in UNARY},
     **{op: _binary(op) for op in BINARY},
@@ -178,5 +341,28 @@ DRAWN: dict[str, Callable[[Draw], Case]] = {
     "gaussian_nll": _gaussian_nll,
     "softmax_cross_entropy": _softmax_cross_entropy,
     "kl_to_standard_normal": _pairs("kl_to_standard_normal"),
+    "max_pool2d": _pooling("max_pool2d"),
+    "avg_pool2d": _pooling("avg_pool2d"),
+    "upsample_nearest": lambda draw: case("upsample_nearest", _images(draw), factor=draw(st.tuples(SOME, SOME))),
+    "resize_bilinear": lambda draw: case(
+        "resize_bilinear", _images(draw), size=draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    ),
+    "getitem": _getitem,
+    "flip": _flip,
+    "concatenate": _concatenate,
+    "stack": _stack,
+    "split": _split,
+    "pad": _pad,
+    **{op: _reduction(op) for op in ("max", "min")},
+    **{op: _deviation(op) for op in ("var", "std")},
+    **{op: _softmax(op) for op in ("softmax", "log_softmax")},
+    "where": _where,
+    "dropout": _dropout,
+    "squeeze": _squeeze,
+    "expand_dims": _expand_dims,
+    "einsum": _einsum,
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+    "embedding": _embedding,
 }
-assert set(DRAWN) == set(ops.__all__)
+assert set(DRAWN) == set(ops.__all__) - set(INTEGER)

@@ -8,10 +8,12 @@ NumPy serves as a container only. Every function takes and returns float64 array
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ def array(x: Any) -> np.ndarray:
 def broadcast_shape(*shapes: Index) -> Index:
     """NumPy's rule: align at the right; sizes are equal or 1."""
     out = []
-    for back in range(max(map(len, shapes), default=0), 0, -1):
+    for back in range(builtins.max(map(len, shapes), default=0), 0, -1):
         sizes = {shape[-back] for shape in shapes if len(shape) >= back}
         wide = sizes - {1}
         if len(wide) > 1:
@@ -144,6 +146,48 @@ def tanh(x: Any) -> np.ndarray:
     return elementwise(precise_tanh, x)
 
 
+def sin(x: Any) -> np.ndarray:
+    return elementwise(math.sin, x)
+
+
+def cos(x: Any) -> np.ndarray:
+    return elementwise(math.cos, x)
+
+
+def precise_gelu(u: float) -> float:
+    """u / 2 * (1 + tanh v) with v = sqrt(2 / pi) * (u + 0.044715 u^3), where 1 + tanh v = 2 e^v / (e^v + e^-v)."""
+    if u > 30 or u < -30:
+        return u if u > 0 else -0.0
+    x = Decimal(u)
+    inner = (x + Decimal("0.044715") * x**3) * Decimal(2 / math.pi).sqrt(PRECISE)
+    up, down = inner.exp(PRECISE), (-inner).exp(PRECISE)
+    return float(PRECISE.multiply(x, PRECISE.divide(up, PRECISE.add(up, down))))
+
+
+def gelu(x: Any) -> np.ndarray:
+    return elementwise(precise_gelu, x)
+
+
+def silu(x: Any) -> np.ndarray:
+    return elementwise(lambda u: u * precise_sigmoid(u), x)
+
+
+def maximum(a: Any, b: Any) -> np.ndarray:
+    return elementwise(lambda u, v: u if u > v else v, a, b)
+
+
+def minimum(a: Any, b: Any) -> np.ndarray:
+    return elementwise(lambda u, v: u if u < v else v, a, b)
+
+
+def where(condition: Any, a: Any, b: Any) -> np.ndarray:
+    return elementwise(lambda c, u, v: u if c else v, condition, a, b)
+
+
+def dropout(x: Any, kept: Any, *, rate: float) -> np.ndarray:
+    return elementwise(lambda u, c: u / (1 - rate) if c else 0.0, x, kept)
+
+
 # ---- shapes and reductions ----
 
 
@@ -190,6 +234,82 @@ def reduction(f: Callable[[list[float]], float], x: Any, axis: Any, keepdims: bo
 
 def sum(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
     return reduction(math.fsum, x, axis, keepdims)
+
+
+def max(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
+    return reduction(lambda values: sorted(values)[-1], x, axis, keepdims)
+
+
+def min(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
+    return reduction(lambda values: sorted(values)[0], x, axis, keepdims)
+
+
+def argmax(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
+    return reduction(lambda values: values.index(sorted(values)[-1]), x, axis, keepdims).astype(int)
+
+
+def argmin(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
+    return reduction(lambda values: values.index(sorted(values)[0]), x, axis, keepdims).astype(int)
+
+
+def variance(values: list[float], correction: float) -> float:
+    center = math.fsum(values) / len(values)
+    return math.fsum((v - center) ** 2 for v in values) / (len(values) - correction)
+
+
+def var(x: Any, axis: Any = None, keepdims: bool = False, *, correction: float = 0) -> np.ndarray:
+    return reduction(lambda values: variance(values, correction), x, axis, keepdims)
+
+
+def std(x: Any, axis: Any = None, keepdims: bool = False, *, correction: float = 0) -> np.ndarray:
+    return reduction(lambda values: math.sqrt(variance(values, correction)), x, axis, keepdims)
+
+
+def log_softmax(x: Any, axis: Any = -1) -> np.ndarray:
+    x = array(x)
+    return elementwise(lambda u, total: u - total, x, logsumexp(x, axis, keepdims=True))
+
+
+def softmax(x: Any, axis: Any = -1) -> np.ndarray:
+    return elementwise(math.exp, log_softmax(x, axis))
+
+
+def squeeze(x: Any, axis: Any = None) -> np.ndarray:
+    x = array(x)
+    axes = list(range(x.ndim)) if axis is None else [axis] if isinstance(axis, int) else list(axis)
+    axes = [a + x.ndim if a < 0 else a for a in axes]
+    return reshape(x, tuple(n for a, n in enumerate(x.shape) if a not in axes or n != 1))
+
+
+def expand_dims(x: Any, axis: int) -> np.ndarray:
+    shape = list(array(x).shape)
+    shape.insert(axis if axis >= 0 else axis + len(shape) + 1, 1)
+    return reshape(x, tuple(shape))
+
+
+def einsum(subscripts: str, *operands: Any) -> np.ndarray:
+    """A loop over every combination of indices of all letters."""
+    arrays = [array(x) for x in operands]
+    before, result = subscripts.replace(" ", "").split("->")
+    inputs = before.split(",")
+    sizes = {letter: n for part, x in zip(inputs, arrays, strict=True) for letter, n in zip(part, x.shape, strict=True)}
+    y = np.zeros([sizes[letter] for letter in result])
+    for index in indices(sizes.values()):
+        at = dict(zip(sizes, index, strict=True))
+        product = 1.0
+        for part, x in zip(inputs, arrays, strict=True):
+            product *= float(x[tuple(at[letter] for letter in part)])
+        y[tuple(at[letter] for letter in result)] += product
+    return y
+
+
+def embedding(weight: Any, ids: Any) -> np.ndarray:
+    weight = array(weight)
+    y = np.empty((*ids.shape, weight.shape[1]))
+    for index in indices(ids.shape):
+        for d in range(weight.shape[1]):
+            y[(*index, d)] = weight[int(ids[index]), d]
+    return y
 
 
 def mean(x: Any, axis: Any = None, keepdims: bool = False) -> np.ndarray:
@@ -247,31 +367,39 @@ def pads_and_output(size: int, kernel: int, stride: int, padding: Any, axis: int
     """
     if padding == "same":
         rest = size % stride
-        total = max(kernel - (rest if rest else stride), 0)
+        total = builtins.max(kernel - (rest if rest else stride), 0)
         return total // 2, math.ceil(size / stride)
     before = 0 if padding == "valid" else pair(padding)[axis]
     # count the positions at which the whole kernel lies within the padded input
     return before, len([start for start in range(0, size + 2 * before, stride) if start + kernel <= size + 2 * before])
 
 
+def span(kernel: int, dilation: int) -> int:
+    """How many pixels there are from the first that the kernel reads to the last."""
+    return [i * dilation for i in range(kernel)][-1] + 1
+
+
 def conv_positions(
-    sizes: Index, kernel: Index, stride: Any, padding: Any
+    sizes: Index, kernel: Index, stride: Any, padding: Any, dilation: Any = 1
 ) -> tuple[tuple[int, int], list[list[tuple[int, int, int]]]]:
     """Output sizes, and per axis every (output position, kernel position, input position) that meet."""
     outputs, meetings = [], []
-    for axis, (H, K, S) in enumerate(zip(sizes, kernel, pair(stride), strict=True)):
-        before, count = pads_and_output(H, K, S, padding, axis)
+    for axis, (H, K, S, D) in enumerate(zip(sizes, kernel, pair(stride), pair(dilation), strict=True)):
+        before, count = pads_and_output(H, span(K, D), S, padding, axis)
         outputs.append(count)
-        found = [(p, i, p * S + i - before) for p in range(count) for i in range(K)]
+        found = [(p, i, p * S + i * D - before) for p in range(count) for i in range(K)]
         meetings.append([(p, i, h) for p, i, h in found if 0 <= h < H])
     return (outputs[0], outputs[1]), meetings
 
 
-def conv2d(x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0) -> np.ndarray:
+def conv2d(
+    x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> np.ndarray:
+    """Filter f reads the channels of group f * groups // F."""
     x, weight = array(x), array(weight)
-    N, H, W, C = x.shape
-    KH, KW, _, F = weight.shape
-    (OH, OW), (rows, columns) = conv_positions((H, W), (KH, KW), stride, padding)
+    N, H, W, _ = x.shape
+    KH, KW, C, F = weight.shape
+    (OH, OW), (rows, columns) = conv_positions((H, W), (KH, KW), stride, padding, dilation)
     pixels, kernel = x.tolist(), weight.tolist()
     start = [0.0] * F if bias is None else [float(value) for value in bias]
     y = [[[list(start) for _ in range(OW)] for _ in range(OH)] for _ in range(N)]
@@ -280,12 +408,20 @@ def conv2d(x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: A
             for q, j, w in columns:
                 for c in range(C):
                     for f in range(F):
-                        y[n][p][q][f] += pixels[n][h][w][c] * kernel[i][j][c][f]
+                        y[n][p][q][f] += pixels[n][h][w][f * groups // F * C + c] * kernel[i][j][c][f]
     return array(y).reshape(N, OH, OW, F)
 
 
 def conv2d_transpose(
-    x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0, output_size: Any = None
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_size: Any = None,
+    dilation: Any = 1,
+    groups: int = 1,
 ) -> np.ndarray:
     """Every input pixel stamps its kernel into the output."""
     x, weight = array(x), array(weight)
@@ -293,24 +429,26 @@ def conv2d_transpose(
     KH, KW, C, _ = weight.shape
     if output_size is None:
         output_size = []
-        for axis, (size, K, S) in enumerate(zip((OH, OW), (KH, KW), pair(stride), strict=True)):
+        for axis, (size, kernel, S, D) in enumerate(zip((OH, OW), (KH, KW), pair(stride), pair(dilation), strict=True)):
+            K = span(kernel, D)
             if padding == "same":
                 output_size.append(size * S)
             elif padding == "valid":
-                output_size.append(size * S + max(K - S, 0))
+                output_size.append(size * S + builtins.max(K - S, 0))
             else:
                 output_size.append((size - 1) * S + K - 2 * pair(padding)[axis])
     H, W = output_size
-    reached, (rows, columns) = conv_positions((H, W), (KH, KW), stride, padding)
+    reached, (rows, columns) = conv_positions((H, W), (KH, KW), stride, padding, dilation)
     assert reached == (OH, OW)
-    y = np.zeros((N, H, W, C))
-    for n, c in indices((N, C)):
+    y = np.zeros((N, H, W, C * groups))
+    for n, g, c in indices((N, groups, C)):
+        out = g * C + c
         for h, w in indices((H, W)):
-            y[n, h, w, c] = 0.0 if bias is None else float(bias[c])
+            y[n, h, w, out] = 0.0 if bias is None else float(bias[out])
         for p, i, h in rows:
             for q, j, w in columns:
-                for f in range(F):
-                    y[n, h, w, c] += float(x[n, p, q, f]) * float(weight[i, j, c, f])
+                for f in range(g * F // groups, (g + 1) * F // groups):
+                    y[n, h, w, out] += float(x[n, p, q, f]) * float(weight[i, j, c, f])
     return y
 
 
@@ -342,6 +480,29 @@ def batch_statistics(x: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def batch_norm(x: Any, gamma: Any, beta: Any, *, epsilon: float = 1e-3) -> np.ndarray:
     return batch_norm_inference(x, gamma, beta, *batch_statistics(x), epsilon=epsilon)
+
+
+def layer_norm(x: Any, gamma: Any, beta: Any, *, epsilon: float = 1e-3) -> np.ndarray:
+    x, gamma, beta = array(x), array(gamma), array(beta)
+    y, leading = np.empty(x.shape), x.ndim - gamma.ndim
+    for outer in indices(x.shape[:leading]):
+        values = [float(x[(*outer, *inner)]) for inner in indices(gamma.shape)]
+        center, deviation = math.fsum(values) / len(values), math.sqrt(variance(values, 0) + epsilon)
+        for inner, value in zip(indices(gamma.shape), values, strict=True):
+            y[(*outer, *inner)] = (value - center) / deviation * float(gamma[inner]) + float(beta[inner])
+    return y
+
+
+def group_norm(x: Any, gamma: Any, beta: Any, *, groups: int, epsilon: float = 1e-3) -> np.ndarray:
+    x = array(x)
+    y, size = np.empty(x.shape), x.shape[-1] // groups
+    for n, g in indices((x.shape[0], groups)):
+        places = [(n, *pixel, c) for pixel in indices(x.shape[1:-1]) for c in range(g * size, (g + 1) * size)]
+        values = [float(x[place]) for place in places]
+        center, deviation = math.fsum(values) / len(values), math.sqrt(variance(values, 0) + epsilon)
+        for place, value in zip(places, values, strict=True):
+            y[place] = (value - center) / deviation * float(gamma[place[-1]]) + float(beta[place[-1]])
+    return y
 
 
 # ---- losses ----
@@ -389,3 +550,186 @@ def kl_to_standard_normal(mean: Any, log_variance: Any) -> np.ndarray:
         m, s = float(mean[i]), float(log_variance[i])
         terms.append((m * m + math.exp(s) - 1 - s) / 2)
     return array(math.fsum(terms) / mean.shape[0])
+
+
+# ---- pooling and resizing ----
+
+
+def pool(f: Callable[[list[float], int], float], x: Any, window: Any, stride: Any, padding: Any) -> np.ndarray:
+    """f of the list of the real pixels of each window, and of the number of all its pixels."""
+    x = array(x)
+    N, H, W, C = x.shape
+    KH, KW = pair(window)
+    (OH, OW), (rows, columns) = conv_positions((H, W), (KH, KW), window if stride is None else stride, padding)
+    y = np.empty((N, OH, OW, C))
+    for n, p, q, c in indices(y.shape):
+        inside = itertools.product([h for o, _, h in rows if o == p], [w for o, _, w in columns if o == q])
+        y[n, p, q, c] = f([float(x[n, h, w, c]) for h, w in inside], KH * KW)
+    return y
+
+
+def max_pool2d(x: Any, window: Any, *, stride: Any = None, padding: Any = 0) -> np.ndarray:
+    return pool(lambda pixels, _: sorted(pixels)[-1], x, window, stride, padding)
+
+
+def avg_pool2d(
+    x: Any, window: Any, *, stride: Any = None, padding: Any = 0, count_include_pad: bool = False
+) -> np.ndarray:
+    def average(pixels: list[float], count: int) -> float:
+        return math.fsum(pixels) / (count if count_include_pad else len(pixels))
+
+    return pool(average, x, window, stride, padding)
+
+
+def upsample_nearest(x: Any, factor: Any) -> np.ndarray:
+    x = array(x)
+    N, H, W, C = x.shape
+    FH, FW = pair(factor)
+    y = np.empty((N, H * FH, W * FW, C))
+    for n, h, w, c in indices(x.shape):
+        for i, j in indices((FH, FW)):
+            y[n, h * FH + i, w * FW + j, c] = x[n, h, w, c]
+    return y
+
+
+def neighbours(size: int, new_size: int) -> list[list[tuple[int, float]]]:
+    """For each new pixel the old ones between whose centres its own centre is, and their weights; exact fractions."""
+    found = []
+    for p in range(new_size):
+        centre = Fraction(2 * p + 1, 2) * Fraction(size, new_size)
+        if centre <= Fraction(1, 2):
+            found.append([(0, 1.0)])
+        elif centre >= size - Fraction(1, 2):
+            found.append([(size - 1, 1.0)])
+        else:
+            below = math.floor(centre - Fraction(1, 2))
+            share = centre - Fraction(1, 2) - below
+            found.append([(below, float(1 - share)), (below + 1, float(share))][: 2 if share else 1])
+    return found
+
+
+def resize_bilinear(x: Any, size: Any) -> np.ndarray:
+    x = array(x)
+    N, H, W, C = x.shape
+    OH, OW = pair(size)
+    rows, columns = neighbours(H, OH), neighbours(W, OW)
+    y = np.empty((N, OH, OW, C))
+    for n, p, q, c in indices(y.shape):
+        y[n, p, q, c] = math.fsum(u * v * float(x[n, h, w, c]) for h, u in rows[p] for w, v in columns[q])
+    return y
+
+
+# ---- indexing and joining ----
+
+
+def getitem(x: Any, key: Any) -> np.ndarray:
+    """NumPy's guide ("Indexing on ndarrays"), part by part: where arrays are among the parts, numbers count as arrays,
+    all arrays are broadcast, and their axes come where the arrays are, or first if other parts are between them."""
+    x = array(x)
+    parts = list(key) if isinstance(key, tuple) else [key]
+    parts = [np.array(part, None if part else int) if isinstance(part, list) else part for part in parts]
+    flags = [isinstance(part, np.ndarray) and part.dtype == bool for part in parts]
+    used = math.fsum(
+        part.ndim if flag else part is not None and part is not ... for part, flag in zip(parts, flags, strict=True)
+    )
+    if not any(part is ... for part in parts):
+        parts, flags = [*parts, ...], [*flags, False]
+    with_arrays = any(isinstance(part, np.ndarray) for part in parts)
+    axis, ranges, arrays, places = 0, [], [], []
+    for place, (part, flag) in enumerate(zip(parts, flags, strict=True)):
+        if part is None:
+            ranges.append((place, None, [0]))
+        elif part is ... or isinstance(part, slice):
+            for _ in range(x.ndim - int(used) if part is ... else 1):
+                numbers = range(x.shape[axis]) if part is ... else range(*part.indices(x.shape[axis]))
+                ranges.append((place, axis, list(numbers)))
+                axis += 1
+        elif flag:
+            true = [index for index in indices(part.shape) if part[index]]
+            for i in range(part.ndim):
+                arrays.append((axis, np.array([index[i] for index in true], int)))
+                axis += 1
+            places.append(place)
+        else:
+            arrays.append((axis, np.array(part, int)))
+            axis += 1
+            places.append(place)
+    common = broadcast_shape(*(a.shape for _, a in arrays))
+    adjacent = with_arrays and places == list(range(places[0], places[-1] + 1))
+    before = [entry for entry in ranges if not with_arrays or (adjacent and entry[0] < places[0])]
+    after = [entry for entry in ranges if entry not in before]
+    y = np.empty((*(len(r) for _, _, r in before), *common, *(len(r) for _, _, r in after)))
+    for index in indices(y.shape):
+        middle = len(before) + len(common)
+        source = [0] * x.ndim
+        for (_, a, numbers), i in zip(before + after, index[: len(before)] + index[middle:], strict=True):
+            if a is not None:
+                source[a] = numbers[i]
+        for a, numbers in arrays:
+            source[a] = int(pick(numbers, index[len(before) : middle]))
+        y[index] = x[tuple(i + n if i < 0 else i for i, n in zip(source, x.shape, strict=True))]
+    return y
+
+
+def flip(x: Any, axis: Any = None) -> np.ndarray:
+    x = array(x)
+    axes = range(x.ndim) if axis is None else [axis] if isinstance(axis, int) else axis
+    axes = [a + x.ndim if a < 0 else a for a in axes]
+    y = np.empty(x.shape)
+    for index in indices(x.shape):
+        y[tuple(n - 1 - i if a in axes else i for a, (i, n) in enumerate(zip(index, x.shape, strict=True)))] = x[index]
+    return y
+
+
+def concatenate(xs: Any, axis: int = 0) -> np.ndarray:
+    xs = [array(x) for x in xs]
+    axis = axis + xs[0].ndim if axis < 0 else axis
+    shape = list(xs[0].shape)
+    shape[axis] = 0
+    for x in xs:
+        shape[axis] += x.shape[axis]
+    y, start = np.empty(shape), 0
+    for x in xs:
+        for index in indices(x.shape):
+            y[(*index[:axis], start + index[axis], *index[axis + 1 :])] = x[index]
+        start += x.shape[axis]
+    return y
+
+
+def stack(xs: Any, axis: int = 0) -> np.ndarray:
+    xs = [array(x) for x in xs]
+    axis = axis + xs[0].ndim + 1 if axis < 0 else axis
+    y = np.empty((*xs[0].shape[:axis], len(xs), *xs[0].shape[axis:]))
+    for i, x in enumerate(xs):
+        for index in indices(x.shape):
+            y[(*index[:axis], i, *index[axis:])] = x[index]
+    return y
+
+
+def split(x: Any, sections: Any, axis: int = 0) -> list[np.ndarray]:
+    x = array(x)
+    axis = axis + x.ndim if axis < 0 else axis
+    size = x.shape[axis]
+    starts = [size * i // sections for i in range(1, sections)] if isinstance(sections, int) else list(sections)
+    found = []
+    for start, stop in zip([0, *starts], [*starts, size], strict=True):
+        chosen = list(range(size))[start:stop]
+        part = np.empty((*x.shape[:axis], len(chosen), *x.shape[axis + 1 :]))
+        for index in indices(part.shape):
+            part[index] = x[(*index[:axis], chosen[index[axis]], *index[axis + 1 :])]
+        found.append(part)
+    return found
+
+
+def pad(x: Any, widths: Any, value: float = 0.0) -> np.ndarray:
+    x = array(x)
+    if isinstance(widths, int):
+        widths = [(widths, widths)] * x.ndim
+    elif isinstance(widths[0], int):
+        widths = [widths] * x.ndim
+    y = np.empty([before + n + after for (before, after), n in zip(widths, x.shape, strict=True)])
+    for index in indices(y.shape):
+        source = [i - before for i, (before, _) in zip(index, widths, strict=True)]
+        inside = all(0 <= i < n for i, n in zip(source, x.shape, strict=True))
+        y[index] = x[tuple(source)] if inside else value
+    return y

@@ -43,10 +43,10 @@ LAYERS: list[tuple[str, set[str]]] = [
 
 
 def is_core(place: str) -> bool:
-    """Whether a file belongs to what a newcomer reads: not the fast path, tables and lists of names."""
+    """Whether a file belongs to what a newcomer reads: not the catalogue, the fast path, tables and lists of names."""
     folder, _, name = place.rpartition("/")
     if folder in ("minigrad/ops", "minigrad/nn"):
-        return name not in ("conv_chain.py", "summary.py", "__init__.py")
+        return name not in ("catalogue.py", "conv_chain.py", "summary.py", "__init__.py")
     files = ["tensor.py", "optim.py", "random.py", "init.py"]
     files += [f"backend/{name}.py" for name in ("__init__", "geometry", "reference", "device", "errors")]
     return place in [f"minigrad/{file}" for file in files]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..chain import FastBackend, Layer, LayerGradients, LayerOutput, Norm, Source
+from ..chain import FastBackend, Layer, LayerGradients, LayerOutput, Norm, Source, without_gaps
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions, Backend
 from .numpy_channels import Moments, NumpyChannels, row_sums, tiled, where_positive, wide
@@ -69,17 +69,20 @@ class CpuBackend(FastBackend):
 
     # ---- convolution ----
 
+    @without_gaps
     def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: ConvGeometry) -> Array:
         """Faster because im2col, product and bias of a few images at a time stay in the cache."""
         bias_image = None if bias is None else plain_bias(Layer(weight, bias, geometry, False))
         return self.layers.run(convolution, x, weight, bias_image, geometry, relu=False)[0]
 
+    @without_gaps
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
         """Faster because the columns stay in the cache; each thread sums its own shard."""
         weight = np.zeros((*geometry.kernel_size, x.shape[3], gy.shape[3]), x.dtype)
         layer = Layer(weight, None, geometry, transposed=False)
         return self.layers.gradients(gy, None, gy, x, layer, needs_gx=False)[1].sum(axis=0)
 
+    @without_gaps
     def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
         """Faster because a few images at a time stay in the cache and nothing is scattered (see plan.py)."""
         return self.layers.run(adjoint, gy, weight, None, geometry, relu=False)[0]

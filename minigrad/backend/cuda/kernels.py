@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..chain import FastBackend, Layer, LayerGradients, LayerOutput, Norm, Source
+from ..chain import FastBackend, Layer, LayerGradients, LayerOutput, Norm, Source, without_gaps
 from ..errors import DeviceError
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
@@ -184,14 +184,17 @@ class CudaBackend(FastBackend):
 
     # ---- convolution ----
 
+    @without_gaps
     def conv2d(self, x: Array, weight: Array, bias: Array | None, geometry: ConvGeometry) -> Array:
         """Faster because no columns are written: the product reads its numbers from x."""
         return self._correlate(x, None, weight, bias, geometry, adjoint=False)[0]
 
+    @without_gaps
     def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
         """Faster because nothing is scattered: a pixel gathers from the outputs that it took part in."""
         return self._correlate(gy, None, weight, None, geometry, adjoint=True)[0]
 
+    @without_gaps
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
         """Faster because no columns are written, and the pixels are shared by many blocks of threads."""
         return self._added(self._weight_gradient(x, None, gy, None, geometry))

@@ -1,0 +1,383 @@
+"""The catalogue beyond the table of cases: ties, NaN, extreme numbers, many terms, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import naive
+import numpy as np
+import pytest
+from op_cases import INTEGER
+
+import minigrad
+from minigrad import Tensor, nn, ops, optim
+from minigrad.backend.chain import ChainBackend
+from minigrad.testing import adjoint_check
+
+EPS32 = 2.0**-23
+
+
+def leaf(k, values, dtype="float64"):
+    return Tensor(k.from_host(np.array(values, dtype=dtype)), requires_grad=True)
+
+
+def gradients(k, operation, *inputs, gy=None):
+    y = operation(*inputs)
+    y.backward(k.xp.ones_like(y.data) if gy is None else k.from_host(np.array(gy)))
+    return [k.to_host(x.grad).tolist() for x in inputs]
+
+
+# ---- choices ----
+
+
+def test_equal_extremes_share_the_gradient(backend):
+    x = [[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]
+    (largest,) = gradients(backend, lambda x: ops.max(x, axis=1), leaf(backend, x), gy=[1.0, 6.0])
+    assert largest == [[0, 0.5, 0.5], [2, 2, 2]]
+    (smallest,) = gradients(backend, lambda x: ops.min(x, axis=0, keepdims=True), leaf(backend, x), gy=[[1.0, 2, 3]])
+    assert smallest == [[1, 0, 0], [0, 2, 3]]
+    (whole,) = gradients(backend, ops.max, leaf(backend, x))
+    assert whole == [[0, 0.5, 0.5], [0, 0, 0]]
+
+
+def test_equal_elements_of_two_inputs_halve_the_gradient(backend):
+    a, b = [1.0, 2.0, 3.0, -0.0], [2.0, 2.0, 1.0, 0.0]
+    assert gradients(backend, ops.maximum, leaf(backend, a), leaf(backend, b)) == [[0, 0.5, 1, 0.5], [1, 0.5, 0, 0.5]]
+    assert gradients(backend, ops.minimum, leaf(backend, a), leaf(backend, b)) == [[1, 0.5, 0, 0.5], [0, 0.5, 1, 0.5]]
+
+
+def test_not_a_number_wins_and_takes_the_gradient(backend):
+    x = leaf(backend, [[1.0, np.nan, 2.0], [np.nan, np.nan, 0.0]])
+    for op in (ops.max, ops.min):
+        assert np.isnan(op(x, axis=1).numpy()).all()
+        x.grad = None
+        assert gradients(backend, lambda x, op=op: op(x, axis=1), x) == [[[0, 1, 0], [0.5, 0.5, 0]]]
+    a, b = leaf(backend, [np.nan, 1.0]), leaf(backend, [1.0, np.nan])
+    assert np.isnan(ops.maximum(a, b).numpy()).all()
+    assert np.isnan(ops.minimum(a, b).numpy()).all()
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("op", INTEGER)
+def test_indices_of_extremes(op, keepdims, backend):
+    rng = np.random.default_rng(3)
+    for shape in [(3, 4), (2, 3, 2), (5,), (1, 1), (4, 3)]:
+        x = rng.integers(0, 3, shape).astype("float32")  # with many ties
+        for axis in (None, *range(-len(shape), len(shape))):
+            found = getattr(ops, op)(Tensor(backend.from_host(x)), axis, keepdims)
+            assert type(found) is backend.xp.ndarray
+            assert found.dtype.kind == "i"
+            np.testing.assert_array_equal(backend.to_host(found), getattr(naive, op)(x, axis, keepdims))
+    assert int(getattr(ops, op)(Tensor(backend.from_host(np.float32(2))))) == 0
+    assert int(getattr(ops, op)(backend.from_host(np.array([1.0, np.nan, 5.0, -5.0])))) == 1
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("op", INTEGER)
+def test_indices_are_those_of_torch(op):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(3).normal(size=(3, 4, 5))
+    for axis in (None, 0, 1, -1):
+        for keepdims in (False, True):
+            there = getattr(torch, op)(torch.tensor(x), axis, keepdim=keepdims).numpy()
+            np.testing.assert_array_equal(getattr(ops, op)(x, axis, keepdims), there)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "list", "number"])
+def test_where_takes_conditions_of_all_kinds(dtype):
+    condition = {"bool": np.array([True, False]), "list": [True, False], "number": True}[dtype]
+    y = ops.where(condition, Tensor([1.0, 2.0]), 0.0)
+    assert y.numpy().tolist() == ([1, 2] if dtype == "number" else [1, 0])
+    x = Tensor([1.0, -2.0], requires_grad=True)
+    ops.where(x > 0, x, 0.5 * x).sum().backward()
+    assert x.grad.tolist() == [1, 0.5]
+
+
+# ---- softmax and activations ----
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_softmax_of_extreme_logits(dtype, backend):
+    rows = np.array([[1e4, -1e4, 0.0], [88.0, 89.0, -750.0], [-1e30, -1e30, 0.0], [5.0, -np.inf, 5.0]], dtype)
+    x = leaf(backend, rows, dtype)
+    y, z = ops.softmax(x), ops.log_softmax(x)
+    expected = [[1, 0, 0], [1 / (1 + math.e), math.e / (1 + math.e), 0], [0, 0, 1], [0.5, 0, 0.5]]
+    np.testing.assert_allclose(y.numpy(), expected, rtol=4 * EPS32 if dtype == "float32" else 1e-15)
+    np.testing.assert_allclose(z.numpy()[0], [0, -2e4, -1e4])
+    np.testing.assert_allclose(z.numpy()[1:2], naive.log_softmax(rows[1:2]), rtol=4 * EPS32)
+    y.backward(backend.from_host(np.ones((4, 3), dtype)))
+    assert np.abs(backend.to_host(x.grad)).max() < 1e-6  # the sum is 1 whatever x is
+    one_sided = leaf(backend, [0.0, -1000.0], dtype)
+    ops.log_softmax(one_sided).backward(backend.from_host(np.array([0, 1], dtype)))
+    np.testing.assert_allclose(backend.to_host(one_sided.grad), [-1, 1])  # where log(softmax) would be log 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("op", ["gelu", "silu"])
+def test_gates_over_the_whole_range(op, dtype, backend):
+    """Right to some roundings of the value, also where it vanishes; the gradient is 0 or 1 far out, and finite."""
+    top = float(np.finfo(dtype).max)
+    steps = np.array([0, 1e-30, 1e-3, 0.1, 0.5, 1, 2, 3, 5, 8, 12, 50, 99, 101, 1e4, 1e12, 1e25, top])
+    numbers = np.concatenate([steps, -steps]).astype(dtype)
+    x = leaf(backend, numbers, dtype)
+    y = getattr(ops, op)(x)
+    eps = float(np.finfo(dtype).eps)
+    expected = getattr(naive, op)(numbers)
+    # the argument of the exponential is rounded to some eps of itself, so its result to that many eps
+    inner = np.minimum(np.abs(numbers.astype("float64")), 30) ** (3 if op == "gelu" else 1)
+    error = np.abs(y.numpy().astype("float64") - expected)
+    assert (error <= eps * (8 + 4 * inner) * np.abs(expected) + 2 * float(np.finfo(dtype).tiny)).all()
+    y.backward(backend.from_host(np.ones(len(numbers), dtype)))
+    gradient = backend.to_host(x.grad)
+    assert np.isfinite(gradient).all()
+    far = np.abs(numbers) > 200
+    np.testing.assert_allclose(gradient[far], numbers[far] > 0, atol=1e-30)
+
+
+def test_gelu_is_near_its_exact_form():
+    x = np.linspace(-6, 6, 1001)
+    exact = [u * 0.5 * (1 + math.erf(u / math.sqrt(2))) for u in x]
+    assert 1e-4 < np.abs(ops.gelu(x).numpy() - exact).max() < 5e-4
+
+
+# ---- sums of many numbers, and of far ones ----
+
+
+def test_the_variance_keeps_its_digits_when_the_mean_is_large(backend):
+    """Mean 4096 and deviations of 0.25, exact in float32: the mean of x^2 minus the squared mean would lose all."""
+    signs = np.where(np.arange(3 * 1000) % 3, 1.0, -1.0).reshape(3, 1000)
+    x = (4096 + 0.25 * signs).astype("float32")
+    exact = x.astype("float64").var(axis=1)
+    found = ops.var(Tensor(backend.from_host(x)), axis=1).numpy()
+    np.testing.assert_allclose(found, exact, rtol=8 * EPS32)
+    np.testing.assert_allclose(ops.std(Tensor(backend.from_host(x.T)), axis=0).numpy(), np.sqrt(exact), rtol=8 * EPS32)
+    ones, zeros = (backend.from_host(v) for v in (np.ones(1000, "float32"), np.zeros(1000, "float32")))
+    y = ops.layer_norm(Tensor(backend.from_host(x)), ones, zeros, epsilon=0).numpy()
+    deviations = x.astype("float64") - x.astype("float64").mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(y, deviations / np.sqrt(exact)[:, None], rtol=16 * EPS32)
+
+
+def test_the_deviation_of_equal_numbers_has_the_gradient_zero(backend):
+    x = leaf(backend, [[0.1, 0.1, 0.1], [1.0, 2.0, 3.0]])
+    (gradient,) = gradients(backend, lambda x: ops.std(x, axis=1), x)
+    np.testing.assert_allclose(gradient, [[0, 0, 0], np.array([-1, 0, 1]) / math.sqrt(6)], atol=1e-15)
+
+
+def test_an_extreme_of_many_equal_numbers_gives_each_its_share(backend):
+    x = leaf(backend, np.ones((100_000, 1)), "float32")
+    (gradient,) = gradients(backend, ops.max, x)
+    np.testing.assert_allclose(gradient, 1e-5, rtol=EPS32)
+
+
+# ---- a table of vectors ----
+
+
+def test_rows_that_repeat_are_added_up_in_the_gradient(backend):
+    rng = np.random.default_rng(0)
+    ids, gy = rng.integers(0, 7, (40, 5)), rng.normal(size=(40, 5, 3))
+    weight = leaf(backend, np.zeros((9, 3)))
+    ops.embedding(weight, backend.from_host(ids)).backward(backend.from_host(gy))
+    expected = np.zeros((9, 3))
+    for place in naive.indices(ids.shape):
+        expected[ids[place]] += gy[place]
+    np.testing.assert_allclose(backend.to_host(weight.grad), expected, rtol=1e-13, atol=1e-14)
+
+
+def test_centring_is_its_own_adjoint(backend):
+    k = ChainBackend(backend.xp)
+    adjoint_check(lambda x: k.centred(x, (0, 2)), lambda x: k.centred(x, (0, 2)), (3, 2, 4), (3, 2, 4))
+
+
+def test_an_embedding_learns():
+    """The layer's table, by gradients of the rows that occur; the others stay."""
+    table = nn.Embedding(5, 2)
+    table.initialize(1)
+    before = table.weight.numpy().copy()
+    assert 0.3 < before.std() < 2
+    optimizer = optim.SGD(table.parameters(), 0.5)
+    ids, targets = np.array([[0, 3], [3, 1]]), np.ones((2, 2, 2), np.float32)
+    for _ in range(60):
+        optimizer.zero_grad()
+        ops.mse(table(ids), targets).backward()
+        optimizer.step()
+    np.testing.assert_allclose(table.weight.data[[0, 1, 3]], 1, atol=1e-3)
+    assert np.array_equal(table.weight.data[[2, 4]], before[[2, 4]])
+
+
+# ---- empty arrays ----
+
+EMPTY = [(0,), (0, 3), (3, 0), (2, 0, 3), (5, 0, 0)]
+REDUCTIONS = ["sum", "mean", "logsumexp", "max", "min", "argmax", "argmin", "var", "std"]
+
+
+@pytest.mark.parametrize("shape", EMPTY, ids=str)
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_reductions_of_empty_arrays(name, shape, backend):
+    """Over axes that have elements the result is empty; over those that have none only a sum is known."""
+    for axis in (*range(len(shape)), None):
+        for keepdims in (False, True):
+            x = leaf(backend, np.zeros(shape), "float32")
+            count = math.prod(shape) if axis is None else shape[axis]
+            if not count and name not in ("sum", "logsumexp"):
+                with pytest.raises(ValueError, match=rf"^{name}: .*axis {axis} of shape {re.escape(str(shape))}"):
+                    getattr(ops, name)(x, axis, keepdims)
+                continue
+            y = getattr(ops, name)(x, axis, keepdims)
+            assert y.shape == np.zeros(shape).sum(axis, keepdims=keepdims).shape
+            if name not in INTEGER:
+                y.backward(backend.xp.ones_like(y.data))
+                assert (x.grad.shape, x.grad.dtype) == (shape, "float32")
+
+
+@pytest.mark.parametrize("shape", EMPTY, ids=str)
+def test_softmax_and_norms_of_empty_arrays(shape, backend):
+    operations = [
+        lambda x: ops.softmax(x, axis=0),
+        ops.softmax,
+        lambda x: ops.log_softmax(x, axis=None),
+        lambda x: ops.layer_norm(x, ops.sum(x, 0) if x.ndim > 1 else x, ops.sum(x, 0) if x.ndim > 1 else x),
+        lambda x: ops.dropout(x, np.random.default_rng(0), rate=0.5),
+        lambda x: ops.maximum(x, 0.0),
+        lambda x: ops.where(x > 0, x, 0.0),
+    ]
+    for operation in operations:
+        x = leaf(backend, np.zeros(shape), "float32")
+        y = operation(x)
+        assert (y.shape, y.dtype) == (shape, "float32")
+        y.backward(backend.xp.ones_like(y.data))
+        assert (x.grad.shape, x.grad.dtype) == (shape, "float32")
+
+
+# ---- what is refused ----
+
+
+def zeros(*shape):
+    return Tensor(np.zeros(shape))
+
+
+REFUSED = [
+    (lambda: ops.max(zeros(2, 0), axis=1), "max: there are no elements over axis 1 of shape (2, 0)"),
+    (lambda: ops.min(zeros(0)), "min: there are no elements over axis None of shape (0,)"),
+    (lambda: ops.argmax(zeros(0, 3), axis=0), "argmax: there are no elements over axis 0 of shape (0, 3)"),
+    (lambda: ops.argmin(zeros(2), axis=1), "argmin: axis 1 is out of range or repeated for a tensor with 1 axes"),
+    (
+        lambda: ops.var(zeros(2, 3), axis=0, correction=2),
+        "var: 2 elements over axis 0 of shape (2, 3) are too few for correction 2.0",
+    ),
+    (lambda: ops.std(zeros(0)), "std: 0 elements over axis None of shape (0,) are too few for correction 0.0"),
+    (lambda: ops.softmax(zeros()), "softmax: axis -1 is out of range or repeated for a tensor with 0 axes"),
+    (
+        lambda: ops.where(np.array([1, 0]), zeros(2), zeros(2)),
+        "where: condition is int64 but must be boolean, such as x > 0 (condition (2,), a (2,), b (2,))",
+    ),
+    (lambda: ops.squeeze(zeros(2, 1), axis=0), "squeeze: axis 0 of shape (2, 1) must have size 1"),
+    (lambda: ops.expand_dims(zeros(2), 2), "expand_dims: axis 2 is out of range or repeated for a tensor with 2 axes"),
+    (
+        lambda: ops.einsum("ij,jk", zeros(2, 3), zeros(3, 4)),
+        "einsum: 'ij,jk' of shapes (2, 3), (3, 4): needs one or two operands and letters such as 'ij,jk->ik'",
+    ),
+    (
+        lambda: ops.einsum("i,i,i->i", zeros(2), zeros(2), zeros(2)),
+        "einsum: 'i,i,i->i' of shapes (2,), (2,), (2,): needs one or two operands and letters such as 'ij,jk->ik'",
+    ),
+    (
+        lambda: ops.einsum("ij,j->i", zeros(2, 3)),
+        "einsum: 'ij,j->i' of shapes (2, 3): each operand needs one letter per axis",
+    ),
+    (
+        lambda: ops.einsum("ijk->i", zeros(2, 3)),
+        "einsum: 'ijk->i' of shapes (2, 3): each operand needs one letter per axis",
+    ),
+    (
+        lambda: ops.einsum("ii->i", zeros(2, 2)),
+        "einsum: 'ii->i' of shapes (2, 2): a letter may occur only once in each operand and in the result",
+    ),
+    (
+        lambda: ops.einsum("i.->i", zeros(2, 2)),
+        "einsum: 'i.->i' of shapes (2, 2): a letter may occur only once in each operand and in the result",
+    ),
+    (
+        lambda: ops.einsum("ij,jk->ik", zeros(2, 3), zeros(4, 5)),
+        "einsum: 'ij,jk->ik' of shapes (2, 3), (4, 5): j has the sizes 3 and 4",
+    ),
+    (lambda: ops.einsum("ij->ik", zeros(2, 3)), "einsum: 'ij->ik' of shapes (2, 3): no operand has k"),
+    (
+        lambda: ops.layer_norm(zeros(2, 3), zeros(2), zeros(2)),
+        "layer_norm: gamma and beta must have the shape of x's last axes (x (2, 3), gamma (2,), beta (2,))",
+    ),
+    (
+        lambda: ops.layer_norm(zeros(3), zeros(2, 3), zeros(2, 3)),
+        "layer_norm: gamma and beta must have the shape of x's last axes (x (3,), gamma (2, 3), beta (2, 3))",
+    ),
+    (
+        lambda: ops.layer_norm(zeros(2, 3), zeros(), zeros()),
+        "layer_norm: gamma and beta must have the shape of x's last axes (x (2, 3), gamma (), beta ())",
+    ),
+    (
+        lambda: ops.group_norm(zeros(2, 4), zeros(3), zeros(4), groups=2),
+        "group_norm: x (N, ..., C) needs gamma and beta (C,) (x (2, 4), gamma (3,), beta (4,))",
+    ),
+    (
+        lambda: ops.group_norm(zeros(2, 4), zeros(4), zeros(4), groups=3),
+        "group_norm: 3 groups do not divide 4 channels (x (2, 4), gamma (4,), beta (4,))",
+    ),
+    (lambda: nn.GroupNorm(0, 4), "GroupNorm: 0 groups do not divide 4 channels"),
+    (lambda: ops.dropout(zeros(2), [True, False], rate=1), "dropout: rate is 1 but must be at least 0 and below 1"),
+    (lambda: nn.Dropout(-0.1), "Dropout: rate is -0.1 but must be at least 0 and below 1"),
+    (
+        lambda: ops.dropout(zeros(2, 3), np.ones((2, 3)), rate=0.5),
+        "dropout: kept must be boolean and broadcast to x (kept float64 (2, 3), x (2, 3))",
+    ),
+    (
+        lambda: ops.dropout(zeros(1, 3), np.ones((2, 3), bool), rate=0.5),
+        "dropout: kept must be boolean and broadcast to x (kept bool (2, 3), x (1, 3))",
+    ),
+    (lambda: ops.embedding(zeros(3), [0]), "embedding: weight must be (K, D) (weight (3,), ids (1,))"),
+    (
+        lambda: ops.embedding(zeros(3, 2), [0.0]),
+        "embedding: ids are float64 but must be integers (weight (3, 2), ids (1,))",
+    ),
+    (
+        lambda: ops.embedding(zeros(3, 2), [1, -1]),
+        "embedding: ids must be in 0 ... 2, found -1 ... 1 (weight (3, 2), ids (2,))",
+    ),
+    (
+        lambda: ops.embedding(zeros(3, 2), [[3]]),
+        "embedding: ids must be in 0 ... 2, found 3 ... 3 (weight (3, 2), ids (1, 1))",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "text"), REFUSED, ids=[text.split(":")[0] for _, text in REFUSED])
+def test_refused_with_exactly_this_message(call, text):
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        call()
+
+
+@pytest.mark.usefixtures("cupy_double", "restored_backends")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ops.where(np.ones(2, bool), there(2), there(2)),
+        lambda: ops.embedding(there(2, 2), np.zeros(2, int)),
+        lambda: ops.dropout(there(2), np.ones(2, bool), rate=0.5),
+        lambda: ops.maximum(there(2), zeros(2)),
+        lambda: there(2) == zeros(2),
+    ],
+)
+def test_an_array_of_another_device_is_refused(call):
+    with pytest.raises(TypeError, match=r"(where|embedding|dropout|Maximum|comparison): .*cuda:0.*cpu"):
+        call()
+
+
+def there(*shape):
+    return Tensor(minigrad.use(device="cuda", kernels="plain").from_host(np.zeros(shape)))
+
+
+@pytest.mark.parametrize("op", ["maximum", "minimum", "where"])
+def test_a_gradient_that_nobody_needs_is_not_computed(op):
+    for needed in range(2):
+        inputs = [Tensor(np.ones(3), requires_grad=i == needed) for i in range(2)]
+        y = ops.where([True] * 3, *inputs) if op == "where" else getattr(ops, op)(*inputs)
+        assert [g is not None for g in y.creator.backward(np.ones(3))] == [i == needed for i in range(2)]
