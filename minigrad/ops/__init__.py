@@ -67,7 +67,8 @@ Tensor.__getitem__ = _indexing.getitem
 
 _METHODS = (
     "abs", "argmax", "argmin", "clip", "cos", "exp", "expand_dims", "flip", "log", "log_softmax", "logsumexp", "max",
-    "min", "relu", "sigmoid", "sin", "softmax", "split", "sqrt", "squeeze", "std", "tanh", "var",
+    "min", "relu", "sigmoid", "sin", "softmax", "split", "sqrt", "squeeze", "std",
+    "swapaxes", "tanh", "var",
 )  # fmt: skip
 for _name in _METHODS:
     setattr(Tensor, _name, globals()[_name])
