@@ -7,6 +7,7 @@ backend/cuda/ compute the same faster and are compared with it.
 from . import init, nn, ops, optim, random
 from .anomaly import AnomalyError, detect_anomaly
 from .backend import Backend, DeviceError, available, backend_of, get_num_threads, set_num_threads, to_device, use
+from .higher_order import grad
 from .profiler import profile
 from .tensor import Function, Tensor, evaluation, no_grad
 
@@ -23,6 +24,7 @@ __all__ = [
     "detect_anomaly",
     "evaluation",
     "get_num_threads",
+    "grad",
     "init",
     "nn",
     "no_grad",

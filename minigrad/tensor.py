@@ -163,7 +163,7 @@ class Tensor:
     __matmul__ = __rmatmul__ = __pow__ = __neg__ = __abs__ = __getitem__ = _operation
     abs = clip = cos = exp = log = relu = sigmoid = sin = sqrt = tanh = _operation
     log_softmax = logsumexp = max = mean = min = softmax = std = sum = var = _operation
-    expand_dims = flip = reshape = squeeze = transpose = _operation
+    expand_dims = flip = reshape = squeeze = swapaxes = transpose = _operation
 
     def __len__(self) -> int:
         return len(self.data)
@@ -215,15 +215,15 @@ class Tensor:
         self.data, self.grad = in_memory(self.data), in_memory(self.grad)
 
     @quietly
-    def backward(self, gy: Operand = None) -> None:
+    def backward(self, gy: Operand = None, retain_graph: bool = False) -> None:
         """Add the gradient of (this tensor * gy).sum() to `grad` of every leaf that requires one.
 
-        Functions run backward in the reverse of the order in which they ran, so that each has received the gradients of
-        all its uses when its turn comes. The arrays that a function saved are released as soon as they are used.
+        The arrays that a function saved are released as soon as they are used.
 
         Args:
             gy: the gradient with respect to this tensor, of its shape and dtype. May be omitted for a single number,
                 where it is 1.
+            retain_graph: keep what is saved, so that this graph can be used again.
 
         Raises:
             RuntimeError: nothing here requires a gradient; part of the graph was already used; or needed values were
@@ -232,35 +232,26 @@ class Tensor:
         """
         if not self.requires_grad:
             raise RuntimeError("backward: this tensor does not require a gradient, nor does anything it was made from")
-        gy = self._checked_gradient(gy)
+        gy = self.checked_gradient(gy)
         if self.creator is None:
             _add_to_grad({self: gy})
             return
-        # Gradients that wait: of an output until its function runs backward, under the function's order (a Function has
-        # one output); of a leaf until the end, under the leaf.
-        waiting: dict[int | Tensor, Array] = {self.creator.order: gy}
         retained: dict[Tensor, Array] = {}
-        queue = [(-self.creator.order, self.creator)]  # a heap: the function that ran last comes first
-        while queue:
-            _, function = heapq.heappop(queue)
-            gy, y = waiting.pop(function.order), function.retained()
-            if y is not None:
-                retained[y] = gy
-            for x, gx in function.run_backward(gy):
-                receiver = x if x.creator is None else x.creator.order
-                if receiver in waiting:
-                    # not in place, because gx may be shared; as_array, because NumPy adds two 0-d arrays to a scalar
-                    waiting[receiver] = as_array(waiting[receiver] + gx)
-                    continue
-                waiting[receiver] = gx
-                if x.creator is not None:
-                    heapq.heappush(queue, (-x.creator.order, x.creator))
-        _add_to_grad(retained | {x: gx for x, gx in waiting.items() if isinstance(x, Tensor)})
 
-    def _checked_gradient(self, gy: Operand) -> Array:
+        def run(function: Function, gy: Array) -> list[tuple[Tensor, Array]]:
+            if (y := function.retained()) is not None:
+                retained[y] = gy
+            return function.run_backward(gy, retain_graph)
+
+        # not in place, because gx may be shared; as_array, because NumPy adds two 0-d arrays to a scalar
+        leaves = walk(self.creator, gy, run, lambda a, b: as_array(a + b))
+        _add_to_grad(retained | leaves)
+
+    def checked_gradient(self, gy: Operand, name: str = "backward") -> Array:
+        """gy as an array; 1 for None and a single number. `name` is the operation, for messages."""
         if gy is None:
             if self.size != 1:
-                raise ValueError(f"backward: a tensor of shape {self.shape} needs gy; only a single number does not")
+                raise ValueError(f"{name}: a tensor of shape {self.shape} needs gy; only a single number does not")
             return backend_of(self.data).xp.ones_like(self.data)
         if isinstance(gy, Real):
             gy = backend_of(self.data).xp.full((), gy, dtype=self.dtype)
@@ -268,9 +259,34 @@ class Tensor:
         backend_of(self.data, gy)
         if gy.shape != self.shape or gy.dtype != self.dtype:
             raise ValueError(
-                f"backward: gy is {gy.dtype} of shape {gy.shape} but the tensor is {self.dtype} of shape {self.shape}"
+                f"{name}: gy is {gy.dtype} of shape {gy.shape} but the tensor is {self.dtype} of shape {self.shape}"
             )
         return gy
+
+
+def walk(
+    last: Function, gy: Any, run: Callable[[Function, Any], list[tuple[Tensor, Any]]], add: Callable[[Any, Any], Any]
+) -> dict[Tensor, Any]:
+    """The gradient of each leaf, from that of the last function's output.
+
+    Functions run backward in the reverse of the order in which they ran, so that each has received the gradients of all
+    its uses when its turn comes. run(function, gy) gives pairs (input, its gradient); `add` adds two gradients.
+    """
+    # Gradients that wait: of an output until its function runs backward, under the function's order (a Function has one
+    # output); of a leaf until the end, under the leaf.
+    waiting: dict[int | Tensor, Any] = {last.order: gy}
+    queue = [(-last.order, last)]  # a heap: the function that ran last comes first
+    while queue:
+        _, function = heapq.heappop(queue)
+        for x, gx in run(function, waiting.pop(function.order)):
+            receiver = x if x.creator is None else x.creator.order
+            if receiver in waiting:
+                waiting[receiver] = add(waiting[receiver], gx)
+                continue
+            waiting[receiver] = gx
+            if x.creator is not None:
+                heapq.heappush(queue, (-x.creator.order, x.creator))
+    return {x: gx for x, gx in waiting.items() if isinstance(x, Tensor)}
 
 
 def _add_to_grad(gradients: dict[Tensor, Array]) -> None:
@@ -371,14 +387,28 @@ class Function:
             )
         return tuple(x if x is None or isinstance(x, Tensor) else Tensor(k.xp.full((), x, dtype=dtype)) for x in given)
 
-    def run_backward(self, gy: Array) -> list[tuple[Tensor, Array]]:
-        """Pairs (input, its gradient) for the inputs that need one. Works only once."""
+    def run_backward(self, gy: Array, keep: bool = False) -> list[tuple[Tensor, Array]]:
+        """Pairs (input, its gradient) for the inputs that need one. Works only once, unless the graph is kept."""
+        self.check_usable()
+        pairs = [(x, as_array(gx)) for x, gx in self.paired(self.backward(gy))]
+        if not keep:
+            order = self.order
+            vars(self).clear()  # releases the saved arrays and the way to earlier functions
+            vars(self).update(order=order, used=True)  # so that a second walk comes here and is told that it was used
+        return pairs
+
+    def check_usable(self) -> None:
+        """Raise RuntimeError if the graph was released, or what is needed was changed."""
         if self.inputs is None:
             raise RuntimeError(
-                f"backward: the graph through this {self.name} was used before and released; compute the result again"
+                f"backward: the graph through this {self.name} was used before and released; compute the result again, "
+                "or use retain_graph=True"
             )
         check_unwritten(self)
-        gxs = self.backward(gy)
+
+    def paired(self, gxs: tuple[Any, ...]) -> list[tuple[Tensor, Any]]:
+        """Pairs (input, its gradient) for the inputs that need one, from the result of `backward`."""
+        assert self.inputs is not None
         if len(gxs) != len(self.inputs):
             raise ValueError(f"{self.name}.backward: {len(gxs)} gradients for {len(self.inputs)} inputs")
         pairs = []
@@ -388,8 +418,9 @@ class Function:
             if gx is None or gx.shape != x.shape or gx.dtype != x.dtype:
                 found = "None" if gx is None else f"{gx.dtype} {gx.shape}"
                 raise ValueError(f"{self.name}.backward: gradient {i} is {found} but input {i} is {x.dtype} {x.shape}")
-            pairs.append((x, as_array(gx)))
-        order = self.order
-        vars(self).clear()  # releases the saved arrays and the way to earlier functions
-        vars(self).update(order=order, used=True)  # so that a second walk comes here and is told that it was used
+            pairs.append((x, gx))
         return pairs
+
+    def check_device(self, x: Any, *others: Array) -> None:
+        """Raise TypeError unless arrays among the options are on the device of the input x."""
+        backend_of(x.data if isinstance(x, Tensor) else x, *others, what=self.name)

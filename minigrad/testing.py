@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, backend_of, default_backend
+from .higher_order import grad
 from .random import generator
-from .tensor import Tensor, no_grad
+from .tensor import Tensor
 
 ROUNDING = 2.0**-52  # of float64
 
@@ -76,6 +77,22 @@ def gradcheck(
             )
 
 
+def gradgradcheck(
+    function: Callable[..., Tensor], *inputs: Any, parameters: Iterable[Tensor] = (), seed: int = 0
+) -> None:
+    """Compare second derivatives with central differences of the first: `gradcheck` of each gradient of function, as a
+    function of all inputs and of gy.
+
+    Args, Raises: as for `gradcheck`.
+    """
+    checked = [x for x in (*inputs, *parameters) if isinstance(x, Tensor) and x.requires_grad]
+    y = function(*inputs)
+    random = generator(seed, "gradgradcheck").normal(size=y.shape)
+    gy = Tensor(backend_of(y.data).from_host(random), requires_grad=True)
+    for x in checked:
+        gradcheck(lambda x=x: grad(function(*inputs), x, gy, create_graph=True), parameters=[*checked, gy], seed=seed)
+
+
 def _gradients(y: Tensor, gy: np.ndarray, tensors: Sequence[Tensor]) -> list[np.ndarray]:
     """What y.backward(gy) adds to each tensor's grad, which is put back."""
     k = backend_of(y.data)
@@ -103,11 +120,10 @@ def _differences(function: Callable[[], Tensor], x: Tensor, gy: np.ndarray, epsi
         return np.array(function().numpy())
 
     try:
-        with no_grad():
-            for index in np.ndindex(x.shape):
-                high, low = float(original[index] + epsilon), float(original[index] - epsilon)
-                change = value(index, high) - value(index, low)  # before the sum, so that other outputs cancel exactly
-                numeric[index] = np.sum(gy * change) / (high - low)  # the step as it was rounded
+        for index in np.ndindex(x.shape):
+            high, low = float(original[index] + epsilon), float(original[index] - epsilon)
+            change = value(index, high) - value(index, low)  # before the sum, so that other outputs cancel exactly
+            numeric[index] = np.sum(gy * change) / (high - low)  # the step as it was rounded
     finally:
         x.data[...] = k.from_host(original)
     return numeric

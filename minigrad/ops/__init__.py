@@ -65,8 +65,8 @@ _TWO_SIDED: dict[str, Any] = {
 _OPERATORS = {"pow": _elementwise.pow, "neg": _elementwise.neg, "abs": _elementwise.abs, "getitem": _indexing.getitem}
 _METHODS = (
     "abs", "argmax", "argmin", "clip", "cos", "exp", "expand_dims", "flip", "log", "log_softmax", "logsumexp", "max",
-    "mean", "min", "relu", "reshape", "sigmoid", "sin", "softmax", "split", "sqrt", "squeeze", "std", "sum", "tanh",
-    "transpose", "var",
+    "mean", "min", "relu", "reshape", "sigmoid", "sin", "softmax", "split", "sqrt", "squeeze", "std", "sum",
+    "swapaxes", "tanh", "transpose", "var",
 )  # fmt: skip
 for _name, _function in _TWO_SIDED.items():
     setattr(Tensor, f"__{_name}__", _function)

@@ -1,7 +1,7 @@
 """Elementwise operations: arithmetic with broadcasting, exp and friends, activations.
 
 Each operation is a Function class, which has the formula and the gradient, and below it the lower-case function that
-applies it. Inputs are tensors, arrays or Python numbers; shapes broadcast as in NumPy. Gradients are first order.
+applies it. Inputs are tensors, arrays or Python numbers; shapes broadcast as in NumPy.
 
 `self.k` is the backend of the inputs. An operation calls one of its kernels, such as `self.k.relu`, where a backend may
 have a faster one. Where one call of the array library is enough, it uses an operator or a function of `self.k.xp`,
@@ -225,7 +225,7 @@ class Clip(Function):
         return self.k.xp.clip(x, self.low, self.high)
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (gy * ((self.x >= self.low) & (self.x <= self.high)),)
+        return (self.k.xp.where((self.x >= self.low) & (self.x <= self.high), gy, 0),)
 
 
 def clip(x: Operand, low: float = -math.inf, high: float = math.inf) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from ..backend import Array, as_array, backend_of
+from ..backend import Array, as_array
 from ..tensor import Function, Operand, Tensor
 from .elementwise import unbroadcast
 
@@ -113,7 +113,7 @@ class SoftmaxCrossEntropy(Function):
 
     def forward(self, logits: Array) -> Array:
         labels, xp = as_array(self.labels), self.k.xp
-        backend_of(logits, labels, what=self.name)
+        self.check_device(logits, labels)
         if logits.ndim != 2 or not logits.size or labels.shape not in (logits.shape[:1], (len(logits), 1)):
             raise ValueError(
                 "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), "

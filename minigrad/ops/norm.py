@@ -5,7 +5,7 @@ Read next: loss.py (conv_chain.py only if curious).
 
 from __future__ import annotations
 
-from ..backend import Array, backend_of
+from ..backend import Array
 from ..tensor import Function, Operand, Tensor
 
 __all__ = ["batch_norm", "batch_norm_inference"]
@@ -56,7 +56,7 @@ class BatchNormInference(Function):
         found = [(str(s.dtype), s.shape) for s in (self.mean, self.variance)]
         if found != 2 * [(str(x.dtype), gamma.shape)]:
             raise ValueError(f"batch_norm: mean and variance must be {x.dtype} {gamma.shape}, found {found}")
-        backend_of(x, self.mean, self.variance, what=self.name)
+        self.check_device(x, self.mean, self.variance)
         self.x, self.gamma = x, gamma
         y = self.k.batch_norm_apply(x, gamma, beta, self.mean, self.variance, self.epsilon)
         self.inverse_deviation = 1 / self.k.xp.sqrt(self.variance + self.epsilon)

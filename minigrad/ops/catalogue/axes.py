@@ -5,9 +5,9 @@ from __future__ import annotations
 from operator import index
 
 from ...tensor import Operand, Tensor
-from ..shape import Axis, as_axes, reshape
+from ..shape import Axis, as_axes, reshape, transpose
 
-__all__ = ["expand_dims", "flip", "squeeze"]
+__all__ = ["expand_dims", "flip", "squeeze", "swapaxes"]
 
 
 def squeeze(x: Operand, axis: Axis = None) -> Tensor:
@@ -40,6 +40,22 @@ def expand_dims(x: Operand, axis: int) -> Tensor:
     x = x if isinstance(x, Tensor) else Tensor(x)
     (a,) = as_axes("expand_dims", index(axis), x.ndim + 1)
     return reshape(x, (*x.shape[:a], 1, *x.shape[a:]))
+
+
+def swapaxes(x: Operand, axis_1: int, axis_2: int) -> Tensor:
+    """Two axes exchanged; a view of x.
+
+    >>> ops.swapaxes(np.ones((2, 3, 4)), 0, -1).shape
+    (4, 3, 2)
+
+    Raises:
+        ValueError: an axis is out of range.
+    """
+    x = x if isinstance(x, Tensor) else Tensor(x)
+    order = list(range(x.ndim))
+    (a,), (b,) = (as_axes("swapaxes", index(axis), x.ndim) for axis in (axis_1, axis_2))
+    order[a], order[b] = b, a
+    return transpose(x, tuple(order)) if order else x
 
 
 def flip(x: Operand, axis: Axis = None) -> Tensor:

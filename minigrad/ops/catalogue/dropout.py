@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...backend import Array, backend_of
+from ...backend import Array
 from ...tensor import Function, Operand, Tensor
 
 __all__ = ["dropout"]
@@ -21,7 +21,7 @@ class Dropout(Function):
             self.kept = self.k.from_host(self.kept.random(x.shape, dtype="float32") >= self.rate)
         if self.k.on_host:
             self.kept = self.k.xp.asarray(self.kept)  # NumPy compares a single number to a scalar
-        backend_of(x, self.kept, what="dropout")
+        self.check_device(x, self.kept)
         sizes = zip(reversed(self.kept.shape), reversed(x.shape), strict=False)
         if self.kept.dtype != "bool" or self.kept.ndim > x.ndim or any(m not in (1, n) for m, n in sizes):
             raise ValueError(

@@ -23,7 +23,7 @@ class GetItem(Function):
     def forward(self, x: Array) -> Array:
         self.x_shape, self.key = x.shape, _as_key(self.k, self.key)
         arrays = [part for part in self.key if hasattr(part, "dtype")]
-        backend_of(x, *arrays, what=self.name)
+        self.check_device(x, *arrays)
         try:
             return self.k.take(x, self.key) if arrays else x[self.key]
         except IndexError as error:

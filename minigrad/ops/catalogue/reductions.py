@@ -132,7 +132,7 @@ class Std(Var):
     """y = sqrt(variance).  gx = gy / y * (x - mean) / (count - correction), 0 where y = 0."""
 
     def forward(self, x: Array) -> Array:
-        self.y = as_array(self.k.xp.sqrt(super().forward(x)))
+        self.y = self.k.xp.sqrt(super().forward(x))
         return self.y
 
     def backward(self, gy: Array) -> tuple[Array, ...]:

@@ -69,7 +69,7 @@ class Where(Function):
     def forward(self, a: Array, b: Array) -> Array:
         if self.k.on_host:
             self.condition = self.k.xp.asarray(self.condition)  # a bool or a list of them
-        backend_of(a, self.condition, what="where")
+        self.check_device(a, self.condition)
         if self.condition.dtype != "bool":
             raise ValueError(
                 f"where: condition is {self.condition.dtype} but must be boolean, such as x > 0 "

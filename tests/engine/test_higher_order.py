@@ -1,0 +1,244 @@
+"""Gradients of gradients: differences of first gradients, PyTorch, and what users do with them."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import op_cases
+import pytest
+import test_ops
+
+import minigrad
+from autoencoders.minimal import VAE
+from minigrad import Function, Tensor, nn, ops, optim, testing
+
+STEP = 1e-5
+
+
+def check_second_derivatives(function, inputs: list[np.ndarray], parameters=(), seed: int = 0) -> None:
+    """In a random direction of all inputs, parameters and gy: of the sum of gradient * random vector, by `grad` twice
+    and by differences of first gradients."""
+    rng = np.random.default_rng(seed)
+    xs = [Tensor(x, requires_grad=True) for x in inputs]
+    gy = Tensor(rng.normal(size=function(*xs).shape), requires_grad=True)
+    firsts = [*xs, *parameters]
+    vectors = [rng.normal(size=x.shape) for x in firsts]
+    leaves = [*firsts, gy]
+    direction = [rng.normal(size=x.shape) for x in leaves]
+
+    def total(create_graph: bool, shift: float = 0) -> Tensor:
+        for x, d in zip(leaves, direction, strict=True):
+            x.data[...] += shift * d
+        gradients = minigrad.grad(function(*xs), firsts, gy, create_graph)
+        for x, d in zip(leaves, direction, strict=True):
+            x.data[...] -= shift * d
+        return sum((ops.sum(g * v) for g, v in zip(gradients, vectors, strict=True)), Tensor(np.zeros(())))
+
+    again = total(create_graph=True)
+    assert again.item() == pytest.approx(total(create_graph=False).item(), rel=1e-9, abs=1e-12)
+    found = 0.0
+    for x, d in zip(leaves, direction, strict=True):
+        try:
+            found += float((minigrad.grad(again, x).data * d).sum())
+        except RuntimeError as error:  # linear in x
+            if "does not depend" not in str(error):
+                raise
+    values = [total(create_graph=False, shift=sign * STEP).item() for sign in (1, -1)]
+    scale = max(1.0, *map(abs, values))
+    assert found == pytest.approx((values[0] - values[1]) / (2 * STEP), rel=1e-5, abs=1e-5 * scale)
+
+
+@pytest.mark.parametrize("index", range(len(op_cases.CASES)), ids=lambda i: str(op_cases.CASES[i]))
+def test_second_derivatives_are_the_slopes_of_the_first(index):
+    case = op_cases.CASES[index]
+    if not isinstance(case.run(*map(Tensor, case.inputs())), Tensor):
+        pytest.skip("no tensor, no gradient")
+    check_second_derivatives(case.run, case.inputs(), seed=index)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["stack", "block", "transposed block", "chain", "layer norm", "pooling"])
+def test_second_derivatives_of_layers(name, training):
+    """Fused blocks too: the second reading runs the plain text of the chain."""
+    make, shape = test_ops.LAYERS[name]
+    model = make()
+    model.to(dtype="float64")
+    rng = np.random.default_rng(2)
+    for _, tensor in model.named_tensors():
+        tensor.data[...] += rng.uniform(0.2, 0.8, tensor.shape)
+    model.train(training)
+    check_second_derivatives(model, [op_cases.values(rng, shape)], model.parameters())
+
+
+def test_gradgradcheck_finds_a_wrong_second_derivative():
+    x = Tensor(np.random.default_rng(0).normal(size=(2, 2)), requires_grad=True)
+    testing.gradgradcheck(lambda x: ops.sum(Cubed()(x)), x)
+
+    class Constant(Cubed):
+        def backward(self, gy):
+            return (3 * (self.squares.data if isinstance(self.squares, Tensor) else self.squares) * gy,)
+
+    with pytest.raises(AssertionError, match="gradcheck: parameter 0 of shape"):
+        testing.gradgradcheck(lambda x: ops.sum(Constant()(x)), x)
+
+
+def test_derivatives_of_any_order():
+    x = Tensor([0.5, 2.0], requires_grad=True)
+    y = ops.sum(x**5)
+    for factor, power in ((5, 4), (20, 3), (60, 2), (120, 1), (120, 0)):
+        (y,) = minigrad.grad(y, [x], create_graph=True)
+        np.testing.assert_allclose(y.numpy(), factor * x.numpy() ** power, rtol=1e-6)
+        y = ops.sum(y)
+    assert x.grad is None
+
+
+def test_the_graph_can_be_used_again_and_is_gone_with_its_result():
+    x = Tensor(np.ones((3, 4)), requires_grad=True)
+    y = ops.sum(ops.exp(x) * x)
+    first = minigrad.grad(y, x)
+    again = minigrad.grad(y, x, create_graph=True)
+    np.testing.assert_array_equal(first.numpy(), again.numpy())
+    assert not first.requires_grad
+    second = minigrad.grad(again, x, np.ones((3, 4)))
+    np.testing.assert_allclose(second.numpy(), 3 * np.e)
+    y.backward()
+    np.testing.assert_array_equal(x.grad, first.numpy())
+    watched = weakref.ref(again)
+    del y, again
+    gc.collect()
+    assert watched() is None
+
+
+def test_backward_with_a_retained_graph_adds_up():
+    x = Tensor(2.0, requires_grad=True)
+    y = x * x * x
+    y.backward(retain_graph=True)
+    y.backward()
+    assert float(x.grad) == 24
+    with pytest.raises(RuntimeError, match=r"was used before and released; .*retain_graph=True"):
+        y.backward()
+    with pytest.raises(RuntimeError, match="was used before and released"):
+        minigrad.grad(y, x)
+
+
+def test_grad_of_results_on_the_way_and_of_y_itself():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    h = x * x
+    y = ops.sum(h * h)
+    by_h, by_x, by_y = minigrad.grad(y, (h, x, y))
+    assert by_h.numpy().tolist() == [2, 8]
+    assert by_x.numpy().tolist() == [4, 32]
+    assert by_y.item() == 1
+    twice = minigrad.grad(y, [x, x])
+    assert [g.numpy().tolist() for g in twice] == [[4, 32], [4, 32]]
+
+
+def test_grad_computes_only_what_leads_to_the_wanted(monkeypatch):
+    """The penalty of a gradient with respect to images needs no gradient of the weights on the way."""
+    seen = []
+    plain = ops.conv.Conv2D.backward
+
+    def backward(self, gy):
+        seen.append(self.needs)
+        return plain(self, gy)
+
+    monkeypatch.setattr(ops.conv.Conv2D, "backward", backward)
+    images, weight = (Tensor(np.ones(shape), requires_grad=True) for shape in ((1, 4, 4, 1), (3, 3, 1, 2)))
+    y = ops.sum(ops.conv2d(images, weight))
+    minigrad.grad(y, images, create_graph=True)
+    minigrad.grad(y, images)
+    assert seen == [(True, False, False)] * 2
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_what_cannot_be_differentiated_is_told(create_graph):
+    x, other = Tensor([1.0], requires_grad=True), Tensor([1.0], requires_grad=True)
+    for y, wanted in ((x * 2, other), (Tensor([1.0]), x), (x.detach() * 2, x)):
+        with pytest.raises(RuntimeError, match=r"grad: y does not depend on xs\[0\] \(1,\), or that requires no grad"):
+            minigrad.grad(y, wanted, create_graph=create_graph)
+    with pytest.raises(ValueError, match=r"grad: a tensor of shape \(3,\) needs gy"):
+        minigrad.grad(ops.stack([x, x, x]).reshape(3), x, create_graph=create_graph)
+
+
+class Rounded(Function):
+    """It leaves the array library's functions of self.k.xp."""
+
+    def forward(self, x):
+        self.x = x
+        return np.sin(x)
+
+    def backward(self, gy):
+        return (gy * np.cos(self.x),)
+
+
+class Cubed(Function):
+    """Written as Function's docstring says."""
+
+    def forward(self, x):
+        self.squares = x * x
+        return self.squares * x
+
+    def backward(self, gy):
+        return (3 * self.squares * gy,)
+
+
+def test_a_function_of_ones_own_is_read_again_or_named():
+    x = Tensor([2.0], requires_grad=True)
+    slope = minigrad.grad(Cubed()(x), x, create_graph=True)
+    assert minigrad.grad(slope, x).item() == 12, "what forward keeps depends on x, too"
+    y = Rounded()(x)
+    assert minigrad.grad(y, x).item() == pytest.approx(np.cos(2), rel=1e-6)
+    with pytest.raises(RuntimeError, match="the gradient of Rounded cannot be differentiated: "):
+        minigrad.grad(y, x, create_graph=True)
+
+
+def test_a_hessian_vector_product_of_a_vae():
+    """minimal.VAE with all its losses, in float64, against differences of its gradients."""
+    model = VAE()
+    model.to(dtype="float64")
+    model.train()
+    rng = np.random.default_rng(0)
+    parameters = model.parameters()
+    x, noise = Tensor(rng.uniform(size=(2, 28, 28, 1))), rng.normal(size=(2, 2))
+    vectors = [rng.normal(size=p.shape) / p.size**0.5 for p in parameters]
+
+    def slope(shift: float, create_graph: bool) -> Tensor:
+        """Of the loss in the direction of the vectors, shifted along it."""
+        for p, v in zip(parameters, vectors, strict=True):
+            p.data[...] += shift * v
+        reconstruction, kl = model(x, noise)
+        gradients = minigrad.grad(reconstruction + kl, parameters, create_graph=create_graph)
+        for p, v in zip(parameters, vectors, strict=True):
+            p.data[...] -= shift * v
+        return sum((ops.sum(g * v) for g, v in zip(gradients, vectors, strict=True)), Tensor(np.zeros(())))
+
+    product = minigrad.grad(slope(0, True), parameters)
+    found = sum(float((g.data * v).sum()) for g, v in zip(product, vectors, strict=True))
+    numeric = (slope(1e-6, False).item() - slope(-1e-6, False).item()) / 2e-6
+    assert found == pytest.approx(numeric, rel=1e-4)
+
+
+def test_a_critic_learns_under_a_gradient_penalty():
+    """The penalty (|gradient| - 1)^2 of WGAN-GP falls; its own gradient is checked."""
+    rng = np.random.default_rng(0)
+    critic = nn.Sequential(nn.Dense(2, 8), nn.Tanh(), nn.Dense(8, 1))
+    critic.initialize(0)
+    critic.to(dtype="float64")
+    points = Tensor(rng.normal(size=(6, 2)), requires_grad=True)
+
+    def penalty() -> Tensor:
+        slopes = minigrad.grad(ops.sum(critic(points)), points, create_graph=True)
+        return ops.mean((ops.sqrt(ops.sum(slopes * slopes, 1)) - 1) ** 2)
+
+    testing.gradcheck(penalty, parameters=critic.parameters())
+    optimizer = optim.Adam(critic.parameters(), 0.03)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = penalty()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
