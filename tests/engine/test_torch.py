@@ -160,6 +160,8 @@ class Torch:
     def squeeze(x, axis=None):
         return torch.squeeze(x) if axis is None else torch.squeeze(x, axes_of(x, axis)) if axis != () else x.clone()
 
+    swapaxes = torch.swapaxes
+
     @staticmethod
     def expand_dims(x, axis):
         return torch.unsqueeze(x, axis)

@@ -213,6 +213,13 @@ def transpose(x: Any, *axes: Any) -> np.ndarray:
     return y
 
 
+def swapaxes(x: Any, axis_1: int, axis_2: int) -> np.ndarray:
+    x = array(x)
+    order = list(range(x.ndim))
+    order[axis_1], order[axis_2] = order[axis_2], order[axis_1]
+    return transpose(x, tuple(order))
+
+
 def reduction(f: Callable[[list[float]], float], x: Any, axis: Any, keepdims: bool) -> np.ndarray:
     """f of the list of elements along the axes."""
     x = array(x)

@@ -410,6 +410,7 @@ CASES: list[Case] = [
     *_more_reductions(),
     *(case("where", a, b, arrays=(_mask(c),)) for a, b in BROADCASTS for c in {a, b, (3, 1, 1), ()} if _fit(a, b, c)),
     *(case("squeeze", s, axis=axis) for s, axis in [((2, 1, 3, 1), None), ((1, 2, 1), (0, -1)), ((1, 0), 0), ((), ())]),
+    *(case("swapaxes", s, constants=axes) for s, axes in [((2, 3, 4), (0, -1)), ((2, 3), (1, 1)), ((0, 2), (-2, 1))]),
     *(case("expand_dims", s, axis=axis) for s, axis in [((2, 3), 0), ((2, 3), 1), ((2, 3), -1), ((), 0), ((0, 2), 2)]),
     *(case("einsum", *shapes, constants=(subscripts,)) for subscripts, *shapes in EINSUMS),
     *(case("layer_norm", s, s[-1:], s[-1:]) for s in [(6, 3), (2, 3, 4), (1, 2), (0, 3), (4,)]),
