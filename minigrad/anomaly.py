@@ -53,9 +53,11 @@ class _Checker(Watcher):
         _check(y.data, "the result", self.scope, function.name, "forward")
         return y
 
-    def backward(self, original: Callable[..., Any], function: Function, gy: Array) -> list[tuple[Tensor, Array]]:
+    def backward(
+        self, original: Callable[..., Any], function: Function, gy: Array, keep: bool = False
+    ) -> list[tuple[Tensor, Array]]:
         name, scope = function.name, self.made_in.pop(function.order, None)
-        pairs = original(function, gy)
+        pairs = original(function, gy, keep)
         for _, gx in pairs:
             _check(gx, f"a gradient of shape {gx.shape}", scope, name, "backward")
         return pairs

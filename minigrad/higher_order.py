@@ -288,6 +288,7 @@ class Expm1(Function):
 RECORDED: dict[str, Callable[..., Any]] = {
     **{name: getattr(ops, name) for name in ("abs", "clip", "cos", "exp", "log", "sin", "sqrt", "tanh")},
     **{name: getattr(ops, name) for name in ("concatenate", "maximum", "minimum", "stack", "where")},
+    "copy": lambda x: x,
     "broadcast_to": lambda x, shape: BroadcastTo(shape)(x),
     "expm1": lambda x: Expm1()(x),
     "pad": lambda x, widths, constant_values: ops.pad(x, widths, constant_values),

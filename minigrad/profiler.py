@@ -220,14 +220,16 @@ class _Recorder(Watcher):
         total.bytes += _traffic(function, [*inputs, y.data])
         return y
 
-    def backward(self, original: Callable[..., Any], function: Function, gy: Array) -> list[tuple[Tensor, Array]]:
+    def backward(
+        self, original: Callable[..., Any], function: Function, gy: Array, keep: bool = False
+    ) -> list[tuple[Tensor, Array]]:
         if function.inputs is None:
-            return original(function, gy)  # raises
+            return original(function, gy, keep)  # raises
         inputs = [x.data for x in function.inputs if x is not None]
         products = function.needs[0] + any(function.needs[1:2])
         flops = 2 * products * _multiply_adds(function, inputs, gy)
         with self._timed(self.made_in.pop(function.order, None), function.name, "backward") as total:
-            pairs = original(function, gy)
+            pairs = original(function, gy, keep)
         total.flops += flops
         total.bytes += _traffic(function, [gy, *inputs, *(gx for _, gx in pairs)])
         return pairs

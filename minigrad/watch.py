@@ -80,9 +80,11 @@ class Watcher:
         """An operation runs."""
         return original(function, *operands)
 
-    def backward(self, original: Callable[..., Any], function: Function, gy: Array) -> list[tuple[Tensor, Array]]:
+    def backward(
+        self, original: Callable[..., Any], function: Function, gy: Array, keep: bool = False
+    ) -> list[tuple[Tensor, Array]]:
         """The gradient of an operation is computed."""
-        return original(function, gy)
+        return original(function, gy, keep)
 
     def update(self, original: Callable[..., None], optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         """An optimiser changes its parameters."""

@@ -103,7 +103,7 @@ class ChainBackend(CatalogueBackend):
         slope = ggamma / sqrt(variance + epsilon) / M.
         """
         inverse_deviation = 1 / self.xp.sqrt(variance + epsilon)
-        gbeta, ggamma = sums[0], sums[1] * inverse_deviation
+        gbeta, ggamma = self.xp.copy(sums[0]), sums[1] * inverse_deviation
         scale, slope = gamma * inverse_deviation, ggamma * inverse_deviation / M
         return self.xp.stack([mean, scale, gbeta / M, slope]), ggamma, gbeta
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import defaultdict
 
 import numpy as np
 import op_cases
@@ -51,12 +52,19 @@ def check_second_derivatives(function, inputs: list[np.ndarray], parameters=(), 
     assert found == pytest.approx((values[0] - values[1]) / (2 * STEP), rel=1e-5, abs=1e-5 * scale)
 
 
-@pytest.mark.parametrize("index", range(len(op_cases.CASES)), ids=lambda i: str(op_cases.CASES[i]))
-def test_second_derivatives_are_the_slopes_of_the_first(index):
-    case = op_cases.CASES[index]
+def first_cases() -> list[op_cases.Case]:
+    """Three of each operation; test_torch.py compares all."""
+    found = defaultdict(list)
+    for case in op_cases.CASES:
+        found[case.op].append(case)
+    return [case for cases in found.values() for case in cases[:3]]
+
+
+@pytest.mark.parametrize("case", first_cases(), ids=str)
+def test_second_derivatives_are_the_slopes_of_the_first(case):
     if not isinstance(case.run(*map(Tensor, case.inputs())), Tensor):
         pytest.skip("no tensor, no gradient")
-    check_second_derivatives(case.run, case.inputs(), seed=index)
+    check_second_derivatives(case.run, case.inputs())
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -922,7 +922,7 @@ def test_a_tensor_of_one_element_is_a_number_and_others_are_not():
             convert(Tensor([1.0, 2.0]))
 
 
-LACKING = "1 in x; np.array_equal(x, x); np.asarray(x); np.array([x, x]); np.dot(x, x); x.__setitem__(0, 1.0)"
+LACKING = "1 in x; np.asarray(x); np.array([x, x]); np.dot(x, x); x.__setitem__(0, 1.0)"
 
 
 @pytest.mark.parametrize("use", LACKING.split("; "))

@@ -515,7 +515,7 @@ def subclasses(cls: type = ChainBackend) -> list[type]:
         except ImportError as error:
             if error.name not in ("numba", "cupy"):
                 raise
-    children = [c for c in cls.__subclasses__() if c.__module__.startswith("minigrad.")]
+    children = [c for c in cls.__subclasses__() if c.__module__.startswith("minigrad.backend.")]
     return [*children, *(grandchild for child in children for grandchild in subclasses(child))]
 
 

@@ -213,6 +213,12 @@ def _getitem(draw: Draw) -> Case:
     return case("getitem", x, constants=(tuple(parts),))
 
 
+def _swapaxes(draw: Draw) -> Case:
+    x = shape(draw) or (2,)
+    axis = st.integers(-len(x), len(x) - 1)
+    return case("swapaxes", x, constants=(draw(axis), draw(axis)))
+
+
 def _flip(draw: Draw) -> Case:
     x = shape(draw)
     axes = draw(st.lists(st.integers(0, max(len(x) - 1, 0)), unique=True, max_size=len(x)))
@@ -349,6 +355,7 @@ DRAWN: dict[str, Callable[[Draw], Case]] = {
     ),
     "getitem": _getitem,
     "flip": _flip,
+    "swapaxes": _swapaxes,
     "concatenate": _concatenate,
     "stack": _stack,
     "split": _split,

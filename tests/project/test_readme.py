@@ -32,7 +32,7 @@ def test_the_front_page_is_short_and_has_two_one_line_commands():
 
 
 @pytest.mark.parametrize(
-    "snippet", SNIPPETS, ids=["gradients", "a VAE", "labels", "profile", "operation", "classifier"]
+    "snippet", SNIPPETS, ids=["gradients", "a VAE", "labels", "profile", "operation", "twice", "classifier"]
 )
 def test_a_snippet_runs(snippet, tmp_path):
     command = [sys.executable, "-W", "error", "-c", snippet]
