@@ -1,0 +1,80 @@
+"""The examples with GANs and with gradients of gradients, for a few steps, and their formulas."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from autoencoders.data import load_dataset
+from minigrad import nn
+
+DATA = load_dataset("fashion-mnist-sample")
+FEW = SimpleNamespace(train_images=DATA.train_images[:200], test_images=DATA.test_images[:200])
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / f"scripts/examples/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("dcgan", {"BATCH": 10, "EPOCHS": 2, "load_dataset": lambda _: FEW}), ("wgan_gp", {"BATCH": 64, "STEPS": 100})],
+    ids=["dcgan", "wgan_gp"],
+)
+def test_a_gan_comes_nearer_to_the_data(name, changed, monkeypatch, tmp_path, capsys) -> None:
+    module = example(name)
+    for setting, value in changed.items():
+        monkeypatch.setattr(module, setting, value)
+    monkeypatch.setattr(sys, "argv", [name, "--out", str(tmp_path)])
+    module.main()
+    assert (tmp_path / "samples.png").stat().st_size > 1000
+    before, after = map(float, re.findall(r"([\d.]+) (?:before|after)", capsys.readouterr().out))
+    assert after < 0.6 * before
+
+
+def test_the_energy_distance_of_points() -> None:
+    a, b = np.array([[0.0], [2.0]]), np.array([[1.0], [5.0]])
+    assert example("dcgan").energy_distance(a, b) == pytest.approx(2 * (1 + 5 + 1 + 3) / 4 - 1 - 2)
+
+
+def test_the_penalty_of_a_linear_critic() -> None:
+    critic = nn.Dense(2, 1)
+    critic.weight.data[...] = [[3.0], [4.0]]
+    assert example("wgan_gp").gradient_penalty(critic, np.ones((5, 2), "f4")).item() == pytest.approx((5 - 1) ** 2)
+
+
+def test_a_contractive_autoencoder_has_a_smaller_jacobian() -> None:
+    contractive = example("contractive_autoencoder")
+    images, found = contractive.load(DATA.train_images[:500]), []
+    for penalty in (0.0, 10.0):
+        model = contractive.Autoencoder()
+        model.initialize(0)
+        losses = [loss for loss, _ in contractive.train(model, images, penalty, epochs=2)]
+        assert losses[-1] < 0.9 * losses[0]
+        found.append(contractive.measure(model, images, np.zeros_like(images))[0])
+    assert found[1] < 0.8 * found[0]
+    slopes = (h := 1 / (1 + np.exp(-images @ model.weight.data - model.code_bias.data))) * (1 - h)  # (N, 32)
+    assert found[1] == pytest.approx(np.mean(slopes**2 @ np.sum(model.weight.data**2, axis=0)), rel=1e-4)
+
+
+def test_newtons_method_squares_the_error(capsys) -> None:
+    newton = example("newton")
+    a, b = -1.2, 1.0
+    hessian = newton.derivatives(newton.rosenbrock, np.array([a, b]))[2]
+    np.testing.assert_allclose(hessian, [[2 - 400 * b + 1200 * a**2, -400 * a], [-400 * a, 200]])
+    features, labels = newton.load(DATA.train_images[:1000], DATA.train_labels[:1000])
+    path = list(newton.train(newton.logistic_regression(features, labels), np.zeros(50), 7))
+    errors = [np.linalg.norm(x - path[-1][0]) for x, _, _ in path[2:5]]
+    assert all(after < before**2 for before, after in itertools.pairwise(errors))
+    newton.main()
+    assert re.search(r"loss 0\.4\d+ nats, test accuracy 8\d", capsys.readouterr().out)
