@@ -58,8 +58,9 @@ def logistic_regression(features: np.ndarray, labels: np.ndarray, decay: float =
     return loss
 
 
-def load(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def load(images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Pullovers (0) and coats (1): features (N, 50), which are the means of 4 x 4 pixels and a 1, and labels (N,)."""
+    assert labels is not None  # other data sets may have none
     chosen = (labels == PULLOVER) | (labels == COAT)
     blocks = images[chosen].reshape(-1, 7, 4, 7, 4).mean(axis=(2, 4)).reshape(-1, 49) / 255
     return np.hstack([blocks, np.ones((len(blocks), 1))]), (labels[chosen] == COAT).astype(float)
@@ -76,7 +77,6 @@ def report(name: str, path: list[tuple[np.ndarray, float, float]]) -> None:
 def main() -> None:
     report("Rosenbrock's function", list(train(rosenbrock, np.array([-1.2, 1.0]), 8)))
     data = load_dataset("fashion-mnist-sample")
-    assert data.train_labels is not None and data.test_labels is not None  # other data sets may have none
     features, labels = load(data.train_images, data.train_labels)
     path = list(train(logistic_regression(features, labels), np.zeros(features.shape[1]), 6))
     report("Logistic regression of pullovers and coats", path)
