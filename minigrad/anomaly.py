@@ -56,7 +56,7 @@ class _Checker(Watcher):
     def backward(
         self, original: Callable[..., Any], function: Function, gy: Array, keep: bool = False
     ) -> list[tuple[Tensor, Array]]:
-        name, scope = function.name, self.made_in.pop(function.order, None)
+        name, scope = function.name, self.scope_of(function, keep)
         pairs = original(function, gy, keep)
         for _, gx in pairs:
             _check(gx, f"a gradient of shape {gx.shape}", scope, name, "backward")

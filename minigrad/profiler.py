@@ -228,7 +228,7 @@ class _Recorder(Watcher):
         inputs = [x.data for x in function.inputs if x is not None]
         products = function.needs[0] + any(function.needs[1:2])
         flops = 2 * products * _multiply_adds(function, inputs, gy)
-        with self._timed(self.made_in.pop(function.order, None), function.name, "backward") as total:
+        with self._timed(self.scope_of(function, keep), function.name, "backward") as total:
             pairs = original(function, gy, keep)
         total.flops += flops
         total.bytes += _traffic(function, [gy, *inputs, *(gx for _, gx in pairs)])

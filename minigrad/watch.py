@@ -94,6 +94,10 @@ class Watcher:
         """Gradients are clipped."""
         return original(optimizer, *args, **kwargs)
 
+    def scope_of(self, function: Function, keep: bool) -> Scope | None:
+        """Where the function ran, for its backward pass; forgotten then, unless the graph is kept."""
+        return self.made_in.get(function.order) if keep else self.made_in.pop(function.order, None)
+
     # ---- what is put in the place of the originals ----
 
     def _replace(self, owner: Any, name: str, own: Callable[..., Any]) -> None:

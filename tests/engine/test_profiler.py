@@ -203,6 +203,15 @@ def test_a_second_use_measures_anew() -> None:
 # ---- layers ----
 
 
+def test_a_kept_graph_keeps_the_names_of_its_layers() -> None:
+    net = nn.Sequential({"first": nn.Dense(3, 2)})
+    with minigrad.profile() as p:
+        y = ops.sum(net(floats(2, 3)))
+        y.backward(retain_graph=True)
+        y.backward()
+    assert find(p, "Dense", "backward", layer="first").calls == 2
+
+
 def test_layers_of_the_vae_in_both_directions(vae_profile: Profile) -> None:
     both, rows = ("forward", "backward"), vae_profile.rows
     layers = {d: {(r.layer, r.operation) for r in rows if r.direction == d and r.layer} for d in both}
