@@ -255,7 +255,7 @@ def test_accuracy_of_losses_over_the_whole_float32_range(campaign: Campaign, op:
 
 # Of an infinity PyTorch's formulas, x * a + b for (x - mean) * scale + beta and (1 - target) * logit for
 # softplus(logit) - logit * target, make NaN where ours keep it, or the other way round: what is finite is the same.
-INFINITIES_MEET = ("batch_norm", "batch_norm_inference", "bce_with_logits")
+INFINITIES_MEET = ("batch_norm", "batch_norm_inference", "bce_with_logits", "group_norm")
 PRODUCTS = ("conv2d", "conv2d_transpose", "resize_bilinear")  # what is not finite spreads by products with zeros
 
 
