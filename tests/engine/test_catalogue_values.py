@@ -367,7 +367,7 @@ def test_refused_with_exactly_this_message(call, text):
     ],
 )
 def test_an_array_of_another_device_is_refused(call):
-    with pytest.raises(TypeError, match=r"(where|embedding|dropout|Maximum|comparison): .*cuda:0.*cpu"):
+    with pytest.raises(TypeError, match=r"(Where|embedding|Dropout|Maximum|comparison): .*cuda:0.*cpu"):
         call()
 
 

@@ -21,7 +21,7 @@ class UpsampleNearest(Function):
         _check_images("upsample_nearest", x.shape)
         (N, H, W, C), (FH, FW) = x.shape, self.factor
         self.blocks = N, H, FH, W, FW, C
-        y = self.k.xp.broadcast_to(x[:, :, None, :, None], self.blocks)
+        y = self.k.xp.copy(self.k.xp.broadcast_to(x[:, :, None, :, None], self.blocks))
         return y.reshape(N, H * FH, W * FW, C)
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
