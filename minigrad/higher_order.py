@@ -123,17 +123,16 @@ def _read_again(function: Function, gy: Tensor, needs: tuple[bool, ...]) -> list
 
 
 class Linear(Function):
-    """y = kernel(x, *constants), which is linear in x.  gx = adjoint(gy, *constants of the adjoint)."""
+    """y = kernel(x, *options), which is linear in x.  gx = adjoint(gy, *adjoint_options)."""
 
-    def __init__(self, kernel: str, constants: tuple[Any, ...], adjoint: str, others: Callable[[Array], tuple]) -> None:
-        self.kernel, self.constants, self.adjoint, self.others = kernel, constants, adjoint, others
+    def __init__(self, kernel: str, options: tuple[Any, ...], adjoint: str, adjoint_options: tuple[Any, ...]) -> None:
+        self.kernel, self.options, self.adjoint, self.adjoint_options = kernel, options, adjoint, adjoint_options
 
     def forward(self, x: Array) -> Array:
-        self.back = self.others(x)
-        return getattr(self.k, self.kernel)(x, *self.constants)
+        return getattr(self.k, self.kernel)(x, *self.options)
 
     def backward(self, gy: Array) -> tuple[Array, ...]:
-        return (getattr(self.k, self.adjoint)(gy, *self.back),)
+        return (getattr(self.k, self.adjoint)(gy, *self.adjoint_options),)
 
 
 class Convolution(Conv2D):
@@ -237,24 +236,24 @@ class Recording(ChainBackend):
         return self.take_windows(x, winners, geometry), winners
 
     def take_windows(self, x: Any, winners: Array, geometry: ConvGeometry) -> Any:
-        constants = winners, geometry
-        return Linear("take_windows", constants, "put_windows", lambda _: constants)(x)
+        options = winners, geometry
+        return Linear("take_windows", options, "put_windows", options)(x)
 
     def put_windows(self, gy: Any, winners: Array, geometry: ConvGeometry) -> Any:
-        constants = winners, geometry
-        return Linear("put_windows", constants, "take_windows", lambda _: constants)(gy)
+        options = winners, geometry
+        return Linear("put_windows", options, "take_windows", options)(gy)
 
     def sum_windows(self, x: Any, geometry: ConvGeometry) -> Any:
-        return Linear("sum_windows", (geometry,), "spread_windows", lambda _: (geometry,))(x)
+        return Linear("sum_windows", (geometry,), "spread_windows", (geometry,))(x)
 
     def spread_windows(self, gy: Any, geometry: ConvGeometry) -> Any:
-        return Linear("spread_windows", (geometry,), "sum_windows", lambda _: (geometry,))(gy)
+        return Linear("spread_windows", (geometry,), "sum_windows", (geometry,))(gy)
 
     def take(self, x: Any, key: Any) -> Any:
-        return Linear("take", (key,), "add_at", lambda x: (key, x.shape))(x)
+        return Linear("take", (key,), "add_at", (key, x.shape))(x)
 
     def add_at(self, gy: Any, key: Any, shape: tuple[int, ...]) -> Any:
-        return Linear("add_at", (key, shape), "take", lambda _: (key,))(gy)
+        return Linear("add_at", (key, shape), "take", (key,))(gy)
 
     def interpolation_matrix(self, size: int, new_size: int, dtype: Any) -> Array:
         return self.real.interpolation_matrix(size, new_size, dtype)
