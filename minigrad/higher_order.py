@@ -9,7 +9,7 @@ does anything else with its inputs is named in an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import ops
@@ -22,7 +22,7 @@ from .tensor import Function, Operand, Tensor, walk
 
 
 @quietly
-def grad(y: Tensor, xs: Tensor | Sequence[Tensor], gy: Operand = None, create_graph: bool = False) -> Any:
+def grad(y: Tensor, xs: Tensor | Iterable[Tensor], gy: Operand = None, create_graph: bool = False) -> Any:
     """The gradient of (y * gy).sum() with respect to each x. `grad` attributes stay as they are, and the graph of y can
     be used again.
 
@@ -43,8 +43,13 @@ def grad(y: Tensor, xs: Tensor | Sequence[Tensor], gy: Operand = None, create_gr
     Raises:
         RuntimeError: y does not depend on an x; its graph was released; or a Function cannot be read with Tensors.
         ValueError: gy is missing or has the wrong shape.
+        TypeError: y or an x is no Tensor.
     """
-    wanted = dict.fromkeys((xs,) if isinstance(xs, Tensor) else xs)  # == compares the elements of tensors
+    given = (xs,) if isinstance(xs, Tensor) else tuple(xs)
+    for x in (y, *given):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"grad: y and xs must be Tensors, found a {type(x).__name__}")
+    wanted = dict.fromkeys(given)  # == compares the elements of tensors
     start = y.checked_gradient(gy, "grad")
     start = (gy if isinstance(gy, Tensor) else Tensor(start)) if create_graph else start
     found: dict[Tensor, Any] = {y: start} if y in wanted else {}
@@ -67,7 +72,7 @@ def grad(y: Tensor, xs: Tensor | Sequence[Tensor], gy: Operand = None, create_gr
         if x not in found:
             raise RuntimeError(f"grad: y does not depend on xs[{i}] {x.shape}, or that requires no gradient")
     gradients = {x: gx if isinstance(gx := found[x], Tensor) else Tensor(gx) for x in wanted}
-    return gradients[xs] if isinstance(xs, Tensor) else tuple(gradients[x] for x in xs)
+    return gradients[xs] if isinstance(xs, Tensor) else tuple(gradients[x] for x in given)
 
 
 def _leading_to(wanted: dict[Tensor, None], last: Function) -> dict[int, tuple[bool, ...]]:

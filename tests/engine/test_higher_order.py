@@ -140,7 +140,7 @@ def test_grad_of_results_on_the_way_and_of_y_itself():
     assert by_h.numpy().tolist() == [2, 8]
     assert by_x.numpy().tolist() == [4, 32]
     assert by_y.item() == 1
-    twice = minigrad.grad(y, [x, x])
+    twice = minigrad.grad(y, (x for _ in range(2)))
     assert [g.numpy().tolist() for g in twice] == [[4, 32], [4, 32]]
 
 
@@ -166,6 +166,9 @@ def test_what_cannot_be_differentiated_is_told(create_graph):
     x, other = Tensor([1.0], requires_grad=True), Tensor([1.0], requires_grad=True)
     for y, wanted in ((x * 2, other), (Tensor([1.0]), x), (x.detach() * 2, x)):
         with pytest.raises(RuntimeError, match=r"grad: y does not depend on xs\[0\] \(1,\), or that requires no grad"):
+            minigrad.grad(y, wanted, create_graph=create_graph)
+    for y, wanted in ((2.0, x), (x, [1.0]), (x, np.ones(1))):
+        with pytest.raises(TypeError, match=r"^grad: y and xs must be Tensors, found a float"):
             minigrad.grad(y, wanted, create_graph=create_graph)
     with pytest.raises(ValueError, match=r"grad: a tensor of shape \(3,\) needs gy"):
         minigrad.grad(ops.stack([x, x, x]).reshape(3), x, create_graph=create_graph)
