@@ -20,7 +20,7 @@ from .module import Module, Parameter
 
 
 class Dense(Module):
-    """y = x @ weight + bias, (N, inputs) -> (N, outputs)."""
+    """y = x @ weight + bias, (..., inputs) -> (..., outputs), such as (N, inputs) or (N, length, inputs)."""
 
     def __init__(self, inputs: int, outputs: int, *, initializer: init.Initializer = init.glorot_uniform) -> None:
         self.weight = Parameter((inputs, outputs), initializer, (inputs, outputs))
@@ -30,7 +30,7 @@ class Dense(Module):
         return ops.dense(x, self.weight, self.bias)
 
     def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
-        return x_shape[0] * self.weight.size
+        return math.prod(x_shape[:-1]) * self.weight.size
 
 
 class Conv2D(Module):

@@ -5,6 +5,8 @@ Read next: ../backend/geometry.py, then conv.py.
 
 from __future__ import annotations
 
+import math
+
 from ..backend import Array
 from ..tensor import Function, Operand, Tensor
 from .elementwise import unbroadcast
@@ -42,37 +44,39 @@ def matmul(a: Operand, b: Operand) -> Tensor:
 
 
 class Dense(Function):
-    """y = x @ weight + bias.  gx = gy @ weight^T, gweight = x^T @ gy, gbias = sum of gy over N."""
+    """y = x @ weight + bias.  gx = gy @ weight^T, gweight = x^T @ gy, gbias = sum of gy over all rows."""
 
     bilinear = True
     optional = 1
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        if x.ndim != 2 or weight.ndim != 2:
-            raise ValueError(f"dense: x and weight must have 2 axes (x {x.shape}, weight {weight.shape})")
-        if x.shape[1] != weight.shape[0]:
-            raise ValueError(
-                f"dense: x has {x.shape[1]} features but weight expects {weight.shape[0]} "
-                f"(x {x.shape}, weight {weight.shape})"
-            )
-        if bias is not None and bias.shape != weight.shape[1:]:
-            raise ValueError(f"dense: bias is {bias.shape} but weight {weight.shape} needs {weight.shape[1:]}")
-        self.x, self.weight = x, weight
-        y = self.k.matmul(x, weight)
-        return y if bias is None else self.k.add_bias(y, bias)
+        shapes = f"(x {x.shape}, weight {weight.shape})"
+        if x.ndim < 1 or weight.ndim != 2:
+            raise ValueError(f"dense: x must be (..., D) and weight (D, F) {shapes}")
+        D, F = weight.shape
+        if x.shape[-1] != D:
+            raise ValueError(f"dense: x has {x.shape[-1]} features but weight expects {D} {shapes}")
+        if bias is not None and bias.shape != (F,):
+            raise ValueError(f"dense: bias is {bias.shape} but weight {weight.shape} needs ({F},)")
+        self.leading, count = x.shape[:-1], math.prod(x.shape[:-1])
+        self.x, self.weight = x.reshape(count, D), weight  # one row for each place
+        y = self.k.matmul(self.x, weight)
+        return (y if bias is None else self.k.add_bias(y, bias)).reshape(*self.leading, F)
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        gx = self.k.matmul(gy, self.weight.T) if self.needs[0] else None
+        D, F = self.weight.shape
+        gy = gy.reshape(len(self.x), F)
+        gx = self.k.matmul(gy, self.weight.T).reshape(*self.leading, D) if self.needs[0] else None
         gweight = self.k.matmul(self.x.T, gy) if self.needs[1] else None
         gbias = self.k.channel_sum(gy) if self.needs[2] else None
         return gx, gweight, gbias
 
 
 def dense(x: Operand, weight: Operand, bias: Operand | None = None) -> Tensor:
-    """y = x @ weight + bias.
+    """y = x @ weight + bias, for each row of x.
 
-    Shapes: x (N, D), weight (D, F), bias (F,) -> y (N, F).
-    Gradients: gx = gy @ weight^T, gweight = x^T @ gy, gbias = gy summed over N.
+    Shapes: x (..., D), weight (D, F), bias (F,) -> y (..., F).
+    Gradients: gx = gy @ weight^T, gweight = x^T @ gy, gbias = gy, the last two summed over all rows.
     Raises:
         ValueError: shapes do not fit.
     """

@@ -27,7 +27,7 @@ T, DIGITS = 10, 10  # tokens of a sequence; each is a digit 0 ... 9
 
 
 class Attention(nn.Module):
-    """Self-attention with several heads: softmax(query @ key^T / sqrt(size)) @ value, for tokens (N * T, D)."""
+    """Self-attention with several heads: softmax(query @ key^T / sqrt(size)) @ value, for tokens (N, T, D)."""
 
     def __init__(self, features: int, heads: int) -> None:
         self.query_key_value = nn.Dense(features, 3 * features)
@@ -35,7 +35,8 @@ class Attention(nn.Module):
         self.heads, self.size = heads, features // heads
 
     def forward(self, x: Tensor) -> Tensor:
-        three = self.query_key_value(x).reshape(-1, T, 3, self.heads, self.size)
+        N, T, _ = x.shape
+        three = self.query_key_value(x).reshape(N, T, 3, self.heads, self.size)
         query, key, value = three.transpose(2, 0, 3, 1, 4)  # each (N, heads, T, size)
         weights = ops.softmax(query @ key.swapaxes(-1, -2) / math.sqrt(self.size))  # (N, heads, T, T), rows sum to 1
         read = (weights @ value).transpose(0, 2, 1, 3)  # (N, T, heads, size)
@@ -43,7 +44,7 @@ class Attention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Scores of the digits at each position, (N * T, DIGITS), from sequences of digits (N, T)."""
+    """Scores of the digits at each position, (N, T, DIGITS), from sequences of digits (N, T)."""
 
     def __init__(self, features: int = 64, heads: int = 4) -> None:
         self.digits = nn.Embedding(DIGITS, features)
@@ -55,7 +56,6 @@ class Transformer(nn.Module):
 
     def forward(self, sequences: np.ndarray) -> Tensor:
         x = self.digits(sequences) + self.positions(np.arange(T))  # (N, T, D)
-        x = x.reshape(-1, x.shape[-1])  # (N * T, D), as Dense wants it
         x = x + self.attention(self.norm1(x))
         x = x + self.network(self.norm2(x))
         return self.scores(self.norm3(x))
@@ -66,7 +66,8 @@ def train(model: Transformer, steps: int, batch_size: int = BATCH, seed: int = 0
     optimizer = optim.Adam(model.parameters(), optim.cosine_schedule(3e-3, steps, warmup=steps // 20))
     for step in range(steps):
         sequences = generator(seed, "sequences", step).integers(DIGITS, size=(batch_size, T))
-        loss = ops.softmax_cross_entropy(model(sequences), np.sort(sequences).ravel())
+        scores = model(sequences).reshape(-1, DIGITS)  # (N * T, DIGITS)
+        loss = ops.softmax_cross_entropy(scores, np.sort(sequences).ravel())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -76,7 +77,7 @@ def train(model: Transformer, steps: int, batch_size: int = BATCH, seed: int = 0
 def sort(model: Transformer, sequences: np.ndarray) -> np.ndarray:
     """The digits with the highest scores, (N, T)."""
     with no_grad():
-        return model(sequences).numpy().argmax(axis=1).reshape(-1, T)
+        return model(sequences).numpy().argmax(axis=-1)
 
 
 def main() -> None:

@@ -145,6 +145,8 @@ def test_flops_of_a_fused_block(transposed: bool, needs_input: bool) -> None:
 def test_flops_of_matrix_products() -> None:
     p = run(lambda: ops.dense(leaf(5, 3), leaf(3, 4), leaf(4)))
     assert (find(p, "Dense").flops, find(p, "Dense", "backward").flops) == (2 * 5 * 3 * 4, 4 * 5 * 3 * 4)
+    p = run(lambda: ops.dense(leaf(7, 5, 3), leaf(3, 4)))
+    assert (find(p, "Dense").flops, find(p, "Dense", "backward").flops) == (2 * 7 * 5 * 3 * 4, 4 * 7 * 5 * 3 * 4)
     p = run(lambda: leaf(7, 5, 3) @ leaf(3, 4, requires_grad=False))
     assert (find(p, "MatMul").flops, find(p, "MatMul", "backward").flops) == (2 * 7 * 5 * 3 * 4,) * 2
     p = run(lambda: ops.exp(leaf(5)))

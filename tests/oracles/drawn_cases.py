@@ -83,8 +83,8 @@ def _matmul(draw: Draw) -> Case:
 
 
 def _dense(draw: Draw) -> Case:
-    N, D, F = draw(SIZES), draw(SOME), draw(SOME)
-    return case("dense", (N, D), (D, F), *([(F,)] if draw(st.booleans()) else []))
+    leading, D, F = shape(draw, SIZES)[:2], draw(SOME), draw(SOME)
+    return case("dense", (*leading, D), (D, F), *([(F,)] if draw(st.booleans()) else []))
 
 
 def _geometry(draw: Draw) -> dict[str, Any]:

@@ -351,10 +351,10 @@ def matmul(a: Any, b: Any) -> np.ndarray:
 
 def dense(x: Any, weight: Any, bias: Any = None) -> np.ndarray:
     x, weight = array(x), array(weight)
-    y = np.empty((x.shape[0], weight.shape[1]))
-    for n, f in indices(y.shape):
-        products = [x[n, d] * weight[d, f] for d in range(x.shape[1])]
-        y[n, f] = math.fsum([*products, 0.0 if bias is None else float(bias[f])])
+    y = np.empty((*x.shape[:-1], weight.shape[1]))
+    for *place, f in indices(y.shape):
+        products = [x[(*place, d)] * weight[d, f] for d in range(x.shape[-1])]
+        y[(*place, f)] = math.fsum([*products, 0.0 if bias is None else float(bias[f])])
     return y
 
 

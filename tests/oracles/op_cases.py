@@ -384,8 +384,8 @@ CASES: list[Case] = [
         ]
     ),
     *(
-        case("dense", (N, D), (D, F), *bias)
-        for (N, D, F) in [(3, 4, 5), (1, 1, 1), (7, 2, 3), (0, 3, 2)]
+        case("dense", (*leading, D), (D, F), *bias)
+        for (*leading, D, F) in [(3, 4, 5), (1, 1, 1), (7, 2, 3), (0, 3, 2), (2, 3, 4, 5), (2, 0, 1, 3, 2), (4, 3)]
         for bias in ([], [(F,)])
     ),
     *_convolutions(),
