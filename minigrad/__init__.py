@@ -5,11 +5,12 @@ backend/cuda/ compute the same faster and are compared with it.
 """
 
 from . import init, nn, ops, optim, random
-from .anomaly import AnomalyError, detect_anomaly
-from .backend import Backend, DeviceError, available, backend_of, get_num_threads, set_num_threads, to_device, use
+from .backend import Backend, DeviceError, backend_of, get_num_threads, set_num_threads, to_device, use
+from .backend.available import available
 from .higher_order import grad
-from .profiler import profile
 from .tensor import Function, Tensor, evaluation, no_grad
+from .tools.anomaly import AnomalyError, detect_anomaly
+from .tools.profiler import profile
 
 __version__ = "0.1.0"
 

@@ -1,20 +1,16 @@
-"""A check before the `backward` of a Function: the values that forward saved must not have changed. Also the names of
-tensors and modules for messages."""
+"""A check before the `backward` of a Function: the values that forward saved must not have changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
-
-# Each returns the name of a tensor, or "" if it knows none: nn.module adds one that knows those of parameters.
-namers: list[Callable[[Any], str]] = []
 
 
 def check_unwritten(function: Any) -> None:
     """Raise RuntimeError if an input has changed since it was read, and its old values are needed or its gradient would
     no longer fit."""
-    for i, (x, read) in enumerate(zip(function.inputs or (), function.read, strict=True)):
-        if x is None or read is None or (x.version is read[1] and x.version[0] == read[2]):
+    for i, (x, read) in enumerate(zip(function.inputs, function.read, strict=True)):
+        if x is None or (x.version is read[1] and x.version[0] == read[2]):
             continue
         array, version, count = read
         changed = function.needs[i] and (type(x.data) is not type(array) or x.dtype != array.dtype)
@@ -23,17 +19,10 @@ def check_unwritten(function: Any) -> None:
             changed |= any(function.k.xp.may_share_memory(array, other) for other in saved)
         if changed:
             raise RuntimeError(
-                f"{function.name}.backward: {_name_of(x)} was changed after it was used (e.g. by optimizer.step, "
-                "load_state_dict or model.to), so the gradient is lost; call backward before such a change, or compute "
-                "the result again"
+                f"{function.name}.backward: input {i}, a {x.dtype} tensor of shape {x.shape}, was changed after it was "
+                "used (e.g. by optimizer.step, load_state_dict or model.to), so the gradient is lost; call backward "
+                "before such a change, or compute the result again"
             )
-
-
-def _name_of(tensor: Any) -> str:
-    """The longest name that is known of a tensor, or else what it is."""
-    return max((namer(tensor) for namer in namers), key=len, default="") or (
-        f"a {tensor.dtype} tensor of shape {tensor.shape}"
-    )
 
 
 def _arrays_in(value: Any, kind: type) -> Iterator[Any]:

@@ -196,9 +196,6 @@ class Recording(ChainBackend):
     def channel_sum(self, x: Any) -> Any:
         return ops.sum(x, tuple(range(x.ndim - 1)))
 
-    def matmul(self, a: Any, b: Any) -> Any:
-        return ops.matmul(a, b)
-
     def conv2d(self, x: Any, weight: Any, bias: Any, geometry: ConvGeometry) -> Any:
         return Convolution(geometry)(x, weight, bias)
 
@@ -207,21 +204,6 @@ class Recording(ChainBackend):
 
     def conv2d_grad_weight(self, x: Any, gy: Any, geometry: ConvGeometry) -> Any:
         return WeightGradient(geometry)(x, gy)
-
-    def relu(self, x: Any) -> Any:
-        return ops.relu(x)
-
-    def sigmoid(self, x: Any) -> Any:
-        return ops.sigmoid(x)
-
-    def softplus(self, x: Any) -> Any:
-        return ops.softplus(x)
-
-    def softmax(self, x: Any, axes: tuple[int, ...]) -> Any:
-        return ops.softmax(x, axes)
-
-    def log_softmax(self, x: Any, axes: tuple[int, ...]) -> Any:
-        return ops.log_softmax(x, axes)
 
     def largest(self, x: Any, axes: tuple[int, ...]) -> Any:
         return ops.max(x, axes, keepdims=True)
@@ -262,6 +244,10 @@ class Recording(ChainBackend):
 
     def interpolation_matrix(self, size: int, new_size: int, dtype: Any) -> Array:
         return self.real.interpolation_matrix(size, new_size, dtype)
+
+
+for name in ("matmul", "relu", "sigmoid", "softplus", "softmax", "log_softmax"):
+    setattr(Recording, name, staticmethod(getattr(ops, name)))
 
 
 class BroadcastTo(Function):

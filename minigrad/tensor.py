@@ -34,8 +34,8 @@ _running_order = itertools.count()
 def no_grad(function: Any = None) -> Any:
     """A context in which operations record no graph, so that their results keep no memory for a backward pass.
 
-    It applies to the thread or async task that enters it. It is also a decorator of functions, generators and
-    coroutines: `@no_grad()` or `@no_grad`.
+    It applies to the thread or async task that enters it. It is also a decorator of functions and generators:
+    `@no_grad()` or `@no_grad`.
     """
     return Setting("no_grad", _unrecorded).around(function)
 

@@ -138,8 +138,6 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, 
         raise DeviceError(
             f"kernels {kernels!r} do not exist for device {kind}; choose auto, {', '.join(KERNELS[kind])}"
         )
-    if threads is not None and threads < 1:
-        raise DeviceError(f"threads is {threads} but must be at least 1")
     known = PRECISIONS if kind == "cuda" and kernels != "plain" else PRECISIONS[:1]
     if precision not in known:
         raise DeviceError(f"precision {precision!r}: device {kind} with kernels {kernels} has {', '.join(known)} only")
@@ -148,7 +146,7 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, 
         cupy.cuda.Device(index).use()
         _default = _cuda_backend(kernels, cupy, precision)
     else:
-        _default = _cpu_backend(kernels, threads or _threads)
+        _default = _cpu_backend(kernels, _threads if threads is None else threads)
     _backends[_default.xp.ndarray] = _default
     return _default
 
@@ -164,12 +162,9 @@ def set_num_threads(threads: int | None) -> None:
     """
     global _default, _threads
     _check_not_pinned("set_num_threads")
-    if threads is not None and threads < 1:
-        raise DeviceError(f"threads is {threads} but must be at least 1")
-    _threads = threads
     before = _lookup(np.empty(0))
     after = _backends[np.ndarray] = _cpu_backend(before.kernels, threads)  # a new one: a training may use the old one
-    after.reason = before.reason
+    after.reason, _threads = before.reason, threads
     _default = after if _default is before else _default
 
 
@@ -184,13 +179,10 @@ def again(kind: str, kernels: str, threads: int, precision: str) -> Backend:
 
 
 def _cpu_backend(kernels: str, threads: int | None) -> Backend:
-    if kernels == "plain":
-        backend, reason = ChainBackend(np), "asked for"
-    elif kernels == "numpy":
-        from .cpu.numpy_kernels import CpuBackend
-
-        backend, reason = CpuBackend(threads), "asked for"
-    else:
+    if threads is not None and threads < 1:
+        raise DeviceError(f"threads is {threads} but must be at least 1")
+    backend, reason = ChainBackend(np), "asked for"
+    if kernels in ("auto", "numba"):
         try:
             from .cpu.numba_kernels import JitBackend
 
@@ -201,9 +193,11 @@ def _cpu_backend(kernels: str, threads: int | None) -> Backend:
                     f'kernels numba need Numba: pip install ".[fast]" in the project\'s folder; and a BLAS that it can '
                     f"call ({error})"
                 ) from error
-            from .cpu.numpy_kernels import CpuBackend
+            kernels, reason = "numpy", f"the fastest without Numba, the extra fast: {error}"
+    if kernels == "numpy":
+        from .cpu.numpy_kernels import CpuBackend
 
-            backend, reason = CpuBackend(threads), f"the fastest without Numba, the extra fast: {error}"
+        backend = CpuBackend(threads)
     backend.reason, backend.make = reason, again
     return backend
 
@@ -225,22 +219,6 @@ def _parse(device: str) -> tuple[str, int]:
     if kind not in KERNELS or (colon and not (kind == "cuda" and index.isdecimal())):
         raise DeviceError(f"device {device!r} is not known; choose cpu, cuda or cuda:<index>")
     return kind, int(index or 0)
-
-
-def available() -> dict[str, tuple[str, ...]]:
-    """The devices that work here and their kernel sets, the best first, such as `{"cpu": ("numpy", "plain")}`."""
-    found = {"cpu": KERNELS["cpu"]}
-    try:
-        from .cpu.numba_kernels import matrix_products
-
-        matrix_products()
-    except ImportError:
-        found["cpu"] = tuple(kernels for kernels in KERNELS["cpu"] if kernels != "numba")
-    try:
-        found["cuda"] = KERNELS["cuda"] if importlib.import_module("cupy").cuda.is_available() else ()
-    except ImportError:
-        found["cuda"] = ()
-    return {device: kernels for device, kernels in found.items() if kernels}
 
 
 def to_device(array: Array, device: str) -> Array:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from .memory import free_memory
+from . import memory
 
 Array = Any
 
@@ -58,12 +58,7 @@ class Device:
 
     def free_memory(self) -> int | None:
         """Bytes that new arrays may take on the current device; None if unknown."""
-        if self.on_host:
-            return free_memory()
-        pool, (free, _) = self.xp.get_default_memory_pool(), self.xp.cuda.runtime.memGetInfo()
-        free += pool.free_bytes()
-        limit = pool.get_limit()
-        return min(free, limit - pool.used_bytes()) if limit else free
+        return memory.free_memory() if self.on_host else memory.free_memory_of_gpu(self.xp)
 
     def limit_memory(self, size: int) -> None:
         """Limit the memory of all arrays on the current device to `size` bytes. Does nothing on the host."""

@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def free_memory() -> int | None:
@@ -35,6 +36,14 @@ def free_memory() -> int | None:
     except ImportError:
         pass  # Windows
     return max(0, min(free))
+
+
+def free_memory_of_gpu(cupy: Any) -> int:
+    """Bytes that new arrays may take on the current GPU."""
+    pool, (free, _) = cupy.get_default_memory_pool(), cupy.cuda.runtime.memGetInfo()
+    free += pool.free_bytes()
+    limit = pool.get_limit()
+    return min(free, limit - pool.used_bytes()) if limit else free
 
 
 def keep_freed_memory() -> bool:

@@ -67,8 +67,7 @@ class Conv2D(Module):
         return ops.conv2d(x, self.weight, self.bias, **_options(self))
 
     def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
-        N, OH, OW, _ = y_shape
-        return N * OH * OW * self.weight.size
+        return math.prod(y_shape[:3]) * self.weight.size
 
 
 class Conv2DTranspose(Module):
@@ -107,8 +106,7 @@ class Conv2DTranspose(Module):
         return ops.conv2d_transpose(x, self.weight, self.bias, output_size=self.output_size, **_options(self))
 
     def multiply_adds(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
-        N, OH, OW, _ = x_shape
-        return N * OH * OW * self.weight.size
+        return math.prod(x_shape[:3]) * self.weight.size
 
 
 class BatchNorm(Module):

@@ -12,18 +12,17 @@ Read next: layers.py.
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from .. import checks, init
+from .. import init
 from ..backend import Array, as_array, backend_of, default_backend, quietly, to_device
 from ..context import Setting
 from ..random import generator
-from ..tensor import Tensor, evaluation, is_evaluating, no_grad
-from .summary import format_summary
+from ..tensor import Tensor, is_evaluating
+from .summary import format_summary, run_layers
 
 _training: ContextVar[tuple[Setting, ...]] = ContextVar("minigrad_training", default=())
 _parameters_made = itertools.count()
@@ -245,16 +244,7 @@ class Sequential(Module):
 
     def summary_rows(self, input_shape: tuple[int, ...]) -> list[tuple[str, Module, tuple[int, ...], int]]:
         """(name, layer, output shape, multiply-adds) of each layer, found by running one image of zeros."""
-        rows: list[tuple[str, Module, tuple[int, ...], int]] = []
-        parameters = self.parameters()
-        k = backend_of(parameters[0].data) if parameters else default_backend()
-        with evaluation(), no_grad():
-            x = Tensor(k.xp.zeros((1, *input_shape), dtype=parameters[0].dtype if parameters else "float32"))
-            for name, layer in self.layers.items():
-                y = layer(x)
-                rows.append((name, layer, y.shape[1:], layer.multiply_adds(x.shape, y.shape)))
-                x = y
-        return rows
+        return run_layers(self, input_shape)
 
 
 def training() -> Setting:
@@ -278,18 +268,3 @@ def _first(pairs: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         if id(x) not in seen:
             seen.add(id(x))
             yield name, x
-
-
-def modules_alive() -> list[Module]:
-    """All modules in this process, except those under construction."""
-    found = [x for x in gc.get_objects() if issubclass(type(x), Module)]
-    return [x for x in found if not isinstance(x, Sequential) or "layers" in vars(x)]
-
-
-def _name_in_a_model(tensor: Tensor) -> str:
-    """The longest name of a parameter in the models of this process."""
-    names = [name for module in modules_alive() for name, x in module.named_parameters() if x is tensor]
-    return max(names, key=len, default="")
-
-
-checks.namers.append(_name_in_a_model)

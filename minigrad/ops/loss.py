@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 
-from ..backend import Array, as_array
+from ..backend import Array
 from ..tensor import Function, Operand, Tensor
 from .elementwise import unbroadcast
 
-__all__ = ["bce_with_logits", "gaussian_nll", "kl_to_standard_normal", "mse", "softmax_cross_entropy"]
+__all__ = ["bce_with_logits", "gaussian_nll", "kl_to_standard_normal", "mse"]
 
 LOG_2_PI = math.log(2 * math.pi)
 
@@ -103,54 +103,6 @@ def gaussian_nll(mean: Operand, targets: Operand, log_variance: Operand = 0.0) -
         ValueError: shapes differ or are empty.
     """
     return GaussianNLL()(mean, targets, log_variance)
-
-
-class SoftmaxCrossEntropy(Function):
-    """y = -sum(log softmax(logits)[label]) / N.  glogits = (softmax(logits) - one_hot) / N * gy."""
-
-    def __init__(self, labels: Array) -> None:
-        self.labels = labels
-
-    def forward(self, logits: Array) -> Array:
-        labels, xp = as_array(self.labels), self.k.xp
-        self.check_device(logits, labels)
-        if logits.ndim != 2 or not logits.size or labels.shape not in (logits.shape[:1], (len(logits), 1)):
-            raise ValueError(
-                "softmax_cross_entropy: needs logits (N, K), N and K >= 1, and labels (N,), "
-                f"found {logits.shape} and {labels.shape}"
-            )
-        labels, kind = labels.reshape(-1), labels.dtype.kind
-        broken = labels[labels != xp.floor(labels)] if kind == "f" else labels[:0]  # NaN differs from itself
-        if kind not in "biuf" or broken.size:
-            found = f"{float(broken[0])} among them" if broken.size else labels.dtype
-            raise ValueError(f"softmax_cross_entropy: labels must be whole numbers, the classes; found {found}")
-        if self.k.on_host and (labels.min() < 0 or labels.max() >= logits.shape[1]):
-            raise ValueError(
-                f"softmax_cross_entropy: labels must lie in 0 ... {logits.shape[1] - 1}, "
-                f"found {labels.min()} ... {labels.max()}"
-            )
-        self.one_hot = (labels[:, None] == xp.arange(logits.shape[1])).astype(logits.dtype)  # (N, K)
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        self.log_softmax = shifted - xp.log(self.k.sum(xp.exp(shifted), (1,), keepdims=True))
-        return -self.k.sum(xp.where(self.one_hot > 0, self.log_softmax, 0)) / len(logits)  # 0 * -inf would be NaN
-
-    def backward(self, gy: Array) -> tuple[Array, ...]:
-        return ((self.k.xp.exp(self.log_softmax) - self.one_hot) * (gy / len(self.one_hot)),)
-
-
-def softmax_cross_entropy(logits: Operand, labels: Array) -> Tensor:
-    """-log softmax(logits)[label], averaged over N.
-
-    Shapes: logits (N, K); labels (N,) or (N, 1), whole numbers 0 ... K - 1 of any dtype (not a Tensor) -> a single
-        number.
-    Unit: nats per example.
-    Gradients: glogits = (softmax(logits) - one_hot(labels)) / N.
-    Raises:
-        TypeError: labels is a Tensor, None, text, masked, ...
-        ValueError: shapes do not fit, a label is not a whole number, or it is outside 0 ... K - 1. (The range is
-            checked only on the CPU, because the check would wait for a GPU. On a GPU such a label adds 0 to the loss.)
-    """
-    return SoftmaxCrossEntropy(labels)(logits)
 
 
 class KLToStandardNormal(Function):

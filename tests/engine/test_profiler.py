@@ -16,8 +16,9 @@ import strict_cupy
 
 import minigrad
 from autoencoders import VAE
-from minigrad import Function, Tensor, nn, no_grad, ops, optim, profiler
-from minigrad.profiler import OUTSIDE, Profile, Row
+from minigrad import Function, Tensor, nn, no_grad, ops, optim
+from minigrad.tools import profiler
+from minigrad.tools.profiler import OUTSIDE, Profile, Row
 
 
 class Square(Function):

@@ -1,7 +1,7 @@
 """The rules of the source tree: who imports whom, how much there is to read, what may be in it.
 
-`backend <- tensor <- ops <- nn, optim <- autoencoders <- scripts, benchmarks`; tensor.py, ops/ and nn/ see no array
-library; the core path stays readable in one evening; nothing loads code from data; `import minigrad` is light.
+`backend <- tensor <- ops <- nn, optim <- tools <- autoencoders <- scripts, benchmarks`; tensor.py, ops/ and nn/ see no
+array library; the core path stays readable in one evening; nothing loads code from data; `import minigrad` is light.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ TOP_LEVEL = {"minigrad", "autoencoders", "scripts", "tests", "benchmarks", "pypr
 ARRAY_FREE = ("minigrad/tensor.py", "minigrad/ops/", "minigrad/nn/", "minigrad/nn.py")
 ARRAY_LIBRARIES = {"numpy", "cupy", "numba", "threading", "concurrent", "multiprocessing"}
 
-# what a part of the tree may import; each part includes the ones before it
+# what a part of the tree may import
 LAYERS: list[tuple[str, set[str]]] = [
     ("backend", set()),
-    ("tensor", {"backend"}),
-    ("ops", {"backend", "tensor"}),
+    ("checks", set()),
+    ("context", set()),
     ("init", set()),
     ("random", set()),
     ("serialize", set()),
-    ("nn", {"backend", "tensor", "ops", "init", "random"}),
-    ("optim", {"backend", "tensor", "ops", "init", "random", "nn"}),
-    ("watch", {"backend", "tensor", "ops", "nn", "optim"}),
-    ("profiler", {"backend", "tensor", "ops", "nn", "optim", "watch"}),
-    ("anomaly", {"backend", "tensor", "ops", "nn", "optim", "watch"}),
+    ("tensor", {"backend", "checks", "context"}),
+    ("ops", {"backend", "tensor"}),
+    ("nn", {"backend", "context", "tensor", "ops", "init", "random"}),
+    ("optim", {"backend", "tensor", "nn"}),
+    ("higher_order", {"backend", "tensor", "ops"}),
+    ("testing", {"backend", "tensor", "random", "higher_order"}),
+    ("tools", {"backend", "tensor", "ops", "nn", "optim"}),
 ]
 
 
@@ -47,7 +49,7 @@ def is_core(place: str) -> bool:
     folder, _, name = place.rpartition("/")
     if folder in ("minigrad/ops", "minigrad/nn"):
         return name not in ("catalogue.py", "conv_chain.py", "summary.py", "__init__.py")
-    files = ["tensor.py", "optim.py", "random.py", "init.py"]
+    files = ["tensor.py", "checks.py", "context.py", "optim.py", "random.py", "init.py"]
     files += [f"backend/{name}.py" for name in ("__init__", "geometry", "reference", "device", "errors")]
     return place in [f"minigrad/{file}" for file in files]
 
@@ -114,7 +116,9 @@ def test_imports_go_one_way(place: str) -> None:
         ("minigrad/backend/reference.py", "from ..ops.conv import Conv2D"),
         ("minigrad/backend/cpu/plan.py", "from ...tensor import Tensor"),
         ("minigrad/optim.py", "import autoencoders.data"),
-        ("minigrad/profiler.py", "from . import serialize"),
+        ("minigrad/optim.py", "from .tools.watch import Watcher"),
+        ("minigrad/higher_order.py", "from . import tools"),
+        ("minigrad/tools/watch.py", "import autoencoders.data"),
         ("autoencoders/data.py", "from scripts.evaluate import main"),
         ("benchmarks/ops.py", "import scripts.evaluate"),
     ],

@@ -40,13 +40,8 @@ def softmax(x: Operand, axis: Axis = -1) -> Tensor:
     return Softmax(axis)(x)
 
 
-class LogSoftmax(Function):
+class LogSoftmax(Softmax):
     """y = x - log of the sum of e^x over axes.  gx = gy - e^y * sum of gy."""
-
-    k: CatalogueBackend
-
-    def __init__(self, axis: Axis) -> None:
-        self.axis = axis
 
     def forward(self, x: Array) -> Array:
         self.axes = as_axes("log_softmax", self.axis, x.ndim)

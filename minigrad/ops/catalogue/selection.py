@@ -1,7 +1,8 @@
-"""Comparisons, and operations that choose between two inputs."""
+"""Comparisons, and operations that choose one of several values, element by element."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from numbers import Real
@@ -11,7 +12,48 @@ from ...backend import Array, as_array, backend_of, quietly
 from ...tensor import Function, Operand, Tensor
 from ..elementwise import unbroadcast
 
-__all__ = ["maximum", "minimum", "where"]
+__all__ = ["abs", "clip", "maximum", "minimum", "where"]
+
+
+class Abs(Function):
+    """y = |x|.  gx = gy * sign(x)."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.xp.abs(x)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (gy * self.k.xp.sign(self.x),)
+
+
+def abs(x: Operand) -> Tensor:
+    """Magnitude. Gradients: sign(x), 0 at 0."""
+    return Abs()(x)
+
+
+class Clip(Function):
+    """y = min(max(x, low), high).  gx = gy where low <= x <= high, else 0."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return self.k.xp.clip(x, self.low, self.high)
+
+    def backward(self, gy: Array) -> tuple[Array, ...]:
+        return (self.k.xp.where((self.x >= self.low) & (self.x <= self.high), gy, 0),)
+
+
+def clip(x: Operand, low: float = -math.inf, high: float = math.inf) -> Tensor:
+    """min(max(x, low), high). Gradients: 1 within the limits and on them, 0 outside.
+
+    Raises:
+        ValueError: low > high, or one is NaN.
+    """
+    if not low <= high:
+        raise ValueError(f"clip: low {low} is above high {high}")
+    return Clip(float(low), float(high))(x)
 
 
 class Maximum(Function):

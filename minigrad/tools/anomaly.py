@@ -10,13 +10,13 @@ Every result is checked, and on a GPU the program waits for each one. Use it to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from . import optim
-from .backend import Array, backend_of
-from .context import Context
-from .tensor import Function, Operand, Tensor
+from .. import optim
+from ..backend import Array, backend_of
+from ..tensor import Function, Operand, Tensor
 from .watch import Scope, Watcher, layer_name, names_alive
 
 
@@ -24,27 +24,20 @@ class AnomalyError(ArithmeticError):
     """An operation gave a number that is not finite; the message names the layer, the operation and the direction."""
 
 
-class detect_anomaly(Context):
+@contextmanager
+def detect_anomaly() -> Iterator[None]:
     """Inside this context the first operation, gradient or update with a result that is not finite raises.
 
     The inputs of an operation are not checked: infinite data are noticed only when an operation has read them. The
-    context can also decorate functions, but not generators or coroutines.
+    context can also decorate functions, but not generators or coroutines, whose steps would run outside.
 
     Raises:
         AnomalyError: for example "encoder_conv_layer_1, ConvChain, forward: 3 of 50176 numbers of the result are not
             finite"; in a ConvChain a layer includes the ReLU and BatchNorm behind it.
         RuntimeError: on entering, while a profile or another detect_anomaly is active.
     """
-
-    name = "detect_anomaly"
-
-    def __enter__(self) -> None:
-        watching = _Checker().watching(self.name)
-        watching.__enter__()
-        self._watching = watching
-
-    def __exit__(self, *error: Any) -> None:
-        self._watching.__exit__(*error)
+    with _Checker().watching("detect_anomaly"):
+        yield
 
 
 class _Checker(Watcher):
@@ -56,7 +49,7 @@ class _Checker(Watcher):
     def backward(
         self, original: Callable[..., Any], function: Function, gy: Array, keep: bool = False
     ) -> list[tuple[Tensor, Array]]:
-        name, scope = function.name, self.scope_of(function, keep)
+        name, scope = function.name, self.scope_of(function)
         pairs = original(function, gy, keep)
         for _, gx in pairs:
             _check(gx, f"a gradient of shape {gx.shape}", scope, name, "backward")

@@ -12,17 +12,17 @@ one by one.
 from __future__ import annotations
 
 import functools
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from . import nn, optim
-from .backend import Array
-from .backend.cuda.capture import Captured
-from .nn.module import modules_alive
-from .tensor import Function, Operand, Tensor
+from .. import nn, optim
+from ..backend import Array
+from ..backend.cuda.capture import Captured
+from ..tensor import Function, Operand, Tensor
 
 _one_at_a_time = threading.Lock()
 
@@ -41,7 +41,6 @@ class Watcher:
 
     Attributes:
         scope: of the module that runs now; None outside of modules.
-        made_in: the scope in which each Function of the graph ran, by its order.
     """
 
     scope: Scope | None
@@ -60,7 +59,6 @@ class Watcher:
             self.thread = threading.get_ident()
             self.scope = None
             self.scopes: dict[tuple[Scope | None, int], Scope] = {}
-            self.made_in: dict[int, Scope | None] = {}
             self.updating: optim.Optimizer | None = None
             self.undo = undo
             self._replace(Function, "__call__", self._forward)
@@ -94,9 +92,9 @@ class Watcher:
         """Gradients are clipped."""
         return original(optimizer, *args, **kwargs)
 
-    def scope_of(self, function: Function, keep: bool) -> Scope | None:
-        """Where the function ran, for its backward pass; forgotten then, unless the graph is kept."""
-        return self.made_in.get(function.order) if keep else self.made_in.pop(function.order, None)
+    def scope_of(self, function: Function) -> Scope | None:
+        """Where the function ran."""
+        return vars(function).get("made_in")
 
     # ---- what is put in the place of the originals ----
 
@@ -115,7 +113,7 @@ class Watcher:
     def _forward(self, original: Callable[..., Tensor], function: Function, *operands: Operand) -> Tensor:
         y = self.forward(original, function, *operands)
         if y.creator is function:
-            self.made_in[function.order] = self.scope
+            vars(function)["made_in"] = self.scope
         return y
 
     def _module(self, original: Callable[..., Any], module: nn.Module, *inputs: Any) -> Any:
@@ -172,7 +170,8 @@ def names_alive() -> dict[int, str]:
 
     A layer does not know its name, and a model may call a layer by itself, as the autoencoders do with their heads.
     """
-    modules = modules_alive()
+    found = [x for x in gc.get_objects() if issubclass(type(x), nn.Module)]
+    modules = [x for x in found if not isinstance(x, nn.Sequential) or "layers" in vars(x)]  # others are half built
     parts = {id(part) for module in modules for _, part in module.children()}
     names: dict[int, str] = {}
     for model in modules:

@@ -12,7 +12,7 @@ It costs nothing while it is off. watch.py explains how it sees operations, and 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from . import backend, optim
-from .backend import Array
-from .context import Context
-from .ops.conv import Conv2D, Conv2DTranspose
-from .ops.conv_chain import ConvChain, ConvChainInference
-from .ops.dense import Dense, MatMul
-from .ops.shape import Reshape, Transpose
-from .tensor import Function, Operand, Tensor
+from .. import backend, optim
+from ..backend import Array
+from ..nn.summary import as_table
+from ..ops.conv import Conv2D, Conv2DTranspose
+from ..ops.conv_chain import ConvChain, ConvChainInference
+from ..ops.dense import Dense, MatMul
+from ..ops.shape import Reshape, Transpose
+from ..tensor import Function, Operand, Tensor
 from .watch import Scope, Watcher, layer_name, names_alive
 
 OUTSIDE = "outside operations"
@@ -66,7 +66,7 @@ class Row:
     bytes: int
 
 
-class Profile(Context):
+class Profile:
     """What `profile` gives. Entering it again measures anew.
 
     Attributes:
@@ -75,19 +75,15 @@ class Profile(Context):
         seconds: wall time of the whole `with`; the rows' seconds sum to it.
     """
 
-    name = "profile"
-
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.seconds = 0.0
 
     def __enter__(self) -> Profile:
-        with ExitStack() as stack:
-            recorder = _Recorder()
-            stack.enter_context(recorder.watching(self.name))
-            self.rows, self.seconds, self._recorder = [], 0.0, recorder
-            self._start = _now()
-            self._undo = stack.pop_all()
+        recorder, start, undo = _Recorder(), _now(), ExitStack()
+        undo.enter_context(recorder.watching("profile"))
+        self.rows, self.seconds = [], 0.0
+        self._recorder, self._start, self._undo = recorder, start, undo
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -96,9 +92,9 @@ class Profile(Context):
         totals = self._recorder.by_layer()
         del self._recorder  # it keeps layers alive
         if totals:
-            inside = sum(total.seconds for total in totals.values())
-            totals["", OUTSIDE, ""] = _Total(seconds=max(self.seconds - inside, 0.0))
-        rows = [Row(*key, t.calls, t.seconds, t.seconds / self.seconds, t.flops, t.bytes) for key, t in totals.items()]
+            inside = sum(total["seconds"] for total in totals.values())
+            totals["", OUTSIDE, ""] = {**_NOTHING, "seconds": max(self.seconds - inside, 0.0)}
+        rows = [Row(*key, **t, share=t["seconds"] / self.seconds) for key, t in totals.items()]
         self.rows = sorted(rows, key=lambda row: -row.seconds)
 
     def table(self) -> str:
@@ -113,15 +109,7 @@ class Profile(Context):
             cells.append((*names, *_numbers(r.calls, r.seconds, r.share, r.flops, r.bytes)))
         calls, flops, size = (sum(getattr(row, name) for row in self.rows) for name in ("calls", "flops", "bytes"))
         cells.append(("total", "", "", *_numbers(calls, self.seconds, 1.0, flops, size)))
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in cells
-        ]
-        rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        return as_table(cells)
 
     __str__ = table
 
@@ -183,23 +171,18 @@ def profile() -> Profile:
     return Profile()
 
 
-@dataclass
-class _Total:
-    calls: int = 0
-    seconds: float = 0.0
-    flops: int = 0
-    bytes: int = 0
+_NOTHING = {"calls": 0, "seconds": 0.0, "flops": 0, "bytes": 0}
 
 
 class _Recorder(Watcher):
     """Measures what it watches."""
 
     def __init__(self) -> None:
-        self.totals: dict[tuple[Scope | None, str, str], _Total] = defaultdict(_Total)
+        self.totals: dict[tuple[Scope | None, str, str], Any] = defaultdict(lambda: Counter(_NOTHING))
         self.inner = [0.0]  # for each operation that runs now: seconds of the operations inside it
 
     @contextmanager
-    def _timed(self, scope: Scope | None, operation: str, direction: str) -> Iterator[_Total]:
+    def _timed(self, scope: Scope | None, operation: str, direction: str) -> Iterator[Any]:
         """Count a call and its own time, without that of operations inside it, also if it raises."""
         total = self.totals[scope, operation, direction]
         self.inner.append(0.0)
@@ -208,16 +191,16 @@ class _Recorder(Watcher):
             yield total
         finally:
             seconds = _now() - start
-            total.calls += 1
-            total.seconds += seconds - self.inner.pop()
+            total["calls"] += 1
+            total["seconds"] += seconds - self.inner.pop()
             self.inner[-1] += seconds
 
     def forward(self, original: Callable[..., Tensor], function: Function, *operands: Operand) -> Tensor:
         with self._timed(self.scope, function.name, "forward") as total:
             y = original(function, *operands)
         inputs = [_array(x, y.dtype) for x in operands if x is not None]
-        total.flops += 2 * _multiply_adds(function, inputs, y.data)
-        total.bytes += _traffic(function, [*inputs, y.data])
+        total["flops"] += 2 * _multiply_adds(function, inputs, y.data)
+        total["bytes"] += _traffic(function, [*inputs, y.data])
         return y
 
     def backward(
@@ -228,32 +211,29 @@ class _Recorder(Watcher):
         inputs = [x.data for x in function.inputs if x is not None]
         products = function.needs[0] + any(function.needs[1:2])
         flops = 2 * products * _multiply_adds(function, inputs, gy)
-        with self._timed(self.scope_of(function, keep), function.name, "backward") as total:
+        with self._timed(self.scope_of(function), function.name, "backward") as total:
             pairs = original(function, gy, keep)
-        total.flops += flops
-        total.bytes += _traffic(function, [gy, *inputs, *(gx for _, gx in pairs)])
+        total["flops"] += flops
+        total["bytes"] += _traffic(function, [gy, *inputs, *(gx for _, gx in pairs)])
         return pairs
 
     def update(self, original: Callable[..., None], optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         with self._timed(None, type(optimizer).__name__, "update") as total:
             original(optimizer, *args, **kwargs)
-        total.bytes += optimizer.flat.values.nbytes * (3 + 2 * len(optimizer.moments))
+        total["bytes"] += optimizer.flat.values.nbytes * (3 + 2 * len(optimizer.moments))
 
     def clip(self, original: Callable[..., Array], optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> Array:
         with self._timed(None, "clip_grad_norm", "update") as total:
             norm = original(optimizer, *args, **kwargs)
-        total.bytes += 2 * optimizer.flat.gradients.nbytes
+        total["bytes"] += 2 * optimizer.flat.gradients.nbytes
         return norm
 
-    def by_layer(self) -> dict[tuple[str, str, str], _Total]:
+    def by_layer(self) -> dict[tuple[str, str, str], Any]:
         """The totals by (layer's name, operation, direction)."""
         alive = names_alive() if self.scopes else {}
-        merged: dict[tuple[str, str, str], _Total] = defaultdict(_Total)
-        for (scope, operation, direction), t in self.totals.items():
-            m = merged[layer_name(scope, alive), operation, direction]
-            m.calls, m.seconds, m.flops, m.bytes = (
-                m.calls + t.calls, m.seconds + t.seconds, m.flops + t.flops, m.bytes + t.bytes
-            )  # fmt: skip
+        merged: dict[tuple[str, str, str], Any] = defaultdict(Counter)
+        for (scope, operation, direction), total in self.totals.items():
+            merged[layer_name(scope, alive), operation, direction].update(total)
         return merged
 
 
