@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import itertools
 import math
@@ -364,23 +363,25 @@ def test_a_context_decorates_whatever_runs(name, bare):
     with pytest.raises(OSError, match="planted"):
         other.throw(OSError("planted"))
     assert (list(other), events, inside()) == ([], 3 * [True], False)
+    assert list(decorate(lambda: (inside() for _ in "ab"))()) == [True, True]
 
-    @decorate
-    async def coroutine(number):
-        await asyncio.sleep(0)
-        return inside() and number
 
-    async def others_stay_outside():
+def test_each_async_task_has_its_own_context():
+    async def inside():
+        with no_grad():
+            for _ in range(4):
+                assert not is_recording()
+                await asyncio.sleep(0)
+
+    async def outside():
         for _ in range(4):
-            assert not inside()
+            assert is_recording()
             await asyncio.sleep(0)
 
     async def program():
-        numbers = await asyncio.gather(coroutine(5), others_stay_outside(), coroutine(6))
-        assert (numbers, await coroutine(7), inside()) == ([5, None, 6], 7, False)
+        await asyncio.gather(inside(), outside(), inside())
 
     asyncio.run(program())
-    assert (events, inside()) == (3 * [True], False)
 
 
 def test_a_context_is_entered_again_inside_and_afterwards_and_from_many_threads():
@@ -422,15 +423,21 @@ def test_a_generator_closed_by_another_thread_leaves_that_thread_as_it_was():
     assert is_recording()
 
 
-@pytest.mark.parametrize(
-    "decorate", [no_grad, no_grad(), minigrad.evaluation, minigrad.detect_anomaly(), minigrad.profile()]
-)
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("decorate", [no_grad, no_grad(), minigrad.evaluation])
 def test_what_would_silently_do_nothing_is_refused(decorate):
+    async def coroutine():
+        pass
+
+    async def async_generator():
+        yield
+
     for wrong in (int, property(lambda self: 1), staticmethod(len), classmethod(len), 3):
         with pytest.raises(TypeError, match="cannot be decorated; decorate the function"):
             decorate(wrong)
     for lazy, kind in (
-        (lambda: (x for x in "ab"), "generator"),
+        (coroutine, "coroutine"),
+        (async_generator, "async_generator"),
         (lambda: map(len, "ab"), "map"),
         (contextlib.contextmanager(lambda: iter("a")), "_GeneratorContextManager"),
     ):
@@ -438,34 +445,15 @@ def test_what_would_silently_do_nothing_is_refused(decorate):
             decorate(lazy)()
 
 
-@pytest.mark.parametrize("make", [minigrad.detect_anomaly, minigrad.profile])
-def test_watching_contexts_decorate_functions_only(make):
-    def generator():
-        yield
-
-    async def coroutine():
-        pass
-
-    async def async_generator():
-        yield
-
-    class Steps:
-        def __call__(self):
-            yield
-
-    for wrong in (generator, coroutine, async_generator, Steps(), functools.partial(generator)):
-        with pytest.raises(TypeError, match=f"^{make.__name__}: an? .* be decorated; write `with {make.__name__}"):
-            make()(wrong)
-
-    @make()
+def test_detect_anomaly_decorates_functions():
+    @minigrad.detect_anomaly()
     def log_of(x):
         return ops.log(x).item()
 
-    assert [log_of(Tensor(1.0)) for _ in range(2)] == [0, 0]
-    if make is minigrad.detect_anomaly:
-        with np.errstate(all="ignore"), pytest.raises(minigrad.AnomalyError):
-            log_of(Tensor(0.0))
-        assert log_of(Tensor(1.0)) == 0
+    assert log_of(Tensor(1.0)) == 0
+    with np.errstate(all="ignore"), pytest.raises(minigrad.AnomalyError):
+        log_of(Tensor(0.0))
+    assert log_of(Tensor(1.0)) == 0
 
 
 def test_threads_build_and_walk_graphs_at_once():
@@ -765,7 +753,7 @@ def test_a_step_between_is_noticed_where_it_spoils_a_gradient_and_only_there(rea
             optimizer.zero_grad()
         spoiled = (for_x and needs == "x") or for_itself
         if between and spoiled:
-            with pytest.raises(RuntimeError, match=r"backward: a float64 tensor of shape .* was changed after it was"):
+            with pytest.raises(RuntimeError, match=r"backward: input \d, a float64 tensor of shape .*, was changed"):
                 y.backward(gy)
             return
         y.backward(gy)
@@ -790,25 +778,25 @@ def test_whoever_writes_parameters_says_so(write, fused):
     layers = {"conv": nn.Conv2D(2, 3, 3), "relu": nn.ReLU(), "norm": nn.BatchNorm(3)}
     model = nn.fuse(layers) if fused else nn.Sequential(layers)
     owner = model if not fused else nn.Sequential(layers)  # of the layers' own names
-    whole = nn.Sequential({"model": owner})
     y = model(Tensor(np.random.default_rng(0).normal(size=(3, 4, 4, 2)).astype(np.float32), requires_grad=True))
     WRITES[write](owner)
     if write in ("load_state_dict", "initialize", "initialize one", "to"):
-        with pytest.raises(RuntimeError, match=r"backward: model\.(norm\.gamma|conv\.weight|conv\.bias) was changed"):
+        with pytest.raises(RuntimeError, match=r"backward: input \d, a float\d\d tensor of shape .*, was changed"):
             y.backward(np.ones(y.shape, np.float32))
     else:  # the Functions keep the arrays of before, and nobody has written there
         y.backward(np.ones(y.shape, np.float32))
-    assert whole is not None  # alive until here, for the names
 
 
-def test_a_step_of_the_same_optimizer_names_the_parameter():
+def test_a_step_of_the_same_optimizer_is_noticed():
     model = nn.Sequential({"first": nn.Dense(2, 2), "second": nn.Dense(2, 2)})
     optimizer = optim.SGD(model.parameters(), 0.1)
     x = np.ones((1, 2), np.float32)
     first, second = model(x).sum(), model(x).sum()
     first.backward()
     optimizer.step()
-    with pytest.raises(RuntimeError, match=r"^Dense\.backward: second\.weight was changed .*optimizer\.step"):
+    with pytest.raises(
+        RuntimeError, match=r"^Dense\.backward: input 1, a float32 tensor of shape \(2, 2\), was changed"
+    ):
         second.backward()
     model(x).sum().backward()  # computed again
 
@@ -838,7 +826,7 @@ def test_statistics_that_moved_are_those_of_the_forward_pass():
         if between:
             norm.train()
             norm(Tensor(x))
-            with pytest.raises(RuntimeError, match=r"Mul\.backward: a float32 tensor of shape"):
+            with pytest.raises(RuntimeError, match=r"Mul\.backward: input 1, a float32 tensor of shape"):
                 moved.sum().backward()
         y.backward(x)
         gradients += [leaf.grad, norm.gamma.grad.copy()]
