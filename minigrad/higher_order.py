@@ -223,12 +223,10 @@ class Recording(ChainBackend):
         return self.take_windows(x, winners, geometry), winners
 
     def take_windows(self, x: Any, winners: Array, geometry: ConvGeometry) -> Any:
-        options = winners, geometry
-        return Linear("take_windows", options, "put_windows", options)(x)
+        return Linear("take_windows", (winners, geometry), "put_windows", (winners, geometry))(x)
 
     def put_windows(self, gy: Any, winners: Array, geometry: ConvGeometry) -> Any:
-        options = winners, geometry
-        return Linear("put_windows", options, "take_windows", options)(gy)
+        return Linear("put_windows", (winners, geometry), "take_windows", (winners, geometry))(gy)
 
     def sum_windows(self, x: Any, geometry: ConvGeometry) -> Any:
         return Linear("sum_windows", (geometry,), "spread_windows", (geometry,))(x)

@@ -219,17 +219,6 @@ def test_arrays_of_a_file_are_copied(tmp_path):
 # ---- schedules and backends ----
 
 
-@copies
-@pytest.mark.parametrize(
-    "schedule",
-    [optim.cosine_schedule(2.0, 12, warmup=4, final=0.5), optim.step_schedule(8.0, 3, factor=0.5, warmup=2)],
-    ids=["cosine", "step"],
-)
-def test_a_copied_schedule(schedule, copied):
-    twin = copied(schedule)
-    assert [twin(t) for t in range(1, 20)] == [schedule(t) for t in range(1, 20)]
-
-
 @pytest.mark.parametrize("copied", [copy.deepcopy, COPIES["pickle 5"]], ids=["deepcopy", "pickle"])
 def test_a_copied_backend_computes_the_same(copied, backend):
     twin = copied(backend)

@@ -321,26 +321,6 @@ def test_initial_variance(make, fan_in, fan_out, name):
     assert (layer.bias.numpy() == 0).all()
 
 
-# ---- sizes ----
-
-FILTERS, STRIDES = (2, 3, 2), (1, 2, 2)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [(27, 27), (29, 29), (30, 30), (33, 33), (28, 28), (27, 34), (5, 1), (1, 1)])
-def test_a_mirrored_decoder_returns_the_encoders_sizes(size, channels):
-    x = Tensor(np.zeros((1, *size, channels), "float32"))
-    sizes, widths = [], [channels]
-    for filters, stride in zip(FILTERS, STRIDES, strict=True):
-        sizes.append(x.shape[1:3])
-        x = nn.Conv2D(widths[-1], filters, 3, stride=stride)(x)
-        widths.append(filters)
-        assert x.shape[1:3] == tuple(math.ceil(n / stride) for n in sizes[-1])
-    for i in reversed(range(3)):
-        x = nn.Conv2DTranspose(widths[i + 1], widths[i], 3, stride=STRIDES[i], output_size=sizes[i])(x)
-        assert x.shape == (1, *sizes[i], widths[i])
-
-
 # ---- summary ----
 
 

@@ -134,27 +134,6 @@ def test_keras_adam_golden():
     assert np.abs(golden["params"][-1] - golden["p0"]).max() > 1e-3  # so that doing nothing would fail
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizer_against_pytorch(name):
-    torch, setup = pytest.importorskip("torch"), OPTIMIZERS[name]
-    options = dict(setup.options)
-    if setup.kind is not optim.SGD:
-        options = {"betas": (options.pop("beta_1", 0.9), options.pop("beta_2", 0.999)), **options}
-        options["eps"] = options.pop("epsilon", 1e-8)
-    mine = parameters("float64")
-    other = [torch.tensor(p.data, requires_grad=True) for p in mine]
-    optimizer = getattr(torch.optim, setup.kind.__name__)(other, lr=1.0, **options)
-    end = run(setup.make(mine), mine)
-    for step, rate in enumerate(setup.rates(), 1):
-        optimizer.param_groups[0]["lr"] = rate
-        for p, g in zip(other, gradients(step, "float64"), strict=True):
-            p.grad = torch.tensor(g)
-        optimizer.step()
-    for a, b in zip(end, other, strict=True):
-        np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-12, atol=1e-13)
-
-
 # ---- state ----
 
 

@@ -29,10 +29,7 @@ HARD = [  # pixels, window, padding, maxima, gradients of the pixels
 ]
 
 
-each_hard_window = pytest.mark.parametrize("case", HARD, ids=[name for name, *_ in HARD])
-
-
-@each_hard_window
+@pytest.mark.parametrize("case", HARD, ids=[name for name, *_ in HARD])
 def test_the_largest_pixel_of_hard_windows(case, backend):
     _, pixels, width, padding, maxima, gradients = case
     x = Tensor(backend.from_host(row(*pixels)), requires_grad=True)
@@ -40,18 +37,6 @@ def test_the_largest_pixel_of_hard_windows(case, backend):
     y.backward(backend.from_host(np.ones(y.shape)))
     np.testing.assert_array_equal(y.numpy().ravel(), maxima)
     np.testing.assert_array_equal(backend.to_host(x.grad).ravel(), gradients)
-
-
-@pytest.mark.torch
-@each_hard_window
-def test_the_largest_pixel_of_hard_windows_is_that_of_torch(case):
-    torch = pytest.importorskip("torch")
-    _, pixels, width, padding, maxima, gradients = case
-    x = torch.tensor(row(*pixels).reshape(1, 1, 1, -1), requires_grad=True)
-    y = torch.nn.functional.max_pool2d(x, (1, width), padding=padding)
-    y.sum().backward()
-    np.testing.assert_array_equal(y.detach().numpy().ravel(), maxima)
-    np.testing.assert_array_equal(x.grad.numpy().ravel(), gradients)
 
 
 def test_the_mean_of_a_window_at_the_border():

@@ -659,35 +659,6 @@ def test_operations_keep_the_dtype(case, dtype, backend):
     assert dtypes_in([x.grad for x in xs]) == {dtype}
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda p: optim.SGD(p, optim.step_schedule(1e-3, 2), momentum=0.9, nesterov=True),
-        lambda p: optim.AdamW(p, optim.cosine_schedule(1e-3, 10, warmup=2)),
-    ],
-    ids=["sgd", "adamw"],
-)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_training_keeps_the_dtype(dtype, make, backend):
-    model = network()
-    model.to(dtype=dtype)
-    optimizer = make(model.parameters())
-    x = Tensor(backend.from_host(np.random.default_rng(0).normal(size=(4, 4, 4, 2)).astype(dtype)))
-    for _ in range(2):
-        optimizer.zero_grad()
-        y = model(x)
-        assert dtypes_in(y) == {dtype}
-        loss = ops.mse(y, y.detach() * 0.5)
-        loss.backward()
-        optim.clip_grad_norm(optimizer, 0.1)
-        optimizer.step()
-        flat = optimizer.flat
-        assert dtypes_in(loss, flat.values, flat.gradients, optimizer.moments) == {dtype}
-        assert dtypes_in(model.parameters(), dict(model.named_tensors())) == {dtype}
-    model.eval()
-    assert dtypes_in(model(x)) == {dtype}
-
-
 def test_a_single_number_that_is_used_twice_has_an_array_as_its_gradient() -> None:
     """NumPy gives a scalar for the sum of two arrays without axes; a second backward would not know what that is."""
     w = Tensor(np.array(3.0, np.float32), requires_grad=True)
