@@ -1,4 +1,4 @@
-"""Gradients of gradients: differences of first gradients, PyTorch, and what users do with them."""
+"""Gradients of gradients: differences of first gradients, and what users do with them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check_second_derivatives(function, inputs: list[np.ndarray], parameters=(), 
 
 
 def first_cases() -> list[op_cases.Case]:
-    """Three of each operation; test_torch.py compares all."""
+    """Three of each operation."""
     found = defaultdict(list)
     for case in op_cases.CASES:
         found[case.op].append(case)

@@ -33,22 +33,19 @@ CPU_KERNELS = ("numba",) * bool(importlib.util.find_spec("numba")) + ("numpy", "
 # ---- what `use` refuses ----
 
 
-def test_cuda_without_cupy_names_the_fix(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    before = minigrad.backend.default_backend()
-    with pytest.raises(DeviceError, match=r"(?s)CuPy.*cuda13.*cuda12"):
-        minigrad.use(device="cuda")
-    with pytest.raises(DeviceError, match=r"(?s)CuPy.*cuda13.*cuda12"):
-        to_device(np.ones(3), "cuda")
-    assert minigrad.backend.default_backend() is before
-    assert minigrad.available() == {"cpu": CPU_KERNELS}
+WITHOUT_CUDA: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "needs CuPy": lambda patch: patch.setitem(sys.modules, "cupy", None),
+    "no usable GPU": lambda patch: strict_cupy.reset(devices=0),
+}
 
 
-def test_cupy_without_a_device_names_the_fix(cupy_double: Any) -> None:
-    strict_cupy.reset(devices=0)
+@pytest.mark.parametrize("what", WITHOUT_CUDA)
+def test_cuda_that_cannot_be_used_names_the_fix(what: str, cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    WITHOUT_CUDA[what](monkeypatch)
     before = minigrad.backend.default_backend()
-    with pytest.raises(DeviceError, match=r"(?s)no usable GPU.*cuda13.*cuda12"):
-        minigrad.use(device="cuda")
+    for call in (lambda: minigrad.use(device="cuda"), lambda: to_device(np.ones(3), "cuda")):
+        with pytest.raises(DeviceError, match=rf"(?s){what}.*cuda13.*cuda12"):
+            call()
     assert minigrad.backend.default_backend() is before
     assert minigrad.available() == {"cpu": CPU_KERNELS}
 
