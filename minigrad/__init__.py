@@ -6,7 +6,7 @@ backend/cuda/ compute the same faster and are compared with it.
 
 from . import init, nn, ops, optim, random
 from .backend import Backend, DeviceError, backend_of, get_num_threads, set_num_threads, to_device, use
-from .backend.available import available
+from .backend.installed import available
 from .higher_order import grad
 from .tensor import Function, Tensor, evaluation, no_grad
 from .tools.anomaly import AnomalyError, detect_anomaly

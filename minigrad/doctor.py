@@ -49,7 +49,7 @@ def cpu() -> list[Finding]:
 def self_test() -> list[Finding]:
     """One line for each kernel set that should work here."""
     from .backend import use
-    from .backend.available import available
+    from .backend.installed import available
 
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape, np.float32) for shape in ((3, 9, 8, 4), (3, 3, 4, 8), (8,), (3, 5, 4, 8))]
