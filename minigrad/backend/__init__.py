@@ -190,8 +190,7 @@ def _cpu_backend(kernels: str, threads: int | None) -> Backend:
         except ImportError as error:
             if kernels == "numba":
                 raise DeviceError(
-                    f'kernels numba need Numba: pip install ".[fast]" in the project\'s folder; and a BLAS that it can '
-                    f"call ({error})"
+                    f'kernels numba need Numba: pip install ".[fast]" in the project\'s folder ({error})'
                 ) from error
             kernels, reason = "numpy", f"the fastest without Numba, the extra fast: {error}"
     if kernels == "numpy":

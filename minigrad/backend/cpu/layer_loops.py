@@ -1,5 +1,8 @@
 """Compiled layers: each takes the images of a thread through a layer, or a chain of them, block by block. They run
-without the interpreter lock and call BLAS in between.
+without the interpreter lock.
+
+An index that is the sum of two is unsigned (`np.uint64`): a signed one might be negative and mean the array's end, and
+a loop that has to check this is not vectorised.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ import numpy as np
 from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
 
-from . import pixel_loops, row_loops, tile_loops
+from . import micro_kernels, row_loops
 from .compiling import compiled
-from .pixel_loops import STEP, activate, dots, im2col, im2col_thin, pair, spread
-from .plan import THIN
+from .direct import LAYER, STEP
+from .micro_kernels import VECTOR, matmul, tiles
 from .row_loops import (
+    activate,
     adam,
     add_images,
     add_moments,
@@ -27,54 +31,21 @@ from .row_loops import (
     relu_norm_gradient,
     row_sums,
 )
-from .tile_loops import gather, scatter
-from .winograd import AXIS
 
 Array = Any
 LOG = logging.getLogger("minigrad")  # Python prints its warnings on stderr by default
-COLUMNS, PRODUCT, GRADIENT = 0, 1, 2  # the arrays of scratch
-ROW_MAJOR, NO_TRANSPOSE, TRANSPOSE = 101, 111, 112  # of the C interface of BLAS
-
-LAYER = np.dtype(
-    [("channels", "i8"), ("relu", "i8"), ("images", "i8")]
-    + [(name, "i8", 2) for name in ("output_size", "steps", "axes", "matrices", "bias")]
-)
-"""One layer of a chain: its size, how many images it takes at a time, and from where to where its parts are."""
+PADDED, GRADIENT, SPARE = 0, 1, 2  # the arrays of scratch
 
 
 @compiled
-def matmul(gemm: Any, a: Array, b: Array, keep: float, out: Array) -> None:
-    """out = keep * out + a @ b by BLAS; the rows or the columns of a and b, and the rows of out, must be contiguous."""
-    (M, K), N, size = a.shape, b.shape[1], a.itemsize
-    if min(M, N, K) == 0:
-        for i in range(M):
-            for j in range(N):
-                out[i, j] = keep * out[i, j] if keep else 0
-        return
-    a_by_rows, b_by_rows = a.strides[1] == size, b.strides[1] == size
-    lda = max(a.strides[0] // size, K) if a_by_rows else max(a.strides[1] // size, M)
-    ldb = max(b.strides[0] // size, N) if b_by_rows else max(b.strides[1] // size, K)
-    gemm(
-        ROW_MAJOR,
-        NO_TRANSPOSE if a_by_rows else TRANSPOSE,
-        NO_TRANSPOSE if b_by_rows else TRANSPOSE,
-        M,
-        N,
-        K,
-        1.0,
-        a.ctypes,
-        lda,
-        b.ctypes,
-        ldb,
-        keep,
-        out.ctypes,
-        out.strides[0] // size,
-    )
+def pair(numbers: Array) -> tuple[int, int]:
+    """The two numbers of an array."""
+    return numbers[0], numbers[1]
 
 
 @compiled
 def fold(
-    gemm: Any, norm: Array, weight: Array, bias: Array, coverage: Array, transposed: bool, folded: Array, image: Array
+    norm: Array, weight: Array, bias: Array, coverage: Array, transposed: bool, folded: Array, image: Array
 ) -> None:
     """folded and image become what `NumpyLayers.fold` returns; image (pixels, channels of y)."""
     KH, KW, C, F = weight.shape
@@ -83,7 +54,7 @@ def fold(
     for k in range(len(bias)):
         taps[KH * KW, k] = bias[k]
     if transposed:
-        matmul(gemm, weight.reshape(KH * KW * C, F), shift.reshape(F, 1), 0.0, taps[:-1].reshape(KH * KW * C, 1))
+        matmul(weight.reshape(KH * KW * C, F), shift.reshape(F, 1), False, taps[:-1].reshape(KH * KW * C, 1))
     for a in range(KH):
         for b in range(KW):
             for c in range(C):
@@ -92,12 +63,11 @@ def fold(
                 if not transposed:
                     for f in range(F):
                         taps[a * KW + b, f] += weight[a, b, c, f] * shift[c]
-    matmul(gemm, coverage, taps, 0.0, image)
+    matmul(coverage, taps, False, image)
 
 
 @compiled
 def unfold(
-    gemm: Any,
     norm: Array,
     weight: Array,
     gweights: Array,
@@ -112,7 +82,7 @@ def unfold(
     threads, KH, KW, C, F = gweights.shape
     taps = np.zeros((KH * KW + 1, totals.shape[2]), gweight.dtype)
     for thread in range(threads):
-        matmul(gemm, coverage.T, totals[thread], 1.0, taps)
+        matmul(coverage.T, totals[thread], True, taps)
     for k in range(len(gbias)):
         gbias[k] = taps[KH * KW, k]
     for a in range(KH):
@@ -133,238 +103,190 @@ def unfold(
 
 
 @compiled
-def patches(x: Array, step: Any, scratch: Array) -> Array:
-    """The columns (n * PH * PW, KH * KW * C) of a step, in scratch."""
-    n, C = x.shape[0], x.shape[3]
-    (PH, PW), (KH, KW) = pair(step.output_size), pair(step.kernel_size)
-    rows, K = n * PH * PW, KH * KW * C
-    columns = scratch[: rows * K]
-    if C < THIN:
-        im2col_thin(x, pair(step.start), pair(step.stride), columns.reshape(KH, KW, C, n, PH, PW))
-        return columns.reshape(K, rows).T
-    im2col(x, pair(step.start), pair(step.stride), columns.reshape(n, PH, PW, KH, KW, C))
-    return columns.reshape(rows, K)
-
-
-@compiled
-def products(
-    gemm: Any,
-    planes: Array,
-    axes: Array,
-    matrices: Array,
-    result_axes: Array,
-    tiles: int,
-    size: tuple[int, int],
-    results: Array,
-) -> None:
-    """results = planes @ matrices, group by group of the planes; size: channels of the images behind both."""
-    a = b = c = 0  # where the group begins
-    for g in range(axes[0].groups):
-        for h in range(axes[1].groups):
-            K, N = group_size(axes, g, h) * size[0], group_size(result_axes, g, h) * size[1]
-            matrix, result = matrices[b : b + K * N].reshape(K, N), results[c : c + tiles * N].reshape(tiles, N)
-            matmul(gemm, planes[a : a + tiles * K].reshape(tiles, K), matrix, 0.0, result)
-            a, b, c = a + tiles * K, b + K * N, c + tiles * N
-
-
-@compiled
-def group_size(axes: Array, g: int, h: int) -> int:
-    """Planes of the group g of rows and h of columns."""
-    return (axes[0].begin[g + 1] - axes[0].begin[g]) * (axes[1].begin[h + 1] - axes[1].begin[h])
-
-
-@compiled
-def add_weight_gradients(
-    gemm: Any, planes: Array, axes: Array, gplanes: Array, tiles: int, size: tuple[int, int], total: Array
-) -> None:
-    """total (products * C * F,) += planes^T @ gplanes, group by group of the planes; size: (C, F)."""
-    a = b = c = 0
-    for g in range(axes[0].groups):
-        for h in range(axes[1].groups):
-            K, F = group_size(axes, g, h) * size[0], size[1]
-            columns, rows = planes[a : a + tiles * K].reshape(tiles, K), gplanes[b : b + tiles * F].reshape(tiles, F)
-            matmul(gemm, columns.T, rows, 1.0, total[c : c + K * F].reshape(K, F))
-            a, b, c = a + tiles * K, b + tiles * F, c + K * F
+def padded(x: Array, layer: Any, scratch: Array) -> Array:
+    """The images of a block x (n, H, W, C) in the layer's padded size, one after another; in scratch if they differ."""
+    n, H, W, C = x.shape
+    (PH, PW), (top, left) = pair(layer.padded_size), pair(layer.before)
+    pixels, zero = x.reshape(-1), x.dtype.type(0)
+    if top == left == 0 and PH == H and PW == W:
+        return pixels
+    inside, ahead = min(W, PW - left), np.uint64(left * C)
+    for i in range(n):
+        for h in range(PH):
+            to, run = np.uint64((i * PH + h) * PW * C), np.uint64(0)
+            if top <= h < top + H:
+                run, source = np.uint64(inside * C), np.uint64((i * H + h - top) * W * C)
+                for k in range(ahead):
+                    scratch[to + k] = zero
+                for k in range(run):
+                    scratch[to + ahead + k] = pixels[source + k]
+                run += ahead
+            for k in range(np.uint64(PW * C) - run):
+                scratch[to + run + k] = zero
+    return scratch
 
 
 @compiled
 def convolve(
-    gemm: Any,
-    x: Array,
-    steps: Array,
-    axes: Array,
-    matrices: Array,
-    bias: Array,
-    relu: bool,
-    out: Array,
-    scratch: tuple[Array, ...],
+    source: Array, n: int, layer: Any, steps: Array, pixels: Array, taps: Array, matrices: Array, out: Array
 ) -> None:
-    """out = what the steps, or else the axes (of the source and the result), compute from the block x; + bias (H, W, F)
-    unless that is empty, and its ReLU if relu."""
-    n, C = x.shape[0], x.shape[3]
-    _, H, W, F = out.shape
-    if len(axes):
-        tiles = n * axes[0].tiles * axes[1].tiles
-        gather(x, axes[0], axes[1], scratch[COLUMNS])
-        products(gemm, scratch[COLUMNS], axes[:2], matrices, axes[2:], tiles, (C, F), scratch[PRODUCT])
-        scatter(scratch[PRODUCT], axes[2], axes[3], out)
-    for i in range(len(steps)):  # none where there are axes
+    """out = the layer without its bias, of n padded images."""
+    if layer.holes:
+        out[:] = 0
+    results, panel, places, y_places = out.reshape(-1), 2 * VECTOR // out.itemsize, pixels[0], pixels[1]
+    for i in range(len(steps)):
         step = steps[i]
-        PH, PW = pair(step.output_size)
-        rows = n * PH * PW
-        matrix = matrices[step.matrix[0] : step.matrix[1]]
-        if F < THIN:
-            dots(x, step, matrix, out)
-            continue
-        if i == 0 or step.window != steps[i - 1].window:
-            columns = patches(x, step, scratch[COLUMNS])
-        whole = PH == H and PW == W
-        product = out.reshape(rows, F) if whole else scratch[PRODUCT][: rows * F].reshape(rows, F)
-        taps = columns[:, step.taps[0] : step.taps[1]]
-        matmul(gemm, taps, matrix.reshape(taps.shape[1], F), 0.0, product)
-        if not whole:
-            spread(product.reshape(n, PH, PW, F), pair(step.first), pair(step.every), out)
+        first, stop = step.pixels[0], step.pixels[0] + (step.pixels[1] - step.pixels[0]) // layer.images * n
+        columns, matrix = taps[step.taps[0] : step.taps[1]], matrices[step.matrix[0] : step.matrix[1]]
+        for left in range(0, layer.channels, panel):
+            weights = matrix[left * len(columns) :].ctypes.data
+            width, rows = min(panel, layer.channels - left), places[first:stop]
+            tiles(
+                source.ctypes.data, rows, columns, weights, panel, results, y_places[first:stop], left, width, False
+            )  # fmt: skip
+
+
+@compiled
+def spread(x: Array, layer: Any, pixels: Array, taps: Array, matrices: Array, out: Array, products: Array) -> None:
+    """out = the thin layer without its bias: each pixel of the block x (n, OH, OW, F) is multiplied with all taps, and
+    the products are added where they belong."""
+    n, OH, OW, F = x.shape
+    _, H, W, C = out.shape
+    (KH, KW), (SH, SW), (top, left) = pair(layer.kernel_size), pair(layer.stride), pair(layer.before)
+    panel, results, places, y_places = 2 * VECTOR // out.itemsize, out.reshape(-1), pixels[0], pixels[1]
+    rows = n * OH * OW
+    for first in range(0, layer.products, panel):
+        weights = matrices[first * F :].ctypes.data
+        tiles(
+            x.ctypes.data, places[:rows], taps[:F], weights, panel, products, y_places[:rows], first, panel, False
+        )  # fmt: skip
+    out[:] = 0
+    every, step = np.uint64(layer.products), np.uint64(SW * C)
+    for i in range(n):
+        for p in range(OH):
+            for a in range(KH):
+                h = p * SH + a - top
+                for b in range(KW if 0 <= h < H else 0):
+                    first = max(0, (left - b + SW - 1) // SW)  # the pixels of x whose tap is inside
+                    count = max(0, min(OW, (W - 1 + left - b) // SW + 1) - first)
+                    for c in range(C):
+                        source = np.uint64(((i * OH + p) * OW + first) * layer.products + (a * KW + b) * C + c)
+                        to = np.uint64(((i * H + h) * W + first * SW + b - left) * C + c)
+                        for q in range(np.uint64(count)):
+                            results[to + q * step] += products[source + q * every]
+
+
+@compiled
+def layer_of(
+    x: Array, layer: Any, steps: Array, pixels: Array, taps: Array, matrices: Array, bias: Array, out: Array,
+    scratch: Array
+) -> None:  # fmt: skip
+    """out = the layer of a block x, + bias (H * W * F,), and its ReLU if the layer has one. An empty bias leaves out
+    both."""
+    if layer.thin:
+        spread(x, layer, pixels, taps, matrices, out, scratch)
+    else:
+        convolve(padded(x, layer, scratch), len(x), layer, steps, pixels, taps, matrices, out)
     if len(bias):
-        for i in range(n):
-            activate(out[i].reshape(-1), bias.reshape(-1), relu)
+        for i in range(len(x)):
+            activate(out[i].reshape(-1), bias, layer.relu != 0)
 
 
 @compiled
 def chain(
-    gemm: Any,
-    x: Array,
-    layers: Array,
-    steps: Array,
-    axes: Array,
-    matrices: Array,
-    biases: Array,
-    y: Array,
-    between: tuple[Array, Array],
-    scratch: tuple[Array, ...],
-) -> None:
-    """y = what the layers compute one after another from the block x; their results lie in `between` by turns."""
+    x: Array, layers: Array, steps: Array, pixels: Array, taps: Array, matrices: Array, biases: Array, y: Array,
+    between: tuple[Array, Array], scratch: Array
+) -> None:  # fmt: skip
+    """y = what the layers compute one after another from the block x; their results are in `between` by turns."""
     n, source = len(x), x
     for i in range(len(layers)):
         layer = layers[i]
         (H, W), F, images = pair(layer.output_size), layer.channels, layer.images
-        parts, sums = steps[layer.steps[0] : layer.steps[1]], axes[layer.axes[0] : layer.axes[1]]
-        weights = matrices[layer.matrices[0] : layer.matrices[1]]
-        bias = biases[layer.bias[0] : layer.bias[1]].reshape(H, W, F)
+        parts = steps[layer.steps[0] : layer.steps[1]]
+        places, columns = pixels[layer.pixels[0] : layer.pixels[1]].reshape(2, -1), taps[layer.taps[0] : layer.taps[1]]
+        weights, bias = matrices[layer.matrices[0] : layer.matrices[1]], biases[layer.bias[0] : layer.bias[1]]
         out = y if i == len(layers) - 1 else between[i % 2][: n * H * W * F].reshape(n, H, W, F)
         for start in range(0, n, images):
             block, result = source[start : start + images], out[start : start + images]
-            convolve(gemm, block, parts, sums, weights, bias, layer.relu != 0, result, scratch)
+            layer_of(block, layer, parts, places, columns, weights, bias, result, scratch)
         source = out
 
 
 @compiled
 def conv_layer(
-    gemm: Any,
-    x: Array,
-    steps: Array,
-    axes: Array,
-    matrices: Array,
-    bias: Array,
-    relu: bool,
-    y: Array,
-    shift: Array,
-    sums: Array,
-    block: int,
-    scratch: tuple[Array, ...],
-) -> None:
-    """y = what the steps or the axes compute from a shard x, + bias; if relu its ReLU, and sums (2, F) += the sum of
-    y - shift, and of its square, where shift (F,) becomes the mean of the first image."""
-    F = y.shape[3]
+    x: Array, layers: Array, steps: Array, pixels: Array, taps: Array, matrices: Array, bias: Array, y: Array,
+    shift: Array, sums: Array, scratch: Array
+) -> None:  # fmt: skip
+    """y = the layer of a shard x, + bias. If it has a ReLU, sums (2, F) += the sum of y - shift, and of its square,
+    where shift (F,) becomes the mean of the first image."""
+    F, layer = y.shape[3], layers[0]
     centre = np.empty(F, x.dtype)
-    for start in range(0, len(x), block):
-        out = y[start : start + block]
-        convolve(gemm, x[start : start + block], steps, axes, matrices, bias, relu, out, scratch)
-        if relu:
+    for start in range(0, len(x), layer.images):
+        out = y[start : start + layer.images]
+        layer_of(x[start : start + layer.images], layer, steps, pixels, taps, matrices, bias, out, scratch)
+        if layer.relu:
             rows = out.reshape(out.size // F, F)
             if start == 0:
-                pixels = y.shape[1] * y.shape[2]
-                row_sums(rows[:pixels], shift)
+                count = y.shape[1] * y.shape[2]
+                row_sums(rows[:count], shift)
                 for k in range(F):
-                    centre[k] = shift[k] / pixels
+                    centre[k] = shift[k] / count
                     shift[k] = centre[k]
             add_moments(rows, centre, sums)
 
 
 @compiled
 def conv_layer_grad(
-    gemm: Any,
-    gy: Array,
-    grad_rows: Array,
-    y: Array,
-    x: Array,
-    window: Array,
-    axes: Array,
-    taps: Array,
-    weight: Array,
-    transposed: bool,
-    steps: Array,
-    matrices: Array,
-    gx: Array,
-    gweight: Array,
-    total: Array,
-    block: int,
-    scratch: tuple[Array, ...],
-) -> None:
+    gy: Array, grad_rows: Array, y: Array, x: Array, windows: Array, places: Array, columns: Array, transposed: bool,
+    layers: Array, steps: Array, x_pixels: Array, x_taps: Array, matrices: Array, gx: Array, gweight: Array,
+    total: Array, block: int, scratch: tuple[Array, Array, Array]
+) -> None:  # fmt: skip
     """The gradients of conv_layer for a shard; gx is wanted if it is not empty. gweight and total are added to.
 
-    window: the convolution's only record of STEP. axes, taps: of its Winograd algorithm, or empty. weight, gweight:
-    (KH * KW * C, F). steps, matrices: for gx. total (OH * OW * F,): the sum over images behind the ReLU.
+    windows, places, columns: of the convolution, whose image is gy for a transposed layer, and x otherwise. layers ...
+    matrices: of the layer that gives gx. gweight (KH * KW * C * F,). total (OH * OW * F,): the sum over images before
+    the ReLU.
     """
-    C, F = x.shape[3], y.shape[3]
-    size = (F, C) if transposed else (C, F)  # of the weight
-    gproducts = np.zeros((len(taps), size[0] * size[1]), x.dtype)
+    C, F, window, panel = x.shape[3], y.shape[3], windows[0], 2 * VECTOR // x.itemsize
+    channels = C if transposed else F
+    taps, pixels = columns[:-1], (len(places) - 1) // window.images
+    targets = np.arange(len(taps)) * channels
     for start in range(0, len(x), block):
-        source, result, g = x[start : start + block], y[start : start + block], gy[start : start + block]
-        x_rows, g_rows = source.reshape(source.size // C, C), g.reshape(g.size // F, F)
+        stop = min(start + block, len(x))
+        source, result, g = x[start:stop], y[start:stop], gy[start:stop]
         if len(grad_rows):
-            g = scratch[GRADIENT][: result.size].reshape(result.shape)
-            gy_rows, g_rows = g_rows, g.reshape(g.size // F, F)
-            relu_norm_gradient(gy_rows, result.reshape(result.size // F, F), grad_rows, g_rows)
+            g, count = scratch[GRADIENT][: result.size].reshape(result.shape), result.size // F
+            rows = gy[start:stop].reshape(count, F), result.reshape(count, F)
+            relu_norm_gradient(*rows, grad_rows, g.reshape(count, F))
         add_images(g.reshape(len(g), total.size), total)
-        out = gx[start : start + block]
-        if len(axes):
-            tiles, x_planes, y_planes = len(g) * axes[0].tiles * axes[1].tiles, scratch[COLUMNS], scratch[PRODUCT]
-            gather(g if transposed else source, axes[0], axes[1], x_planes)
-            gather(source if transposed else g, axes[2], axes[3], y_planes)
-            add_weight_gradients(gemm, x_planes, axes, y_planes, tiles, size, gproducts.reshape(-1))
-            if len(gx) and transposed:
-                products(gemm, x_planes, axes[:2], matrices, axes[2:], tiles, size, y_planes)
-                scatter(y_planes, axes[2], axes[3], out)
-            elif len(gx):
-                products(gemm, y_planes, axes[2:], matrices, axes[:2], tiles, (F, C), x_planes)
-                scatter(x_planes, axes[0], axes[1], out)
-        elif transposed:
-            columns = patches(g, window[0], scratch[COLUMNS])
-            matmul(gemm, columns.T, x_rows, 1.0, gweight)
-            if len(gx):
-                matmul(gemm, columns, weight, 0.0, out.reshape(out.size // C, C))
-        else:
-            columns = patches(source, window[0], scratch[COLUMNS])
-            matmul(gemm, columns.T, g_rows, 1.0, gweight)
-            if len(gx):
-                # An empty bias also turns off the ReLU. `transposed` is False here; a literal False has another type.
-                convolve(gemm, g, steps, axes, matrices, gx[:0].reshape(0, 0, 0), transposed, out, scratch)
-    if len(taps):
-        matmul(gemm, taps.T, gproducts, 1.0, gweight.reshape(9, size[0] * size[1]))
+        image, factors = (g, source) if transposed else (source, g)
+        held, numbers = padded(image, window, scratch[PADDED]), factors.reshape(-1)
+        if channels % (panel // 2):  # vectors reach beyond the last pixel
+            for k in range(factors.size):
+                scratch[SPARE][k] = numbers[k]
+            numbers = scratch[SPARE]
+        for left in range(0, channels, panel):
+            column, width = numbers[left:].ctypes.data, min(panel, channels - left)
+            met = places[: pixels * len(g)]
+            tiles(held.ctypes.data, taps, met, column, channels, gweight, targets, left, width, True)
+        if len(gx):
+            out = gx[start:stop]
+            if transposed:
+                convolve(held, len(g), layers[0], steps, x_pixels, x_taps, matrices, out)
+            else:
+                layer_of(g, layers[0], steps, x_pixels, x_taps, matrices, total[:0], out, scratch[PADDED])
 
 
-def prepare(gemm: Any, dtype: Any) -> None:
-    """Compile all loops for a dtype, or load them from Numba's cache on disk. Says so if it takes long.
-
-    gemm: its matrix product in BLAS."""
+def prepare(dtype: Any) -> None:
+    """Compile all loops for a dtype, or load them from Numba's cache on disk. Says so if it takes long."""
     told = False
-    for loop, arguments in _examples(gemm, partial(np.ones, dtype=dtype)):
+    for loop, arguments in _examples(partial(np.ones, dtype=dtype)):
         try:
             loop(*arguments)
         except Exception as error:  # the loops are checked; so it is the cache
             place = loop.stats.cache_path
             LOG.warning("minigrad: Numba's cache fails (%s), so it is not used; delete the folder %s", error, place)
-            for names in (globals(), *map(vars, (pixel_loops, row_loops, tile_loops))):
+            for names in (globals(), *map(vars, (micro_kernels, row_loops))):
                 cached: list[Any] = [each for each in names.values() if isinstance(each, Dispatcher)]
                 for each in cached:
                     each._cache = NullCache()
@@ -378,29 +300,26 @@ def prepare(gemm: Any, dtype: Any) -> None:
             told = True
 
 
-def _examples(gemm: Any, ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Each loop that is called from outside, with arguments of the types that it is called with: a layer with one image
     of one pixel with two channels, and one tap."""
     vector, rows, image, sums = ones(2), ones((2, 2)), ones((1, 1, 1, 2)), np.ones((2, 2))
-    norm, grad_rows, matrices, weights = ones((3, 2)), ones((4, 2)), ones(4), ones((1, 1, 1, 2, 2))
-    steps = np.zeros(1, STEP)
-    for name in ("output_size", "kernel_size", "stride", "every"):
-        steps[name] = 1
-    steps["taps"], steps["matrix"] = (0, 2), (0, 4)
-    block, scratch = 1, 3 * (ones(8),)
+    norm, grad_rows, weights, spare = ones((3, 2)), ones((4, 2)), ones((1, 1, 1, 2, 2)), ones(256)
     yield normalise, (rows, norm, rows)
     yield norm_gradient, (rows, rows, grad_rows, rows)
     yield add_moments, (rows, vector, sums)
     yield gradient_sums, (rows, rows, vector, sums)
-    yield fold, (gemm, norm, weights[0], vector, ones((1, 2)), False, ones((1, 1, 2, 2)), ones((1, 2)))
+    yield fold, (norm, weights[0], vector, ones((1, 2)), False, ones((1, 1, 2, 2)), ones((1, 2)))
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
-    yield unfold, (gemm, norm, weights[0], weights, image[0], ones((1, 2)), False, *gradients)
-    layers = np.ones(1, LAYER)
-    layers["channels"], layers["steps"], layers["axes"] = 2, (0, 1), (0, 0)
-    layers["matrices"], layers["bias"] = (0, 4), (0, 2)
-    axes = np.zeros(0, AXIS)
-    yield chain, (gemm, image, layers, steps, axes, matrices, vector, image, scratch[:2], scratch)
-    yield conv_layer, (gemm, image, steps, axes, matrices, image[0], True, image, sums[0], sums, block, scratch)
-    arrays = gemm, image, grad_rows, image, image, steps, axes, rows[:0], rows, False, steps, matrices
-    yield conv_layer_grad, (*arrays, image, rows, vector, block, scratch)
+    yield unfold, (norm, weights[0], weights, image[0], ones((1, 2)), False, *gradients)
+    layers, steps, numbers = np.ones(1, LAYER), np.zeros(1, STEP), np.zeros(2, np.int64)
+    layers["channels"], layers["before"], layers["thin"] = 2, 0, 0
+    for name, size in {"steps": 1, "pixels": 2, "taps": 2, "matrices": 256, "bias": 2}.items():
+        layers[name] = 0, size
+    steps["pixels"], steps["taps"], steps["matrix"] = (0, 1), (0, 2), (0, 64)
+    tables = layers, steps, np.zeros((2, 1), np.int64), numbers, spare
+    yield chain, (image, layers, steps, numbers, numbers, spare, vector, image, (spare, spare), spare)
+    yield conv_layer, (image, *tables, vector, image, sums[0], sums, spare)
+    results = image, spare, vector, 1, (spare, spare, spare)
+    yield conv_layer_grad, (image, grad_rows, image, image, layers, numbers[:1], numbers, False, *tables, *results)
     yield adam, (vector, vector, vector, vector, vector, *ones(4))

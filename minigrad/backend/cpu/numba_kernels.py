@@ -1,16 +1,16 @@
 """The CPU kernels with the work between matrix products compiled by Numba (extra `fast`); see layer_loops.py.
 
 Faster because a thread computes its images in one compiled call, without the interpreter, and because one pass over a
-block does all operations, where NumPy makes one pass for each. NumPy's BLAS still computes the matrix products.
+block does all operations, where NumPy makes one pass for each. The matrix products are compiled, too, and read the
+images where they are (direct.py, micro_kernels.py).
 Measured by benchmarks/ops.py and benchmarks/train.py.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,43 +19,52 @@ from ..chain import Layer
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
 from . import layer_loops, row_loops
+from .direct import Direct, direct, numbers, scratch_numbers
+from .micro_kernels import VECTOR
 from .numpy_channels import Moments
 from .numpy_kernels import FUNCTION_NUMBERS, CpuBackend
-from .numpy_layers import InferenceLayer, Planner, coverage_of, images_per_block
-from .pixel_loops import STEP
-from .plan import THIN, adjoint, convolution, phases
-from .threads import Pool, blas_libraries
-from .winograd import AXIS, winograd
+from .numpy_layers import InferenceLayer, Planner, coverage_of
+from .plan import adjoint, convolution
+from .threads import Pool
 
 Array = Any
-NAMES = (  # (prefix, suffix, integer type) of the functions of BLAS; the names in NumPy's wheels come first
-    ("scipy_", "64_", ctypes.c_int64),
-    ("", "64_", ctypes.c_int64),
-    ("scipy_", "", ctypes.c_int),
-    ("", "", ctypes.c_int),
-)
-NO_STEPS, NO_AXES = np.zeros(0, STEP), np.zeros(0, AXIS)
 
 
 class CompiledPlan(NamedTuple):
-    """A plan as `layer_loops.convolve` takes it: products over columns, or else a Winograd algorithm."""
+    """How the loops compute a layer: the plan, and its matrices in panels."""
 
-    output_size: tuple[int, int]
-    channels: int
-    work: tuple[int, int]  # numbers in the columns and in the product of one image
-    taps: Array  # of the algorithm, or empty
-    steps: Array
-    axes: Array
+    direct: Direct
     matrices: Array
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(height, width) of the result."""
+        height, width = self.direct.layer[0]["output_size"]
+        return int(height), int(width)
+
+    @property
+    def channels(self) -> int:
+        """Those of the result."""
+        return int(self.direct.layer[0]["channels"])
+
+    @property
+    def tables(self) -> tuple[Array, ...]:
+        """The arguments that all loops take."""
+        return *self.direct[:4], self.matrices
 
     def numbers(self, _: int) -> int:
         """Numbers that one image takes at work."""
-        return sum(self.work)
+        return numbers(self.direct.layer[0])
+
+    @property
+    def scratch(self) -> int:
+        """Numbers that a block of images needs beside x and the result."""
+        return int(self.direct.layer[0]["images"]) * scratch_numbers(self.direct.layer[0])
 
 
 class NumbaLayers:
     """Runs layers on the threads of a pool, as NumpyLayers does; faster because a thread does all of its images in one
-    call, without the interpreter."""
+    call, without the interpreter, and multiplies pixels where they are (direct.py)."""
 
     block_bytes = 1 << 19
 
@@ -63,23 +72,10 @@ class NumbaLayers:
         self.pool = pool
 
     def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> CompiledPlan:
-        """Faster because 3x3 layers with many channels take fewer multiplications; see winograd.py."""
-        C, F = weight.shape[2:]
-        back = planner is adjoint
-        size, channels = (geometry.input_size, C) if back else (geometry.output_size, F)
-        algorithm = winograd(geometry, C, F)
-        if algorithm is not None:
-            x_numbers, y_numbers = algorithm.numbers(C, F)
-            work = (y_numbers, x_numbers) if back else (x_numbers, y_numbers)
-            axes, taps = algorithm.back_axes if back else algorithm.axes, algorithm.taps.astype(weight.dtype)
-            with self.pool.single_threaded_blas:
-                return CompiledPlan(size, channels, work, taps, NO_STEPS, axes, algorithm.matrices(weight, back))
-        columns, steps, order = _steps(planner, geometry, weight.shape)
-        matrices = np.ascontiguousarray(weight).reshape(-1)
-        if order is not None:
-            matrices = matrices.take(order)
-        work, taps = (columns, math.prod(size) * channels), np.empty((0, 9), weight.dtype)
-        return CompiledPlan(size, channels, work, taps, steps, NO_AXES, matrices)
+        """How a convolution or its adjoint is computed."""
+        size = weight.itemsize
+        plan = direct(planner is adjoint, geometry, weight.shape, self.block_bytes // size, 2 * VECTOR // size)
+        return CompiledPlan(plan, np.append(weight, weight.dtype.type(0)).take(plan.order))
 
     def run(
         self,
@@ -95,14 +91,14 @@ class NumbaLayers:
         plan = self.plan(planner, weight, geometry)
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
         moments = Moments(self.pool.threads, plan.channels)
-        images = images_per_block(self, plan, x)
-        x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 3, x.dtype)
+        x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 1, x.dtype).reshape(-1)
+        layers = plan.direct.layer.copy()
+        layers["relu"] = relu
 
         def task(shard: int, part: slice) -> None:
             results = y[part], moments.shifts[shard], moments.sums[shard]
-            scratch = self._scratch(min(images, len(x[part])), (*plan.work, 0), x.dtype)
-            gemm = compiled_gemm(x.dtype)
-            layer_loops.conv_layer(gemm, x[part], *plan[4:], bias, relu, *results, images, scratch)
+            scratch = self.pool.scratch("padded", (plan.scratch,), x.dtype)
+            layer_loops.conv_layer(x[part], layers, *plan.tables[1:], bias, *results, scratch)
             moments.counts[shard] = (part.stop - part.start) * math.prod(plan.output_size)
 
         self.pool.run(task, len(x), len(x))
@@ -114,23 +110,23 @@ class NumbaLayers:
         """What NumpyLayers.gradients computes."""
         weight, _, geometry, transposed = layer
         gy, y, x, weight = _contiguous(gy, y, x, weight)
-        threads, F = self.pool.threads, weight.shape[3]
+        threads = self.pool.threads
         forward = self.plan(convolution, weight, geometry)
         back = self.plan(adjoint, weight, geometry) if needs_gx and not transposed else forward
-        numbers = [max(sizes) for sizes in zip(forward.work, back.work, strict=True)]
-        images = images_per_block(self, forward, x)
+        window, block = forward.direct.layer, int(min(plan.direct.layer[0]["images"] for plan in (forward, back)))
         gx = np.empty(x.shape if needs_gx else (0,) * 4, x.dtype)
-        matrix = weight.reshape(-1, F)
-        gweights = np.zeros((threads, *matrix.shape), x.dtype)
+        gweights = np.zeros((threads, weight.size), x.dtype)
         totals = np.zeros((threads, math.prod(y.shape[1:])), x.dtype)
         rows = _or_empty(grad_rows, 2, x.dtype)
+        factors = x if transposed else y
 
         def task(shard: int, part: slice) -> None:
-            plans = forward.steps, forward.axes, forward.taps, matrix, transposed, back.steps, back.matrices
-            results = gx[part], gweights[shard], totals[shard]
-            scratch = self._scratch(min(images, len(x[part])), (*numbers, y[:1].size), x.dtype)
-            arrays = gy[part], rows, y[part], x[part]
-            layer_loops.conv_layer_grad(compiled_gemm(x.dtype), *arrays, *plans, *results, images, scratch)
+            results = gx[part], gweights[shard], totals[shard], block
+            sizes = max(forward.scratch, back.scratch), block * y[0].size + VECTOR, block * factors[0].size + VECTOR
+            names = "padded", "gradient", "spare"
+            scratch = tuple(self.pool.scratch(n, (size,), x.dtype) for n, size in zip(names, sizes, strict=True))
+            arrays = gy[part], rows, y[part], x[part], window, forward.direct.pixels[0], forward.direct.taps, transposed
+            layer_loops.conv_layer_grad(*arrays, *back.tables, *results, scratch)
 
         self.pool.run(task, len(x), len(x))
         gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(threads, -1, y.shape[3])
@@ -144,7 +140,7 @@ class NumbaLayers:
         rows, weight, bias = _contiguous(rows, weight, bias)
         arguments = rows, weight, bias, coverage, transposed, folded, bias_image
         with self.pool.single_threaded_blas:
-            layer_loops.fold(compiled_gemm(weight.dtype), *arguments)
+            layer_loops.fold(*arguments)
         return folded, bias_image.reshape(*layer.output_size, -1)
 
     def unfold(
@@ -157,37 +153,29 @@ class NumbaLayers:
         sums = np.zeros((2, weight.shape[3 if transposed else 2]))
         arguments = _or_empty(rows, 2, dtype), np.ascontiguousarray(weight), gweights, totals, coverage, transposed
         with self.pool.single_threaded_blas:
-            layer_loops.unfold(compiled_gemm(dtype), *arguments, sums, gweight, gbias)
+            layer_loops.unfold(*arguments, sums, gweight, gbias)
         return None if rows is None else sums.astype(dtype), gweight, gbias
 
     def chain(self, links: list[InferenceLayer]) -> Callable[[Array, Array], None]:
         """A function (x, y) that runs the block x through the layers in one call and writes the result into y."""
-        table = np.zeros(len(links), layer_loops.LAYER)
-        arrays = [(plan.steps, plan.axes, plan.matrices, bias_image.reshape(-1)) for plan, bias_image, _, _ in links]
-        starts = [0, 0, 0, 0]
-        for record, (plan, _, relu, images), parts in zip(table, links, arrays, strict=True):
-            record["output_size"], record["channels"], record["relu"] = plan.output_size, plan.channels, relu
-            record["images"] = images
-            stops = [start + len(part) for start, part in zip(starts, parts, strict=True)]
-            record["steps"], record["axes"], record["matrices"], record["bias"] = zip(starts, stops, strict=True)
-            starts = stops
-        joined = [_joined(parts) for parts in zip(*arrays, strict=True)]
-        pixels = [math.prod(plan.output_size) * plan.channels for plan, *_ in links]
+        layers = np.concatenate([plan.direct.layer for plan, *_ in links])
+        layers["relu"] = [relu for _, _, relu, _ in links]
+        tables = [(*plan.tables[1:], bias_image.reshape(-1)) for plan, bias_image, _, _ in links]
+        joined = []
+        for name, parts in zip(("steps", "pixels", "taps", "matrices", "bias"), zip(*tables, strict=True), strict=True):
+            flat = [part.reshape(-1) for part in parts]
+            stops = np.cumsum([len(part) for part in flat])
+            layers[name] = np.stack([np.append(0, stops[:-1]), stops], axis=1)
+            joined.append(_joined(flat))
+        pixels = max(math.prod(plan.output_size) * plan.channels for plan, *_ in links)
+        scratch = max(plan.scratch for plan, *_ in links)
 
         def infer(x: Array, y: Array) -> None:
-            columns, product = (max(images * plan.work[i] for plan, *_, images in links) for i in (0, 1))
-            *scratch, even, odd = self._scratch(1, (columns, product, *2 * (len(x) * max(pixels),)), x.dtype)
-            arguments = np.ascontiguousarray(x), table, *joined, y, (even, odd), (*scratch, even)
-            layer_loops.chain(compiled_gemm(x.dtype), *arguments)
+            sizes = {"padded": scratch, "even": len(x) * pixels, "odd": len(x) * pixels}
+            padded, *between = (self.pool.scratch(name, (size,), x.dtype) for name, size in sizes.items())
+            layer_loops.chain(np.ascontiguousarray(x), layers, *joined, y, tuple(between), padded)
 
         return infer
-
-    def _scratch(self, images: int, numbers: tuple[int, ...], dtype: Any) -> tuple[Array, ...]:
-        """Scratch arrays of this thread, in the order of layer_loops.COLUMNS, PRODUCT, GRADIENT, ...
-
-        numbers: the size of each array for one image.
-        """
-        return tuple(self.pool.scratch(f"flat {i}", (images * count,), dtype) for i, count in enumerate(numbers))
 
 
 class NumbaChannels:
@@ -227,7 +215,7 @@ class JitBackend(CpuBackend):
 
     def prepare(self, dtype: Any) -> None:
         """Compile the loops for a dtype, or load them from Numba's cache on disk."""
-        compiled_gemm(dtype)
+        compile_loops(dtype)
 
     def adam_step_(
         self,
@@ -263,74 +251,12 @@ def _or_empty(array: Array | None, axes: int, dtype: Any) -> Array:
     return np.empty((0,) * axes, dtype) if array is None else np.ascontiguousarray(array)
 
 
-def _joined(arrays: tuple[Array, ...]) -> Array:
+def _joined(arrays: list[Array]) -> Array:
     """One after another; as bytes, because NumPy compares the fields of records one by one."""
     return np.concatenate([array.view(np.uint8) for array in arrays]).view(arrays[0].dtype)
 
 
-@lru_cache(maxsize=256)
-def _steps(planner: Planner, geometry: ConvGeometry, shape: tuple[int, ...]) -> tuple[int, Array, Array | None]:
-    """(columns, steps, order) for a weight of this shape.
-
-    columns: how many numbers the im2col columns of one image hold. steps: the products, as records of STEP. order: the
-    indices that gather the products' matrices from the flat weight; None if it is used as it is. They are found by
-    planning with a weight of 0, 1, 2, ...
-    """
-    numbers = np.arange(math.prod(shape)).reshape(shape)
-    plan = phases(numbers, geometry) if planner is adjoint else convolution(numbers, geometry)
-    steps: list[tuple[Any, ...]] = []
-    matrices: list[Array] = []
-    for number, (window, products) in enumerate(plan.parts):
-        for product in products:
-            taps, start = product.taps.start or 0, sum(matrix.size for matrix in matrices)
-            steps.append(
-                (
-                    number,
-                    window.output_size,
-                    window.kernel_size,
-                    window.stride,
-                    window.start,
-                    (taps, taps + len(product.matrix)),
-                    (product.rows.start or 0, product.columns.start or 0),
-                    (product.rows.step or 1, product.columns.step or 1),
-                    (start, start + product.matrix.size),
-                )
-            )
-            matrices.append(product.matrix.T if plan.channels < THIN else product.matrix)
-    order = np.concatenate([matrix.reshape(-1) for matrix in matrices])
-    columns = plan.numbers(shape[3 if planner is adjoint else 2]) - math.prod(plan.output_size) * plan.channels
-    return columns, np.array(steps, STEP), None if np.array_equal(order, numbers.reshape(-1)) else order
-
-
 @cache
-def compiled_gemm(dtype: Any) -> Any:
-    """BLAS's matrix product for a dtype. The first call also compiles the loops that use it."""
-    gemm = matrix_products()[dtype]
-    layer_loops.prepare(gemm, dtype)
-    return gemm
-
-
-@cache
-def matrix_products() -> dict[Any, Any]:
-    """The general matrix product of NumPy's BLAS for each dtype, as a C function.
-
-    Raises:
-        ImportError: no BLAS library of this process has it under a known name.
-    """
-    size, pointer = ctypes.c_int, ctypes.c_void_p
-    for library in blas_libraries():
-        functions = ctypes.CDLL(library.filepath)
-        for prefix, suffix, integer in NAMES:
-            found = {}
-            for letter, number in (("s", ctypes.c_float), ("d", ctypes.c_double)):
-                gemm = getattr(functions, f"{prefix}cblas_{letter}gemm{suffix}", None)
-                if gemm is None:
-                    break
-                gemm.restype = None
-                matrix = [pointer, integer]
-                gemm.argtypes = [*3 * [size], *3 * [integer], number, *matrix, *matrix, number, *matrix]
-                found[np.dtype(number)] = gemm
-            if len(found) == 2:
-                return found
-    names = ", ".join(library.filepath for library in blas_libraries()) or "none"
-    raise ImportError(f"cblas_sgemm is not found in the BLAS libraries of this process ({names})")
+def compile_loops(dtype: Any) -> None:
+    """Compile the loops for a dtype, at its first use."""
+    layer_loops.prepare(dtype)

@@ -82,6 +82,19 @@ def relu_norm_gradient(gy: Array, y: Array, grad_rows: Array, g: Array) -> None:
 
 
 @compiled
+def activate(y: Array, bias: Array, relu: bool) -> None:
+    """y = y + bias, and its ReLU if relu; (numbers,) or, for an empty bias, nothing."""
+    zero = y.dtype.type(0)
+    if not relu:
+        for k in range(len(bias)):
+            y[k] += bias[k]
+    else:
+        for k in range(len(bias)):
+            value = y[k] + bias[k]
+            y[k] = zero if value < 0 else value
+
+
+@compiled
 def add_images(x: Array, total: Array) -> None:
     """total (numbers,) += the sum of the rows of x (n, numbers)."""
     for i in range(len(x)):

@@ -1,0 +1,128 @@
+"""Where the products of a convolution find their numbers, for the numba kernels.
+
+im2col copies the numbers that pixel p of the result meets to a row of columns: columns[p, t] for tap t. They are in the
+padded image anyway, at pixels[p] + taps[t]. So a plan holds these two tables, and the products read the image itself:
+
+    y[p, f] = sum over t of image[pixels[p] + taps[t]] * weight[t, f]
+    gweight[t, f] = sum over p of image[pixels[p] + taps[t]] * gy[p, f]
+
+The adjoint is such a convolution for each phase of the stride (plan.py).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..geometry import ConvGeometry
+from .plan import THIN, Product, Window, convolution, phases
+
+Array = Any
+
+LAYER = np.dtype(
+    [(name, "i8") for name in ("inputs", "products", "channels", "images", "relu", "thin", "holes")]
+    + [(name, "i8", 2) for name in ("output_size", "padded_size", "before", "kernel_size", "stride")]
+    + [(name, "i8", 2) for name in ("steps", "pixels", "taps", "matrices", "bias")]
+)
+"""A convolution or its adjoint from `inputs` to `channels`, a block of `images` at a time. It reads x in an image of
+padded_size, where `before` rows and columns of zeros are above and left of x. holes: some pixels of the result meet no
+tap. thin: the result has so few channels that each pixel of x is multiplied first, which gives `products` numbers, and
+these are added to the pixels that they belong to. The last fields say from where to where the parts of the layer are in
+the tables of a chain of layers."""
+STEP = np.dtype([(name, "i8", 2) for name in ("pixels", "taps", "matrix")])
+"""One product of a plan: from where to where its parts are in the tables."""
+
+
+class Direct(NamedTuple):
+    """A plan without the weight's numbers. The tables of places have one entry more, which is read but not used."""
+
+    layer: Array  # LAYER, (1,)
+    steps: Array  # STEP
+    pixels: Array  # (2, count): where each pixel's first tap is in the padded x, and where its result is
+    taps: Array  # where each tap is from there
+    order: Array  # which numbers of the flat weight the matrices consist of; the last one beyond them is zero
+
+
+@lru_cache(maxsize=256)
+def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], block: int, panel: int) -> Direct:
+    """The plan for a convolution with a weight of this shape, or for its adjoint if `back`.
+
+    block: numbers that a thread works on at a time. panel: columns of a matrix that are stored together.
+    """
+    C, F = shape[2:]
+    layer = np.zeros(1, LAYER)
+    record = layer[0]
+    record["inputs"], record["channels"] = (F, C) if back else (C, F)
+    record["output_size"] = geometry.input_size if back else geometry.output_size
+    record["kernel_size"], record["stride"] = geometry.kernel_size, geometry.stride
+    indices = np.arange(math.prod(shape)).reshape(shape)
+    if back and C < THIN:
+        matrix = indices.reshape(-1, F).T  # (F, KH * KW * C)
+        record["thin"], record["products"] = 1, -(-matrix.shape[1] // panel) * panel
+        record["padded_size"], record["before"] = geometry.output_size, [pads[0] for pads in geometry.pads]
+        record["images"] = _images(record, block)
+        pixels = np.arange(math.prod(geometry.output_size) * record["images"] + 1)
+        steps = np.array([((0, len(pixels) - 1), (0, F), (0, 0))], STEP)
+        return Direct(
+            layer, steps, np.stack([pixels * F, pixels * record["products"]]), np.arange(F + 1), _panels(matrix, panel)
+        )
+    parts = (phases(indices, geometry) if back else convolution(indices, geometry)).parts
+    for axis in (0, 1):
+        before = record["before"][axis] = max(0, *(-window.start[axis] for window, _ in parts))
+        reach = [w.start[axis] + (w.output_size[axis] - 1) * w.stride[axis] + w.kernel_size[axis] for w, _ in parts]
+        record["padded_size"][axis] = before + max(reach)
+    record["images"] = _images(record, block)
+    found: list[tuple[Array, ...]] = []
+    for window, products in parts:
+        for product in products:
+            if product.matrix.size:
+                found.append((*_places(record, window, product), _panels(product.matrix, panel)))
+            else:
+                record["holes"] = 1
+    x, y, taps, order = (np.concatenate([*part, [0]]) for part in (zip(*found, strict=True) if found else [()] * 4))
+    steps = np.zeros(len(found), STEP)
+    for name, i in (("pixels", 0), ("taps", 2), ("matrix", 3)):
+        stops = np.cumsum([len(part[i]) for part in found], dtype=int)
+        steps[name][:, 0], steps[name][:, 1] = stops - [len(part[i]) for part in found], stops
+    return Direct(layer, steps, np.stack([x, y]), taps, order)
+
+
+def _places(record: Any, window: Window, product: Product) -> tuple[Array, Array, Array]:
+    """(pixels in the padded x, pixels in the result, taps) of a product, for a block of images."""
+    (H, W), (OH, OW), C = record["padded_size"], record["output_size"], record["inputs"]
+    images = np.arange(record["images"])[:, None, None]
+    rows, columns = np.arange(OH)[product.rows], np.arange(OW)[product.columns]
+    up, left = (
+        record["before"][axis] + window.start[axis] + np.arange(len(out)) * window.stride[axis]
+        for axis, out in enumerate((rows, columns))
+    )
+    x = ((images * H + up[:, None]) * W + left) * C
+    y = ((images * OH + rows[:, None]) * OW + columns) * record["channels"]
+    taps = np.arange(window.kernel_size[0])[:, None] * W * C + np.arange(window.kernel_size[1] * C)
+    return x.reshape(-1), y.reshape(-1), taps.reshape(-1)[product.taps]
+
+
+def _panels(matrix: Array, panel: int) -> Array:
+    """The matrix (K, N) as panels (K, panel) one after another, the last one filled up with -1; flat."""
+    K, N = matrix.shape
+    filled = np.full((K, -(-N // panel) * panel), -1)
+    filled[:, :N] = matrix
+    return filled.reshape(K, -1, panel).transpose(1, 0, 2).reshape(-1)
+
+
+def scratch_numbers(layer: Any) -> int:
+    """Numbers that one image needs beside x and the result: the padded x, or the products of a thin layer."""
+    return int(math.prod(layer["padded_size"]) * (layer["products"] if layer["thin"] else layer["inputs"]))
+
+
+def numbers(layer: Any) -> int:
+    """Numbers that one image takes at work."""
+    return scratch_numbers(layer) + math.prod(layer["output_size"]) * int(layer["channels"])
+
+
+def _images(layer: Any, block: int) -> int:
+    """Images that fill a block of so many numbers."""
+    return max(1, block // max(numbers(layer), 1))

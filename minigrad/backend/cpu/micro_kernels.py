@@ -1,0 +1,180 @@
+"""Matrix products whose results stay in vector registers while they are summed.
+
+The innermost loop is written in LLVM's vector instructions, which Numba compiles. A tile of the result, some rows times
+one or two vectors, gains in each turn the product of one number of each row of a and one row of b. The numbers of a are
+read one by one, so a row of a may be anywhere: the pixels that a filter meets are read where they are in the image, and
+no im2col is needed. The rows of b and of the result are read and written by vectors.
+
+A BLAS packs its matrices first and has its tiles for large ones; for the sizes of a convolution this is faster, and so
+is not writing the columns (benchmarks/ops.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+from numpy.lib.stride_tricks import as_strided
+
+from .compiling import compiled
+
+Array = Any
+FEATURES = llvm.get_host_cpu_features()
+VECTOR = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx") else 16  # bytes
+ROWS = (6, 3, 2, 1) if VECTOR == 32 else (14, 7, 4, 2, 1)  # of tiles: 2 * ROWS[0] + 3 vectors fill the registers
+INNER = 256  # turns of `matmul` at a time: so many rows of a panel of b stay in the first cache
+I32, I64 = ir.IntType(32), ir.IntType(64)
+
+
+@intrinsic
+def tile(
+    context: Any, rows: Any, vectors: Any, a: Any, a_rows: Any, a_columns: Any, K: Any, b: Any, b_step: Any, c: Any,
+    c_rows: Any, add: Any, one: Any
+) -> Any:  # fmt: skip
+    """c (rows, vectors) = a (rows, K) @ b (K, vectors); if add, c += that.
+
+    rows: one of ROWS. vectors: 1 or 2. one: a number of the dtype. a, b, c and the tables a_rows, a_columns and c_rows
+    of int64 are addresses. a[i, k] is a_rows[i] + a_columns[k] numbers after a, the row b[k] is k * b_step numbers
+    after b, and the row c[i] is c_rows[i] numbers after c. One entry behind a_columns is read, too, but not used.
+    """
+    signature = types.void(*[types.intp] * 10, types.boolean, one)
+
+    def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = target.get_data_type(signature.args[-1])
+        end = builder.append_basic_block("end")
+        switch = builder.switch(builder.add(builder.mul(arguments[0], I64(2)), arguments[1]), end)
+        for height in ROWS:
+            for width in (1, 2):
+                block = builder.append_basic_block(f"tile_{height}_{width}")
+                switch.add_case(I64(2 * height + width), block)
+                builder.position_at_end(block)
+                _tile(builder, number, height, width, arguments[2:-1])
+                builder.branch(end)
+        builder.position_at_end(end)
+        return target.get_dummy_value()
+
+    return signature, code
+
+
+def _tile(builder: Any, number: Any, rows: int, vectors: int, arguments: Any) -> None:
+    """The instructions of one tile."""
+    a, a_rows, a_columns, K, b, b_step, c, c_rows, add = arguments
+    size = 8 if number == ir.DoubleType() else 4
+    W = VECTOR // size
+    vector = ir.VectorType(number, W)
+    zeros, undefined = ir.Constant(vector, None), ir.Constant(vector, ir.Undefined)
+    everywhere = ir.Constant(ir.VectorType(I32, W), None)
+    a, b, c = (builder.inttoptr(address, number.as_pointer()) for address in (a, b, c))
+    a_rows, a_columns, c_rows = (builder.inttoptr(table, I64.as_pointer()) for table in (a_rows, a_columns, c_rows))
+
+    def entry(table: Any, i: Any) -> Any:
+        return builder.load(builder.gep(table, [i]))
+
+    def vector_at(pointer: Any, v: int) -> Any:
+        return builder.bitcast(builder.gep(pointer, [I64(v * W)]), vector.as_pointer())
+
+    def hidden(value: Any) -> Any:
+        """The value, from a place that LLVM cannot see. Columns are read a turn ahead; if LLVM saw that, it would undo
+        it, take the numbers of a for slow to come, and hold more of them than there are registers."""
+        return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], side_effect=False)
+
+    a_pointers = [builder.gep(a, [entry(a_rows, I64(i))]) for i in range(rows)]
+    c_pointers = [builder.gep(c, [entry(c_rows, I64(i))]) for i in range(rows)]
+    before, first_column = builder.block, hidden(entry(a_columns, I64(0)))
+    turn, done, adding, storing, end = map(builder.append_basic_block, ("turn", "done", "adding", "storing", "end"))
+    builder.branch(turn)
+
+    builder.position_at_end(turn)
+    first = [(I64, I64(0)), (I64, first_column), (b.type, b), *[(vector, zeros)] * (rows * vectors)]
+    k, column, b_row, *sums = variables = [builder.phi(kind) for kind, _ in first]
+    b_vectors = [builder.load(vector_at(b_row, v), align=size) for v in range(vectors)]
+    totals = []
+    for i in range(rows):
+        x = builder.insert_element(undefined, builder.load(builder.gep(a_pointers[i], [column])), I32(0))
+        x = builder.shuffle_vector(x, undefined, everywhere)
+        for v in range(vectors):
+            product = builder.fmul(x, b_vectors[v], flags=("contract",))  # with the sum one rounding
+            totals.append(builder.fadd(product, sums[i * vectors + v], flags=("contract",)))
+    next_k = builder.add(k, I64(1))
+    next_column = hidden(entry(a_columns, next_k))
+    following = [next_k, next_column, builder.gep(b_row, [b_step]), *totals]
+    for variable, (_, at_first), then in zip(variables, first, following, strict=True):
+        variable.add_incoming(at_first, before)
+        variable.add_incoming(then, turn)
+    builder.cbranch(builder.icmp_signed("<", next_k, K), turn, done)
+
+    builder.position_at_end(done)
+    builder.cbranch(add, adding, storing)
+    for block in (adding, storing):
+        builder.position_at_end(block)
+        for i in range(rows):
+            for v in range(vectors):
+                result, target = totals[i * vectors + v], vector_at(c_pointers[i], v)
+                if block is adding:
+                    result = builder.fadd(builder.load(target, align=size), result)
+                builder.store(result, target, align=size)
+        builder.branch(end)
+    builder.position_at_end(end)
+
+
+@compiled
+def tiles(
+    a: int, a_rows: Array, a_columns: Array, b: int, b_step: int, c: Array, c_rows: Array, left: int, width: int,
+    add: bool
+) -> None:  # fmt: skip
+    """The columns left ... left + width - 1, at most two vectors, of c = a @ b, or c += a @ b if add.
+
+    a and b are addresses, c is flat; the rest is as in `tile`. b must be readable to the end of its last vector.
+    """
+    size, one = c.itemsize, c.dtype.type(1)
+    W = VECTOR // size
+    vectors, K, columns, i = (width + W - 1) // W, len(a_columns), a_columns.ctypes.data, 0
+    if K == 0:
+        for at in c_rows if not add else c_rows[:0]:
+            c[at + left : at + left + width] = 0
+        return
+    for height in ROWS:
+        while len(a_rows) - i >= height:
+            rows, place = a_rows[i:].ctypes.data, c_rows[i:].ctypes.data
+            if width == vectors * W:
+                target = c.ctypes.data + left * size
+                tile(height, vectors, a, rows, columns, K, b, b_step, target, place, add, one)  # type: ignore[call-arg]
+            else:
+                edge, edge_rows = np.empty((ROWS[0], 2 * W), c.dtype), np.arange(ROWS[0]) * (2 * W)
+                target, place = edge.ctypes.data, edge_rows.ctypes.data
+                tile(height, vectors, a, rows, columns, K, b, b_step, target, place, False, one)  # type: ignore[call-arg]
+                for r in range(height):
+                    for j in range(width):
+                        at = c_rows[i + r] + left + j
+                        c[at] = edge[r, j] + c[at] if add else edge[r, j]
+            i += height
+
+
+@compiled
+def matmul(a: Array, b: Array, add: bool, out: Array) -> None:
+    """out = a @ b, or out += a @ b if add; the rows of out must be contiguous."""
+    _matmul(as_strided(a, a.shape, a.strides), as_strided(b, b.shape, b.strides), add, out)
+
+
+@compiled
+def _matmul(a: Array, b: Array, add: bool, out: Array) -> None:
+    """matmul of one kind of arrays, so that it is compiled once."""
+    (M, K), N, size = a.shape, b.shape[1], a.itemsize
+    width = 2 * VECTOR // size
+    rows, columns = np.arange(M) * (a.strides[0] // size), np.arange(K + 1) * (a.strides[1] // size)
+    c_rows = np.arange(M) * N
+    panel, results = np.zeros((INNER, width), a.dtype), out.reshape(-1)
+    for start in range(0, max(K, 1), INNER):
+        part = columns[start : min(start + INNER, K)]
+        for left in range(0, N, width):
+            for k in range(len(part)):
+                for j in range(min(width, N - left)):
+                    panel[k, j] = b[start + k, left + j]
+            tiles(
+                a.ctypes.data, rows, part, panel.ctypes.data, width, results, c_rows, left, min(width, N - left),
+                add or start > 0
+            )  # fmt: skip
