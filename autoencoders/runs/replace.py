@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from minigrad.serialize import DataError, numbered
@@ -23,33 +24,30 @@ RESULTS = (RESULT_FILE, "report.html", "figures/film.gif")
 SINGLES = ("figures/samples/*.png", "figures/samples.npz")  # of `generate`
 PICTURES = ("loss_curves", "reconstructions", "latent_space", "interpolations", "samples", "manifold", "image")
 CLOSE_UPS = ("denoised", "worst", "best", "kl_per_dimension", "traversals", "neighbours")  # of `evaluate`
+# In the order in which a run is moved aside. The checkpoints come last: as long as one is there, a program that was
+# killed meanwhile can be started again, and nothing of the run is removed.
 OWN_FILES = (
-    MODEL_FILE,
-    MIXTURE_FILE,
-    RECORD_FILE,
+    *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS),
+    PROGRESS_FILE,
+    *SINGLES,
+    *RESULTS,
+    FRAMES,
+    EVENTS,
     "history.csv",
     "history.jsonl",
-    CHECKPOINTS,
+    MIXTURE_FILE,
+    RECORD_FILE,
+    MODEL_FILE,
     "checkpoints/best.safetensors",
-    FRAMES,
-    *RESULTS,
-    *SINGLES,
-    PROGRESS_FILE,
-    *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS),
+    CHECKPOINTS,
 )
 OLD = "old-{}"  # in the folder of a run: the runs that --overwrite has replaced
 
 
 def own_files(folder: Path) -> list[Path]:
-    """The files of a run in a folder, whatever else it holds; none if there is no run."""
-    return _own_names(folder) if _holds_model(folder) or (folder / RECORD_FILE).exists() else []
-
-
-def _own_names(folder: Path) -> list[Path]:
-    """The files that have the name of a run's file; none that a link leads to."""
-    names = [x for x in OWN_FILES if not any((folder / place).is_symlink() for place in list(Path(x).parents)[:-1])]
-    found = [numbered(folder, name) if "*" in name else [folder / name] for name in names]
-    found.append([] if (folder / EVENTS).parent.is_symlink() else sorted(folder.glob(EVENTS)))
+    """The files in a folder that have the name of a run's file, in the order of OWN_FILES; none that a link leads to."""
+    names = [x for x in OWN_FILES if not any((folder / place).is_symlink() for place in Path(x).parents[:-1])]
+    found = (sorted(folder.glob(x)) if x == EVENTS or "*" not in x else numbered(folder, x) for x in names)
     return [path for paths in found for path in paths if path.is_file()]
 
 
@@ -68,7 +66,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: cannot be written: it is no folder; use another --out")
     if latest_checkpoint(folder) is None:
-        check_foreign(folder, _own_names(folder), "use another --out")
+        check_foreign(folder, own_files(folder), "use another --out")
     if overwrite or not _holds_model(folder):
         return
     status = str(read_record(folder).get("status"))
@@ -108,22 +106,19 @@ def check_results(folder: Path, names: tuple[str, ...]) -> None:
     check_foreign(folder, [folder / name for name in names], "use another --out or --overwrite")
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Move the files of a run into the first free of the folders old-1, old-2 ... in its own; returns that folder, or
-    None if there is no model and no checkpoint.
+def set_aside(folder: Path, keep: bool = True) -> Path | None:
+    """Move the files of a run into the first free of the folders old-1, old-2 ... in its own; returns that folder. A run
+    without a model and checkpoints, or one that nobody wants to keep, is removed instead.
 
     Raises:
         DataError: they cannot be moved; then all are where they were.
     """
-    if not _holds_model(folder):  # nothing would be lost
-        for path in own_files(folder):
-            path.unlink()
+    if not keep or not _holds_model(folder):
+        remove(folder)
         return None
-    files = own_files(folder)
     old = next(place for i in itertools.count(1) if not os.path.lexists(place := folder / OLD.format(i)))
     try:
-        for path in sorted(files, key=lambda path: path.name == RECORD_FILE):  # last: it says whose the others are
-            _move(path, folder, old)
+        _move(own_files(folder), folder, old)
     except BaseException as error:
         put_back(old, folder)
         if isinstance(error, OSError):
@@ -135,27 +130,27 @@ def set_aside(folder: Path) -> Path | None:
 def put_back(old: Path, folder: Path) -> None:
     """Move a run from `old` back into its folder, over files of the later run; what cannot be moved stays in `old`."""
     with contextlib.suppress(OSError):
-        for path in sorted(_own_names(old), key=lambda path: path.name != RECORD_FILE):
-            _move(path, old, folder)
+        _move(reversed(own_files(old)), old, folder)
     _remove_empty(old)
 
 
-def remove(old: Path) -> None:
-    """Remove the run in `old`, as far as that can be done, and nothing else that somebody has put there."""
-    for path in _own_names(old):
+def remove(folder: Path) -> None:
+    """Remove the run in a folder, as far as that can be done, and nothing else that somebody has put there."""
+    for path in own_files(folder):
         with contextlib.suppress(OSError):
             path.unlink()
-    _remove_empty(old)
+    _remove_empty(folder)
 
 
-def _remove_empty(old: Path) -> None:
+def _remove_empty(folder: Path) -> None:
     for name in (*FOLDERS, "."):
         with contextlib.suppress(OSError):
-            (old / name).rmdir()
+            (folder / name).rmdir()
 
 
-def _move(path: Path, folder: Path, other: Path) -> None:
-    """Move a file from one folder, or a folder in it, to the same place in another one."""
-    target = other / path.relative_to(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path.replace(target)
+def _move(files: Iterable[Path], folder: Path, other: Path) -> None:
+    """Move files from one folder, or a folder in it, to the same places in another one."""
+    for path in files:
+        target = other / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)

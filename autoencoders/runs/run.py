@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .replace import PICTURES, RESULT_FILE, check_folder, put_back, remove, set_
 MOST_ENCODED, WORTH_A_SHIFT = 10_000, 0.02  # images, and share of the KL, for `standardize`
 
 
+@dataclass(eq=False)
 class Run:
     """One training in one folder.
 
@@ -44,31 +46,27 @@ class Run:
         verbose: whether it names every picture.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        dataset: Dataset,
-        folder: Path,
-        command: str,
-        found: Path | None,
-        *,
-        resumed: bool = False,
-        overwrite: bool = False,
-        judged: bool = False,
-        keep_old: bool = True,
-    ) -> None:
-        self.trainer, self.dataset, self.folder = trainer, dataset, folder
-        self.resumed, self.overwrite = resumed, overwrite
-        self.found, self.resumable, self.verbose = found, resumed, False
+    trainer: Trainer
+    dataset: Dataset
+    folder: Path
+    command: str
+    found: Path | None
+    resumed: bool = False
+    overwrite: bool = False
+    judged: bool = False
+    keep_old: bool = True
+
+    def __post_init__(self) -> None:
+        trainer = self.trainer
+        self.resumable, self.verbose = self.resumed, False
         self.replaced: Path | None = None
-        self.keep_old = keep_old
-        before = read_record(folder) if resumed else {}
+        before = read_record(self.folder) if self.resumed else {}
         self.record: dict[str, Any] = {
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-            "judged": judged and not resumed,  # a resumed run goes by what it has recorded
+            "judged": self.judged and not self.resumed,  # a resumed run goes by what it has recorded
             **before,
             "status": "running",
-            "commands": [*before.get("commands", []), command],
+            "commands": [*before.get("commands", []), self.command],
             "model": trainer.model.config,
             "options": vars(trainer.options),
             "learning_rate": trainer.controls.peak,
@@ -100,7 +98,7 @@ class Run:
             if not self.resumed:
                 check_folder(self.folder, self.overwrite)
                 with raise_signals():
-                    self.replaced = set_aside(self.folder)
+                    self.replaced = set_aside(self.folder, self.keep_old)
             self._execute(tell)
 
     def _execute(self, tell: Callable[[str], None]) -> None:
@@ -121,10 +119,8 @@ class Run:
                     self._write_record()
             raise
         self.resumable = True
-        if self.replaced and self.keep_old:
+        if self.replaced:
             tell(f"the previous run is in {self.replaced}")
-        elif self.replaced:
-            remove(self.replaced)
 
     def _finish(self, history: History, tell: Callable[[str], None]) -> None:
         model, seed = self.trainer.model, self.trainer.options.seed
