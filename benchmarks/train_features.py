@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from autoencoders.cli.options import Parser
-from autoencoders.cli.program import run_program
+from autoencoders.cli.program import Program, run_program
 from autoencoders.data import load_dataset
 from autoencoders.evaluation.features import WEIGHTS, Classifier
 from autoencoders.training.display import progress_bar
@@ -51,7 +51,7 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, epochs: int = EPOCH
 
 def main(argv: list[str] | None = None) -> int:
     """Train the classifier on Fashion-MNIST and write its weights into the package."""
-    parser = Parser(main.__doc__, prog="python benchmarks/train_features.py")
+    parser = Parser(main.__doc__, Program(("python", "benchmarks/train_features.py")))
     parser.parse_args(argv)
 
     def body() -> None:

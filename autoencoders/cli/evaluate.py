@@ -27,7 +27,6 @@ from .program import Output, Program, run_program
 
 MOST_IW_SAMPLES = 1_000_000  # an image: a day of work, and the bound has long stopped moving
 
-
 WRITTEN: dict[str, Option] = {
     "out": (None, str, "folder for the results (default: --model-dir)"),
     "overwrite": (None, bool, "replace files in --out that no run has made"),
@@ -41,12 +40,8 @@ WRITTEN: dict[str, Option] = {
 
 def build_parser(program: Program) -> Parser:
     """The options of the program."""
-    parser = Parser(
-        __doc__,
-        f"{program.example} --model-dir variational/model",
-        f"{program.example} --model-dir runs/vae10 --out results/vae10",
-        prog=program.prog,
-    )
+    examples = "--model-dir variational/model", "--model-dir runs/vae10 --out results/vae10"
+    parser = Parser(__doc__, program, *examples)
     add_model_options(parser, WRITTEN, images="images to measure on", seed="the latent noise and the samples")
     return parser
 
@@ -83,9 +78,9 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         console.tell(table(metrics))
         record = {**metrics, "test_images": len(dataset.test_images), "model": model.config}
         record["training"] = read_record(folder).get("training", {})
-        findings = diagnose(record)
-        console.prose(verdict(record))
-        for finding in findings:
+        record |= {"diagnosis": diagnose(record), "verdict": verdict(record)}
+        console.prose(record["verdict"])
+        for finding in record["diagnosis"]:
             console.prose(f"  {finding['finding']}", "  ")
             console.prose(f"    why: {finding['why']}", " " * 9)
             console.prose(f"    try: {finding['option']}", " " * 9)
@@ -94,8 +89,6 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         if source.parent != folder:
             notes.append(f"measured with {source.relative_to(folder)}, a checkpoint of the run")
         record |= {
-            "diagnosis": findings,
-            "verdict": verdict(record),
             "notes": notes,
             "seed": args.seed,
             "iw_samples": args.iw_samples,

@@ -43,12 +43,8 @@ DRAWN: dict[str, Option] = {
 
 def build_parser(program: Program) -> Parser:
     """The options of the program."""
-    parser = Parser(
-        __doc__,
-        f"{program.example} --model-dir runs/vae10 --samples 100 --seed 7",
-        f'{program.example} --model-dir runs/cvae --class "Ankle boot"',
-        prog=program.prog,
-    )
+    examples = "--model-dir runs/vae10 --samples 100 --seed 7", '--model-dir runs/cvae --class "Ankle boot"'
+    parser = Parser(__doc__, program, *examples)
     add_model_options(parser, DRAWN, images="images to encode", seed="of all choices")
     parser.add_argument(
         "--image",

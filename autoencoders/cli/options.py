@@ -13,9 +13,9 @@ import minigrad
 from minigrad.backend import KERNELS, PRECISIONS
 
 from ..data.dataset import did_you_mean, printable
-from .program import coloured
+from ..runs.start import MOST_THREADS
+from .program import Program, coloured
 
-MOST_THREADS = 1024  # each takes memory
 # (default, type, help); the type is list (of whole numbers), bool (a flag), or a function that converts the text
 Option = tuple[Any, Any, str]
 METAVARS = {"encode": "FILE", "config": "FILE", "init-from": "RUN"} | dict.fromkeys(
@@ -87,17 +87,19 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line and suggest the option that was probably meant.
 
     Args:
-        about: what the program does. examples: commands that are shown at the end of the help.
+        about: what the program does. examples: options of a command, each shown at the end of the help.
     """
 
-    def __init__(self, about: str | None, *examples: str, **named: Any) -> None:
+    def __init__(self, about: str | None, program: Program, *examples: str) -> None:
         super().__init__(
+            prog=program.prog,
             usage="%(prog)s [options]",
             description=about,
-            epilog="\n  ".join(("examples:", *examples)) if examples else None,
+            epilog="\n  ".join(("examples:", *(f"{program.example} {words}" for words in examples)))
+            if examples
+            else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            **named,
         )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -52,41 +52,38 @@ SCRIPTS = {"train": "train_conv_autoencoder.py", "generate": "generator.py", "ev
 
 
 class Program(NamedTuple):
-    """One of the three programs, and the words that start it: `autoencoders train`, or a script of the repository."""
+    """The words that start one of the three programs: `autoencoders train`, or a script of the repository."""
 
-    name: str
     words: tuple[str, ...]
+    script: bool = False
 
     @classmethod
     def of_script(cls, file: str) -> Program:
         """The program that a script in scripts/ starts."""
-        name = next(name for name, script in SCRIPTS.items() if script == Path(file).name)
-        return cls(name, (as_typed(sys.executable or "python"), as_typed(file)))
+        return cls((as_typed(sys.executable or "python"), as_typed(file)), script=True)
 
     @classmethod
     def installed(cls, name: str) -> Program:
         """The program as the console command starts it."""
-        return cls(name, ("autoencoders", name))
+        return cls(("autoencoders", name))
 
     def __str__(self) -> str:
         return shlex.join(self.words)
 
     @property
-    def example(self) -> str:
-        """What the help calls it in its examples."""
-        script = self.words[-1].endswith(".py")
-        return f"python scripts/{Path(self.words[-1]).name}" if script else str(self)
-
-    @property
     def prog(self) -> str:
         """What the help and its errors call it."""
-        return Path(self.words[-1]).name if self.words[-1].endswith(".py") else str(self)
+        return Path(self.words[-1]).name if self.script else str(self)
+
+    @property
+    def example(self) -> str:
+        """What the help calls it in its examples."""
+        return f"python scripts/{self.prog}" if self.script else str(self)
 
     def other(self, name: str) -> Program:
         """Another program, started in the same way."""
-        script = self.words[-1].endswith(".py")
-        last = str(Path(self.words[-1]).with_name(SCRIPTS[name])) if script else name
-        return Program(name, (*self.words[:-1], last))
+        other = str(Path(self.words[-1]).with_name(SCRIPTS[name])) if self.script else name
+        return Program((*self.words[:-1], other), self.script)
 
 
 def as_typed(path: str) -> str:
@@ -127,34 +124,34 @@ def run_program(
     with _guest():
         if quiet:
             LOG.setLevel(logging.ERROR)
-        return _run(body, debug, what_remains)
+        try:
+            # numbers that are not finite are looked for, and told
+            with raise_signals(), np.errstate(all="ignore"):
+                body()
+            sys.stdout.flush()
+            return 0
+        except KeyboardInterrupt as stop:
+            _tell("interrupted", what_remains(stop))
+            return 128 + (stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT)
+        except BrokenPipeError as error:
+            _tell("error: the program that reads the output has ended", what_remains(error))
+            return 1
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            _tell(f"error: {_line_of(error)}", what_remains(error))
+            return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
 
 
-def _run(body: Callable[[], None], debug: bool, what_remains: Callable[[BaseException], str]) -> int:
-    try:
-        # numbers that are not finite are looked for, and told
-        with raise_signals(), np.errstate(all="ignore"):
-            body()
-        sys.stdout.flush()
-        return 0
-    except KeyboardInterrupt as stop:
-        _tell("interrupted", what_remains(stop))
-        return 128 + (stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT)
-    except BrokenPipeError as error:
-        _tell("error: the program that reads the output has ended", what_remains(error))
-        return 1
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        text = " ".join(str(error).split())[:LONGEST] or type(error).__name__
-        if isinstance(error, MemoryError):
-            text = f"out of memory: {text}; a smaller model, batch or data set needs less"
-        elif isinstance(error, OSError) and error.filename is not None:
-            text = f"{error.filename}: {error.strerror}"
-        elif isinstance(error, OSError) and error.errno:  # one of our own has no number
-            text = f"{error.strerror}: the standard output, or the working folder"
-        _tell(f"error: {text}", what_remains(error))
-        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+def _line_of(error: Exception) -> str:
+    text = " ".join(str(error).split())[:LONGEST] or type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"out of memory: {text}; a smaller model, batch or data set needs less"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno:  # one of our own has no number
+        return f"{error.strerror}: the standard output, or the working folder"
+    return text
 
 
 def _tell(text: str, what_remains: str) -> None:
@@ -173,7 +170,7 @@ def _guest() -> Iterator[None]:
     time. A program that restored the state by itself would undo settings of the others."""
     with _door:
         if not _guests:
-            _host.enter_context(_same_kernels())
+            _host.callback(_use_again, backend._default, backend._threads, dict(backend._backends))
             _host.callback(LOG.setLevel, LOG.level)
             out: Any = _Shown(sys.stdout)
             err: Any = _Shown(sys.stderr, "\r")  # which progress bars need
@@ -192,16 +189,11 @@ def _guest() -> Iterator[None]:
                 _host.close()
 
 
-@contextmanager
-def _same_kernels() -> Iterator[None]:
-    """Afterwards the default device, its kernels and threads are those of before."""
-    before, kernels = (backend._default, backend._threads), dict(backend._backends)
-    try:
-        yield
-    finally:
-        backend._default, backend._threads = before
-        backend._backends.clear()
-        backend._backends.update(kernels)
+def _use_again(default: Any, threads: Any, kernels: dict[Any, Any]) -> None:
+    """Make the default device, its kernels and threads those of before."""
+    backend._default, backend._threads = default, threads
+    backend._backends.clear()
+    backend._backends.update(kernels)
 
 
 # ---- what is printed ----

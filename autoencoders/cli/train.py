@@ -47,10 +47,10 @@ def build_parser(program: Program) -> Parser:
     """The options of the program."""
     parser = Parser(
         __doc__,
-        f"{program.example} --latent-dim 10 --out runs/vae10",
-        f"{program.example} --out runs/vae10 --resume",
-        f"{program.example} --dataset images/ --out runs/mine",
-        prog=program.prog,
+        program,
+        "--latent-dim 10 --out runs/vae10",
+        "--out runs/vae10 --resume",
+        "--dataset images/ --out runs/mine",
     )
     add_options(parser, GROUPS[""])
     add_options(parser, RUN, keep=True)

@@ -1,18 +1,21 @@
 """What the metrics of metrics.py say in words: which fault a model has, on which metrics that rests, what to change.
 
-Each rule is a function of the metrics and returns a finding or None.
+Each rule is a function of the metrics and returns None, or what is wrong, the metrics that say so, and what to change
+if that differs from what helps most models.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..training.advice import STEPS, remedies
 
 Metrics = dict[str, Any]
 Finding = dict[str, str]
+Fault = tuple[str, ...] | None  # of a rule
+Rule = Callable[[Metrics], Fault]
 
 # A good VAE's samples vary about as much as its reconstructions: 0.92 times with 2 dimensions, 0.75 with 10 and 0.79
 # with 32 (short trainings). The original program has 0.010 / 0.226 = 0.04, a VAE with beta 0.001 also 0.04. A VAE after
@@ -47,18 +50,22 @@ def diagnose(metrics: Metrics) -> list[Finding]:
     Returns:
         each {"finding": what is wrong, "why": the metrics it rests on, "option": what to change}.
     """
-    if metrics["image_std"] < ALIKE:
-        return []
-    found = (rule(metrics) for rule in (*FATAL, *FAULTS))
-    return [finding for finding in found if finding]
+    return _apply((*FATAL, *FAULTS), metrics)
 
 
 def fatal(metrics: Metrics) -> list[Finding]:
     """Those of the findings that make a model useless. They need what `metrics.quick_metrics` measures."""
-    if metrics["image_std"] < ALIKE:
-        return []
-    metrics = {"kl": None, "active_units": None, "log_variance_per_dim": None, **metrics}  # if it is no VAE
-    return [finding for rule in FATAL if (finding := rule(metrics))]
+    return _apply(FATAL, {"kl": None, "active_units": None, "log_variance_per_dim": None, **metrics})  # if it is no VAE
+
+
+def _apply(rules: Iterable[Rule], metrics: Metrics) -> list[Finding]:
+    found: list[Finding] = []
+    for rule in rules if metrics["image_std"] >= ALIKE else ():
+        if fault := rule(metrics):
+            finding, why, *option = fault
+            option = option or [_remedy(metrics, rule in FATAL)]
+            found.append({"finding": finding, "why": why, "option": option[0]})
+    return found
 
 
 def verdict(metrics: Metrics) -> str:
@@ -87,7 +94,7 @@ def verdict(metrics: Metrics) -> str:
 # ---- what makes a model useless ----
 
 
-def posterior_collapse(metrics: Metrics) -> Finding | None:
+def posterior_collapse(metrics: Metrics) -> Fault:
     """No unit tells images apart, or the decoder does not listen: reconstructions are all alike."""
     varies = _ratio(metrics, "reconstruction_std", "image_std")
     active = metrics["active_units"]
@@ -95,54 +102,51 @@ def posterior_collapse(metrics: Metrics) -> Finding | None:
         return None
     why = f"reconstructions vary {varies:.3f} times as much as the images"
     if metrics["model"]["kind"] == "ae":
-        return _finding("ignored latent: reconstructions are all alike", why, _remedy(metrics, fatal=True))
+        return "ignored latent: reconstructions are all alike", why
     why += f", kl is {metrics['kl']:.3g} nats, {active} of {metrics['model']['latent_space_dim']} units are active"
-    return _finding("posterior collapse: the latent says nothing about the image", why, _remedy(metrics, fatal=True))
+    return "posterior collapse: the latent says nothing about the image", why
 
 
-def no_better_than_the_mean(metrics: Metrics) -> Finding | None:
+def no_better_than_the_mean(metrics: Metrics) -> Fault:
     """Reconstructions differ, but one and the same picture for every image would have smaller errors."""
     if metrics["mse"] < metrics["mean_mse"] or posterior_collapse(metrics):
         return None
-    return _finding(
+    return (
         "reconstructions are no better than the mean image",
         f"mse is {metrics['mse']:.4f}; the mean of the training images gives {metrics['mean_mse']:.4f}",
-        _remedy(metrics, fatal=True),
     )
 
 
-def dead_prior(metrics: Metrics) -> Finding | None:
+def dead_prior(metrics: Metrics) -> Fault:
     """Reconstructions differ, samples of the prior do not: the encoder does not use the region where the prior is."""
     if metrics["kl"] is None or _ratio(metrics, "reconstruction_std", "image_std") < IGNORED_LATENT:
         return None
     varies = _ratio(metrics, "sample_std", "reconstruction_std")
     if varies >= DEAD_PRIOR:
         return None
-    return _finding(
+    return (
         "dead prior: samples are all alike",
         f"pixels vary by {metrics['sample_std']:.3f} across samples, by {metrics['reconstruction_std']:.3f} across "
         f"reconstructions; kl is {metrics['kl']:.4g} nats; z has std {_numbers(metrics['aggregate_std'])}",
-        _remedy(metrics, fatal=True),
     )
 
 
-def diverged_variance(metrics: Metrics) -> Finding | None:
+def diverged_variance(metrics: Metrics) -> Fault:
     """q(z | x) is a point, or far wider than the prior."""
     values = metrics["log_variance_per_dim"]
     low, high = LOG_VARIANCE_RANGE
     if values is None or all(low <= value <= high for value in values):
         return None
-    return _finding(
+    return (
         "diverged variance: q(z | x) is no distribution to sample from",
         f"mean log_variance {_numbers(values)}, outside {low:g} to {high:g}; kl is {metrics['kl']:.4g} nats",
-        _remedy(metrics, fatal=True),
     )
 
 
 # ---- what makes it worse than it could be ----
 
 
-def prior_mismatch(metrics: Metrics) -> Finding | None:
+def prior_mismatch(metrics: Metrics) -> Fault:
     """Images are encoded elsewhere than the prior lies, so that samples are worse than reconstructions."""
     mean, std, holes = (metrics[name] for name in ("aggregate_mean", "aggregate_std", "prior_holes"))
     if mean is None or dead_prior(metrics):
@@ -158,46 +162,41 @@ def prior_mismatch(metrics: Metrics) -> Finding | None:
     if not places:
         return None
     empty = f"; {holes:.0%} of the prior's samples lie where no image does" if (holes or 0) > PRIOR_HOLES else ""
-    return _finding(
+    return (
         f"prior mismatch: {' and '.join(places)}",
         f"z has mean {_numbers(mean)} and std {_numbers(std)}; samples vary {varies:.2f} times as much as "
         f"reconstructions{empty}",
-        _remedy(metrics),
     )
 
 
-def ignored_class(metrics: Metrics) -> Finding | None:
+def ignored_class(metrics: Metrics) -> Fault:
     """The samples of a conditional model do not depend on the class that is asked for."""
     if metrics["sample_class_std"] is None or posterior_collapse(metrics) or dead_prior(metrics):
         return None
     differ = _ratio(metrics, "sample_class_std", "image_class_std")
     if differ >= IGNORED_CLASS:
         return None
-    return _finding(
+    return (
         "ignored class: samples of all classes look alike",
         f"the mean samples of the classes differ {differ:.2f} times as much as the mean images",
-        _remedy(metrics),
     )
 
 
-def over_regularised(metrics: Metrics) -> Finding | None:
+def over_regularised(metrics: Metrics) -> Fault:
     """The KL counts for more than in the ELBO, and a linear map keeps more of the image."""
     pca, model = metrics["pca_mse"], metrics["model"]
     weight = _kl_weight(metrics)
     if pca is None or weight <= 1 or metrics["mse"] <= pca:
         return None
-    fixed = model["likelihood"] == "gaussian"
-    basis = f"beta {model['beta']:g}"
-    if fixed:
-        basis += f" and pixel variance {model['variance']:g} weight the KL {weight:.3g} times"
-    return _finding(
-        "over-regularised: the KL term has too much weight, so reconstructions are blurred",
-        f"mse is {metrics['mse']:.4f}, but PCA with as many dimensions has {pca:.4f}; {basis}",
-        "a variance that is learned (--likelihood gaussian-learned)" if fixed else _remedy(metrics),
-    )
+    finding = "over-regularised: the KL term has too much weight, so reconstructions are blurred"
+    why = f"mse is {metrics['mse']:.4f}, but PCA with as many dimensions has {pca:.4f}; beta {model['beta']:g}"
+    if model["likelihood"] != "gaussian":
+        return finding, why
+    why += f" and pixel variance {model['variance']:g} weight the KL {weight:.3g} times"
+    return finding, why, "a variance that is learned (--likelihood gaussian-learned)"
 
 
-def blurred(metrics: Metrics) -> Finding | None:
+def blurred(metrics: Metrics) -> Fault:
     """Worse than a linear map to as many dimensions as are used."""
     key = "pca_mse" if metrics["active_units"] is None else "pca_mse_active"
     pca = metrics[key]
@@ -206,30 +205,24 @@ def blurred(metrics: Metrics) -> Finding | None:
     if any(rule(metrics) for rule in (posterior_collapse, no_better_than_the_mean, over_regularised, over_fitting)):
         return None
     used = metrics["active_units"] or metrics["model"]["latent_space_dim"]
-    return _finding(
+    return (
         "blurred: a linear map reconstructs better",
         f"mse is {metrics['mse']:.4f}, but PCA with {used} component{'s' if used > 1 else ''} has {pca:.4f}",
-        _remedy(metrics),
     )
 
 
-def over_fitting(metrics: Metrics) -> Finding | None:
+def over_fitting(metrics: Metrics) -> Fault:
     """Training images are reconstructed much better than others."""
     if not metrics["train_mse"] or metrics["mse"] / metrics["train_mse"] <= OVERFITTED:
         return None
     why = f"mse {metrics['mse']:.4f}, on training images {metrics['train_mse']:.4f}"
     if metrics["neg_elbo"] is not None and metrics["neg_elbo"] > metrics["train_neg_elbo"]:
         why += f"; -ELBO {metrics['neg_elbo']:.1f}, on training images {metrics['train_neg_elbo']:.1f}"
-    return _finding("over-fitting: training images are reconstructed much better than others", why, MORE_IMAGES)
+    return "over-fitting: training images are reconstructed much better than others", why, MORE_IMAGES
 
 
-Rules = tuple[Callable[[Metrics], Finding | None], ...]
-FATAL: Rules = (posterior_collapse, no_better_than_the_mean, dead_prior, diverged_variance)
-FAULTS: Rules = (prior_mismatch, ignored_class, over_regularised, blurred, over_fitting)
-
-
-def _finding(finding: str, why: str, option: str) -> Finding:
-    return {"finding": finding, "why": why, "option": option}
+FATAL: tuple[Rule, ...] = (posterior_collapse, no_better_than_the_mean, dead_prior, diverged_variance)
+FAULTS: tuple[Rule, ...] = (prior_mismatch, ignored_class, over_regularised, blurred, over_fitting)
 
 
 def _remedy(metrics: Metrics, fatal: bool = False) -> str:

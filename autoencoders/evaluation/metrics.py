@@ -110,29 +110,32 @@ def measure(
     labels, train_labels = dataset.test_labels, dataset.train_labels
     if trained is None:
         trained = np.arange(len(train_images))
-    found, (latents, reconstructed, z, samples) = _quick(model, images, train_images, labels, seed, DRAWS, mixture)
+    found, made = _quick(model, images, labels, train_images, seed, DRAWS, mixture)
     metrics: dict[str, Any] = dict.fromkeys(METRICS) | found
     notes: list[str] = []
     metrics["data_entropy"] = bernoulli_entropy(images)
     chosen = trained[some(len(trained), len(images), seed, "seen")]
     seen, seen_labels = train_images[chosen], None if train_labels is None else train_labels[chosen]
     metrics["train_mse"] = at_the_mean(model, seen, latents_of(model, seen, seen_labels), seen_labels)[0]
-    if isinstance(model, VAE):
-        assert z is not None
-        points = z[some(len(z), HOLE_POINTS, seed, "holes")]
+    if isinstance(model, VAE) and made.z is not None:
+        points = made.z[some(len(images), HOLE_POINTS, seed, "holes")]
         if len(points) >= FEWEST_HOLE_POINTS:
             metrics["prior_holes"] = prior_holes(points, generator(seed, "prior").standard_normal(points.shape))
         else:
             notes.append(f"prior_holes needs at least {FEWEST_HOLE_POINTS} test images")
-        metrics["aggregate_correlation"] = largest_correlation(z)
+        metrics["aggregate_correlation"] = largest_correlation(made.z)
         metrics["train_neg_elbo"] = neg_elbo(model, seen, seed, draws=1, labels=seen_labels)["neg_elbo"]
-    if samples is not None:
+    if made.samples is not None:
         if model.input_shape != INPUT_SHAPE:
             notes.append("fd is measured for images of 28 x 28 x 1 only")
         elif min(len(images), len(train_images)) < 2:
             notes.append("fd needs at least two test and two training images")
         else:
-            metrics |= _distances(images, train_images, samples, seed)
+            classifier = load_classifier()
+            features = classifier.features(images)
+            floor = train_images[some(len(train_images), len(images), seed, "floor")]
+            metrics["fd"] = frechet_distance(classifier.features(made.samples), features)
+            metrics["fd_floor"] = frechet_distance(classifier.features(floor), features)
     if isinstance(model, VAE):
         if iw_samples and model.likelihood == "bernoulli":
             limit = IW_IMAGES if backend_of(model.network.parameters()[0].data).on_host else None
@@ -144,16 +147,15 @@ def measure(
             _check_finite(metrics)
         elif iw_samples:
             notes.append("iw_nll is measured for the Bernoulli likelihood only")
-        if model.classes:
-            assert labels is not None
-            assert samples is not None
-            metrics |= {"image_class_std": class_std(images, labels), "sample_class_std": class_std(samples, labels)}
+        if model.classes and labels is not None and made.samples is not None:
+            metrics["image_class_std"] = class_std(images, labels)
+            metrics["sample_class_std"] = class_std(made.samples, labels)
             notes.append("the model was told the class of every image and sample: its metrics are of p(x | class)")
     Z, lost = model.latent_space_dim, metrics["mse"] / max(metrics["mean_mse"], 1e-12)
     if Z <= FEW_DIMENSIONS and 1 - KEPT < lost < 1:
         kept = f"{Z} latent dimension{'s keep' if Z > 1 else ' keeps'} {1 - lost:.0%}"
         notes.append(f"{kept} of the pixels' variance; --latent-dim 16 gives sharper pictures")
-    notes += _library_metrics(model, dataset, images, train_images, latents, reconstructed, metrics, seed)
+    notes += _library_metrics(model, dataset, images, train_images, made, metrics, seed)
     return metrics, notes
 
 
@@ -183,14 +185,14 @@ def quick_metrics(
         DataError: images or labels do not fit the model. DivergedError: it gives numbers that are not finite.
     """
     images = model.check_images(images)
-    return _quick(model, images, images if train_images is None else train_images, labels, seed, 1)[0]
+    return _quick(model, images, labels, images if train_images is None else train_images, seed, draws=1)[0]
 
 
 def _quick(
     model: Autoencoder,
     images: np.ndarray,
-    train_images: np.ndarray,
     labels: np.ndarray | None,
+    train_images: np.ndarray,
     seed: int,
     draws: int,
     mixture: Mixture | None = None,
@@ -237,8 +239,7 @@ def _library_metrics(
     dataset: Dataset,
     images: np.ndarray,
     train_images: np.ndarray,
-    latents: np.ndarray,
-    reconstructed: np.ndarray,
+    made: _Made,
     metrics: dict[str, Any],
     seed: int,
 ) -> list[str]:
@@ -248,7 +249,7 @@ def _library_metrics(
         notes.append(f"ssim needs images of at least {SSIM_SIDE} x {SSIM_SIDE} pixels")
     else:
         try:
-            metrics["ssim"] = ssim(images, reconstructed)
+            metrics["ssim"] = ssim(images, made.reconstructed)
         except ImportError:
             missing.append("ssim")
     try:
@@ -265,7 +266,7 @@ def _library_metrics(
         train_labels = dataset.train_labels[known]
         train_latents = latents_of(model, train_images[known], train_labels)
         try:
-            metrics |= accuracies(train_latents, train_labels, latents, dataset.test_labels, seed)
+            metrics |= accuracies(train_latents, train_labels, made.latents, dataset.test_labels, seed)
         except ImportError:
             missing += ["probe_accuracy", "knn_accuracy"]
     if missing:
@@ -428,17 +429,6 @@ def pca_errors(train_images: np.ndarray, images: np.ndarray, components: int, se
     explained = np.sum((centred @ axes.T) ** 2, axis=0)  # the components are orthonormal
     errors = (total - np.concatenate([[0.0], np.cumsum(explained)])) / y.size
     return np.maximum(errors, 0).tolist()
-
-
-def _distances(images: np.ndarray, train_images: np.ndarray, samples: np.ndarray, seed: int) -> dict[str, float]:
-    """fd of the samples, and fd_floor of as many training images as there are test images, drawn at random."""
-    classifier = load_classifier()
-    features = classifier.features(images)
-    chosen = some(len(train_images), len(images), seed, "floor")
-    return {
-        "fd": frechet_distance(classifier.features(samples), features),
-        "fd_floor": frechet_distance(classifier.features(train_images[chosen]), features),
-    }
 
 
 # ---- what is shown ----

@@ -45,7 +45,7 @@ OLD = "old-{}"  # in the folder of a run: the runs that --overwrite has replaced
 
 
 def own_files(folder: Path) -> list[Path]:
-    """The files in a folder that have the name of a run's file, in the order of OWN_FILES; none that a link leads to."""
+    """The files in a folder that have names of OWN_FILES, in that order; none that a link leads to."""
     names = [x for x in OWN_FILES if not any((folder / place).is_symlink() for place in Path(x).parents[:-1])]
     found = (sorted(folder.glob(x)) if x == EVENTS or "*" not in x else numbered(folder, x) for x in names)
     return [path for paths in found for path in paths if path.is_file()]
@@ -107,8 +107,8 @@ def check_results(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def set_aside(folder: Path, keep: bool = True) -> Path | None:
-    """Move the files of a run into the first free of the folders old-1, old-2 ... in its own; returns that folder. A run
-    without a model and checkpoints, or one that nobody wants to keep, is removed instead.
+    """Move the files of a run into the first free of the folders old-1, old-2 ... in its own; returns that folder. If
+    there is no model and no checkpoint, or keep is False, they are removed instead.
 
     Raises:
         DataError: they cannot be moved; then all are where they were.

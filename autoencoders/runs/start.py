@@ -223,11 +223,9 @@ def _trainer(
 def check_fit(model: Autoencoder, dataset: Dataset) -> None:
     """Raise DataError, which names the data set, unless the model can take its images and labels."""
     try:
-        for images, labels in (
-            (dataset.train_images, dataset.train_labels),
-            (dataset.test_images, dataset.test_labels),
-        ):
-            model.check_images(images)
-            model.one_hot(labels, len(images))
+        model.check_images(dataset.train_images)
+        model.one_hot(dataset.train_labels, len(dataset.train_images))
+        model.check_images(dataset.test_images)
+        model.one_hot(dataset.test_labels, len(dataset.test_images))
     except DataError as error:
         raise DataError(f"{dataset.name}: does not fit the model: {error}") from error
