@@ -148,20 +148,19 @@ def train(folder: Path, inject: Inject) -> Outcome:
 
 
 def replace(folder: Path, inject: Inject) -> Outcome:
-    """A run that replaces a finished one. Wherever it failed, every file of the old one is in its place or in old-1,
-    and the new one can go on or start again."""
+    """A run that replaces a finished one. Wherever it failed, the new one can go on or start again, and then every file
+    of the old one is in a folder of its own."""
     shutil.copytree(folder.parent / "whole", folder, dirs_exist_ok=True)
     before = {path.relative_to(folder): path.read_bytes() for path in run_files.own_files(folder)}
     calls, told = inject(lambda: execute(folder, seed=1, overwrite=True))
     lost = unnamed(told, folder) + halves(folder)
-    for name, content in before.items():
-        places = folder / name, folder / "old-1" / name
-        if content not in [path.read_bytes() for path in places if path.exists()]:
-            lost.append(f"the old run has lost {name}")
     record = run_record.read_record(folder)
     new = record.get("options", {}).get("seed") == 1 and latest_checkpoint(folder)
     if told and not (new and record["status"] == "finished"):
         execute(folder, seed=1, overwrite=not new)
+    for name, content in before.items():
+        if content not in [path.read_bytes() for path in folder.glob(f"old-*/{name}")]:
+            lost.append(f"the old run has lost {name}")
     return calls, told, lost + other_weights(folder, "other")
 
 

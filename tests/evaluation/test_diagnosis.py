@@ -77,18 +77,8 @@ def test_the_seed_is_not_a_working_vae():
     ("rule", "change", "base"),
     [
         ("posterior_collapse", {"active_units": 0, "kl": 0.001}, HEALTHY),
-        ("posterior_collapse", {"reconstruction_std": 0.02}, HEALTHY),
         ("posterior_collapse", {"reconstruction_std": 0.02}, AE),
-        ("no_better_than_the_mean", {"mse": 0.09, "train_mse": 0.09}, HEALTHY),
         ("no_better_than_the_mean", {"mse": 0.09, "train_mse": 0.09}, AE),
-        ("dead_prior", {"sample_std": 0.03}, HEALTHY),
-        ("diverged_variance", {"log_variance_per_dim": [-5, -18]}, HEALTHY),
-        ("diverged_variance", {"log_variance_per_dim": [6, -3]}, HEALTHY),
-        ("prior_mismatch", {"aggregate_mean": [0.1, -0.6]}, HEALTHY),
-        ("prior_mismatch", {"aggregate_std": [1, 1.6]}, HEALTHY),
-        ("prior_mismatch", {"aggregate_std": [0.6, 1]}, HEALTHY),
-        ("prior_mismatch", {"prior_holes": 0.4}, HEALTHY),
-        ("prior_mismatch", {"sample_std": 0.1}, HEALTHY),
         ("over_regularised", {"mse": 0.05, "train_mse": 0.05, "model": model(beta=4.0)}, HEALTHY),
         ("over_regularised", {"mse": 0.05, "train_mse": 0.05, "model": model(likelihood="gaussian")}, HEALTHY),
         ("blurred", {"mse": 0.05, "train_mse": 0.05}, HEALTHY),
@@ -269,8 +259,10 @@ def findings(model, data, **options):
 
 
 def test_a_small_trained_vae_has_none_of_the_fatal_faults(vae, data):
-    found, _ = findings(vae, data)
-    assert not found & {rule.__name__ for rule in FATAL}
+    """Nor has one after few steps: its samples are pale, but of different clothes."""
+    for small in (vae, trained(data, epochs=2)):
+        found, text = findings(small, data)
+        assert not found & {rule.__name__ for rule in FATAL}, text
 
 
 def test_few_dimensions_that_lose_much_get_a_note(vae, data, monkeypatch):
@@ -282,12 +274,6 @@ def test_few_dimensions_that_lose_much_get_a_note(vae, data, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(metrics, name, value)
             assert note not in measure(vae, data, iw_samples=0)[1]
-
-
-def test_a_vae_after_few_steps_is_not_dead(data):
-    """Its samples are pale, but of different clothes."""
-    found, text = findings(trained(data, epochs=2), data)
-    assert not found & {rule.__name__ for rule in FATAL}, text
 
 
 def test_an_untrained_model_does_not_work(data):
@@ -339,7 +325,3 @@ def test_a_large_beta_is_over_regularised(data):
     found, text = findings(trained(data, beta=60.0), data)
     assert found == {"over_regularised"}
     assert text.startswith("this VAE works, but: over-regularised")
-
-
-def test_a_huge_beta_is_posterior_collapse(data):
-    assert "posterior_collapse" in findings(trained(data, beta=3000.0), data)[0]

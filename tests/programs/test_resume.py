@@ -81,6 +81,7 @@ def test_a_second_process_in_the_folder_of_a_run_is_refused_until_the_first_is_g
             done = call(TRAIN, *others, "--out", "run")
             done.failed(1, "run", "already holds" if others == TINY else "another training is running in this folder")
         assert process.poll() is None
+        assert not Path("run/old-1").exists()
         process.kill()
     assert record(Path("run"))["status"] == "running"  # it could not say that it ended
     call(TRAIN, *TINY, "--epochs", "2", "--overwrite", "--out", "run")
@@ -157,16 +158,6 @@ def test_a_folder_that_is_moved_during_the_training_is_not_made_again(call, monk
     assert os.listdir() == ["moved"]
     monkeypatch.setattr(Trainer, "step", real)
     assert call(TRAIN, "--out", "moved", "--resume").code == 0
-
-
-def test_what_lies_in_the_place_of_the_checkpoints_is_named(half, call):
-    (half / "checkpoints").rename("elsewhere")
-    (half / "checkpoints").write_text("mine")
-    call(TRAIN, "--out", half, "--resume").failed(3, "checkpoints: expected a folder, found something else")
-    (half / "checkpoints").unlink()
-    Path("elsewhere").rename(half / "checkpoints")
-    done = call(TRAIN, "--out", half, "--resume")
-    assert (done.code, "all epochs are trained" in done.out) == (0, True)
 
 
 @PROGRAMS

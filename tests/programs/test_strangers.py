@@ -149,8 +149,6 @@ def brackets(name: str) -> Callable[[Path], None]:
 
 EVERY = (READ, RESUME, REPLACE)
 FOLDERS = [
-    (link_to_file(".lock"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
-    (link(".lock"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
     (link(".lock", "mine/not there yet"), (RESUME, REPLACE), 3, ".lock: cannot be written: it is a link"),
     (link("figures"), EVERY, 3, "figures: expected a folder, found a link"),
     (link("film"), (RESUME, REPLACE), 3, "film: expected a folder, found a link"),
