@@ -148,13 +148,15 @@ def test_options_come_from_the_command_line_then_the_file_then_the_defaults(call
     Path("my.toml").write_text(
         'model = "vae"\nbatch-size = 16\nbeta = 2\nlr = 0.5e-3\nepochs = 1\nfilters = [3, 5]\nkernels = [3, 1]\n'
         'strides = [2, 3]\nlatent-dim = 4\ndataset = "fashion-mnist-sample"\nlimit-train = 40\n'
-        'likelihood = "gaussian"\nconditional = false\n'
+        'likelihood = "gaussian"\nconditional = true\n'
     )
-    assert call(TRAIN, "--config", "my.toml", "--batch-size", 20, "--latent-dim", 3, "--out", "run").code == 0
+    typed = ("--batch-size", 20, "--latent-dim", 3, "--augment", "--out", "run")
+    assert call(TRAIN, "--config", "my.toml", *typed).code == 0
     ran = record(Path("run"))
     wanted = {"latent_space_dim": 3, "conv_filters": [3, 5], "conv_kernels": [3, 1], "conv_strides": [2, 3]}
-    assert ran["model"] == ran["model"] | wanted | {"beta": 2.0, "likelihood": "gaussian", "classes": 0}
-    assert (ran["options"]["batch_size"], ran["options"]["schedule"]) == (20, "cosine")
+    assert ran["model"] == ran["model"] | wanted | {"beta": 2.0, "likelihood": "gaussian", "classes": 10}
+    options = (ran["options"][name] for name in ("batch_size", "schedule", "augment", "binarise"))
+    assert tuple(options) == (20, "cosine", True, False)
     assert (ran["learning_rate"], ran["data"]["limit_train"]) == (0.5e-3, 40)
     assert "--config my.toml --batch-size 20" in ran["commands"][0]
 
@@ -178,13 +180,6 @@ def test_every_option_reaches_the_run(call):
     assert rows[0]["beta"] < rows[1]["beta"] == 0.5
     assert rows[2]["learning_rate"] == 0.004
     assert "val_loss" in rows[0]
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_flags_reach_the_run_from_the_command_line_and_the_file(call):
-    Path("my.toml").write_text("binarise = true\n")
-    assert call(TRAIN, *TINY, "--epochs", 1, "--config", "my.toml", "--conditional", "--out", "run").code == 0
-    assert (record(Path("run"))["options"]["binarise"], record(Path("run"))["model"]["classes"]) == (True, 10)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""The examples with GANs and with gradients of gradients, for a few steps, and their formulas."""
+"""The examples in scripts/examples/ for a few steps, and their formulas."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 import re
@@ -11,12 +12,20 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from autoencoders.data import load_dataset
 from minigrad import nn
 
 DATA = load_dataset("fashion-mnist-sample")
 FEW = SimpleNamespace(train_images=DATA.train_images[:200], test_images=DATA.test_images[:200])
+SMALL = dataclasses.replace(
+    DATA,
+    train_images=DATA.train_images[:256],
+    train_labels=DATA.train_labels[:256],
+    test_images=DATA.test_images[:64],
+    test_labels=DATA.test_labels[:64],
+)
 
 
 def example(name: str) -> ModuleType:
@@ -78,3 +87,31 @@ def test_newtons_method_squares_the_error(capsys) -> None:
     assert all(after < before**2 for before, after in itertools.pairwise(errors))
     newton.main()
     assert re.search(r"loss 0\.4\d+ nats, test accuracy 8\d", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "picture"),
+    [
+        ("classifier", {"EPOCHS": 3}, None),
+        ("keras_autoencoder", {"EPOCHS": 5}, "reconstructions.png"),
+        ("unet_denoiser", {"EPOCHS": 2}, "denoised.png"),
+        ("attention", {"STEPS": 30}, None),
+    ],
+)
+def test_an_example_of_layers_learns(name, changed, picture, monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [name])
+    module = example(name)
+    for word, value in changed.items():
+        monkeypatch.setattr(module, word, value)
+    if hasattr(module, "load_dataset"):
+        monkeypatch.setattr(module, "load_dataset", lambda _: SMALL)
+    module.main()
+    text = capsys.readouterr().out
+    losses = [float(found) for found in re.findall(r"^(?:epoch|step).*?loss.*?(\d+\.\d+)", text, re.MULTILINE)]
+    assert len(losses) >= 2
+    assert losses[-1] < 0.9 * losses[0]
+    if picture:
+        pixels = np.asarray(Image.open(tmp_path / "runs" / name / picture).convert("L"))
+        assert pixels.shape[1] == 12 * 28
+        assert pixels.std() > 20
