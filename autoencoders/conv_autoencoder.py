@@ -24,16 +24,10 @@ from minigrad.serialize import DataError, save_state
 
 from .guards import ELSEWHERE, check_images, check_latents, one_hot, refuse
 from .layers import BoundedDense, LogVariance, append
-from .network import decoder_layers, encoder_layers, is_size, network_for
+from .network import decoder_layers, encoder_layers, is_size, map_shapes, network_for
 from .saved import MODEL_FILE, read_saved, source_of
-from .training import (
-    Callback,
-    DivergedError,
-    History,
-    Trainer,
-    TrainingOptions,
-)
-from .training.memory import check_size, least_size
+from .training import Callback, DivergedError, History, Trainer, TrainingOptions
+from .training.memory import check_size, least_weights
 
 Array = Any
 BATCH = 256  # outside training at most this many images are computed at a time,
@@ -91,10 +85,11 @@ class Autoencoder:
         self.latent_space_dim = int(latent_space_dim)
         self.momentum, self.seed = float(momentum), seed.item() if isinstance(seed, np.generic) else seed
         check_size(self.config)
-        encoder, sizes = encoder_layers(self.input_shape, *convolutions, momentum)
-        self._encoded_shape = sizes[-1]
+        shapes = map_shapes(self.input_shape, self.conv_filters, self.conv_strides)
+        self._encoded_shape = shapes[-1]
+        encoder = encoder_layers(shapes, *convolutions[1:], momentum)
         self.heads = self._build_heads(math.prod(self._encoded_shape) + self.classes)  # features (N, D) -> latents
-        decoder = decoder_layers(self.latent_space_dim + self.classes, sizes, *convolutions[1:], momentum)
+        decoder = decoder_layers(self.latent_space_dim + self.classes, shapes, *convolutions[1:], momentum)
         # network holds all layers by name, for saving, moving and training; it is never called. encoder, heads and
         # decoder are called.
         self.network = nn.Sequential({**encoder, **self.heads, **decoder})
@@ -105,7 +100,6 @@ class Autoencoder:
         for part in (self.network, self.encoder, self.decoder):
             part.train(None)  # only in a Trainer's step
         self.network.initialize(seed)
-        self.layer_rows = self._layer_rows()  # computed here, so that the image it runs is in no profile of a training
         self.learning_rate = 0.0
         self.optimizer: optim.Adam | None = None
 
@@ -117,17 +111,6 @@ class Autoencoder:
 
     def _build_heads(self, features: int) -> dict[str, nn.Module]:
         return {"encoder_output": nn.Dense(features, self.latent_space_dim)}
-
-    def _layer_rows(self) -> list[tuple[str, nn.Module, tuple[int, ...], int]]:
-        """(name, layer, output shape, multiply-adds) of each layer for one image; the heads lie side by side."""
-        parts: dict[str, dict[str, nn.Module]] = {"encoder": {}, "decoder": {}}
-        for name, layer in self.network.layers.items():
-            if name not in self.heads:
-                parts[name.partition("_")[0]][name] = layer
-        rows = nn.Sequential(parts["encoder"]).summary_rows(self.input_shape)
-        for name, head in self.heads.items():
-            rows += nn.Sequential({name: head}).summary_rows((math.prod(self._encoded_shape) + self.classes,))
-        return rows + nn.Sequential(parts["decoder"]).summary_rows((self.latent_space_dim + self.classes,))
 
     def losses(
         self,
@@ -270,9 +253,16 @@ class Autoencoder:
         )
 
     def summary(self) -> str:
-        """A table of all layers for one image."""
-        layer = self.network.layers.get("likelihood")
-        return format_summary([*self.layer_rows, *([("likelihood", layer, (1,), 0)] if layer else [])])
+        """A table of all layers for one image; the heads are side by side."""
+        layers = self.network.layers.items()
+        features = (math.prod(self._encoded_shape) + self.classes,)
+        encoder = nn.Sequential({n: x for n, x in layers if n.startswith("encoder_") and n not in self.heads})
+        decoder = nn.Sequential({n: x for n, x in layers if n.startswith("decoder_")})
+        rows = encoder.summary_rows(self.input_shape)
+        for name, head in self.heads.items():
+            rows += nn.Sequential({name: head}).summary_rows(features)
+        rows += decoder.summary_rows((self.latent_space_dim + self.classes,))
+        return format_summary(rows + [(n, x, (1,), 0) for n, x in layers if n == "likelihood"])
 
     def to(self, device: str | None = None, dtype: str | None = None) -> None:
         """Move to a device ("cpu", "cuda") or dtype ("float32", "float64"); call compile afterwards."""
@@ -331,11 +321,7 @@ class Autoencoder:
 
     @property
     def dtype(self) -> Any:
-        return self._first_parameter.dtype
-
-    @property
-    def _first_parameter(self) -> nn.Parameter:
-        return next(self.network.named_parameters())[1]
+        return self.network.parameters()[0].dtype
 
     def _encode(self, images: np.ndarray, labels: np.ndarray | None) -> list[np.ndarray]:
         def heads(x: Tensor, given: Array | None) -> tuple[Tensor, ...]:
@@ -361,7 +347,7 @@ class Autoencoder:
     ) -> list[np.ndarray]:
         """The outputs of function over all rows, a batch at a time, in evaluation mode."""
         with self.evaluating():
-            k = backend_of(self._first_parameter.data)
+            k = backend_of(self.network.parameters()[0].data)
             outputs = []
             for batch in self.batches(len(rows)):
                 x = k.unit_range(k.from_host(np.ascontiguousarray(rows[batch])), self.dtype)
@@ -478,7 +464,11 @@ class VAE(Autoencoder):
             bound, reconstruction = self._weighted_bound(mu, log_variance, noise, beta, labels, targets)
             return bound, [reconstruction, kl]
         z = mu + ops.exp(log_variance * 0.5) * noise
-        reconstruction = self.negative_log_likelihood(self.decoder(append(z, labels)), targets)
+        logits = self.decoder(append(z, labels))
+        if self.likelihood == "bernoulli":
+            reconstruction = ops.bce_with_logits(logits, targets)
+        else:
+            reconstruction = ops.gaussian_nll(ops.sigmoid(logits), targets, self.pixel_log_variance)
         return reconstruction + kl * beta, [reconstruction, kl]
 
     def _weighted_bound(
@@ -516,12 +506,6 @@ class VAE(Autoencoder):
         if kl > max(1000, 20 * self.latent_space_dim) and bound > untrained:
             return f"the KL is {kl:.3g} nats per image"
         return None
-
-    def negative_log_likelihood(self, logits: Tensor, images: Tensor) -> Tensor:
-        """-log p(images | z) in nats per image, from the decoder's output."""
-        if self.likelihood == "bernoulli":
-            return ops.bce_with_logits(logits, images)
-        return ops.gaussian_nll(ops.sigmoid(logits), images, self.pixel_log_variance)
 
     @property
     def pixel_log_variance(self) -> Any:
@@ -584,7 +568,7 @@ def from_config(
         if cls is None or cls.kind != kind:
             cls = {"ae": Autoencoder, "vae": VAE}[kind]
         if arrays is not None:
-            held, (least, *_) = sum(x.size for x in arrays.values()), least_size(**arguments)
+            held, least = sum(x.size for x in arrays.values()), least_weights(arguments)
             if least > held:
                 raise ValueError(f"it has at least {least} weights, but the file holds {held} numbers")
         return cls(**arguments)

@@ -63,8 +63,8 @@ def _checked(filters: Any, kernels: Any, strides: Any) -> tuple[tuple[Any, ...],
     if not all(map(is_size, filters)):
         raise ValueError(f"conv_filters must be whole numbers >= 1, found {filters}")
     for value in (*kernels, *strides):
-        pair = (value, value) if is_size(value) else value
-        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(is_size, pair)):
+        both = (value, value) if is_size(value) else value
+        if not isinstance(both, tuple | list) or len(both) != 2 or not all(map(is_size, both)):
             raise ValueError(f"conv_kernels and conv_strides must be whole numbers >= 1 or pairs, found {value!r}")
     kernels, strides = (
         tuple(int(value) if is_size(value) else tuple(map(int, value)) for value in values)
@@ -79,18 +79,17 @@ def is_size(value: Any) -> bool:
 
 
 def encoder_layers(
-    input_shape: Shape, filters: Sequence[int], kernels: Sequence[Any], strides: Sequence[Any], momentum: float
-) -> tuple[dict[str, nn.Module], list[Shape]]:
-    """(layers from images to flat features, the shapes before, between and after the convolutions)."""
+    shapes: Sequence[Shape], kernels: Sequence[Any], strides: Sequence[Any], momentum: float
+) -> dict[str, nn.Module]:
+    """Layers from images to flat features, with a convolution from each of the shapes to the next."""
     layers: dict[str, nn.Module] = {}
-    shapes = [input_shape]
-    for i, (count, kernel, stride) in enumerate(zip(filters, kernels, strides, strict=True), 1):
-        layers[f"encoder_conv_layer_{i}"] = conv = nn.Conv2D(shapes[-1][2], count, kernel, stride=stride)
+    steps = zip(shapes[:-1], shapes[1:], kernels, strides, strict=True)
+    for i, ((*_, channels), (*_, filters), kernel, stride) in enumerate(steps, 1):
+        layers[f"encoder_conv_layer_{i}"] = nn.Conv2D(channels, filters, kernel, stride=stride)
         layers[f"encoder_relu_{i}"] = nn.ReLU()
-        layers[f"encoder_bn_{i}"] = nn.BatchNorm(count, momentum=momentum)
-        shapes.append(nn.Sequential(conv).summary_rows(shapes[-1])[-1][2])
+        layers[f"encoder_bn_{i}"] = nn.BatchNorm(filters, momentum=momentum)
     layers["encoder_flatten"] = nn.Flatten()
-    return layers, shapes
+    return layers
 
 
 def decoder_layers(
@@ -116,13 +115,18 @@ def decoder_layers(
     return layers
 
 
-def last_map(model: dict[str, Any]) -> int:
-    """The longer side of the last feature map, from a model's configuration."""
-    sides = list(model["input_shape"][:2])
-    for stride in model["conv_strides"]:
-        pair = (stride, stride) if _is_scalar(stride) else stride
-        sides = [-(-side // s) for side, s in zip(sides, pair, strict=True)]
-    return max(sides)
+def map_shapes(input_shape: Sequence[int], filters: Sequence[int], strides: Sequence[Any]) -> list[Shape]:
+    """The shapes (H, W, C) before, between and after the convolutions."""
+    shapes = [tuple(input_shape)]
+    for count, stride in zip(filters, strides, strict=True):
+        (H, W, _), (SH, SW) = shapes[-1], pair(stride)
+        shapes.append((-(-H // SH), -(-W // SW), count))
+    return shapes
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """(height, width) of a kernel or stride."""
+    return (value, value) if _is_scalar(value) else tuple(value)
 
 
 def _is_scalar(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..network import LAST_MAP, last_map
+from ..network import LAST_MAP, map_shapes
 
 LEARNING_RATE = 2e-3  # with which every published run works
 STEPS = 2000  # that a model needs, whatever the number of images
@@ -21,7 +21,8 @@ def remedies(model: dict[str, Any], learning_rate: float | None, epochs: int, st
     found = []
     if model.get("beta", 1) != 1:
         found.append(f"beta 1 (--beta 1 instead of {model['beta']:g})")
-    if (side := last_map(model)) > LAST_MAP:
+    side = max(map_shapes(model["input_shape"], model["conv_filters"], model["conv_strides"])[-1][:2])
+    if side > LAST_MAP:
         found.append(f"a last feature map of {LAST_MAP} pixels, not {side} (leave out --strides)")
     if learning_rate is not None and (diverged or learning_rate > LEARNING_RATE):
         rate = LEARNING_RATE if learning_rate > LEARNING_RATE else learning_rate / 4

@@ -5,64 +5,89 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from minigrad import DeviceError, backend_of, nn
+from minigrad import DeviceError, backend_of
 from minigrad.backend import default_backend
 
+from ..network import Shape, map_shapes, pair
 from .trainable import Trainable
 
 WORKSPACE = 16 << 20  # partial sums of the kernels, in bytes, whatever the batch
 MARGIN = 1.05  # for what is small and not counted
-NUMBERS_PER_WEIGHT = (
-    6  # numbers: itself, its gradient, two moments; and the first two again while they move into the optimiser
-)
+# itself, its gradient, two moments; and the first two again while they move into the optimiser
+NUMBERS_PER_WEIGHT = 6
 COPIES = 4  # of weights and moments on the host at the worst moment of a save: two states, one laid out, and its bytes
 LARGE = 256  # pixels of a side, of images that few models need
 SMALLER = "take fewer latent dimensions or filters, or smaller kernels"
 
 
-def least_size(
-    input_shape: Any,
-    conv_filters: Any,
-    conv_kernels: Any,
-    conv_strides: Any,
-    latent_space_dim: int,
-    classes: int = 0,
-    **_: Any,
-) -> tuple[int, int, int]:
-    """(how many weights the convolutions and two dense layers of such a model have, the numbers in the largest matrix
-    of im2col of one image, and those that the largest layer takes and gives, padded), from its configuration: nothing
-    is made."""
-    *sides, channels = input_shape
-    weights = columns = passing = 0
-    for filters, kernel, stride in zip(conv_filters, conv_kernels, conv_strides, strict=True):
-        kernel, stride = ((x, x) if isinstance(x, int) else x for x in (kernel, stride))
-        if not all(isinstance(number, int) for number in (*kernel, *stride, channels, filters)):
-            raise TypeError("a size is not a whole number")  # texts would be multiplied to long ones
-        given, sides = sides, [-(-side // s) for side, s in zip(sides, stride, strict=True)]
-        padded = [max(x, (y - 1) * s + k) for x, y, s, k in zip(given, sides, stride, kernel, strict=True)]
-        taps = math.prod(kernel) * channels
-        weights += 2 * taps * filters  # those of the decoder are as many
-        columns = max(columns, math.prod(sides) * taps)
-        passing = max(passing, (math.prod(given) + math.prod(padded)) * channels + math.prod(sides) * filters)
-        channels = filters
-    return weights + math.prod(sides) * channels * (2 * latent_space_dim + classes), columns, passing
+class LayerSizes(NamedTuple):
+    """A layer with weights: how many it has, and how many numbers it holds for one image."""
+
+    weights: int
+    inputs: int
+    outputs: int
+    columns: int = 0  # in the matrix of im2col
+    padded: int = 0  # the larger of the two images, with its padding
+
+
+def layer_sizes(config: dict[str, Any]) -> tuple[list[LayerSizes], list[LayerSizes]]:
+    """The layers of the encoder, without its heads, and of the decoder, from a model's configuration. Nothing is made.
+
+    Raises:
+        TypeError: a size is not a whole number.
+    """
+    filters, kernels, strides = config["conv_filters"], config["conv_kernels"], config["conv_strides"]
+    latents = config["latent_space_dim"] + config.get("classes", 0)
+    shapes = map_shapes(config["input_shape"], filters, strides)
+    features = math.prod(shapes[-1])
+    encoder, decoder = [], [LayerSizes(latents * features, latents, features)]
+    following = [*filters[1:], filters[-1]]  # what a transposed convolution is given
+    for i, (large, small, kernel, stride, channels) in enumerate(
+        zip(shapes[:-1], shapes[1:], kernels, strides, following, strict=True)
+    ):
+        encoder.append(_convolution(large, small, pair(kernel), pair(stride)))
+        back = (*large[:2], small[2] if i else large[2])
+        mirrored = _convolution(back, (*small[:2], channels), pair(kernel), pair(stride))
+        decoder.append(mirrored._replace(inputs=mirrored.outputs, outputs=mirrored.inputs))
+    return encoder, decoder
+
+
+def _convolution(large: Shape, small: Shape, kernel: Shape, stride: Shape) -> LayerSizes:
+    """A convolution from the shape `large` to `small`."""
+    if not all(isinstance(size, int) for size in (*large, *small, *kernel)):
+        raise TypeError("a size is not a whole number")  # texts would be multiplied to long ones
+    padded = [max(x, (y - 1) * s + k) for x, y, s, k in zip(large[:2], small[:2], stride, kernel, strict=True)]
+    taps = math.prod(kernel) * large[2]
+    return LayerSizes(
+        weights=taps * small[2],
+        inputs=math.prod(large),
+        outputs=math.prod(small),
+        columns=math.prod(small[:2]) * taps,
+        padded=math.prod(padded) * large[2],
+    )
+
+
+def least_weights(config: dict[str, Any]) -> int:
+    """How many weights a model of this configuration has, with one head and without biases and BatchNorm."""
+    encoder, decoder = layer_sizes(config)
+    return sum(layer.weights for layer in encoder + decoder) + encoder[-1].outputs * config["latent_space_dim"]
 
 
 def check_size(config: dict[str, Any], images: int = 1) -> None:
     """Raise DeviceError unless a model of this configuration, with an optimiser, fits into the free memory, with what
     so many images take in its largest layer."""
     k = default_backend()
-    free = k.free_memory()
-    weights, columns, passing = least_size(**config)
+    encoder, decoder = layer_sizes(config)
+    weights, columns = least_weights(config), max(layer.columns for layer in encoder + decoder)
+    passing = max(layer.inputs + layer.padded + layer.outputs for layer in encoder + decoder)
     needed = 4 * (NUMBERS_PER_WEIGHT * weights + images * passing + (2 * columns if k.on_host else 0))
-    if free is not None and needed > free:
-        raise DeviceError(
-            f"a model with at least {weights:,} weights and {columns:,} numbers in the im2col matrix of an image, and "
-            f"{images} x {passing:,} numbers in a layer, needs about {gibibytes(needed)}, but {gibibytes(free)} are "
-            f"free; {SMALLER}{if_large(config['input_shape'])}"
-        )
+    what = (
+        f"a model with at least {weights:,} weights and {columns:,} numbers in the im2col matrix of an image, and "
+        f"{images} x {passing:,} numbers in a layer,"
+    )
+    _require(what, needed, "", k.free_memory(), SMALLER + if_large(config["input_shape"]))
 
 
 def if_large(input_shape: Sequence[int]) -> str:
@@ -79,45 +104,27 @@ def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> 
     that a thread works on, and a gradient of the weights for each thread. A test compares this with the arrays that a
     step holds at its peak.
     """
-    k = backend_of(model.network.parameters()[0].data)
-    results: list[int] = []
+    k, itemsize = backend_of(model.network.parameters()[0].data), model.dtype.itemsize
+    encoder, decoder = layer_sizes(model.config)
+    pixels = math.prod(model.input_shape)
+    results = encoder[-1].outputs + iw_samples * pixels  # after the last BatchNorm, and the gradient of the logits
     passing = per_thread = 0
-    itemsize = model.dtype.itemsize
-    inputs = (("encoder", model.input_shape, 1), ("decoder", (model.latent_space_dim + model.classes,), iw_samples))
-    for part, shape, copies in inputs:
-        size = copies * math.prod(shape)
-        for name, layer, output_shape, _ in model.layer_rows:
-            if name in model.heads or not name.startswith(part):
-                continue
-            output = copies * math.prod(output_shape)
-            if layer.parameters() and not isinstance(layer, nn.BatchNorm):
-                results.append(output)
-                columns = _columns(layer, size, output)
-                if k.kernels == "plain":
-                    passing = max(passing, output + size + 2 * columns, 3 * output)
-                else:
-                    passing = max(passing, (1 if k.on_host else 2) * output + size)
-                    weights = sum(p.size for p in layer.parameters())
-                    per_thread = max(per_thread, weights + (2 * columns + output) // copies)
-                    if k.on_host and columns:  # a block has many images if their columns are few
-                        block = min(
-                            getattr(k, "block_bytes", 0) // (itemsize * (columns + min(output, size)) // copies), batch
-                        )
-                        per_thread = max(per_thread, weights + block * (2 * columns + 2 * size + 4 * output) // copies)
-            size = output
-        results.append(size)  # what the last layer with a BatchNorm hands on; or else the logits, with their gradient
-    images = (2 + 2 * iw_samples) * math.prod(model.input_shape)  # as bytes and floats, and temporaries of the loss
+    for layer, copies in [(layer, 1) for layer in encoder] + [(layer, iw_samples) for layer in decoder]:
+        inputs, outputs, columns = copies * layer.inputs, copies * layer.outputs, copies * layer.columns
+        results += outputs
+        if k.kernels == "plain":
+            passing = max(passing, outputs + inputs + 2 * columns, 3 * outputs)
+            continue
+        passing = max(passing, (1 if k.on_host else 2) * outputs + inputs)
+        per_thread = max(per_thread, layer.weights + 2 * layer.columns + layer.outputs)
+        if k.on_host and columns:  # a block has many images if their columns are few
+            block = getattr(k, "block_bytes", 0) // (itemsize * (columns + min(outputs, inputs)) // copies)
+            each = 2 * layer.columns + 2 * layer.inputs + 4 * layer.outputs
+            per_thread = max(per_thread, layer.weights + min(block, batch) * each)
+    images = (2 + 2 * iw_samples) * pixels  # as bytes and floats, and temporaries of the loss
     state = 3 * sum(p.data.nbytes for p in model.network.parameters())  # the last good one: weights and moments
     fixed = WORKSPACE + (state + k.threads * itemsize * per_thread if k.on_host else 0)
-    return fixed, math.ceil(MARGIN * itemsize * (sum(results) + passing + images))
-
-
-def _columns(layer: nn.Module, inputs: int, outputs: int) -> int:
-    """Elements of the im2col matrix of an image, from those of a layer's input and result."""
-    if not isinstance(layer, nn.Conv2D | nn.Conv2DTranspose):
-        return 0
-    KH, KW, C, F = layer.weight.shape
-    return (outputs if isinstance(layer, nn.Conv2D) else inputs) // F * KH * KW * C
+    return fixed, math.ceil(MARGIN * itemsize * (results + passing + images))
 
 
 def check_memory(model: Trainable, batch: int, iw_samples: int, free: int | None, device: str) -> None:
@@ -128,27 +135,22 @@ def check_memory(model: Trainable, batch: int, iw_samples: int, free: int | None
     if free is None:
         return
     weights = model.network.parameters()
-    saving = COPIES * 3 * sum(p.data.nbytes for p in weights) if backend_of(weights[0].data).on_host else 0
-    if saving > free:
-        raise DeviceError(
-            f"a checkpoint needs about {gibibytes(saving)} on {device} while it is saved, but {gibibytes(free)} are "
-            f"free; {SMALLER}"
-        )
+    if backend_of(weights[0].data).on_host:
+        saving = COPIES * 3 * sum(p.data.nbytes for p in weights)
+        _require("a checkpoint", saving, f" on {device} while it is saved", free, SMALLER)
 
     def needed(batch: int) -> int:
         fixed, bytes_per_image = step_memory(model, iw_samples, batch)
         return fixed + batch * bytes_per_image
 
-    if needed(batch) <= free:
-        return
     fits = bisect_right(range(1, batch), free, key=needed)
     mend = f"the largest batch that fits is {fits} (--batch-size {fits})" if fits else "not even one image fits"
-    raise DeviceError(
-        f"a training step on {batch} images needs about {gibibytes(needed(batch))} on {device}, but "
-        f"{gibibytes(free)} are free; {mend}{if_large(model.input_shape)}"
-    )
+    what = f"a training step on {batch} images"
+    _require(what, needed(batch), f" on {device}", free, mend + if_large(model.config["input_shape"]))
 
 
-def gibibytes(size: float) -> str:
-    """A number of bytes for people."""
-    return f"{size / 2**30:.2f} GiB"
+def _require(what: str, needed: int, where: str, free: int | None, mend: str) -> None:
+    """Raise DeviceError if more bytes are needed than are free."""
+    if free is not None and needed > free:
+        gibibytes = f"about {needed / 2**30:.2f} GiB{where}, but {free / 2**30:.2f} GiB are free"
+        raise DeviceError(f"{what} needs {gibibytes}; {mend}")

@@ -15,8 +15,7 @@ class Trainable(Protocol):
     """A model that a Trainer can train. The models of conv_autoencoder.py are the only ones here.
 
     Attributes:
-        network: all layers by name. heads: those that turn features into latents. layer_rows: (name, layer, output
-            shape, multiply-adds) of each layer.
+        network: all layers by name.
         loss_names: names of the parts of the loss. unit: of the losses.
         beta: weight of the KL term. noise_dim: size of the latent noise, 0 if there is none.
         optimizer, learning_rate: set by `compile`. trained_steps: steps of all its optimisers.
@@ -24,13 +23,9 @@ class Trainable(Protocol):
     """
 
     network: nn.Sequential
-    heads: dict[str, nn.Module]
-    layer_rows: list[tuple[str, nn.Module, tuple[int, ...], int]]
     loss_names: tuple[str, ...]
     unit: str
     input_shape: Any
-    latent_space_dim: int
-    classes: int
     beta: float
     learning_rate: float
     trained_steps: int

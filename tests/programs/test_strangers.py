@@ -39,7 +39,7 @@ from autoencoders.runs import record as run_record
 from autoencoders.runs import replace as run_files
 from autoencoders.runs import run as run_module
 from autoencoders.runs.report import loss_curves
-from autoencoders.training import latest_checkpoint, load_checkpoint, memory
+from autoencoders.training import latest_checkpoint, load_checkpoint
 from minigrad.serialize import MOST_LISTS, MOST_TEXT, DataError, load_state, numbered, open_file, read_file, save_state
 
 TINY = "--filters 2 --kernels 3 --strides 2 --epochs 2 --batch-size 8 --threads 1".split()  # noqa: SIM905
@@ -288,16 +288,14 @@ def test_no_honest_header_comes_near_the_bounds(tmp_path):
 @pytest.mark.parametrize("sizes", [(10**6, 1, 10**6, 1), (1000, 1, 1, 10**6), (1, 10**6, 1, 1)])
 def test_a_small_file_that_claims_large_layers_is_refused(sizes):
     side, kernel, stride, filters = sizes
-    shape = (side, side, 1)
-    *_, passing = memory.least_size(shape, (filters,), (kernel,), (stride,), 1)
-    assert passing >= 10**12
-    with pytest.raises(minigrad.DeviceError, match=rf"1 x {passing:,} numbers in a layer, needs about .* are free"):
-        Autoencoder(shape, (filters,), (kernel,), (stride,), 1)
+    with pytest.raises(
+        minigrad.DeviceError, match=r"1 x [1-9](,\d{3}){4,} numbers in a layer, needs about .* are free"
+    ):
+        Autoencoder((side, side, 1), (filters,), (kernel,), (stride,), 1)
 
 
 def test_what_a_layer_takes_counts_for_all_images_of_a_batch(run, call, monkeypatch):
-    *_, passing = memory.least_size((8, 8, 1), (2,), (3,), (2,), 2)
-    assert passing == 64 + 9 * 9 + 4 * 4 * 2, "what it is given, padded, and gives"
+    passing = 64 + 9 * 9 + 4 * 4 * 2  # what the convolution is given, padded, and gives
     monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: 4 * 256 * passing)
     for program in programs(run, READ):
         call(*program).failed(4, f"256 x {passing} numbers in a layer")
