@@ -572,7 +572,7 @@ def from_config(
             if least > held:
                 raise ValueError(f"it has at least {least} weights, but the file holds {held} numbers")
         return cls(**arguments)
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError) as error:
         raise DataError(f"model record: not a model of this version ({type(error).__name__}: {error})") from error
 
 

@@ -15,30 +15,26 @@ BEST = "checkpoints/best.safetensors"
 
 
 class BestWeights:
-    """The best weights so far: a file in the run's folder, or without one a copy in memory.
+    """The best weights so far: `state`, and a copy in the run's folder, if there is one, for a resumed run."""
 
-    Args:
-        config: of the model, for the file's record.
-    """
-
-    def __init__(self, model: Trainable, config: dict[str, Any], folder: Path | None) -> None:
-        self.model, self.config, self.folder = model, config, folder
+    def __init__(self, model: Trainable, folder: Path | None) -> None:
+        self.model, self.config, self.folder = model, model.config, folder
         self.state: dict[str, np.ndarray] | None = None
 
     def keep(self, best: dict[str, Any]) -> dict[str, Any]:
         """Keep the model's weights; returns `best` (epoch and loss), with the file's SHA-256 if there is one."""
-        state = self.model.network.state_dict()
+        self.state = self.model.network.state_dict()
         if self.folder is None:
-            self.state = state
             return best
-        return {**best, "sha256": save_state(self.folder / BEST, state, {"model": self.config, "best": dict(best)})}
+        return {**best, "sha256": save_state(self.folder / BEST, self.state, {"model": self.config, "best": best})}
 
-    def load(self, best: dict[str, Any]) -> dict[str, np.ndarray] | None:
-        """The weights for which `keep` returned `best`; None if they are lost or damaged."""
+    def load(self, best: dict[str, Any]) -> bool:
+        """Read the weights for which `keep` returned `best`; False if their file is lost or damaged."""
         if self.folder is None:
-            return self.state
+            return False
         try:
             state, _, digest = load_state(self.folder / BEST, self.folder)
         except DataError:
-            return None
-        return state if digest == best["sha256"] else None
+            return False
+        self.state = state if digest == best["sha256"] else None
+        return self.state is not None

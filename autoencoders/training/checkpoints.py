@@ -23,37 +23,15 @@ from typing import Any
 import numpy as np
 
 import minigrad
-from minigrad import Backend, backend_of, optim
+from minigrad import Backend
 from minigrad.serialize import DataError, load_state, numbered, save_state
 
 from .options import TrainingOptions
-from .progress import Progress
-from .trainable import Trainable
 
 KEPT_CHECKPOINTS = 3
 CHECKPOINT = "checkpoints/step-{:08d}.safetensors"
 CHECKPOINTS = "checkpoints/step-*.safetensors"  # * is digits; files with other names are the user's copies
 MOMENT = "optimizer."  # before the names of moments in a checkpoint
-
-
-def copy_state(model: Trainable, optimizer: optim.Adam) -> dict[str, np.ndarray]:
-    """Copies on the host of all that a step changes: weights, statistics and moments."""
-    moments = {name: x for name, x in optimizer.state_dict().items() if name != "steps"}
-    return {**model.network.state_dict(), **{f"{MOMENT}{name}": x for name, x in moments.items()}}
-
-
-def set_state(model: Trainable, optimizer: optim.Adam, arrays: dict[str, np.ndarray], at: Progress) -> None:
-    """Set what `copy_state` has copied, and the optimiser's steps."""
-    moments = {name.removeprefix(MOMENT): x for name, x in arrays.items() if name.startswith(MOMENT)}
-    model.network.load_state_dict({n: x for n, x in arrays.items() if not n.startswith(MOMENT)})
-    optimizer.load_state_dict({"steps": at.first_step + at.step, **moments})
-
-
-def not_finite(model: Trainable, optimizer: optim.Adam) -> str | None:
-    """The name of a weight, statistic or moment that holds NaN or infinity; None if there is none."""
-    state = {name: x.data for name, x in model.network.named_tensors()}
-    state |= {f"Adam's {name}": x for name, x in optimizer.moments.items()}
-    return next((name for name, x in state.items() if not np.isfinite(backend_of(x).to_host(x)).all()), None)
 
 
 def write_checkpoint(folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any], step: int) -> None:

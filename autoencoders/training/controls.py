@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -54,22 +56,24 @@ class Controls:
             if name
         }
         self.installed: float | optim.Schedule | None = None  # what `install` gives the optimiser; None outside a run
-        self.fixed: dict[str, Any] = {}
+        self.fixed: dict[str, Any] = {}  # what must not change in a run
 
-    def begin(self, at: Progress) -> None:
-        """Set learning rate and beta, and remember what must not change from now on."""
+    @contextmanager
+    def steering(self, at: Progress) -> Iterator[None]:
+        """Set learning rate and beta for a run, and give the optimiser the plain learning rate back after it."""
         constant = self.options.schedule == "constant" and not self.options.warmup_steps
         self.installed = self.peak if constant else self.schedule(at)
         self.fixed = self._fixed()
         self.install(at)
-
-    def end(self) -> None:
-        """Give the optimiser the plain learning rate back."""
-        self.optimizer.learning_rate, self.installed = self.peak, None
+        try:
+            yield
+        finally:
+            self.optimizer.learning_rate, self.installed = self.peak, None
 
     def install(self, at: Progress) -> None:
-        """Set the learning rate and beta that hold at this place of the run."""
-        assert self.installed is not None
+        """Set the learning rate and beta that hold at this place of the run. Outside a run nothing is changed."""
+        if self.installed is None:
+            return
         self.optimizer.learning_rate = self.installed if at.rate is None else at.rate
         self.model.beta = self.beta if at.beta is None else at.beta
 

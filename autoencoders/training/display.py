@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .history import epoch_line
@@ -23,16 +25,19 @@ class Display:
         self.show, self.options, self.images = show, options, images
         self.bar: Any = None
 
-    def open(self, at: Progress) -> None:
-        """Show the bar where a run begins or goes on."""
+    @contextmanager
+    def shown(self, at: Progress) -> Iterator[None]:
+        """Show the bar from where a run begins or goes on.
+
+        It is removed while signals are still collected: an exception that a signal raises in its __del__ would be lost.
+        """
         done = at.epoch * self.images + min(at.batch * self.options.batch_size, self.images)
         self.bar = progress_bar(self.options.epochs * self.images, " images", self.show, done, self._title(at, ""))
-
-    def close(self) -> None:
-        """Remove the bar, while signals are still collected: an exception that a signal raises in the bar's __del__
-        would be lost."""
-        self.bar.close()
-        self.bar = None
+        try:
+            yield
+        finally:
+            self.bar.close()
+            self.bar = None
 
     def loss(self, at: Progress, loss: str) -> None:
         """Show the mean loss of the epoch so far."""

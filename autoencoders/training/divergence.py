@@ -28,6 +28,7 @@ def _anomaly(run: Callable[[], Any]) -> str | None:
     return None
 
 
+@np.errstate(all="ignore")
 def find_cause(run: Steps, steps: int, received: list[int]) -> str:
     """A description of what made the numbers diverge within the next `steps` steps.
 

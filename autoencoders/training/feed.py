@@ -44,15 +44,6 @@ class HeldOut(NamedTuple):
     targets: np.ndarray | None
 
 
-class Batch(NamedTuple):
-    """The arguments of a step: what the encoder sees, noise of the latents, labels, and the targets if they differ."""
-
-    images: Array
-    noise: Array | None
-    labels: Array | None
-    targets: Array | None
-
-
 class Feed:
     """The images of a training on the model's device, cut into batches.
 
@@ -95,8 +86,9 @@ class Feed:
         draws = self._generator(at, "noise", at.epoch).standard_normal((count, self.noise_dim), dtype=np.float32)
         return order, self.k.from_host(draws.astype(self.dtype))
 
-    def batch(self, at: Progress, order: Array, noise: Array | None) -> Batch:
-        """The next batch, from what was drawn for its epoch."""
+    def batch(self, at: Progress, order: Array, noise: Array | None) -> tuple[Array, ...]:
+        """(what the encoder sees, noise of the latents, labels, the targets if they differ) of the next batch, from
+        what was drawn for its epoch."""
         rows = slice(at.batch * self.options.batch_size, (at.batch + 1) * self.options.batch_size)
         images = self.k.unit_range(self.images, self.dtype, order[rows])
         if self.options.augment:
@@ -106,8 +98,8 @@ class Feed:
         if self.options.iw_samples > 1:  # too much to be drawn for a whole epoch
             shape = (len(images), self.options.iw_samples, self.noise_dim)
             draws = self._generator(at, "noise", at.epoch, at.batch).standard_normal(shape, dtype=np.float32)
-            return Batch(images, self.k.from_host(draws.astype(self.dtype)), labels, targets)
-        return Batch(images, None if noise is None else noise[rows], labels, targets)
+            return images, self.k.from_host(draws.astype(self.dtype)), labels, targets
+        return images, None if noise is None else noise[rows], labels, targets
 
     def validation(self) -> HeldOut:
         """The held-out images. If there are none, one batch of the others, because even finite weights can give a loss

@@ -60,7 +60,9 @@ class History:
         return charts.loss_curves(self.rows, unit=self.unit)
 
     def write(self, folder: Path) -> None:
-        """Write history.csv and history.jsonl anew."""
+        """Write history.csv and history.jsonl anew, if there are rows."""
+        if not self.rows:
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()

@@ -34,54 +34,50 @@ class Progress:
         """The position of the run in words."""
         return f"in epoch {self.epoch + 1}" if self.batch else f"after epoch {self.epoch}"
 
-    def check(self, options: TrainingOptions, images: int, columns: Sequence[str]) -> None:
-        """Raise ValueError unless a run with these options, on so many images, can have come to this place."""
-        batches = -(-images // options.batch_size)
-        for name in ("epoch", "batch", "step", "first_step", "images", "waited", "draws_after"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 0:
-                raise ValueError(f"{name} is {value!r} but must be a whole number >= 0")
-        covered = min(self.batch * options.batch_size, images)
-        for good, what in (
-            (self.batch <= batches, f"batch is {self.batch} but an epoch has {batches}"),
-            (self.step == self.epoch * batches + self.batch, f"step is {self.step} in epoch {self.epoch}"),
-            (self.images == covered, f"images is {self.images} but the steps have seen {covered}"),
-            (_numbers(self.sums) and len(self.sums) == (len(columns) if covered else 0), f"sums is {self.sums!r}"),
-            (_numbers([self.seconds]), f"seconds is {self.seconds!r}"),
-            *(
-                (x is None or (_numbers([x]) and x >= 0), f"{name} is {x!r}")
-                for name, x in (("rate", self.rate), ("beta", self.beta))
-            ),
-            (
-                isinstance(self.rows, list)
-                and len(self.rows) == self.epoch
-                and all(
-                    isinstance(row, dict)
-                    and set(columns) <= set(row)
-                    and all(map(str.isidentifier, row))  # not what a spreadsheet would compute
-                    and _numbers(list(row.values()))
-                    and row.get("epoch") == i
-                    for i, row in enumerate(self.rows, 1)
-                ),
-                f"rows are not {self.epoch} of numbers with {', '.join(columns)}",
-            ),
-            (
-                self.best is None
-                or (
-                    isinstance(self.best, dict)
-                    and _numbers([self.best.get("epoch"), self.best.get("val_loss")])
-                    and isinstance(self.best.get("sha256"), str)
-                ),
-                f"best is {self.best!r}",
-            ),
-        ):
+    @classmethod
+    def recorded(
+        cls, record: dict[str, Any], options: TrainingOptions, images: int, columns: Sequence[str]
+    ) -> Progress:
+        """From the record of a checkpoint of a run with these options on so many images; columns: of the losses.
+
+        Raises:
+            ValueError: such a run cannot have come to this place. KeyError, TypeError: the record is of another kind.
+        """
+        found = cls(**record["progress"])
+        found._check(options, images, columns)
+        # the names in a record are sorted; in history.csv they have this order
+        order = ["epoch", *columns, *(f"val_{name}" for name in columns), "learning_rate", "beta"]
+        found.rows = [{**{name: row[name] for name in order if name in row}, **row} for row in found.rows]
+        return found
+
+    def _check(self, options: TrainingOptions, images: int, columns: Sequence[str]) -> None:
+        def require(good: bool, what: str) -> None:
             if not good:
                 raise ValueError(what)
 
-    def sort_columns(self, columns: Sequence[str]) -> None:
-        """Bring the names of the rows into the order of history.csv; those of a checkpoint's record are sorted."""
-        order = ["epoch", *columns, *(f"val_{name}" for name in columns), "learning_rate", "beta"]
-        self.rows = [{**{name: row[name] for name in order if name in row}, **row} for row in self.rows]
+        for name in ("epoch", "batch", "step", "first_step", "images", "waited", "draws_after"):
+            value = getattr(self, name)
+            require(type(value) is int and value >= 0, f"{name} is {value!r} but must be a whole number >= 0")
+        batches = -(-images // options.batch_size)
+        covered = min(self.batch * options.batch_size, images)
+        require(self.batch <= batches, f"batch is {self.batch} but an epoch has {batches}")
+        require(self.step == self.epoch * batches + self.batch, f"step is {self.step} in epoch {self.epoch}")
+        require(self.images == covered, f"images is {self.images} but the steps have seen {covered}")
+        sums = len(columns) if covered else 0
+        require(_numbers(self.sums) and len(self.sums) == sums, f"sums is {self.sums!r}")
+        require(_numbers([self.seconds]), f"seconds is {self.seconds!r}")
+        for name, x in (("rate", self.rate), ("beta", self.beta)):
+            require(x is None or (_numbers([x]) and x >= 0), f"{name} is {x!r}")
+        rows = f"rows are not {self.epoch} of numbers with {', '.join(columns)}"
+        require(isinstance(self.rows, list) and len(self.rows) == self.epoch, rows)
+        for i, row in enumerate(self.rows, 1):
+            require(isinstance(row, dict) and set(columns) <= set(row) and row.get("epoch") == i, rows)
+            require(all(map(str.isidentifier, row)), rows)  # not what a spreadsheet would compute
+            require(_numbers(list(row.values())), rows)
+        best = self.best
+        if best is not None:
+            numbers = isinstance(best, dict) and _numbers([best.get("epoch"), best.get("val_loss")])
+            require(numbers and isinstance(best.get("sha256"), str), f"best is {best!r}")
 
 
 def _numbers(values: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 # signals that end a program: of Ctrl-C, of kill, and of a terminal that is closed (not on Windows)
@@ -15,10 +15,7 @@ STOPS = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") i
 @contextmanager
 def catch_signals(signals: tuple[signal.Signals, ...]) -> Iterator[list[int]]:
     """Collect signals, which would otherwise end the process, so that a step can be finished and saved. A second signal
-    stops at once.
-
-    Nothing is changed outside the main thread, or for a signal that already has a handler.
-    """
+    stops at once."""
     received: list[int] = []
 
     def handler(number: int, _: Any) -> None:
@@ -26,16 +23,13 @@ def catch_signals(signals: tuple[signal.Signals, ...]) -> Iterator[list[int]]:
             raise KeyboardInterrupt(number)
         received.append(number)
 
-    usual = (signal.SIG_DFL, signal.default_int_handler, interrupt)
-    mine = [
-        s for s in signals if threading.current_thread() is threading.main_thread() and signal.getsignal(s) in usual
-    ]
-    previous = {s: signal.signal(s, handler) for s in mine}
-    try:
+    with _handled(signals, handler, (signal.SIG_DFL, signal.default_int_handler, interrupt)):
         yield received
-    finally:
-        for s, old in previous.items():
-            signal.signal(s, old)
+
+
+def raise_signals() -> AbstractContextManager[None]:
+    """Every signal of STOPS raises KeyboardInterrupt, as SIGINT does, so that what was begun can be recorded."""
+    return _handled(STOPS, interrupt, (signal.SIG_DFL,))
 
 
 def interrupt(number: int, _: Any) -> None:
@@ -44,17 +38,12 @@ def interrupt(number: int, _: Any) -> None:
 
 
 @contextmanager
-def raise_signals() -> Iterator[None]:
-    """Every signal of STOPS raises KeyboardInterrupt, as SIGINT does, so that what was begun can be told and recorded.
-
-    Outside the main thread, and where somebody else already handles a signal, nothing is changed.
-    """
+def _handled(signals: tuple[signal.Signals, ...], handler: Any, usual: tuple[Any, ...]) -> Iterator[None]:
+    """Handle those of the signals that have one of the usual handlers. Outside the main thread nothing is changed."""
     main = threading.current_thread() is threading.main_thread()
-    mine = [number for number in STOPS if main and signal.getsignal(number) == signal.SIG_DFL]
-    for number in mine:
-        signal.signal(number, interrupt)
+    previous = {s: signal.signal(s, handler) for s in signals if main and signal.getsignal(s) in usual}
     try:
         yield
     finally:
-        for number in mine:
-            signal.signal(number, signal.SIG_DFL)
+        for s, old in previous.items():
+            signal.signal(s, old)

@@ -15,7 +15,7 @@ from minigrad import Backend, Tensor, backend_of, nn, optim
 from minigrad.backend import pinned, quietly
 from minigrad.random import generator
 
-from .checkpoints import copy_state, not_finite, set_state
+from .checkpoints import MOMENT
 from .controls import Controls
 from .feed import Feed
 from .memory import check_memory
@@ -93,8 +93,8 @@ class Steps:
 
     def arguments(self, order: Array, noise: Array | None, scalars: Array) -> tuple[Array, ...]:
         """The arguments of the next `step`, from what was drawn for its epoch."""
-        batch = self.feed.batch(self.progress, order, noise)
-        return batch.images, batch.noise, scalars[self.progress.batch], batch.labels, batch.targets
+        images, noise, labels, targets = self.feed.batch(self.progress, order, noise)
+        return images, noise, scalars[self.progress.batch], labels, targets
 
     def validate(self) -> dict[str, float]:
         """Mean losses on the images of `Feed.validation`, in evaluation mode, with the same noise every time."""
@@ -135,16 +135,23 @@ class Steps:
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies on the host of all that a step changes: weights, statistics and moments."""
-        return copy_state(self.model, self.optimizer)
+        moments = {f"{MOMENT}{name}": x for name, x in self.optimizer.state_dict().items() if name != "steps"}
+        return {**self.model.network.state_dict(), **moments}
 
     def go_to(self, arrays: dict[str, np.ndarray], at: Progress) -> None:
         """Go on from this place of the run."""
         self.progress = at
-        set_state(self.model, self.optimizer, arrays, at)
+        self.controls.install(at)
+        self.model.trained_steps = at.draws_after + at.step
+        moments = {name.removeprefix(MOMENT): x for name, x in arrays.items() if name.startswith(MOMENT)}
+        self.model.network.load_state_dict({n: x for n, x in arrays.items() if not n.startswith(MOMENT)})
+        self.optimizer.load_state_dict({"steps": at.first_step + at.step, **moments})
 
     def not_finite(self) -> str | None:
         """The name of a weight, statistic or moment that holds NaN or infinity; None if there is none."""
-        return not_finite(self.model, self.optimizer)
+        state = {name: x.data for name, x in self.model.network.named_tensors()}
+        state |= {f"Adam's {name}": x for name, x in self.optimizer.moments.items()}
+        return next((name for name, x in state.items() if not np.isfinite(self.k.to_host(x)).all()), None)
 
     def seconds_per_step(self) -> float:
         """How long a step takes on this machine now, tried with the first batch. Nothing is changed by it."""

@@ -9,7 +9,6 @@ Read next, for what a run leaves in its folder: runs/run.py; for how good the mo
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import time
@@ -28,14 +27,7 @@ from minigrad.tensor import is_evaluating, is_recording
 
 from .advice import remedies
 from .best import BestWeights
-from .checkpoints import (
-    CHECKPOINT,
-    check_record,
-    environment,
-    latest_checkpoint,
-    made_by,
-    write_checkpoint,
-)
+from .checkpoints import CHECKPOINT, check_record, environment, latest_checkpoint, made_by, write_checkpoint
 from .display import Display
 from .divergence import DivergedError, find_cause
 from .folder import alone, claim
@@ -46,7 +38,6 @@ from .signals import catch_signals
 from .steps import Steps
 from .trainable import Trainable
 
-Array = Any
 FETCH_EVERY = 10  # steps between readings of the losses from the device
 SETTLED = 100  # a loss may be far too large in this many steps at the beginning, but not after them
 
@@ -113,18 +104,14 @@ class Trainer(Steps):
         self.config: dict[str, Any] = model.config
         self.callbacks, self.data, self.signals = callbacks, data or {}, signals
         self.folder = None if folder is None else Path(folder)
-        self.best = BestWeights(model, self.config, self.folder)
         self.display = Display(progress, options, len(self.feed.trained))
-        self.capture, self.restored, self.stopping = True, False, False
+        self.capture, self.stopping = True, False
         self.received: list[int] = []  # signals
-        # (step, images, beta, losses) not yet read from the device
-        self.pending: list[tuple[int, int, float, Array]] = []
-        self.last_good: tuple[dict[str, np.ndarray], Progress] | None = (
-            None  # the last state that was seen to be finite
-        )
+        self.pending: list[tuple[int, int, float, Any]] = []  # (step, images, beta, losses) still on the device
+        self.last_good: Any = None  # (arrays, progress) of the last state that was seen to be finite
+        self.best = BestWeights(model, self.folder)
         self.partial_row: list[dict[str, Any]] = []  # the row of an epoch that was stopped
         self.captured_off: list[str] | None = None  # what was switched off when the step was captured last
-        self.clock = time.perf_counter()
 
     @property
     def history(self) -> History:
@@ -154,18 +141,15 @@ class Trainer(Steps):
         with claim(self.folder), alone(self.model.network, self.folder):
             self._prepare()
             try:
-                self.controls.begin(self.progress)
-                with pinned(self.k):
+                with self.controls.steering(self.progress), pinned(self.k):
                     self._call("on_fit_begin")
                     self._run_epochs()
             finally:
-                self.controls.end()
                 self.stopping = False
-                self.model.trained_steps = self.progress.draws_after + self.progress.step
-            if self.folder and len(self.history):
+            if self.folder:
                 self.history.write(self.folder)  # again, in case the process was killed during the last write
-            if self.options.patience is not None and (best := self.progress.best) is not None:
-                self._restore_best(best)
+            if self.options.patience is not None and self.best.state is not None:
+                self.model.network.load_state_dict(self.best.state)
             self._call("on_fit_end")
             return self.history
 
@@ -175,7 +159,7 @@ class Trainer(Steps):
         self.stopping = True
 
     def _prepare(self) -> None:
-        if self.folder and not (self.restored or self.progress.step) and (last := latest_checkpoint(self.folder)):
+        if self.folder and self.last_good is None and (last := latest_checkpoint(self.folder)):
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
         self.check_memory()
         self.k.prepare(self.feed.dtype)
@@ -183,24 +167,21 @@ class Trainer(Steps):
         if name := self.not_finite():
             raise DivergedError(f"the training cannot begin: {name} is not finite")
         self.last_good = self.state(), deepcopy(self.progress)
-        network = self.model.network
-        if not any(module.training_mode is not False for name, module in network.modules() if name):
-            network.train(None)  # network.eval() was called to use the model; it is not meant for the training
-        self.partial_row, self.clock = [], time.perf_counter()
+        if not any(module.training_mode is not False for name, module in self.model.network.modules() if name):
+            self.model.network.train(
+                None
+            )  # network.eval() was called to use the model; it is not meant for the training
+        self.partial_row = []
 
     def _run_epochs(self) -> None:
-        with catch_signals(self.signals) as self.received:
-            self.display.open(self.progress)
-            try:
-                while not (self.trained_enough or self.received or self.stopping):
-                    self._run_epoch()
-                if self.progress.batch and not self.received:  # stopped within an epoch
-                    self._fetch()
+        with catch_signals(self.signals) as self.received, self.display.shown(self.progress):
+            while not (self.trained_enough or self.received or self.stopping):
+                self._run_epoch()
+            if self.progress.batch:  # ended within an epoch
+                if not self.received:
                     self.partial_row = [self._row()]
-                    self.save_checkpoint()
-            finally:
-                self.display.close()
-        if self.received:  # the signal came before any step, or between two epochs, after the checkpoint
+                self.save_checkpoint()
+        if self.received:
             raise KeyboardInterrupt(self.received[0])
 
     def _run_epoch(self) -> None:
@@ -209,8 +190,8 @@ class Trainer(Steps):
         self.controls.take_changes(p)
         order, noise, scalars = self.sample_epoch()
         p.sums = p.sums or [0.0] * len(self.columns)
-        self.clock = time.perf_counter()
-        while p.batch < self.feed.steps and not self.stopping:
+        while p.batch < self.feed.steps and not (self.stopping or self.received):
+            began = time.perf_counter()
             self._call("on_batch_begin")
             if self.controls.take_changes(p):
                 scalars = self._scalars()
@@ -226,24 +207,23 @@ class Trainer(Steps):
                 mend = f"try --batch-size {count // 2}" if count > 1 else "take a smaller model"
                 raise DeviceError(f"out of memory in a step on {count} images: {error}; {mend}") from error
             p.batch, p.step = p.batch + 1, p.step + 1
-            self.optimizer.steps += 1
+            self.optimizer.steps, self.model.trained_steps = p.first_step + p.step, p.draws_after + p.step
             self.pending.append((p.step, count, self.last_controls[1], losses))
             if len(self.pending) >= FETCH_EVERY or p.batch == self.feed.steps:
                 self._fetch()
             self.display.bar.update(count)
             self._call("on_batch_end")
-            if self.received:
+            p.seconds += time.perf_counter() - began
+            if self.options.save_every and p.step % self.options.save_every == 0 and p.batch < self.feed.steps:
                 self.save_checkpoint()
-                raise KeyboardInterrupt(self.received[0])
-            save_every = self.options.save_every
-            if save_every and p.step % save_every == 0 and p.batch < self.feed.steps:
-                self.save_checkpoint()
-        if p.batch == self.feed.steps:
+        if p.batch == self.feed.steps and not self.received:
             self._end_epoch()
 
     def _fetch(self) -> None:
         """Read the losses of the last steps from the device and add them to the epoch's sums."""
         p = self.progress
+        if self.folder and p.step and not self.folder.is_dir():  # making it again would split the run over two places
+            raise DataError(f"{self.folder}: was moved or removed during the training; resume it where it is now")
         if not self.pending:
             return
         rows = self.k.to_host(self.k.xp.stack([losses for *_, losses in self.pending])).astype(np.float64)
@@ -261,9 +241,12 @@ class Trainer(Steps):
         p, row = self.progress, self._row()
         p.rows.append(row)
         p.epoch, p.batch, p.sums, p.images, p.seconds = p.epoch + 1, 0, [], 0, 0.0
-        self.model.trained_steps = p.draws_after + p.step  # if a callback saves the model
         self._call("on_epoch_end")
-        self._track_best(row)
+        if "val_loss" in row:
+            p.waited += 1
+            if p.best is None or row["val_loss"] < p.best["val_loss"]:
+                self._check_finite()
+                p.waited, p.best = 0, self.best.keep({"epoch": row["epoch"], "val_loss": row["val_loss"]})
         self.save_checkpoint()
         try:
             self.display.epoch(row)
@@ -276,16 +259,15 @@ class Trainer(Steps):
     def _row(self) -> dict[str, Any]:
         """A row of the history: the mean losses of the epoch's steps, and the losses on the held-out images after
         them."""
-        self._require_folder()
+        self._fetch()
         p = self.progress
-        seconds = p.seconds + time.perf_counter() - self.clock
         row: dict[str, Any] = {"epoch": p.epoch + 1, **self.running}
         try:
             validation = self.with_total(list(self.validate().values()), self.model.beta)
         except MemoryError as error:
             self.save_checkpoint()  # the steps are done
             raise DeviceError(f"out of memory in the validation: {error}") from error
-        if not all(map(math.isfinite, validation.values())):
+        if not np.isfinite(list(validation.values())).all():
             self._check_finite()
             self._diverged(f"the loss in evaluation mode after step {p.step} is not finite ({validation['loss']:g})")
         if implausible := p.step > max(self.options.warmup_steps, SETTLED) and self.model.implausible(row):
@@ -293,24 +275,8 @@ class Trainer(Steps):
         if len(self.feed.held_out.images):
             row.update({f"val_{name}": value for name, value in validation.items()})
         row.update(zip(("learning_rate", "beta"), self.last_controls, strict=True))
-        row.update(images_per_second=p.images / max(seconds, 1e-9), seconds=seconds)
+        row.update(images_per_second=p.images / max(p.seconds, 1e-9), seconds=p.seconds)
         return row
-
-    def _track_best(self, row: dict[str, Any]) -> None:
-        p = self.progress
-        if "val_loss" not in row:
-            return
-        p.waited += 1
-        if p.best is None or row["val_loss"] < p.best["val_loss"]:
-            p.waited = 0
-            self._check_finite()
-            p.best = self.best.keep({"epoch": row["epoch"], "val_loss": row["val_loss"]})
-
-    def _restore_best(self, best: dict[str, Any]) -> None:
-        if (state := self.best.load(best)) is not None:
-            self.model.network.load_state_dict(state)
-        else:
-            print("the best weights are lost or damaged; the last ones are kept", file=sys.stderr)
 
     # ---- checkpoints ----
 
@@ -319,30 +285,20 @@ class Trainer(Steps):
         self._fetch()
         self._check_finite()
         self.controls.take_changes(self.progress)
-        p, now = self.progress, time.perf_counter()
-        p.seconds, self.clock = (p.seconds + now - self.clock) if p.batch else 0.0, now
-        state = self.state()
+        p, state = self.progress, self.state()
         self.last_good = state, deepcopy(p)
-        if self.folder is None:
-            return
-        self._require_folder()
-        record = {
-            "model": self.config,
-            "options": asdict(self.options),
-            "learning_rate": self.controls.peak,
-            "progress": asdict(p),
-            "off": self.controls.switched_off(),
-            "data": self.data,
-            "environment": environment(self.k),
-        }
-        write_checkpoint(self.folder, state, record, p.step)
-        if len(self.history):
+        if self.folder:
+            record = {
+                "model": self.config,
+                "options": asdict(self.options),
+                "learning_rate": self.controls.peak,
+                "progress": asdict(p),
+                "off": self.controls.switched_off(),
+                "data": self.data,
+                "environment": environment(self.k),
+            }
+            write_checkpoint(self.folder, state, record, p.step)
             self.history.write(self.folder)
-
-    def _require_folder(self) -> None:
-        """Raise DataError if the folder has been moved. Making it again would split the run over two places."""
-        if self.folder and self.progress.step and not self.folder.is_dir():
-            raise DataError(f"{self.folder}: was moved or removed during the training; resume it where it is now")
 
     def restore(self, arrays: dict[str, np.ndarray], record: dict[str, Any], source: str | Path = "checkpoint") -> None:
         """Take weights, moments and progress from a checkpoint of `load_checkpoint`; source names it in errors.
@@ -352,17 +308,14 @@ class Trainer(Steps):
         """
         try:
             check_record(record, self.config, self.options, self.controls.peak)
-            at = Progress(**record["progress"])
-            at.check(self.options, len(self.feed.trained), self.columns)
+            at = Progress.recorded(record, self.options, len(self.feed.trained), self.columns)
             self.go_to(arrays, at)
-            if "off" in record:
-                self.controls.switch_off(record["off"])
-            at.sort_columns(self.columns)
+            self.controls.switch_off(record.get("off", self.controls.switched_off()))  # older records have none
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{source}: does not fit the training{made_by(record)} ({error})") from error
-        self.restored = True
+        self.last_good = arrays, deepcopy(at)
         self.last_controls = self.rate(self.optimizer.steps), self.beta(at.step)  # if no step follows in the epoch
-        if self.folder is not None and at.best is not None and not self.best.load(at.best):
+        if at.best is not None and not self.best.load(at.best):
             # The file is damaged, or the run was killed after it wrote newer best weights and before the checkpoint. In
             # the second case the resumed run computes those weights again.
             print("the best weights so far are not there; the best of the coming epochs are kept", file=sys.stderr)
@@ -377,28 +330,21 @@ class Trainer(Steps):
 
     def _diverged(self, what: str, search: bool = True) -> None:
         """Go back to the last good state, find out (with search) what went wrong, and stop."""
-        cause, reached = "", self.progress.step
-        self._restore_last_good()
-        if search and self.controls.installed:
-            steps = reached - self.progress.step
-            self.display.line(f"not finite: doing the last {steps} steps again to find the cause")
-            with np.errstate(all="ignore"):
+        cause = ""
+        if self.controls.installed is not None:  # in a run
+            state, at = self.last_good
+            steps = self.progress.step - at.step
+            self.pending.clear()
+            self.go_to(state, deepcopy(at))
+            if search:
+                self.display.line(f"not finite: doing the last {steps} steps again to find the cause")
                 cause = find_cause(self, steps, self.received)
-            self._restore_last_good()
-        last = self.folder / CHECKPOINT.format(self.progress.step) if self.folder and self.last_good else None
+                self.go_to(state, deepcopy(at))
+        last = self.folder / CHECKPOINT.format(self.progress.step) if self.folder else None
         kept = f"; the last good checkpoint is {last}" if last and last.exists() else ""
         epochs, config = self.options.epochs, {**self.config, "beta": self.model.beta}
         found = remedies(config, self.given_rate, epochs, epochs * self.feed.steps, diverged=True)
         raise DivergedError(f"training diverged: {what}{cause}; try {', '.join(found)}{kept}")
-
-    def _restore_last_good(self) -> None:
-        """Go back to the last good state."""
-        if self.last_good is None or self.controls.installed is None:  # not in a run
-            return
-        state, at = self.last_good
-        self.pending.clear()
-        self.go_to(state, deepcopy(at))
-        self.controls.install(self.progress)
 
     def _call(self, event: str) -> None:
         for callback in self.callbacks:

@@ -33,8 +33,8 @@ def test_the_bar_of_a_run_that_goes_on_begins_where_it_stands(tmp_path, monkeypa
     monkeypatch.setattr("tqdm.autonotebook.tqdm", bar := mock.Mock())
     again = resumed(tmp_path)
     for again.display.show, disable in ((True, None), (False, True)):
-        again.display.open(again.progress)
-        again.display.close()
+        with again.display.shown(again.progress):
+            pass
         asked = bar.call_args.kwargs
         assert (asked["total"], asked["initial"], asked["unit"]) == (3 * COUNT, COUNT + 2 * BATCH, " images")
         assert asked["disable"] is disable
