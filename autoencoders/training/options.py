@@ -70,24 +70,11 @@ class TrainingOptions:
                 hint = "; train takes no targets" if name == "batch_size" and found.startswith("an array") else ""
                 raise ValueError(f"{name.replace('_', ' ')} is {found} but must be {expected}{hint}")
 
-        for name, least in (
-            ("batch_size", 1),
-            ("epochs", 1),
-            ("seed", 0),
-            ("warmup_steps", 0),
-            ("save_every", 0),
-            ("iw_samples", 1),
-        ):
-            value = getattr(self, name)
+        for name in ("batch_size", "epochs", "iw_samples", "seed", "warmup_steps", "save_every"):
+            value, least = getattr(self, name), 0 if name in ("seed", "warmup_steps", "save_every") else 1
             check(name, type(value) is int and least <= value < 2**63, f"a whole number >= {least}, below 2^63")
-        for name, optional in (
-            ("kl_warmup", False),
-            ("validation", False),
-            ("denoise", False),
-            ("patience", True),
-            ("clip_norm", True),
-        ):
-            value = getattr(self, name)
+        for name in ("kl_warmup", "validation", "denoise", "patience", "clip_norm"):
+            value, optional = getattr(self, name), name in ("patience", "clip_norm")
             check(name, isinstance(value, int | float) or (optional and value is None), "a number")
         check("schedule", self.schedule in ("constant", "cosine"), "constant or cosine")
         check("kl_warmup", 0 <= self.kl_warmup < math.inf, "a number of epochs >= 0")

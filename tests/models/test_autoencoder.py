@@ -532,7 +532,7 @@ def test_the_learned_variance_is_trained_and_saved(tmp_path):
 # ---- files ----
 
 MODELS = {
-    "ae": lambda: new(shape=(7, 8, 3), kernels=((3, 2), 3), momentum=0.9, seed=5),
+    "ae": lambda: new(shape=(7, 8, 3), filters=(6, 2), kernels=((3, 2), 3), momentum=0.9, seed=5),
     "vae": lambda: new(VAE, beta=0.25, momentum=0.5, seed=6),
     "gaussian": lambda: new(VAE, likelihood="gaussian", variance=0.2),
     "learned": lambda: new(VAE, likelihood="gaussian-learned"),

@@ -6,29 +6,11 @@ import os
 
 import numpy as np
 import pytest
-from trainings import BATCH, At, compiled, interrupt, interrupted, pictures, resumed, trainer_of, weights
+from trainings import BATCH, At, compiled, interrupt, interrupted, pictures, resumed, weights
 
 from autoencoders import Callback, TrainingOptions
 from autoencoders.training import Trainer, load_checkpoint
 from minigrad.serialize import load_state
-
-
-class Gone(Callback):
-    """Removes the best weights each time that a new epoch has made them."""
-
-    def on_epoch_end(self, trainer):
-        track = trainer._track_best
-
-        def gone(row) -> None:
-            track(row)
-            (trainer.folder / "checkpoints" / "best.safetensors").unlink()
-
-        trainer._track_best = gone
-
-
-def test_best_weights_that_are_gone_at_the_end_are_told(tmp_path, capsys):
-    trainer_of("ae", tmp_path, [Gone()], patience=1, epochs=1).run()
-    assert capsys.readouterr().err == "the best weights are lost or damaged; the last ones are kept\n"
 
 
 class Worse(Callback):
