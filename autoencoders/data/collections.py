@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -60,13 +60,14 @@ COLLECTIONS = {
 }
 
 
-def read_verified(name: str, file: str, path: Path) -> np.ndarray:
-    array, digest = read_hashed(path, SIZES[file])
+def read_verified(name: str, file: str, where: object, content: IO[bytes]) -> np.ndarray:
+    """The array in the content of a file of a published set, whose hash must be the published one."""
+    array, digest = read_hashed(where, content, SIZES[file])
     expected = COLLECTIONS[name].sha256[file]
     if digest != expected:
         hint = ""
         for other in COLLECTIONS.values():
             if digest in other.sha256.values():
                 hint = f": this is a file of {other.title}, not {COLLECTIONS[name].title}'s {file}"
-        raise fault(path, "SHA-256 of the decompressed content", expected, digest + hint)
+        raise fault(where, "SHA-256 of the decompressed content", expected, digest + hint)
     return array

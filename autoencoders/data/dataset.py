@@ -215,6 +215,14 @@ def as_data_error(where: object) -> Iterator[None]:
         raise DataError(f"{where}: cannot be read: {error or type(error).__name__}") from error
 
 
+def read_up_to(stream: Any, count: int) -> bytearray:
+    """`count` bytes, or fewer at the end. Memory grows with what is really there, whatever a header announces."""
+    data = bytearray()
+    while len(data) < count and (piece := stream.read(min(CHUNK, count - len(data)))):
+        data += piece
+    return data
+
+
 def printable(text: str, keep: str = "") -> str:
     """The text with escapes for its control characters, and for all else that prints nothing by itself."""
     if text.isprintable():

@@ -2,71 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import http.client
+import io
 import os
 import re
 import shutil
-import signal
-import ssl
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from minigrad.serialize import DataError
+from minigrad.serialize import DataError, read_file, write_atomically
 
 from .collections import COLLECTIONS, SIZES, read_verified
 from .dataset import CHUNK, as_data_error, fault
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 
-MIRROR_SECONDS = 6.0  # within which a mirror must answer; all are asked at once
+MIRROR_SECONDS = 6.0  # within which a mirror must answer
 READ_SECONDS = 20.0  # of silence during a download
 # A server that sends a byte now and then is never silent: a file gets this long, and its size at this rate besides.
 SLOW_SECONDS = 60.0
 SLOW_RATE = 20_000  # bytes per second; the largest file gets 40 minutes, which is enough even for a 2G connection
-STALE_SECONDS = 86_400.0  # a partial file older than this is from a killed download; no live download takes so long
 APT_SECONDS = 300.0  # for each program started
+
+Files = Iterable[tuple[str, str, bytes]]  # the name of each, where it is from, and its content
 
 
 class NotFetchedError(DataError):
     """The set is not here and no source gave it: the one fault for which `auto` takes the sample instead."""
-
-
-# ------------------------------------------------------------------------------------------------------- fetching
-
-
-@contextlib.contextmanager
-def _new_file(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that becomes `target` when the block ends well, and vanishes otherwise."""
-    with as_data_error(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for stale in target.parent.glob(f".{target.name}.*.part"):
-            with contextlib.suppress(OSError):  # another process was faster, or the file is another user's
-                if time.time() - stale.lstat().st_mtime > STALE_SECONDS:
-                    stale.unlink()
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with as_data_error(target):
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)  # mkstemp lets only the owner read; others may share the folder
-            os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def fetch(name: str, folder: Path, files: list[str], progress: bool) -> tuple[dict[str, np.ndarray], str]:
@@ -80,125 +50,92 @@ def fetch(name: str, folder: Path, files: list[str], progress: bool) -> tuple[di
         parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
         if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
             raise fault(folder, "download folder", "a writable folder", f"that {parent} is not writable")
+    sources: dict[str, Callable[[list[str], bool], Files]] = {
+        f"downloaded from {mirror}": partial(_from_mirror, mirror) for mirror in COLLECTIONS[name].mirrors
+    }
+    if name == "fashion-mnist":
+        sources[f"unpacked from Debian's package {DEBIAN_PACKAGE}"] = _from_debian
     arrays: dict[str, np.ndarray] = {}
     origins: list[str] = []
     reasons: list[str] = []
-    mirrors = COLLECTIONS[name].mirrors
-    answering = _answering(mirrors, files[0])
-    for mirror in mirrors:
-        if mirror not in answering:
-            reasons.append(f"{mirror} does not answer")
-            continue
+    for origin, source in sources.items():
+        missing = [file for file in files if file not in arrays]
         try:
-            for file in files:
-                if file not in arrays:
-                    arrays[file] = _download(name, file, mirror + f"{file}.gz", folder / f"{file}.gz", progress)
-                    if (origin := f"downloaded from {mirror}") not in origins:
-                        origins.append(origin)
+            for file, where, content in source(missing, progress) if missing else ():
+                try:
+                    arrays[file] = read_verified(name, file, where, io.BytesIO(content))
+                except DataError as error:
+                    raise NotFetchedError(str(error)) from error
+                write_atomically(folder / f"{file}.gz", content)
+                if origin not in origins:
+                    origins.append(origin)
         except NotFetchedError as error:
             reasons.append(str(error))
-    missing = [file for file in files if file not in arrays]
-    if missing and name == "fashion-mnist":
-        try:
-            arrays |= _fetch_debian(folder, missing, progress)
-            origins.append(f"unpacked from Debian's package {DEBIAN_PACKAGE}")
-            missing = []
-        except NotFetchedError as error:
-            reasons.append(str(error))
-    if missing:
+    if missing := [file for file in files if file not in arrays]:
         raise NotFetchedError(f"{folder}: {missing[0]} could not be fetched: {'; '.join(reasons)}")
     return arrays, " and ".join(origins)
 
 
-def _answering(mirrors: Iterable[str], file: str) -> list[str]:
-    """The mirrors that answer within MIRROR_SECONDS.
-
-    A name look-up has no time limit of its own, and a connection has one for each address: hence the threads.
-    """
-    answered: list[str] = []
-
-    def ask(mirror: str) -> None:
-        request = urllib.request.Request(f"{mirror}{file}.gz", method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=MIRROR_SECONDS).close()
-        except urllib.error.HTTPError as error:
-            error.close()
-        except urllib.error.URLError as error:
-            if not isinstance(error.reason, ssl.SSLError):  # the download brings its own certificates
-                return
-        except (OSError, http.client.HTTPException):
-            return
-        answered.append(mirror)
-
-    threads = [threading.Thread(target=ask, args=(mirror,), daemon=True) for mirror in mirrors]
-    deadline = time.monotonic() + MIRROR_SECONDS
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return list(answered)
+# -------------------------------------------------------------------------------------------------------- mirrors
 
 
-class _Meter:
-    """What pooch takes for a progress bar: stops a download that grows too long, and draws a bar where wanted."""
+class _Body(io.BytesIO):
+    """What has come of a download. One that grows beyond the limit is given up."""
 
-    def __init__(self, path: Path, limit: int, label: str, show: bool) -> None:
-        self.path, self.limit, self.total = path, limit, 0
-        self.bar = tqdm(desc=label, unit="B", unit_scale=True, disable=not show)
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
 
-    def update(self, count: int) -> None:
-        size = max(self.total, self.path.stat().st_size)
-        if size > self.limit:
+    def write(self, chunk: Any) -> int:
+        if (size := self.tell() + len(chunk)) > self.limit:
             raise ValueError(f"size: expected at most {self.limit} bytes, found {size} or more")
-        self.bar.total = self.total or None
-        self.bar.update(count)
-
-    def reset(self) -> None:
-        self.bar.reset()
-
-    def close(self) -> None:
-        self.bar.close()
+        return super().write(chunk)
 
 
-def _download(name: str, file: str, url: str, target: Path, progress: bool) -> np.ndarray:
+def _from_mirror(mirror: str, files: list[str], progress: bool) -> Files:
+    for file in files:
+        yield file, f"{mirror}{file}.gz", _download(mirror, file, progress)
+
+
+def _download(mirror: str, file: str, progress: bool) -> bytes:
     import pooch
+    import requests
 
-    with _new_file(target) as temporary:
-        meter = _Meter(temporary, SIZES[file] + CHUNK, file, progress)
-        get = pooch.HTTPDownloader(progressbar=meter, chunk_size=1 << 16, timeout=(MIRROR_SECONDS, READ_SECONDS))
+    url = f"{mirror}{file}.gz"
+    bar = tqdm(desc=file, unit="B", unit_scale=True, total=SIZES[file], disable=not progress)  # pooch sets the total
+    with bar, _Body(SIZES[file] + CHUNK) as body:
+        get = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 12, timeout=(MIRROR_SECONDS, READ_SECONDS))
         faults: list[Exception] = []
 
         def run() -> None:
             try:
-                get(url, str(temporary), None)
+                get(url, body, None)
             except Exception as error:  # urllib3 and requests raise many types
                 faults.append(error.with_traceback(None))  # its frames would keep the connection, and this list, alive
 
-        # A thread, because reading a header or a chunk has no time limit while bytes drip in. One that is left behind
-        # ends at its next chunk, when the meter finds no file.
+        # A thread, because looking up a name, and reading a header or a chunk while bytes drip in, have no time limit.
+        # One that is left behind ends at its next chunk, because the body is closed.
         thread = threading.Thread(target=run, daemon=True)
         seconds = SLOW_SECONDS + SIZES[file] / SLOW_RATE
-        try:
-            thread.start()
+        thread.start()
+        thread.join(MIRROR_SECONDS)
+        if thread.is_alive() and body.tell():
             thread.join(seconds)
-        finally:
-            meter.close()
+        for error in faults:
+            silent = isinstance(error, requests.ConnectionError) and not isinstance(error, requests.exceptions.SSLError)
+            if body.tell() or not silent:
+                raise NotFetchedError(f"{url}: {error}") from error
+        if not body.tell():
+            raise NotFetchedError(f"{mirror} does not answer")
         if thread.is_alive():
             raise NotFetchedError(f"{url}: not done after {seconds:.0f} s")
-        for error in faults:
-            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-                raise DataError(f"{target}: {error.strerror}") from error
-            raise NotFetchedError(f"{url}: {error}") from error
-        try:
-            return read_verified(name, file, temporary)
-        except DataError as error:
-            raise NotFetchedError(f"{url}: {str(error).removeprefix(f'{temporary}: ')}") from error
+        return body.getvalue()
 
 
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+# ----------------------------------------------------------------------------------------------- Debian's package
 
 
-def _fetch_debian(folder: Path, files: list[str], progress: bool) -> dict[str, np.ndarray]:
+def _from_debian(files: list[str], progress: bool) -> Files:
     """Download and unpack Debian's package in a temporary folder: no root, and nothing of the system is written.
 
     The system's package lists are tried first; where they are missing or old, lists are made in the temporary folder.
@@ -224,26 +161,19 @@ def _fetch_debian(folder: Path, files: list[str], progress: bool) -> dict[str, n
             options += [f"Dir::State={work / 'state'}", f"Dir::State::lists={lists}"]
             _apt(options, "update", work=work)
             _apt(options, "download", DEBIAN_PACKAGE, work=work)
-        packages = list(work.glob(f"{DEBIAN_PACKAGE}_*.deb"))
-        if not packages:
+        package = next(work.glob(f"{DEBIAN_PACKAGE}_*.deb"), None)
+        if not package:
             raise NotFetchedError(f"apt-get download: expected {DEBIAN_PACKAGE}_*.deb, found no such file")
         unpacked = work / "unpacked"
-        _run(["dpkg-deb", "-x", str(packages[0]), str(unpacked)], work)
-        arrays = {}
+        _run(["dpkg-deb", "-x", str(package), str(unpacked)], work)
+        found = []
         for file in files:
-            sources = [*unpacked.rglob(f"{file}.gz"), *unpacked.rglob(file)]
-            if not sources:
-                raise NotFetchedError(f"Debian's package {packages[0].name}: lacks {file}")
-            target = folder / f"{file}.gz"
-            with _new_file(target) as temporary:
-                with as_data_error(target):
-                    shutil.copyfile(sources[0], temporary)
-                try:
-                    arrays[file] = read_verified("fashion-mnist", file, temporary)
-                except DataError as error:
-                    fault = str(error).removeprefix(f"{temporary}: ")
-                    raise NotFetchedError(f"Debian's package {packages[0].name}: {file}: {fault}") from error
-        return arrays
+            where = f"Debian's package {package.name}: "
+            path = next((path for name in (f"{file}.gz", file) for path in unpacked.rglob(name)), None)
+            if not path:
+                raise NotFetchedError(f"{where}lacks {file}")
+            found.append((file, f"{where}{file}", read_file(path, most=SIZES[file] + CHUNK)))
+        return found
 
 
 def _apt(options: list[str], *command: str, work: Path) -> None:
@@ -252,24 +182,20 @@ def _apt(options: list[str], *command: str, work: Path) -> None:
 
 def _run(command: list[str], work: Path) -> None:
     """Run a program in `work`, for APT_SECONDS at most."""
-    # A session of its own, so that the helpers a program starts can be ended with it.
-    with subprocess.Popen(
-        command,
-        cwd=work,
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
-        try:
-            errors = process.communicate(timeout=APT_SECONDS)[1].decode(errors="replace").splitlines()
-        except BaseException as error:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise NotFetchedError(f"{command[0]}: not done after {APT_SECONDS:g} s") from error
-            raise
-    if process.returncode != 0:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=work,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=APT_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NotFetchedError(f"{command[0]}: not done after {APT_SECONDS:g} s") from error
+    if done.returncode != 0:
+        errors = done.stderr.splitlines()
         said = " ".join(line.strip() for line in errors if line.startswith(("E:", "dpkg-deb:"))) or " ".join(errors)
-        raise NotFetchedError(f"{command[0]}: exit {process.returncode}: {said.strip()[:300]}")
+        raise NotFetchedError(f"{command[0]}: exit {done.returncode}: {said.strip()[:300]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import math
 import os
@@ -11,16 +12,14 @@ import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 
-from minigrad.serialize import require_file
+from minigrad.serialize import open_file
 
-from .dataset import CHUNK, MAX_BYTES, as_data_error, fault
+from .dataset import MAX_BYTES, as_data_error, fault, read_up_to
 from .own_arrays import Array, Numbers
-
-# ------------------------------------------------------------------------------------------------------ IDX files
 
 
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
@@ -33,89 +32,54 @@ def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
         DataError: for every fault. No more is decompressed than the header announces, plus one byte; a header that
             announces more than MAX_BYTES is refused.
     """
-    return read_hashed(Path(path), MAX_BYTES)[0]
+    with as_data_error(path), open_file(Path(path)) as (file, _):
+        return read_hashed(path, file, MAX_BYTES)[0]
 
 
 @contextlib.contextmanager
-def _open_idx(path: Path, limit: int) -> Iterator[tuple[tuple[int, ...], bytes, _Stream]]:
+def _open_idx(where: object, file: IO[bytes], limit: int) -> Iterator[tuple[tuple[int, ...], bytes, IO[bytes]]]:
     """(shape, header, the data) of an IDX file of at most `limit` decompressed bytes; all data are to be read."""
-    with as_data_error(path):
-        require_file(path)
-        with path.open("rb") as file:
-            stream = _Stream(file, path)
-            magic = stream.read(4)
-            if len(magic) < 4:
-                raise fault(path, "magic number", "4 bytes", f"{len(magic)} bytes")
-            if magic[:2] != b"\0\0":
-                raise fault(path, "magic number", "two zero bytes first", f"0x{magic.hex()}")
-            if magic[2] != 0x08:
-                raise fault(path, "type code", "0x08 (unsigned byte)", f"0x{magic[2]:02x}")
-            dimensions = magic[3]
-            if not 1 <= dimensions <= 4:
-                raise fault(path, "number of dimensions", "1 to 4", dimensions)
-            header = stream.read(4 * dimensions)
-            if len(header) < 4 * dimensions:
-                raise fault(path, "dimension sizes", f"{4 * dimensions} bytes", f"{len(header)} bytes")
-            shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
-            if 0 in shape:
-                raise fault(path, "dimension sizes", "each at least 1", shape)
-            total = 4 + len(header) + math.prod(shape)
-            if total > limit:
-                raise fault(path, f"size announced by dimensions {shape}", f"at most {limit} bytes", f"{total} bytes")
-            yield shape, bytes(magic + header), stream
-            stream.expect_end()
+    compressed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    stream = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if compressed else file
+    try:
+        magic = stream.read(4)
+        if len(magic) < 4:
+            raise fault(where, "magic number", "4 bytes", f"{len(magic)} bytes")
+        if magic[:2] != b"\0\0":
+            raise fault(where, "magic number", "two zero bytes first", f"0x{magic.hex()}")
+        if magic[2] != 0x08:
+            raise fault(where, "type code", "0x08 (unsigned byte)", f"0x{magic[2]:02x}")
+        dimensions = magic[3]
+        if not 1 <= dimensions <= 4:
+            raise fault(where, "number of dimensions", "1 to 4", dimensions)
+        header = stream.read(4 * dimensions)
+        if len(header) < 4 * dimensions:
+            raise fault(where, "dimension sizes", f"{4 * dimensions} bytes", f"{len(header)} bytes")
+        shape = tuple(int(size) for size in np.frombuffer(header, ">u4"))
+        if 0 in shape:
+            raise fault(where, "dimension sizes", "each at least 1", shape)
+        total = 4 + len(header) + math.prod(shape)
+        if total > limit:
+            raise fault(where, f"size announced by dimensions {shape}", f"at most {limit} bytes", f"{total} bytes")
+        yield shape, magic + header, stream
+        if stream.read(1):
+            raise fault(where, "after the data", "the end", "further bytes")
+    except EOFError as error:
+        raise fault(where, "gzip stream", "its end mark", "the end of the file (truncated)") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise fault(where, "gzip stream", "valid data", f"corrupt data ({error})") from error
 
 
-def read_hashed(path: Path, limit: int) -> tuple[np.ndarray, str]:
+def read_hashed(where: object, file: IO[bytes], limit: int) -> tuple[np.ndarray, str]:
     """The array of an IDX file of at most `limit` decompressed bytes, and the SHA-256 of those bytes."""
-    with _open_idx(path, limit) as (shape, header, stream):
-        data = stream.read(math.prod(shape))
+    with as_data_error(where), _open_idx(where, file, limit) as (shape, header, stream):
+        data = read_up_to(stream, math.prod(shape))
         if len(data) < math.prod(shape):
-            raise fault(path, "data", f"{math.prod(shape)} bytes for {shape}", f"{len(data)} bytes")
+            raise fault(where, "data", f"{math.prod(shape)} bytes for {shape}", f"{len(data)} bytes")
     digest = hashlib.sha256(header)
     digest.update(data)
     return np.frombuffer(data, np.uint8).reshape(shape), digest.hexdigest()
-
-
-class _Stream:
-    """The content of a file, decompressed if it is gzip, no further than is asked for.
-
-    Python's gzip module reads several members as one and skips padding; here one member is the whole file.
-    """
-
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self.file, self.path = file, path
-        compressed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        self.inflate = zlib.decompressobj(31) if compressed else None  # 31: a gzip wrapper, its checksum verified
-
-    def read(self, count: int) -> bytearray:
-        """`count` bytes, or fewer at the end."""
-        out = bytearray()  # grows with what is really there, whatever a header announces
-        while len(out) < count:
-            want = min(CHUNK, count - len(out))
-            if self.inflate is None:
-                piece = self.file.read(want)
-                if not piece:
-                    break
-            elif self.inflate.eof:
-                break
-            else:
-                source = self.inflate.unconsumed_tail or self.file.read(1 << 16)
-                try:
-                    piece = self.inflate.decompress(source, want)
-                except zlib.error as error:
-                    raise fault(self.path, "gzip stream", "valid data", f"corrupt data ({error})") from error
-                if not source and not piece and not self.inflate.eof:
-                    raise fault(self.path, "gzip stream", "its end mark", "the end of the file (truncated)")
-            out += piece
-        return out
-
-    def expect_end(self) -> None:
-        if self.read(1):
-            raise fault(self.path, "after the data", "the end", "further bytes")
-        if self.inflate is not None and (self.inflate.unused_data or self.file.read(1)):
-            raise fault(self.path, "after the gzip stream", "the end of the file", "further bytes")
 
 
 def idx_files(folder: Path) -> dict[str, Array]:
@@ -133,5 +97,5 @@ def idx_files(folder: Path) -> dict[str, Array]:
 
 @contextlib.contextmanager
 def _idx_numbers(path: Path) -> Iterator[Numbers]:
-    with _open_idx(path, MAX_BYTES) as (shape, _, stream):
+    with as_data_error(path), open_file(path) as (file, _), _open_idx(path, file, MAX_BYTES) as (shape, _, stream):
         yield shape, False, np.dtype(np.uint8), stream

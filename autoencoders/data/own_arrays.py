@@ -33,6 +33,7 @@ from .dataset import (
     listed,
     printable,
     range_fault,
+    read_up_to,
     split_order,
 )
 from .own_images import Part, parts_of, read_picture, role, size_fault, split_dataset, split_said
@@ -56,7 +57,7 @@ class Array(NamedTuple):
 
     def labels(self) -> np.ndarray:
         with self.opened() as (shape, fortran, dtype, stream):
-            data = stream.read(math.prod(shape) * dtype.itemsize)
+            data = read_up_to(stream, math.prod(shape) * dtype.itemsize)
             return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
     def may_be_images(self) -> bool:

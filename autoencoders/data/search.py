@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minigrad.serialize import DataError
+from minigrad.serialize import DataError, open_file
 
 from .collections import COLLECTIONS, SIZES, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, read_verified
 from .dataset import Dataset, as_data_error, fault
@@ -125,7 +125,8 @@ def _survey(name: str, folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         faults = []
         for path in _candidates(folder, file):
             try:
-                found[file] = read_verified(name, file, path)
+                with as_data_error(path), open_file(path) as (content, _):
+                    found[file] = read_verified(name, file, path, content)
                 break
             except DataError as error:
                 faults.append(str(error))

@@ -15,8 +15,7 @@ import pytest
 from data_cases import PNG, encoded, fill, flipped, memory_below, own, put_files, refuses, same, shuffled, write_parquet
 
 from autoencoders.data import DataError, Dataset, collections, load_dataset, own_arrays, own_images
-from autoencoders.data import idx as idx_module
-from autoencoders.data.dataset import class_labels, value_fault
+from autoencoders.data.dataset import CHUNK, class_labels, value_fault
 from minigrad.random import generator
 
 pytestmark = pytest.mark.usefixtures("world")
@@ -33,7 +32,7 @@ def test_npy(tmp_path: Path, shape: tuple[int, ...], dtype, order: str, monkeypa
     size = (28, 28) if shape[1:] == (784,) else shape[1:3]
     wanted = images.astype(np.float32 if floats else np.uint8).reshape(shape[0], *size, -1)
     train, test = shuffled(shape[0])
-    for chunk in (idx_module.CHUNK, 1000, 1):
+    for chunk in (CHUNK, 1000, 1):
         monkeypatch.setattr(own_arrays, "CHUNK", chunk)
         dataset = load_dataset(tmp_path / "images.npy")
         assert dataset.train_images.dtype == wanted.dtype

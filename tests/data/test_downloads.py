@@ -24,7 +24,7 @@ import pytest
 from data_cases import DIGITS, FASHION, digests, flipped, idx, leftovers, put, refuses, same
 
 from autoencoders.data import collections, download, load_dataset, read_idx
-from autoencoders.data import idx as idx_module
+from autoencoders.data.dataset import CHUNK
 
 pytestmark = pytest.mark.usefixtures("world")
 
@@ -134,9 +134,8 @@ BAD_ANSWERS = {
     "a page": (b"<html>log in</html>", "magic number"),
     "cut short": (PACKED_FILE[:-5], "truncated"),
     "connection lost": ((len(PACKED_FILE), PACKED_FILE[:-5]), "IncompleteRead|truncated"),
-    "too long": (PACKED_FILE + bytes(collections.SIZES[FILE] + idx_module.CHUNK), "size: expected at most"),
+    "too long": (PACKED_FILE + bytes(collections.SIZES[FILE] + CHUNK), "size: expected at most"),
     "too long, unannounced": ((None, PACKED_FILE + bytes(2 * collections.SIZES[FILE])), "size: expected at most"),
-    "announced too long": ((1 << 40, PACKED_FILE + bytes(1 << 17)), "at most [0-9]+ bytes, found 1099511627776"),
     "bomb": (gzip.compress(idx(FASHION[FILE]) + bytes(100_000_000), 1), "after the data"),
 }
 
@@ -190,13 +189,14 @@ def test_a_server_that_drips_is_given_up(world: Path, server, monkeypatch, statu
 
     def drip(handler: Handler, good: bytes) -> None:
         if status_line:
-            handler.answer(b"", len(good) + 10_000)
+            handler.answer(bytes(10_000), len(good) + 20_000)
         for _ in range(300):
             if released.wait(0.05):
                 return
             handler.wfile.write(b"x")
             handler.wfile.flush()
 
+    monkeypatch.setattr(download, "MIRROR_SECONDS", 1.0)
     monkeypatch.setattr(download, "SLOW_SECONDS", 0.5)
     monkeypatch.setattr(download, "SLOW_RATE", 1 << 30)
     mirrors = offer(server, monkeypatch, "fashion-mnist", FASHION, FASHION)
@@ -208,17 +208,6 @@ def test_a_server_that_drips_is_given_up(world: Path, server, monkeypatch, statu
     assert same(dataset, FASHION)
     assert f"downloaded from {mirrors[1]}" in dataset.source
     assert leftovers(world / "cache") == []
-
-
-def test_what_a_killed_download_left_is_removed_a_day_later(world: Path, server, monkeypatch) -> None:
-    offer(server, monkeypatch, "fashion-mnist", FASHION)
-    folder = world / "cache" / "fashion-mnist"
-    folder.mkdir(parents=True)
-    for name, age in (("old", 2 * 86_400), ("new", 3600)):
-        (folder / f".{FILE}.gz.{name}.part").write_bytes(b"begun")
-        os.utime(folder / f".{FILE}.gz.{name}.part", (time.time() - age,) * 2)
-    assert same(load_dataset("fashion-mnist"), FASHION)
-    assert leftovers(folder) == [f".{FILE}.gz.new.part"]
 
 
 def test_a_name_lookup_that_hangs_costs_a_bounded_time(world: Path, monkeypatch) -> None:
@@ -246,18 +235,17 @@ def test_no_permission_is_an_error_with_the_path(world: Path, server, monkeypatc
     assert "writable folder" in load_dataset("auto").source  # a cache nobody asked for: the sample
 
 
-@pytest.mark.parametrize("function", ["os.fsync", "os.replace", "pooch.HTTPDownloader.__call__"])
+@pytest.mark.parametrize("function", ["os.fsync", "os.replace"])
 def test_no_room_is_an_error_with_the_path(world: Path, server, monkeypatch, function: str) -> None:
     offer(server, monkeypatch, "fashion-mnist", FASHION)
     monkeypatch.setattr(function, mock.Mock(side_effect=OSError(28, "No space left on device")))
-    refuses("fashion-mnist", f"^{world / 'cache'}.*{collections.TRAIN_IMAGES}.gz: No space left on device")
+    refuses("fashion-mnist", f"^{world / 'cache'}.*{collections.TRAIN_IMAGES}.gz: .*No space left on device")
     assert list((world / "cache" / "fashion-mnist").iterdir()) == []
 
 
 def test_interrupted_download_leaves_nothing(world: Path, server, monkeypatch) -> None:
     offer(server, monkeypatch, "fashion-mnist", FASHION)
-
-    monkeypatch.setattr(download, "read_verified", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(os, "replace", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         load_dataset("auto")
     assert list((world / "cache" / "fashion-mnist").iterdir()) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gzip
-import io
 import os
 import struct
 from pathlib import Path
@@ -15,6 +14,7 @@ from data_cases import FASHION, flipped, idx, memory_below, put, refuses, same, 
 
 from autoencoders.data import DataError, collections, load_dataset, read_idx
 from autoencoders.data import idx as idx_module
+from autoencoders.data.dataset import CHUNK
 
 pytestmark = pytest.mark.usefixtures("world")
 
@@ -23,7 +23,7 @@ SMALL = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 
 
 @pytest.mark.parametrize("pack", [bytes, functools.partial(gzip.compress, compresslevel=1)], ids=["plain", "gzip"])
-@pytest.mark.parametrize("shape", [(24,), (4, 6), (2, 3, 4), (2, 1, 3, 4), (2 * idx_module.CHUNK + 1,)])
+@pytest.mark.parametrize("shape", [(24,), (4, 6), (2, 3, 4), (2, 1, 3, 4), (2 * CHUNK + 1,)])
 def test_read_idx(tmp_path: Path, pack, shape: tuple[int, ...]) -> None:
     wanted = np.random.Generator(np.random.PCG64(0)).integers(0, 256, shape, np.uint8)
     path = tmp_path / "file"
@@ -61,24 +61,14 @@ def test_read_idx_faults(tmp_path: Path, pack, case: str) -> None:
         read_idx(path)
 
 
-def packed_to(length: int) -> bytes:
-    """GOOD as gzip of just that length, with a long file name in the header."""
-    buffer = io.BytesIO()
-    with gzip.GzipFile("x" * (length - len(gzip.compress(GOOD)) - 1), "wb", fileobj=buffer) as file:
-        file.write(GOOD)
-    assert len(buffer.getvalue()) == length
-    return buffer.getvalue()
-
-
 PACKED = gzip.compress(GOOD, mtime=0)
 GZIP_FAULTS = {
     "checksum": (flipped(PACKED, len(PACKED) - 8), r"gzip stream: expected valid data, found corrupt data"),
     "method": (flipped(PACKED, 2), r"gzip stream: expected valid data, found corrupt data"),
     "cut in the data": (PACKED[:-12], r"gzip stream: expected its end mark, found the end of the file \(truncated\)"),
     "cut in the trailer": (PACKED[:-1], r"gzip stream: expected its end mark, found the end of the file \(truncated\)"),
-    "second member": (PACKED + PACKED, r"after the gzip stream: expected the end of the file, found further bytes"),
-    "data in two members": (gzip.compress(GOOD[:20]) + gzip.compress(GOOD[20:]), r"data: expected 24 bytes .* found 4"),
-    "a byte after the buffer": (packed_to(1 << 16) + b"\0", r"after the gzip stream: expected the end of the file"),
+    "second member": (PACKED + PACKED, r"after the data: expected the end, found further bytes"),
+    "no second member": (PACKED + b"x", r"gzip stream: expected valid data, found corrupt data"),
 }
 
 
@@ -143,8 +133,8 @@ def test_read_idx_of_what_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "secret").write_bytes(GOOD)
-    monkeypatch.setattr(Path, "open", refuse)  # root may open everything, so the refusal is played
-    with pytest.raises(DataError, match=f"{tmp_path / 'secret'}: Permission denied"):
+    monkeypatch.setattr(os, "open", refuse)  # root may open everything, so the refusal is played
+    with pytest.raises(DataError, match=f"{tmp_path / 'secret'}: cannot be read: Permission denied"):
         read_idx(tmp_path / "secret")
 
 

@@ -12,7 +12,7 @@ import pytest
 from data_cases import PNG, encoded, memory_below, put_files, refuses, same, shuffled, write_parquet
 
 from autoencoders.data import collections, load_dataset, own_arrays
-from autoencoders.data import idx as idx_module
+from autoencoders.data.dataset import CHUNK
 
 pytestmark = pytest.mark.usefixtures("world")
 
@@ -51,7 +51,7 @@ def test_csv(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None
     path = tmp_path / ("x.csv.gz" if case == "gzip" else "x.csv")
     path.write_bytes(content)
     train, _ = shuffled(12, NUMBERS if labels else None)
-    for chunk in (idx_module.CHUNK, 500):
+    for chunk in (CHUNK, 500):
         monkeypatch.setattr(own_arrays, "CHUNK", chunk)
         dataset = load_dataset(path)
         assert dataset.train_images.dtype == (np.float32 if case == "floats" else np.uint8)
@@ -111,7 +111,7 @@ def test_hdf5(tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch) ->
             if test:
                 file[test] = ROWS[:3, ..., None]
         rows = range(12) if test else shuffled(12, NUMBERS)[0]
-        for chunk in (idx_module.CHUNK, 50):
+        for chunk in (CHUNK, 50):
             monkeypatch.setattr(own_arrays, "CHUNK", chunk)
             dataset = load_dataset(path)
             assert np.array_equal(dataset.train_images[..., 0], ROWS[rows])
@@ -140,7 +140,7 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         {"fine_label": NUMBERS.tolist(), "img": [file["bytes"] for file in files]},
     ):
         write_parquet(path, **columns)
-        for chunk in (idx_module.CHUNK, 50):
+        for chunk in (CHUNK, 50):
             monkeypatch.setattr(own_arrays, "CHUNK", chunk)
             dataset = load_dataset(path)
             assert np.array_equal(dataset.train_images[..., 0], ROWS[train])
