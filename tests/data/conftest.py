@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 from data_cases import DIGITS, FASHION, digests
 
-from autoencoders.data import DataError, Dataset, collections, load_dataset, search
+from autoencoders.data import collections, search
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No real cache, no system folder, no network, no apt; two small collections in the place of the real ones."""
-    if "real_set" in request.fixturenames:
-        return tmp_path
     monkeypatch.setenv("MINIGRAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MINIGRAD_DATA", raising=False)
     monkeypatch.setattr(search, "SYSTEM_FOLDER", tmp_path / "system")
@@ -26,11 +24,3 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
         small = dataclasses.replace(collections.COLLECTIONS[name], sha256=digests(arrays), mirrors=())
         monkeypatch.setitem(collections.COLLECTIONS, name, small)
     return tmp_path
-
-
-@pytest.fixture
-def real_set() -> Dataset:
-    try:
-        return load_dataset("fashion-mnist", download=False)
-    except DataError as error:
-        pytest.skip(f"the full set is not here: {error}")

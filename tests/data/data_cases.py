@@ -17,24 +17,9 @@ import pytest
 from autoencoders.data import DataError, Dataset, collections, load_dataset
 from minigrad.random import generator
 
-SAMPLE_TRAIN, SAMPLE_TEST = 400, 100  # images of each class
-CLASSES = 10
-
 
 def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def first_of_each_class(images: np.ndarray, labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `count` images of every class, in the order of the file."""
-    chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(CLASSES)]))
-    return images[chosen], labels[chosen]
-
-
-def sample_of(full: Dataset) -> dict[str, np.ndarray]:
-    train = first_of_each_class(full.train_images[..., 0], full.train_labels, SAMPLE_TRAIN)
-    test = first_of_each_class(full.test_images[..., 0], full.test_labels, SAMPLE_TEST)
-    return dict(zip(collections.SIZES, (*train, *test), strict=True))
 
 
 def small_arrays(seed: int) -> dict[str, np.ndarray]:

@@ -15,13 +15,19 @@ from autoencoders.data import DataError, collections, download, load_dataset
 pytestmark = pytest.mark.usefixtures("world")
 
 
-APT = """#!{python}
+PROGRAM = """#!{python}
 import os, shutil, sys, time
 from pathlib import Path
-here = Path({here!r})
+here, name = Path({here!r}), Path(sys.argv[0]).name
 with open(here / "calls", "a") as log:
-    print("apt-get", *sys.argv[1:], file=log)
+    print(name, *sys.argv[1:], file=log)
 mode = (here / "mode").read_text()
+if name == "dpkg-deb":
+    if mode == "broken":
+        sys.exit("dpkg-deb: error: not a Debian archive")
+    assert Path(sys.argv[2]).read_text() == "package"
+    shutil.copytree(here / "content", Path(sys.argv[3]) / "usr" / "share" / "datasets" / "fashion-mnist")
+    sys.exit()
 private = any("Dir::State::lists=" in word for word in sys.argv)
 if mode == "hang":
     (here / "process").write_text(str(os.getpid()))
@@ -33,26 +39,15 @@ if mode == "no package" or (mode == "no lists" and not private):
 if "download" in sys.argv and mode != "no file":
     Path("dataset-fashion-mnist_1_all.deb").write_text("package")
 """
-DPKG = """#!{python}
-import shutil, sys
-from pathlib import Path
-here = Path({here!r})
-with open(here / "calls", "a") as log:
-    print("dpkg-deb", *sys.argv[1:], file=log)
-if (here / "mode").read_text() == "broken":
-    sys.exit("dpkg-deb: error: not a Debian archive")
-assert Path(sys.argv[2]).read_text() == "package"
-shutil.copytree(here / "content", Path(sys.argv[3]) / "usr" / "share" / "datasets" / "fashion-mnist")
-"""
 
 
 @pytest.fixture
 def apt(world: Path, monkeypatch: pytest.MonkeyPatch):
     """Stand-ins of apt-get and dpkg-deb; call it with a mode and with what the package holds."""
-    for name, text in (("apt-get", APT), ("dpkg-deb", DPKG)):
+    (world / "bin").mkdir()
+    for name in ("apt-get", "dpkg-deb"):
         program = world / "bin" / name
-        program.parent.mkdir(exist_ok=True)
-        program.write_text(text.format(python=sys.executable, here=str(world)))
+        program.write_text(PROGRAM.format(python=sys.executable, here=str(world)))
         program.chmod(0o755)
     (world / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(world / "tmp"))
