@@ -73,9 +73,13 @@ class NumbaLayers:
 
     def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> CompiledPlan:
         """How a convolution or its adjoint is computed."""
+        plan = self._places(planner, weight, geometry)
+        filled = np.append(weight, weight.dtype.type(0)) if plan.order.min() < 0 else weight.reshape(-1)
+        return CompiledPlan(plan, filled.take(plan.order))
+
+    def _places(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> Direct:
         size = weight.itemsize
-        plan = direct(planner is adjoint, geometry, weight.shape, self.block_bytes // size, 2 * VECTOR // size)
-        return CompiledPlan(plan, np.append(weight, weight.dtype.type(0)).take(plan.order))
+        return direct(planner is adjoint, geometry, weight.shape, self.block_bytes // size, 2 * VECTOR // size)
 
     def run(
         self,
@@ -111,9 +115,10 @@ class NumbaLayers:
         weight, _, geometry, transposed = layer
         gy, y, x, weight = _contiguous(gy, y, x, weight)
         threads = self.pool.threads
-        forward = self.plan(convolution, weight, geometry)
-        back = self.plan(adjoint, weight, geometry) if needs_gx and not transposed else forward
-        window, block = forward.direct.layer, int(min(plan.direct.layer[0]["images"] for plan in (forward, back)))
+        window = self._places(convolution, weight, geometry)
+        back = self.plan(adjoint if needs_gx and not transposed else convolution, weight, geometry)
+        layers = window.layer[0], back.direct.layer[0]
+        block, scratch_size = min(int(layer["images"]) for layer in layers), max(map(scratch_numbers, layers))
         gx = np.empty(x.shape if needs_gx else (0,) * 4, x.dtype)
         gweights = np.zeros((threads, weight.size), x.dtype)
         totals = np.zeros((threads, math.prod(y.shape[1:])), x.dtype)
@@ -122,11 +127,10 @@ class NumbaLayers:
 
         def task(shard: int, part: slice) -> None:
             results = gx[part], gweights[shard], totals[shard], block
-            sizes = max(forward.scratch, back.scratch), block * y[0].size + VECTOR, block * factors[0].size + VECTOR
-            names = "padded", "gradient", "spare"
-            scratch = tuple(self.pool.scratch(n, (size,), x.dtype) for n, size in zip(names, sizes, strict=True))
-            arrays = gy[part], rows, y[part], x[part], window, forward.direct.pixels[0], forward.direct.taps, transposed
-            layer_loops.conv_layer_grad(*arrays, *back.tables, *results, scratch)
+            sizes = {"padded": scratch_size, "gradient": y[0].size, "spare": factors[0].size}
+            scratch = tuple(self.pool.scratch(n, (block * size + VECTOR,), x.dtype) for n, size in sizes.items())
+            places = window.layer, window.pixels[0], window.taps, transposed
+            layer_loops.conv_layer_grad(gy[part], rows, y[part], x[part], *places, *back.tables, *results, scratch)
 
         self.pool.run(task, len(x), len(x))
         gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(threads, -1, y.shape[3])
@@ -138,9 +142,7 @@ class NumbaLayers:
         coverage = coverage_of(geometry, transposed, weight.dtype)
         folded, bias_image = np.empty(weight.shape, weight.dtype), np.empty((len(coverage), len(bias)), weight.dtype)
         rows, weight, bias = _contiguous(rows, weight, bias)
-        arguments = rows, weight, bias, coverage, transposed, folded, bias_image
-        with self.pool.single_threaded_blas:
-            layer_loops.fold(*arguments)
+        layer_loops.fold(rows, weight, bias, coverage, transposed, folded, bias_image)
         return folded, bias_image.reshape(*layer.output_size, -1)
 
     def unfold(
@@ -152,8 +154,7 @@ class NumbaLayers:
         gweight, gbias = np.empty(weight.shape, dtype), np.empty(totals.shape[2], dtype)
         sums = np.zeros((2, weight.shape[3 if transposed else 2]))
         arguments = _or_empty(rows, 2, dtype), np.ascontiguousarray(weight), gweights, totals, coverage, transposed
-        with self.pool.single_threaded_blas:
-            layer_loops.unfold(*arguments, sums, gweight, gbias)
+        layer_loops.unfold(*arguments, sums, gweight, gbias)
         return None if rows is None else sums.astype(dtype), gweight, gbias
 
     def chain(self, links: list[InferenceLayer]) -> Callable[[Array, Array], None]:
