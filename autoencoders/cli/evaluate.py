@@ -14,7 +14,7 @@ from ..conv_autoencoder import VAE
 from ..evaluation.diagnosis import diagnose, verdict
 from ..evaluation.metrics import library_versions, measure, table
 from ..evaluation.mixture import load_mixture
-from ..pictures.gallery import save_pictures, tell_pictures
+from ..pictures.gallery import save_pictures
 from ..runs.record import model_hash, read_record, trained_on, training_of_run, write_json
 from ..runs.replace import CLOSE_UPS, PICTURES, RESULT_FILE, RESULTS, check_results
 from ..runs.report import all_pictures, draw_film, write_report
@@ -103,8 +103,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         console.line(f"wrote {out / RESULT_FILE}")
         drawn = all_pictures(model, dataset, folder, metrics["kl_per_dim"], args.seed, mixture, console.warn)
         check_unchanged()
-        pictures = save_pictures(drawn, out / "figures")
-        tell_pictures(pictures, console.line, args.verbose)
+        pictures = save_pictures(drawn, out / "figures", console.line, args.verbose)
         film = None  # and not what lay there before
         try:
             drawing = draw_film(folder, dataset)

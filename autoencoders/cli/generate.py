@@ -14,7 +14,7 @@ from ..evaluation.bounds import latents_of
 from ..evaluation.mixture import fit_mixture, load_mixture, save_mixture
 from ..pictures import canvas
 from ..pictures.export import save_latents, save_singles
-from ..pictures.gallery import draw, draw_files, new_images, save_pictures, tell_pictures
+from ..pictures.gallery import draw, draw_files, new_images, save_pictures
 from ..runs.record import has_used
 from ..runs.replace import PICTURES, check_results
 from ..saved import folder_of
@@ -104,8 +104,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
             if model.classes and label is None:
                 raise UsageError("--image needs the --class of the pictures with a conditional model")
             check_writable(out)
-            drawn = save_pictures(draw_files(model, args.image, label, console.line), out)
-            tell_pictures(drawn, console.line, args.verbose)
+            save_pictures(draw_files(model, args.image, label, console.line), out, console.line, args.verbose)
             return
         mixture = None if generates or args.mixture_components else load_mixture(source)
         dataset = None
@@ -139,12 +138,12 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         check_unchanged()
         if not args.out:
             check_writable(folder)
-        tell_pictures(save_pictures(pictures, out), console.line, args.verbose)
+        save_pictures(pictures, out, console.line, args.verbose)
         if args.format:
             classes = range(model.classes) if label is None else [label]
             new, labels = new_images(model, args.samples, args.seed, classes, mixture)
             console.line(f"wrote {len(new):,} new images to {save_singles(new, labels, out, args.format)}")
         if args.show:
-            canvas.show(list(pictures.values()))
+            canvas.show(pictures.values())
 
     return run_program(body, debug=args.debug, quiet=args.quiet)

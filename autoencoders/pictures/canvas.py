@@ -9,7 +9,6 @@ from contextlib import suppress
 from functools import cache, lru_cache
 from io import BytesIO
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.layout_engine import LayoutEngine
 from matplotlib.textpath import text_to_path
 from numpy.typing import ArrayLike, NDArray
 
 from minigrad.serialize import write_atomically
+
+from ..evaluation.bounds import DECODER, check_finite, to_unit_range
 
 TRAIN_COLOUR, VALIDATION_COLOUR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
 INK, FAINT = "#222222", "#666666"
@@ -36,57 +38,48 @@ IntArray = NDArray[np.int64]
 # ---- what comes in -------------------------------------------------------------------------------------------------
 
 
-def checked_images(images: ArrayLike, what: str, *, leading: int = 1) -> NDArray[np.float32]:
-    """Images with ``leading`` axes before (H, W, C), checked, as float32 in [0, 1] with one or three channels."""
-    array = np.asarray(images)
-    layout = ", ".join(("N",) if leading == 1 else ("rows", "steps")[:leading])
-    if array.ndim != leading + 3:
-        raise ValueError(f"{what} must have the shape ({layout}, H, W, C), got {array.shape}")
-    if 0 in array.shape:
-        raise ValueError(f"{what} are empty: shape {array.shape}, expected ({layout}, H, W, C)")
-    if array.dtype == np.uint8:
-        values = array.astype(np.float32) / 255.0
-    elif np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all():
-            raise ValueError(f"{what} contain NaN or infinite values")
-        if array.max() > 16.0:
-            raise ValueError(f"{what} reach {array.max():g}, expected float in [0, 1] or uint8")
-        values = array.astype(np.float32)
-    else:
-        raise ValueError(f"{what} must be uint8 or float in [0, 1], got {array.dtype}")
-    return np.clip(values if array.shape[-1] == 3 else values[..., :1], 0.0, 1.0)
+def shown_images(images: ArrayLike) -> NDArray[np.float32]:
+    """Images (..., H, W, C) as float32 in [0, 1], with one or three channels.
+
+    Raises:
+        DivergedError: they are not finite, and so come from a model.
+    """
+    values = to_unit_range(np.asarray(images)).astype(np.float32)
+    check_finite(values, DECODER)
+    return values if values.shape[-1] == 3 else values[..., :1]
 
 
-def checked_classes(labels: ArrayLike, class_names: Sequence[str], N: int, who: str) -> tuple[IntArray, list[str]]:
+def classes_of(labels: ArrayLike, class_names: Sequence[str]) -> tuple[IntArray, list[str]]:
     """Class index of every image, and the name of every class; without names, the labels that occur are the names."""
-    array = np.asarray(labels)
-    if array.shape != (N,):
-        raise ValueError(f"{who}: expected one label for each of {N} images, shape ({N},), got {array.shape}")
-    if not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{who}: labels must be integers, got {array.dtype}")
-    if not len(class_names):
-        present, index = np.unique(array, return_inverse=True)
-        return index.astype(np.int64), [str(label) for label in present]
-    if array.min() < 0 or array.max() >= len(class_names):
-        wrong = int(array.min()) if array.min() < 0 else int(array.max())
-        raise ValueError(f"{who}: label {wrong} has no name; class_names has names for 0 to {len(class_names) - 1}")
-    return array.astype(np.int64), [str(name) for name in class_names]
+    if len(class_names):
+        return np.asarray(labels), list(class_names)
+    present, index = np.unique(labels, return_inverse=True)
+    return index, [str(label) for label in present]
+
+
+class Drawing(Figure):
+    """An empty figure of a size in pixels, which a notebook shows."""
+
+    def __init__(self, width: float, height: float, layout: LayoutEngine | None = None) -> None:
+        if max(width, height) > MAX_SIDE:
+            raise ValueError(f"the picture would be {width:.0f} x {height:.0f} pixels; use fewer images or classes")
+        super().__init__(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white", layout=layout)
+        FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        return _png(self)
 
 
 # ---- sheets: one Axes as large as the figure, measured in pixels from the top left corner ---------------------------
 
 
-def new_sheet(width: float, height: float, title: str, who: str) -> tuple[Figure, Axes]:
-    if height > MAX_SIDE or width > MAX_SIDE:
-        raise ValueError(f"{who}: the picture would be {width:.0f} x {height:.0f} pixels; pass fewer images")
-    figure = Drawing(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
+def new_sheet(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    figure = Drawing(width, height)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    write_text(
-        axes, MARGIN, MARGIN, title, width=width - 2 * MARGIN, size=TITLE_SIZE, weight="bold", ha="left", va="top"
-    )
+    room = width - 2 * MARGIN
+    write_text(axes, MARGIN, MARGIN, title, width=room, size=TITLE_SIZE, weight="bold", ha="left", va="top")
     return figure, axes
 
 
@@ -120,7 +113,7 @@ def _other_fonts() -> dict[int, str]:
     return found
 
 
-def _text_width(text: str, size: float, weight: str = "normal") -> float:
+def text_width(text: str, size: float, weight: str = "normal") -> float:
     font = FontProperties(family=fonts_for(text), size=size, weight=weight)
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) * DPI / 72
 
@@ -128,20 +121,21 @@ def _text_width(text: str, size: float, weight: str = "normal") -> float:
 @lru_cache(maxsize=4096)  # class names come again and again
 def fitted_text(text: str, width: float, size: float, weight: str = "normal") -> tuple[str, float]:
     text = " ".join(text.split())[:300]  # more fit nowhere, and each is measured
-    needed = _text_width(text, size, weight)
+    needed = text_width(text, size, weight)
     if needed > width:
         size = max(SMALLEST_SIZE, size * width / needed * 0.98)
-    if _text_width(text, size, weight) > width:
-        while text and _text_width(text + "…", size, weight) > width:
+    if text_width(text, size, weight) > width:
+        while text and text_width(text + "…", size, weight) > width:
             text = text[:-1]
         text = text.rstrip() + "…"
     return text, size
 
 
-def tile_size(H: int, W: int, width: float, height: float) -> tuple[int, int]:
-    """Height and width at which an image is shown in a box of pixels; from three times its size, a whole multiple."""
+def tile_size(H: int, W: int, width: float, height: float, whole_from: int = 3) -> tuple[int, int]:
+    """Height and width at which an image is shown in a box of pixels; a whole multiple of its size, if `whole_from`
+    times its size fit."""
     scale = min(width / W, height / H)
-    if scale >= 3:
+    if scale >= whole_from:
         scale = math.floor(scale)
     return max(1, round(H * scale)), max(1, round(W * scale))
 
@@ -161,19 +155,6 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _normal_quantiles(count: int, quantiles: tuple[float, float], who: str) -> FloatArray:
-    low, high = (float(q) for q in quantiles)
-    if not 0 < low < high < 1:
-        raise ValueError(f"{who}: quantiles must satisfy 0 < low < high < 1, got low {low:g} and high {high:g}")
-    normal = NormalDist()
-    return np.asarray([normal.inv_cdf(q) for q in np.linspace(low, high, count)])
-
-
-def check_at_least(value: int, least: int, what: str) -> None:
-    if value < least:
-        raise ValueError(f"{what} must be at least {least}, got {value}")
 
 
 # ---- files and windows ---------------------------------------------------------------------------------------------
@@ -204,24 +185,14 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-class Drawing(Figure):
-    """A figure that a notebook shows."""
-
-    def _repr_png_(self) -> bytes:
-        return _png(self)
-
-
-def show(figures: Figure | Iterable[Figure]) -> None:
-    """Open one window a figure and wait until they are closed.
+def show(figures: Iterable[Figure]) -> None:
+    """Open one window per figure and wait until they are closed.
 
     A window shows the finished picture, so it is what ``save`` would write.
 
     Raises:
         RuntimeError: there is no display, or matplotlib has no window system to use.
     """
-    wanted = [figures] if isinstance(figures, Figure) else list(figures)
-    if not wanted:
-        return
     from matplotlib import pyplot  # only here: it chooses a window system when first used
 
     hint = "save the figures to files instead (figures.save), or set MPLBACKEND to a window system, e.g. TkAgg"
@@ -232,26 +203,13 @@ def show(figures: Figure | Iterable[Figure]) -> None:
     backend = pyplot.get_backend()
     if backend.lower() in {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}:
         raise RuntimeError(f"show: no display to open windows on (matplotlib's backend is {backend}); {hint}")
-    windows = []
-    try:
-        for figure in wanted:
-            canvas = FigureCanvasAgg(figure)
-            canvas.draw()
-            picture = np.asarray(canvas.buffer_rgba())
-            height, width = picture.shape[:2]
-            scale = min(1.0, 1400 / width, 900 / height)
-            window = pyplot.figure(figsize=(scale * width / 100, scale * height / 100), dpi=100)
-            windows.append(window)
-            axes = window.add_axes((0.0, 0.0, 1.0, 1.0))
-            axes.set_axis_off()
-            axes.imshow(picture)
-        pyplot.show(block=True)
-    finally:
-        for window in windows:
-            pyplot.close(window)
-
-
-def figure_title(figure: Figure, title: str, width: float, height: float) -> None:
-    text, size = fitted_text(title, width - 2 * MARGIN, TITLE_SIZE, "bold")
-    style: dict[str, Any] = {"ha": "left", "va": "top", "fontweight": "bold", "color": INK, "parse_math": False}
-    figure.text(MARGIN / width, 1 - MARGIN / height, text, fontsize=size, **style)
+    for figure in figures:
+        picture = pixels(figure)
+        height, width = picture.shape[:2]
+        scale = min(1.0, 1400 / width, 900 / height)
+        window = pyplot.figure(figsize=(scale * width / 100, scale * height / 100), dpi=100)
+        axes = window.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.set_axis_off()
+        axes.imshow(picture)
+    pyplot.show(block=True)
+    pyplot.close("all")

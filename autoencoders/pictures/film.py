@@ -103,10 +103,10 @@ def gif(
         DataError: a frame cannot be read or does not fit.
     """
     paths = numbered(Path(folder), FRAMES)
-    if len(paths) > MOST_FRAMES:
-        paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MOST_FRAMES).round().astype(int))]
     if not paths:
         return b""
+    kept = np.linspace(0, len(paths) - 1, min(len(paths), MOST_FRAMES)).round().astype(int)
+    paths = [paths[i] for i in kept]
     frames = [load_state(frame, Path(folder))[:2] for frame in paths]
     Z = (*frames[-1][0].get("latents", np.zeros(0)).shape, 0, 0)[1]  # dimensions of the newest latents; 0: none
     for frame, (arrays, record) in zip(paths, frames, strict=True):
@@ -124,9 +124,8 @@ def gif(
         when = f"after epoch {record['epoch']}" if record["epoch"] else "before training"
         figure = charts.film_frame(originals, arrays["reconstructed"], plane, labels, class_names, limits, when)
         pictures.append(Image.fromarray(canvas.pixels(figure)))
-    coloured = originals.shape[3] == 3
     palette = _palette(pictures[-1])
-    dither = Image.Dither.FLOYDSTEINBERG if coloured else Image.Dither.NONE
+    dither = Image.Dither.FLOYDSTEINBERG if originals.shape[3] == 3 else Image.Dither.NONE
     drawn = [picture.quantize(palette=palette, dither=dither) for picture in pictures]
     times = [int(1000 * SECONDS)] * (len(drawn) - 1) + [int(1000 * LAST_SECONDS)]
     buffer = BytesIO()
@@ -151,12 +150,7 @@ def _palette(picture: Image.Image) -> Image.Image:
 def _plane(latents: list[np.ndarray]) -> tuple[np.ndarray, Any]:
     """(matrix (Z, 2) onto the plane that is drawn, its limits ((low, high), (low, high))): the latents themselves, or
     the principal directions at the end, the same for all frames; without the 1 % that lie farthest out."""
-    Z = latents[-1].shape[1]
-    if Z <= 2:
-        axes = np.eye(Z, 2)
-    else:
-        last = latents[-1].astype(np.float64)
-        axes = np.linalg.svd(last - last.mean(axis=0), full_matrices=False)[2][:2].T
+    axes, _ = charts.plane_of(latents[-1].astype(np.float64))
     points = np.concatenate([z @ axes for z in latents[1:] or latents])
     low, high = np.quantile(points, 0.005, axis=0), np.quantile(points, 0.995, axis=0)
     room = np.maximum(0.08 * (high - low), 0.05)  # of latents that are all alike, numbers short enough to stand apart

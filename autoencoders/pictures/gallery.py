@@ -36,7 +36,7 @@ def film_images(dataset: Dataset, rows: slice | np.ndarray) -> tuple[np.ndarray,
     """Indices of the training images that the film of a run on these rows shows, and of those that it encodes: at most
     SCATTERED, and fewer if they are large."""
     most = max(SHOWN, min(SCATTERED, FILM_BYTES // dataset.train_images[0].nbytes))
-    labels = None if dataset.train_labels is None else dataset.train_labels[rows]
+    labels = labels_of(dataset.train_labels, rows)
     used = np.arange(len(dataset.train_images))[rows]
     return used[pick_images(labels, SHOWN, len(used), 0)], used[pick_images(labels, most, len(used), 1)]
 
@@ -62,15 +62,7 @@ def draw(
     """
     pictures = {} if dataset is None else _draw_data(model, dataset, seed)
     if isinstance(model, VAE) or mixture is not None:
-        classes = range(model.classes)[:MOST_CLASSES] if label is None else [label]
-        rows = columns = 0
-        if len(classes) > 1 and mixture is None:  # one or more full rows of each class
-            each = -(-count // len(classes))
-            rows = -(-each // MOST_COLUMNS)
-            columns = -(-each // rows)
-            count = len(classes) * rows * columns
-        new, _ = new_images(model, count, seed, classes, mixture)
-        pictures["samples"] = sheets.samples(new, **_caption(model, classes, rows, columns, mixture))
+        pictures["samples"] = _draw_samples(model, seed, count, label, mixture)
     if isinstance(model, VAE) and model.latent_space_dim == 2 and not model.classes:
         pictures["manifold"] = sheets.manifold_grid(model.decode(sheets.manifold_points()))
     return pictures
@@ -80,19 +72,25 @@ def _draw_data(model: Autoencoder, dataset: Dataset, seed: int) -> dict[str, Any
     """The pictures that need images."""
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     chosen = pick_images(labels, 20, len(images), seed)
-    chosen_labels = None if labels is None else labels[chosen]
+    chosen_labels = labels_of(labels, chosen)
+    reconstructed = reconstructions_of(model, images[chosen], chosen_labels)
     pictures = {
-        "reconstructions": _draw_pairs(model, images[chosen], chosen_labels, chosen_labels, names),
+        "reconstructions": sheets.reconstructions(images[chosen], reconstructed, chosen_labels, names),
         "latent_space": _draw_latent_space(model, dataset, seed),
     }
     pairs = pick_images(labels, 16, len(images), seed + 1)
-    half = len(pairs) // 2
-    if half:
+    if half := len(pairs) // 2:
         start, end = pairs[:half], pairs[half : 2 * half]
-        both = (None, None) if labels is None else (labels[start], labels[end])
-        rows = model.interpolate(images[start], images[end], 10, labels=both)
-        pictures["interpolations"] = sheets.interpolations(rows)
+        both = labels_of(labels, start), labels_of(labels, end)
+        pictures["interpolations"] = sheets.interpolations(
+            model.interpolate(images[start], images[end], 10, labels=both)
+        )
     return pictures
+
+
+def labels_of(labels: np.ndarray | None, rows: Any) -> np.ndarray | None:
+    """The labels of some images, if there are labels."""
+    return None if labels is None else labels[rows]
 
 
 def _draw_latent_space(model: Autoencoder, dataset: Dataset, seed: int) -> Any:
@@ -100,9 +98,8 @@ def _draw_latent_space(model: Autoencoder, dataset: Dataset, seed: int) -> Any:
     labels, title = dataset.test_labels, None
     latents = latents_of(model, dataset.test_images, labels)
     if len(latents) < FEW:
-        known = dataset.train_labels
-        chosen = pick_images(known, SCATTERED, len(dataset.train_images), seed)
-        known = None if known is None else known[chosen]
+        chosen = pick_images(dataset.train_labels, SCATTERED, len(dataset.train_images), seed)
+        known = labels_of(dataset.train_labels, chosen)
         latents = np.concatenate([latents_of(model, dataset.train_images[chosen], known), latents])
         labels = None if labels is None or known is None else np.concatenate([known, labels])
         title = f"Latent space of {len(latents):,} training and test images"
@@ -128,8 +125,10 @@ def draw_files(model: Autoencoder, paths: list[Path], label: int | None, tell: C
             tell(f"{path}: {', '.join(re.sub('( in)? ?{} of them ', ' ', what).strip() for what in done)}")
         images.append(pixels)
     labels = None if label is None else np.full(len(paths), label)
+    given = model.check_images(np.stack(images))
+    reconstructed = reconstructions_of(model, given, labels)
     names = [path.name for path in paths]
-    return {"image": _draw_pairs(model, model.check_images(np.stack(images)), labels, np.arange(len(paths)), names)}
+    return {"image": sheets.reconstructions(given, reconstructed, np.arange(len(paths)), names)}
 
 
 def reading_for(model: Autoencoder) -> Reading:
@@ -138,32 +137,28 @@ def reading_for(model: Autoencoder) -> Reading:
     return Reading((height, width), {1: True, 3: False}.get(channels))
 
 
-def _draw_pairs(
-    model: Autoencoder, images: np.ndarray, labels: np.ndarray | None, numbers: np.ndarray | None, names: Sequence[str]
-) -> Any:
-    """Images and their reconstructions; above each image the name of its number, if there are numbers."""
-    reconstructed = reconstructions_of(model, images, labels)
-    errors = ((reconstructed - to_unit_range(images)) ** 2).mean(axis=(1, 2, 3))
-    what = "mean squared error per pixel"
-    return sheets.reconstructions(images, reconstructed, numbers, names, errors, error_name=what)
-
-
-def _caption(
-    model: Autoencoder, classes: Sequence[int], rows: int, columns: int, mixture: Mixture | None
-) -> dict[str, Any]:
-    """What `sheets.samples` is told of new images; rows and columns are those of each of several classes."""
+def _draw_samples(model: Autoencoder, seed: int, count: int, label: int | None, mixture: Mixture | None) -> Any:
+    """New images; of a conditional model of one class, or full rows of each class."""
+    classes = range(model.classes)[:MOST_CLASSES] if label is None else [label]
+    names = [model.class_names[i] if model.class_names else str(i) for i in classes]
+    shown: dict[str, Any] = {}
     if mixture is not None:
-        return {"title": f"Samples from a mixture of {len(mixture.weights)} Gaussians fitted to the latents"}
-    if not model.classes:
-        return {}
-    shown = [model.class_names[i] if model.class_names else str(i) for i in classes]
-    if len(shown) == 1:
-        return {"title": f"Samples of the class {shown[0]}"}
-    which = "every class" if len(shown) == model.classes else f"the first {len(shown)} of {model.classes} classes"
-    if columns == 1:  # rows of one image would leave most of the picture white
-        return {"title": f"Samples of {which}; all from one latent", "names": shown}
-    row_names = [name for first in shown for name in (first, *[""] * (rows - 1))]
-    return {"columns": columns, "title": f"Samples of {which}, each from the same latents", "row_names": row_names}
+        shown["title"] = f"Samples from a mixture of {len(mixture.weights)} Gaussians fitted to the latents"
+    elif len(names) == 1:
+        shown["title"] = f"Samples of the class {names[0]}"
+    elif names:
+        which = "every class" if len(names) == model.classes else f"the first {len(names)} of {model.classes} classes"
+        each = -(-count // len(names))
+        rows = -(-each // MOST_COLUMNS)
+        columns = -(-each // rows)
+        count = len(names) * rows * columns
+        if columns == 1:  # rows of one image would leave most of the picture white
+            shown = {"title": f"Samples of {which}; all from one latent", "names": names}
+        else:
+            row_names = [name for first in names for name in (first, *[""] * (rows - 1))]
+            title = f"Samples of {which}, each from the same latents"
+            shown = {"columns": columns, "title": title, "row_names": row_names}
+    return sheets.samples(new_images(model, count, seed, classes, mixture)[0], **shown)
 
 
 def new_images(
@@ -181,22 +176,21 @@ def new_images(
     return np.concatenate(new), np.repeat(classes, each)
 
 
-def save_pictures(pictures: dict[str, Any], folder: Path) -> list[Path]:
-    """Write each picture as folder/<name>.png; returns the paths.
+def save_pictures(
+    pictures: dict[str, Any], folder: Path, tell: Callable[[str], None], verbose: bool = False
+) -> list[Path]:
+    """Write each picture as folder/<name>.png; returns the paths. tell hears how many there are, or with verbose which.
 
     Raises:
         DataError: one cannot be written.
     """
-    return [canvas.save(figure, folder / f"{name}.png") for name, figure in pictures.items()]
-
-
-def tell_pictures(paths: list[Path], tell: Callable[[str], None], verbose: bool) -> None:
-    """Tell how many pictures were drawn, or with verbose which."""
+    paths = [canvas.save(figure, folder / f"{name}.png") for name, figure in pictures.items()]
     if len(paths) > 1 and not verbose:
-        tell(f"drew {len(paths)} pictures in {paths[0].parent}{os.sep}")
+        tell(f"drew {len(paths)} pictures in {folder}{os.sep}")
     else:
         for path in paths:
             tell(f"drew {path}")
+    return paths
 
 
 def close_ups(
@@ -213,69 +207,67 @@ def close_ups(
     it was trained on. `trained` holds the indices of these; None: all training images."""
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     reconstructed, latents = model.reconstruct(images, labels=labels)
-    errors = ((reconstructed - to_unit_range(images)) ** 2).mean(axis=(1, 2, 3))
-    order = np.argsort(errors, kind="stable")
+    order = np.argsort(sheets.errors_of(reconstructed, images), kind="stable")
     pictures = {}
     shown = max(1, min(20, len(images) // 2))  # no image is among the best and the worst
     for name, chosen in (("worst", order[::-1][:shown]), ("best", order[:shown])):
-        pictures[name] = sheets.reconstructions(
-            images[chosen],
-            reconstructed[chosen],
-            None if labels is None else labels[chosen],
-            names,
-            errors[chosen],
-            title=f"The {len(chosen)} test images that are reconstructed {name}",
-            error_name="mean squared error per pixel",
-        )
-    new, source, classes = None, "prior", None
-    if isinstance(model, VAE):
-        classes = np.arange(NEIGHBOURS) % model.classes if model.classes else None
-        new = model.sample(NEIGHBOURS, seed, labels=classes)
-    elif mixture is not None:
-        new, source = model.decode(mixture.sample(NEIGHBOURS, seed)), "mixture"
-    if new is not None:
+        title = f"The {shown} test images that are reconstructed {name}"
+        pairs = images[chosen], reconstructed[chosen], labels_of(labels, chosen)
+        pictures[name] = sheets.reconstructions(*pairs, names, title=title)
+    if isinstance(model, VAE) or mixture is not None:
         known = dataset.train_images if trained is None else dataset.train_images[trained]
-        index, distances = nearest(new, known)
-        pictures["neighbours"] = sheets.reconstructions(
-            new,
-            to_unit_range(known[index]),
-            classes,
-            model.class_names,
-            distances**2 / new[0].size,
-            title=f"Samples from the {source}, and the training images nearest to them",
-            error_name="mean squared difference per pixel",
-            rows_are=("sample", "nearest image"),
-        )
-    if kl_per_dim is None:
-        return pictures
-    kl = np.array(kl_per_dim)
-    pictures["kl_per_dimension"] = charts.kl_bars(kl)
-    chosen = pick_images(labels, 1, len(images), seed)
-    start = latents[chosen[0]]
+        pictures["neighbours"] = _draw_neighbours(model, known, seed, mixture)
+    if kl_per_dim is not None:
+        kl, start = np.array(kl_per_dim), pick_images(labels, 1, len(images), seed)
+        pictures["kl_per_dimension"] = charts.kl_bars(kl)
+        pictures["traversals"] = _draw_traversals(model, images[start], latents[start], labels_of(labels, start), kl)
+    return pictures
+
+
+def _draw_neighbours(model: Autoencoder, known: np.ndarray, seed: int, mixture: Mixture | None) -> Any:
+    """New images and the known images nearest to them."""
+    classes = np.arange(NEIGHBOURS) % model.classes if model.classes else None
+    if isinstance(model, VAE):
+        new, source = model.sample(NEIGHBOURS, seed, labels=classes), "prior"
+    else:
+        new, source = new_images(model, NEIGHBOURS, seed, mixture=mixture)[0], "mixture"
+    return sheets.reconstructions(
+        new,
+        known[nearest(new, known)[0]],
+        classes,
+        model.class_names,
+        title=f"Samples from the {source}, and the training images nearest to them",
+        error_name="mean squared difference per pixel",
+        rows_are=("sample", "nearest image"),
+    )
+
+
+def _draw_traversals(
+    model: Autoencoder, image: np.ndarray, latent: np.ndarray, label: np.ndarray | None, kl: np.ndarray
+) -> Any:
+    """What changes in an image (1, H, W, C) along the latent dimensions with the largest KL divergence."""
     dimensions = np.argsort(-kl, kind="stable")[:TRAVERSED]
-    points = np.repeat(start[None, None], len(dimensions), axis=0).repeat(len(STEPS), axis=1)  # (R, S, Z)
-    for row, dimension in enumerate(dimensions):
-        points[row, :, dimension] = STEPS
-    classes = None if labels is None else np.repeat(labels[chosen], points[..., 0].size)
-    decoded = model.decode(points.reshape(-1, points.shape[-1]), labels=classes)
-    pictures["traversals"] = sheets.traversals(
-        images[chosen[0]],
+    points = np.tile(latent, (len(dimensions), len(STEPS), 1))  # (R, S, Z)
+    for row, dimension in zip(points, dimensions, strict=True):
+        row[:, dimension] = STEPS
+    labels = None if label is None else np.repeat(label, points[..., 0].size)
+    decoded = model.decode(points.reshape(-1, points.shape[-1]), labels=labels)
+    return sheets.traversals(
+        image[0],
         decoded.reshape(*points.shape[:2], *decoded.shape[1:]),
         [f"z{i + 1}, {kl[i]:.2f} nats" for i in dimensions],
         STEPS,
         title="A test image (start), with one latent dimension changed at a time",
     )
-    return pictures
 
 
 def denoised(model: Autoencoder, dataset: Dataset, noise: float, seed: int = 0) -> Any:
     """Test images with the noise of the training, and what the model makes of them."""
     chosen = pick_images(dataset.test_labels, 20, len(dataset.test_images), seed)
-    clean = to_unit_range(dataset.test_images[chosen])
+    clean, labels = to_unit_range(dataset.test_images[chosen]), labels_of(dataset.test_labels, chosen)
     noisy = (clean + noise * generator(seed, "noisy").standard_normal(clean.shape)).clip(0, 1)
-    labels = None if dataset.test_labels is None else dataset.test_labels[chosen]
     restored, _ = model.reconstruct(noisy.astype(np.float32), labels=labels)
-    before, after = (((images - clean) ** 2).mean(axis=(1, 2, 3)) for images in (noisy, restored))
+    before, after = sheets.errors_of(noisy, clean), sheets.errors_of(restored, clean)
     return sheets.reconstructions(
         noisy,
         restored,

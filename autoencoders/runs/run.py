@@ -17,7 +17,7 @@ from ..evaluation.diagnosis import fatal
 from ..evaluation.metrics import quick_metrics
 from ..pictures import charts
 from ..pictures.film import PROGRESS_FILE
-from ..pictures.gallery import draw, save_pictures, tell_pictures
+from ..pictures.gallery import draw, save_pictures
 from ..saved import MODEL_FILE
 from ..standardize import standardize
 from ..training import DivergedError, History, Trainer, latest_checkpoint
@@ -142,7 +142,7 @@ class Run:
             tell(f"{RESULT_FILE} and report.html in this folder still describe the previous model")
         pictures = {"loss_curves": charts.loss_curves(history.rows, unit=model.unit)}
         pictures |= draw(model, self.dataset, seed=seed, count=48)
-        tell_pictures(save_pictures(pictures, self.folder / "figures"), tell, self.verbose)
+        save_pictures(pictures, self.folder / "figures", tell, self.verbose)
         self.record.update(status="finished", finished=time.strftime("%Y-%m-%d %H:%M:%S %Z"))
         found = fatal({**self.record["test"], "model": model.config, "training": self.record["training"]})
         if self.record["judged"] and found:

@@ -34,7 +34,7 @@ from autoencoders import VAE, Autoencoder
 from autoencoders.cli import program as cli
 from autoencoders.data import load_dataset
 from autoencoders.evaluation.mixture import Mixture, load_mixture, save_mixture
-from autoencoders.pictures import sheets
+from autoencoders.pictures import canvas, sheets
 from autoencoders.runs import record as run_record
 from autoencoders.runs import replace as run_files
 from autoencoders.runs import run as run_module
@@ -462,7 +462,7 @@ def test_every_output_of_a_program_is_escaped(output, capsys):
 
 def test_a_class_name_as_long_as_a_file_is_cut_before_it_is_measured(monkeypatch):
     lengths: list[int] = []
-    monkeypatch.setattr(sheets, "_text_width", lambda text, *_: lengths.append(len(text)) or 8.0 * len(text))
+    monkeypatch.setattr(canvas, "text_width", lambda text, *_: lengths.append(len(text)) or 8.0 * len(text))
     sheets.reconstructions(*np.zeros((2, 2, 8, 8, 1)), np.arange(2), ["x" * 10**6, "b\n" * 10**5])
     assert max(lengths) <= 301
     assert len(lengths) < 1000
