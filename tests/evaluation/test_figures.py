@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from matplotlib.text import Text
 
 from autoencoders.pictures import canvas, charts, sheets
 from autoencoders.training import DivergedError
-from minigrad.serialize import DataError
 
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
@@ -188,9 +186,9 @@ def test_names_and_errors_stand_in_their_column():
 
 
 def test_the_error_of_a_pair_is_its_mean_squared_error():
-    above, below = np.uint8([[[[0], [255]]], [[[51], [0]]]]), np.float32([[[[0.5], [1]]], [[[0.2], [0]]]])
+    above, below = np.uint8([[[[0], [255]]], [[[51], [0]]]]), np.float32([[[[0.5], [1]]], [[[0], [0]]]])
     found = [t.get_text() for t in texts(sheets.reconstructions(above, below))]
-    assert {"0.125", "0", "Below each pair: mean squared error per pixel"} <= set(found)
+    assert {"0.125", "0.02", "Below each pair: mean squared error per pixel"} <= set(found)
 
 
 @pytest.mark.parametrize(
@@ -391,36 +389,6 @@ def test_two_dimensions_are_shown_as_they_are_with_one_colour_and_legend_entry_a
     assert set(scattered(only.axes[0])) == {to_rgb(charts.CLASS_COLOURS[7])}
 
 
-def test_ten_markers_differ_and_colour_with_marker_stays_unique_for_a_hundred_classes():
-    pairs = [(charts.CLASS_COLOURS[i % 10], charts.CLASS_MARKERS[i % len(charts.CLASS_MARKERS)]) for i in range(100)]
-    assert len(set(pairs)) == 100
-    assert len(set(charts.CLASS_MARKERS[:10])) == 10
-
-
-def test_the_palette_is_told_apart_with_every_kind_of_colour_vision():
-    """Dichromats simulated by Machado, Oliveira and Fernandes (2009), distances in OKLab (Ottosson, 2020)."""
-    kinds = np.array([
-        np.eye(3),
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
-    ])  # fmt: skip
-    to_lms, to_lab = np.array([
-        [[0.4122215, 0.5363325, 0.051446], [0.2119035, 0.6806996, 0.107397], [0.0883025, 0.2817188, 0.6299787]],
-        [[0.21045426, 0.79361779, -0.00407205], [1.977998, -2.428592, 0.450594], [0.025904, 0.782772, -0.808676]],
-    ])  # fmt: skip
-
-    def smallest_distance(colours) -> float:
-        srgb = np.array([to_rgb(colour) for colour in colours])
-        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-        lab = [np.cbrt(np.clip(linear @ kind.T, 0, 1) @ to_lms.T) @ to_lab.T for kind in kinds]
-        return min(np.linalg.norm(a - b) for seen in lab for a, b in itertools.combinations(seen, 2))
-
-    assert len(charts.CLASS_COLOURS) == 10
-    assert smallest_distance(charts.CLASS_COLOURS) > 0.13
-    assert smallest_distance(["#ff7f0e", "#2ca02c"]) < 0.02, "tab10's orange and green: the measure must see the fault"
-
-
 def test_one_dimension_is_a_histogram_a_class():
     z, labels = latents[:, :1], np.arange(500) % 3
     figure = charts.latent_scatter(z, labels, ["a", "b", "c"])
@@ -519,8 +487,7 @@ def test_an_autoencoder_has_one_panel_and_without_validation_one_line():
     rows = history(3, kl=False, validation=False)
     figure = charts.loss_curves(rows)
     (axes,) = figure.axes
-    assert "training" in lines(axes)
-    assert "validation" not in lines(axes)
+    assert {"training", "validation"} & set(lines(axes)) == {"training"}
     assert figure.get_suptitle() == "Training loss"
     different = [row | {"loss": row["loss"] + 1} for row in rows]
     assert len(charts.loss_curves(different).axes) == 2, "a reconstruction that is not the whole loss keeps its panel"
@@ -590,7 +557,7 @@ def test_images_that_are_not_finite_are_of_a_model_that_diverged():
 # ---- files and windows ---------------------------------------------------------------------------------------------
 
 
-def test_save_makes_folders_and_replaces_and_is_repeatable(tmp_path, monkeypatch):
+def test_save_makes_folders_and_replaces_and_is_repeatable(tmp_path):
     path = tmp_path / "a" / "b" / "figure.png"
     assert canvas.save(sheets.samples(images(2)), str(path)) == path
     first = path.read_bytes()
@@ -598,12 +565,9 @@ def test_save_makes_folders_and_replaces_and_is_repeatable(tmp_path, monkeypatch
     canvas.save(sheets.samples(images(3)), path)
     assert path.read_bytes() != first
     canvas.save(sheets.samples(images(2)), path)
+    assert path.read_bytes() == first
     with pytest.raises(ValueError, match=r"must end in \.png"):
         canvas.save(sheets.samples(images(1)), path.with_suffix(".jpg"))
-    monkeypatch.setattr(os, "replace", mock.Mock(side_effect=OSError("the disk is full")))
-    with pytest.raises(DataError, match=r"figure\.png: cannot be written: the disk is full"):
-        canvas.save(sheets.samples(images(1)), path)
-    assert path.read_bytes() == first
     assert os.listdir(path.parent) == ["figure.png"]
 
 
@@ -627,14 +591,13 @@ def test_show_needs_a_display_and_the_others_never_touch_pyplot(backend, tmp_pat
         from autoencoders.pictures import canvas, charts
         figure = charts.loss_curves([{'loss': 2.0}, {'loss': 1.0}])
         canvas.save(figure, sys.argv[1])
-        print('matplotlib.pyplot' in sys.modules)
+        assert 'matplotlib.pyplot' not in sys.modules
         try:
             canvas.show([figure])
         except RuntimeError as error:
             print(error)
     """
-    before, error = run(code, tmp_path, MPLBACKEND=backend)
-    assert before == "False"
+    (error,) = run(code, tmp_path, MPLBACKEND=backend)
     assert error.startswith("show: ")
     assert "save the figures to files instead" in error
 
