@@ -56,7 +56,7 @@ def plane_of(latents: FloatArray) -> tuple[FloatArray, FloatArray]:
 
     Of up to two dimensions these are the dimensions themselves, and of more the two directions of largest variance:
     ``centred = U S V'`` gives ``V[:, :2]`` and ``S[:2]**2 / sum(S**2)``. A direction's sign is fixed by making its
-    largest entry positive. Directions without any variance are zeros.
+    largest entry positive. A second direction that a single latent lacks is zero.
     """
     Z = latents.shape[1]
     if Z <= 2:
@@ -64,11 +64,11 @@ def plane_of(latents: FloatArray) -> tuple[FloatArray, FloatArray]:
     centred = latents - latents.mean(axis=0)
     centred[:, np.ptp(latents, axis=0) == 0] = 0.0  # the rounding of the mean is no variance
     _, scales, directions = np.linalg.svd(centred, full_matrices=False)  # (K,), (K, Z), K = min(N, Z)
-    axes, shares = np.zeros((Z, 2)), np.zeros(2)
-    for i in range(min(2, int(np.count_nonzero(scales)))):
-        axes[:, i] = directions[i] * np.sign(directions[i][np.abs(directions[i]).argmax()])
-        shares[i] = scales[i] ** 2 / (scales**2).sum()
-    return axes, shares
+    axes = np.zeros((Z, 2))
+    for i, direction in enumerate(directions[:2]):
+        axes[:, i] = direction * np.sign(direction[np.abs(direction).argmax()])
+    shares = scales**2 / (scales @ scales or 1.0)
+    return axes, np.pad(shares, (0, 1))[:2]
 
 
 def latent_scatter(
