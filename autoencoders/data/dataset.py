@@ -313,6 +313,11 @@ def class_labels(labels: Any, count: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
+def to_unit_range(images: np.ndarray) -> np.ndarray:
+    """The images as float64 in [0, 1]."""
+    return images / 255 if images.dtype == np.uint8 else images.astype(np.float64)
+
+
 def pick_images(labels: np.ndarray | None, count: int, total: int, seed: int) -> np.ndarray:
     """Indices of `count` different random images: as many of each class as possible, ordered by class."""
     rng = generator(seed, "pick")

@@ -18,6 +18,7 @@ from minigrad import Tensor, backend_of
 from minigrad.random import generator
 
 from ..conv_autoencoder import VAE, Autoencoder
+from ..data.dataset import to_unit_range
 from ..training import DivergedError
 from ..training.display import progress_bar
 from ..training.divergence import TRY_AGAIN
@@ -133,11 +134,6 @@ def check_finite(values: Any, whose: str) -> None:
     """Raise DivergedError, which tells whose values they are, unless all are finite."""
     if not np.isfinite(values).all():
         raise DivergedError(f"the model diverged: {whose} not finite; {TRY_AGAIN}")
-
-
-def to_unit_range(images: np.ndarray) -> np.ndarray:
-    """The images as float64 in [0, 1]."""
-    return images / 255 if images.dtype == np.uint8 else images.astype(np.float64)
 
 
 def standard_error(values: np.ndarray) -> float | None:

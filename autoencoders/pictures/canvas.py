@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from minigrad.serialize import write_atomically
 
-from ..evaluation.bounds import DECODER, check_finite, to_unit_range
+from ..data.dataset import to_unit_range
 
 TRAIN_COLOUR, VALIDATION_COLOUR = "#0072b2", "#d55e00"  # Okabe and Ito's blue and vermilion
 INK, FAINT = "#222222", "#666666"
@@ -42,10 +42,11 @@ def shown_images(images: ArrayLike) -> NDArray[np.float32]:
     """Images (..., H, W, C) as float32 in [0, 1], with one or three channels.
 
     Raises:
-        DivergedError: they are not finite, and so come from a model.
+        ValueError: they are not finite.
     """
     values = to_unit_range(np.asarray(images)).astype(np.float32)
-    check_finite(values, DECODER)
+    if not np.isfinite(values).all():
+        raise ValueError("images contain NaN or infinite values")
     return values if values.shape[-1] == 3 else values[..., :1]
 
 

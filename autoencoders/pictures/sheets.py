@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
-from ..evaluation.bounds import to_unit_range
+from ..data.dataset import to_unit_range
 from .canvas import (
     FAINT,
     INK,
@@ -61,7 +61,7 @@ def reconstructions(
         rows_are: what stands left of the two rows.
 
     Raises:
-        ValueError: the picture would be too large. DivergedError: images that are not finite.
+        ValueError: images that are not finite, or so many that the picture cannot be drawn.
     """
     above, below = shown_images(originals), shown_images(reconstructed)
     N, H, W = above.shape[:3]
@@ -127,7 +127,7 @@ def samples(
         names: written above the images; one for each, or none.
 
     Raises:
-        ValueError: so many images that the picture cannot be drawn. DivergedError: images that are not finite.
+        ValueError: images that are not finite, or so many that the picture cannot be drawn.
     """
     pictures = shown_images(images)
     N, H, W = pictures.shape[:3]
@@ -163,7 +163,7 @@ def interpolations(paths: NDArray[Any]) -> Figure:
     Shapes: paths (R, S, H, W, C): R paths of S >= 2 steps; the first and the last step are the ends
 
     Raises:
-        DivergedError: images that are not finite.
+        ValueError: images that are not finite.
     """
     pictures = shown_images(paths)
     R, S, H, W = pictures.shape[:4]
@@ -208,7 +208,7 @@ def traversals(
         names: of the rows, one each.
 
     Raises:
-        DivergedError: images that are not finite.
+        ValueError: images that are not finite.
     """
     pictures, image = shown_images(rows), shown_images(start)
     R, S, H, W = pictures.shape[:4]
@@ -258,7 +258,7 @@ def manifold_grid(images: NDArray[Any]) -> Figure:
     Shapes: images (side * side, H, W, C), in the order of ``manifold_points``
 
     Raises:
-        DivergedError: images that are not finite.
+        ValueError: images that are not finite.
     """
     pictures = shown_images(images)
     N, H, W, C = pictures.shape

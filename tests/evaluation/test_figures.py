@@ -15,7 +15,6 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from autoencoders.pictures import canvas, charts, sheets
-from autoencoders.training import DivergedError
 
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
@@ -541,6 +540,7 @@ def test_the_learning_rate_has_a_panel_only_when_it_changes():
     [
         (lambda: charts.loss_curves([]), "history is empty"),
         (lambda: charts.loss_curves([{"epoch": 1, "accuracy": 0.5}]), "no finite loss.*accuracy"),
+        (lambda: sheets.samples(np.full((1, 8, 8, 1), np.nan)), "NaN or infinite"),
         (lambda: sheets.samples(np.zeros((3000, 8, 8, 1), np.uint8), columns=1), "use fewer images"),
         (lambda: charts.latent_scatter(latents[:, :1], np.arange(500)), "x 45240 pixels; use fewer images or classes"),
     ],
@@ -548,11 +548,6 @@ def test_the_learning_rate_has_a_panel_only_when_it_changes():
 def test_wrong_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_images_that_are_not_finite_are_of_a_model_that_diverged():
-    with pytest.raises(DivergedError, match="not finite"):
-        sheets.samples(np.full((1, 8, 8, 1), np.nan))
 
 
 # ---- files and windows ---------------------------------------------------------------------------------------------
