@@ -74,8 +74,8 @@ def _checked(filters: Any, kernels: Any, strides: Any) -> tuple[tuple[Any, ...],
 
 
 def is_size(value: Any) -> bool:
-    """Whether this is a whole number >= 1."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+    """Whether this is a whole number >= 1 that is not absurd."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(1 <= value < 2**31)
 
 
 def encoder_layers(

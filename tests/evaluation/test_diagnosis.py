@@ -25,7 +25,7 @@ HEALTHY = {  # of the VAE that the README shows
     "image_std": 0.274, "reconstruction_std": 0.220, "sample_std": 0.203,
     "model": {
         "kind": "vae", "latent_space_dim": 2, "beta": 1.0, "likelihood": "bernoulli", "variance": 0.1,
-        "input_shape": (28, 28, 1), "conv_strides": (1, 2, 2, 1),
+        "input_shape": (28, 28, 1), "conv_filters": (32, 64, 64, 64), "conv_strides": (1, 2, 2, 1),
     },
     "training": {"learning_rate": 0.002, "epochs": 8, "steps": 3752},
 }  # fmt: skip
@@ -38,7 +38,8 @@ AE = {
     **dict.fromkeys(METRICS),
     "mse": 0.0286, "train_mse": 0.0283, "mean_mse": 0.0867, "pca_mse": 0.0461, "image_std": 0.274,
     "reconstruction_std": 0.22,
-    "model": {"kind": "ae", "latent_space_dim": 2, "input_shape": (28, 28, 1), "conv_strides": (1, 2, 2, 1)},
+    "model": {"kind": "ae", "latent_space_dim": 2, "input_shape": (28, 28, 1),
+        "conv_filters": (32, 64, 64, 64), "conv_strides": (1, 2, 2, 1)},
 }  # fmt: skip
 RULES = {rule.__name__: rule for rule in (*FATAL, *FAULTS)}
 
