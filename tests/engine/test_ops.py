@@ -66,6 +66,19 @@ def test_value_float32(index, backend):
     check_close(case.run(*tensors(case, backend, "float32")).numpy(), case.expected(naive, rounded, "float32"), F32)
 
 
+LINEAR = [c for c in CASES if c.op in ("conv2d", "conv2d_transpose", "dense", "matmul", "sum", "mean")]
+
+
+@pytest.mark.parametrize("case", LINEAR, ids=str)
+def test_rounding_of_sums_float32(case, backend):
+    """A sum of K rounded products errs by at most 4 eps sqrt(K) of the sum of magnitudes, element by element."""
+    rounded = [x.astype("float32") for x in case.inputs()]
+    magnitudes = case.expected(naive, [np.abs(x) for x in rounded])
+    terms = math.prod(case.shapes[0]) if case.op in ("sum", "mean") else math.prod(case.shapes[1])
+    error = np.abs(case.run(*tensors(case, backend, "float32")).numpy() - case.expected(naive, rounded))
+    assert (error <= 4 * np.finfo("float32").eps * math.sqrt(max(terms, 1)) * magnitudes).all()
+
+
 def in_holes(x):
     """The same values with gaps between them in memory, axes stored in reversed order."""
     if not x.ndim:

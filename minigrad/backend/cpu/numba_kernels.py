@@ -74,7 +74,7 @@ class NumbaLayers:
     def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> CompiledPlan:
         """How a convolution or its adjoint is computed."""
         plan = self._places(planner, weight, geometry)
-        filled = np.append(weight, weight.dtype.type(0)) if plan.order.min() < 0 else weight.reshape(-1)
+        filled = np.append(weight, weight.dtype.type(0)) if (plan.order < 0).any() else weight.reshape(-1)
         return CompiledPlan(plan, filled.take(plan.order))
 
     def _places(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> Direct:

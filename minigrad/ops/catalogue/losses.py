@@ -44,6 +44,9 @@ class SoftmaxCrossEntropy(Function):
 def softmax_cross_entropy(logits: Operand, labels: Array) -> Tensor:
     """-log softmax(logits)[label], averaged over N.
 
+    >>> round(ops.softmax_cross_entropy([[0.0, 0.0], [9.0, 0.0]], [1, 0]).item(), 4)  # log(2) / 2, and next to nothing
+    0.3466
+
     Shapes: logits (N, K); labels (N,) or (N, 1), whole numbers 0 ... K - 1 of any dtype (not a Tensor) -> a single
         number.
     Unit: nats per example.
