@@ -512,7 +512,7 @@ def subclasses(cls: type = ChainBackend) -> list[type]:
         try:
             importlib.import_module(module.name)
         except ImportError as error:
-            if error.name not in ("numba", "cupy"):
+            if error.name not in ("numba", "llvmlite", "cupy"):
                 raise
     children = [c for c in cls.__subclasses__() if c.__module__.startswith("minigrad.backend.")]
     return [*children, *(grandchild for child in children for grandchild in subclasses(child))]
