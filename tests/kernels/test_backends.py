@@ -920,6 +920,13 @@ def random_geometry(r: np.random.Generator, kernels: tuple[int, int] = (1, 5), s
                 continue
 
 
+def test_convolutions_that_meet_nothing_but_padding(backend: Backend) -> None:
+    """Their windows end before the first pixel."""
+    for C, F in ((5, 33), (1, 2)):
+        for case in conv_cases(rng("padding", C), 3, conv_geometry((2, 3), (1, 1), 9, 3), C, F).values():
+            compare(backend, case, "float64")
+
+
 @pytest.mark.parametrize("block", ["one image", "default"])
 def test_convolutions_over_random_geometries(backend: Backend, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU kernels work in blocks of images; blocks of one image show errors at their borders."""

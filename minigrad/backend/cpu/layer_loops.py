@@ -110,7 +110,7 @@ def padded(x: Array, layer: Any, scratch: Array) -> Array:
     pixels, zero = x.reshape(-1), x.dtype.type(0)
     if top == left == 0 and PH == H and PW == W:
         return pixels
-    inside, ahead = min(W, PW - left), np.uint64(left * C)
+    inside, ahead = max(0, min(W, PW - left)), np.uint64(min(left, PW) * C)
     for i in range(n):
         for h in range(PH):
             to, run = np.uint64((i * PH + h) * PW * C), np.uint64(0)
