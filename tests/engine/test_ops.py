@@ -12,7 +12,7 @@ import pytest
 from op_cases import BY_OP, CASES, INTEGER, Case, values
 
 import minigrad
-from minigrad import Backend, Tensor, nn, ops
+from minigrad import Backend, Function, Tensor, nn, ops
 from minigrad.backend.geometry import conv_geometry
 from minigrad.testing import adjoint_check, gradcheck
 
@@ -115,6 +115,25 @@ def test_gradcheck(index, backend):
     gradcheck(case.run, *tensors(case, backend, "float64"))
 
 
+def dtypes_in(*things) -> set[str]:
+    """The dtypes of all floating-point arrays among the things: tensors, functions, arrays, and containers of them."""
+    found, queue, seen = set(), list(things), set()
+    while queue:
+        thing = queue.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, Tensor | Function):
+            queue += vars(thing).values()
+        elif isinstance(thing, dict):
+            queue += thing.values()
+        elif isinstance(thing, list | tuple):
+            queue += thing
+        elif hasattr(thing, "dtype"):
+            found |= {str(thing.dtype)} if "float" in str(thing.dtype) else set()
+    return found
+
+
 @each_case
 def test_float32_gradients_equal_float64_ones(index, backend):
     case = CASES[index]
@@ -122,9 +141,12 @@ def test_float32_gradients_equal_float64_ones(index, backend):
     for x, wide in zip(single, double, strict=True):
         wide.data = x.data.astype("float64")
     y, z = case.run(*single), case.run(*double)
+    assert dtypes_in(y, single) == {"float32"}  # the result, the inputs and all that the functions saved
+    assert dtypes_in(z, double) == {"float64"}
     gy = np.random.default_rng(1).normal(size=y.shape).astype("float32")
     y.backward(backend.from_host(gy))
     z.backward(backend.from_host(gy.astype("float64")))
+    assert [dtypes_in([x.grad for x in xs]) for xs in (single, double)] == [{"float32"}, {"float64"}]
     magnitude = max((float(np.abs(backend.to_host(x.grad)).max(initial=0)) for x in double), default=0)
     for x, wide in zip(single, double, strict=True):
         error = np.abs(backend.to_host(x.grad) - backend.to_host(wide.grad)).max(initial=0)

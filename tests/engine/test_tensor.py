@@ -627,38 +627,6 @@ def test_nothing_is_mutated_and_no_gradient_is_shared(case, backend):
         assert not any(np.shares_memory(*pair) for pair in pairs)
 
 
-# ---- float64 never appears by accident ----
-
-
-def dtypes_in(*things) -> set[str]:
-    """The dtypes of all floating-point arrays among the things: tensors, functions, arrays, and containers of them."""
-    found, queue, seen = set(), list(things), set()
-    while queue:
-        thing = queue.pop()
-        if id(thing) in seen:
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, Tensor | Function):
-            queue += vars(thing).values()
-        elif isinstance(thing, dict):
-            queue += thing.values()
-        elif isinstance(thing, list | tuple):
-            queue += thing
-        elif hasattr(thing, "dtype"):
-            found |= {str(thing.dtype)} if "float" in str(thing.dtype) else set()
-    return found
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_operations_keep_the_dtype(case, dtype, backend):
-    xs = to_tensors(case, backend, dtype)
-    y = case.run(*xs)
-    assert dtypes_in(y, xs) == {dtype}  # the result, the inputs and all that the functions saved
-    y.backward(backend.from_host(random_gy(y)))
-    assert dtypes_in([x.grad for x in xs]) == {dtype}
-
-
 def test_a_single_number_that_is_used_twice_has_an_array_as_its_gradient() -> None:
     """NumPy gives a scalar for the sum of two arrays without axes; a second backward would not know what that is."""
     w = Tensor(np.array(3.0, np.float32), requires_grad=True)
