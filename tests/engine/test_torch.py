@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from op_cases import CASES
 
+import minigrad
 from minigrad import Tensor, ops
 
 torch = pytest.importorskip("torch")
@@ -283,3 +284,37 @@ def test_values_and_gradients(case, dtype, relative):
     for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
         # relative to the largest of all its gradients, because one of them may be zero but for rounding
         check_close(a.grad, b.grad, relative, f"gradient of input {i}", relative * largest)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_second_derivatives(case):
+    """Of the sum of gradient * random vector, with respect to each input and to gy."""
+    rng = np.random.default_rng(zlib.crc32(str(case).encode()))
+    arrays = case.inputs()
+    mine, theirs = ([make(x, requires_grad=True) for x in arrays] for make in (Tensor, torch.tensor))
+    y = case.run(*mine)
+    z = case.call(Torch, theirs, [torch.tensor(x) for x in case.further("float64")])
+    if case.op == "embedding" and not y.size:
+        pytest.skip("PyTorch cannot differentiate it twice")
+    gy, *vectors = (rng.normal(size=shape) for shape in (y.shape, *(x.shape for x in arrays)))
+    mine.append(Tensor(gy, requires_grad=True))
+    theirs.append(torch.tensor(gy, requires_grad=True))
+    ours = minigrad.grad(y, mine[:-1], mine[-1], create_graph=True)
+    others = torch.autograd.grad(z, theirs[:-1], theirs[-1], create_graph=True)
+    total = sum((ops.sum(g * v) for g, v in zip(ours, vectors, strict=True)), Tensor(np.zeros(())))
+    their_total = sum((g * torch.tensor(v)).sum() for g, v in zip(others, vectors, strict=True))
+    expected = len(theirs) * [None]  # no second derivative
+    if their_total.requires_grad:
+        expected = torch.autograd.grad(their_total, theirs, allow_unused=True)
+    expected = [
+        torch.zeros(a.shape, dtype=torch.float64) + (0 if b is None else b) for a, b in zip(mine, expected, strict=True)
+    ]
+    largest = max(float(x.abs().max()) if x.numel() else 0.0 for x in expected)
+    for i, (x, right) in enumerate(zip(mine, expected, strict=True)):
+        try:
+            found = minigrad.grad(total, x).numpy()
+        except RuntimeError as error:
+            if "does not depend" not in str(error):
+                raise
+            found = np.zeros(x.shape)
+        check_close(found, right, 1e-10, f"second derivative of input {i}", 1e-10 * largest)
