@@ -11,6 +11,7 @@ import op_cases
 import pytest
 import test_ops
 
+import autoencoders
 import minigrad
 from autoencoders.minimal import VAE
 from minigrad import Function, Tensor, ops, testing
@@ -206,22 +207,34 @@ def test_a_function_of_ones_own_is_read_again_or_named():
         minigrad.grad(y, x, create_graph=True)
 
 
-def test_a_hessian_vector_product_of_a_vae():
-    """minimal.VAE with all its losses, in float64, against differences of its gradients."""
-    model = VAE()
-    model.to(dtype="float64")
-    model.train()
+@pytest.mark.parametrize("kind", ["minimal", "ae", "vae"])
+def test_a_hessian_vector_product_of_a_whole_model(kind):
+    """With all its losses, in float64, against differences of its gradients."""
     rng = np.random.default_rng(0)
-    parameters = model.parameters()
-    x, noise = Tensor(rng.uniform(size=(2, 28, 28, 1))), rng.normal(size=(2, 2))
+    size = 28 if kind == "minimal" else 8
+    x, noise = Tensor(rng.uniform(size=(2, size, size, 1))), rng.normal(size=(2, 2))
+    if kind == "minimal":
+        model = network = VAE()
+    else:
+        cls = {"ae": autoencoders.Autoencoder, "vae": autoencoders.VAE}[kind]
+        model = cls((8, 8, 1), (3, 4), (3, 3), (1, 2), 2)
+        network = model.network
+    model.to(dtype="float64")
+    network.train()
+    parameters = network.parameters()
+
+    def loss() -> Tensor:
+        if kind == "minimal":
+            return sum(model(x, noise))
+        return model.losses(x, noise if kind == "vae" else None, 1.0)[0]
+
     vectors = [rng.normal(size=p.shape) / p.size**0.5 for p in parameters]
 
     def slope(shift: float, create_graph: bool) -> Tensor:
         """Of the loss in the direction of the vectors, shifted along it."""
         for p, v in zip(parameters, vectors, strict=True):
             p.data[...] += shift * v
-        reconstruction, kl = model(x, noise)
-        gradients = minigrad.grad(reconstruction + kl, parameters, create_graph=create_graph)
+        gradients = minigrad.grad(loss(), parameters, create_graph=create_graph)
         for p, v in zip(parameters, vectors, strict=True):
             p.data[...] -= shift * v
         return sum((ops.sum(g * v) for g, v in zip(gradients, vectors, strict=True)), Tensor(np.zeros(())))
