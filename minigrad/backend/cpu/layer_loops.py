@@ -312,7 +312,7 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield fold, (norm, weights[0], vector, ones((1, 2)), False, ones((1, 1, 2, 2)), ones((1, 2)))
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
     yield unfold, (norm, weights[0], weights, image[0], ones((1, 2)), False, *gradients)
-    layers, steps, numbers = np.ones(1, LAYER), np.zeros(1, STEP), np.zeros(2, np.int64)
+    layers, steps, numbers = np.ones(1, LAYER), np.zeros(1, STEP), np.zeros(3, np.int64)  # one entry more is read
     layers["channels"], layers["before"], layers["thin"] = 2, 0, 0
     for name, size in {"steps": 1, "pixels": 2, "taps": 2, "matrices": 256, "bias": 2}.items():
         layers[name] = 0, size
@@ -321,5 +321,5 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield chain, (image, layers, steps, numbers, numbers, spare, vector, image, (spare, spare), spare)
     yield conv_layer, (image, *tables, vector, image, sums[0], sums, spare)
     results = image, spare, vector, 1, (spare, spare, spare)
-    yield conv_layer_grad, (image, grad_rows, image, image, layers, numbers[:1], numbers, False, *tables, *results)
+    yield conv_layer_grad, (image, grad_rows, image, image, layers, numbers[:2], numbers[:2], False, *tables, *results)
     yield adam, (vector, vector, vector, vector, vector, *ones(4))
