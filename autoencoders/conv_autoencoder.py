@@ -3,8 +3,6 @@
 The encoder has a convolution, ReLU and BatchNorm for each entry of conv_filters, then a dense layer to the latent
 space. The decoder mirrors it with transposed convolutions. The last one gives logits, whose sigmoid is the image.
 Public methods take and return NumPy arrays on any device.
-
-Read next: training/trainer.py, the loop; network.py, the layers.
 """
 
 from __future__ import annotations
@@ -30,8 +28,8 @@ from .training import Callback, DivergedError, History, Trainer, TrainingOptions
 from .training.memory import check_size, least_weights
 
 Array = Any
-BATCH = 256  # outside training at most this many images are computed at a time,
-BATCH_VALUES = 1 << 22  # and at most this many numbers, so a batch holds fewer large images
+BATCH = 256  # images that are computed at a time outside training, at most
+BATCH_VALUES = 1 << 22  # numbers that those images may have together, so fewer large images are taken at a time
 BOUNDS = (-20.0, 10.0)  # the default bounds of log_variance
 
 
@@ -93,8 +91,8 @@ class Autoencoder:
         # network holds all layers by name, for saving, moving and training; it is never called. encoder, heads and
         # decoder are called.
         self.network = nn.Sequential({**encoder, **self.heads, **decoder})
-        # fuse runs each convolution with its ReLU and BatchNorm as one operation, with the same arithmetic; see
-        # minigrad/nn/conv_chain.py.
+        # fuse runs a chain of convolutions, ReLUs and BatchNorms as one operation, for speed. The values are those of
+        # the layers one after another, so the reading path leaves minigrad/nn/conv_chain.py out.
         self.encoder = nn.fuse(encoder)  # images -> features
         self.decoder = nn.fuse(decoder)  # latents -> logits of the image
         for part in (self.network, self.encoder, self.decoder):

@@ -1,4 +1,4 @@
-"""A convolutional VAE and its training loop on the bare engine. Read this first.
+"""A convolutional VAE and its training loop on the bare engine: the first file to read.
 
 conv_autoencoder.py and training/ do the same with options, checkpoints and speed; a test compares their losses with
 those of this file.
@@ -55,7 +55,10 @@ class VAE(nn.Module):
 def train(
     model: VAE, images: np.ndarray, epochs: int, batch_size: int = 128, learning_rate: float = 2e-3, seed: int = 0
 ) -> Iterator[tuple[float, float]]:
-    """Minimise the sum of both losses with Adam; yields them for each step. images: (N, 28, 28, 1), uint8."""
+    """Minimise the sum of both losses with Adam; yields them for each step.
+
+    images: (N, 28, 28, 1), uint8. seed: of their order and the noise; `model.initialize(seed)` draws new weights.
+    """
     optimizer = optim.Adam(model.parameters(), learning_rate)
     for epoch in range(epochs):
         order = generator(seed, "shuffle", epoch).permutation(len(images))

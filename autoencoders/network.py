@@ -20,7 +20,8 @@ def network_for(
 ) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
     """(filters, kernels, strides) of each convolution: as given, or for None what suits the image.
 
-    Strides: enough strides of 2 to bring the last feature map to at most 8 x 8, with a stride of 1 before and after.
+    Strides: enough strides of 2 to bring the last feature map to at most 8 x 8, with a stride of 1 before and after:
+    1, 2, 2, 1 for 28 x 28.
     Filters: they double from 32, or from 16 for images above 32 pixels, up to 64.
     Kernels: 3 where the stride is 1, else twice the stride. Then each output pixel of a transposed convolution gets as
     many terms as its neighbours. Other sizes leave a grid in the pictures.

@@ -1,7 +1,7 @@
 """minigrad: a deep-learning engine from scratch on NumPy and CuPy.
 
-Read tensor.py first; each file names the next one. What you read there is the specification; backend/cpu/ and
-backend/cuda/ compute the same faster and are compared with it.
+README.md lists the files to read, in order, beginning with tensor.py. What you read there is the specification;
+backend/cpu/ and backend/cuda/ compute the same faster and are compared with it.
 """
 
 from . import init, nn, ops, optim, random

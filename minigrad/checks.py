@@ -7,14 +7,15 @@ from typing import Any
 
 
 def check_unwritten(function: Any) -> None:
-    """Raise RuntimeError if an input has changed since it was read, and its old values are needed or its gradient would
-    no longer fit."""
+    """Raise RuntimeError if an input has changed since forward read it, and either forward saved the old values, or the
+    input's array now has another type or dtype, so that the gradient would not fit."""
     for i, (x, read) in enumerate(zip(function.inputs, function.read, strict=True)):
         if x is None or (x.version is read[1] and x.version[0] == read[2]):
             continue
         array, version, count = read
         changed = function.needs[i] and (type(x.data) is not type(array) or x.dtype != array.dtype)
-        if version[0] != count and not (function.bilinear and i < 2 and not function.needs[1 - i]):
+        unused = function.bilinear and i < 2 and not function.needs[1 - i]  # only the other's gradient would need it
+        if version[0] != count and not unused:
             saved = _arrays_in([value for name, value in vars(function).items() if name != "read"], type(array))
             changed |= any(function.k.xp.may_share_memory(array, other) for other in saved)
         if changed:

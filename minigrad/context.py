@@ -26,7 +26,7 @@ class Setting:
 
     def __exit__(self, *error: object) -> None:
         active = list(self.active.get())
-        if self in active:  # else a generator is closed by another thread than the one that entered
+        if self in active:  # absent if a generator is closed in another thread than the one that started it
             active.remove(self)
         self.active.set(tuple(active))
 

@@ -3,7 +3,8 @@
 Every initialiser is called as `initializer(rng, shape, fan_in, fan_out)` and returns a float64 NumPy array.
 fan_in is the number of inputs that one output value sums over, fan_out the number of outputs that one input
 value goes to: for Dense (D, F) these are D and F, for Conv2D (KH, KW, C, F) KH*KW*C and KH*KW*F, and for
-Conv2DTranspose, whose weight is (KH, KW, out, in), KH*KW*in and KH*KW*out. Strides are not counted.
+Conv2DTranspose, whose weight is (KH, KW, out, in), KH*KW*in and KH*KW*out. Strides are not counted, nor in fan_out
+groups, as in Keras and PyTorch.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ A step is then one kernel over flat arrays, whatever the number of layers, at ad
 
 A parameter with `requires_grad = False` is frozen: its values and moments do not change and its gradient is ignored
 until this is True again.
-
-Read next: backend/reference.py, which has the formulas of the steps.
 """
 
 from __future__ import annotations
@@ -133,8 +131,8 @@ class Optimizer:
         raise NotImplementedError
 
     def trained(self) -> Iterator[Any]:
-        """[values, moments..., gradients] of the parameters that are not frozen, one part for each run of neighbours.
-        A CUDA graph replays the parts with which it was recorded."""
+        """[values, moments..., gradients] of each stretch of neighbouring parameters that are not frozen.
+        A CUDA graph replays the stretches with which it was recorded."""
         start = 0
         for trained, group in groupby(self.flat.parameters, lambda p: p.requires_grad):
             part = slice(start, start + sum(p.data.size for p in group))

@@ -5,8 +5,6 @@ tensors and functions of one computation form a graph. `Tensor.backward` walks t
 in the reverse of the order in which the functions ran, and adds up gradients.
 
 Arrays are NumPy's or CuPy's: `backend_of(x)` has the kernels for x, and its `xp` is the library itself.
-
-Read next: ops/elementwise.py, with the first Functions.
 """
 
 from __future__ import annotations
@@ -74,7 +72,7 @@ class Tensor:
         data: the array. grad: its gradient, an array of the same shape, or None.
         creator: the Function that computed this tensor. None for a leaf, which was made by hand, inside `no_grad`, or
             from inputs that require no gradient.
-        version: the number of calls of `mark_written`, in a list that all views of one array share.
+        version: a list with one number, how often `mark_written` was called. All views of one array share the list.
 
     Raises:
         TypeError: data is neither an array of float32 or float64 nor numbers.
@@ -272,8 +270,8 @@ def walk(
     Functions run backward in the reverse of the order in which they ran, so that each has received the gradients of all
     its uses when its turn comes. run(function, gy) gives pairs (input, its gradient); `add` adds two gradients.
     """
-    # Gradients that wait: of an output until its function runs backward, under the function's order (a Function has one
-    # output); of a leaf until the end, under the leaf.
+    # Gradients that may not be complete yet. That of a function's only output is under the function's order, until the
+    # function runs backward. That of a leaf is under the leaf, until the end.
     waiting: dict[int | Tensor, Any] = {last.order: gy}
     queue = [(-last.order, last)]  # a heap: the function that ran last comes first
     while queue:
@@ -319,7 +317,8 @@ class Function:
     Attributes:
         k: the kernels of the device of the inputs; `k.xp` is the array library.
         needs: for each input, whether its gradient is needed; `backward` may return None for the others.
-        bilinear: whether each of the first two inputs is needed only for the gradient of the other.
+        bilinear: as in a product, the gradient of the first input needs only the second input, and the reverse. Then
+            one of them may change if the other needs no gradient.
         optional: how many of the last inputs may be None, that is, absent.
     """
 
@@ -378,7 +377,7 @@ class Function:
         given = [x if x is None or isinstance(x, Tensor | Real) else Tensor(x) for x in operands]
         tensors = [x for x in given if isinstance(x, Tensor)]
         k = backend_of(*(x.data for x in tensors), what=self.name) if tensors else default_backend()
-        vars(self)["k"] = k  # and not self.k, which a frozen dataclass refuses
+        vars(self)["k"] = k  # a Function may be a frozen dataclass, which refuses self.k = k
         dtype = tensors[0].dtype if tensors else "float32"
         if any(x.dtype != dtype for x in tensors):
             raise TypeError(

@@ -1,10 +1,14 @@
 """Checkpoints: what a training needs to go on, written and read.
 
-A run that resumes from a checkpoint gives the same bits as one that was never interrupted, because
+A run that resumes from a checkpoint ends with the same weights, moments and losses, bit for bit, as one that was never
+interrupted, because
 - random numbers are drawn by name, so there is no generator state to save (feed.py);
-- a checkpoint holds everything else that a step reads or changes: weights, statistics, moments, and `Progress`;
+- a checkpoint holds everything else that a step reads or changes: weights, statistics, moments, `Progress`, what is
+  frozen, the learning rate, the options, and a hash of the data;
 - the results of kernels depend on the number of threads, never on timing (minigrad/backend/cpu/threads.py), and CUDA
-  kernels use no atomic operations.
+  kernels use no atomic operations;
+- a replayed CUDA graph gives the bits of ordinary calls (minigrad/backend/cuda/capture.py), so it does not matter after
+  which step it was recorded.
 
 The machine and the versions must be the same, too. `environment` records them, and runs/start.py warns if they differ.
 """

@@ -1,7 +1,7 @@
 """What the steps of a training are given: images in random order, the noise of the latents, disturbed pixels.
 
-A run is a function of its data, options and seed. Every random number comes from a generator that is named by its
-purpose:
+A run is a function of its model, learning rate, data and options, the seed among them. Every random number comes from
+a generator that is named by its purpose:
 
     "init", parameter           the first values of a parameter
     "split"                     which images are held out
@@ -12,12 +12,10 @@ purpose:
     "validation"                the noise of the latents in the validation
     "validation pixels"         denoising and binarisation of the held-out images
 
-If the model was trained before this run, each name that has an epoch also has the number of those earlier steps:
+If the model was trained before this run, the number of those earlier steps is appended to each name with an epoch:
 "shuffle", epoch, "after", steps. So a second `train` never repeats random numbers, not even after another `compile`.
 
 A checkpoint therefore needs no generator state: a resumed run draws the numbers of its epoch again.
-
-Read next: trainer.py, the loop.
 """
 
 from __future__ import annotations

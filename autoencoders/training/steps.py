@@ -1,7 +1,4 @@
-"""The steps of a training: a function of model, images, options and the place in the run.
-
-Read next: trainer.py, the loop around them.
-"""
+"""The steps of a training. What one does depends only on model, images, options and the place in the run."""
 
 from __future__ import annotations
 

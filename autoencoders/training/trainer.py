@@ -3,8 +3,6 @@
 `Trainer.run` is the loop; its step is `Steps.step` in steps.py. Beside them: feed.py, the images, and where the random
 numbers come from; controls.py, the learning rate, and what callbacks may change; checkpoints.py, what is saved, and why
 a resumed run gives the same bits; divergence.py, how the cause is found when numbers are no longer finite.
-
-Read next, for what a run leaves in its folder: runs/run.py; for how good the model is: evaluation/metrics.py.
 """
 
 from __future__ import annotations
@@ -168,9 +166,8 @@ class Trainer(Steps):
             raise DivergedError(f"the training cannot begin: {name} is not finite")
         self.last_good = self.state(), deepcopy(self.progress)
         if not any(module.training_mode is not False for name, module in self.model.network.modules() if name):
-            self.model.network.train(
-                None
-            )  # network.eval() was called to use the model; it is not meant for the training
+            # network.eval() was called to use the model; it is not meant for the training
+            self.model.network.train(None)
         self.partial_row = []
 
     def _run_epochs(self) -> None:

@@ -1,10 +1,8 @@
 """Backends: which library computes, on which device, with which kernels.
 
 A device is where an array is: `cpu` (NumPy) or `cuda`, `cuda:1`, ... (CuPy). A kernel set is how the work is done
-there: `plain` is the readable specification (reference.py); the others are faster and checked against it. Arrays choose
-the device: `backend_of(x).conv2d(x, ...)` runs where x is.
-
-Read next: device.py.
+there: `plain` is the readable specification (reference.py, with catalogue.py and chain.py, which add to it); the others
+are faster and checked against it. Arrays choose the device: `backend_of(x).conv2d(x, ...)` runs where x is.
 """
 
 from __future__ import annotations

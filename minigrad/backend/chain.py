@@ -1,8 +1,8 @@
 """Fast path, read only if curious: the kernels of ops.conv_chain.ConvChain, a chain of layers, each a convolution with
 ReLU and batch normalisation.
 
-Here a layer runs step by step; in faster backends it is one kernel. Each layer applies the batch normalisation of the
-previous layer when it reads its input.
+Here a layer runs step by step; in faster backends it is one kernel. Each layer takes over the batch normalisation of
+the previous one: it normalises its input, and gives the gradients of gamma and beta, too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a backend is besides its kernels: an array library, its devices and memory, and how a step runs.
-
-Read next: ../random.py and ../serialize.py.
-"""
+"""What a backend is besides its kernels: an array library, its devices and memory, and how a step runs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The sizes of a convolution: how the output follows from the input, the kernel, the stride and the padding.
-
-Read next: ../ops/conv.py.
-"""
+"""The sizes of a convolution: how the output follows from the input, the kernel, the stride and the padding."""
 
 from __future__ import annotations
 
@@ -15,9 +12,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """The sizes of one convolution. Output pixel p reads the padded row p * stride + i * dilation with kernel row i.
+    """The sizes of one convolution. Output row p reads the padded row p * stride + i * dilation with kernel row i;
+    columns likewise.
 
-    A transposed convolution has the geometry of the convolution that it transposes. Its result has the input_size.
+    A transposed convolution is described by the convolution that it transposes: it reads images of output_size and
+    gives images of input_size.
 
     Attributes: pairs (height, width); pads is ((top, bottom), (left, right)). groups: channels and filters are divided
         into so many parts of equal size, and a filter reads only the channels of its part.
@@ -46,8 +45,8 @@ class ConvGeometry:
 def conv_geometry(
     input_size: Size, kernel_size: Size, stride: Pair, padding: Pair | str, dilation: Pair = 1, groups: int = 1
 ) -> ConvGeometry:
-    """The geometry of a convolution, axis by axis, with H the input size and K the pixels from the first to the last
-    that the kernel reads, which are (kernel size - 1) * dilation + 1:
+    """The geometry of a convolution, axis by axis, with H the input size and K the span of the kernel,
+    (kernel size - 1) * dilation + 1:
 
     - padding p: output (H + 2p - K) // stride + 1. "valid" is p = 0.
     - "same": output ceil(H / stride), with as few zeros as possible. If their number is odd, the bottom or right side
@@ -79,39 +78,39 @@ def conv_geometry(
 
 @lru_cache(maxsize=1024)
 def transposed_geometry(
-    input_size: Size,
+    x_size: Size,
     kernel_size: Size,
     stride: Pair,
     padding: Pair | str,
-    output_size: Size | None,
+    y_size: Size | None,
     dilation: Pair = 1,
     groups: int = 1,
 ) -> ConvGeometry:
-    """The geometry of a transposed convolution from input_size to output_size. The result describes the forward
-    convolution, so its input_size is our output_size.
+    """The geometry whose transpose maps images of x_size to images of y_size: its output_size is x_size, its input_size
+    y_size.
 
-    Several output sizes are possible, because a convolution rounds down. If output_size is None, with OH the input
-    size here and K as above, "same" gives OH * stride, "valid" gives OH * stride + max(K - stride, 0), as in Keras, and
+    Several sizes y are possible, because a convolution rounds down. If y_size is None, with OH the x_size and K as
+    above, "same" gives OH * stride, "valid" gives OH * stride + max(K - stride, 0), as in Keras, and
     padding p gives (OH - 1) * stride + K - 2p.
 
     Raises:
-        ValueError: no convolution of this kind maps output_size to input_size.
+        ValueError: no convolution of this kind maps y_size to x_size.
     """
     strides = pair(stride, "stride", 1)
-    if output_size is None:
+    if y_size is None:
         sizes = []
-        for axis, (OH, K, S) in enumerate(zip(input_size, _spans(kernel_size, dilation), strides, strict=True)):
+        for axis, (OH, K, S) in enumerate(zip(x_size, _spans(kernel_size, dilation), strides, strict=True)):
             if isinstance(padding, str):
                 sizes.append(OH * S + (max(K - S, 0) if padding == "valid" else 0))
             else:
                 sizes.append((OH - 1) * S + K - 2 * pair(padding, "padding", 0)[axis])
-        output_size = (sizes[0], sizes[1])
-    geometry = conv_geometry(output_size, kernel_size, stride, padding, dilation, groups)
-    if geometry.output_size != input_size:
+        y_size = (sizes[0], sizes[1])
+    geometry = conv_geometry(y_size, kernel_size, stride, padding, dilation, groups)
+    if geometry.output_size != x_size:
         raise ValueError(
-            f"conv2d_transpose: output_size {output_size} does not fit: with kernel {kernel_size}, stride {stride}, "
+            f"conv2d_transpose: output_size {y_size} does not fit: with kernel {kernel_size}, stride {stride}, "
             f"padding {padding!r} and dilation {dilation} a convolution maps it to {geometry.output_size}, but x is "
-            f"{input_size}"
+            f"{x_size}"
         )
     return geometry
 

@@ -1,12 +1,10 @@
-"""Every kernel in plain code: the specification that all faster kernels are compared with.
+"""The kernels of the two models in plain code: the specification that all faster kernels are compared with.
 
 A kernel takes arrays and returns new arrays; it knows nothing of tensors or graphs. A trailing underscore means that it
 writes into its first arguments. `xp` is NumPy or CuPy: the same code runs on both.
 
 Images are NHWC: (N batch, H height, W width, C channels). A convolution maps (N, H, W, C) to (N, OH, OW, F)
 with weight (KH, KW, C, F).
-
-Read next: __init__.py.
 """
 
 from __future__ import annotations
@@ -106,7 +104,10 @@ class Backend(Device):
         return columns.reshape(N * OH * OW, KH * KW * C)
 
     def col2im(self, columns: Array, N: int, C: int, geometry: ConvGeometry) -> Array:
-        """The adjoint of im2col: every row is added back onto its patch. (N*OH*OW, KH*KW*C) -> (N, H, W, C)."""
+        """The adjoint of im2col: every row is added back onto its patch. (N*OH*OW, KH*KW*C) -> (N, H, W, C).
+
+        One tap adds to different pixels, so `+=` on the slice loses nothing; only the taps of different turns overlap.
+        """
         (H, W), (KH, KW), (OH, OW) = geometry.input_size, geometry.kernel_size, geometry.output_size
         (top, bottom), (left, right) = geometry.pads
         columns = columns.reshape(N, OH, OW, KH, KW, C)
@@ -197,14 +198,15 @@ class Backend(Device):
         Per channel let s = sqrt(variance + epsilon), z = (x - mean) / s, y = gamma * z + beta, and M the number of
         values. Then gbeta = sum gy and ggamma = sum gy * z, and the gradient of z is gz = gamma * gy.
 
-        A value x_i changes the loss in three ways:
-        - Its own z_i moves by 1 / s: gz_i / s.
-        - The mean moves by 1 / M, and with it every z_j by -1 / (M s): -sum(gz) / (M s).
-        - The variance moves by 2 (x_i - mean) / M = 2 s z_i / M. Since dz_j / dvariance = -z_j / (2 s^2), every z_j
-          moves by -z_i z_j / (M s): -z_i sum(gz * z) / (M s). (To first order the mean's move does not change the
-          variance, because the deviations sum to 0.)
+        If x_i grows by a small d, the loss changes in three ways:
+        - Its own z_i grows by d / s: gz_i / s.
+        - The mean grows by d / M, and with it every z_j by -d / (M s): -sum(gz) / (M s). This leaves the variance
+          alone, to first order, because the deviations sum to 0.
+        - The variance grows by 2 (x_i - mean) d / M = 2 s z_i d / M. Since dz_j / dvariance = -z_j / (2 s^2), every z_j
+          grows by -z_i z_j d / (M s): -z_i sum(gz * z) / (M s).
 
-        The sum of the three is gx = gamma / s * (gy - gbeta / M - z * ggamma / M).
+        The sum of the three is gx = gamma / s * (gy - gbeta / M - z * ggamma / M). With given statistics, which do not
+        depend on x, only the first term is left.
         """
         M = x.size // max(x.shape[-1], 1)
         inverse_deviation = 1 / self.xp.sqrt(variance + epsilon)

@@ -1,8 +1,6 @@
 """The layers: parameters and an operation of ops/.
 
 Weights start as Glorot uniform and biases as zeros, as in Keras. `model.initialize(seed)` samples each by its name.
-
-Read next: ../optim.py.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Module and Parameter: named weights and the things made of them.
 
-A Module's attributes are parameters (trained), buffers (other tensors, saved but not trained) and further modules, also
-in lists, tuples and dicts. Names follow the attributes, `encoder.conv1.weight`, `blocks.0.weight`, in the order of
-assignment. Every tensor attribute is a buffer, so `forward` must not keep results as attributes.
+A Module's attributes are parameters (trained), buffers (other tensors, saved but not trained) and further modules.
+Modules are also found in lists, tuples and dicts; tensors there are not. Names follow the attributes,
+`encoder.conv1.weight`, `blocks.0.weight`, in the order of assignment. Every tensor attribute is a buffer, so `forward`
+must not keep results as attributes.
 
 A tensor or module may have several names, for example a layer that is used twice, or one weight in two layers. It
 counts once, under its first name; only `state_dict` holds it under every name.
-
-Read next: layers.py.
 """
 
 from __future__ import annotations

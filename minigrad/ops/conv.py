@@ -7,8 +7,6 @@ same weight and geometry. Its own gradients are a convolution and a weight gradi
 Images are (N, H, W, C), weights (KH, KW, C, F), or with groups (KH, KW, C / groups, F). As in all deep-learning
 libraries, the kernel is not flipped: mathematically this is a cross-correlation. The sizes come from
 backend/geometry.py.
-
-Read next: norm.py.
 """
 
 from __future__ import annotations

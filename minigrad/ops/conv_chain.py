@@ -46,8 +46,9 @@ class ConvChain(Function):
     where it says so. The last one may have no gamma and beta; it is then the convolution alone.
 
     The inputs are x, and weight, bias, gamma and beta of each link. After the call `moments` holds (mean, variance) of
-    the links that have gamma. No batch_norm is computed by itself: the next link applies it while it reads, and takes
-    the sums that its gradient needs while it writes.
+    the links that have gamma. No batch_norm is computed by itself. Forward, the next link normalises what it reads (the
+    CPU kernels put the normalisation into its weights). Backward, that link also takes the sums that the gradient of
+    the normalisation needs.
     """
 
     k: ChainBackend

@@ -1,7 +1,4 @@
-"""Matrix products.
-
-Read next: ../backend/geometry.py, then conv.py.
-"""
+"""Matrix products."""
 
 from __future__ import annotations
 

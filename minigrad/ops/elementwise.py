@@ -6,8 +6,6 @@ applies it. Inputs are tensors, arrays or Python numbers; shapes broadcast as in
 `self.k` is the backend of the inputs. An operation calls one of its kernels, such as `self.k.relu`, where a backend may
 have a faster one. Where one call of the array library is enough, it uses an operator or a function of `self.k.xp`,
 which is NumPy or CuPy.
-
-Read next: shape.py.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Negative log-likelihoods are in nats per image: summed over all axes but the first and averaged over the first (N). So
 they do not depend on the batch size and can be added to each other.
-
-Read next: ../nn/module.py.
 """
 
 from __future__ import annotations

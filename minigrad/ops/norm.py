@@ -1,7 +1,4 @@
-"""Batch normalisation.
-
-Read next: loss.py (conv_chain.py only if curious).
-"""
+"""Batch normalisation."""
 
 from __future__ import annotations
 

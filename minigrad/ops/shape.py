@@ -1,8 +1,6 @@
 """Reshaping and reductions over axes.
 
 `axis` is an int, a tuple of ints or None (all axes); `keepdims=True` keeps reduced axes with size 1.
-
-Read next: dense.py.
 """
 
 from __future__ import annotations

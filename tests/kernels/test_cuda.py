@@ -702,6 +702,15 @@ def test_ctrl_c_while_a_step_is_recorded_ends_the_recording(cuda_device: str) ->
     assert k.to_host(take_step(x)).tolist() == [2, 2, 2]
 
 
+def test_each_size_of_batch_is_recorded(cuda_device: str) -> None:
+    """Also where the first batch is the short one, as in a run that is resumed at the end of an epoch."""
+    k = minigrad.use(device="cuda")
+    numbers = iter(range(20))
+    take_step = k.capture(lambda x: x.sum() + float(next(numbers)))
+    found = [float(k.to_host(take_step(k.from_host(np.zeros(n, np.float32))))) for n in [2] + 5 * [3] + 4 * [2]]
+    assert found == [0, 1, 2, 3, 4, 4, 5, 6, 7, 7]
+
+
 def test_a_frozen_number_would_be_seen(cuda_device: str) -> None:
     """The double replays what was recorded, as a GPU does."""
     k = minigrad.use(device="cuda")

@@ -1,12 +1,16 @@
-"""Where the products of a convolution find their numbers, for the numba kernels.
+"""Where the products of a convolution find their numbers, for the numba kernels. plan.py explains the phases.
 
-im2col copies the numbers that pixel p of the result meets to a row of columns: columns[p, t] for tap t. They are in the
-padded image anyway, at pixels[p] + taps[t]. So a plan holds these two tables, and the products read the image itself:
+In im2col row p of `columns` holds the numbers that pixel p of the result meets, and columns[p, t] belongs to tap t: a
+kernel row, kernel column and channel. Nothing needs to be copied: in the flat padded image this number is at pixels[p]
++ taps[t]. pixels[p] is where the patch of p begins, and taps[t] how far t is from there. For 4 x 4 pixels of one
+channel, a 3 x 3 kernel and no padding these are pixels = 0 1 4 5 and taps = 0 1 2 4 5 6 8 9 10. So the three products
+read the image itself:
 
-    y[p, f] = sum over t of image[pixels[p] + taps[t]] * weight[t, f]
-    gweight[t, f] = sum over p of image[pixels[p] + taps[t]] * gy[p, f]
+    forward   y[p, f]       = sum over t of image[pixels[p] + taps[t]] * weight[t, f]
+    weight    gweight[t, f] = sum over p of image[pixels[p] + taps[t]] * gy[p, f]
+    adjoint   one product like the forward one for each phase of the stride
 
-The adjoint is such a convolution for each phase of the stride (plan.py).
+The weight gradient is the same call as the forward one with the two tables exchanged.
 """
 
 from __future__ import annotations
@@ -27,23 +31,30 @@ LAYER = np.dtype(
     + [(name, "i8", 2) for name in ("output_size", "padded_size", "before", "kernel_size", "stride")]
     + [(name, "i8", 2) for name in ("steps", "pixels", "taps", "matrices", "bias")]
 )
-"""A convolution or its adjoint from `inputs` to `channels`, a block of `images` at a time. It reads x in an image of
-padded_size, where `before` rows and columns of zeros are above and left of x. holes: some pixels of the result meet no
-tap. thin: the result has so few channels that each pixel of x is multiplied first, which gives `products` numbers, and
-these are added to the pixels that they belong to. The last fields say from where to where the parts of the layer are in
-the tables of a chain of layers."""
+"""A convolution or its adjoint.
+
+inputs, channels: channels of x and of the result. images: how many are computed at a time.
+padded_size, before: x is read in an image of this size, with so many rows and columns of zeros above and left of x. The
+    image may be smaller than x, if a stride leaves out the last pixels.
+holes: whether some pixels of the result meet no tap.
+relu: whether a ReLU follows.
+thin: whether the result has so few channels that each pixel of x is multiplied first, which gives `products` numbers,
+    and these are added where they belong (`layer_loops.spread`). Then padded_size is that of x, and `before` are the
+    pads of the result.
+steps ... bias: from where to where the parts of this layer are in the tables of a chain of layers."""
 STEP = np.dtype([(name, "i8", 2) for name in ("pixels", "taps", "matrix")])
 """One product of a plan: from where to where its parts are in the tables."""
 
 
 class Direct(NamedTuple):
-    """A plan without the weight's numbers. The tables of places have one entry more, which is read but not used."""
+    """A plan that says which weight goes where, but not its value. The tables of places have one entry more, which is
+    read but not used."""
 
     layer: Array  # LAYER, (1,)
     steps: Array  # STEP
     pixels: Array  # (2, count): where each pixel's first tap is in the padded x, and where its result is
-    taps: Array  # where each tap is from there
-    order: Array  # which numbers of the flat weight the matrices consist of; the last one beyond them is zero
+    taps: Array  # the distance of each tap from the first
+    order: Array  # for each number of the matrices its index in the flat weight; -1 for a zero
 
 
 @lru_cache(maxsize=256)
@@ -58,7 +69,7 @@ def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], block: in
     record["inputs"], record["channels"] = (F, C) if back else (C, F)
     record["output_size"] = geometry.input_size if back else geometry.output_size
     record["kernel_size"], record["stride"] = geometry.kernel_size, geometry.stride
-    indices = np.arange(math.prod(shape)).reshape(shape)
+    indices = np.arange(math.prod(shape)).reshape(shape)  # planned as if they were weights, they say what goes where
     if back and C < THIN:
         matrix = indices.reshape(-1, F).T  # (F, KH * KW * C)
         record["thin"], record["products"] = 1, -(-matrix.shape[1] // panel) * panel
@@ -91,7 +102,8 @@ def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], block: in
 
 
 def _places(record: Any, window: Window, product: Product) -> tuple[Array, Array, Array]:
-    """(pixels in the padded x, pixels in the result, taps) of a product, for a block of images."""
+    """(pixels in the padded x, pixels in the result, taps) of a product, for a block of images. Fewer images use the
+    first part of the tables."""
     (H, W), (OH, OW), C = record["padded_size"], record["output_size"], record["inputs"]
     images = np.arange(record["images"])[:, None, None]
     rows, columns = np.arange(OH)[product.rows], np.arange(OW)[product.columns]

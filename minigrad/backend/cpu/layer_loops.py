@@ -1,8 +1,8 @@
 """Compiled layers: each takes the images of a thread through a layer, or a chain of them, block by block. They run
 without the interpreter lock.
 
-An index that is the sum of two is unsigned (`np.uint64`): a signed one might be negative and mean the array's end, and
-a loop that has to check this is not vectorised.
+Numba lets a negative index count from an array's end. It would have to test each signed sum for that and then not
+vectorise the loop, so an index that is the sum of two is unsigned (`np.uint64`).
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def pair(numbers: Array) -> tuple[int, int]:
 
 @compiled
 def fold(
-    norm: Array, weight: Array, bias: Array, coverage: Array, transposed: bool, folded: Array, image: Array
+    norm: Array, weight: Array, bias: Array, coverage: Array, transposed: bool, folded: Array, bias_image: Array
 ) -> None:
-    """folded and image become what `NumpyLayers.fold` returns; image (pixels, channels of y)."""
+    """folded and bias_image (pixels, channels of y) become what `NumpyLayers.fold` in numpy_layers.py returns; it is
+    explained there."""
     KH, KW, C, F = weight.shape
     scale, shift = norm[1], norm[2] - norm[0] * norm[1]
     taps = np.zeros((KH * KW + 1, len(bias)), weight.dtype)
@@ -63,7 +64,7 @@ def fold(
                 if not transposed:
                     for f in range(F):
                         taps[a * KW + b, f] += weight[a, b, c, f] * shift[c]
-    matmul(coverage, taps, False, image)
+    matmul(coverage, taps, False, bias_image)
 
 
 @compiled
@@ -78,7 +79,8 @@ def unfold(
     gweight: Array,
     gbias: Array,
 ) -> None:
-    """sums (in float64), gweight and gbias become what `NumpyLayers.unfold` returns."""
+    """sums (in float64), gweight and gbias become what `NumpyLayers.unfold` in numpy_layers.py returns; it is explained
+    there."""
     threads, KH, KW, C, F = gweights.shape
     taps = np.zeros((KH * KW + 1, totals.shape[2]), gweight.dtype)
     for thread in range(threads):
@@ -139,7 +141,7 @@ def convolve(
         first, stop = step.pixels[0], step.pixels[0] + (step.pixels[1] - step.pixels[0]) // layer.images * n
         columns, matrix = taps[step.taps[0] : step.taps[1]], matrices[step.matrix[0] : step.matrix[1]]
         for left in range(0, layer.channels, panel):
-            weights = matrix[left * len(columns) :].ctypes.data
+            weights = matrix[left * len(columns) :].ctypes.data  # the panel that begins at column `left`
             width, rows = min(panel, layer.channels - left), places[first:stop]
             tiles(
                 source.ctypes.data, rows, columns, weights, panel, results, y_places[first:stop], left, width, False
@@ -167,7 +169,7 @@ def spread(x: Array, layer: Any, pixels: Array, taps: Array, matrices: Array, ou
             for a in range(KH):
                 h = p * SH + a - top
                 for b in range(KW if 0 <= h < H else 0):
-                    first = max(0, (left - b + SW - 1) // SW)  # the pixels of x whose tap is inside
+                    first = max(0, (left - b + SW - 1) // SW)  # pixel q of x meets column q * SW + b - left
                     count = max(0, min(OW, (W - 1 + left - b) // SW + 1) - first)
                     for c in range(C):
                         source = np.uint64(((i * OH + p) * OW + first) * layer.products + (a * KW + b) * C + c)
@@ -241,11 +243,15 @@ def conv_layer_grad(
     layers: Array, steps: Array, x_pixels: Array, x_taps: Array, matrices: Array, gx: Array, gweight: Array,
     total: Array, block: int, scratch: tuple[Array, Array, Array]
 ) -> None:  # fmt: skip
-    """The gradients of conv_layer for a shard; gx is wanted if it is not empty. gweight and total are added to.
+    """The gradients of conv_layer for a shard; gx is wanted if it is not empty. For each block:
 
-    windows, places, columns: of the convolution, whose image is gy for a transposed layer, and x otherwise. layers ...
-    matrices: of the layer that gives gx. gweight (KH * KW * C * F,). total (OH * OW * F,): the sum over images before
-    the ReLU.
+    1. g is gy through the batch_norm and the ReLU.
+    2. total (OH * OW * F,) += the sum of g over images.
+    3. gweight (KH * KW * C * F,) += image^T @ factors, where image and factors are x and g, or g and x if transposed.
+    4. gx from g. It overwrites the padded image, which step 3 does not need any more.
+
+    windows, places, columns: record, pixels and taps of the convolution that reads `image`. layers ... matrices: of the
+    layer that gives gx, which for a transposed layer is that convolution.
     """
     C, F, window, panel = x.shape[3], y.shape[3], windows[0], 2 * VECTOR // x.itemsize
     channels = C if transposed else F
@@ -268,13 +274,15 @@ def conv_layer_grad(
         for left in range(0, channels, panel):
             column, width = numbers[left:].ctypes.data, min(panel, channels - left)
             met = places[: pixels * len(g)]
+            # the tables are exchanged: rows are taps, columns are pixels
             tiles(held.ctypes.data, taps, met, column, channels, gweight, targets, left, width, True)
         if len(gx):
             out = gx[start:stop]
             if transposed:
                 convolve(held, len(g), layers[0], steps, x_pixels, x_taps, matrices, out)
             else:
-                layer_of(g, layers[0], steps, x_pixels, x_taps, matrices, total[:0], out, scratch[PADDED])
+                no_bias = total[:0]
+                layer_of(g, layers[0], steps, x_pixels, x_taps, matrices, no_bias, out, scratch[PADDED])
 
 
 def prepare(dtype: Any) -> None:
@@ -312,7 +320,8 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield fold, (norm, weights[0], vector, ones((1, 2)), False, ones((1, 1, 2, 2)), ones((1, 2)))
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
     yield unfold, (norm, weights[0], weights, image[0], ones((1, 2)), False, *gradients)
-    layers, steps, numbers = np.ones(1, LAYER), np.zeros(1, STEP), np.zeros(3, np.int64)  # one entry more is read
+    layers, steps = np.ones(1, LAYER), np.zeros(1, STEP)
+    numbers = np.zeros(3, np.int64)  # with the entry that is read ahead
     layers["channels"], layers["before"], layers["thin"] = 2, 0, 0
     for name, size in {"steps": 1, "pixels": 2, "taps": 2, "matrices": 256, "bias": 2}.items():
         layers[name] = 0, size

@@ -1,9 +1,11 @@
 """Matrix products whose results stay in vector registers while they are summed.
 
-The innermost loop is written in LLVM's vector instructions, which Numba compiles. A tile of the result, some rows times
-one or two vectors, gains in each turn the product of one number of each row of a and one row of b. The numbers of a are
-read one by one, so a row of a may be anywhere: the pixels that a filter meets are read where they are in the image, and
-no im2col is needed. The rows of b and of the result are read and written by vectors.
+The innermost loop is written in LLVM's vector instructions, which Numba compiles. It sums a tile of the result, some
+rows times one or two vectors. In turn k each row i of the tile adds a[i, k] * b[k], a number times a row of b. The
+numbers of a are read one by one, so a row of a may be anywhere: the pixels that a filter meets are read where they are
+in the image, and no im2col is needed. The rows of b and of the result are read and written by vectors.
+
+A tile of R rows and 2 vectors holds 2 R sums, 2 vectors of b, and one number of a in every lane: 2 R + 3 registers.
 
 A BLAS packs its matrices first and has its tiles for large ones; for the sizes of a convolution this is faster, and so
 is not writing the columns (benchmarks/ops.py).
@@ -11,6 +13,7 @@ is not writing the columns (benchmarks/ops.py).
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -25,7 +28,8 @@ from .compiling import compiled
 Array = Any
 FEATURES = llvm.get_host_cpu_features()
 VECTOR = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx") else 16  # bytes
-ROWS = (6, 3, 2, 1) if VECTOR == 32 else (14, 7, 4, 2, 1)  # of tiles: 2 * ROWS[0] + 3 vectors fill the registers
+MANY_REGISTERS = VECTOR == 64 or platform.machine() in ("aarch64", "arm64")  # 32 vectors, not 16
+ROWS = (14, 7, 4, 2, 1) if MANY_REGISTERS else (6, 3, 2, 1)  # heights of tiles
 INNER = 256  # turns of `matmul` at a time: so many rows of a panel of b stay in the first cache
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
@@ -37,9 +41,10 @@ def tile(
 ) -> Any:  # fmt: skip
     """c (rows, vectors) = a (rows, K) @ b (K, vectors); if add, c += that.
 
-    rows: one of ROWS. vectors: 1 or 2. one: a number of the dtype. a, b, c and the tables a_rows, a_columns and c_rows
-    of int64 are addresses. a[i, k] is a_rows[i] + a_columns[k] numbers after a, the row b[k] is k * b_step numbers
-    after b, and the row c[i] is c_rows[i] numbers after c. One entry behind a_columns is read, too, but not used.
+    rows: one of ROWS. vectors: 1 or 2. K: at least 1. one: any number of the dtype, which says what a, b and c hold.
+    a, b, c and the tables a_rows, a_columns and c_rows of int64 are addresses. a[i, k] is a_rows[i] + a_columns[k]
+    numbers after a, the row b[k] is k * b_step numbers after b, and the row c[i] is c_rows[i] numbers after c. One
+    entry after a_columns is read, too, but not used.
     """
     signature = types.void(*[types.intp] * 10, types.boolean, one)
 
@@ -78,8 +83,10 @@ def _tile(builder: Any, number: Any, rows: int, vectors: int, arguments: Any) ->
         return builder.bitcast(builder.gep(pointer, [I64(v * W)]), vector.as_pointer())
 
     def hidden(value: Any) -> Any:
-        """The value, from a place that LLVM cannot see. Columns are read a turn ahead; if LLVM saw that, it would undo
-        it, take the numbers of a for slow to come, and hold more of them than there are registers."""
+        """The same number, passed through an empty piece of assembly: no instruction, but LLVM no longer knows where it
+        comes from. The column of turn k + 1 is read in turn k, so that the address in a is there when its turn begins.
+        If LLVM saw that, it would move the reading back, expect the numbers of a late, load all of them first, and run
+        out of registers, which takes twice the time."""
         return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], side_effect=False)
 
     a_pointers = [builder.gep(a, [entry(a_rows, I64(i))]) for i in range(rows)]
@@ -126,25 +133,27 @@ def tiles(
     a: int, a_rows: Array, a_columns: Array, b: int, b_step: int, c: Array, c_rows: Array, left: int, width: int,
     add: bool
 ) -> None:  # fmt: skip
-    """The columns left ... left + width - 1, at most two vectors, of c = a @ b, or c += a @ b if add.
+    """c = a @ b, or c += a @ b if add, in the columns left ... left + width - 1 of c, at most two vectors.
 
-    a and b are addresses, c is flat; the rest is as in `tile`. b must be readable to the end of its last vector.
+    a is an address, and b that of the first of its columns that belong to these; c is flat; the rest is as in `tile`.
+    b must be readable to the end of its last vector.
     """
     size, one = c.itemsize, c.dtype.type(1)
     W = VECTOR // size
     vectors, K, columns, i = (width + W - 1) // W, len(a_columns), a_columns.ctypes.data, 0
     if K == 0:
-        for at in c_rows if not add else c_rows[:0]:
-            c[at + left : at + left + width] = 0
+        if not add:
+            for at in c_rows:
+                c[at + left : at + left + width] = 0
         return
+    edge, edge_rows = np.empty((ROWS[0], 2 * W), c.dtype), np.arange(ROWS[0]) * (2 * W)
     for height in ROWS:
         while len(a_rows) - i >= height:
             rows, place = a_rows[i:].ctypes.data, c_rows[i:].ctypes.data
             if width == vectors * W:
                 target = c.ctypes.data + left * size
                 tile(height, vectors, a, rows, columns, K, b, b_step, target, place, add, one)  # type: ignore[call-arg]
-            else:
-                edge, edge_rows = np.empty((ROWS[0], 2 * W), c.dtype), np.arange(ROWS[0]) * (2 * W)
+            else:  # a vector reaches beyond the columns: the tile goes to a spare place first
                 target, place = edge.ctypes.data, edge_rows.ctypes.data
                 tile(height, vectors, a, rows, columns, K, b, b_step, target, place, False, one)  # type: ignore[call-arg]
                 for r in range(height):
@@ -162,7 +171,7 @@ def matmul(a: Array, b: Array, add: bool, out: Array) -> None:
 
 @compiled
 def _matmul(a: Array, b: Array, add: bool, out: Array) -> None:
-    """matmul of one kind of arrays, so that it is compiled once."""
+    """matmul for arrays without a known layout, so that one compilation serves transposed ones, too."""
     (M, K), N, size = a.shape, b.shape[1], a.itemsize
     width = 2 * VECTOR // size
     rows, columns = np.arange(M) * (a.strides[0] // size), np.arange(K + 1) * (a.strides[1] // size)

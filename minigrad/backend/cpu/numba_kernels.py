@@ -1,8 +1,8 @@
-"""The CPU kernels with the work between matrix products compiled by Numba (extra `fast`); see layer_loops.py.
+"""The CPU kernels whose convolution layers are compiled by Numba (extra `fast`), products included.
 
-Faster because a thread computes its images in one compiled call, without the interpreter, and because one pass over a
-block does all operations, where NumPy makes one pass for each. The matrix products are compiled, too, and read the
-images where they are (direct.py, micro_kernels.py).
+Faster because a thread computes its images in one compiled call without the interpreter (layer_loops.py), because one
+pass over a block does all operations, where NumPy makes one pass for each, and because the products read the images
+where they are (direct.py, micro_kernels.py). Dense layers stay with BLAS.
 Measured by benchmarks/ops.py and benchmarks/train.py.
 """
 
@@ -30,8 +30,8 @@ from .threads import Pool
 Array = Any
 
 
-class CompiledPlan(NamedTuple):
-    """How the loops compute a layer: the plan, and its matrices in panels."""
+class FilledPlan(NamedTuple):
+    """How the loops compute a layer: the plan, and its matrices, with the weight's values, in panels."""
 
     direct: Direct
     matrices: Array
@@ -53,7 +53,7 @@ class CompiledPlan(NamedTuple):
         return *self.direct[:4], self.matrices
 
     def numbers(self, _: int) -> int:
-        """Numbers that one image takes at work."""
+        """Numbers that one image takes at work; called like `Plan.numbers`."""
         return numbers(self.direct.layer[0])
 
     @property
@@ -71,13 +71,13 @@ class NumbaLayers:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
 
-    def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> CompiledPlan:
+    def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> FilledPlan:
         """How a convolution or its adjoint is computed."""
-        plan = self._places(planner, weight, geometry)
+        plan = self._direct(planner, weight, geometry)
         filled = np.append(weight, weight.dtype.type(0)) if (plan.order < 0).any() else weight.reshape(-1)
-        return CompiledPlan(plan, filled.take(plan.order))
+        return FilledPlan(plan, filled.take(plan.order))
 
-    def _places(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> Direct:
+    def _direct(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> Direct:
         size = weight.itemsize
         return direct(planner is adjoint, geometry, weight.shape, self.block_bytes // size, 2 * VECTOR // size)
 
@@ -96,7 +96,7 @@ class NumbaLayers:
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
         moments = Moments(self.pool.threads, plan.channels)
         x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 1, x.dtype).reshape(-1)
-        layers = plan.direct.layer.copy()
+        layers = plan.direct.layer.copy()  # the plan is kept for the next call
         layers["relu"] = relu
 
         def task(shard: int, part: slice) -> None:
@@ -115,7 +115,8 @@ class NumbaLayers:
         weight, _, geometry, transposed = layer
         gy, y, x, weight = _contiguous(gy, y, x, weight)
         threads = self.pool.threads
-        window = self._places(convolution, weight, geometry)
+        window = self._direct(convolution, weight, geometry)
+        # gx of a transposed layer is a convolution
         back = self.plan(adjoint if needs_gx and not transposed else convolution, weight, geometry)
         layers = window.layer[0], back.direct.layer[0]
         block, scratch_size = min(int(layer["images"]) for layer in layers), max(map(scratch_numbers, layers))

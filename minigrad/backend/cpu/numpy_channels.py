@@ -64,7 +64,8 @@ class NumpyChannels:
 class Moments:
     """Mean and variance of each channel, from blocks that several threads add.
 
-    Each shard sums (value - shift) and (value - shift)^2. The shift is the mean of its first image. It is so close to
+    Each shard sums (value - shift) and (value - shift)^2. The shift is the mean of its first image, or of the first
+    rows of a large one. It is so close to
     the mean of all that no digits cancel. The moments of the shards are then joined in float64.
 
     Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983, eq. 2.1 (joining).

@@ -1,10 +1,17 @@
 """capture: a training step recorded once as a CUDA graph and then replayed, for one launch instead of hundreds.
 
 What is recorded are the kernels and the addresses they work on. So a step can be captured if it is a function of
-arrays: what it reads besides its arguments and what it writes (parameters, moments, statistics) must stay where it is,
-and every Python number in it is frozen. It may not read anything back, or copy anything from the host.
+arrays:
 
-The kernels of a replay are those of an ordinary call, in the same order: the results are equal bit for bit.
+- What it reads besides its arguments, and what it writes, stays at its address: parameters and gradients (optim.py),
+  moments, moving statistics.
+- Numbers that change from step to step, such as the learning rate, come as an array: `scalars` in training/steps.py.
+  Every Python number is frozen. If a callback freezes a parameter, the trainer captures the step anew.
+- It reads nothing back (the trainer fetches the losses later) and copies nothing from the host (training/feed.py puts
+  images, noise and scalars on the device).
+
+The kernels of a replay are those of an ordinary call, in the same order: the results are equal bit for bit. Python code
+does not run again, so a replay does not call `mark_written`.
 """
 
 from __future__ import annotations
@@ -20,16 +27,25 @@ Step = Callable[..., Array]  # takes arrays or None, returns one array
 WARM_UP = 3  # ordinary calls before the recording, in which kernels are compiled and memory is found
 
 
+class Recording:
+    """The calls with arguments of certain shapes."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.inputs: list[Array | None] = []
+        self.result: Array = None
+        self.graph: Any = None
+
+
 class Captured:
-    """The step, to be called like it.
+    """The step, to be called like it. For each kind of shapes (an epoch may end with a short batch):
 
     - Calls 1 to 3 are ordinary calls: kernels are compiled, and memory is found.
-    - Call 4 records the step, which computes nothing, copies its arguments into the recorded inputs and launches.
-    - Later calls copy their arguments and launch. Python code of the step does not run again.
-    - Calls with other shapes than the first one's, such as the short last batch of an epoch, are ordinary calls.
+    - Call 4 records the step. This computes nothing, so the call then does what later ones do.
+    - Later calls copy their arguments into the recorded inputs and launch the graph.
 
-    Everything runs on a stream of its own, because the default one cannot be recorded; it waits for what was asked for
-    before the call, and what follows waits for it.
+    Everything runs on a stream of its own, because the default one cannot be recorded. That stream first waits for the
+    work queued before the call, and work queued after the call waits for that stream.
     """
 
     def __init__(self, xp: Any, step: Step) -> None:
@@ -39,11 +55,7 @@ class Captured:
         others = xp.get_default_memory_pool()
         if others.get_limit():
             self.pool.set_limit(size=max(1, others.get_limit() - others.used_bytes()))
-        self.kind: list[Any] | None = None
-        self.calls = 0
-        self.inputs: list[Array | None] = []
-        self.result: Array = None
-        self.graph: Any = None
+        self.recordings: dict[Any, Recording] = {}
 
     def __call__(self, *arrays: Array | None) -> Array:
         """One step.
@@ -60,30 +72,27 @@ class Captured:
             outside.wait_event(self.stream.record())
 
     def _run(self, arrays: tuple[Array | None, ...]) -> Array:
-        kind = [None if x is None else (x.shape, x.dtype) for x in arrays]
-        self.kind = self.kind or kind
-        self.calls += kind == self.kind
-        if kind != self.kind or self.calls <= WARM_UP:
+        kind = tuple(None if x is None else (x.shape, x.dtype.char) for x in arrays)
+        recording = self.recordings.setdefault(kind, Recording())
+        recording.calls += 1
+        if recording.calls <= WARM_UP:
             # In the graph's memory, which is free between the replays; other memory would be needed besides.
             with self.xp.cuda.using_allocator(self.pool.malloc):
-                inputs = [None if x is None else x.copy() for x in arrays]
-                result = self.step(*inputs)
-            if kind == self.kind:
-                self.inputs = inputs
-            return result.copy()
-        if self.graph is None:
-            self._record()
-        for mine, given in zip(self.inputs, arrays, strict=True):
+                recording.inputs = [None if x is None else x.copy() for x in arrays]
+                return self.step(*recording.inputs).copy()
+        if recording.graph is None:
+            self._record(recording)
+        for mine, given in zip(recording.inputs, arrays, strict=True):
             if mine is not None:
                 mine[...] = given
-        self.graph.launch(self.stream)
-        return self.result.copy()
+        recording.graph.launch(self.stream)
+        return recording.result.copy()
 
-    def _record(self) -> None:
+    def _record(self, recording: Recording) -> None:
         with self.xp.cuda.using_allocator(self.pool.malloc):
             self.stream.begin_capture()
             try:
-                self.result = self.step(*self.inputs)
+                recording.result = self.step(*recording.inputs)
             except BaseException as fault:  # Ctrl-C, too: a stream that still records fails when it is freed
                 with suppress(Exception):
                     self.stream.end_capture()
@@ -92,4 +101,4 @@ class Captured:
                 raise DeviceError(
                     f"the training step cannot be captured as a CUDA graph: {fault}; run it without (--no-capture)"
                 ) from fault
-            self.graph = self.stream.end_capture()
+            recording.graph = self.stream.end_capture()
