@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import minigrad
+from minigrad import DeviceError
+from minigrad.backend import SHARDS
 from minigrad.serialize import DataError, read_file
 
 from ..conv_autoencoder import VAE, Autoencoder, load
@@ -78,6 +80,11 @@ GROUPS: dict[str, dict[str, Option]] = {
         "patience": (None, int, "stop after this many epochs without a better validation loss (default: never)"),
         "save-every": (0, int, "steps between additional checkpoints; one is written after each epoch anyway"),
         "seed": (0, int, "seed of the weights, shuffle, noise and split"),
+        "shards": (
+            SHARDS,
+            int,
+            "parts of a batch, a power of two, that a CPU's threads share; last digits depend on it",
+        ),
     },
 }
 RUN: dict[str, Option] = {
@@ -191,11 +198,11 @@ def check_settings(settings: dict[str, Any]) -> None:
     check_data_dir(settings["dataset"], settings["data_dir"])
     try:
         Reading.of(settings)
-        minigrad.use(kernels="numpy")  # nothing is to be compiled for what may be refused
+        minigrad.use(kernels="numpy", shards=settings["shards"])  # nothing is to be compiled for what may be refused
         model = new_model(settings, (8, 8, 1), 0.9)
         training_options(settings).check_model(model)
         model.compile(settings["lr"])
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, DeviceError) as error:
         raise UsageError(in_options(str(error))) from error
 
 

@@ -197,7 +197,8 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     overwrite = args.overwrite or (args.smoke and not args.out)
     check_settings(settings)
     check_folder(folder, overwrite)
-    backend = minigrad.use(args.device or "cpu", settings["backend"], settings["threads"], settings["precision"])
+    computing = (settings[name] for name in ("backend", "threads", "precision", "shards"))
+    backend = minigrad.use(args.device or "cpu", *computing)
     tell(backend.describe())
     if settings["dataset"] not in NAMES:  # a path, recorded so that it is found from every folder
         settings["dataset"] = str(Path(settings["dataset"]).expanduser().absolute())

@@ -94,8 +94,8 @@ def resume_run(
     """The run of a folder, ready to go on from its newest valid checkpoint, with the options recorded there.
 
     Args:
-        device, kernels, threads, precision: replace the recorded values. The result may then differ in bits from an
-            uninterrupted run.
+        device, kernels, threads, precision: replace the recorded values. With another device, kernels or precision the
+            result may differ in bits from an uninterrupted run.
         dataset: the present path of the run's own images.
         data_dir: replaces the recorded folder. Nothing is downloaded into the recorded one.
         epochs: replaces the recorded number; at least the number of epochs that have begun.
@@ -119,7 +119,7 @@ def resume_run(
             only = f"only a model; {_train_on(folder, 'N')}"
         raise DataError(f"{folder}: no valid checkpoint to resume from; {only}") from error
     try:
-        was = {"precision": "fp32", **record["environment"]}  # older runs had no other
+        was = {"precision": "fp32", "shards": None, **record["environment"]}  # older runs had no others
         data, learning_rate = record["data"], record["learning_rate"]
         options = TrainingOptions(**record["options"])
         name, reading, _ = data["name"], Reading.recorded(data), limit_of(data)
@@ -129,7 +129,8 @@ def resume_run(
         if not all(isinstance(text, str) for text in named):
             raise ValueError(f"data is {data!r}")
         texts = all(isinstance(was[key], str) for key in ("device", "kernels", "precision"))
-        if not (texts and isinstance(was["threads"], int) and 0 < was["threads"] <= MOST_THREADS):
+        counts = [was["threads"], 1 if was["shards"] is None else was["shards"]]
+        if not (texts and all(type(count) is int and 0 < count <= MOST_THREADS for count in counts)):
             raise ValueError(f"environment is {was!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: cannot be resumed{made_by(record)} ({error})") from error
@@ -137,12 +138,13 @@ def resume_run(
     if device is None or device.partition(":")[0] == was["device"].partition(":")[0]:
         kernels, threads = kernels or was["kernels"], was["threads"] if threads is None else threads
         precision = precision or was["precision"]
-    backend = minigrad.use(device or was["device"], kernels or "auto", threads, precision or "fp32")
+    backend = minigrad.use(device or was["device"], kernels or "auto", threads, precision or "fp32", was["shards"])
     if kernels and not asked:
         backend.reason = "as before"
     tell(backend.describe())
     now = environment(backend)
-    changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key != "backend" and now[key] != was.get(key)]
+    free = {"backend"} if backend.shards is None else {"backend", "threads"}  # what does not change the bits
+    changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key not in free and now[key] != was.get(key)]
     if changed:
         warn(f"the result is not bitwise that of an uninterrupted run, because these changed: {', '.join(changed)}")
     if epochs is not None and epochs != options.epochs:

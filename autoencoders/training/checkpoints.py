@@ -5,8 +5,8 @@ interrupted, because
 - random numbers are drawn by name, so there is no generator state to save (feed.py);
 - a checkpoint holds everything else that a step reads or changes: weights, statistics, moments, `Progress`, what is
   frozen, the learning rate, the options, and a hash of the data;
-- the results of kernels depend on the number of threads, never on timing (minigrad/backend/cpu/threads.py), and CUDA
-  kernels use no atomic operations;
+- the results of kernels depend on the number of shards, never on threads or timing (minigrad/backend/cpu/threads.py),
+  and CUDA kernels use no atomic operations;
 - a replayed CUDA graph gives the bits of ordinary calls (minigrad/backend/cuda/capture.py), so it does not matter after
   which step it was recorded.
 
@@ -65,12 +65,14 @@ def check_record(
 
 
 def environment(k: Backend) -> dict[str, Any]:
-    """The machine and software that compute a run. Results are bitwise equal only if all of these are equal."""
+    """The machine and software that compute a run. Results are bitwise equal only if all of these are equal, except the
+    threads where there are shards."""
     return {
         "backend": k.describe(),
         "kernels": k.kernels,
         "precision": k.precision,
         "threads": k.threads,
+        "shards": k.shards,
         "device": "cpu" if k.on_host else f"cuda:{k.xp.cuda.Device().id}",
         "python": platform.python_version(),
         "numpy": np.__version__,

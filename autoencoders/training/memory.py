@@ -101,14 +101,14 @@ def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> 
     The result of every layer with weights is kept until the gradients are known. The layer that the backward pass has
     reached needs more: the gradient of its result (on a GPU both after and before the ReLU) and of its input, and with
     the plain kernels two im2col matrices. On the CPU, the other kernel sets need im2col matrices only for the images
-    that a thread works on, and a gradient of the weights for each thread. A test compares this with the arrays that a
-    step holds at its peak.
+    that a thread works on, and two sums for each shard: of the gradients of weights and of results. A test compares
+    this with the arrays that a step holds at its peak.
     """
     k, itemsize = backend_of(model.network.parameters()[0].data), model.dtype.itemsize
     encoder, decoder = layer_sizes(model.config)
     pixels = math.prod(model.input_shape)
     results = encoder[-1].outputs + iw_samples * pixels  # after the last BatchNorm, and the gradient of the logits
-    passing = per_thread = 0
+    passing = per_thread = per_shard = 0
     for layer, copies in [(layer, 1) for layer in encoder] + [(layer, iw_samples) for layer in decoder]:
         inputs, outputs, columns = copies * layer.inputs, copies * layer.outputs, copies * layer.columns
         results += outputs
@@ -116,14 +116,16 @@ def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> 
             passing = max(passing, outputs + inputs + 2 * columns, 3 * outputs)
             continue
         passing = max(passing, (1 if k.on_host else 2) * outputs + inputs)
-        per_thread = max(per_thread, layer.weights + 2 * layer.columns + layer.outputs)
+        per_thread = max(per_thread, 2 * layer.columns)
+        per_shard = max(per_shard, layer.weights + layer.outputs)
         if k.on_host and columns:  # a block has many images if their columns are few
             block = getattr(k, "block_bytes", 0) // (itemsize * (columns + min(outputs, inputs)) // copies)
             each = 2 * layer.columns + 2 * layer.inputs + 4 * layer.outputs
-            per_thread = max(per_thread, layer.weights + min(block, batch) * each)
+            per_thread = max(per_thread, min(block, batch) * each)
     images = (2 + 2 * iw_samples) * pixels  # as bytes and floats, and temporaries of the loss
     state = 3 * sum(p.data.nbytes for p in model.network.parameters())  # the last good one: weights and moments
-    fixed = WORKSPACE + (state + k.threads * itemsize * per_thread if k.on_host else 0)
+    working = k.threads * per_thread + 2 * (k.shards or k.threads) * per_shard  # twice while shards are added
+    fixed = WORKSPACE + (state + itemsize * working if k.on_host else 0)
     return fixed, math.ceil(MARGIN * itemsize * (results + passing + images))
 
 

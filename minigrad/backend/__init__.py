@@ -18,6 +18,7 @@ import numpy as np
 
 from .chain import ChainBackend
 from .cuda.driver import working_cupy
+from .device import SHARDS
 from .errors import DeviceError
 from .reference import Backend
 
@@ -111,7 +112,13 @@ def _check_not_pinned(what: str) -> None:
         raise RuntimeError(f"{what}: a training is running here and keeps its kernels and threads; call it before")
 
 
-def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, precision: str = "fp32") -> Backend:
+def use(
+    device: str = "cpu",
+    kernels: str = "auto",
+    threads: int | None = None,
+    precision: str = "fp32",
+    shards: int | None = SHARDS,
+) -> Backend:
     """Select the default device and its kernel set. Existing arrays on that device use the new kernels, too.
 
     Args:
@@ -121,6 +128,8 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, 
         threads: number of threads of the CPU kernels; None: as `set_num_threads` was last called.
         precision: `fp32`; or, with the kernels `cuda`, `tf32`: tensor cores compute the convolutions of float32 arrays
             (all but the smallest; see CudaBackend) and round their factors to 10 bits after the point.
+        shards: into how many parts, a power of two, the CPU kernels cut a batch. Results depend on it in their last
+            digits, but not on the number of threads. None: one part for each thread, as in runs without shards.
 
     Returns:
         the backend; `describe()` says what was chosen and why.
@@ -139,12 +148,15 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, 
     known = PRECISIONS if kind == "cuda" and kernels != "plain" else PRECISIONS[:1]
     if precision not in known:
         raise DeviceError(f"precision {precision!r}: device {kind} with kernels {kernels} has {', '.join(known)} only")
+    if shards is not None and (shards < 1 or shards & (shards - 1)):
+        raise DeviceError(f"shards is {shards} but must be a power of two: 1, 2, 4, 8 ...")
     if kind == "cuda":
         cupy = working_cupy(index)
         cupy.cuda.Device(index).use()
         _default = _cuda_backend(kernels, cupy, precision)
+        _default.shards = shards  # recorded, in case the run goes on with CPU kernels
     else:
-        _default = _cpu_backend(kernels, _threads if threads is None else threads)
+        _default = _cpu_backend(kernels, _threads if threads is None else threads, shards)
     _backends[_default.xp.ndarray] = _default
     return _default
 
@@ -152,8 +164,8 @@ def use(device: str = "cpu", kernels: str = "auto", threads: int | None = None, 
 def set_num_threads(threads: int | None) -> None:
     """Set the number of threads that the CPU kernels use; None: all cores that this process may use.
 
-    Results depend on this number, never on timing. The `plain` kernels have no threads of their own. The BLAS library's
-    own setting is changed only while a kernel or a training step runs, because other code may use it.
+    Results do not depend on it, nor on timing. The `plain` kernels have no threads of their own. The BLAS library's own
+    setting is changed only while a kernel or a training step runs, because other code may use it.
 
     Raises:
         DeviceError: threads is below 1. RuntimeError: called from within a training, for example from a callback.
@@ -161,7 +173,8 @@ def set_num_threads(threads: int | None) -> None:
     global _default, _threads
     _check_not_pinned("set_num_threads")
     before = _lookup(np.empty(0))
-    after = _backends[np.ndarray] = _cpu_backend(before.kernels, threads)  # a new one: a training may use the old one
+    # a new one: a training may use the old one
+    after = _backends[np.ndarray] = _cpu_backend(before.kernels, threads, before.shards)
     after.reason, _threads = before.reason, threads
     _default = after if _default is before else _default
 
@@ -171,12 +184,14 @@ def get_num_threads() -> int:
     return _lookup(np.empty(0)).threads
 
 
-def again(kind: str, kernels: str, threads: int, precision: str) -> Backend:
+def again(kind: str, kernels: str, threads: int, precision: str, shards: int | None = None) -> Backend:
     """The backend that a pickle holds. It does not become the default of this process."""
-    return _cpu_backend(kernels, threads) if kind == "cpu" else _cuda_backend(kernels, working_cupy(0), precision)
+    return (
+        _cpu_backend(kernels, threads, shards) if kind == "cpu" else _cuda_backend(kernels, working_cupy(0), precision)
+    )
 
 
-def _cpu_backend(kernels: str, threads: int | None) -> Backend:
+def _cpu_backend(kernels: str, threads: int | None, shards: int | None = SHARDS) -> Backend:
     if threads is not None and threads < 1:
         raise DeviceError(f"threads is {threads} but must be at least 1")
     backend, reason = ChainBackend(np), "asked for"
@@ -184,7 +199,7 @@ def _cpu_backend(kernels: str, threads: int | None) -> Backend:
         try:
             from .cpu.numba_kernels import JitBackend
 
-            backend, reason = JitBackend(threads), "asked for" if kernels == "numba" else "the fastest"
+            backend, reason = JitBackend(threads, shards), "asked for" if kernels == "numba" else "the fastest"
         except ImportError as error:
             if kernels == "numba":
                 raise DeviceError(
@@ -194,8 +209,8 @@ def _cpu_backend(kernels: str, threads: int | None) -> Backend:
     if kernels == "numpy":
         from .cpu.numpy_kernels import CpuBackend
 
-        backend = CpuBackend(threads)
-    backend.reason, backend.make = reason, again
+        backend = CpuBackend(threads, shards)
+    backend.reason, backend.make, backend.shards = reason, again, shards
     return backend
 
 

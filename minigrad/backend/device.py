@@ -9,6 +9,7 @@ from typing import Any
 from . import memory
 
 Array = Any
+SHARDS = 8
 
 
 class Device:
@@ -20,6 +21,7 @@ class Device:
 
     kernels = "plain"
     threads = 1
+    shards: int | None = SHARDS  # the parts into which the kernels cut a batch, if they do; None: one for each thread
     precision = "fp32"  # of convolutions of float32 arrays
     reason = ""  # why `use` chose this backend
     make: Callable[..., Any]  # makes a backend of the same kind in another process
@@ -31,7 +33,7 @@ class Device:
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles hold what was chosen, not the library and the threads."""
         kind = "cpu" if self.on_host else "cuda"
-        return self.make, (kind, self.kernels, self.threads, self.precision)
+        return self.make, (kind, self.kernels, self.threads, self.precision, self.shards)
 
     def device_of(self, array: Array) -> str:
         """Where the array is: `"cpu"`, `"cuda:0"`, ..."""

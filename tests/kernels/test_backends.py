@@ -807,6 +807,23 @@ def test_results_do_not_depend_on_timing(backend: Backend, name: str, monkeypatc
         assert len(bits) == 1, f"{name}: the result depends on the order in which threads work"
 
 
+@pytest.mark.parametrize("kernels", ["numpy", "numba"])
+@pytest.mark.parametrize("name", INPUTS)
+def test_results_do_not_depend_on_the_number_of_threads(
+    name: str, kernels: str, monkeypatch: pytest.MonkeyPatch, restored_backends: None
+) -> None:
+    """A batch is cut into the same shards on any of them."""
+    for N in (7, 19):
+        for case in INPUTS[name](rng(name, "threads"), N):
+            bits = set()
+            for threads in (1, 2, 3, 8):
+                backend = minigrad.use(kernels=kernels, threads=threads)
+                small_blocks(backend, monkeypatch)
+                results = results_of(backend, case, inputs_of(backend, case, "float32"))
+                bits.add(b"".join(_bits(backend, y) for y in results))
+            assert len(bits) == 1, f"{name}: the result depends on the number of threads"
+
+
 def test_gradients_are_added_where_they_are(backend: Backend) -> None:
     """Also to arrays that are parts of others, of two dtypes, and from any layout."""
     wide = [backend.from_host(np.zeros((4, 6), dtype)) for dtype in ("float32", "float32", "float64")]

@@ -56,9 +56,11 @@ def test_freed_memory_is_kept_if_asked_for():
         assert faults < usual / 10
 
 
-def test_a_shard_is_every_item_once_in_order():
-    for case in ("1 7 2 1", "3 7 2 1", "3 2 5 1", "4 9 1 4", "2 0 1 1", "1 16 7 1", "1 19 10 1"):
-        threads, count, block, least = map(int, case.split())
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_the_shards_hold_every_item_once_in_order_on_any_number_of_threads(threads):
+    for case in ("1 7 2 1", "4 7 2 1", "4 2 5 1", "4 9 1 4", "2 0 1 1", "1 16 7 1", "1 19 10 1", "8 30 2 1"):
+        shards, count, block, least = map(int, case.split())
+        size = max(-(-count // shards), least)
         seen: dict[int, list[int]] = {}
         sizes = []
 
@@ -66,10 +68,21 @@ def test_a_shard_is_every_item_once_in_order():
             seen.setdefault(shard, []).extend(range(rows.start, rows.stop))
             sizes.append(rows.stop - rows.start)
 
-        Pool(threads).run(task, count, block, least)
-        assert [item for shard in sorted(seen) for item in seen[shard]] == list(range(count))
+        Pool(threads, shards).run(task, count, block, least)
+        cut = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+        assert [seen[shard] for shard in sorted(seen)] == cut
         assert all(size < 1.5 * block + 1 for size in sizes)
-        assert len(seen) <= min(threads, -(-count // least))
+        whole = []
+        Pool(threads, shards).run_shards(lambda mine, size, whole=whole: whole.append((mine, size)), count)
+        assert len(whole) <= threads
+        found = sorted(shard for mine, _ in whole for shard in mine)
+        assert found == list(range(-(-count // max(-(-count // shards), 1))))
+
+
+def test_the_sums_of_shards_are_added_as_a_tree():
+    huge = np.float32([1e8, 1, -1e8, 1, 3, 1e8, 1e8, -2e8])  # float32 rounds 1e8 + 1 to 1e8
+    assert Pool(2, 8).total(huge) == np.float32(((1e8 + 0) + (-1e8 + 0)) + ((1e8 + 0) + (1e8 - 2e8)))
+    assert Pool(8, None).total(huge[:, None])[0] == huge[:, None].sum(axis=0)[0], "one after another, as before shards"
 
 
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
@@ -88,7 +101,7 @@ def test_an_error_in_any_shard_is_raised_after_all_ended(failing, fault):
             pool.run(task, 4, 1)
         raised.append(fault)
 
-    pool, raised = Pool(4), []
+    pool, raised = Pool(4, None), []
     caller = threading.Thread(target=run, daemon=True)  # so that no fault here makes the tests wait for ever
     caller.start()
     caller.join(60)
@@ -108,7 +121,7 @@ def test_every_shard_runs_in_the_context_of_the_caller():
         if shard:
             name.set(f"of shard {shard}")
 
-    pool = Pool(4)
+    pool = Pool(4, None)
     for over in ("raise", "ignore"):
         token = name.set(over)
         with np.errstate(over=over):
@@ -132,7 +145,7 @@ def test_who_is_free_takes_the_next_block_if_shards_need_not_be_apart():
         if len(seen) == 11:
             rest.set()
 
-    Pool(3).run(task, 12, 1, shards_apart=False)
+    Pool(3, None).run(task, 12, 1, shards_apart=False)
     assert sorted(start for start, _ in seen) == list(range(12))
     assert len({index for _, index in seen}) <= 3
 
@@ -150,7 +163,7 @@ def test_a_pool_keeps_nothing_alive_and_its_threads_end_with_it():
         return False
 
     before = set(threading.enumerate())
-    pool, thing = Pool(3), Thing()
+    pool, thing = Pool(3, None), Thing()
     alive = weakref.ref(thing)
     pool.run(lambda *_, thing=thing: None, 3, 1)
     workers = set(threading.enumerate()) - before
@@ -166,12 +179,12 @@ def test_a_pool_keeps_nothing_alive_and_its_threads_end_with_it():
 def test_no_more_threads_is_a_lack_of_memory(monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", mock.Mock(side_effect=RuntimeError("can't start new thread")))
     with pytest.raises(MemoryError, match="can't start new thread"):
-        Pool(2).run(lambda *_: None, 2, 1)
-    Pool(2).run(lambda *_: None, 2, 1, least=2)  # needs none
+        Pool(2, None).run(lambda *_: None, 2, 1)
+    Pool(2, None).run(lambda *_: None, 2, 1, least=2)  # needs none
 
 
 def test_scratch_is_reused_by_its_name_shape_and_dtype_only():
-    pool = Pool(1)
+    pool = Pool(1, None)
     first = pool.scratch("a", (4, 3), np.float32)
     assert first.shape == (4, 3)
     assert not first.any()
@@ -190,7 +203,7 @@ def test_scratch_is_reused_by_its_name_shape_and_dtype_only():
 
 
 def test_scratch_of_many_shapes_is_not_kept_for_ever():
-    pool, alive = Pool(1), []
+    pool, alive = Pool(1, None), []
     for i in range(300):
         alive.append(weakref.ref(pool.scratch(f"name {i}", (1, 2), np.float32).base))
         count = sum(x() is not None for x in alive)
@@ -200,7 +213,7 @@ def test_scratch_of_many_shapes_is_not_kept_for_ever():
 def test_blocks_are_even():
     """16 items in blocks of some 7 are 8 and 8: a small one at the end would make a small product."""
     sizes = []
-    Pool(1).run(lambda _, rows: sizes.append(rows.stop - rows.start), 16, 7)
+    Pool(1, None).run(lambda _, rows: sizes.append(rows.stop - rows.start), 16, 7)
     assert sizes == [8, 8]
 
 
@@ -208,7 +221,7 @@ def test_blas_has_one_thread_inside_and_its_own_setting_outside():
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()
         inside: list[set[int]] = []
-        Pool(1).run(lambda *_: inside.append(blas_threads()), 1, 1)
+        Pool(1, None).run(lambda *_: inside.append(blas_threads()), 1, 1)
         assert inside == [{1}]
         assert blas_threads() == before
         # Callers that overlap: the first must not restore before the last is out, nor the last restore "one".
@@ -223,7 +236,7 @@ def test_blas_has_one_thread_inside_and_its_own_setting_outside():
 
         with ThreadPoolExecutor(2) as callers:
             for _ in range(2):
-                callers.submit(Pool(1).run, task, 1, 1)
+                callers.submit(Pool(1, None).run, task, 1, 1)
             entered.wait(10)
             leave.set()
         assert inside == [{1}, {1}]
@@ -231,7 +244,7 @@ def test_blas_has_one_thread_inside_and_its_own_setting_outside():
         with CpuBackend(1).session():
             assert blas_threads() == {1}, "for many kernels in a row"
         # Contexts in each other, and errors on the way out.
-        pool = Pool(2)
+        pool = Pool(2, None)
         with pool.single_threaded_blas:
             with pytest.raises(ZeroDivisionError):
                 pool.run(lambda shard, _: 1 // (1 - shard), 2, 1)
@@ -248,7 +261,7 @@ def test_a_fork_after_use_does_not_hang():
     code = (
         "import os, numpy as np\n"
         "from minigrad.backend.cpu.threads import Pool\n"
-        "pool = Pool(2)\n"
+        "pool = Pool(2, None)\n"
         "pool.run(lambda *_: None, 4, 1)\n"
         "child = os.fork()\n"
         "pool.run(lambda *_: None, 4, 1)\n"

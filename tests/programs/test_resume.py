@@ -206,9 +206,9 @@ def test_options_that_are_refused_compile_nothing(call, monkeypatch, restored_ba
     made = []
     plain = minigrad.backend._cpu_backend
 
-    def cpu_backend(kernels, threads):
+    def cpu_backend(kernels, threads, shards):
         made.append(kernels)
-        return plain("plain", threads)
+        return plain("plain", threads, shards)
 
     monkeypatch.setattr(minigrad.backend, "_cpu_backend", cpu_backend)
     monkeypatch.setattr(minigrad.backend, "_default", None)

@@ -69,31 +69,21 @@ def fold(
 
 @compiled
 def unfold(
-    norm: Array,
-    weight: Array,
-    gweights: Array,
-    totals: Array,
-    coverage: Array,
-    transposed: bool,
-    sums: Array,
-    gweight: Array,
-    gbias: Array,
-) -> None:
-    """sums (in float64), gweight and gbias become what `NumpyLayers.unfold` in numpy_layers.py returns; it is explained
-    there."""
-    threads, KH, KW, C, F = gweights.shape
-    taps = np.zeros((KH * KW + 1, totals.shape[2]), gweight.dtype)
-    for thread in range(threads):
-        matmul(coverage.T, totals[thread], True, taps)
+    norm: Array, weight: Array, gw: Array, total: Array, coverage: Array, transposed: bool, sums: Array,
+    gweight: Array, gbias: Array
+) -> None:  # fmt: skip
+    """sums (in float64), gweight and gbias become what `NumpyLayers.unfold` in numpy_layers.py returns, from the sums
+    gw and total of all shards; it is explained there."""
+    KH, KW, C, F = gw.shape
+    taps = np.zeros((KH * KW + 1, total.shape[1]), gweight.dtype)
+    matmul(coverage.T, total, False, taps)
     for k in range(len(gbias)):
         gbias[k] = taps[KH * KW, k]
     for a in range(KH):
         for b in range(KW):
             for c in range(C):
                 for f in range(F):
-                    g = gweights[0, a, b, c, f]
-                    for thread in range(1, threads):
-                        g += gweights[thread, a, b, c, f]
+                    g = gw[a, b, c, f]
                     if len(norm):
                         x, y = (f, c) if transposed else (c, f)
                         tap, w = taps[a * KW + b, y], weight[a, b, c, f]
@@ -215,35 +205,47 @@ def chain(
 
 
 @compiled
+def even(count: int, most: int) -> int:
+    """The size of as few blocks as possible, of at most `most` each and equal but for the last one."""
+    blocks = (count + most - 1) // most
+    return (count + blocks - 1) // blocks
+
+
+@compiled
 def conv_layer(
-    x: Array, layers: Array, steps: Array, pixels: Array, taps: Array, matrices: Array, bias: Array, y: Array,
-    shift: Array, sums: Array, scratch: Array
+    x: Array, size: int, layers: Array, steps: Array, pixels: Array, taps: Array, matrices: Array, bias: Array,
+    y: Array, shifts: Array, sums: Array, counts: Array, scratch: Array
 ) -> None:  # fmt: skip
-    """y = the layer of a shard x, + bias. If it has a ReLU, sums (2, F) += the sum of y - shift, and of its square,
-    where shift (F,) becomes the mean of the first image."""
+    """y = the layer of some shards x of `size` images, + bias. If it has a ReLU, for each shard sums (shards, 2, F) +=
+    the sum of y - shift, and of its square, where shifts (shards, F) become the means of the first images, and counts
+    (shards,) += the number of pixels."""
     F, layer = y.shape[3], layers[0]
-    centre = np.empty(F, x.dtype)
-    for start in range(0, len(x), layer.images):
-        out = y[start : start + layer.images]
-        layer_of(x[start : start + layer.images], layer, steps, pixels, taps, matrices, bias, out, scratch)
-        if layer.relu:
-            rows = out.reshape(out.size // F, F)
-            if start == 0:
-                count = y.shape[1] * y.shape[2]
-                row_sums(rows[:count], shift)
-                for k in range(F):
-                    centre[k] = shift[k] / count
-                    shift[k] = centre[k]
-            add_moments(rows, centre, sums)
+    centre, area = np.empty(F, x.dtype), y.shape[1] * y.shape[2]
+    for shard in range(len(shifts)):
+        first, stop = shard * size, min((shard + 1) * size, len(x))
+        each = even(stop - first, layer.images)
+        for start in range(first, stop, each):
+            out = y[start : min(start + each, stop)]
+            layer_of(x[start : start + len(out)], layer, steps, pixels, taps, matrices, bias, out, scratch)
+            if layer.relu:
+                rows = out.reshape(out.size // F, F)
+                if start == first:
+                    row_sums(rows[:area], shifts[shard])
+                    for k in range(F):
+                        centre[k] = shifts[shard, k] / area
+                        shifts[shard, k] = centre[k]
+                add_moments(rows, centre, sums[shard])
+                counts[shard] += len(rows)
 
 
 @compiled
 def conv_layer_grad(
-    gy: Array, grad_rows: Array, y: Array, x: Array, windows: Array, places: Array, columns: Array, transposed: bool,
-    layers: Array, steps: Array, x_pixels: Array, x_taps: Array, matrices: Array, gx: Array, gweight: Array,
-    total: Array, block: int, scratch: tuple[Array, Array, Array]
+    gy: Array, grad_rows: Array, y: Array, x: Array, size: int, windows: Array, places: Array, columns: Array,
+    transposed: bool, layers: Array, steps: Array, x_pixels: Array, x_taps: Array, matrices: Array, gx: Array,
+    gweights: Array, totals: Array, block: int, scratch: tuple[Array, Array, Array]
 ) -> None:  # fmt: skip
-    """The gradients of conv_layer for a shard; gx is wanted if it is not empty. For each block:
+    """The gradients of conv_layer for some shards; gx is wanted if it is not empty. For each block of a shard, whose
+    gweight and total are in the rows of gweights and totals:
 
     1. g is gy through the batch_norm and the ReLU.
     2. total (OH * OW * F,) += the sum of g over images.
@@ -257,32 +259,35 @@ def conv_layer_grad(
     channels = C if transposed else F
     taps, pixels = columns[:-1], (len(places) - 1) // window.images
     targets = np.arange(len(taps)) * channels
-    for start in range(0, len(x), block):
-        stop = min(start + block, len(x))
-        source, result, g = x[start:stop], y[start:stop], gy[start:stop]
-        if len(grad_rows):
-            g, count = scratch[GRADIENT][: result.size].reshape(result.shape), result.size // F
-            rows = gy[start:stop].reshape(count, F), result.reshape(count, F)
-            relu_norm_gradient(*rows, grad_rows, g.reshape(count, F))
-        add_images(g.reshape(len(g), total.size), total)
-        image, factors = (g, source) if transposed else (source, g)
-        held, numbers = padded(image, window, scratch[PADDED]), factors.reshape(-1)
-        if channels % (panel // 2):  # vectors reach beyond the last pixel
-            for k in range(factors.size):
-                scratch[SPARE][k] = numbers[k]
-            numbers = scratch[SPARE]
-        for left in range(0, channels, panel):
-            column, width = numbers[left:].ctypes.data, min(panel, channels - left)
-            met = places[: pixels * len(g)]
-            # the tables are exchanged: rows are taps, columns are pixels
-            tiles(held.ctypes.data, taps, met, column, channels, gweight, targets, left, width, True)
-        if len(gx):
-            out = gx[start:stop]
-            if transposed:
-                convolve(held, len(g), layers[0], steps, x_pixels, x_taps, matrices, out)
-            else:
-                no_bias = total[:0]
-                layer_of(g, layers[0], steps, x_pixels, x_taps, matrices, no_bias, out, scratch[PADDED])
+    for shard in range(len(totals)):
+        first, end = shard * size, min((shard + 1) * size, len(x))
+        each, gweight, total = even(end - first, block), gweights[shard], totals[shard]
+        for start in range(first, end, each):
+            stop = min(start + each, end)
+            source, result, g = x[start:stop], y[start:stop], gy[start:stop]
+            if len(grad_rows):
+                g, count = scratch[GRADIENT][: result.size].reshape(result.shape), result.size // F
+                rows = gy[start:stop].reshape(count, F), result.reshape(count, F)
+                relu_norm_gradient(*rows, grad_rows, g.reshape(count, F))
+            add_images(g.reshape(len(g), total.size), total)
+            image, factors = (g, source) if transposed else (source, g)
+            held, numbers = padded(image, window, scratch[PADDED]), factors.reshape(-1)
+            if channels % (panel // 2):  # vectors reach beyond the last pixel
+                for k in range(factors.size):
+                    scratch[SPARE][k] = numbers[k]
+                numbers = scratch[SPARE]
+            for left in range(0, channels, panel):
+                column, width = numbers[left:].ctypes.data, min(panel, channels - left)
+                met = places[: pixels * len(g)]
+                # the tables are exchanged: rows are taps, columns are pixels
+                tiles(held.ctypes.data, taps, met, column, channels, gweight, targets, left, width, True)
+            if len(gx):
+                out = gx[start:stop]
+                if transposed:
+                    convolve(held, len(g), layers[0], steps, x_pixels, x_taps, matrices, out)
+                else:
+                    no_bias = total[:0]
+                    layer_of(g, layers[0], steps, x_pixels, x_taps, matrices, no_bias, out, scratch[PADDED])
 
 
 def prepare(dtype: Any) -> None:
@@ -319,7 +324,7 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield gradient_sums, (rows, rows, vector, sums)
     yield fold, (norm, weights[0], vector, ones((1, 2)), False, ones((1, 1, 2, 2)), ones((1, 2)))
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
-    yield unfold, (norm, weights[0], weights, image[0], ones((1, 2)), False, *gradients)
+    yield unfold, (norm, weights[0], weights[0], rows, ones((1, 2)), False, *gradients)
     layers, steps = np.ones(1, LAYER), np.zeros(1, STEP)
     numbers = np.zeros(3, np.int64)  # with the entry that is read ahead
     layers["channels"], layers["before"], layers["thin"] = 2, 0, 0
@@ -328,7 +333,8 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     steps["pixels"], steps["taps"], steps["matrix"] = (0, 1), (0, 2), (0, 64)
     tables = layers, steps, np.zeros((2, 1), np.int64), numbers, spare
     yield chain, (image, layers, steps, numbers, numbers, spare, vector, image, (spare, spare), spare)
-    yield conv_layer, (image, *tables, vector, image, sums[0], sums, spare)
-    results = image, spare, vector, 1, (spare, spare, spare)
-    yield conv_layer_grad, (image, grad_rows, image, image, layers, numbers[:2], numbers[:2], False, *tables, *results)
+    yield conv_layer, (image, 1, *tables, vector, image, sums[:1], sums[None], sums[:1, 0], spare)
+    results = image, spare[None], vector[None], 1, (spare, spare, spare)
+    places = layers, numbers[:2], numbers[:2], False
+    yield conv_layer_grad, (image, grad_rows, image, image, 1, *places, *tables, *results)
     yield adam, (vector, vector, vector, vector, vector, *ones(4))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..chain import Layer
+from ..device import SHARDS
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
 from . import layer_loops, row_loops
@@ -63,7 +64,7 @@ class FilledPlan(NamedTuple):
 
 
 class NumbaLayers:
-    """Runs layers on the threads of a pool, as NumpyLayers does; faster because a thread does all of its images in one
+    """Runs layers on the threads of a pool, as NumpyLayers does; faster because a thread does all of its shards in one
     call, without the interpreter, and multiplies pixels where they are (direct.py)."""
 
     block_bytes = 1 << 19
@@ -94,18 +95,18 @@ class NumbaLayers:
         are those of y."""
         plan = self.plan(planner, weight, geometry)
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
-        moments = Moments(self.pool.threads, plan.channels)
+        moments = Moments(self.pool, plan.channels)
         x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 1, x.dtype).reshape(-1)
         layers = plan.direct.layer.copy()  # the plan is kept for the next call
         layers["relu"] = relu
 
-        def task(shard: int, part: slice) -> None:
-            results = y[part], moments.shifts[shard], moments.sums[shard]
+        def task(shards: range, size: int) -> None:
+            part, mine = slice(shards.start * size, shards.stop * size), slice(shards.start, shards.stop)
+            results = y[part], moments.shifts[mine], moments.sums[mine], moments.counts[mine].reshape(-1)
             scratch = self.pool.scratch("padded", (plan.scratch,), x.dtype)
-            layer_loops.conv_layer(x[part], layers, *plan.tables[1:], bias, *results, scratch)
-            moments.counts[shard] = (part.stop - part.start) * math.prod(plan.output_size)
+            layer_loops.conv_layer(x[part], size, layers, *plan.tables[1:], bias, *results, scratch)
 
-        self.pool.run(task, len(x), len(x))
+        self.pool.run_shards(task, len(x))
         return y, moments
 
     def gradients(
@@ -114,27 +115,29 @@ class NumbaLayers:
         """What NumpyLayers.gradients computes."""
         weight, _, geometry, transposed = layer
         gy, y, x, weight = _contiguous(gy, y, x, weight)
-        threads = self.pool.threads
+        shards = self.pool.shards
         window = self._direct(convolution, weight, geometry)
         # gx of a transposed layer is a convolution
         back = self.plan(adjoint if needs_gx and not transposed else convolution, weight, geometry)
         layers = window.layer[0], back.direct.layer[0]
         block, scratch_size = min(int(layer["images"]) for layer in layers), max(map(scratch_numbers, layers))
         gx = np.empty(x.shape if needs_gx else (0,) * 4, x.dtype)
-        gweights = np.zeros((threads, weight.size), x.dtype)
-        totals = np.zeros((threads, math.prod(y.shape[1:])), x.dtype)
+        gweights = np.zeros((shards, weight.size), x.dtype)
+        totals = np.zeros((shards, math.prod(y.shape[1:])), x.dtype)
         rows = _or_empty(grad_rows, 2, x.dtype)
         factors = x if transposed else y
 
-        def task(shard: int, part: slice) -> None:
-            results = gx[part], gweights[shard], totals[shard], block
+        def task(shards: range, size: int) -> None:
+            part, mine = slice(shards.start * size, shards.stop * size), slice(shards.start, shards.stop)
+            results = gx[part], gweights[mine], totals[mine], block
             sizes = {"padded": scratch_size, "gradient": y[0].size, "spare": factors[0].size}
             scratch = tuple(self.pool.scratch(n, (block * size + VECTOR,), x.dtype) for n, size in sizes.items())
             places = window.layer, window.pixels[0], window.taps, transposed
-            layer_loops.conv_layer_grad(gy[part], rows, y[part], x[part], *places, *back.tables, *results, scratch)
+            arrays = gy[part], rows, y[part], x[part]
+            layer_loops.conv_layer_grad(*arrays, size, *places, *back.tables, *results, scratch)
 
-        self.pool.run(task, len(x), len(x))
-        gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(threads, -1, y.shape[3])
+        self.pool.run_shards(task, len(x))
+        gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(shards, -1, y.shape[3])
         return gx if needs_gx else None, gweights, totals
 
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
@@ -154,7 +157,8 @@ class NumbaLayers:
         dtype, coverage = weight.dtype, coverage_of(geometry, transposed, weight.dtype)
         gweight, gbias = np.empty(weight.shape, dtype), np.empty(totals.shape[2], dtype)
         sums = np.zeros((2, weight.shape[3 if transposed else 2]))
-        arguments = _or_empty(rows, 2, dtype), np.ascontiguousarray(weight), gweights, totals, coverage, transposed
+        joined = self.pool.total(gweights), self.pool.total(totals)
+        arguments = _or_empty(rows, 2, dtype), np.ascontiguousarray(weight), *joined, coverage, transposed
         layer_loops.unfold(*arguments, sums, gweight, gbias)
         return None if rows is None else sums.astype(dtype), gweight, gbias
 
@@ -206,13 +210,13 @@ class NumbaChannels:
 
 
 class JitBackend(CpuBackend):
-    """The kernels on `threads` threads; None: the cores that this process may use."""
+    """The kernels on `threads` threads; None: the cores that this process may use. shards: as for `Pool`."""
 
     kernels = "numba"
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, shards: int | None = SHARDS) -> None:
         self.prepare(np.dtype("float32"))
-        super().__init__(threads)
+        super().__init__(threads, shards)
         self.layers, self.channels = NumbaLayers(self.pool), NumbaChannels()
 
     def prepare(self, dtype: Any) -> None:

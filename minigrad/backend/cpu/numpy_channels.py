@@ -62,7 +62,7 @@ class NumpyChannels:
 
 
 class Moments:
-    """Mean and variance of each channel, from blocks that several threads add.
+    """Mean and variance of each channel, from the blocks of all shards.
 
     Each shard sums (value - shift) and (value - shift)^2. The shift is the mean of its first image, or of the first
     rows of a large one. It is so close to
@@ -71,10 +71,11 @@ class Moments:
     Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983, eq. 2.1 (joining).
     """
 
-    def __init__(self, threads: int, channels: int) -> None:
-        self.shifts = np.zeros((threads, channels))
-        self.sums = np.zeros((threads, 2, channels))
-        self.counts = np.zeros((threads, 1))
+    def __init__(self, pool: Pool, channels: int) -> None:
+        self.pool = pool
+        self.shifts = np.zeros((pool.shards, channels))
+        self.sums = np.zeros((pool.shards, 2, channels))
+        self.counts = np.zeros((pool.shards, 1))
 
     def begin(self, x: Array, shard: int) -> tuple[Array, Array]:
         """(sums (2, C), shift (C,)) of the shard. Counts the block x (n, ..., C), which the caller adds to sums."""
@@ -90,8 +91,8 @@ class Moments:
         shares = self.counts / self.counts.sum()  # 0 for a shard that had nothing to do
         first, second = (self.sums / np.maximum(self.counts, 1)[:, None]).transpose(1, 0, 2)  # (shards, C)
         means = self.shifts + first
-        mean = (shares * means).sum(axis=0)
-        variance = (shares * (np.maximum(second - first * first, 0) + (means - mean) ** 2)).sum(axis=0)
+        mean = self.pool.total(shares * means)
+        variance = self.pool.total(shares * (np.maximum(second - first * first, 0) + (means - mean) ** 2))
         return mean.astype(dtype), variance.astype(dtype)
 
 

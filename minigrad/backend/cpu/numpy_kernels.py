@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..chain import FastBackend, Layer, LayerGradients, LayerOutput, Norm, Source, without_gaps
+from ..device import SHARDS
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions, Backend
 from .numpy_channels import Moments, NumpyChannels, row_sums, tiled, where_positive, wide
@@ -26,7 +27,7 @@ MATMUL_PRODUCTS = 1 << 20  # the fewest multiplications worth a thread
 
 
 class CpuBackend(FastBackend):
-    """The kernels on `threads` threads; None: the cores that this process may use.
+    """The kernels on `threads` threads; None: the cores that this process may use. shards: as for `Pool`.
 
     Attributes:
         layers: runs the layers of a chain. channels: normalises and sums the channels of a block. Each kernel set
@@ -37,9 +38,9 @@ class CpuBackend(FastBackend):
     layers: Any
     channels: Any
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, shards: int | None = SHARDS) -> None:
         super().__init__(np)
-        self.pool = Pool(threads or usable_cores())
+        self.pool = Pool(threads or usable_cores(), shards)
         self.threads = self.pool.threads
         self.channels = NumpyChannels(self.pool)
         self.layers = NumpyLayers(self.pool, self.channels)
@@ -77,10 +78,10 @@ class CpuBackend(FastBackend):
 
     @without_gaps
     def conv2d_grad_weight(self, x: Array, gy: Array, geometry: ConvGeometry) -> Array:
-        """Faster because the columns stay in the cache; each thread sums its own shard."""
+        """Faster because the columns stay in the cache; each shard has a sum of its own."""
         weight = np.zeros((*geometry.kernel_size, x.shape[3], gy.shape[3]), x.dtype)
         layer = Layer(weight, None, geometry, transposed=False)
-        return self.layers.gradients(gy, None, gy, x, layer, needs_gx=False)[1].sum(axis=0)
+        return self.pool.total(self.layers.gradients(gy, None, gy, x, layer, needs_gx=False)[1])
 
     @without_gaps
     def conv2d_grad_input(self, gy: Array, weight: Array, geometry: ConvGeometry) -> Array:
@@ -166,13 +167,13 @@ class CpuBackend(FastBackend):
     def channel_sum(self, x: Array) -> Array:
         """Faster on threads; BLAS sums 512 rows at a time, float64 the rest."""
         C = x.shape[-1]
-        partial = np.zeros((self.threads, C))
+        partial = np.zeros((self.pool.shards, C))
 
         def task(shard: int, block: slice) -> None:
             partial[shard] += row_sums(x[block].reshape(-1, C))
 
         self._each_block(task, x)
-        return partial.sum(axis=0).astype(x.dtype)
+        return self.pool.total(partial).astype(x.dtype)
 
     def sigmoid(self, x: Array) -> Array:
         """Faster on threads."""
@@ -190,13 +191,13 @@ class CpuBackend(FastBackend):
     def bernoulli_nll(self, logits: Array, targets: Array) -> Array:
         """Faster on threads; a block's sum is taken in its own precision, the sum of blocks in float64."""
         rows, wanted = logits.reshape(-1), targets.reshape(-1)
-        total = np.zeros(self.threads)
+        total = np.zeros(self.pool.shards)
 
         def task(shard: int, block: slice) -> None:
             total[shard] += Backend.bernoulli_nll(self, rows[block], wanted[block])
 
         self.pool.run(task, logits.size, 4 * FUNCTION_NUMBERS, least=4 * FUNCTION_NUMBERS)
-        return total.sum().astype(logits.dtype)
+        return self.pool.total(total).astype(logits.dtype)
 
     def adam_step_(
         self,
@@ -220,7 +221,7 @@ class CpuBackend(FastBackend):
     def moments(self, x: Array) -> tuple[Array, Array]:
         """Faster on threads, and because one pass computes both sums. A shift near the mean is subtracted first, so the
         result is as exact as with two passes."""
-        moments = Moments(self.threads, x.shape[-1])
+        moments = Moments(self.pool, x.shape[-1])
         self._each_block(lambda shard, block: self.channels.add_moments(x[block], moments, shard), x)
         return moments.result(x.dtype)
 
@@ -243,11 +244,11 @@ class CpuBackend(FastBackend):
     def batch_norm_sums(self, gy: Array, x: Array, mean: Array) -> Array:
         """Faster on threads, and because a row of pixels is computed at once."""
         per_channel = self.channels.per_channel(mean, x)
-        sums = np.zeros((self.threads, 2, x.shape[-1]))
+        sums = np.zeros((self.pool.shards, 2, x.shape[-1]))
         self._each_block(
             lambda shard, block: self.channels.gradient_sums(gy[block], x[block], per_channel, sums[shard]), x
         )
-        return sums.sum(axis=0).astype(x.dtype)
+        return self.pool.total(sums).astype(x.dtype)
 
     def _each_block(self, task: Any, x: Array) -> None:
         """Run task(shard, slice of the first axis) over x; on one thread if x fits one block."""

@@ -59,7 +59,7 @@ class NumpyLayers:
         are those of y."""
         plan = planner(weight, geometry)
         y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
-        moments = Moments(self.pool.threads, plan.channels)
+        moments = Moments(self.pool, plan.channels)
 
         def task(shard: int, block: slice) -> None:
             self._convolve(plan, x[block], bias_image, relu, y[block])
@@ -74,17 +74,17 @@ class NumpyLayers:
     ) -> tuple[Array | None, Array, Array]:
         """(gx, gweights, totals), as in conv_layer_grad but with the x that is not normalised.
 
-        Each thread has a sum over its own images: gweights (threads, KH, KW, C, F) for the gradient of weight, and
-        totals (threads, OH * OW, F) for the gradient of the convolution's output, before the ReLU.
+        Each shard has a sum over its own images: gweights (shards, KH, KW, C, F) for the gradient of weight, and
+        totals (shards, OH * OW, F) for the gradient of the convolution's output, before the ReLU.
         """
         weight, _, geometry, transposed = layer
-        F, window, threads = weight.shape[3], conv_window(geometry), self.pool.threads
+        F, window, shards = weight.shape[3], conv_window(geometry), self.pool.shards
         wide_rows = None if grad_rows is None else self.channels.per_channel(grad_rows, y)
         gx = np.empty(x.shape, x.dtype) if needs_gx else None
         back = adjoint(weight, geometry) if needs_gx and not transposed else None
-        gweights = np.empty((threads, *weight.shape), x.dtype)
-        totals = np.empty((threads, math.prod(y.shape[1:])), x.dtype)
-        begun = [False] * threads
+        gweights = np.empty((shards, *weight.shape), x.dtype)
+        totals = np.empty((shards, math.prod(y.shape[1:])), x.dtype)
+        begun = [False] * shards
 
         def task(shard: int, block: slice) -> None:
             first, begun[shard] = not begun[shard], True
@@ -107,10 +107,10 @@ class NumpyLayers:
 
         forward = convolution(weight, geometry)
         self.pool.run(task, len(x), max(1, self.block_bytes // max(forward.numbers(weight.shape[2]) * x.itemsize, 1)))
-        for shard in range(threads):
-            if not begun[shard]:  # fewer images than threads
+        for shard in range(shards):
+            if not begun[shard]:  # fewer images than shards
                 gweights[shard] = totals[shard] = 0
-        return gx, gweights, totals.reshape(threads, -1, y.shape[3])
+        return gx, gweights, totals.reshape(shards, -1, y.shape[3])
 
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
         """(weight, bias image (OH, OW, F)) that include the normalisation of x.
@@ -131,7 +131,7 @@ class NumpyLayers:
     def unfold(
         self, rows: Array | None, layer: Layer, gweights: Array, totals: Array
     ) -> tuple[Array | None, Array, Array]:
-        """(sums, gweight, gbias) of the layer, from the results of `gradients`. gweights may be overwritten.
+        """(sums, gweight, gbias) of the layer, from the results of `gradients`.
 
         sums (2, C) are the sums of gx and of gx * (x - mean), computed without a pass over gx. gx = W^T g, so the sum
         of gx * x is the sum of W * (g x^T), where g x^T is the gradient of W. In the same way the sum of gx is the
@@ -139,11 +139,10 @@ class NumpyLayers:
         """
         weight, _, geometry, transposed = layer
         KH, KW, C, F = weight.shape
-        gweight, weight = gweights[0], weight.reshape(KH * KW, C, F)
-        for other in gweights[1:]:
-            gweight += other
+        gweight, weight = self.pool.total(gweights), weight.reshape(KH * KW, C, F)
         with self.pool.single_threaded_blas:
-            taps = (coverage_of(geometry, transposed, totals.dtype).T @ totals).sum(axis=0)  # the g that each tap meets
+            # the g that each tap meets
+            taps = self.pool.total(coverage_of(geometry, transposed, totals.dtype).T @ totals)
             gbias, taps = taps[-1], taps[:-1]
             if rows is None:
                 return None, gweight, gbias

@@ -1,4 +1,4 @@
-"""Threads for the CPU kernels: the batch is cut into one shard per thread, and each shard into cache-sized blocks.
+"""Threads for the CPU kernels: the batch is cut into shards, and each shard into cache-sized blocks.
 
 NumPy releases the interpreter lock in copies, elementwise loops and matrix products, so Python threads run them
 in parallel. BLAS is limited to one thread during this time, and its own setting is restored afterwards.
@@ -105,16 +105,21 @@ def _stop(workers: list[_Worker]) -> None:
 
 
 class Pool:
-    """Runs a task over the images of a batch on a fixed number of threads.
+    """Runs a task over the images of a batch, cut into a fixed number of shards, on some threads.
 
-    Results depend on the number of threads, never on timing: each thread gets the same images every time. Only where a
-    result does not depend on the thread at all does the next free thread take the next block.
+    Results depend on the number of shards, never on the threads or on timing: a sum is taken over the images of each
+    shard, and `total` adds the sums of the shards. Only where a result does not depend on the shard at all does the
+    next free thread take the next block.
+
+    Args:
+        shards: a power of two. None: one for each thread, whose sums are added one after another, as in runs that were
+            made before there were shards.
     """
 
     single_threaded_blas = _SingleThreadedBlas()
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, shards: int | None) -> None:
+        self.threads, self.shards, self.by_thread = threads, shards or threads, shards is None
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -128,34 +133,62 @@ class Pool:
 
         A shard has at least `least` items, so that little work is not spread over threads. Unless shards_apart, a
         thread that is free takes the next block: its index is then that of the thread.
-
-        The first shard runs on the calling thread, the others in copies of its context (`np.errstate` holds there).
-        An exception in any shard is raised here, after all ended.
         """
-        size = max(-(-count // self.threads), least)  # items a shard
-        shards = -(-count // size) if count else 0
+        size, shards = self._cut(count, least)
         block = -(-size // max(1, round(size / max(block, 1))))  # the last one as large as the others
-
         shared = iter(range(0, count, block))  # the interpreter lets one thread at a time take from it
 
-        def shard(index: int) -> None:
-            starts, stop = shared, count
-            if shards_apart:
-                stop = min((index + 1) * size, count)
-                starts = iter(range(index * size, stop, block))
-            for start in starts:
-                task(index, slice(start, min(start + block, stop)))
+        def work(thread: int, mine: range) -> None:
+            if not shards_apart:
+                for start in shared:
+                    task(thread, slice(start, min(start + block, count)))
+                return
+            for shard in mine:
+                stop = min((shard + 1) * size, count)
+                for start in range(shard * size, stop, block):
+                    task(shard, slice(start, min(start + block, stop)))
+
+        self._on_threads(work, shards)
+
+    def run_shards(self, task: Callable[[range, int], Any], count: int) -> None:
+        """Call task(shards, size) once on each thread, for its shards of `size` items; the last one may have fewer."""
+        size, shards = self._cut(count)
+        self._on_threads(lambda _, mine: task(mine, size), shards)
+
+    def total(self, parts: np.ndarray) -> np.ndarray:
+        """The sum of the parts (shards, ...), added as a balanced binary tree: ((0 + 1) + (2 + 3)) + ..."""
+        if self.by_thread:
+            return parts.sum(axis=0)
+        while len(parts) > 1:
+            parts = parts[::2] + parts[1::2]
+        return parts[0]
+
+    def _cut(self, count: int, least: int = 1) -> tuple[int, int]:
+        """(items in each shard, number of shards that have any)."""
+        size = max(-(-count // self.shards), least)
+        return size, -(-count // size)
+
+    def _on_threads(self, work: Callable[[int, range], Any], shards: int) -> None:
+        """Call work(thread, its shards) on each thread that has some.
+
+        The first one is the calling thread, the others run in copies of its context (`np.errstate` holds there). An
+        exception in any of them is raised here, after all ended.
+        """
+        threads = min(self.threads, shards)
+
+        def job(thread: int) -> None:
+            work(thread, range(thread * shards // threads, (thread + 1) * shards // threads))
 
         with self.single_threaded_blas:
-            if shards > 1:
-                self._hire(shards - 1)
+            if threads > 1:
+                self._hire(threads - 1)
             waits = [
-                worker.submit(partial(copy_context().run, shard, i))
-                for i, worker in zip(range(1, shards), self._workers, strict=False)
+                worker.submit(partial(copy_context().run, job, i))
+                for i, worker in zip(range(1, threads), self._workers, strict=False)
             ]
             try:
-                if shards:
-                    shard(0)
+                if threads:
+                    job(0)
             finally:
                 faults = [wait() for wait in waits]
         for fault in faults:

@@ -259,7 +259,7 @@ def test_a_place_where_no_run_can_be_is_refused(name, value, tmp_path):
         *(("learning_rate", value) for value in ("x", None, -1, 0)),
         *(("data.limit_train", value) for value in (1.5, -3, 0)),
         *((f"data.{name}", 3) for name in ("name", "data_dir")),
-        *(("environment.threads", value) for value in ("x", 0)),
+        *((f"environment.{name}", value) for name in ("threads", "shards") for value in ("x", 0)),
         *(("environment.device", 3), ("environment.kernels", None), ("environment.precision", 32)),
     ],
 )

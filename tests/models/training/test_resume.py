@@ -97,6 +97,24 @@ def test_runs_of_other_kinds_end_in_the_same_bits(tmp_path, kind):
     test_a_run_interrupted_by_ctrl_c_ends_in_the_same_bits(tmp_path, kind, (5, 6, 7, 13), "numpy")
 
 
+@pytest.mark.parametrize("numbers", [(1, 2, 3, 8), (3, 1, 8, 2)], ids=str)
+@pytest.mark.parametrize("kernels", ["numpy", "numba"])
+@pytest.mark.parametrize("kind", RESUMED)
+def test_runs_end_in_the_same_bits_on_any_number_of_threads(tmp_path, kind, kernels, numbers):
+    """Each part of the run, between the steps 5, 6 and 13, on another number; 23 images are 6 steps an epoch."""
+    first, *others, whole = numbers
+    minigrad.use(kernels=kernels, threads=first)
+    expected = unbroken(kind, kernels, tmp_path)
+    minigrad.use(kernels=kernels, threads=whole)
+    trainer = trainer_of(kind, tmp_path / "run", [At(5, interrupt)])
+    for threads, following in zip((*others, first), (6, 13, None), strict=True):
+        interrupted(trainer)
+        minigrad.use(kernels=kernels, threads=threads)
+        trainer = resumed(tmp_path / "run", [] if following is None else [At(following, interrupt)])
+    trainer.run()
+    assert_same(outcome(trainer), expected)
+
+
 @pytest.mark.parametrize("stops", [(4,), (6,), (8, 14), (18,)], ids=str)
 @pytest.mark.parametrize("kind", ["vae", "plain"])
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, kind, stops):

@@ -91,20 +91,21 @@ def test_a_run_that_was_interrupted_is_resumed_from_its_folder(tmp_path, array_f
     resume(tmp_path / "whole", told, kernels="numpy", threads=2)
     (line,) = (line for line in told if "not bitwise" in line)
     assert "kernels plain -> numpy" in line
-    assert "threads 1 -> 2" in line
+    assert "shards" not in line
+    assert "threads" not in line
     assert "kernels numpy (asked for)" in told[0]
 
 
 ON_RESUME = [  # what the run had, what is given, what is asked for
-    ({"device": "cpu"}, {}, ("cpu", "plain", 3, "fp32")),
-    ({"device": "cpu"}, {"device": "cpu", "kernels": "numpy", "threads": 0}, ("cpu", "numpy", 0, "fp32")),
-    ({"device": "cpu"}, {"device": "cuda"}, ("cuda", "auto", None, "fp32")),
-    ({"device": "cuda:0"}, {"device": "cpu"}, ("cpu", "auto", None, "fp32")),
-    ({"device": "cuda:0", "precision": "tf32"}, {}, ("cuda:0", "plain", 3, "tf32")),
-    ({"device": "cuda:0", "precision": "tf32"}, {"device": "cuda:1"}, ("cuda:1", "plain", 3, "tf32")),
-    ({"device": "cuda:0", "precision": "tf32"}, {"precision": "fp32"}, ("cuda:0", "plain", 3, "fp32")),
-    ({"device": "cuda:1"}, {"device": "cuda"}, ("cuda", "plain", 3, "fp32")),
-    ({"device": "cpu"}, {"device": "cuda", "precision": "tf32"}, ("cuda", "auto", None, "tf32")),
+    ({"device": "cpu", "shards": 4}, {}, ("cpu", "plain", 3, "fp32", 4)),
+    ({"device": "cpu"}, {"device": "cpu", "kernels": "numpy", "threads": 0}, ("cpu", "numpy", 0, "fp32", None)),
+    ({"device": "cpu"}, {"device": "cuda"}, ("cuda", "auto", None, "fp32", None)),
+    ({"device": "cuda:0"}, {"device": "cpu"}, ("cpu", "auto", None, "fp32", None)),
+    ({"device": "cuda:0", "precision": "tf32"}, {}, ("cuda:0", "plain", 3, "tf32", None)),
+    ({"device": "cuda:0", "precision": "tf32"}, {"device": "cuda:1"}, ("cuda:1", "plain", 3, "tf32", None)),
+    ({"device": "cuda:0", "precision": "tf32"}, {"precision": "fp32"}, ("cuda:0", "plain", 3, "fp32", None)),
+    ({"device": "cuda:1"}, {"device": "cuda"}, ("cuda", "plain", 3, "fp32", None)),
+    ({"device": "cpu"}, {"device": "cuda", "precision": "tf32"}, ("cuda", "auto", None, "tf32", None)),
 ]
 
 
