@@ -72,7 +72,8 @@ def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], block: in
     indices = np.arange(math.prod(shape)).reshape(shape)  # planned as if they were weights, they say what goes where
     if back and C < THIN:
         matrix = indices.reshape(-1, F).T  # (F, KH * KW * C)
-        record["thin"], record["products"] = 1, -(-matrix.shape[1] // panel) * panel
+        vector = panel // 2
+        record["thin"], record["products"] = 1, -(-matrix.shape[1] // vector) * vector
         record["padded_size"], record["before"] = geometry.output_size, [pads[0] for pads in geometry.pads]
         record["images"] = _images(record, block)
         pixels = np.arange(math.prod(geometry.output_size) * record["images"] + 1)

@@ -148,9 +148,9 @@ def spread(x: Array, layer: Any, pixels: Array, taps: Array, matrices: Array, ou
     panel, results, places, y_places = 2 * VECTOR // out.itemsize, out.reshape(-1), pixels[0], pixels[1]
     rows = n * OH * OW
     for first in range(0, layer.products, panel):
-        weights = matrices[first * F :].ctypes.data
+        weights, width = matrices[first * F :].ctypes.data, min(panel, layer.products - first)
         tiles(
-            x.ctypes.data, places[:rows], taps[:F], weights, panel, products, y_places[:rows], first, panel, False
+            x.ctypes.data, places[:rows], taps[:F], weights, panel, products, y_places[:rows], first, width, False
         )  # fmt: skip
     out[:] = 0
     every, step = np.uint64(layer.products), np.uint64(SW * C)
@@ -239,10 +239,21 @@ def conv_layer(
 
 
 @compiled
+def join(rows: Array, last: int, joined: int) -> None:
+    """Add the sums that are complete when row `last` is, as a tree: ((0 + 1) + (2 + 3)) + ..., up to `joined` rows."""
+    step = 1
+    while step < joined and last % (2 * step) == 2 * step - 1:
+        to, source = rows[last + 1 - 2 * step], rows[last + 1 - step]
+        for k in range(len(to)):
+            to[k] += source[k]
+        step *= 2
+
+
+@compiled
 def conv_layer_grad(
     gy: Array, grad_rows: Array, y: Array, x: Array, size: int, windows: Array, places: Array, columns: Array,
     transposed: bool, layers: Array, steps: Array, x_pixels: Array, x_taps: Array, matrices: Array, gx: Array,
-    gweights: Array, totals: Array, block: int, scratch: tuple[Array, Array, Array]
+    gweights: Array, totals: Array, joined: int, block: int, scratch: tuple[Array, Array, Array]
 ) -> None:  # fmt: skip
     """The gradients of conv_layer for some shards; gx is wanted if it is not empty. For each block of a shard, whose
     gweight and total are in the rows of gweights and totals:
@@ -251,6 +262,8 @@ def conv_layer_grad(
     2. total (OH * OW * F,) += the sum of g over images.
     3. gweight (KH * KW * C * F,) += image^T @ factors, where image and factors are x and g, or g and x if transposed.
     4. gx from g. It overwrites the padded image, which step 3 does not need any more.
+
+    The sums of `joined` neighbouring shards are then added as a tree, in the row of the first.
 
     windows, places, columns: record, pixels and taps of the convolution that reads `image`. layers ... matrices: of the
     layer that gives gx, which for a transposed layer is that convolution.
@@ -288,6 +301,8 @@ def conv_layer_grad(
                 else:
                     no_bias = total[:0]
                     layer_of(g, layers[0], steps, x_pixels, x_taps, matrices, no_bias, out, scratch[PADDED])
+        join(gweights, shard, joined)
+        join(totals, shard, joined)
 
 
 def prepare(dtype: Any) -> None:
@@ -334,7 +349,7 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     tables = layers, steps, np.zeros((2, 1), np.int64), numbers, spare
     yield chain, (image, layers, steps, numbers, numbers, spare, vector, image, (spare, spare), spare)
     yield conv_layer, (image, 1, *tables, vector, image, sums[:1], sums[None], sums[:1, 0], spare)
-    results = image, spare[None], vector[None], 1, (spare, spare, spare)
+    results = image, spare[None], vector[None], 1, 1, (spare, spare, spare)
     places = layers, numbers[:2], numbers[:2], False
     yield conv_layer_grad, (image, grad_rows, image, image, 1, *places, *tables, *results)
     yield adam, (vector, vector, vector, vector, vector, *ones(4))

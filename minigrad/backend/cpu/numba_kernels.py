@@ -100,7 +100,7 @@ class NumbaLayers:
         layers = plan.direct.layer.copy()  # the plan is kept for the next call
         layers["relu"] = relu
 
-        def task(shards: range, size: int) -> None:
+        def task(shards: range, size: int, _: int) -> None:
             part, mine = slice(shards.start * size, shards.stop * size), slice(shards.start, shards.stop)
             results = y[part], moments.shifts[mine], moments.sums[mine], moments.counts[mine].reshape(-1)
             scratch = self.pool.scratch("padded", (plan.scratch,), x.dtype)
@@ -112,7 +112,7 @@ class NumbaLayers:
     def gradients(
         self, gy: Array, grad_rows: Array | None, y: Array, x: Array, layer: Layer, needs_gx: bool
     ) -> tuple[Array | None, Array, Array]:
-        """What NumpyLayers.gradients computes."""
+        """What NumpyLayers.gradients computes; the sums of some neighbouring shards are already added."""
         weight, _, geometry, transposed = layer
         gy, y, x, weight = _contiguous(gy, y, x, weight)
         shards = self.pool.shards
@@ -127,18 +127,18 @@ class NumbaLayers:
         rows = _or_empty(grad_rows, 2, x.dtype)
         factors = x if transposed else y
 
-        def task(shards: range, size: int) -> None:
+        def task(shards: range, size: int, joined: int) -> None:
             part, mine = slice(shards.start * size, shards.stop * size), slice(shards.start, shards.stop)
-            results = gx[part], gweights[mine], totals[mine], block
+            results = gx[part], gweights[mine], totals[mine], joined, block
             sizes = {"padded": scratch_size, "gradient": y[0].size, "spare": factors[0].size}
             scratch = tuple(self.pool.scratch(n, (block * size + VECTOR,), x.dtype) for n, size in sizes.items())
             places = window.layer, window.pixels[0], window.taps, transposed
             arrays = gy[part], rows, y[part], x[part]
             layer_loops.conv_layer_grad(*arrays, size, *places, *back.tables, *results, scratch)
 
-        self.pool.run_shards(task, len(x))
+        joined = self.pool.run_shards(task, len(x))
         gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(shards, -1, y.shape[3])
-        return gx if needs_gx else None, gweights, totals
+        return gx if needs_gx else None, gweights[::joined], totals[::joined]
 
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
         """What NumpyLayers.fold computes."""

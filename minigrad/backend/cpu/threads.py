@@ -150,10 +150,18 @@ class Pool:
 
         self._on_threads(work, shards)
 
-    def run_shards(self, task: Callable[[range, int], Any], count: int) -> None:
-        """Call task(shards, size) once on each thread, for its shards of `size` items; the last one may have fewer."""
+    def run_shards(self, task: Callable[[range, int, int], Any], count: int) -> int:
+        """Call task(shards, size, joined) once on each thread, for its shards of `size` items; the last one may have
+        fewer. Returns `joined`.
+
+        joined: so many neighbouring shards are always on the same thread. The task may add their sums, as `total` does,
+        in the place of the first; then `total(parts[::joined])` is the sum of all.
+        """
         size, shards = self._cut(count)
-        self._on_threads(lambda _, mine: task(mine, size), shards)
+        threads = max(min(self.threads, shards), 1)
+        joined = 1 if self.by_thread else math.gcd(self.shards, *(i * shards // threads for i in range(1, threads + 1)))
+        self._on_threads(lambda _, mine: task(mine, size, joined), shards)
+        return joined
 
     def total(self, parts: np.ndarray) -> np.ndarray:
         """The sum of the parts (shards, ...), added as a balanced binary tree: ((0 + 1) + (2 + 3)) + ..."""
