@@ -46,14 +46,23 @@ STEP = np.dtype([(name, "i8", 2) for name in ("pixels", "taps", "matrix")])
 """One product of a plan: from where to where its parts are in the tables."""
 
 
-class Direct(NamedTuple):
-    """A plan that says which weight goes where, but not its value. The tables of places have one entry more, which is
-    read but not used."""
+class Tables(NamedTuple):
+    """What the loops read of a layer, or of a chain of them, one after another. The tables of places have one entry
+    more, which is read but not used."""
 
-    layer: Array  # LAYER, (1,)
     steps: Array  # STEP
     pixels: Array  # (2, count): where each pixel's first tap is in the padded x, and where its result is
     taps: Array  # the distance of each tap from the first
+    matrices: Array  # the weight in panels
+
+
+class Direct(NamedTuple):
+    """A plan that says which weight goes where, but not its value. steps, pixels and taps are those of Tables."""
+
+    layer: Array  # LAYER, (1,)
+    steps: Array
+    pixels: Array
+    taps: Array
     order: Array  # for each number of the matrices its index in the flat weight; -1 for a zero
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core.caching import NullCache
@@ -18,7 +18,7 @@ from numba.core.dispatcher import Dispatcher
 
 from . import micro_kernels, row_loops
 from .compiling import compiled
-from .direct import LAYER, STEP
+from .direct import LAYER, STEP, Direct, Tables
 from .micro_kernels import VECTOR, matmul, tiles
 from .row_loops import (
     activate,
@@ -119,17 +119,15 @@ def padded(x: Array, layer: Any, scratch: Array) -> Array:
 
 
 @compiled
-def convolve(
-    source: Array, n: int, layer: Any, steps: Array, pixels: Array, taps: Array, matrices: Array, out: Array
-) -> None:
+def convolve(source: Array, n: int, layer: Any, tables: Tables, out: Array) -> None:
     """out = the layer without its bias, of n padded images."""
     if layer.holes:
         out[:] = 0
-    results, panel, places, y_places = out.reshape(-1), 2 * VECTOR // out.itemsize, pixels[0], pixels[1]
-    for i in range(len(steps)):
-        step = steps[i]
+    results, panel, places, y_places = out.reshape(-1), 2 * VECTOR // out.itemsize, tables.pixels[0], tables.pixels[1]
+    for i in range(len(tables.steps)):
+        step = tables.steps[i]
         first, stop = step.pixels[0], step.pixels[0] + (step.pixels[1] - step.pixels[0]) // layer.images * n
-        columns, matrix = taps[step.taps[0] : step.taps[1]], matrices[step.matrix[0] : step.matrix[1]]
+        columns, matrix = tables.taps[step.taps[0] : step.taps[1]], tables.matrices[step.matrix[0] : step.matrix[1]]
         for left in range(0, layer.channels, panel):
             weights = matrix[left * len(columns) :].ctypes.data  # the panel that begins at column `left`
             width, rows = min(panel, layer.channels - left), places[first:stop]
@@ -139,19 +137,17 @@ def convolve(
 
 
 @compiled
-def spread(x: Array, layer: Any, pixels: Array, taps: Array, matrices: Array, out: Array, products: Array) -> None:
+def spread(x: Array, layer: Any, tables: Tables, out: Array, products: Array) -> None:
     """out = the thin layer without its bias: each pixel of the block x (n, OH, OW, F) is multiplied with all taps, and
     the products are added where they belong."""
     n, OH, OW, F = x.shape
     _, H, W, C = out.shape
     (KH, KW), (SH, SW), (top, left) = pair(layer.kernel_size), pair(layer.stride), pair(layer.before)
-    panel, results, places, y_places = 2 * VECTOR // out.itemsize, out.reshape(-1), pixels[0], pixels[1]
-    rows = n * OH * OW
+    panel, results, places, y_places = 2 * VECTOR // out.itemsize, out.reshape(-1), tables.pixels[0], tables.pixels[1]
+    rows, taps = n * OH * OW, tables.taps[:F]
     for first in range(0, layer.products, panel):
-        weights, width = matrices[first * F :].ctypes.data, min(panel, layer.products - first)
-        tiles(
-            x.ctypes.data, places[:rows], taps[:F], weights, panel, products, y_places[:rows], first, width, False
-        )  # fmt: skip
+        weights, width = tables.matrices[first * F :].ctypes.data, min(panel, layer.products - first)
+        tiles(x.ctypes.data, places[:rows], taps, weights, panel, products, y_places[:rows], first, width, False)
     out[:] = 0
     every, step = np.uint64(layer.products), np.uint64(SW * C)
     for i in range(n):
@@ -169,16 +165,13 @@ def spread(x: Array, layer: Any, pixels: Array, taps: Array, matrices: Array, ou
 
 
 @compiled
-def layer_of(
-    x: Array, layer: Any, steps: Array, pixels: Array, taps: Array, matrices: Array, bias: Array, out: Array,
-    scratch: Array
-) -> None:  # fmt: skip
+def layer_of(x: Array, layer: Any, tables: Tables, bias: Array, out: Array, scratch: Array) -> None:
     """out = the layer of a block x, + bias (H * W * F,), and its ReLU if the layer has one. An empty bias leaves out
     both."""
     if layer.thin:
-        spread(x, layer, pixels, taps, matrices, out, scratch)
+        spread(x, layer, tables, out, scratch)
     else:
-        convolve(padded(x, layer, scratch), len(x), layer, steps, pixels, taps, matrices, out)
+        convolve(padded(x, layer, scratch), len(x), layer, tables, out)
     if len(bias):
         for i in range(len(x)):
             activate(out[i].reshape(-1), bias, layer.relu != 0)
@@ -186,22 +179,51 @@ def layer_of(
 
 @compiled
 def chain(
-    x: Array, layers: Array, steps: Array, pixels: Array, taps: Array, matrices: Array, biases: Array, y: Array,
-    between: tuple[Array, Array], scratch: Array
-) -> None:  # fmt: skip
+    x: Array, layers: Array, tables: Tables, biases: Array, y: Array, between: tuple[Array, Array], scratch: Array
+) -> None:
     """y = what the layers compute one after another from the block x; their results are in `between` by turns."""
     n, source = len(x), x
     for i in range(len(layers)):
         layer = layers[i]
         (H, W), F, images = pair(layer.output_size), layer.channels, layer.images
-        parts = steps[layer.steps[0] : layer.steps[1]]
-        places, columns = pixels[layer.pixels[0] : layer.pixels[1]].reshape(2, -1), taps[layer.taps[0] : layer.taps[1]]
-        weights, bias = matrices[layer.matrices[0] : layer.matrices[1]], biases[layer.bias[0] : layer.bias[1]]
+        mine = Tables(
+            tables.steps[layer.steps[0] : layer.steps[1]],
+            tables.pixels[layer.pixels[0] : layer.pixels[1]].reshape(2, -1),
+            tables.taps[layer.taps[0] : layer.taps[1]],
+            tables.matrices[layer.matrices[0] : layer.matrices[1]],
+        )
+        bias = biases[layer.bias[0] : layer.bias[1]]
         out = y if i == len(layers) - 1 else between[i % 2][: n * H * W * F].reshape(n, H, W, F)
         for start in range(0, n, images):
             block, result = source[start : start + images], out[start : start + images]
-            layer_of(block, layer, parts, places, columns, weights, bias, result, scratch)
+            layer_of(block, layer, mine, bias, result, scratch)
         source = out
+
+
+class Sums(NamedTuple):
+    """Of the results y of each shard: sums (shards, 2, F) of y - shift and of its square, where shifts (shards, F) are
+    the means of the first images, and counts (shards,) of pixels."""
+
+    shifts: Array
+    sums: Array
+    counts: Array
+
+
+class Gradients(NamedTuple):
+    """gx, which is wanted if it is not empty; for each shard gweights (shards, KH * KW * C * F); and totals (shards, OH
+    * OW * F), the sums of g over images. Both sums are added to."""
+
+    gx: Array
+    gweights: Array
+    totals: Array
+
+
+class Blocks(NamedTuple):
+    """Images in each shard and in a block; and the neighbouring shards whose sums are added in the row of the first."""
+
+    shard: int
+    block: int
+    joined: int
 
 
 @compiled
@@ -213,20 +235,18 @@ def even(count: int, most: int) -> int:
 
 @compiled
 def conv_layer(
-    x: Array, size: int, layers: Array, steps: Array, pixels: Array, taps: Array, matrices: Array, bias: Array,
-    y: Array, shifts: Array, sums: Array, counts: Array, scratch: Array
-) -> None:  # fmt: skip
-    """y = the layer of some shards x of `size` images, + bias. If it has a ReLU, for each shard sums (shards, 2, F) +=
-    the sum of y - shift, and of its square, where shifts (shards, F) become the means of the first images, and counts
-    (shards,) += the number of pixels."""
+    x: Array, size: int, layers: Array, tables: Tables, bias: Array, y: Array, moments: Sums, scratch: Array
+) -> None:
+    """y = the layer of some shards x of `size` images, + bias. If it has a ReLU, moments become those of y."""
     F, layer = y.shape[3], layers[0]
+    shifts, sums, counts = moments
     centre, area = np.empty(F, x.dtype), y.shape[1] * y.shape[2]
     for shard in range(len(shifts)):
         first, stop = shard * size, min((shard + 1) * size, len(x))
         each = even(stop - first, layer.images)
         for start in range(first, stop, each):
             out = y[start : min(start + each, stop)]
-            layer_of(x[start : start + len(out)], layer, steps, pixels, taps, matrices, bias, out, scratch)
+            layer_of(x[start : start + len(out)], layer, tables, bias, out, scratch)
             if layer.relu:
                 rows = out.reshape(out.size // F, F)
                 if start == first:
@@ -251,30 +271,27 @@ def join(rows: Array, last: int, joined: int) -> None:
 
 @compiled
 def conv_layer_grad(
-    gy: Array, grad_rows: Array, y: Array, x: Array, size: int, windows: Array, places: Array, columns: Array,
-    transposed: bool, layers: Array, steps: Array, x_pixels: Array, x_taps: Array, matrices: Array, gx: Array,
-    gweights: Array, totals: Array, joined: int, block: int, scratch: tuple[Array, Array, Array]
+    gy: Array, grad_rows: Array, y: Array, x: Array, window: Direct, transposed: bool, layers: Array, tables: Tables,
+    results: Gradients, blocks: Blocks, scratch: tuple[Array, Array, Array]
 ) -> None:  # fmt: skip
-    """The gradients of conv_layer for some shards; gx is wanted if it is not empty. For each block of a shard, whose
-    gweight and total are in the rows of gweights and totals:
+    """The gradients of conv_layer for some shards. For each block of images:
 
     1. g is gy through the batch_norm and the ReLU.
-    2. total (OH * OW * F,) += the sum of g over images.
-    3. gweight (KH * KW * C * F,) += image^T @ factors, where image and factors are x and g, or g and x if transposed.
+    2. The shard's total += the sum of g over images.
+    3. Its gweight += image^T @ factors, where image and factors are x and g, or g and x if transposed.
     4. gx from g. It overwrites the padded image, which step 3 does not need any more.
 
-    The sums of `joined` neighbouring shards are then added as a tree, in the row of the first.
-
-    windows, places, columns: record, pixels and taps of the convolution that reads `image`. layers ... matrices: of the
-    layer that gives gx, which for a transposed layer is that convolution.
+    window: the plan of the convolution that reads `image`. layers, tables: of the layer that gives gx, which for a
+    transposed layer is that convolution.
     """
-    C, F, window, panel = x.shape[3], y.shape[3], windows[0], 2 * VECTOR // x.itemsize
+    (gx, gweights, totals), size, record = results, blocks.shard, window.layer[0]
+    C, F, panel, places = x.shape[3], y.shape[3], 2 * VECTOR // x.itemsize, window.pixels[0]
     channels = C if transposed else F
-    taps, pixels = columns[:-1], (len(places) - 1) // window.images
+    taps, pixels = window.taps[:-1], (len(places) - 1) // record.images
     targets = np.arange(len(taps)) * channels
     for shard in range(len(totals)):
         first, end = shard * size, min((shard + 1) * size, len(x))
-        each, gweight, total = even(end - first, block), gweights[shard], totals[shard]
+        each, gweight, total = even(end - first, blocks.block), gweights[shard], totals[shard]
         for start in range(first, end, each):
             stop = min(start + each, end)
             source, result, g = x[start:stop], y[start:stop], gy[start:stop]
@@ -284,7 +301,7 @@ def conv_layer_grad(
                 relu_norm_gradient(*rows, grad_rows, g.reshape(count, F))
             add_images(g.reshape(len(g), total.size), total)
             image, factors = (g, source) if transposed else (source, g)
-            held, numbers = padded(image, window, scratch[PADDED]), factors.reshape(-1)
+            held, numbers = padded(image, record, scratch[PADDED]), factors.reshape(-1)
             if channels % (panel // 2):  # vectors reach beyond the last pixel
                 for k in range(factors.size):
                     scratch[SPARE][k] = numbers[k]
@@ -297,12 +314,12 @@ def conv_layer_grad(
             if len(gx):
                 out = gx[start:stop]
                 if transposed:
-                    convolve(held, len(g), layers[0], steps, x_pixels, x_taps, matrices, out)
+                    convolve(held, len(g), layers[0], tables, out)
                 else:
                     no_bias = total[:0]
-                    layer_of(g, layers[0], steps, x_pixels, x_taps, matrices, no_bias, out, scratch[PADDED])
-        join(gweights, shard, joined)
-        join(totals, shard, joined)
+                    layer_of(g, layers[0], tables, no_bias, out, scratch[PADDED])
+        join(gweights, shard, blocks.joined)
+        join(totals, shard, blocks.joined)
 
 
 def prepare(dtype: Any) -> None:
@@ -341,15 +358,16 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
     yield unfold, (norm, weights[0], weights[0], rows, ones((1, 2)), False, *gradients)
     layers, steps = np.ones(1, LAYER), np.zeros(1, STEP)
-    numbers = np.zeros(3, np.int64)  # with the entry that is read ahead
+    places, pixels = np.zeros(3, np.int64), np.zeros((2, 2), np.int64)  # with the entry that is read ahead
     layers["channels"], layers["before"], layers["thin"] = 2, 0, 0
     for name, size in {"steps": 1, "pixels": 2, "taps": 2, "matrices": 256, "bias": 2}.items():
         layers[name] = 0, size
     steps["pixels"], steps["taps"], steps["matrix"] = (0, 1), (0, 2), (0, 64)
-    tables = layers, steps, np.zeros((2, 1), np.int64), numbers, spare
-    yield chain, (image, layers, steps, numbers, numbers, spare, vector, image, (spare, spare), spare)
-    yield conv_layer, (image, 1, *tables, vector, image, sums[:1], sums[None], sums[:1, 0], spare)
-    results = image, spare[None], vector[None], 1, 1, (spare, spare, spare)
-    places = layers, numbers[:2], numbers[:2], False
-    yield conv_layer_grad, (image, grad_rows, image, image, 1, *places, *tables, *results)
+    tables, window = Tables(steps, pixels, places, spare), Direct(layers, steps, pixels, places, places)
+    flat = Tables(steps, places, places, spare)
+    yield chain, (image, layers, flat, vector, image, (spare, spare), spare)
+    yield conv_layer, (image, 1, layers, tables, vector, image, Sums(sums[:1], sums[None], np.ones(1)), spare)
+    results, blocks = Gradients(image, spare[None], vector[None]), Blocks(1, 1, 1)
+    arrays = image, grad_rows, image, image
+    yield conv_layer_grad, (*arrays, window, False, layers, tables, results, blocks, (spare, spare, spare))
     yield adam, (vector, vector, vector, vector, vector, *ones(4))

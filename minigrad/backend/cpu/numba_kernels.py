@@ -20,7 +20,8 @@ from ..device import SHARDS
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
 from . import layer_loops, row_loops
-from .direct import Direct, direct, numbers, scratch_numbers
+from .direct import Direct, Tables, direct, numbers, scratch_numbers
+from .layer_loops import Blocks, Gradients, Sums
 from .micro_kernels import VECTOR
 from .numpy_channels import Moments
 from .numpy_kernels import FUNCTION_NUMBERS, CpuBackend
@@ -49,9 +50,9 @@ class FilledPlan(NamedTuple):
         return int(self.direct.layer[0]["channels"])
 
     @property
-    def tables(self) -> tuple[Array, ...]:
-        """The arguments that all loops take."""
-        return *self.direct[:4], self.matrices
+    def tables(self) -> Tables:
+        """What the loops read."""
+        return Tables(*self.direct[1:4], self.matrices)
 
     def numbers(self, _: int) -> int:
         """Numbers that one image takes at work; called like `Plan.numbers`."""
@@ -102,9 +103,9 @@ class NumbaLayers:
 
         def task(shards: range, size: int, _: int) -> None:
             part, mine = slice(shards.start * size, shards.stop * size), slice(shards.start, shards.stop)
-            results = y[part], moments.shifts[mine], moments.sums[mine], moments.counts[mine].reshape(-1)
+            sums = Sums(moments.shifts[mine], moments.sums[mine], moments.counts[mine].reshape(-1))
             scratch = self.pool.scratch("padded", (plan.scratch,), x.dtype)
-            layer_loops.conv_layer(x[part], size, layers, *plan.tables[1:], bias, *results, scratch)
+            layer_loops.conv_layer(x[part], size, layers, plan.tables, bias, y[part], sums, scratch)
 
         self.pool.run_shards(task, len(x))
         return y, moments
@@ -129,12 +130,11 @@ class NumbaLayers:
 
         def task(shards: range, size: int, joined: int) -> None:
             part, mine = slice(shards.start * size, shards.stop * size), slice(shards.start, shards.stop)
-            results = gx[part], gweights[mine], totals[mine], joined, block
+            results = Gradients(gx[part], gweights[mine], totals[mine])
             sizes = {"padded": scratch_size, "gradient": y[0].size, "spare": factors[0].size}
             scratch = tuple(self.pool.scratch(n, (block * size + VECTOR,), x.dtype) for n, size in sizes.items())
-            places = window.layer, window.pixels[0], window.taps, transposed
-            arrays = gy[part], rows, y[part], x[part]
-            layer_loops.conv_layer_grad(*arrays, size, *places, *back.tables, *results, scratch)
+            arrays, plans = (gy[part], rows, y[part], x[part]), (window, transposed, back.direct.layer, back.tables)
+            layer_loops.conv_layer_grad(*arrays, *plans, results, Blocks(size, block, joined), scratch)
 
         joined = self.pool.run_shards(task, len(x))
         gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(shards, -1, y.shape[3])
@@ -166,7 +166,7 @@ class NumbaLayers:
         """A function (x, y) that runs the block x through the layers in one call and writes the result into y."""
         layers = np.concatenate([plan.direct.layer for plan, *_ in links])
         layers["relu"] = [relu for _, _, relu, _ in links]
-        tables = [(*plan.tables[1:], bias_image.reshape(-1)) for plan, bias_image, _, _ in links]
+        tables = [(*plan.tables, bias_image.reshape(-1)) for plan, bias_image, _, _ in links]
         joined = []
         for name, parts in zip(("steps", "pixels", "taps", "matrices", "bias"), zip(*tables, strict=True), strict=True):
             flat = [part.reshape(-1) for part in parts]
@@ -179,7 +179,9 @@ class NumbaLayers:
         def infer(x: Array, y: Array) -> None:
             sizes = {"padded": scratch, "even": len(x) * pixels, "odd": len(x) * pixels}
             padded, *between = (self.pool.scratch(name, (size,), x.dtype) for name, size in sizes.items())
-            layer_loops.chain(np.ascontiguousarray(x), layers, *joined, y, tuple(between), padded)
+            layer_loops.chain(
+                np.ascontiguousarray(x), layers, Tables(*joined[:4]), joined[4], y, tuple(between), padded
+            )
 
         return infer
 
