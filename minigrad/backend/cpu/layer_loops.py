@@ -211,7 +211,7 @@ class Sums(NamedTuple):
 
 class Gradients(NamedTuple):
     """gx, which is wanted if it is not empty; for each shard gweights (shards, KH * KW * C * F); and totals (shards, OH
-    * OW * F), the sums of g over images. Both sums are added to."""
+    * OW * F), the sums of g over images."""
 
     gx: Array
     gweights: Array
@@ -299,7 +299,7 @@ def conv_layer_grad(
                 g, count = scratch[GRADIENT][: result.size].reshape(result.shape), result.size // F
                 rows = gy[start:stop].reshape(count, F), result.reshape(count, F)
                 relu_norm_gradient(*rows, grad_rows, g.reshape(count, F))
-            add_images(g.reshape(len(g), total.size), total)
+            add_images(g.reshape(len(g), total.size), total, start > first)
             image, factors = (g, source) if transposed else (source, g)
             held, numbers = padded(image, record, scratch[PADDED]), factors.reshape(-1)
             if channels % (panel // 2):  # vectors reach beyond the last pixel
@@ -310,7 +310,7 @@ def conv_layer_grad(
                 column, width = numbers[left:].ctypes.data, min(panel, channels - left)
                 met = places[: pixels * len(g)]
                 # the tables are exchanged: rows are taps, columns are pixels
-                tiles(held.ctypes.data, taps, met, column, channels, gweight, targets, left, width, True)
+                tiles(held.ctypes.data, taps, met, column, channels, gweight, targets, left, width, start > first)
             if len(gx):
                 out = gx[start:stop]
                 if transposed:

@@ -116,15 +116,15 @@ class NumbaLayers:
         """What NumpyLayers.gradients computes; the sums of some neighbouring shards are already added."""
         weight, _, geometry, transposed = layer
         gy, y, x, weight = _contiguous(gy, y, x, weight)
-        shards = self.pool.shards
+        parts = self.pool.parts(len(x))
         window = self._direct(convolution, weight, geometry)
         # gx of a transposed layer is a convolution
         back = self.plan(adjoint if needs_gx and not transposed else convolution, weight, geometry)
         layers = window.layer[0], back.direct.layer[0]
         block, scratch_size = min(int(layer["images"]) for layer in layers), max(map(scratch_numbers, layers))
         gx = np.empty(x.shape if needs_gx else (0,) * 4, x.dtype)
-        gweights = np.zeros((shards, weight.size), x.dtype)
-        totals = np.zeros((shards, math.prod(y.shape[1:])), x.dtype)
+        gweights = np.empty((parts, weight.size), x.dtype)
+        totals = np.empty((parts, math.prod(y.shape[1:])), x.dtype)
         rows = _or_empty(grad_rows, 2, x.dtype)
         factors = x if transposed else y
 
@@ -136,8 +136,9 @@ class NumbaLayers:
             arrays, plans = (gy[part], rows, y[part], x[part]), (window, transposed, back.direct.layer, back.tables)
             layer_loops.conv_layer_grad(*arrays, *plans, results, Blocks(size, block, joined), scratch)
 
-        joined = self.pool.run_shards(task, len(x))
-        gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(shards, -1, y.shape[3])
+        shards, joined = self.pool.run_shards(task, len(x))
+        gweights[shards:] = totals[shards:] = 0
+        gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(parts, -1, y.shape[3])
         return gx if needs_gx else None, gweights[::joined], totals[::joined]
 
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:

@@ -74,17 +74,17 @@ class NumpyLayers:
     ) -> tuple[Array | None, Array, Array]:
         """(gx, gweights, totals), as in conv_layer_grad but with the x that is not normalised.
 
-        Each shard has a sum over its own images: gweights (shards, KH, KW, C, F) for the gradient of weight, and
-        totals (shards, OH * OW, F) for the gradient of the convolution's output, before the ReLU.
+        Each shard has a sum over its own images, for `Pool.total`: gweights (parts, KH, KW, C, F) for the gradient of
+        weight, and totals (parts, OH * OW, F) for the gradient of the convolution's output, before the ReLU.
         """
         weight, _, geometry, transposed = layer
-        F, window, shards = weight.shape[3], conv_window(geometry), self.pool.shards
+        F, window, parts = weight.shape[3], conv_window(geometry), self.pool.parts(len(x))
         wide_rows = None if grad_rows is None else self.channels.per_channel(grad_rows, y)
         gx = np.empty(x.shape, x.dtype) if needs_gx else None
         back = adjoint(weight, geometry) if needs_gx and not transposed else None
-        gweights = np.empty((shards, *weight.shape), x.dtype)
-        totals = np.empty((shards, math.prod(y.shape[1:])), x.dtype)
-        begun = [False] * shards
+        gweights = np.empty((parts, *weight.shape), x.dtype)
+        totals = np.empty((parts, math.prod(y.shape[1:])), x.dtype)
+        begun = [False] * parts
 
         def task(shard: int, block: slice) -> None:
             first, begun[shard] = not begun[shard], True
@@ -107,10 +107,10 @@ class NumpyLayers:
 
         forward = convolution(weight, geometry)
         self.pool.run(task, len(x), max(1, self.block_bytes // max(forward.numbers(weight.shape[2]) * x.itemsize, 1)))
-        for shard in range(shards):
-            if not begun[shard]:  # fewer images than shards
+        for shard in range(parts):
+            if not begun[shard]:
                 gweights[shard] = totals[shard] = 0
-        return gx, gweights, totals.reshape(shards, -1, y.shape[3])
+        return gx, gweights, totals.reshape(parts, -1, y.shape[3])
 
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
         """(weight, bias image (OH, OW, F)) that include the normalisation of x.

@@ -95,9 +95,11 @@ def activate(y: Array, bias: Array, relu: bool) -> None:
 
 
 @compiled
-def add_images(x: Array, total: Array) -> None:
-    """total (numbers,) += the sum of the rows of x (n, numbers)."""
-    for i in range(len(x)):
+def add_images(x: Array, total: Array, add: bool) -> None:
+    """total (numbers,) = the sum of the rows of x (n, numbers), or += that if add."""
+    if not add:
+        total[:] = x[0]
+    for i in range(0 if add else 1, len(x)):
         for j in range(len(total)):
             total[j] += x[i, j]
 

@@ -150,9 +150,9 @@ class Pool:
 
         self._on_threads(work, shards)
 
-    def run_shards(self, task: Callable[[range, int, int], Any], count: int) -> int:
+    def run_shards(self, task: Callable[[range, int, int], Any], count: int) -> tuple[int, int]:
         """Call task(shards, size, joined) once on each thread, for its shards of `size` items; the last one may have
-        fewer. Returns `joined`.
+        fewer. Returns (number of shards, joined).
 
         joined: so many neighbouring shards are always on the same thread. The task may add their sums, as `total` does,
         in the place of the first; then `total(parts[::joined])` is the sum of all.
@@ -161,7 +161,7 @@ class Pool:
         threads = max(min(self.threads, shards), 1)
         joined = 1 if self.by_thread else math.gcd(self.shards, *(i * shards // threads for i in range(1, threads + 1)))
         self._on_threads(lambda _, mine: task(mine, size, joined), shards)
-        return joined
+        return shards, joined
 
     def total(self, parts: np.ndarray) -> np.ndarray:
         """The sum of the parts (shards, ...), added as a balanced binary tree: ((0 + 1) + (2 + 3)) + ..."""
@@ -170,6 +170,11 @@ class Pool:
         while len(parts) > 1:
             parts = parts[::2] + parts[1::2]
         return parts[0]
+
+    def parts(self, count: int) -> int:
+        """The parts that `total` takes for `count` items: shards that have items, and zeros up to a power of two."""
+        _, shards = self._cut(count)
+        return max(shards, 1) if self.by_thread else 1 << max(shards - 1, 0).bit_length()
 
     def _cut(self, count: int, least: int = 1) -> tuple[int, int]:
         """(items in each shard, number of shards that have any)."""
