@@ -10,21 +10,13 @@ import math
 
 import numpy as np
 import pytest
+from channels_first import NotOurs, filters_last, first, last, like, only, output_size, to_images
 
 from minigrad import Tensor, ops
 
 torch = pytest.importorskip("torch")
 samples = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
-
-
-class NotOurs(Exception):
-    """A sample that minigrad has no words for."""
-
-
-def only(condition):
-    if not condition:
-        raise NotOurs
 
 
 # ---- helpers in PyTorch's terms ----
@@ -76,25 +68,13 @@ def loss(elementwise):
     return function
 
 
-def last(x):
-    """(N, C, ...) with the channels at the end."""
-    return x.transpose(0, *range(2, x.ndim), 1)
-
-
-def first(x):
-    """(N, ..., C) with the channels after N."""
-    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
-
-
 def spatial(function, dims):
     """An operation on images (N, H, W, C) for PyTorch's (N, C, H, W) or (C, H, W), or with one spatial axis."""
 
-    def on_images(x, *args, **kwargs):
+    def on_images(x):
         single = x.ndim == dims + 1
         x = x.reshape(1, *x.shape) if single else x
-        x = x.reshape(*x.shape[:2], 1, x.shape[2]) if dims == 1 else x
-        y = first(function(last(x), *args, **kwargs))
-        y = y.reshape(*y.shape[:2], y.shape[3]) if dims == 1 else y
+        y = like(function(to_images(x)), x)
         return y[0] if single else y
 
     return on_images
@@ -144,20 +124,12 @@ def conv_transpose(dims):
         weight = filters_last(weight)
         stride, dilation = pair(stride, dims, 1), pair(dilation, dims, 1)
         padding, extra = pair(padding, dims, 0), pair(output_padding, dims, 0)
-        only(all(E < S for E, S in zip(extra, stride, strict=True)))  # others reach no pixel of x
         sizes = (1, x.shape[-1]) if dims == 1 else x.shape[-2:]
-        terms = zip(sizes, weight.shape[:2], stride, padding, dilation, extra, strict=True)
-        size = [(n - 1) * S + (K - 1) * D + 1 - 2 * P + E for n, K, S, P, D, E in terms]
-        how = {"stride": stride, "padding": padding, "dilation": dilation, "output_size": tuple(size)}
+        size = output_size(sizes, weight.shape, stride, padding, dilation, extra)
+        how = {"stride": stride, "padding": padding, "dilation": dilation, "output_size": size}
         return spatial(lambda x: ops.conv2d_transpose(x, weight, bias, groups=groups, **how), dims)(x)
 
     return convolved
-
-
-def filters_last(weight):
-    """(F, C, KH, KW) or (F, C, K) as (KH, KW, C, F)."""
-    weight = weight if weight.ndim == 4 else weight.reshape(*weight.shape[:2], 1, weight.shape[2])
-    return weight.transpose(2, 3, 1, 0)
 
 
 def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None):

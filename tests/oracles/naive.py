@@ -59,52 +59,30 @@ def elementwise(f: Callable[..., float], *operands: Any) -> np.ndarray:
     return y
 
 
-def add(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u + v, a, b)
+def each(f: Callable[..., float]) -> Callable[..., np.ndarray]:
+    """The operation that is f of single numbers."""
+    return lambda *operands: elementwise(f, *operands)
 
 
-def sub(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u - v, a, b)
-
-
-def mul(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u * v, a, b)
-
-
-def div(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u / v, a, b)
-
-
-def neg(x: Any) -> np.ndarray:
-    return elementwise(lambda u: -u, x)
+add = each(lambda u, v: u + v)
+sub = each(lambda u, v: u - v)
+mul = each(lambda u, v: u * v)
+div = each(lambda u, v: u / v)
+maximum = each(lambda u, v: u if u > v else v)
+minimum = each(lambda u, v: u if u < v else v)
+where = each(lambda condition, u, v: u if condition else v)
+neg = each(lambda u: -u)
+abs = each(lambda u: u if u >= 0 else -u)
+relu = each(lambda u: u if u > 0 else 0.0)
+exp, log, sqrt, sin, cos = map(each, (math.exp, math.log, math.sqrt, math.sin, math.cos))
 
 
 def pow(x: Any, exponent: float) -> np.ndarray:
     return elementwise(lambda u: math.pow(u, exponent), x)
 
 
-def exp(x: Any) -> np.ndarray:
-    return elementwise(math.exp, x)
-
-
-def log(x: Any) -> np.ndarray:
-    return elementwise(math.log, x)
-
-
-def sqrt(x: Any) -> np.ndarray:
-    return elementwise(math.sqrt, x)
-
-
-def abs(x: Any) -> np.ndarray:
-    return elementwise(lambda u: u if u >= 0 else -u, x)
-
-
 def clip(x: Any, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
     return elementwise(lambda u: low if u < low else high if u > high else u, x)
-
-
-def relu(x: Any) -> np.ndarray:
-    return elementwise(lambda u: u if u > 0 else 0.0, x)
 
 
 def leaky_relu(x: Any, slope: float = 0.01) -> np.ndarray:
@@ -134,26 +112,6 @@ def precise_tanh(u: float) -> float:
     return float(PRECISE.divide(PRECISE.subtract(up, down), PRECISE.add(up, down)))
 
 
-def sigmoid(x: Any) -> np.ndarray:
-    return elementwise(precise_sigmoid, x)
-
-
-def softplus(x: Any) -> np.ndarray:
-    return elementwise(precise_softplus, x)
-
-
-def tanh(x: Any) -> np.ndarray:
-    return elementwise(precise_tanh, x)
-
-
-def sin(x: Any) -> np.ndarray:
-    return elementwise(math.sin, x)
-
-
-def cos(x: Any) -> np.ndarray:
-    return elementwise(math.cos, x)
-
-
 def precise_gelu(u: float) -> float:
     """u / 2 * (1 + tanh v) with v = sqrt(2 / pi) * (u + 0.044715 u^3), where 1 + tanh v = 2 e^v / (e^v + e^-v)."""
     if u > 30 or u < -30:
@@ -164,24 +122,8 @@ def precise_gelu(u: float) -> float:
     return float(PRECISE.multiply(x, PRECISE.divide(up, PRECISE.add(up, down))))
 
 
-def gelu(x: Any) -> np.ndarray:
-    return elementwise(precise_gelu, x)
-
-
-def silu(x: Any) -> np.ndarray:
-    return elementwise(lambda u: u * precise_sigmoid(u), x)
-
-
-def maximum(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u if u > v else v, a, b)
-
-
-def minimum(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u if u < v else v, a, b)
-
-
-def where(condition: Any, a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda c, u, v: u if c else v, condition, a, b)
+sigmoid, softplus, tanh, gelu = map(each, (precise_sigmoid, precise_softplus, precise_tanh, precise_gelu))
+silu = each(lambda u: u * precise_sigmoid(u))
 
 
 def dropout(x: Any, kept: Any, *, rate: float) -> np.ndarray:
