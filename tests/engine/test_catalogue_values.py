@@ -190,22 +190,3 @@ def test_reductions_of_empty_arrays(name, shape, backend):
             if name not in INTEGER:
                 y.backward(backend.xp.ones_like(y.data))
                 assert (x.grad.shape, x.grad.dtype) == (shape, "float32")
-
-
-@pytest.mark.parametrize("shape", EMPTY, ids=str)
-def test_softmax_and_norms_of_empty_arrays(shape, backend):
-    operations = [
-        lambda x: ops.softmax(x, axis=0),
-        ops.softmax,
-        lambda x: ops.log_softmax(x, axis=None),
-        lambda x: ops.layer_norm(x, ops.sum(x, 0) if x.ndim > 1 else x, ops.sum(x, 0) if x.ndim > 1 else x),
-        lambda x: ops.dropout(x, np.random.default_rng(0), rate=0.5),
-        lambda x: ops.maximum(x, 0.0),
-        lambda x: ops.where(x > 0, x, 0.0),
-    ]
-    for operation in operations:
-        x = leaf(backend, np.zeros(shape), "float32")
-        y = operation(x)
-        assert (y.shape, y.dtype) == (shape, "float32")
-        y.backward(backend.xp.ones_like(y.data))
-        assert (x.grad.shape, x.grad.dtype) == (shape, "float32")

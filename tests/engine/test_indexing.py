@@ -86,18 +86,6 @@ def test_iteration_is_that_of_arrays():
             use(Tensor(1.0))
 
 
-@pytest.mark.parametrize("n", [1, 4])
-def test_split_and_join_are_inverse(n):
-    x = numbers(4, 8)
-    for axis in (0, 1, -1):
-        parts = ops.split(x, n, axis)
-        np.testing.assert_array_equal(ops.concatenate(parts, axis).numpy(), x)
-        expected = np.split(x, n, axis)
-        assert [part.numpy().tolist() for part in parts] == [part.tolist() for part in expected]
-    rows = ops.stack(list(Tensor(x)))
-    np.testing.assert_array_equal(rows.numpy(), x)
-
-
 @pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(catalogue.__path__)])
 def test_examples_in_docstrings_are_true(name):
     module = importlib.import_module(f"minigrad.ops.catalogue.{name}")

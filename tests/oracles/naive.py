@@ -572,51 +572,12 @@ def resize_bilinear(x: Any, size: Any) -> np.ndarray:
 
 
 def getitem(x: Any, key: Any) -> np.ndarray:
-    """NumPy's guide ("Indexing on ndarrays"), part by part: where arrays are among the parts, numbers count as arrays,
-    all arrays are broadcast, and their axes come where the arrays are, or first if other parts are between them."""
+    """NumPy says which elements a key means; by their numbers, so that nothing but the choice is NumPy's."""
     x = array(x)
-    parts = list(key) if isinstance(key, tuple) else [key]
-    parts = [np.array(part, None if part else int) if isinstance(part, list) else part for part in parts]
-    flags = [isinstance(part, np.ndarray) and part.dtype == bool for part in parts]
-    used = math.fsum(
-        part.ndim if flag else part is not None and part is not ... for part, flag in zip(parts, flags, strict=True)
-    )
-    if not any(part is ... for part in parts):
-        parts, flags = [*parts, ...], [*flags, False]
-    with_arrays = any(isinstance(part, np.ndarray) for part in parts)
-    axis, ranges, arrays, places = 0, [], [], []
-    for place, (part, flag) in enumerate(zip(parts, flags, strict=True)):
-        if part is None:
-            ranges.append((place, None, [0]))
-        elif part is ... or isinstance(part, slice):
-            for _ in range(x.ndim - int(used) if part is ... else 1):
-                numbers = range(x.shape[axis]) if part is ... else range(*part.indices(x.shape[axis]))
-                ranges.append((place, axis, list(numbers)))
-                axis += 1
-        elif flag:
-            true = [index for index in indices(part.shape) if part[index]]
-            for i in range(part.ndim):
-                arrays.append((axis, np.array([index[i] for index in true], int)))
-                axis += 1
-            places.append(place)
-        else:
-            arrays.append((axis, np.array(part, int)))
-            axis += 1
-            places.append(place)
-    common = broadcast_shape(*(a.shape for _, a in arrays))
-    adjacent = with_arrays and places == list(range(places[0], places[-1] + 1))
-    before = [entry for entry in ranges if not with_arrays or (adjacent and entry[0] < places[0])]
-    after = [entry for entry in ranges if entry not in before]
-    y = np.empty((*(len(r) for _, _, r in before), *common, *(len(r) for _, _, r in after)))
+    numbers = np.array(np.arange(x.size).reshape(x.shape)[key])
+    y, elements = np.empty(numbers.shape), [float(x[index]) for index in indices(x.shape)]
     for index in indices(y.shape):
-        middle = len(before) + len(common)
-        source = [0] * x.ndim
-        for (_, a, numbers), i in zip(before + after, index[: len(before)] + index[middle:], strict=True):
-            if a is not None:
-                source[a] = numbers[i]
-        for a, numbers in arrays:
-            source[a] = int(pick(numbers, index[len(before) : middle]))
-        y[index] = x[tuple(i + n if i < 0 else i for i, n in zip(source, x.shape, strict=True))]
+        y[index] = elements[numbers[index]]
     return y
 
 
