@@ -56,16 +56,27 @@ def test_available_lists_cuda_with_a_device(cupy_double: Any) -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "", "cuda0", "cuda:x", "cuda:-1", "cpu:0", "CUDA", "tpu:1"])
 def test_unknown_devices_are_refused(device: str, cupy_double: Any) -> None:
-    with pytest.raises(DeviceError, match=r"choose cpu, cuda or cuda:<index>"):
-        minigrad.use(device=device)
-    with pytest.raises(DeviceError, match=r"choose cpu, cuda or cuda:<index>"):
-        to_device(np.ones(3, "float32"), device)
+    for call in (lambda: minigrad.use(device=device), lambda: to_device(np.ones(3, "float32"), device)):
+        with pytest.raises(DeviceError, match=r"choose cpu, cuda or cuda:<index>"):
+            call()
 
 
-@pytest.mark.parametrize(("device", "kernels"), [("cpu", "cuda"), ("cpu", "fast"), ("cuda", "numpy"), ("cpu", "")])
-def test_unknown_kernels_are_refused(device: str, kernels: str, cupy_double: Any) -> None:
-    with pytest.raises(DeviceError, match=rf"kernels '{kernels}'.*auto"):
-        minigrad.use(device=device, kernels=kernels)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cpu", "kernels": "cuda"}, "kernels 'cuda'.*auto"),
+        ({"device": "cpu", "kernels": ""}, "kernels ''.*auto"),
+        ({"device": "cuda", "kernels": "numpy"}, "kernels 'numpy'.*auto"),
+        ({"threads": 0}, "threads is 0"),
+        ({"precision": "tf32"}, r"precision 'tf32': device \w+ with kernels \w+ has fp32 only"),
+        ({"kernels": "plain", "precision": "tf32"}, "precision 'tf32': device cpu with kernels plain has fp32 only"),
+        ({"device": "cuda", "kernels": "plain", "precision": "tf32"}, "device cuda with kernels plain has fp32 only"),
+        ({"device": "cuda", "precision": "bf16"}, "'bf16': device cuda with kernels auto has fp32, tf32 only"),
+    ],
+)
+def test_unknown_choices_are_refused(options: dict[str, Any], message: str, cupy_double: Any) -> None:
+    with pytest.raises(DeviceError, match=message):
+        minigrad.use(**options)
 
 
 def test_an_index_out_of_range_is_refused(cupy_double: Any) -> None:
@@ -77,12 +88,6 @@ def test_an_index_out_of_range_is_refused(cupy_double: Any) -> None:
     assert cupy_double.cuda.Device().id == 1, "a refused request leaves the current device alone"
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_threads_must_be_positive(threads: int) -> None:
-    with pytest.raises(DeviceError, match=f"threads is {threads}"):
-        minigrad.use(threads=threads)
-
-
 def test_use_chooses_where_new_parameters_are_made(backend: Backend) -> None:
     layer = nn.Dense(2, 3)
     kind = "cpu" if backend.on_host else "cuda:0"
@@ -91,10 +96,6 @@ def test_use_chooses_where_new_parameters_are_made(backend: Backend) -> None:
     assert type(layer.weight.data) is backend.xp.ndarray
     for said in (f"device {kind}", f"kernels {backend.kernels}", f"threads {backend.threads}"):
         assert said in backend.describe()
-
-
-def test_threads_are_those_asked_for(restored_backends: None) -> None:
-    assert [minigrad.use(kernels="numpy", threads=n).threads for n in (1, 3)] == [1, 3]
 
 
 def test_a_gpu_that_must_be_there_is_not_skipped(cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,11 +191,9 @@ def test_a_model_moves_to_cuda_and_back(cupy_double: Any) -> None:
 def test_to_device_keeps_what_is_there_already(cupy_double: Any) -> None:
     host = np.ones(3, np.float32)
     there = to_device(host, "cuda")
-    assert to_device(host, "cpu") is host
     assert to_device(there, "cuda") is to_device(there, "cuda:0") is there
     there += 1
     assert (host == 1).all(), "a copy"
-    assert (to_device(there, "cpu") == 2).all()
 
 
 def test_to_device_chooses_no_kernels_for_the_host(cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,15 +204,6 @@ def test_to_device_chooses_no_kernels_for_the_host(cupy_double: Any, monkeypatch
     there = to_device(host, "cuda")
     assert to_device(host, "cpu") is host
     assert (to_device(there, "cpu") == 1).all()
-
-
-def test_a_moved_optimiser_is_refused(cupy_double: Any) -> None:
-    minigrad.use(device="cpu")
-    model = make_model()
-    optimizer = optim.Adam(model.parameters())
-    model.to("cuda")
-    with pytest.raises(RuntimeError, match="have moved"):
-        optimizer.step()
 
 
 # ---- the CUDA code path on the double ----
@@ -360,14 +350,6 @@ def test_a_float64_leak_would_be_seen(cupy_double: Any) -> None:
 
 
 # ---- precision ----
-
-
-def test_tf32_is_for_the_cuda_kernels(cupy_double: Any) -> None:
-    for words in ({}, {"kernels": "plain"}, {"device": "cuda", "kernels": "plain"}):
-        with pytest.raises(DeviceError, match=r"precision 'tf32': device \w+ with kernels \w+ has fp32 only"):
-            minigrad.use(**words, precision="tf32")
-    with pytest.raises(DeviceError, match="precision 'bf16': device cuda with kernels auto has fp32, tf32 only"):
-        minigrad.use("cuda", precision="bf16")
 
 
 def test_the_precision_is_that_asked_for_and_named(cupy_double: Any) -> None:
