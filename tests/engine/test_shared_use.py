@@ -133,27 +133,6 @@ def test_a_model_evaluates_outside_of_a_training(tmp_path):
     np.testing.assert_array_equal(READS["encoder"](again, pictures()), READS["encoder"](model, pictures()))
 
 
-def test_a_layer_of_ones_own_knows_its_mode():
-    seen = []
-
-    class Mine(nn.ReLU):
-        def forward(self, x):
-            seen.append(self.training)
-            return super().forward(x)
-
-    model = compiled()
-    layer = model.heads["mu"] = nn.Sequential(Mine(), model.heads["mu"])
-    layer.train(None)
-    trainer_of(model, epochs=1, count=4).run()
-    assert seen == [True, False]  # a step, and the look at the losses in evaluation mode
-    seen.clear()
-    layer.train()
-    model.sample(1)
-    model.encode(trainings.pictures(1))
-    layer(Tensor(np.zeros((1, 64), np.float32)))
-    assert seen == [False, True]
-
-
 def test_a_loop_of_ones_own_can_train():
     model, x = compiled(), Tensor(pictures() / np.float32(255))
     before = bits(model)
@@ -180,14 +159,6 @@ def test_a_layer_in_evaluation_mode_stays_there(part):
     assert [name for name, x in model.network.layers.items() if x.training_mode is False] == [part]
     after = layer.state_dict()
     assert all((after[name] == before[name]).all() == ("moving" in name) for name in before)
-
-
-def test_the_mode_of_the_whole_network_does_not_keep_it_from_training():
-    model, other = compiled(), compiled()
-    other.network.eval()
-    for one in (model, other):
-        trainer_of(one).run()
-    assert bits(model) == bits(other)
 
 
 def test_evaluation_holds_for_layers_of_all_kinds_in_this_thread_only():

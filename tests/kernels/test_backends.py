@@ -691,7 +691,7 @@ def compare(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_kernel_equals_the_specification(backend: Backend, name: str, dtype: str) -> None:
-    for N in SIZES:
+    for N in SIZES if dtype == "float32" else SIZES[-1:]:
         for case in INPUTS[name](rng(name, N), N):
             compare(backend, case, dtype)
 
@@ -930,8 +930,8 @@ def test_convolutions_over_random_geometries(backend: Backend, block: str, monke
             pytest.skip("the plain kernels have no blocks")
         small_blocks(backend, monkeypatch)
     r = rng("geometries", block)
-    larger_stride = 0
-    for i in range(200):
+    larger_stride, count = 0, 60 if isinstance(backend, cuda.CudaBackend) else 200  # the emulator is slow
+    for i in range(count):
         wide = i % 4 == 3  # some channels more than two vectors
         g = random_geometry(r, (3, 3), 2) if wide else random_geometry(r)
         larger_stride += any(S > K for S, K in zip(g.stride, g.kernel_size, strict=True))
@@ -942,7 +942,7 @@ def test_convolutions_over_random_geometries(backend: Backend, block: str, monke
         for name, case in conv_cases(r, N, g, C, F).items():
             case = case if i % 2 or name != "conv2d" else without_bias(case)
             compare(backend, case, "float32" if i % 3 == 0 else "float64")
-    assert larger_stride > 20
+    assert larger_stride > count / 10
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -981,9 +981,7 @@ def test_scratch_of_one_geometry_does_not_reach_another(backend: Backend) -> Non
 
 @several_threads
 @pytest.mark.parametrize("name", INPUTS)
-def test_what_is_not_finite_shows_in_all_that_depends_on_it(
-    backend: Backend, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_finite_shows_in_what_depends_on_it(backend: Backend, name: str, monkeypatch: Any) -> None:
     """A training that diverges is noticed because NaN and infinity stay. One number of an input is not finite: where
     the specification gives NaN for NaN, there is NaN; where it gives infinity for infinity, nothing finite; and for NaN
     in the first input, finite numbers where it gives those, but in gradients of weights.
@@ -1073,9 +1071,7 @@ def test_clipping_passes_on_what_is_not_finite(backend: Backend, bad: float) -> 
 
 
 @pytest.mark.parametrize("name", ["relu", "relu_grad", "sigmoid", "softplus", "add_bias", "channel_sum"])
-def test_numbers_that_are_not_finite_pass_as_in_the_specification(
-    backend: Backend, name: str, request: pytest.FixtureRequest
-) -> None:
+def test_numbers_that_are_not_finite_pass_as_in_the_specification(backend: Backend, name: str) -> None:
     """A diverging training must look alike everywhere: NaN, infinities and their neighbours, bit for bit; where exp is
     taken, within 3 roundings (of exp, sum and quotient), because the C library's and NumPy's differ in the last bit."""
     special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 200.0, -200.0, 3e38], "float32")

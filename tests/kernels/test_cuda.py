@@ -221,6 +221,7 @@ def test_cuda_py_and_the_kernels_have_the_same_sizes(on_cpu: Any, monkeypatch: p
         plain(self, name, dtype, grid, threads, *arguments)
 
     monkeypatch.setattr(cuda.CudaBackend, "_launch", launch)
+    monkeypatch.setattr(test_backends, "SIZES", (4,))
     for kernel in ("matmul", "conv_layer", "conv_layer_grad", "conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
         with pytest.MonkeyPatch.context() as patch:
             compare_all(on_cpu, kernel, patch)
@@ -239,9 +240,7 @@ def test_an_array_beyond_32_bits_is_refused(on_cpu: Any, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("beside", ["nothing", "x", "weight", "gy"])
-def test_four_numbers_are_read_at_once_only_where_a_gpu_can(
-    beside: str, on_cpu: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_four_numbers_are_read_at_once_only_where_a_gpu_can(beside: str, on_cpu: Any, monkeypatch: Any) -> None:
     """At multiples of 16 bytes: elsewhere it stops with an error. Nothing is run here."""
     launched: dict[str, tuple[Any, ...]] = {}
 
@@ -364,9 +363,7 @@ def small_tiles(_: pytest.MonkeyPatch) -> cuda.CudaBackend:
 
 
 @pytest.mark.parametrize("tiles", [large_tiles, small_tiles])
-def test_tf32_equals_the_specification_of_rounded_numbers(
-    tiles: Any, cuda_device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tf32_equals_the_specification_of_rounded_numbers(tiles: Any, cuda_device: str, monkeypatch: Any) -> None:
     compare_products(tiles(monkeypatch), 50)
 
 
@@ -375,6 +372,7 @@ def test_tf32_kernels_equal_the_specification(name: str, cupy_double: object, mo
     """With bias, ReLU, sums and norms: two factors that err by 2^-11 each add 2^-10 of the magnitudes' sum."""
     bound = test_backends.tolerance
     monkeypatch.setattr(test_backends, "tolerance", lambda *arguments: bound(*arguments) + 1.01 * 2**-10)
+    monkeypatch.setattr(test_backends, "SIZES", (4,))
     compare_all(minigrad.use("cuda", precision="tf32"), name, monkeypatch)
 
 
@@ -502,16 +500,16 @@ def trained(
 
 
 def test_float64_trains_as_on_the_cpu(cuda_device: str) -> None:
-    expected, found = trained("cpu", "plain", "float64", 100), trained("cuda", "cuda", "float64", 100)
+    expected, found = trained("cpu", "plain", "float64", 30), trained("cuda", "cuda", "float64", 30)
     assert (abs(found - expected) <= 1e-8 * abs(expected)).all()
     assert expected[-1, 0] < expected[0, 0], "it trains"
 
 
 def test_float32_trains_as_on_the_cpu(cuda_device: str) -> None:
-    """In 100 steps rounding errors grow, by no more than between two sets of kernels on the CPU, times two. The largest
+    """In 30 steps rounding errors grow, by no more than between two sets of kernels on the CPU, times two. The largest
     of all steps is compared: in a single step two sets may agree to the last bit by chance."""
-    expected, other = trained("cpu", "plain", "float32", 100), trained("cpu", "numpy", "float32", 100)
-    found = trained("cuda", "cuda", "float32", 100)
+    expected, other = trained("cpu", "plain", "float32", 30), trained("cpu", "numpy", "float32", 30)
+    found = trained("cuda", "cuda", "float32", 30)
     assert (abs(found[0] - expected[0]) <= 1e-5 * abs(expected[0])).all()
     assert (abs(found - expected).max(axis=0) <= 2 * abs(other - expected).max(axis=0)).all()
 
@@ -839,9 +837,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(cupy_double:
 
 
 @pytest.mark.parametrize("capture", [False, True])
-def test_running_out_of_memory_says_what_to_do(
-    capture: bool, cupy_double: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_out_of_memory_says_what_to_do(capture: bool, cupy_double: object, monkeypatch: Any) -> None:
     trainer = trainer_on_the_device(40)
     trainer.capture = capture
     monkeypatch.setattr("autoencoders.training.steps.check_memory", lambda *_: None)

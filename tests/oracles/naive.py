@@ -362,16 +362,9 @@ def conv2d(
 
 
 def conv2d_transpose(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
-    *,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_size: Any = None,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> np.ndarray:
+    x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0, output_size: Any = None,
+    dilation: Any = 1, groups: int = 1
+) -> np.ndarray:  # fmt: skip
     """Every input pixel stamps its kernel into the output."""
     x, weight = array(x), array(weight)
     N, OH, OW, F = x.shape

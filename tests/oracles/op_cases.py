@@ -106,11 +106,9 @@ BROADCASTS = [
 FEW_BROADCASTS = [((3, 4), (3, 4)), ((3, 1), (1, 4)), ((), (3, 2)), ((3, 2), ()), ((0, 3), (1, 3))]
 CONVOLUTIONS = [  # x, kernel, filters, options
     ((2, 5, 5, 2), (3, 3), 3, {}),
-    ((1, 1, 1, 1), (1, 1), 1, {}),
     ((2, 4, 6, 1), (2, 3), 2, {"stride": 2, "padding": "same"}),
     ((1, 5, 4, 3), (3, 2), 2, {"stride": (2, 1), "padding": "same"}),
     ((2, 6, 5, 2), (3, 3), 1, {"stride": (3, 2), "padding": "valid"}),
-    ((1, 4, 4, 2), (3, 3), 2, {"stride": 1, "padding": 1}),
     ((1, 3, 5, 1), (3, 1), 2, {"stride": 2, "padding": (2, 0)}),
     ((1, 7, 6, 1), (2, 2), 2, {"stride": 4, "padding": "same"}),
     ((1, 2, 2, 1), (5, 4), 2, {"stride": 1, "padding": "same"}),
@@ -123,15 +121,11 @@ CONVOLUTIONS = [  # x, kernel, filters, options
     ((1, 5, 4, 3), (2, 3), 3, {"groups": 3, "stride": 2, "padding": "same"}),  # depthwise
     ((1, 3, 3, 2), (1, 1), 6, {"groups": 2}),  # depthwise, three filters for each channel
     ((2, 6, 5, 4), (3, 3), 4, {"groups": 4, "dilation": 2, "padding": 2, "stride": (1, 2)}),
-    ((0, 5, 5, 4), (3, 3), 2, {"groups": 2, "dilation": 2}),
 ]
 TRANSPOSED = [
     ((2, 3, 3, 2), (3, 3), 3, {}),
-    ((1, 1, 1, 1), (1, 1), 1, {}),
     ((2, 3, 2, 1), (2, 3), 2, {"stride": 2, "padding": "same"}),
     ((1, 3, 4, 3), (3, 2), 2, {"stride": (2, 1), "padding": "same"}),
-    ((2, 2, 2, 2), (3, 3), 1, {"stride": (3, 2), "padding": "valid"}),
-    ((1, 4, 4, 2), (3, 3), 2, {"stride": 1, "padding": 1}),
     ((1, 2, 3, 2), (3, 3), 2, {"stride": 2, "padding": "same", "output_size": (3, 5)}),
     ((1, 2, 3, 1), (3, 2), 1, {"stride": 3, "padding": 1, "output_size": (6, 8)}),
     ((1, 2, 2, 1), (2, 2), 2, {"stride": 4, "padding": "valid"}),
@@ -139,12 +133,9 @@ TRANSPOSED = [
     ((2, 3, 2, 2), (3, 2), 2, {"dilation": 2}),
     ((1, 3, 4, 1), (2, 3), 2, {"stride": (2, 1), "dilation": (3, 2), "padding": "same"}),
     ((1, 2, 3, 2), (3, 3), 1, {"stride": 2, "dilation": (2, 1), "padding": (2, 1), "output_size": (4, 5)}),
-    ((1, 2, 2, 1), (2, 3), 2, {"stride": 4, "dilation": 2, "padding": "valid"}),
     ((2, 3, 2, 4), (3, 2), 6, {"groups": 2, "padding": 1}),
     ((1, 2, 3, 3), (2, 3), 3, {"groups": 3, "stride": 2, "padding": "same"}),
-    ((1, 3, 3, 6), (1, 1), 2, {"groups": 2}),
     ((2, 3, 3, 4), (3, 3), 4, {"groups": 4, "dilation": 2, "padding": 2, "stride": (1, 2)}),
-    ((0, 5, 5, 4), (3, 3), 2, {"groups": 2, "dilation": 2}),
 ]
 
 
@@ -186,12 +177,10 @@ EINSUMS = [
     ("ijk->j", (2, 3, 4)),
     ("->", ()),
     ("ij,jk->ik", (2, 3), (3, 4)),
-    ("ij,kj->ki", (2, 3), (4, 3)),
     ("nqd,nkd->nqk", (2, 3, 4), (2, 5, 4)),
     ("nhwc,cf->nfhw", (2, 2, 3, 4), (4, 2)),
     ("i,j->ij", (3,), (2,)),
     ("i,i->", (3,), (3,)),
-    ("ij,ij->ij", (2, 3), (2, 3)),
     ("ijk,j->i", (2, 3, 4), (3,)),  # k is in one operand alone
     ("ij,kl->", (2, 3), (2, 2)),
     ("ab, ->ba", (2, 3), ()),
@@ -237,12 +226,10 @@ KEYS: list[tuple[tuple[int, ...], Any]] = [
     ((), ()),
     ((), ...),
     ((), None),
-    ((3, 4), slice(1, None)),
     ((3, 4), slice(None, None, -1)),
     ((5, 4), (slice(4, 0, -2), slice(-3, None))),
     ((5, 4), (slice(-10, 10, 3), 1)),
     ((3, 4), slice(2, 2)),
-    ((0, 4), slice(None)),
     ((2, 3, 4), (..., 1)),
     ((2, 3, 4), (0, ..., None)),
     ((2, 3, 4), (None, slice(None), None, -1)),
@@ -256,7 +243,6 @@ KEYS: list[tuple[tuple[int, ...], Any]] = [
     ((3, 4), (_ROWS, np.array([3, 1, 3, 3]))),
     ((3, 4), (np.array([[1], [1], [0]]), np.array([3, 3]))),
     ((3, 4), (slice(None), _ROWS)),
-    ((3, 4), (_ROWS, slice(None, None, -1))),
     ((2, 3, 4), (0, slice(None), _ROWS)),
     ((2, 3, 4), (_PLACES, slice(1, None), _PLACES)),
     ((2, 3, 4), (slice(None), _PLACES, _PLACES)),
