@@ -105,20 +105,6 @@ def test_a_copied_pair_on_every_backend():
 
 
 @copies
-def test_a_copied_model_takes_a_new_optimizer(copied):
-    model = Shared()
-    optimizer = optim.Adam(model.parameters(), 1e-2)
-    train(model, optimizer, range(2))
-    before = arrays_of(model)
-    twin = copied(model)
-    assert same(arrays_of(twin), before)
-    train(twin, optim.Adam(twin.parameters(), 1e-2), range(2))
-    assert same(arrays_of(model), before)
-    assert not same(arrays_of(twin), before)
-    train(model, optimizer, range(2, 3))  # the original's parameters have not moved
-
-
-@copies
 def test_a_copied_optimizer_brings_its_parameters(copied):
     model = nn.Dense(2, 2)
     optimizer = optim.SGD(model.parameters(), 0.5)

@@ -251,12 +251,15 @@ def test_other_files_are_refused(tmp_path, content):
         ("[" * 100_000, "RecursionError: "),
         ('{"format":1,"loss":NaN}', "ValueError: Out of range float values are not JSON compliant"),
         ('{"format":1,"loss":[-Infinity]}', "ValueError: Out of range float values are not JSON compliant"),
+        ('{"format":2}', "format 2 but this version reads format 1"),
+        ('{"format":"1"}', "format 1 but this version reads format 1"),
+        ("{}", "format None but this version reads format 1"),
     ],
 )
 def test_a_record_that_could_not_have_been_saved_is_refused(tmp_path, text, why):
     """Even with a digest that fits."""
     write_raw(tmp_path / "x", text)
-    with pytest.raises(DataError, match=rf"x: not a minigrad state file, or damaged \({why}"):
+    with pytest.raises(DataError, match=rf"x: (not a minigrad state file, or damaged \()?{why}"):
         load_state(tmp_path / "x")
 
 
@@ -268,13 +271,6 @@ def test_every_array_begins_at_a_multiple_of_the_size_of_its_numbers(tmp_path):
     content = (tmp_path / "x").read_bytes()
     header, start = header_of(content), len(content) - len(body_of(content))
     assert all((start + header[name]["data_offsets"][0]) % x.itemsize == 0 for name, x in state.items())
-
-
-@pytest.mark.parametrize("text", ['{"format":2}', '{"format":"1"}', '{"format":null}', "{}"])
-def test_another_format_is_refused_with_both_numbers(tmp_path, text):
-    write_raw(tmp_path / "x", text)
-    with pytest.raises(DataError, match=f"format {json.loads(text).get('format')} but this version reads format 1"):
-        load_state(tmp_path / "x")
 
 
 def test_what_is_not_there_or_not_a_file_is_told(tmp_path):

@@ -414,25 +414,6 @@ def test_a_fault_of_tf32_is_found(what: str, cupy_double: object, monkeypatch: p
         compare_products(large_tiles(monkeypatch), 10)
 
 
-def test_the_order_of_threads_does_not_matter_to_tf32(cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    k, cases = large_tiles(monkeypatch), list(products(5))
-    bits = []
-    for seed in (0, 1, 2):
-        monkeypatch.setattr(cuda_on_cpu.Kernel, "seed", seed)
-        results = [test_backends.results_of(k, case, test_backends.inputs_of(k, case, "float32")) for case in cases]
-        bits.append([k.to_host(y).tobytes() for (y,) in results])
-    assert bits[0] == bits[1] == bits[2]
-
-
-def test_tf32_trains_nearly_as_fp32(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each factor errs by up to 2^-11, the first loss by less. In 20 steps that grows; to no tenth of the gain."""
-    monkeypatch.setattr(cuda, "FILL", 1)
-    runs = [trained("cuda", "cuda", "float32", 20, precision, (8, 40, 40)) for precision in ("fp32", "tf32")]
-    fp32, tf32 = (losses.sum(axis=1) for losses in runs)
-    assert 0 < abs(tf32[0] - fp32[0]) <= 2**-11 * fp32[0]
-    assert (abs(tf32 - fp32) <= 0.1 * (fp32[0] - fp32[-1])).all()
-
-
 # ---- what the compiler for GPUs makes of it ----
 
 
@@ -659,16 +640,6 @@ def test_ctrl_c_while_a_step_is_recorded_ends_the_recording(cuda_device: str) ->
     assert k.to_host(take_step(x)).tolist() == [2, 2, 2]
 
 
-def test_a_frozen_number_would_be_seen(cuda_device: str) -> None:
-    """The double replays what was recorded, as a GPU does."""
-    k = minigrad.use(device="cuda")
-    numbers = iter(range(10))
-    take_step = k.capture(lambda x: x + float(next(numbers)))
-    x = k.from_host(np.zeros(1, np.float32))
-    found = [float(k.to_host(take_step(x))[0]) for _ in range(6)]
-    assert found == [0, 1, 2, 3, 3, 3]
-
-
 @pytest.mark.parametrize("missing", ["before the step", "after the step"])
 def test_a_wait_that_is_missing_is_seen(missing: str, cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the first the step reads what is not there yet, without the second whoever takes its result does."""
@@ -805,7 +776,8 @@ CHAINS = [((8, 16), (1, 2)), ((4,), (1,)), ((4, 4, 32), (2, 1, 1))]
 @pytest.mark.parametrize(
     ("model", "chain", "options"),
     [
-        *((model, chain, {}) for model in (VAE, Autoencoder) for chain in CHAINS),
+        *((VAE, chain, {}) for chain in CHAINS),
+        (Autoencoder, CHAINS[0], {}),
         *((VAE, CHAINS[0], o) for o in OPTIONS),
     ],
     ids=str,
