@@ -9,7 +9,7 @@ import naive
 import numpy as np
 import pytest
 from kernel_sets import MARKS, each_case
-from op_cases import BY_OP, CASES, INTEGER, Case, values
+from op_cases import BY_OP, CASES, INTEGER, Case, case, values
 
 import minigrad
 from minigrad import Backend, Function, Tensor, nn, ops
@@ -387,9 +387,11 @@ def test_small_losses_keep_their_digits(backend):
 # ---- convolution ----
 
 
-def random_geometry(seed: int) -> dict:
+@functools.cache
+def random_convolution(op: str, seed: int) -> Case:
     """Kernel 1-5, stride 1-4, sides 1-12, all paddings, rectangular; and channel counts on both sides of 4 and 8. Every
-    fourth has a dilation of 1-3, every fifth up to 3 groups, of channels and of filters as many as C and F say."""
+    fourth has a dilation of 1-3, every fifth up to 3 groups, of channels and of filters as many as C and F say. A
+    transposed one goes back from the output size of a convolution to its input size."""
     rng = np.random.default_rng([seed, 99])
     while True:
         kernel = tuple(int(n) for n in rng.integers(1, 6, 2))
@@ -398,35 +400,16 @@ def random_geometry(seed: int) -> dict:
         pads = tuple(int(n) for n in rng.integers(0, 4, 2))
         padding = ["same", "valid", pads[0], pads][seed % 4 if seed % 3 else 0]
         dilation = tuple(int(n) for n in rng.integers(1, 4, 2)) if seed % 4 == 3 else 1
-        zeros = (0, 0) if padding == "valid" else (padding, padding) if isinstance(padding, int) else padding
-        spans = [naive.span(k, d) for k, d in zip(kernel, naive.pair(dilation), strict=True)]
-        if padding == "same" or all(n + 2 * z >= k for n, z, k in zip(size, zeros, spans, strict=True)):
+        positions = naive.conv_positions(size, kernel, stride, padding, dilation)[0]
+        if min(positions) > 0:
             break
     groups = int(rng.integers(1, 4)) if seed % 5 == 2 else 1
-    C, F = int(rng.choice([1, 2, 3, 4, 5, 8, 9])), int(rng.integers(1, 5))
+    C, F = int(rng.choice([1, 2, 3, 4, 5, 8, 9])), int(rng.integers(1, 5)) * groups
     N = int(rng.integers(1, 5)) if max(size) < 8 else 1
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return {"size": size, "kernel": kernel, "options": options, "N": N, "C": C * groups, "F": F * groups}
-
-
-def weight_of(g: dict, rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(size=(*g["kernel"], g["C"] // g["options"]["groups"], g["F"]))
-
-
-@functools.cache
-def convolution_oracle(op: str, seed: int) -> tuple[list[np.ndarray], dict, np.ndarray]:
-    """Arrays, options and result; of a transposed one back from the output size of a convolution to its input size."""
-    rng, transposed = np.random.default_rng(seed), op == "conv2d_transpose"
-    g = random_geometry(seed + 1000 * transposed)
-    options, size = dict(g["options"]), g["size"]
-    if transposed:
-        stride, padding, dilation, _ = options.values()
-        size = naive.conv_positions(size, g["kernel"], stride, padding, dilation)[0]
-        options["output_size"] = g["size"]
-    arrays = [rng.normal(size=(g["N"], *size, g["F" if transposed else "C"])), weight_of(g, rng)]
-    if not transposed:
-        arrays.append(rng.normal(size=g["F"]))
-    return arrays, options, getattr(naive, op)(*arrays, **options)
+    if op == "conv2d":
+        return case(op, (N, *size, C * groups), (*kernel, C, F), (F,), **options)
+    return case(op, (N, *positions, F), (*kernel, C, F), output_size=size, **options)
 
 
 @pytest.mark.parametrize("batch", range(10))
@@ -434,9 +417,8 @@ def convolution_oracle(op: str, seed: int) -> tuple[list[np.ndarray], dict, np.n
 def test_convolution_grid_against_loops(op, what, batch, backend, campaign):
     count = campaign.count(20, 600)
     for seed in range(count * batch, count * (batch + 1)):
-        arrays, options, expected = convolution_oracle(op, seed)
-        y = getattr(ops, op)(*map(backend.from_host, arrays), **options)
-        check_close(y.numpy(), expected, F64)
+        drawn = random_convolution(op, seed + 1000 * (op == "conv2d_transpose"))
+        check_close(drawn.run(*tensors(drawn, backend, "float64")).numpy(), oracle(drawn), F64)
     campaign.survived(f"{what} against loops, {campaign.backends}", count)
 
 
@@ -445,24 +427,21 @@ def test_adjoint_identities(batch, backend, campaign):
     """<conv2d(x, w), v> = <x, conv2d_grad_input(v, w)> = <w, conv2d_grad_weight(x, v)> on 200 geometries or more."""
     count = campaign.count(20, 600)
     for seed in range(count * batch, count * (batch + 1)):
-        g = random_geometry(5000 + seed)
-        geometry = conv_geometry(g["size"], g["kernel"], **g["options"])
-        x_shape, y_shape = (g["N"], *g["size"], g["C"]), (g["N"], *geometry.output_size, g["F"])
-        rng = np.random.default_rng(seed)
-        x, weight = (backend.from_host(array) for array in (rng.normal(size=x_shape), weight_of(g, rng)))
+        drawn = random_convolution("conv2d", 5000 + seed)
+        x, weight = (backend.from_host(array) for array in drawn.inputs()[:2])
+        g = conv_geometry(x.shape[1:3], weight.shape[:2], **drawn.options)
+        y_shape = (len(x), *g.output_size, weight.shape[3])
         adjoint_check(
-            lambda v: backend.conv2d(v, weight, None, geometry),  # noqa: B023
-            lambda v: backend.conv2d_grad_input(v, weight, geometry),  # noqa: B023
-            x_shape,
+            lambda v: backend.conv2d(v, weight, None, g),  # noqa: B023
+            lambda v: backend.conv2d_grad_input(v, weight, g),  # noqa: B023
+            x.shape,
             y_shape,
-            seed=seed,
         )
         adjoint_check(
-            lambda v: backend.conv2d(x, v, None, geometry),  # noqa: B023
-            lambda v: backend.conv2d_grad_weight(x, v, geometry),  # noqa: B023
+            lambda v: backend.conv2d(x, v, None, g),  # noqa: B023
+            lambda v: backend.conv2d_grad_weight(x, v, g),  # noqa: B023
             weight.shape,
             y_shape,
-            seed=seed,
         )
     campaign.survived(f"adjoint identities of convolutions, {campaign.backends}", 2 * count)
 
