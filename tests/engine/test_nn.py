@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import naive
 import numpy as np
@@ -94,6 +95,25 @@ def test_layers_without_weights(layer, oracle):
 @pytest.mark.parametrize("shape", [(0, 3, 2), (1, 1, 1), (3,)])
 def test_flatten_keeps_the_batch_axis(shape):
     assert nn.Flatten()(Tensor(np.zeros(shape))).shape == (shape[0], math.prod(shape[1:]))
+
+
+HALVED = {"stride": 2, "padding": "same"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "oracle"),
+    [
+        (nn.Dense(3, 2), (4, 3), naive.dense),
+        (nn.Conv2D(2, 3, (3, 2), stride=2), (1, 5, 4, 2), partial(naive.conv2d, **HALVED)),
+        (nn.Conv2DTranspose(2, 3, 3, stride=2), (1, 5, 4, 2), partial(naive.conv2d_transpose, **HALVED)),
+    ],
+)
+def test_layers_with_weights_use_them(layer, shape, oracle):
+    rng = np.random.default_rng(0)
+    layer.to(dtype="float64")
+    x, layer.bias.data[...] = rng.normal(size=shape), rng.normal(size=layer.bias.shape)
+    expected = oracle(x, layer.weight.data, layer.bias.data)
+    np.testing.assert_allclose(layer(Tensor(x)).numpy(), expected, rtol=1e-12, atol=1e-13)
 
 
 # ---- batch normalisation ----
