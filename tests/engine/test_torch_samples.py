@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import numpy as np
 import pytest
@@ -343,14 +344,6 @@ def triangle(function):
     return kept
 
 
-def masked_fill(x, mask, value):
-    return ops.where(mask, value, x)
-
-
-def where(x, condition, other):
-    return ops.where(condition, x, other)
-
-
 def item(x, key):
     parts = key if isinstance(key, tuple | list) else (key,)
     only(not any(isinstance(part, Tensor) for part in parts))
@@ -365,10 +358,6 @@ def embedding(weight, ids, padding_idx=None, max_norm=None, norm_type=2.0, scale
 
 def inplace(function):
     return lambda x, inplace=False: function(x)
-
-
-def compared(symbol):
-    return lambda x, other: getattr(x, f"__{symbol}__")(other)
 
 
 # PyTorch's name: how it is written here, and how many samples of PyTorch 2.13.0 can be written so
@@ -459,8 +448,8 @@ OURS = {
     "gather": (gathered, 4),
     "tril": (triangle(np.tril), 8),
     "triu": (triangle(np.triu), 8),
-    "masked_fill": (masked_fill, 8),
-    "where": (where, 6),
+    "masked_fill": (lambda x, mask, value: ops.where(mask, value, x), 8),
+    "where": (lambda x, condition, other: ops.where(condition, x, other), 6),
     "nn.functional.pad": (padded, 47),
     "nn.functional.embedding": (embedding, 3),
     "nn.functional.conv1d": (conv(1), 10),
@@ -483,12 +472,12 @@ OURS = {
     "nn.functional.gaussian_nll_loss": (gaussian_nll, 324),
     "nn.functional.binary_cross_entropy": (bce, 11),
     "nn.functional.binary_cross_entropy_with_logits": (bce_logits, 26),
-    "eq": (compared("eq"), 10),
-    "ne": (compared("ne"), 9),
-    "lt": (compared("lt"), 9),
-    "le": (compared("le"), 9),
-    "gt": (compared("gt"), 9),
-    "ge": (compared("ge"), 9),
+    "eq": (operator.eq, 10),
+    "ne": (operator.ne, 9),
+    "lt": (operator.lt, 9),
+    "le": (operator.le, 9),
+    "gt": (operator.gt, 9),
+    "ge": (operator.ge, 9),
 }
 
 
