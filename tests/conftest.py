@@ -12,43 +12,19 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import faults
 import pytest
 import strict_cupy
 from kernel_sets import BACKENDS, MARKS
-from op_cases import CASES, Case
 
 import minigrad
 import minigrad.backend
-from minigrad import ops
 
 campaign = faults.campaign
 pytest_addoption = faults.pytest_addoption
+pytest_collection_modifyitems = faults.pytest_collection_modifyitems
 pytest_report_header = faults.pytest_report_header
-# The cases of operations are left out of kernel sets that compute them as another does; test_backends.py compares the
-# kernels of all sets. One thread runs what three run. No kernel of the catalogue is overridden: its cases would run the
-# text of `plain`, and of numba-3 what that text calls.
-ONE_THREAD = ("numpy-1", "numba-1")
-SAME_TEXT = (*ONE_THREAD, "numpy-3", "cuda-on-cpu")
-CATALOGUE = {name for name in ops.__all__ if ".catalogue." in getattr(ops, name).__module__}
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    faults.pytest_collection_modifyitems(config, items)
-    repeated = [item for item in items if _repeats(getattr(item, "callspec", None))]
-    config.hook.pytest_deselected(items=repeated)
-    left_out = set(repeated)
-    items[:] = [item for item in items if item not in left_out]
-
-
-def _repeats(call: Any) -> bool:
-    """Whether the case of an operation would run in a kernel set that computes it as another does."""
-    if call is None or call.params.get("backend") not in SAME_TEXT:
-        return False
-    case = CASES[call.params["index"]] if "index" in call.params else call.params.get("case")
-    return isinstance(case, Case) and (case.op in CATALOGUE or call.params["backend"] in ONE_THREAD)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 import cuda_on_cpu
 import pytest
+from op_cases import CASES
 
 import minigrad
+from minigrad import ops
 
 
 def require_gpu() -> None:
@@ -49,3 +51,21 @@ BACKENDS: dict[str, Callable[[], minigrad.Backend]] = {
 }
 NEEDS_COMPILER = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="there is no g++")
 MARKS = {"cuda": pytest.mark.gpu, "numba-1": NEEDS_NUMBA, "numba-3": NEEDS_NUMBA, "cuda-on-cpu": NEEDS_COMPILER}
+
+
+# Cases of operations run once in each text that computes them; test_backends.py compares the kernels of all sets. One
+# thread runs what three run, and no kernel of the catalogue is overridden: on numba-3 run those that its text calls.
+CATALOGUE = {name for name in ops.__all__ if ".catalogue." in getattr(ops, name).__module__}
+OF_CATALOGUE = ("plain", "numba-3", "cuda", "cupy-double")
+OF_OTHERS = (*OF_CATALOGUE, "numpy-3", "cuda-on-cpu")
+
+
+def each_case(*left_out: str) -> pytest.MarkDecorator:
+    """The parameters `case` and `backend`: each case of an operation on each backend but those that are left out."""
+    pairs = [
+        pytest.param(case, name, marks=MARKS.get(name, ()), id=f"{name}-{case}")
+        for case in CASES
+        for name in (OF_CATALOGUE if case.op in CATALOGUE else OF_OTHERS)
+        if name not in left_out
+    ]
+    return pytest.mark.parametrize(("case", "backend"), pairs, indirect=["backend"])

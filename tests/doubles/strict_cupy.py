@@ -13,8 +13,8 @@ finds it. What CuPy 14 refuses raises here too; so do things that CuPy allows bu
   of memory that was never written. Repeated indices in an assignment, undefined on a GPU, raise.
 - Floating-point errors never warn: a GPU has no traps.
 
-`counters` counts what costs time on a GPU. `x.get()`, `x.item()`, `float(x)`, `bool(x)`, boolean masks and
-`nonzero` work but are counted as synchronisations.
+`counters` counts what costs time on a GPU. `x.get()`, `x.item()`, `float(x)`, `bool(x)` and boolean masks
+work but are counted as synchronisations.
 
 While a stream captures, what waits, copies from or to the host, or calls cuBLAS raises; what is launched is written
 down and undone again at the end, and the graph's `launch` does it. So whatever a step takes from anywhere but its
@@ -81,7 +81,6 @@ def reset(devices: int | None = None) -> Counters:
 
 # ---- capturing ----
 
-CUBLAS = ("matmul", "dot", "tensordot", "einsum")
 _launched: list[Callable[[], object]] | None = None  # since a stream began to capture
 _before: list[tuple[np.ndarray, np.ndarray]] = []  # what launches wrote on, and what it was
 _own_memory = False  # inside using_allocator
@@ -96,7 +95,7 @@ def _write(*arrays: object) -> None:
 def _record(name: str, again: Callable[[], object]) -> None:
     """A launch, and what does it again on the same memory."""
     if _launched is not None:
-        if name in CUBLAS:
+        if name == "matmul":
             raise NotImplementedError(f"{name}: calling cuBLAS API during stream capture is currently unsupported")
         _launched.append(again)
 
@@ -538,11 +537,6 @@ class ndarray:
     def view(self, dtype=None, type=None):
         return _wrap(self._host.view() if dtype is None else self._host.view(dtype), self._device)
 
-    def fill(self, value) -> None:
-        if not isinstance(value, SCALARS):
-            raise TypeError(f"fill: Unsupported type {type(value)}")
-        self[...] = value
-
     def clip(self, min=None, max=None, out=None):
         return _Functions.clip(self, min, max, out)
 
@@ -643,12 +637,6 @@ class _Functions:
             raise TypeError(f"full: Unsupported type {type(fill_value)}")
         return _made("full", np.full(shape, fill_value, dtype, order))
 
-    @_device_function
-    def empty_like(prototype: ndarray, dtype=None, order="K", subok=None, shape=None):
-        host = np.empty_like(prototype, dtype, order, shape=shape)
-        host.fill(np.nan if host.dtype.kind in "fc" else host.dtype.type(77))
-        return host
-
     @staticmethod
     def arange(start, stop=None, step=1, dtype=None):
         for value in (start, stop, step):
@@ -663,21 +651,6 @@ class _Functions:
     @staticmethod
     def may_share_memory(a, b, max_work=None):  # of bounds: it starts nothing on the device
         return np.may_share_memory(a._host, b._host)
-
-    @staticmethod
-    def where(condition, x=None, y=None):
-        if x is None and y is None:
-            return _Functions.nonzero(condition)
-        if x is None or y is None:
-            raise ValueError("Must provide both 'x' and 'y' or neither.")
-        return _Functions._where(condition, x, y)
-
-    @staticmethod
-    def nonzero(a):
-        found = np.nonzero(_operand(a, "nonzero", scalars=False))
-        _synchronise()
-        _count("nonzero", [a._host], list(found))
-        return tuple(_wrap(x, a._device) for x in found)
 
     @_device_function
     def argsort(a: ndarray, axis=-1, kind=None):
@@ -706,11 +679,8 @@ SHAPES = """
     ravel(a: ndarray, order="C")
     transpose(a: ndarray, axes=None)
     swapaxes(a: ndarray, axis1, axis2)
-    moveaxis(a: ndarray, source, destination)
     squeeze(a: ndarray, axis=None)
-    expand_dims(a: ndarray, axis)
     broadcast_to(array: ndarray, shape)
-    flip(a: ndarray, axis=None)
 """
 WINDOWS = """
     as_strided(x: ndarray, shape=None, strides=None)
@@ -719,30 +689,21 @@ WINDOWS = """
 COMPUTED = """
     zeros_like(a: ndarray, dtype=None, order="K", subok=None, shape=None)
     ones_like(a: ndarray, dtype=None, order="K", subok=None, shape=None)
-    full_like(a: ndarray, fill_value, dtype=None, order="K", subok=None, shape=None)
     copy(a: ndarray, order="K")
     pad(array: ndarray, pad_width, mode="constant", **kwargs)
     concatenate(tup: Arrays, axis=0, out: Optional = None, *, dtype=None, casting="same_kind")
     stack(tup: Arrays, axis=0, out: Optional = None, *, dtype=None, casting="same_kind")
     matmul(x1: ndarray, x2: ndarray, /, out: Optional = None)
-    dot(a: ndarray, b: ndarray, out: Optional = None)
-    tensordot(a: ndarray, b: ndarray, axes=2)
-    einsum(subscripts, *operands: Arrays)
     sum(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False)
-    prod(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False)
     mean(a: ndarray, axis=None, dtype=None, out: Optional = None, keepdims=False)
-    var(a: ndarray, axis=None, dtype=None, out: Optional = None, ddof=0, keepdims=False)
-    std(a: ndarray, axis=None, dtype=None, out: Optional = None, ddof=0, keepdims=False)
     max(a: ndarray, axis=None, out: Optional = None, keepdims=False)
     min(a: ndarray, axis=None, out: Optional = None, keepdims=False)
     any(a: ndarray, axis=None, out: Optional = None, keepdims=False)
     all(a: ndarray, axis=None, out: Optional = None, keepdims=False)
     argmax(a: ndarray, axis=None, *, out: Optional = None, keepdims=False)
     argmin(a: ndarray, axis=None, *, out: Optional = None, keepdims=False)
-    cumsum(a: ndarray, axis=None, dtype=None, out: Optional = None)
     clip(a: ndarray, a_min, a_max, out: Optional = None)
-    take(a: ndarray, indices: Operand, axis=None, out: Optional = None)
-    _where(condition: ndarray, x: Operand, y: Operand)
+    where(condition: ndarray, x: Operand, y: Operand)
 """
 
 
@@ -756,7 +717,7 @@ def _method(function: Callable) -> Callable:
     return method
 
 
-METHODS = "sum prod mean var std max min any all argmax argmin cumsum take dot ravel swapaxes squeeze"
+METHODS = "sum mean max min any all argmax argmin ravel swapaxes squeeze"
 
 for _name, _function in (_of_numpy(SHAPES, views=True) | _of_numpy(COMPUTED)).items():
     setattr(_Functions, _name, staticmethod(_function))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from op_cases import INTEGER
 
-import minigrad
 from minigrad import Tensor, nn, ops
 
 EPS32 = 2.0**-23
@@ -71,11 +70,9 @@ def test_indices_of_extremes(op, keepdims, backend):
     assert int(getattr(ops, op)(backend.from_host(np.array([1.0, np.nan, 5.0, -5.0])))) == 1
 
 
-@pytest.mark.parametrize("dtype", ["bool", "list", "number"])
-def test_where_takes_conditions_of_all_kinds(dtype):
-    condition = {"bool": np.array([True, False]), "list": [True, False], "number": True}[dtype]
-    y = ops.where(condition, Tensor([1.0, 2.0]), 0.0)
-    assert y.numpy().tolist() == ([1, 2] if dtype == "number" else [1, 0])
+def test_where_takes_conditions_of_all_kinds():
+    for condition, expected in ((np.array([True, False]), [1, 0]), ([True, False], [1, 0]), (True, [1, 2])):
+        assert ops.where(condition, Tensor([1.0, 2.0]), 0.0).numpy().tolist() == expected
     x = Tensor([1.0, -2.0], requires_grad=True)
     ops.where(x > 0, x, 0.5 * x).sum().backward()
     assert x.grad.tolist() == [1, 0.5]
@@ -193,110 +190,3 @@ def test_reductions_of_empty_arrays(name, shape, backend):
             if name not in INTEGER:
                 y.backward(backend.xp.ones_like(y.data))
                 assert (x.grad.shape, x.grad.dtype) == (shape, "float32")
-
-
-@pytest.mark.parametrize("shape", EMPTY, ids=str)
-def test_softmax_and_norms_of_empty_arrays(shape, backend):
-    operations = [
-        lambda x: ops.softmax(x, axis=0),
-        ops.softmax,
-        lambda x: ops.log_softmax(x, axis=None),
-        lambda x: ops.layer_norm(x, ops.sum(x, 0) if x.ndim > 1 else x, ops.sum(x, 0) if x.ndim > 1 else x),
-        lambda x: ops.dropout(x, np.random.default_rng(0), rate=0.5),
-        lambda x: ops.maximum(x, 0.0),
-        lambda x: ops.where(x > 0, x, 0.0),
-    ]
-    for operation in operations:
-        x = leaf(backend, np.zeros(shape), "float32")
-        y = operation(x)
-        assert (y.shape, y.dtype) == (shape, "float32")
-        y.backward(backend.xp.ones_like(y.data))
-        assert (x.grad.shape, x.grad.dtype) == (shape, "float32")
-
-
-# ---- what is refused ----
-
-
-def zeros(*shape):
-    return Tensor(np.zeros(shape))
-
-
-HOW, LETTERS = (
-    "needs one or two operands and letters such as 'ij,jk->ik'",
-    "a letter may occur only once in each operand",
-)
-LAST, WHOLE, KEPT = (
-    "must have the shape of x's last axes",
-    "must be integers",
-    "kept must be boolean and broadcast to x",
-)
-REFUSED = [  # operation, arguments (a tuple is a tensor's shape), options, message
-    ("max", [(2, 0)], {"axis": 1}, "there are no elements over axis 1 of shape (2, 0)"),
-    ("min", [(0,)], {}, "there are no elements over axis None of shape (0,)"),
-    ("argmax", [(0, 3)], {"axis": 0}, "there are no elements over axis 0 of shape (0, 3)"),
-    ("argmin", [(2,)], {"axis": 1}, "axis 1 is out of range or repeated for a tensor with 1 axes"),
-    ("var", [(2, 3), 0], {"correction": 2}, "2 elements over axis 0 of shape (2, 3) are too few for correction 2.0"),
-    ("std", [(0,)], {}, "0 elements over axis None of shape (0,) are too few for correction 0.0"),
-    ("softmax", [()], {}, "axis -1 is out of range or repeated for a tensor with 0 axes"),
-    ("where", [np.array([1, 0]), (2,), (2,)], {}, "condition is int64 but must be boolean, such as x > 0 (condition "),
-    ("squeeze", [(2, 1)], {"axis": 0}, "axis 0 of shape (2, 1) must have size 1"),
-    ("expand_dims", [(2,), 2], {}, "axis 2 is out of range or repeated for a tensor with 2 axes"),
-    ("einsum", ["ij,jk", (2, 3), (3, 4)], {}, f"'ij,jk' of shapes (2, 3), (3, 4): {HOW}"),
-    ("einsum", ["i,i,i->i", (2,), (2,), (2,)], {}, f"'i,i,i->i' of shapes (2,), (2,), (2,): {HOW}"),
-    ("einsum", ["ij,j->i", (2, 3)], {}, "'ij,j->i' of shapes (2, 3): each operand needs one letter per axis"),
-    ("einsum", ["ijk->i", (2, 3)], {}, "'ijk->i' of shapes (2, 3): each operand needs one letter per axis"),
-    ("einsum", ["ii->i", (2, 2)], {}, f"'ii->i' of shapes (2, 2): {LETTERS} and in the result"),
-    ("einsum", ["i.->i", (2, 2)], {}, f"'i.->i' of shapes (2, 2): {LETTERS} and in the result"),
-    ("einsum", ["ij,jk->ik", (2, 3), (4, 5)], {}, "'ij,jk->ik' of shapes (2, 3), (4, 5): j has the sizes 3 and 4"),
-    ("einsum", ["ij->ik", (2, 3)], {}, "'ij->ik' of shapes (2, 3): no operand has k"),
-    ("layer_norm", [(2, 3), (2,), (2,)], {}, f"gamma and beta {LAST} (x (2, 3), gamma (2,), beta (2,))"),
-    ("layer_norm", [(3,), (2, 3), (2, 3)], {}, f"gamma and beta {LAST} (x (3,), gamma (2, 3), beta (2, 3))"),
-    ("layer_norm", [(2, 3), (), ()], {}, f"gamma and beta {LAST} (x (2, 3), gamma (), beta ())"),
-    (
-        "group_norm",
-        [(2, 4), (3,), (4,)],
-        {"groups": 2},
-        "x (N, ..., C) needs gamma and beta (C,) (x (2, 4), gamma (3",
-    ),
-    ("group_norm", [(2, 4), (4,), (4,)], {"groups": 3}, "3 groups do not divide 4 channels (x (2, 4), gamma (4,), "),
-    ("dropout", [(2,), [True, False]], {"rate": 1}, "rate is 1 but must be at least 0 and below 1"),
-    ("dropout", [(2, 3), np.ones((2, 3))], {"rate": 0.5}, f"{KEPT} (kept float64 (2, 3), x (2, 3))"),
-    ("dropout", [(1, 3), np.ones((2, 3), bool)], {"rate": 0.5}, f"{KEPT} (kept bool (2, 3), x (1, 3))"),
-    ("embedding", [(3,), [0]], {}, "weight must be (K, D) (weight (3,), ids (1,))"),
-    ("embedding", [(3, 2), [0.0]], {}, "ids are float64 but must be integers (weight (3, 2), ids (1,))"),
-    ("embedding", [(3, 2), [1, -1]], {}, "ids must be in 0 ... 2, found -1 ... 1 (weight (3, 2), ids (2,))"),
-    ("embedding", [(3, 2), [[3]]], {}, "ids must be in 0 ... 2, found 3 ... 3 (weight (3, 2), ids (1, 1))"),
-]
-
-
-@pytest.mark.parametrize(("op", "arguments", "options", "text"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_refused_with_what_was_found(op, arguments, options, text):
-    with pytest.raises(ValueError, match=f"^{op}: {re.escape(text)}"):
-        getattr(ops, op)(*(zeros(*x) if isinstance(x, tuple) else x for x in arguments), **options)
-
-
-def test_layers_refuse_their_options():
-    with pytest.raises(ValueError, match=r"^GroupNorm: 0 groups do not divide 4 channels$"):
-        nn.GroupNorm(0, 4)
-    with pytest.raises(ValueError, match=r"^Dropout: rate is -0.1 but must be at least 0 and below 1$"):
-        nn.Dropout(-0.1)
-
-
-@pytest.mark.usefixtures("cupy_double", "restored_backends")
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: ops.where(np.ones(2, bool), there(2), there(2)),
-        lambda: ops.embedding(there(2, 2), np.zeros(2, int)),
-        lambda: ops.dropout(there(2), np.ones(2, bool), rate=0.5),
-        lambda: ops.maximum(there(2), zeros(2)),
-        lambda: there(2) == zeros(2),
-    ],
-)
-def test_an_array_of_another_device_is_refused(call):
-    with pytest.raises(TypeError, match=r"(Where|embedding|Dropout|Maximum|comparison): .*cuda:0.*cpu"):
-        call()
-
-
-def there(*shape):
-    return Tensor(minigrad.use(device="cuda", kernels="plain").from_host(np.zeros(shape)))

@@ -94,30 +94,14 @@ def check_pair(make, copied, dtype: str = "float32") -> None:
 
 
 @copies
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_a_copied_pair_trains_on_by_itself_with_the_same_bits(make, dtype, copied):
-    check_pair(make, copied, dtype)
+@pytest.mark.parametrize(("name", "dtype"), [("momentum", "float64"), ("adam", "float32"), ("adamw", "float32")])
+def test_a_copied_pair_trains_on_by_itself_with_the_same_bits(name, dtype, copied):
+    check_pair(OPTIMIZERS[name], copied, dtype)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, COPIES["pickle 5"]], ids=["deepcopy", "pickle"])
 @pytest.mark.usefixtures("backend")
-def test_a_copied_pair_on_every_backend(copied):
-    check_pair(OPTIMIZERS["adam"], copied)
-
-
-@copies
-def test_a_copied_model_takes_a_new_optimizer(copied):
-    model = Shared()
-    optimizer = optim.Adam(model.parameters(), 1e-2)
-    train(model, optimizer, range(2))
-    before = arrays_of(model)
-    twin = copied(model)
-    assert same(arrays_of(twin), before)
-    train(twin, optim.Adam(twin.parameters(), 1e-2), range(2))
-    assert same(arrays_of(model), before)
-    assert not same(arrays_of(twin), before)
-    train(model, optimizer, range(2, 3))  # the original's parameters have not moved
+def test_a_copied_pair_on_every_backend():
+    check_pair(OPTIMIZERS["adam"], COPIES["pickle 5"])
 
 
 @copies
@@ -247,9 +231,12 @@ def outputs(model: Autoencoder) -> list[np.ndarray]:
     return list(model.reconstruct(IMAGES, labels=LABELS))
 
 
+STATES = [(name, "trained", "float32") for name in MODELS]
+STATES += [("ae", "new", "float32"), ("bernoulli", "compiled", "float32"), ("learned", "trained", "float64")]
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, COPIES["pickle 5"]], ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("state", ["new", "compiled", "trained"])
-@pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in MODELS), ("learned", "float64")])
+@pytest.mark.parametrize(("name", "state", "dtype"), STATES)
 def test_a_copied_model(name, state, dtype, copied):
     cls, options = MODELS[name]
     model = cls((8, 8, 1), (2, 3), (3, 3), (1, 2), 2, momentum=0.9, **options)

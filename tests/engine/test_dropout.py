@@ -132,12 +132,6 @@ def test_threads_never_share_a_call():
     assert layer.draws.data.tolist() == [2, threads * calls]
 
 
-def test_whole_channels_may_be_dropped():
-    kept = generator(0, "channels").random((4, 1, 1, 3)) >= 0.5
-    y = ops.dropout(ones(4, 2, 2, 3), kept, rate=0.5).numpy()
-    assert np.array_equal(y, np.broadcast_to(kept * np.float32(2), y.shape))
-
-
 @pytest.mark.usefixtures("cupy_double", "restored_backends")
 def test_it_moves_to_a_gpu_with_its_count():
     layer = dropout(0.5, 4)

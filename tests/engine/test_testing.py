@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import re
+
 import numpy as np
 import pytest
 
@@ -56,24 +59,11 @@ def test_gradcheck_catches(name):
         gradcheck(lambda *inputs: PlantedDense(plant)(*inputs), x, weight, bias)
 
 
-def test_gradcheck_passes_right_gradients():
-    gradcheck(lambda *inputs: PlantedDense(lambda *gs: gs)(*inputs), *tensors((4, 4), (4, 4), (4,)))
-
-
 def test_gradcheck_names_both_values():
-    class Wrong(Function):
-        def forward(self, x):
-            return 2 * x
-
-        def backward(self, gy):
-            return (3 * gy,)
-
-    with pytest.raises(AssertionError) as caught:
-        gradcheck(lambda x: Wrong()(x), *tensors((3,)))
-    words = str(caught.value).split()
-    analytic, numeric = float(words[words.index("analytic") + 1]), float(words[words.index("numeric") + 1])
-    assert analytic / numeric == pytest.approx(1.5, rel=1e-6)
-    assert "3 of 3 elements are wrong" in str(caught.value)
+    with pytest.raises(AssertionError, match="16 of 16 elements are wrong") as caught:
+        gradcheck(lambda *xs: PlantedDense(lambda gx, gw, gb: (1.5 * gx, gw, gb))(*xs), *tensors((4, 4), (4, 4), (4,)))
+    analytic, numeric = re.search(r"analytic (\S+) but numeric (\S+)", str(caught.value)).groups()
+    assert float(analytic) / float(numeric) == pytest.approx(1.5, rel=1e-6)
 
 
 def test_gradcheck_uses_a_random_gy():
@@ -120,14 +110,10 @@ def test_gradcheck_reaches_parameters_and_restores_everything():
 
 
 def test_gradcheck_names_a_wrong_parameter():
-    model = nn.Dense(4, 4)
-    model.to(dtype="float64")
+    x, *parameters = tensors((4, 4), (4, 4), (4,))
+    planted = PlantedDense(lambda gx, gw, gb: (gx, gw, 0 * gb))
     with pytest.raises(AssertionError, match="parameter 1"):
-        gradcheck(
-            lambda x: PlantedDense(lambda gx, gw, gb: (gx, gw, 0 * gb))(x, model.weight, model.bias),
-            *tensors((4, 4)),
-            parameters=model.parameters(),
-        )
+        gradcheck(lambda x: copy.copy(planted)(x, *parameters), x, parameters=parameters)
 
 
 def test_gradcheck_restores_data_after_an_error():
@@ -180,7 +166,6 @@ def test_adjoint_check_catches(name):
         adjoint_check(lambda x: MATRIX @ x, ADJOINTS[name], (4,), (5,))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_adjoint_check_of_a_map_that_is_not_linear(seed):
+def test_adjoint_check_of_a_map_that_is_not_linear():
     with pytest.raises(AssertionError):
-        adjoint_check(lambda x: MATRIX @ x + 1, lambda y: MATRIX.T @ y, (4,), (5,), seed=seed)
+        adjoint_check(lambda x: MATRIX @ x + 1, lambda y: MATRIX.T @ y, (4,), (5,))

@@ -7,24 +7,17 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import numpy as np
 import pytest
+from channels_first import NotOurs, filters_last, first, last, like, only, output_size, to_images
 
 from minigrad import Tensor, ops
 
 torch = pytest.importorskip("torch")
 samples = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
-
-
-class NotOurs(Exception):
-    """A sample that minigrad has no words for."""
-
-
-def only(condition):
-    if not condition:
-        raise NotOurs
 
 
 # ---- helpers in PyTorch's terms ----
@@ -76,25 +69,13 @@ def loss(elementwise):
     return function
 
 
-def last(x):
-    """(N, C, ...) with the channels at the end."""
-    return x.transpose(0, *range(2, x.ndim), 1)
-
-
-def first(x):
-    """(N, ..., C) with the channels after N."""
-    return x.transpose(0, x.ndim - 1, *range(1, x.ndim - 1))
-
-
 def spatial(function, dims):
     """An operation on images (N, H, W, C) for PyTorch's (N, C, H, W) or (C, H, W), or with one spatial axis."""
 
-    def on_images(x, *args, **kwargs):
+    def on_images(x):
         single = x.ndim == dims + 1
         x = x.reshape(1, *x.shape) if single else x
-        x = x.reshape(*x.shape[:2], 1, x.shape[2]) if dims == 1 else x
-        y = first(function(last(x), *args, **kwargs))
-        y = y.reshape(*y.shape[:2], y.shape[3]) if dims == 1 else y
+        y = like(function(to_images(x)), x)
         return y[0] if single else y
 
     return on_images
@@ -144,20 +125,12 @@ def conv_transpose(dims):
         weight = filters_last(weight)
         stride, dilation = pair(stride, dims, 1), pair(dilation, dims, 1)
         padding, extra = pair(padding, dims, 0), pair(output_padding, dims, 0)
-        only(all(E < S for E, S in zip(extra, stride, strict=True)))  # others reach no pixel of x
         sizes = (1, x.shape[-1]) if dims == 1 else x.shape[-2:]
-        terms = zip(sizes, weight.shape[:2], stride, padding, dilation, extra, strict=True)
-        size = [(n - 1) * S + (K - 1) * D + 1 - 2 * P + E for n, K, S, P, D, E in terms]
-        how = {"stride": stride, "padding": padding, "dilation": dilation, "output_size": tuple(size)}
+        size = output_size(sizes, weight.shape, stride, padding, dilation, extra)
+        how = {"stride": stride, "padding": padding, "dilation": dilation, "output_size": size}
         return spatial(lambda x: ops.conv2d_transpose(x, weight, bias, groups=groups, **how), dims)(x)
 
     return convolved
-
-
-def filters_last(weight):
-    """(F, C, KH, KW) or (F, C, K) as (KH, KW, C, F)."""
-    weight = weight if weight.ndim == 4 else weight.reshape(*weight.shape[:2], 1, weight.shape[2])
-    return weight.transpose(2, 3, 1, 0)
 
 
 def interpolate(x, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None):
@@ -371,14 +344,6 @@ def triangle(function):
     return kept
 
 
-def masked_fill(x, mask, value):
-    return ops.where(mask, value, x)
-
-
-def where(x, condition, other):
-    return ops.where(condition, x, other)
-
-
 def item(x, key):
     parts = key if isinstance(key, tuple | list) else (key,)
     only(not any(isinstance(part, Tensor) for part in parts))
@@ -393,10 +358,6 @@ def embedding(weight, ids, padding_idx=None, max_norm=None, norm_type=2.0, scale
 
 def inplace(function):
     return lambda x, inplace=False: function(x)
-
-
-def compared(symbol):
-    return lambda x, other: getattr(x, f"__{symbol}__")(other)
 
 
 # PyTorch's name: how it is written here, and how many samples of PyTorch 2.13.0 can be written so
@@ -487,8 +448,8 @@ OURS = {
     "gather": (gathered, 4),
     "tril": (triangle(np.tril), 8),
     "triu": (triangle(np.triu), 8),
-    "masked_fill": (masked_fill, 8),
-    "where": (where, 6),
+    "masked_fill": (lambda x, mask, value: ops.where(mask, value, x), 8),
+    "where": (lambda x, condition, other: ops.where(condition, x, other), 6),
     "nn.functional.pad": (padded, 47),
     "nn.functional.embedding": (embedding, 3),
     "nn.functional.conv1d": (conv(1), 10),
@@ -511,12 +472,12 @@ OURS = {
     "nn.functional.gaussian_nll_loss": (gaussian_nll, 324),
     "nn.functional.binary_cross_entropy": (bce, 11),
     "nn.functional.binary_cross_entropy_with_logits": (bce_logits, 26),
-    "eq": (compared("eq"), 10),
-    "ne": (compared("ne"), 9),
-    "lt": (compared("lt"), 9),
-    "le": (compared("le"), 9),
-    "gt": (compared("gt"), 9),
-    "ge": (compared("ge"), 9),
+    "eq": (operator.eq, 10),
+    "ne": (operator.ne, 9),
+    "lt": (operator.lt, 9),
+    "le": (operator.le, 9),
+    "gt": (operator.gt, 9),
+    "ge": (operator.ge, 9),
 }
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pytest
 from faults import Campaign
-from kernel_sets import NEEDS_NUMBA
+from kernel_sets import BACKENDS, MARKS, NEEDS_NUMBA
 
 import minigrad.backend
 from minigrad.backend import Backend
@@ -76,6 +76,7 @@ GEOMETRIES = [
     conv_geometry((8, 8), (1, 1), 1, 0),
     conv_geometry((8, 5), (3, 3), (2, 1), "same"),
     conv_geometry((1, 10), (1, 1), 4, 1),  # no pixel of the only row meets a tap
+    conv_geometry((2, 3), (1, 1), 9, 3),  # all windows end before the first pixel
 ]
 CHANNELS = ((1, 40), (8, 3), (9, 8), (32, 33))  # the last: enough for Winograd's algorithms
 
@@ -522,16 +523,9 @@ def test_every_kernel_has_inputs() -> None:
     for cls in [*PLAIN_CLASSES, *subclasses()]:
         missing = set(kernels_of(cls)) - set(INPUTS)
         assert not missing, f"{cls.__name__}: add an entry to INPUTS for {sorted(missing)}"
-    assert set(INPUTS) <= {name for cls in PLAIN_CLASSES for name in kernels_of(cls)}, (
-        "an entry of INPUTS has no kernel"
-    )
-
-
-def test_every_entry_calls_its_kernel() -> None:
     for name, cases in INPUTS.items():
-        found = list(cases(rng(name), 1))
-        assert found, f"INPUTS[{name!r}] gives no case"
-        assert {case.name for case in found} == {name}
+        assert any(name in kernels_of(cls) for cls in PLAIN_CLASSES), f"INPUTS[{name!r}] has no kernel"
+        assert {case.name for case in cases(rng(name), 1)} == {name}, f"INPUTS[{name!r}] calls another kernel, or none"
 
 
 def test_overrides_are_found_documented_and_compatible() -> None:
@@ -548,8 +542,6 @@ def test_overrides_are_found_documented_and_compatible() -> None:
 
 def test_every_backend_class_runs_here(backend: Backend) -> None:
     """The fixture's backends are what the tests below compare; a new class needs a new parameter of the fixture."""
-    from kernel_sets import BACKENDS
-
     assert type(backend) in {ChainBackend, *subclasses()}
     assert len(subclasses(FastBackend)) <= len({name.split("-")[0] for name in BACKENDS} - {"plain", "cupy"}), (
         f"{subclasses()}: add a parameter to the backend fixture"
@@ -592,6 +584,12 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 # ---- running a kernel ----
+
+# One thread runs what three run. With one alone a kernel is compared on the table and on drawn shapes.
+NAMES = [name for name in BACKENDS if not name.endswith("-1")]
+several_threads = pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=MARKS.get(name, ())) for name in NAMES], indirect=True
+)
 
 
 def inputs_of(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list[Any]:
@@ -693,7 +691,7 @@ def compare(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list
 @pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_kernel_equals_the_specification(backend: Backend, name: str, dtype: str) -> None:
-    for N in SIZES:
+    for N in SIZES if dtype == "float32" else SIZES[-1:]:
         for case in INPUTS[name](rng(name, N), N):
             compare(backend, case, dtype)
 
@@ -720,11 +718,14 @@ def test_kernel_equals_the_specification_on_drawn_shapes(
     campaign.survived(f"kernel calls of drawn shapes against the specification ({which})", done)
 
 
+@several_threads
 @pytest.mark.parametrize("name", INPUTS)
-@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "C"])
-def test_kernel_takes_any_layout(backend: Backend, name: str, layout: str) -> None:
-    for case in INPUTS[name](rng(name, layout), 4):
-        compare(backend, case, "float32", layout)
+def test_kernel_takes_any_layout(backend: Backend, name: str) -> None:
+    """All that a CUDA kernel does is to copy: there each case has one layout in turn."""
+    layouts = [layout for layout in LAYOUTS if layout != "C"]
+    for i, case in enumerate(INPUTS[name](rng(name, "layout"), 4)):
+        for layout in [layouts[i % len(layouts)]] if isinstance(backend, cuda.CudaBackend) else layouts:
+            compare(backend, case, "float32", layout)
 
 
 def small_blocks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -743,6 +744,7 @@ def small_blocks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("minigrad.backend.cpu.numba_kernels.FUNCTION_NUMBERS", 4)
 
 
+@several_threads
 @pytest.mark.parametrize("name", INPUTS)
 def test_kernel_works_in_blocks_of_one_image(backend: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fast kernels cut a batch into blocks; small ones show errors at their borders."""
@@ -753,6 +755,7 @@ def test_kernel_works_in_blocks_of_one_image(backend: Backend, name: str, monkey
         compare(backend, case, "float64")
 
 
+@several_threads
 @pytest.mark.parametrize("name", INPUTS)
 def test_kernel_gives_the_same_bits_twice_in_memory_of_its_own(backend: Backend, name: str) -> None:
     cases = list(INPUTS[name](rng(name, "twice"), 7))
@@ -789,11 +792,10 @@ class Schedule:
             self.waiting.pop()()
 
 
+@pytest.mark.parametrize("backend", ["numpy-3", pytest.param("numba-3", marks=NEEDS_NUMBA)], indirect=True)
 @pytest.mark.parametrize("name", INPUTS)
 def test_results_do_not_depend_on_timing(backend: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever thread ends first, the bits are the same: in float64 another order of a sum would show."""
-    if not hasattr(backend, "pool") or backend.threads == 1:
-        pytest.skip("one thread")
     small_blocks(backend, monkeypatch)
     for case in INPUTS[name](rng(name, "timing"), 7):
         bits = set()
@@ -937,13 +939,6 @@ def random_geometry(r: np.random.Generator, kernels: tuple[int, int] = (1, 5), s
                 continue
 
 
-def test_convolutions_that_meet_nothing_but_padding(backend: Backend) -> None:
-    """Their windows end before the first pixel."""
-    for C, F in ((5, 33), (1, 2)):
-        for case in conv_cases(rng("padding", C), 3, conv_geometry((2, 3), (1, 1), 9, 3), C, F).values():
-            compare(backend, case, "float64")
-
-
 @pytest.mark.parametrize("block", ["one image", "default"])
 def test_convolutions_over_random_geometries(backend: Backend, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU kernels work in blocks of images; blocks of one image show errors at their borders."""
@@ -952,8 +947,8 @@ def test_convolutions_over_random_geometries(backend: Backend, block: str, monke
             pytest.skip("the plain kernels have no blocks")
         small_blocks(backend, monkeypatch)
     r = rng("geometries", block)
-    larger_stride = 0
-    for i in range(200):
+    larger_stride, count = 0, 60 if isinstance(backend, cuda.CudaBackend) else 200  # the emulator is slow
+    for i in range(count):
         wide = i % 4 == 3  # some channels more than two vectors
         g = random_geometry(r, (3, 3), 2) if wide else random_geometry(r)
         larger_stride += any(S > K for S, K in zip(g.stride, g.kernel_size, strict=True))
@@ -964,7 +959,7 @@ def test_convolutions_over_random_geometries(backend: Backend, block: str, monke
         for name, case in conv_cases(r, N, g, C, F).items():
             case = case if i % 2 or name != "conv2d" else without_bias(case)
             compare(backend, case, "float32" if i % 3 == 0 else "float64")
-    assert larger_stride > 20
+    assert larger_stride > count / 10
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -1001,10 +996,9 @@ def test_scratch_of_one_geometry_does_not_reach_another(backend: Backend) -> Non
                 compare(backend, case, "float64")
 
 
+@several_threads
 @pytest.mark.parametrize("name", INPUTS)
-def test_what_is_not_finite_shows_in_all_that_depends_on_it(
-    backend: Backend, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_finite_shows_in_what_depends_on_it(backend: Backend, name: str, monkeypatch: Any) -> None:
     """A training that diverges is noticed because NaN and infinity stay. One number of an input is not finite: where
     the specification gives NaN for NaN, there is NaN; where it gives infinity for infinity, nothing finite; and for NaN
     in the first input, finite numbers where it gives those, but in gradients of weights.
@@ -1012,8 +1006,8 @@ def test_what_is_not_finite_shows_in_all_that_depends_on_it(
     Winograd's sums of inputs reach more of these, and make NaN of infinity. A kernel that skips the zeros around an
     image reaches less: so a result depends on a number only if it changes with it.
     """
-    if type(backend) is ChainBackend or (backend.on_host and backend.threads == 1):
-        pytest.skip("the specification, or compared with three threads")
+    if type(backend) is ChainBackend:
+        pytest.skip("the specification")
     small_blocks(backend, monkeypatch)
     seen = 0
     for i, case in enumerate(INPUTS[name](rng(name, "not finite"), 3)):
@@ -1094,9 +1088,7 @@ def test_clipping_passes_on_what_is_not_finite(backend: Backend, bad: float) -> 
 
 
 @pytest.mark.parametrize("name", ["relu", "relu_grad", "sigmoid", "softplus", "add_bias", "channel_sum"])
-def test_numbers_that_are_not_finite_pass_as_in_the_specification(
-    backend: Backend, name: str, request: pytest.FixtureRequest
-) -> None:
+def test_numbers_that_are_not_finite_pass_as_in_the_specification(backend: Backend, name: str) -> None:
     """A diverging training must look alike everywhere: NaN, infinities and their neighbours, bit for bit; where exp is
     taken, within 3 roundings (of exp, sum and quotient), because the C library's and NumPy's differ in the last bit."""
     special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 200.0, -200.0, 3e38], "float32")

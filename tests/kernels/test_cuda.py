@@ -137,65 +137,30 @@ def test_lanes_multiply_matrices() -> None:
 # (method whose inputs show it, what stands in the CUDA source, the same with an off-by-one in its index arithmetic)
 FAULTS = {
     "a phase's first row": ("conv2d_grad_input", "(phase + before - first) / S", "(phase + before - first) / S + 1"),
-    "a phase's first pixel": ("conv2d_grad_input", "int first = (phase + before)", "int first = (phase + before + 1)"),
-    "a phase's pixels": ("conv2d_grad_input", "(size - phase + S - 1) / S : 0", "(size - phase + S) / S - 1 : 0"),
     "a pixel's column": ("conv2d", "col = cols.in + p.col * cols.stride;", "col = cols.in + p.col * cols.stride + 1;"),
-    "a pixel's place in x": ("conv2d", "(p.image * o.H + row) * o.W + col,", "(p.image * o.H + row) * o.W + p.col,"),
     "a quotient": ("conv2d", "+ d - 1) / d", "- 1) / d"),
     "the last channels of a tap": ("conv2d", "if (c0 >= o.C)", "if (c0 > o.C)"),
     "four numbers at once": ("conv2d", "if (n < N) values = *(const real4 ", "if (n < N - 4) values = *(const real4 "),
-    "numbers one by one": ("conv2d", "values.v[e] = row[n + e]", "values.v[e] = row[n + (e ^ 1)]"),
-    "the weights of a channel": ("conv2d", "if (k + e < o.C) b[i].v[e]", "if (k + e < o.C - 1) b[i].v[e]"),
     "the norm of a channel": ("conv_layer", "norm.read(o.norm, held,", "norm.read(o.norm, held ? held - 4 : 0,"),
     "the norm of a pixel outside": ("conv_layer", "if (inside >> i & 1) norm.apply(a[i]);\n ", "norm.apply(a[i]);\n "),
-    "a thread's rows": ("conv2d", "&a[row(i)][k]", "&a[row(i ? i - 1 : 0)][k]"),
-    "the result's channels": ("conv2d", "to[e] = value.v[e]", "to[e] = value.v[e ^ 1]"),
     "the weights of a tap": ("conv2d", "cols.tap + u * cols.apart", "cols.tap + (u + 1) % cols.taps * cols.apart"),
     "the last step of the product": ("conv2d", "step <= steps; step++", "step < steps; step++"),
-    "the tile's last pixel": ("conv2d", "m < M ? out : -1", "m < M - 1 ? out : -1"),
     "the sums of a warp": ("conv_layer", "apart < 32; apart *= 2", "apart < 16; apart *= 2"),
-    "the sums of a block": ("conv_layer", "warp < threads / 32; warp++", "warp < threads / 32 - 1; warp++"),
     "the block of the sums": ("conv_layer", "partials[(block * 2 + s) * o.F +", "partials[(block * 2 + 1 - s) * o.F +"),
     "the window of weight_gradient": ("conv2d_grad_weight", "= k / C % KW - left", "= k / C % KW - left + 1"),
     "weight_gradient's channels": ("conv_layer_grad", "x_norm[2 * C + c]", "x_norm[2 * C + (c ? c - 1 : 0)]"),
-    "weight_gradient's outside": (
-        "conv_layer_grad",
-        "& 1) norm.apply(a[i]);\n        }",
-        ") norm.apply(a[i]);\n        }",
-    ),
     "weight_gradient's barrier": ("conv2d_grad_weight", "        __syncthreads();\n        read();", "        read();"),
-    "weight_gradient's next pixel": ("conv2d_grad_weight", "if (++p.col == OW)", "if (p.col++ == OW)"),
-    "weight_gradient's lines": ("conv2d_grad_weight", "gs[g_line + e][pixel]", "gs[g_line + (e ^ 1)][pixel]"),
     "the share of weight_gradient": ("conv2d_grad_weight", "m0 < last; m0 += GM", "m0 < last - GM; m0 += GM"),
     "correlate_thin_input's window": ("conv2d", "col = p.col * SW + tap - tap_r", "col = p.col * SW + 1 + tap - tap_r"),
-    "correlate_thin_input's pixels": ("conv2d", "first + threadIdx.x % PIXELS;", "first + (threadIdx.x ^ 1) % PIXELS;"),
-    "correlate_thin_input's weights": ("conv2d", "weight[k * F + f] : 0;", "weight[k * F + (f + 1) % F] : 0;"),
     "weight_gradient_thin_input's share": ("conv2d_grad_weight", "first < last; first", "first < last - 1; first"),
-    "weight_gradient_thin_input's sums": ("conv2d_grad_weight", "k < K && f < F; k += 8", "k < K && f < F; k += 9"),
-    "correlate_thin_output's weights": ("conv2d_grad_input", "f * C + c + e :", "f * C + c + (e + 1) % 4 :"),
-    "correlate_thin_output's rows": (
-        "conv2d_grad_input",
-        "p.row * rows.stride - above",
-        "(p.row + 1) * rows.stride - above",
-    ),
     "correlate_thin_output's taps": ("conv2d_grad_input", "? left_of - j : j", "? j : left_of - j"),
     "correlate_thin_output's last rows": ("conv2d_grad_input", "(row + i) < H;", "(row + i) < H + 1;"),
-    "correlate_thin_output's first columns": (
-        "conv2d_grad_input",
-        "if (inside[i] && (unsigned)(col",
-        "if ((unsigned)(col",
-    ),
-    "correlate_thin_output's runs": ("conv2d_grad_input", "pixel < last", "pixel < last - 1"),
-    "correlate_thin_output's lanes": ("conv2d_grad_input", "apart = LANES / 2", "apart = LANES / 4"),
     "add_shares": ("conv2d_grad_weight", "s < count; s += 8", "s < count - 1; s += 8"),
     "matrix_product's rows": ("matmul", "int k = ak == 1 ? i % BK : i / BM", "int k = ak == 1 ? i % 15 : i / BM"),
-    "matrix_product's columns": ("matmul", "n = n0 + tx + COLUMNS * j", "n = n0 + tx + 15 * j"),
     "matrix_product_thin's places": ("matmul", "(size_t)m * ym + (size_t)n * yn]", "(size_t)m * N + n]"),
     "the shares of a row": ("matmul", "s < count; s += 8", "s < count; s += 9"),
-    "the rows of shares": ("conv2d_grad_weight", "row = 1; row < 8; row++", "row = 2; row < 8; row++"),
     "matrix_product's last step": ("matmul", "k0 + k < last && n0", "k0 + k < last - 1 && n0"),
     "rows that a block goes over": ("channel_sum", "gridDim.x * 8) row(", "gridDim.x * 8 + 1) row("),
-    "rows of a block's sum": ("channel_sum", "i < 8; i++) sum", "i < 7; i++) sum"),
     "row_sums": ("batch_norm_sums", "other[i] : value", "other[i ? i - 1 : 0] : value"),
     "few_row_sums": ("channel_sum", "m += 8) total", "m += 9) total"),
     "finish_gradients": ("conv_layer_grad", "sums[c] = both[0]", "sums[c] = both[1]"),
@@ -256,6 +221,7 @@ def test_cuda_py_and_the_kernels_have_the_same_sizes(on_cpu: Any, monkeypatch: p
         plain(self, name, dtype, grid, threads, *arguments)
 
     monkeypatch.setattr(cuda.CudaBackend, "_launch", launch)
+    monkeypatch.setattr(test_backends, "SIZES", (4,))
     for kernel in ("matmul", "conv_layer", "conv_layer_grad", "conv2d", "conv2d_grad_input", "conv2d_grad_weight"):
         with pytest.MonkeyPatch.context() as patch:
             compare_all(on_cpu, kernel, patch)
@@ -274,9 +240,7 @@ def test_an_array_beyond_32_bits_is_refused(on_cpu: Any, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("beside", ["nothing", "x", "weight", "gy"])
-def test_four_numbers_are_read_at_once_only_where_a_gpu_can(
-    beside: str, on_cpu: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_four_numbers_are_read_at_once_only_where_a_gpu_can(beside: str, on_cpu: Any, monkeypatch: Any) -> None:
     """At multiples of 16 bytes: elsewhere it stops with an error. Nothing is run here."""
     launched: dict[str, tuple[Any, ...]] = {}
 
@@ -399,9 +363,7 @@ def small_tiles(_: pytest.MonkeyPatch) -> cuda.CudaBackend:
 
 
 @pytest.mark.parametrize("tiles", [large_tiles, small_tiles])
-def test_tf32_equals_the_specification_of_rounded_numbers(
-    tiles: Any, cuda_device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tf32_equals_the_specification_of_rounded_numbers(tiles: Any, cuda_device: str, monkeypatch: Any) -> None:
     compare_products(tiles(monkeypatch), 50)
 
 
@@ -410,6 +372,7 @@ def test_tf32_kernels_equal_the_specification(name: str, cupy_double: object, mo
     """With bias, ReLU, sums and norms: two factors that err by 2^-11 each add 2^-10 of the magnitudes' sum."""
     bound = test_backends.tolerance
     monkeypatch.setattr(test_backends, "tolerance", lambda *arguments: bound(*arguments) + 1.01 * 2**-10)
+    monkeypatch.setattr(test_backends, "SIZES", (4,))
     compare_all(minigrad.use("cuda", precision="tf32"), name, monkeypatch)
 
 
@@ -435,17 +398,11 @@ def test_thin_convolutions_and_float64_are_not_rounded(cuda_device: str, monkeyp
 TF32_FAULTS = {
     "numbers that are not rounded": ("values.v[e] = tf32(values.v[e])", "values.v[e] = values.v[e]"),
     "a warp's columns": ("x / 4 * 4 * TN + j / 2 * 8 + x % 4", "x / 4 * 4 * TN + j / 2 * 8 + (x + 1) % 4"),
-    "a thread's pair of columns": ("x % 4 * 2 + j % 2", "x % 4 * 2 + (j + 1) % 2"),
     "a thread's rows": ("y / 8 * 8 * TM + i * 8 + y % 8", "y / 8 * 8 * TM + i * 8 + y % 7"),
-    "a warp's rows": ("y / 8 * 8 * TM + i * 8 + y % 8", "y / 8 * 4 * TM + i * 8 + y % 8"),
     "a's rows": ("matrix % 2 * 8 + line][matrix / 2 * 4]", "matrix / 2 * 8 + line][matrix / 2 * 4]"),
-    "a's k": ("line][matrix / 2 * 4]", "line][matrix % 2 * 4]"),
-    "a's next rows": ("rows + i * 8 * WIDTH + k", "rows + i * 4 * WIDTH + k"),
     "b's k": ("line][matrix % 2 * 4]", "line][matrix / 2 * 4]"),
-    "b's columns": ("matrix / 2 * 8 + line][matrix % 2 * 4]", "matrix % 2 * 8 + line][matrix % 2 * 4]"),
     "half of the k": ("k < BK; k += 8", "k < BK - 8; k += 8"),
     "a barrier of correlate": ("store();\n            __syncthreads();", "store();"),
-    "a barrier after the product": ("acc);\n            __syncthreads();\n        }\n\n", "acc);\n        }\n\n"),
     "a barrier of weight_gradient": ("        __syncthreads();\n        read();", "        read();"),
 }
 
@@ -455,25 +412,6 @@ def test_a_fault_of_tf32_is_found(what: str, cupy_double: object, monkeypatch: p
     monkeypatch.setattr(cuda, "_source", lambda: _fault(*TF32_FAULTS[what]))
     with pytest.raises(AssertionError, match="TF32"):
         compare_products(large_tiles(monkeypatch), 10)
-
-
-def test_the_order_of_threads_does_not_matter_to_tf32(cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    k, cases = large_tiles(monkeypatch), list(products(5))
-    bits = []
-    for seed in (0, 1, 2):
-        monkeypatch.setattr(cuda_on_cpu.Kernel, "seed", seed)
-        results = [test_backends.results_of(k, case, test_backends.inputs_of(k, case, "float32")) for case in cases]
-        bits.append([k.to_host(y).tobytes() for (y,) in results])
-    assert bits[0] == bits[1] == bits[2]
-
-
-def test_tf32_trains_nearly_as_fp32(cuda_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each factor errs by up to 2^-11, the first loss by less. In 20 steps that grows; to no tenth of the gain."""
-    monkeypatch.setattr(cuda, "FILL", 1)
-    runs = [trained("cuda", "cuda", "float32", 20, precision, (8, 40, 40)) for precision in ("fp32", "tf32")]
-    fp32, tf32 = (losses.sum(axis=1) for losses in runs)
-    assert 0 < abs(tf32[0] - fp32[0]) <= 2**-11 * fp32[0]
-    assert (abs(tf32 - fp32) <= 0.1 * (fp32[0] - fp32[-1])).all()
 
 
 # ---- what the compiler for GPUs makes of it ----
@@ -504,21 +442,6 @@ def test_it_compiles_without_spilling_registers(real: str, tf32: int, tmp_path: 
         assert count <= most.get(name, 128 if real == "float" else 255), name
 
 
-@needs_nvcc
-def test_the_large_kernels_say_how_many_threads_they_have(tmp_path: Any) -> None:
-    """Else the compiler may give them so many registers that one block fills a multiprocessor."""
-    command = ["nvcc", "-arch=sm_90", "--ptx", "-std=c++17", "-DREAL=float", "-DTF32=0", str(whole_source(tmp_path))]
-    subprocess.run([*command, "-o", tmp_path / "k.ptx"], check=True)
-    entries = re.split(r"\.visible \.entry ", (tmp_path / "k.ptx").read_text())[1:]
-    bounds = {re.match(r"\w+", text)[0]: re.search(r"\.maxntid (\d+)", text.split("{")[0]) for text in entries}
-    large = ("correlate", "weight_gradient", "matrix_product")
-    assert {name: int(found[1]) for name, found in bounds.items() if found and name.startswith(large)} == {
-        name: 128 if name in ("correlate_narrow", "correlate_small") else 256
-        for name in bounds
-        if name.startswith(large)
-    }
-
-
 # ---- a training step ----
 
 
@@ -543,16 +466,16 @@ def trained(
 
 
 def test_float64_trains_as_on_the_cpu(cuda_device: str) -> None:
-    expected, found = trained("cpu", "plain", "float64", 100), trained("cuda", "cuda", "float64", 100)
+    expected, found = trained("cpu", "plain", "float64", 30), trained("cuda", "cuda", "float64", 30)
     assert (abs(found - expected) <= 1e-8 * abs(expected)).all()
     assert expected[-1, 0] < expected[0, 0], "it trains"
 
 
 def test_float32_trains_as_on_the_cpu(cuda_device: str) -> None:
-    """In 100 steps rounding errors grow, by no more than between two sets of kernels on the CPU, times two. The largest
+    """In 30 steps rounding errors grow, by no more than between two sets of kernels on the CPU, times two. The largest
     of all steps is compared: in a single step two sets may agree to the last bit by chance."""
-    expected, other = trained("cpu", "plain", "float32", 100), trained("cpu", "numpy", "float32", 100)
-    found = trained("cuda", "cuda", "float32", 100)
+    expected, other = trained("cpu", "plain", "float32", 30), trained("cpu", "numpy", "float32", 30)
+    found = trained("cuda", "cuda", "float32", 30)
     assert (abs(found[0] - expected[0]) <= 1e-5 * abs(expected[0])).all()
     assert (abs(found - expected).max(axis=0) <= 2 * abs(other - expected).max(axis=0)).all()
 
@@ -711,16 +634,6 @@ def test_each_size_of_batch_is_recorded(cuda_device: str) -> None:
     assert found == [0, 1, 2, 3, 4, 4, 5, 6, 7, 7]
 
 
-def test_a_frozen_number_would_be_seen(cuda_device: str) -> None:
-    """The double replays what was recorded, as a GPU does."""
-    k = minigrad.use(device="cuda")
-    numbers = iter(range(10))
-    take_step = k.capture(lambda x: x + float(next(numbers)))
-    x = k.from_host(np.zeros(1, np.float32))
-    found = [float(k.to_host(take_step(x))[0]) for _ in range(6)]
-    assert found == [0, 1, 2, 3, 3, 3]
-
-
 @pytest.mark.parametrize("missing", ["before the step", "after the step"])
 def test_a_wait_that_is_missing_is_seen(missing: str, cupy_double: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the first the step reads what is not there yet, without the second whoever takes its result does."""
@@ -857,7 +770,8 @@ CHAINS = [((8, 16), (1, 2)), ((4,), (1,)), ((4, 4, 32), (2, 1, 1))]
 @pytest.mark.parametrize(
     ("model", "chain", "options"),
     [
-        *((model, chain, {}) for model in (VAE, Autoencoder) for chain in CHAINS),
+        *((VAE, chain, {}) for chain in CHAINS),
+        (Autoencoder, CHAINS[0], {}),
         *((VAE, CHAINS[0], o) for o in OPTIONS),
     ],
     ids=str,
@@ -889,9 +803,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_the_first_step(cupy_double:
 
 
 @pytest.mark.parametrize("capture", [False, True])
-def test_running_out_of_memory_says_what_to_do(
-    capture: bool, cupy_double: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_out_of_memory_says_what_to_do(capture: bool, cupy_double: object, monkeypatch: Any) -> None:
     trainer = trainer_on_the_device(40)
     trainer.capture = capture
     monkeypatch.setattr("autoencoders.training.steps.check_memory", lambda *_: None)

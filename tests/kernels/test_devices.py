@@ -56,16 +56,27 @@ def test_available_lists_cuda_with_a_device(cupy_double: Any) -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "", "cuda0", "cuda:x", "cuda:-1", "cpu:0", "CUDA", "tpu:1"])
 def test_unknown_devices_are_refused(device: str, cupy_double: Any) -> None:
-    with pytest.raises(DeviceError, match=r"choose cpu, cuda or cuda:<index>"):
-        minigrad.use(device=device)
-    with pytest.raises(DeviceError, match=r"choose cpu, cuda or cuda:<index>"):
-        to_device(np.ones(3, "float32"), device)
+    for call in (lambda: minigrad.use(device=device), lambda: to_device(np.ones(3, "float32"), device)):
+        with pytest.raises(DeviceError, match=r"choose cpu, cuda or cuda:<index>"):
+            call()
 
 
-@pytest.mark.parametrize(("device", "kernels"), [("cpu", "cuda"), ("cpu", "fast"), ("cuda", "numpy"), ("cpu", "")])
-def test_unknown_kernels_are_refused(device: str, kernels: str, cupy_double: Any) -> None:
-    with pytest.raises(DeviceError, match=rf"kernels '{kernels}'.*auto"):
-        minigrad.use(device=device, kernels=kernels)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cpu", "kernels": "cuda"}, "kernels 'cuda'.*auto"),
+        ({"device": "cpu", "kernels": ""}, "kernels ''.*auto"),
+        ({"device": "cuda", "kernels": "numpy"}, "kernels 'numpy'.*auto"),
+        ({"threads": 0}, "threads is 0"),
+        ({"precision": "tf32"}, r"precision 'tf32': device \w+ with kernels \w+ has fp32 only"),
+        ({"kernels": "plain", "precision": "tf32"}, "precision 'tf32': device cpu with kernels plain has fp32 only"),
+        ({"device": "cuda", "kernels": "plain", "precision": "tf32"}, "device cuda with kernels plain has fp32 only"),
+        ({"device": "cuda", "precision": "bf16"}, "'bf16': device cuda with kernels auto has fp32, tf32 only"),
+    ],
+)
+def test_unknown_choices_are_refused(options: dict[str, Any], message: str, cupy_double: Any) -> None:
+    with pytest.raises(DeviceError, match=message):
+        minigrad.use(**options)
 
 
 def test_an_index_out_of_range_is_refused(cupy_double: Any) -> None:
@@ -77,12 +88,6 @@ def test_an_index_out_of_range_is_refused(cupy_double: Any) -> None:
     assert cupy_double.cuda.Device().id == 1, "a refused request leaves the current device alone"
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_threads_must_be_positive(threads: int) -> None:
-    with pytest.raises(DeviceError, match=f"threads is {threads}"):
-        minigrad.use(threads=threads)
-
-
 def test_use_chooses_where_new_parameters_are_made(backend: Backend) -> None:
     layer = nn.Dense(2, 3)
     kind = "cpu" if backend.on_host else "cuda:0"
@@ -91,10 +96,6 @@ def test_use_chooses_where_new_parameters_are_made(backend: Backend) -> None:
     assert type(layer.weight.data) is backend.xp.ndarray
     for said in (f"device {kind}", f"kernels {backend.kernels}", f"threads {backend.threads}"):
         assert said in backend.describe()
-
-
-def test_threads_are_those_asked_for(restored_backends: None) -> None:
-    assert [minigrad.use(kernels="numpy", threads=n).threads for n in (1, 3)] == [1, 3]
 
 
 def test_a_gpu_that_must_be_there_is_not_skipped(cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,11 +191,9 @@ def test_a_model_moves_to_cuda_and_back(cupy_double: Any) -> None:
 def test_to_device_keeps_what_is_there_already(cupy_double: Any) -> None:
     host = np.ones(3, np.float32)
     there = to_device(host, "cuda")
-    assert to_device(host, "cpu") is host
     assert to_device(there, "cuda") is to_device(there, "cuda:0") is there
     there += 1
     assert (host == 1).all(), "a copy"
-    assert (to_device(there, "cpu") == 2).all()
 
 
 def test_to_device_chooses_no_kernels_for_the_host(cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,18 +206,9 @@ def test_to_device_chooses_no_kernels_for_the_host(cupy_double: Any, monkeypatch
     assert (to_device(there, "cpu") == 1).all()
 
 
-def test_a_moved_optimiser_is_refused(cupy_double: Any) -> None:
-    minigrad.use(device="cpu")
-    model = make_model()
-    optimizer = optim.Adam(model.parameters())
-    model.to("cuda")
-    with pytest.raises(RuntimeError, match="have moved"):
-        optimizer.step()
-
-
 # ---- the CUDA code path on the double ----
 
-N, STEPS, LATENT = 5, 4, 2
+N, STEPS = 5, 4
 
 
 def make_model() -> nn.Sequential:
@@ -229,9 +219,9 @@ def make_model() -> nn.Sequential:
             "bn": nn.BatchNorm(3, momentum=0.9),
             "relu": nn.ReLU(),
             "flatten": nn.Flatten(),
-            "dense": nn.Dense(48, 2 * LATENT),
+            "dense": nn.Dense(48, 4),
             "leaky": nn.LeakyReLU(0.1),
-            "decoder": nn.Dense(2 * LATENT, 32),
+            "decoder": nn.Dense(4, 32),
             "tanh": nn.Tanh(),
             "reshape": nn.Reshape(4, 4, 2),
             "transpose": nn.Conv2DTranspose(2, 1, 3, stride=2),
@@ -240,12 +230,10 @@ def make_model() -> nn.Sequential:
     )
 
 
-def inputs() -> tuple[np.ndarray, ...]:
-    """(images, noise, labels) on the host."""
+def inputs() -> tuple[np.ndarray, np.ndarray]:
+    """(images, labels) on the host."""
     rng = generator(1, "test_devices")
-    images = rng.uniform(size=(STEPS, N, 8, 8, 1)).astype("float32")
-    noise = rng.normal(size=(STEPS, N, LATENT)).astype("float32")
-    return images, noise, rng.integers(0, 2 * LATENT, (STEPS, N))
+    return rng.uniform(size=(STEPS, N, 8, 8, 1)).astype("float32"), rng.integers(0, 64, (STEPS, N))
 
 
 def forward(model: nn.Sequential, images: np.ndarray) -> np.ndarray:
@@ -256,22 +244,15 @@ def forward(model: nn.Sequential, images: np.ndarray) -> np.ndarray:
         return model(Tensor(k.from_host(images[0]))).numpy()
 
 
-def loss_of(model: nn.Sequential, x: Tensor, noise: Tensor, labels: Any) -> Tensor:
-    """Every loss, through a latent sample."""
-    code = x
-    for name in ("conv", "bn", "relu", "flatten", "dense"):
-        code = model.layers[name](code)
-    half = np.eye(2 * LATENT, dtype=np.float32)
-    k = minigrad.backend_of(x.data)
-    mean, log_variance = code @ k.from_host(half[:, :LATENT].copy()), code @ k.from_host(half[:, LATENT:].copy())
-    latent = mean + ops.exp(0.5 * log_variance) * noise
-    y = latent @ k.from_host(half[:LATENT].copy())
-    for name in ("leaky", "decoder", "tanh", "reshape", "transpose"):
-        y = model.layers[name](y)
-    loss = ops.bce_with_logits(y, x) + 0.3 * ops.kl_to_standard_normal(mean, log_variance)
-    loss = loss + ops.mse(ops.sigmoid(y), x) / 2 + ops.gaussian_nll(model.layers["softplus"](y), x, 0.1)
-    loss = loss + ops.softmax_cross_entropy(code, labels) - ops.logsumexp(code, axis=1).mean()
-    return loss + ops.clip(abs(code), 0.1, 1.0).sum() * 1e-2 + (ops.sqrt(x + 1.0) ** 2 - ops.log(x + 1.0)).mean()
+def loss_of(model: nn.Sequential, x: Tensor, labels: Any) -> Tensor:
+    """Every loss, and operations that the layers do not use."""
+    y = model(x)
+    rows = y.reshape(N, 64)
+    loss = ops.bce_with_logits(y, x) + 0.3 * ops.kl_to_standard_normal(rows, 0.1 * rows)
+    loss = loss + ops.mse(ops.sigmoid(y), x) / 2 + ops.gaussian_nll(y, x, 0.1)
+    loss = loss + ops.softmax_cross_entropy(rows, labels) - ops.logsumexp(rows, axis=1).mean()
+    loss = loss + (rows @ rows.transpose()).mean() + ops.exp(0.5 * rows).sum()
+    return loss + ops.clip(abs(rows), 0.1, 1.0).sum() * 1e-2 + (ops.sqrt(x + 1.0) ** 2 - ops.log(x + 1.0)).mean()
 
 
 OPTIMISERS: dict[str, Callable[[list[nn.Parameter]], optim.Optimizer]] = {
@@ -290,14 +271,14 @@ class Training:
         self.model = make_model()
         self.model.initialize(7)
         self.optimizer = OPTIMISERS[optimiser](self.model.parameters())
-        self.images, self.noise, self.labels = (k.from_host(a) for a in inputs())
+        self.images, self.labels = (k.from_host(a) for a in inputs())
         self.losses: list[Any] = []
 
     def run(self) -> None:
         self.model.train()
         for i in range(STEPS):
             self.optimizer.zero_grad()
-            loss = loss_of(self.model, Tensor(self.images[i]), Tensor(self.noise[i]), self.labels[i])
+            loss = loss_of(self.model, Tensor(self.images[i]), self.labels[i])
             loss.backward()
             norm = optim.clip_grad_norm(self.optimizer, 5.0)
             self.optimizer.step()
@@ -318,7 +299,7 @@ def test_a_training_on_the_double_gives_what_numpy_gives(optimiser: str, cupy_do
     counters = strict_cupy.reset()
     training.run()
 
-    assert counters.to_device == STEPS * (3 + 1)  # three constants in loss_of, one row of scalars in the optimiser
+    assert counters.to_device == STEPS  # one row of scalars in the optimiser
     assert (counters.to_host, counters.synchronisations) == (0, 0)
     assert {place for place, _ in counters.float64} == ACCUMULATORS, counters.float64
     assert counters.launches.total() > 100 * STEPS
@@ -347,27 +328,7 @@ def test_inference_needs_nothing_of_the_host(cupy_double: Any) -> None:
     assert counters.launches
 
 
-def test_a_float64_leak_would_be_seen(cupy_double: Any) -> None:
-    """NumPy's promotion: what is harmless on a Python float is not on np.float64."""
-    k = minigrad.use(device="cuda")
-    x = Tensor(k.from_host(np.ones(3, np.float32)))
-    strict_cupy.reset()
-    x * 2.0
-    x * np.float64(2.0)  # a number like any other to Tensor
-    assert not strict_cupy.counters.float64
-    x.data * np.float64(2.0)
-    assert {place for place, _ in strict_cupy.counters.float64} == {"test_devices.test_a_float64_leak_would_be_seen"}
-
-
 # ---- precision ----
-
-
-def test_tf32_is_for_the_cuda_kernels(cupy_double: Any) -> None:
-    for words in ({}, {"kernels": "plain"}, {"device": "cuda", "kernels": "plain"}):
-        with pytest.raises(DeviceError, match=r"precision 'tf32': device \w+ with kernels \w+ has fp32 only"):
-            minigrad.use(**words, precision="tf32")
-    with pytest.raises(DeviceError, match="precision 'bf16': device cuda with kernels auto has fp32, tf32 only"):
-        minigrad.use("cuda", precision="bf16")
 
 
 def test_the_precision_is_that_asked_for_and_named(cupy_double: Any) -> None:
@@ -387,9 +348,7 @@ def test_tf32_needs_a_gpu_that_has_it(cupy_double: Any, monkeypatch: pytest.Monk
 # ---- CPU kernels and threads ----
 
 
-def test_auto_takes_the_best_that_is_installed_and_says_why(
-    restored_backends: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_takes_the_best_that_is_installed_and_says_why(restored_backends: None, monkeypatch: Any) -> None:
     k = minigrad.use()
     assert k.kernels == CPU_KERNELS[0]
     assert f"kernels {k.kernels} (the fastest" in k.describe()

@@ -55,14 +55,7 @@ BOTH = ["cupy-cuda12x", "cupy-cuda13x"]
         ((13, 0), BOTH, f'pip uninstall -y {" ".join(BOTH)}; pip install ".[cuda13]"'),
     ],
 )
-def test_each_fault_has_its_mend(
-    version: tuple[int, ...],
-    wheels: list[str],
-    mend: str,
-    a_machine: Any,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_each_fault_has_its_mend(version: Any, wheels: Any, mend: str, a_machine: Any, capsys: Any, monkeypatch: Any):
     a_machine(version, wheels, "" if version else "no NVIDIA driver")
     assert doctor.main([]) == 4
     out = capsys.readouterr().out

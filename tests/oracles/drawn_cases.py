@@ -28,6 +28,12 @@ def broadcast(draw: Draw, full: tuple[int, ...]) -> tuple[int, ...]:
     return ones[draw(st.integers(0, len(full))) :]
 
 
+def axis_of(draw: Draw, x: tuple[int, ...], least: int = 0) -> Any:
+    """An argument `axis`: all, several or one."""
+    axes = draw(st.lists(st.integers(0, max(len(x) - 1, 0)), unique=True, min_size=least, max_size=len(x)))
+    return draw(st.sampled_from([None, tuple(axes), *axes[:1]]))
+
+
 def _unary(op: str) -> Callable[[Draw], Case]:
     return lambda draw: case(op, shape(draw), kinds=UNARY[op])
 
@@ -69,9 +75,7 @@ def _reduction(op: str) -> Callable[[Draw], Case]:
     def drawn(draw: Draw) -> Case:
         # the mean and the largest of no numbers are refused or undefined: only a sum of none is zero
         before = shape(draw, SIZES if op == "sum" else SOME)
-        axes = draw(st.lists(st.integers(0, max(len(before) - 1, 0)), unique=True, max_size=len(before)))
-        axis = draw(st.sampled_from([None, tuple(axes), *axes[:1]]))
-        return case(op, before, axis=axis, keepdims=draw(st.booleans()))
+        return case(op, before, axis=axis_of(draw, before), keepdims=draw(st.booleans()))
 
     return drawn
 
@@ -221,17 +225,15 @@ def _swapaxes(draw: Draw) -> Case:
 
 def _flip(draw: Draw) -> Case:
     x = shape(draw)
-    axes = draw(st.lists(st.integers(0, max(len(x) - 1, 0)), unique=True, max_size=len(x)))
-    return case("flip", x, axis=draw(st.sampled_from([None, tuple(axes), *axes[:1]])))
+    return case("flip", x, axis=axis_of(draw, x))
 
 
 def _concatenate(draw: Draw) -> Case:
     x = shape(draw, least=1)
     axis = draw(st.integers(-len(x), len(x) - 1))
     sizes = draw(st.lists(SIZES, min_size=1, max_size=3))
-    return case(
-        "concatenate", *(tuple(n if i == axis % len(x) else m for i, m in enumerate(x)) for n in sizes), axis=axis
-    )
+    shapes = [tuple(n if i == axis % len(x) else m for i, m in enumerate(x)) for n in sizes]
+    return case("concatenate", *shapes, axis=axis)
 
 
 def _stack(draw: Draw) -> Case:
@@ -243,9 +245,8 @@ def _split(draw: Draw) -> Case:
     x = shape(draw, least=1)
     axis = draw(st.integers(-len(x), len(x) - 1))
     parts = draw(st.sampled_from([n for n in (1, 2, 3) if x[axis] % n == 0]))
-    return case(
-        "split", x, constants=(draw(st.one_of(st.just(parts), st.lists(st.integers(0, 5)).map(sorted))),), axis=axis
-    )
+    cuts = draw(st.one_of(st.just(parts), st.lists(st.integers(0, 5)).map(sorted)))
+    return case("split", x, constants=(cuts,), axis=axis)
 
 
 def _pad(draw: Draw) -> Case:
@@ -258,9 +259,8 @@ def _pad(draw: Draw) -> Case:
 def _deviation(op: str) -> Callable[[Draw], Case]:
     def drawn(draw: Draw) -> Case:
         before = shape(draw, st.integers(2, 4), least=1)
-        axes = draw(st.lists(st.integers(0, len(before) - 1), unique=True, min_size=1, max_size=len(before)))
-        axis = draw(st.sampled_from([None, tuple(axes), axes[0]]))
-        return case(op, before, axis=axis, keepdims=draw(st.booleans()), correction=draw(st.sampled_from([0, 0.5, 1])))
+        options = {"keepdims": draw(st.booleans()), "correction": draw(st.sampled_from([0, 0.5, 1]))}
+        return case(op, before, axis=axis_of(draw, before, 1), **options)
 
     return drawn
 
@@ -268,8 +268,7 @@ def _deviation(op: str) -> Callable[[Draw], Case]:
 def _softmax(op: str) -> Callable[[Draw], Case]:
     def drawn(draw: Draw) -> Case:
         before = shape(draw, least=1)
-        axes = draw(st.lists(st.integers(0, len(before) - 1), unique=True, min_size=1, max_size=len(before)))
-        return case(op, before, axis=draw(st.sampled_from([None, tuple(axes), axes[0]])))
+        return case(op, before, axis=axis_of(draw, before, 1))
 
     return drawn
 
@@ -328,48 +327,26 @@ def _embedding(draw: Draw) -> Case:
     return case("embedding", (count, draw(SIZES)), arrays=(rng.integers(0, count, ids),))
 
 
-DRAWN: dict[str, Callable[[Draw], Case]] = {
-    **{op: _unary(op) for op in UNARY},
-    **{op: _binary(op) for op in BINARY},
-    **{op: _reduction(op) for op in ("sum", "mean", "logsumexp")},
-    "clip": _clip,
-    "pow": _pow,
-    "reshape": _reshape,
-    "transpose": _transpose,
-    "matmul": _matmul,
-    "dense": _dense,
-    "conv2d": _conv2d,
-    "conv2d_transpose": _conv2d_transpose,
-    "batch_norm": _batch_norm,
-    "batch_norm_inference": _batch_norm_inference,
-    "mse": _pairs("mse"),
+GROUPS: list[tuple[str, Callable[[str], Callable[[Draw], Case]]]] = [
+    (" ".join(UNARY), _unary),
+    (" ".join(BINARY), _binary),
+    ("sum mean logsumexp max min", _reduction),
+    ("var std", _deviation),
+    ("softmax log_softmax", _softmax),
+    ("max_pool2d avg_pool2d", _pooling),
+    ("mse kl_to_standard_normal", _pairs),
+]
+ALONE = (
+    _clip, _pow, _reshape, _transpose, _matmul, _dense, _conv2d, _conv2d_transpose, _batch_norm, _batch_norm_inference,
+    _gaussian_nll, _softmax_cross_entropy, _getitem, _flip, _swapaxes, _concatenate, _stack, _split, _pad, _where,
+    _dropout, _squeeze, _expand_dims, _einsum, _layer_norm, _group_norm, _embedding,
+)  # fmt: skip
+SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+DRAWN: dict[str, Callable[[Draw], Case]] = {op: made(op) for names, made in GROUPS for op in names.split()}
+DRAWN |= {function.__name__[1:]: function for function in ALONE}
+DRAWN |= {
     "bce_with_logits": _pairs("bce_with_logits", "any unit"),
-    "gaussian_nll": _gaussian_nll,
-    "softmax_cross_entropy": _softmax_cross_entropy,
-    "kl_to_standard_normal": _pairs("kl_to_standard_normal"),
-    "max_pool2d": _pooling("max_pool2d"),
-    "avg_pool2d": _pooling("avg_pool2d"),
     "upsample_nearest": lambda draw: case("upsample_nearest", _images(draw), factor=draw(st.tuples(SOME, SOME))),
-    "resize_bilinear": lambda draw: case(
-        "resize_bilinear", _images(draw), size=draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
-    ),
-    "getitem": _getitem,
-    "flip": _flip,
-    "swapaxes": _swapaxes,
-    "concatenate": _concatenate,
-    "stack": _stack,
-    "split": _split,
-    "pad": _pad,
-    **{op: _reduction(op) for op in ("max", "min")},
-    **{op: _deviation(op) for op in ("var", "std")},
-    **{op: _softmax(op) for op in ("softmax", "log_softmax")},
-    "where": _where,
-    "dropout": _dropout,
-    "squeeze": _squeeze,
-    "expand_dims": _expand_dims,
-    "einsum": _einsum,
-    "layer_norm": _layer_norm,
-    "group_norm": _group_norm,
-    "embedding": _embedding,
+    "resize_bilinear": lambda draw: case("resize_bilinear", _images(draw), size=draw(SIDES)),
 }
 assert set(DRAWN) == set(ops.__all__) - set(INTEGER)

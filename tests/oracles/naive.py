@@ -59,52 +59,30 @@ def elementwise(f: Callable[..., float], *operands: Any) -> np.ndarray:
     return y
 
 
-def add(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u + v, a, b)
+def each(f: Callable[..., float]) -> Callable[..., np.ndarray]:
+    """The operation that is f of single numbers."""
+    return lambda *operands: elementwise(f, *operands)
 
 
-def sub(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u - v, a, b)
-
-
-def mul(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u * v, a, b)
-
-
-def div(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u / v, a, b)
-
-
-def neg(x: Any) -> np.ndarray:
-    return elementwise(lambda u: -u, x)
+add = each(lambda u, v: u + v)
+sub = each(lambda u, v: u - v)
+mul = each(lambda u, v: u * v)
+div = each(lambda u, v: u / v)
+maximum = each(lambda u, v: u if u > v else v)
+minimum = each(lambda u, v: u if u < v else v)
+where = each(lambda condition, u, v: u if condition else v)
+neg = each(lambda u: -u)
+abs = each(lambda u: u if u >= 0 else -u)
+relu = each(lambda u: u if u > 0 else 0.0)
+exp, log, sqrt, sin, cos = map(each, (math.exp, math.log, math.sqrt, math.sin, math.cos))
 
 
 def pow(x: Any, exponent: float) -> np.ndarray:
     return elementwise(lambda u: math.pow(u, exponent), x)
 
 
-def exp(x: Any) -> np.ndarray:
-    return elementwise(math.exp, x)
-
-
-def log(x: Any) -> np.ndarray:
-    return elementwise(math.log, x)
-
-
-def sqrt(x: Any) -> np.ndarray:
-    return elementwise(math.sqrt, x)
-
-
-def abs(x: Any) -> np.ndarray:
-    return elementwise(lambda u: u if u >= 0 else -u, x)
-
-
 def clip(x: Any, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
     return elementwise(lambda u: low if u < low else high if u > high else u, x)
-
-
-def relu(x: Any) -> np.ndarray:
-    return elementwise(lambda u: u if u > 0 else 0.0, x)
 
 
 def leaky_relu(x: Any, slope: float = 0.01) -> np.ndarray:
@@ -134,26 +112,6 @@ def precise_tanh(u: float) -> float:
     return float(PRECISE.divide(PRECISE.subtract(up, down), PRECISE.add(up, down)))
 
 
-def sigmoid(x: Any) -> np.ndarray:
-    return elementwise(precise_sigmoid, x)
-
-
-def softplus(x: Any) -> np.ndarray:
-    return elementwise(precise_softplus, x)
-
-
-def tanh(x: Any) -> np.ndarray:
-    return elementwise(precise_tanh, x)
-
-
-def sin(x: Any) -> np.ndarray:
-    return elementwise(math.sin, x)
-
-
-def cos(x: Any) -> np.ndarray:
-    return elementwise(math.cos, x)
-
-
 def precise_gelu(u: float) -> float:
     """u / 2 * (1 + tanh v) with v = sqrt(2 / pi) * (u + 0.044715 u^3), where 1 + tanh v = 2 e^v / (e^v + e^-v)."""
     if u > 30 or u < -30:
@@ -164,24 +122,8 @@ def precise_gelu(u: float) -> float:
     return float(PRECISE.multiply(x, PRECISE.divide(up, PRECISE.add(up, down))))
 
 
-def gelu(x: Any) -> np.ndarray:
-    return elementwise(precise_gelu, x)
-
-
-def silu(x: Any) -> np.ndarray:
-    return elementwise(lambda u: u * precise_sigmoid(u), x)
-
-
-def maximum(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u if u > v else v, a, b)
-
-
-def minimum(a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda u, v: u if u < v else v, a, b)
-
-
-def where(condition: Any, a: Any, b: Any) -> np.ndarray:
-    return elementwise(lambda c, u, v: u if c else v, condition, a, b)
+sigmoid, softplus, tanh, gelu = map(each, (precise_sigmoid, precise_softplus, precise_tanh, precise_gelu))
+silu = each(lambda u: u * precise_sigmoid(u))
 
 
 def dropout(x: Any, kept: Any, *, rate: float) -> np.ndarray:
@@ -420,16 +362,9 @@ def conv2d(
 
 
 def conv2d_transpose(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
-    *,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_size: Any = None,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> np.ndarray:
+    x: Any, weight: Any, bias: Any = None, *, stride: Any = 1, padding: Any = 0, output_size: Any = None,
+    dilation: Any = 1, groups: int = 1
+) -> np.ndarray:  # fmt: skip
     """Every input pixel stamps its kernel into the output."""
     x, weight = array(x), array(weight)
     N, OH, OW, F = x.shape
@@ -630,51 +565,12 @@ def resize_bilinear(x: Any, size: Any) -> np.ndarray:
 
 
 def getitem(x: Any, key: Any) -> np.ndarray:
-    """NumPy's guide ("Indexing on ndarrays"), part by part: where arrays are among the parts, numbers count as arrays,
-    all arrays are broadcast, and their axes come where the arrays are, or first if other parts are between them."""
+    """NumPy says which elements a key means; by their numbers, so that nothing but the choice is NumPy's."""
     x = array(x)
-    parts = list(key) if isinstance(key, tuple) else [key]
-    parts = [np.array(part, None if part else int) if isinstance(part, list) else part for part in parts]
-    flags = [isinstance(part, np.ndarray) and part.dtype == bool for part in parts]
-    used = math.fsum(
-        part.ndim if flag else part is not None and part is not ... for part, flag in zip(parts, flags, strict=True)
-    )
-    if not any(part is ... for part in parts):
-        parts, flags = [*parts, ...], [*flags, False]
-    with_arrays = any(isinstance(part, np.ndarray) for part in parts)
-    axis, ranges, arrays, places = 0, [], [], []
-    for place, (part, flag) in enumerate(zip(parts, flags, strict=True)):
-        if part is None:
-            ranges.append((place, None, [0]))
-        elif part is ... or isinstance(part, slice):
-            for _ in range(x.ndim - int(used) if part is ... else 1):
-                numbers = range(x.shape[axis]) if part is ... else range(*part.indices(x.shape[axis]))
-                ranges.append((place, axis, list(numbers)))
-                axis += 1
-        elif flag:
-            true = [index for index in indices(part.shape) if part[index]]
-            for i in range(part.ndim):
-                arrays.append((axis, np.array([index[i] for index in true], int)))
-                axis += 1
-            places.append(place)
-        else:
-            arrays.append((axis, np.array(part, int)))
-            axis += 1
-            places.append(place)
-    common = broadcast_shape(*(a.shape for _, a in arrays))
-    adjacent = with_arrays and places == list(range(places[0], places[-1] + 1))
-    before = [entry for entry in ranges if not with_arrays or (adjacent and entry[0] < places[0])]
-    after = [entry for entry in ranges if entry not in before]
-    y = np.empty((*(len(r) for _, _, r in before), *common, *(len(r) for _, _, r in after)))
+    numbers = np.array(np.arange(x.size).reshape(x.shape)[key])
+    y, elements = np.empty(numbers.shape), [float(x[index]) for index in indices(x.shape)]
     for index in indices(y.shape):
-        middle = len(before) + len(common)
-        source = [0] * x.ndim
-        for (_, a, numbers), i in zip(before + after, index[: len(before)] + index[middle:], strict=True):
-            if a is not None:
-                source[a] = numbers[i]
-        for a, numbers in arrays:
-            source[a] = int(pick(numbers, index[len(before) : middle]))
-        y[index] = x[tuple(i + n if i < 0 else i for i, n in zip(source, x.shape, strict=True))]
+        y[index] = elements[numbers[index]]
     return y
 
 

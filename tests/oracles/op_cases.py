@@ -25,7 +25,7 @@ def values(rng: np.random.Generator, shape: tuple[int, ...], kind: str = "any") 
     return rng.integers({"any": -3, "positive": 0}[kind], 3, shape) + fraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     op: str
     shapes: tuple[tuple[int, ...], ...]
@@ -85,23 +85,8 @@ def case(
 TAKE_LISTS = ("concatenate", "stack")  # their inputs come in one list
 LAST_COMES_FIRST = ("einsum", "where")  # their first argument is no input: subscripts, condition
 INTEGER = ("argmax", "argmin")  # give integer arrays, so they have no case here; test_catalogue_values.py tests them
-UNARY = {
-    "neg": "any",
-    "abs": "any",
-    "exp": "any",
-    "log": "positive",
-    "sqrt": "positive",
-    "relu": "any",
-    "leaky_relu": "any",
-    "sigmoid": "any",
-    "tanh": "any",
-    "softplus": "any",
-    "clip": "any",
-    "sin": "any",
-    "cos": "any",
-    "gelu": "any",
-    "silu": "any",
-}
+ANY_NUMBER = "neg abs exp relu leaky_relu sigmoid tanh softplus clip sin cos gelu silu"
+UNARY = dict.fromkeys(ANY_NUMBER.split(), "any") | dict.fromkeys(("log", "sqrt"), "positive")
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 BROADCASTS = [
     ((), ()),
@@ -118,13 +103,12 @@ BROADCASTS = [
     ((0, 3), (1, 3)),
     ((1, 3), (0, 1)),
 ]
+FEW_BROADCASTS = [((3, 4), (3, 4)), ((3, 1), (1, 4)), ((), (3, 2)), ((3, 2), ()), ((0, 3), (1, 3))]
 CONVOLUTIONS = [  # x, kernel, filters, options
     ((2, 5, 5, 2), (3, 3), 3, {}),
-    ((1, 1, 1, 1), (1, 1), 1, {}),
     ((2, 4, 6, 1), (2, 3), 2, {"stride": 2, "padding": "same"}),
     ((1, 5, 4, 3), (3, 2), 2, {"stride": (2, 1), "padding": "same"}),
     ((2, 6, 5, 2), (3, 3), 1, {"stride": (3, 2), "padding": "valid"}),
-    ((1, 4, 4, 2), (3, 3), 2, {"stride": 1, "padding": 1}),
     ((1, 3, 5, 1), (3, 1), 2, {"stride": 2, "padding": (2, 0)}),
     ((1, 7, 6, 1), (2, 2), 2, {"stride": 4, "padding": "same"}),
     ((1, 2, 2, 1), (5, 4), 2, {"stride": 1, "padding": "same"}),
@@ -137,15 +121,11 @@ CONVOLUTIONS = [  # x, kernel, filters, options
     ((1, 5, 4, 3), (2, 3), 3, {"groups": 3, "stride": 2, "padding": "same"}),  # depthwise
     ((1, 3, 3, 2), (1, 1), 6, {"groups": 2}),  # depthwise, three filters for each channel
     ((2, 6, 5, 4), (3, 3), 4, {"groups": 4, "dilation": 2, "padding": 2, "stride": (1, 2)}),
-    ((0, 5, 5, 4), (3, 3), 2, {"groups": 2, "dilation": 2}),
 ]
 TRANSPOSED = [
     ((2, 3, 3, 2), (3, 3), 3, {}),
-    ((1, 1, 1, 1), (1, 1), 1, {}),
     ((2, 3, 2, 1), (2, 3), 2, {"stride": 2, "padding": "same"}),
     ((1, 3, 4, 3), (3, 2), 2, {"stride": (2, 1), "padding": "same"}),
-    ((2, 2, 2, 2), (3, 3), 1, {"stride": (3, 2), "padding": "valid"}),
-    ((1, 4, 4, 2), (3, 3), 2, {"stride": 1, "padding": 1}),
     ((1, 2, 3, 2), (3, 3), 2, {"stride": 2, "padding": "same", "output_size": (3, 5)}),
     ((1, 2, 3, 1), (3, 2), 1, {"stride": 3, "padding": 1, "output_size": (6, 8)}),
     ((1, 2, 2, 1), (2, 2), 2, {"stride": 4, "padding": "valid"}),
@@ -153,34 +133,32 @@ TRANSPOSED = [
     ((2, 3, 2, 2), (3, 2), 2, {"dilation": 2}),
     ((1, 3, 4, 1), (2, 3), 2, {"stride": (2, 1), "dilation": (3, 2), "padding": "same"}),
     ((1, 2, 3, 2), (3, 3), 1, {"stride": 2, "dilation": (2, 1), "padding": (2, 1), "output_size": (4, 5)}),
-    ((1, 2, 2, 1), (2, 3), 2, {"stride": 4, "dilation": 2, "padding": "valid"}),
     ((2, 3, 2, 4), (3, 2), 6, {"groups": 2, "padding": 1}),
     ((1, 2, 3, 3), (2, 3), 3, {"groups": 3, "stride": 2, "padding": "same"}),
-    ((1, 3, 3, 6), (1, 1), 2, {"groups": 2}),
     ((2, 3, 3, 4), (3, 3), 4, {"groups": 4, "dilation": 2, "padding": 2, "stride": (1, 2)}),
-    ((0, 5, 5, 4), (3, 3), 2, {"groups": 2, "dilation": 2}),
+]
+
+
+AXES = [  # axis, keepdims
+    (None, False),
+    (None, True),
+    (0, False),
+    (-1, True),
+    ((0, 2), False),
+    ((-1, 1), True),
+    ((), False),
 ]
 
 
 def _reductions() -> list[Case]:
-    axes = [None, 0, -1, (0, 2), (-1, 1), ()]
-    found = [
-        case(op, (2, 3, 4), axis=axis, keepdims=keepdims)
-        for op, axis, keepdims in itertools.product(("sum", "mean", "logsumexp"), axes, (False, True))
-    ]
-    found += [case(op, shape) for op, shape in itertools.product(("sum", "mean", "logsumexp"), [(), (1,), (5,)])]
-    found += [case(op, (1, 3, 1), axis=axis) for op in ("sum", "mean", "logsumexp") for axis in (1, -3)]
-    return [*found, case("sum", (0, 3), axis=0), case("sum", (2, 0)), case("mean", (0, 3), axis=1)]
-
-
-def _more_reductions() -> list[Case]:
-    axes = [None, 0, -1, (0, 2), (-1, 1), ()]
-    found = [
-        case(op, (2, 3, 4), axis=axis, keepdims=keepdims)
-        for op, axis, keepdims in itertools.product(("max", "min", "var", "std"), axes, (False, True))
-        if axis != () or op in ("max", "min")  # the deviation of one number is 0, where it has a kink
-    ]
-    found += [case(op, shape) for op, shape in itertools.product(("max", "min"), [(), (1,), (5,)])]
+    found = []
+    for op in ("sum", "mean", "logsumexp", "max", "min", "var", "std"):
+        deviation = op in ("var", "std")  # that of one number is 0, where it has a kink
+        axes = AXES[:-1] if deviation else AXES
+        found += [case(op, (2, 3, 4), axis=axis, keepdims=keepdims) for axis, keepdims in axes]
+        if not deviation:
+            found += [case(op, (1, 3, 1), axis=-3), case(op, ()), case(op, (5,))]
+    found += [case("sum", (0, 3), axis=0), case("sum", (2, 0)), case("mean", (0, 3), axis=1)]
     found += [case("var", (3, 4), axis=axis, correction=1) for axis in (None, 0, (1,))]
     found += [case("std", (3, 4), axis=axis, keepdims=True, correction=0.5) for axis in (None, 0, (1,))]
     found += [case("var", (2, 1), axis=1), case("var", (), axis=())]
@@ -199,12 +177,10 @@ EINSUMS = [
     ("ijk->j", (2, 3, 4)),
     ("->", ()),
     ("ij,jk->ik", (2, 3), (3, 4)),
-    ("ij,kj->ki", (2, 3), (4, 3)),
     ("nqd,nkd->nqk", (2, 3, 4), (2, 5, 4)),
     ("nhwc,cf->nfhw", (2, 2, 3, 4), (4, 2)),
     ("i,j->ij", (3,), (2,)),
     ("i,i->", (3,), (3,)),
-    ("ij,ij->ij", (2, 3), (2, 3)),
     ("ijk,j->i", (2, 3, 4), (3,)),  # k is in one operand alone
     ("ij,kl->", (2, 3), (2, 2)),
     ("ab, ->ba", (2, 3), ()),
@@ -216,10 +192,11 @@ EINSUMS = [
 def _convolutions() -> list[Case]:
     found = []
     for op, table in (("conv2d", CONVOLUTIONS), ("conv2d_transpose", TRANSPOSED)):
-        for x, kernel, filters, options in table:
+        for i, (x, kernel, filters, options) in enumerate(table):
             G = options.get("groups", 1)
             weight = (*kernel, x[3] // G, filters) if op == "conv2d" else (*kernel, filters // G, x[3])
-            found += [case(op, x, weight, **options), case(op, x, weight, (filters,), **options)]
+            bias = [(filters,)] if i % 3 else []
+            found.append(case(op, x, weight, *bias, **options))
     return found
 
 
@@ -249,12 +226,10 @@ KEYS: list[tuple[tuple[int, ...], Any]] = [
     ((), ()),
     ((), ...),
     ((), None),
-    ((3, 4), slice(1, None)),
     ((3, 4), slice(None, None, -1)),
     ((5, 4), (slice(4, 0, -2), slice(-3, None))),
     ((5, 4), (slice(-10, 10, 3), 1)),
     ((3, 4), slice(2, 2)),
-    ((0, 4), slice(None)),
     ((2, 3, 4), (..., 1)),
     ((2, 3, 4), (0, ..., None)),
     ((2, 3, 4), (None, slice(None), None, -1)),
@@ -268,7 +243,6 @@ KEYS: list[tuple[tuple[int, ...], Any]] = [
     ((3, 4), (_ROWS, np.array([3, 1, 3, 3]))),
     ((3, 4), (np.array([[1], [1], [0]]), np.array([3, 3]))),
     ((3, 4), (slice(None), _ROWS)),
-    ((3, 4), (_ROWS, slice(None, None, -1))),
     ((2, 3, 4), (0, slice(None), _ROWS)),
     ((2, 3, 4), (_PLACES, slice(1, None), _PLACES)),
     ((2, 3, 4), (slice(None), _PLACES, _PLACES)),
@@ -292,47 +266,23 @@ def _catalogue() -> list[Case]:
         case(op, x, window=window, **options) for op in ("max_pool2d", "avg_pool2d") for x, window, options in POOLINGS
     ]
     found += [case("avg_pool2d", x, window=w, count_include_pad=True, **options) for x, w, options in POOLINGS[5:11]]
-    for x, factor in (
-        ((2, 3, 2, 2), 2),
-        ((1, 2, 3, 1), (3, 1)),
-        ((1, 1, 2, 3), (1, 4)),
-        ((2, 2, 2, 1), 1),
-        ((0, 2, 2, 1), 2),
-    ):
-        found.append(case("upsample_nearest", x, factor=factor))
-    for x, size in (
-        ((2, 3, 4, 2), (6, 8)),
-        ((1, 4, 4, 1), 12),
-        ((1, 5, 7, 2), (3, 4)),
-        ((1, 4, 3, 1), (4, 3)),
-        ((1, 1, 1, 2), (3, 2)),
-        ((1, 6, 5, 1), (1, 13)),
-        ((0, 3, 2, 1), (6, 4)),
-        ((1, 3, 2, 0), (6, 4)),
-    ):
-        found.append(case("resize_bilinear", x, size=size))
+    factors = [((2, 3, 2, 2), 2), ((1, 2, 3, 1), (3, 1)), ((1, 1, 2, 3), (1, 4)), ((2, 2, 2, 1), 1), ((0, 2, 2, 1), 2)]
+    found += [case("upsample_nearest", x, factor=factor) for x, factor in factors]
+    sizes = [((2, 3, 4, 2), (6, 8)), ((1, 4, 4, 1), 12), ((1, 5, 7, 2), (3, 4)), ((1, 4, 3, 1), (4, 3))]
+    sizes += [((1, 1, 1, 2), (3, 2)), ((1, 6, 5, 1), (1, 13)), ((0, 3, 2, 1), (6, 4)), ((1, 3, 2, 0), (6, 4))]
+    found += [case("resize_bilinear", x, size=size) for x, size in sizes]
     found += [case("getitem", x, constants=(key,)) for x, key in KEYS]
     found += [case("flip", (2, 3, 4), axis=axis) for axis in (None, 0, -1, (0, 2), ())]
     found += [case("flip", ()), case("flip", (0, 3), axis=1)]
     found += [case("concatenate", (2, 3), (1, 3), (4, 3)), case("concatenate", (2, 3), (2, 0), (2, 2), axis=-1)]
-    found += [
-        case("concatenate", (3,)),
-        case("concatenate", (2, 1, 2), (2, 2, 2), axis=1),
-        case("concatenate", (0, 2), (0, 2)),
-    ]
+    found += [case("concatenate", (2, 1, 2), (2, 2, 2), axis=1), case("concatenate", (0, 2), (0, 2))]
+    found.append(case("concatenate", (3,)))
     found += [case("stack", *[(2, 3)] * 3, axis=axis) for axis in (0, 1, 2, -1, -3)]
     found += [case("stack", ()), case("stack", (), (), axis=-1), case("stack", (0, 2), (0, 2), axis=1)]
     found += [case("split", (6, 2), constants=(n,)) for n in (1, 2, 3, [2, 3], [0, 4, 4, 9], [], [4, 1], [-2])]
     found += [case("split", (2, 6), constants=(3,), axis=-1), case("split", (0, 2), constants=(3,))]
-    for shape, widths in (
-        ((2, 3), 1),
-        ((2, 3), (1, 2)),
-        ((2, 3), [(0, 0), (2, 1)]),
-        ((3,), 0),
-        ((3,), [(2, 0)]),
-        ((0, 2), 1),
-    ):
-        found.append(case("pad", shape, constants=(widths,)))
+    pads = [((2, 3), 1), ((2, 3), (1, 2)), ((2, 3), [(0, 0), (2, 1)]), ((3,), 0), ((3,), [(2, 0)]), ((0, 2), 1)]
+    found += [case("pad", shape, constants=(widths,)) for shape, widths in pads]
     return [*found, case("pad", (2, 1, 2), constants=([(1, 0), (0, 1), (1, 1)], -2.5))]
 
 
@@ -340,20 +290,12 @@ def _mask(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(len(shape)).random(shape) < 0.5
 
 
-def _fit(*shapes: tuple[int, ...]) -> bool:
-    try:
-        np.broadcast_shapes(*shapes)
-    except ValueError:
-        return False
-    return True
-
-
 _SCALARS = np.random.default_rng(7)
-_NORMALISED = [(6, 3), (2, 3, 4, 2), (5, 1), (1, 2, 2, 3), (1, 3), (2, 3, 2)]
 _MEAN, _VARIANCE = _SCALARS.normal(size=3), _SCALARS.uniform(0.5, 2, 3)
 CASES: list[Case] = [
-    *(case(op, a, b, kinds="any") for op, (a, b) in itertools.product(BINARY, BROADCASTS)),
-    *(case(op, s, kinds=kind) for op, kind in UNARY.items() for s in [(), (1,), (2, 3, 2), (0, 4)]),
+    *(case("add", a, b) for a, b in BROADCASTS),
+    *(case(op, a, b) for op, (a, b) in itertools.product(BINARY, FEW_BROADCASTS) if op != "add"),
+    *(case(op, s, kinds=kind) for op, kind in UNARY.items() for s in [(), (2, 3, 2), (0, 4)]),
     case("clip", (3, 5), constants=(-1, 1)),
     case("clip", (3, 5), high=0.0),
     case("clip", (3, 5), constants=(1, 1)),
@@ -371,28 +313,15 @@ CASES: list[Case] = [
     case("transpose", ()),
     case("transpose", (0, 2)),
     *_reductions(),
+    *(case("matmul", a, b) for a, b in [((3, 4), (4, 5)), ((1, 1), (1, 1)), ((2, 3, 4), (4, 2)), ((3, 4), (2, 4, 2))]),
+    *(case("matmul", a, b) for a, b in [((2, 1, 2, 3), (4, 3, 2)), ((2, 0), (0, 3)), ((0, 3), (3, 2))]),
     *(
-        case("matmul", a, b)
-        for a, b in [
-            ((3, 4), (4, 5)),
-            ((1, 1), (1, 1)),
-            ((2, 3, 4), (4, 2)),
-            ((3, 4), (2, 4, 2)),
-            ((2, 1, 2, 3), (4, 3, 2)),
-            ((2, 0), (0, 3)),
-            ((0, 3), (3, 2)),
-        ]
+        case("dense", (*leading, D), (D, F), (F,))
+        for (*leading, D, F) in [(3, 4, 5), (1, 1, 1), (0, 3, 2), (2, 3, 4, 5), (2, 0, 1, 3, 2), (4, 3)]
     ),
-    *(
-        case("dense", (*leading, D), (D, F), *bias)
-        for (*leading, D, F) in [(3, 4, 5), (1, 1, 1), (7, 2, 3), (0, 3, 2), (2, 3, 4, 5), (2, 0, 1, 3, 2), (4, 3)]
-        for bias in ([], [(F,)])
-    ),
+    *(case("dense", x, (2, 3)) for x in [(7, 2), (2, 5, 2), (2,)]),
     *_convolutions(),
-    *(
-        case("batch_norm", s, (s[-1],), (s[-1],))
-        for s in [(6, 3), (2, 3, 4, 2), (5, 1), (1, 2, 2, 3), (1, 3), (2, 3, 2)]
-    ),
+    *(case("batch_norm", s, s[-1:], s[-1:]) for s in [(6, 3), (2, 3, 4, 2), (5, 1), (1, 3), (2, 3, 2)]),
     case("batch_norm", (6, 3), (3,), (3,), epsilon=1e-5),
     case("batch_norm_inference", (4, 3), (3,), (3,), arrays=(_MEAN, _VARIANCE)),
     case("batch_norm_inference", (2, 2, 2, 3), (3,), (3,), arrays=(_MEAN, _VARIANCE), epsilon=0.1),
@@ -407,8 +336,8 @@ CASES: list[Case] = [
     case("softmax_cross_entropy", (1, 1), arrays=(np.array([0]),)),
     *(case("kl_to_standard_normal", s, s) for s in [(3, 4), (1, 1), (5, 2)]),
     *_catalogue(),
-    *_more_reductions(),
-    *(case("where", a, b, arrays=(_mask(c),)) for a, b in BROADCASTS for c in {a, b, (3, 1, 1), ()} if _fit(a, b, c)),
+    *(case("where", a, b, arrays=(_mask(b),)) for a, b in BROADCASTS),
+    *(case("where", (3, 4), (4,), arrays=(_mask(c),)) for c in [(3, 4), (3, 1, 1), ()]),
     *(case("squeeze", s, axis=axis) for s, axis in [((2, 1, 3, 1), None), ((1, 2, 1), (0, -1)), ((1, 0), 0), ((), ())]),
     *(case("swapaxes", s, constants=axes) for s, axes in [((2, 3, 4), (0, -1)), ((2, 3), (1, 1)), ((0, 2), (-2, 1))]),
     *(case("expand_dims", s, axis=axis) for s, axis in [((2, 3), 0), ((2, 3), 1), ((2, 3), -1), ((), 0), ((0, 2), 2)]),
