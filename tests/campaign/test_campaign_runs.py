@@ -501,40 +501,6 @@ def test_a_busy_machine_changes_no_bit(campaign: Campaign, server: Server, tmp_p
     campaign.survived(f"trainings beside programs that take all cores ({run}), other bits", count, lost, runs=count + 1)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root, to become somebody else")
-def test_a_folder_without_permission(server: Server, tmp_path: Path) -> None:
-    """One line that names the folder, exit code 3, and nothing there; also where a run lies that may only be read."""
-    tmp_path.chmod(0o755)
-    for place in tmp_path.parents[:2]:
-        place.chmod(place.stat().st_mode | 0o55)
-    options = {"kind": "vae", "kernels": "numpy", "steps": 20, "user": 65534}
-    server.start(folder=str(tmp_path / "new"), **options)
-    code, _, said = server.finish()
-    assert code == 3
-    assert [text.partition(":")[0] for text in said] == ["error"]
-    assert str(tmp_path / "new") in said[0]
-    assert not (tmp_path / "new").exists()
-    server.start(folder=str(tmp_path / "old"), **{**options, "user": None, "steps": 10})
-    assert server.finish()[0] == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()}
-    server.start(folder=str(tmp_path / "old"), **options)
-    assert server.finish()[0] == 3
-    assert {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and RLIMIT_AS")
-def test_a_memory_limit_ends_the_run_with_advice_and_without_harm(server: Server, tmp_path: Path) -> None:
-    options = {"kind": "ae", "kernels": "plain", "steps": 10, "save_every": 0, "side": 96, "latent": 1}
-    options["folder"] = str(tmp_path)
-    server.start(**options, headroom=45 << 20)
-    code, step, said = server.finish()
-    assert (code, step) == (4, 0)
-    assert re.match(r"error: a training step on 4 images needs about .* on cpu, .* fits is [1-3] \(--b", said[-1]), said
-    assert not leftovers(tmp_path)
-    server.start(**options)
-    assert server.finish()[:2] == (0, 10)
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and RLIMIT_AS")
 @pytest.mark.parametrize("run", on_cpu(2))
 def test_memory_limits_of_any_size(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:

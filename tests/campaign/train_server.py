@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from contextlib import suppress
@@ -88,32 +87,26 @@ def train(
     kernels: str,
     steps: int,
     save_every: int = 1,
-    user: int | None = None,
     headroom: int | None = None,
     side: int = 8,
-    latent: int = 64,
     threads: int = 1,
     keep: int = checkpoints.KEPT_CHECKPOINTS,
     stop_at: int | None = None,
     capture: bool = True,
     plant: str | None = None,
 ) -> None:
-    """Start the run of a folder, or go on with it; as another user, with so many more bytes of memory, with so many
+    """Start the run of a folder, or go on with it; with so many more bytes of memory, with so many
     checkpoints kept, interrupted in a step, on a GPU without capturing the step, or with a planted fault."""
     minigrad.use("cuda" if kernels == "cuda" else "cpu", kernels, threads)
     checkpoints.KEPT_CHECKPOINTS = keep
     images = np.random.default_rng(0).integers(0, 256, (STEPS_PER_EPOCH * BATCH, side, side, 1), dtype=np.uint8)
-    if user is not None:
-        with tempfile.TemporaryDirectory() as other:  # imports what may be unreadable later
-            train(other, kind, kernels, STEPS_PER_EPOCH)
-        os.setuid(user)
     options = TrainingOptions(BATCH, epochs=steps // STEPS_PER_EPOCH, save_every=save_every, validation=0)
     found = load_checkpoint(folder, say) if latest_checkpoint(Path(folder)) else None
     if found:
         model = from_config(found[1]["model"])
     else:
         # with its moments 2 MB: a kill can hit the middle of a write
-        model = (VAE if kind == "vae" else Autoencoder)((side, side, 1), (8, 64), (3, 3), (2, 1), latent)
+        model = (VAE if kind == "vae" else Autoencoder)((side, side, 1), (8, 64), (3, 3), (2, 1), 64)
     model.compile(1e-2)
     trainer = Watched(
         model,

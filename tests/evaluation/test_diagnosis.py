@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_sets import NEEDS_EVAL
 
 from autoencoders import VAE, Autoencoder
 from autoencoders.cli import train
@@ -301,28 +300,3 @@ def test_weights_like_the_seeds_are_not_a_working_vae(vae, data):
     found, text = findings(like_the_seed, data)
     assert {"dead_prior", "diverged_variance"} <= found
     assert text.startswith("this is not a working VAE: dead prior: samples are all alike, diverged variance")
-
-
-def test_a_decoder_that_ignores_the_latent_is_posterior_collapse(vae, data):
-    found, text = findings(change(vae, {"decoder_dense.weight": lambda x: x * 0}), data)
-    assert "posterior_collapse" in found
-    assert "dead_prior" not in found  # samples are alike because everything is
-    assert text.startswith("this is not a working VAE: posterior collapse")
-
-
-def test_a_posterior_that_is_the_prior_is_posterior_collapse(vae, data):
-    heads = ("mu.weight", "mu.bias", "log_variance.weight", "log_variance.bias")
-    found, _ = findings(change(vae, dict.fromkeys(heads, lambda x: x * 0)), data)
-    assert "posterior_collapse" in found
-
-
-def test_few_images_for_long_is_over_fitting(data):
-    model = trained(data, Autoencoder, count=30, epochs=150)
-    assert "over_fitting" in findings(model, data, trained=np.arange(30))[0]
-
-
-@NEEDS_EVAL
-def test_a_large_beta_is_over_regularised(data):
-    found, text = findings(trained(data, beta=60.0), data)
-    assert found == {"over_regularised"}
-    assert text.startswith("this VAE works, but: over-regularised")

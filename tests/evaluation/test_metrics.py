@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from kernel_sets import NEEDS_EVAL
 from philox import philox
+from trainings import unconditional
 
 import minigrad
 from autoencoders import VAE, Autoencoder, DivergedError
@@ -566,14 +567,17 @@ def test_more_classes_than_scikit_learn_expects_are_no_warning_and_one_has_no_ac
 
 @NEEDS_EVAL
 def test_what_cannot_be_measured_is_told():
-    figures, notes = metrics.measure(
-        tiny(likelihood="gaussian", shape=(10, 12, 1)), small_data((10, 12, 1), labels=False)
-    )
+    shape = (10, 12, 1)
+    figures, notes = metrics.measure(tiny(likelihood="gaussian", shape=shape), small_data(shape, labels=False))
     lost = {"prior_holes", "fd", "fd_floor", "iw_nll", "iw_nll_se", "ssim", "probe_accuracy", "knn_accuracy"}
     assert missing(figures) == lost | OF_CLASSES
     assert len(notes) == 5
     for words in ("100 test images", "28 x 28 x 1", "Bernoulli", "11 x 11", "labels"):
         assert words in "\n".join(notes)
+    for train, test in ((40, 1), (1, 30)):
+        figures, notes = metrics.measure(tiny(shape=(28, 28, 1)), small_data((28, 28, 1), train, test), iw_samples=2)
+        assert {"fd", "fd_floor"} <= missing(figures)
+        assert "fd needs at least two test and two training images" in notes
 
 
 def test_without_the_extra_the_rest_is_measured(monkeypatch):
@@ -589,28 +593,6 @@ def test_without_the_extra_the_rest_is_measured(monkeypatch):
     ]
 
 
-@NEEDS_EVAL
-@pytest.mark.parametrize(("train", "test"), [(40, 1), (1, 30)])
-def test_one_image_has_no_frechet_distance(train, test):
-    data = small_data((28, 28, 1), train, test)
-    figures, notes = metrics.measure(tiny(shape=(28, 28, 1), dtype="float32"), data, iw_samples=2)
-    assert {"fd", "fd_floor"} <= missing(figures)
-    assert "fd needs at least two test and two training images" in notes
-
-
-def of_class(model, label, shape=(28, 28, 1)):
-    """The unconditional model that a conditional one is for one class: the label's weights become part of the bias."""
-    plain = VAE(shape, (2, 3), (3, 3), (1, 2), 2)
-    plain.to(dtype="float64")
-    state = model.network.state_dict()
-    for name in ("mu", "log_variance", "decoder_dense"):
-        weight = state[f"{name}.weight"]
-        state[f"{name}.weight"], of_label = weight[: -model.classes], weight[len(weight) - model.classes + label]
-        state[f"{name}.bias"] = state[f"{name}.bias"] + of_label
-    plain.network.load_state_dict(state)
-    return plain
-
-
 def test_a_conditional_model_is_measured_with_the_class_of_every_image(monkeypatch):
     monkeypatch.setattr(metrics, "IW_IMAGES", 20)
     shape = (28, 28, 1)
@@ -623,7 +605,7 @@ def test_a_conditional_model_is_measured_with_the_class_of_every_image(monkeypat
     for name, pixels in (("image_class_std", x / 255), ("sample_class_std", model.sample(30, 0, labels=labels))):
         means = [pixels[labels == label].mean(axis=0) for label in range(3)]
         assert figures[name] == pytest.approx(np.std(means, axis=0).mean(), rel=1e-9)
-    parts = [of_class(model, label) for label in range(3)]
+    parts = [unconditional(model, label) for label in np.eye(3)]
     for name, images, classes in (
         ("mse", x, labels),
         ("train_mse", data.train_images[seen], data.train_labels[seen]),

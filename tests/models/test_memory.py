@@ -66,14 +66,6 @@ def test_the_memory_of_a_step_is_known_before(kernels: str, options: dict[str, A
         assert few - 8 * share == pytest.approx(fixed - WORKSPACE, rel=0.1)
 
 
-@pytest.mark.parametrize("kernels", CPU_KERNELS)
-def test_what_large_kernels_take_whatever_the_batch_is_known_too(kernels: str) -> None:
-    minigrad.use(kernels=kernels)
-    few = peak(2, kernels=(27, 27))
-    fixed, bytes_per_image = step_memory(trainer(2, kernels=(27, 27)).model)
-    assert few <= fixed + 2 * bytes_per_image <= 5 * few
-
-
 def test_the_memory_of_a_save_is_known_before(tmp_path: Path) -> None:
     """With a model whose weights are all that counts."""
     made = trainer(4, latent=500)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
-import time
-from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -28,7 +25,6 @@ from trainings import (
     resumed,
     run_of,
     steps_of,
-    timeless,
     trainer_of,
     unbroken,
     weights,
@@ -36,9 +32,8 @@ from trainings import (
 
 import minigrad
 from autoencoders import VAE, TrainingOptions
-from autoencoders.conv_autoencoder import from_config
 from autoencoders.training import Trainer, load_checkpoint
-from minigrad.serialize import DataError, load_state, save_state
+from minigrad.serialize import DataError, save_state
 
 
 def test_three_checkpoints_are_kept(tmp_path):
@@ -59,25 +54,6 @@ def test_save_every_counts_steps(tmp_path, monkeypatch):
         assert [int(call.args[0].stem[5:]) for call in save.call_args_list] == expected
 
 
-def test_a_checkpoint_records_all_that_a_run_is_made_of(tmp_path):
-    trainer = trainer_of("vae", tmp_path, [At(8, interrupt)])
-    trainer.data = {"name": "x", "content_hash": "abc"}
-    interrupted(trainer)
-    arrays, record, _ = load_state(tmp_path / "checkpoints" / "step-00000008.safetensors")
-    assert set(arrays) == {*weights(trainer.model), "optimizer.mean", "optimizer.variance"}
-    assert record["kind"] == "checkpoint"
-    assert from_config(record["model"]).config == trainer.model.config
-    assert TrainingOptions(**record["options"]) == trainer.options
-    assert record["learning_rate"] == 1e-2
-    assert record["data"] == trainer.data
-    assert {"backend", "kernels", "threads", "device", "python", "numpy", "minigrad"} <= set(record["environment"])
-    progress = record["progress"]
-    assert (progress["epoch"], progress["batch"], progress["step"], progress["images"]) == (1, 2, 8, 8)
-    assert len(progress["rows"]) == 1
-    assert progress["best"]["epoch"] == 1
-    assert record["progress"] == json.loads(json.dumps(asdict(trainer.progress)))
-
-
 def test_a_damaged_newest_checkpoint_is_skipped_and_told(tmp_path):
     minigrad.use(kernels="plain")
     expected = unbroken("plain", "plain", tmp_path)
@@ -86,12 +62,16 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_told(tmp_path):
     newest, middle, oldest = sorted(folder.iterdir(), reverse=True)
     damage(newest)
     (folder / "step-99999999.safetensors").write_bytes(b"")
+    compiled().save(tmp_path)
+    (tmp_path / "model.safetensors").rename(folder / "step-99999998.safetensors")
     told: list[str] = []
     _, record, _ = load_checkpoint(tmp_path / "run", told.append)
     assert record["progress"]["step"] == int(middle.stem[5:]) == 14
-    assert [str(name) in line for name, line in zip(("step-99999999", newest), told, strict=True)] == [True, True]
-    assert "damaged" in told[1]
-    (folder / "step-99999999.safetensors").unlink()
+    expected_words = (("step-99999999", "skipped"), ("step-99999998", "not a checkpoint"), (newest, "damaged"))
+    for words, line in zip(expected_words, told, strict=True):
+        assert all(str(word) in line for word in words)
+    for path in folder.glob("step-9*"):
+        path.unlink()
     trainer = resumed(tmp_path / "run")
     trainer.run()
     assert_same(outcome(trainer), expected)
@@ -135,16 +115,6 @@ def test_the_last_row_of_the_logs_comes_back(tmp_path):
         path.unlink()
     resumed(tmp_path).run()
     assert [path.read_text() for path in logs] == whole
-
-
-def test_other_state_files_are_no_checkpoints(tmp_path):
-    compiled().save(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    os.rename(tmp_path / "model.safetensors", tmp_path / "checkpoints" / "step-00000001.safetensors")
-    told: list[str] = []
-    with pytest.raises(DataError):
-        load_checkpoint(tmp_path, told.append)
-    assert "not a checkpoint" in told[0]
 
 
 @pytest.mark.parametrize(
@@ -276,17 +246,6 @@ def test_a_record_that_cannot_be_is_refused(place, value, tmp_path, array_file):
     assert files_in(tmp_path / "run") == before
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_pipe_in_the_place_of_a_checkpoint_is_skipped(tmp_path):
-    trainer_of("vae", tmp_path).run()
-    newest = max((tmp_path / "checkpoints").glob("step-*"))
-    newest.unlink()
-    os.mkfifo(newest)
-    told: list[str] = []
-    assert load_checkpoint(tmp_path, told.append)[1]["progress"]["step"] == steps_of(tmp_path)[-2]
-    assert told == [f"skipped a checkpoint: {newest}: kind: expected a file, found a special file"]
-
-
 def test_a_checkpoint_is_not_skipped_because_memory_is_short(tmp_path, monkeypatch):
     """An older one would take as much; and there is nothing wrong with this one."""
     trainer_of("vae", tmp_path).run()
@@ -296,22 +255,3 @@ def test_a_checkpoint_is_not_skipped_because_memory_is_short(tmp_path, monkeypat
     with pytest.raises(MemoryError, match=rf"^{newest} takes twice its {newest.stat().st_size:,} bytes"):
         load_checkpoint(tmp_path, told.append)
     assert told == []
-
-
-def test_the_clock_decides_nothing(tmp_path, monkeypatch):
-    """It jumps back an hour at every look: the newest checkpoint is that of the highest step, and the bits are those of
-    other times."""
-    expected = trainer_of("vae", tmp_path / "calm", save_every=2)
-    expected.run()
-    hours = iter(range(10**6))
-    with monkeypatch.context() as patch:
-        for name in ("time", "perf_counter", "monotonic"):
-            patch.setattr(time, name, lambda: -3600.0 * next(hours))
-        interrupted(trainer_of("vae", tmp_path / "run", [At(9, interrupt)], save_every=2))
-        for age, path in enumerate(sorted((tmp_path / "run" / "checkpoints").iterdir())):
-            os.utime(path, (1e9 - 3600 * age,) * 2)
-        trainer = resumed(tmp_path / "run")
-        assert trainer.progress.step == 9
-        trainer.run()
-    assert weights(trainer.model) == weights(expected.model)
-    assert timeless(trainer.history.rows) == timeless(expected.history.rows)

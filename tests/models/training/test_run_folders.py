@@ -446,7 +446,8 @@ def test_the_record_tells_when_and_where_a_run_was_computed(tmp_path, array_file
     environment = record["environment"]
     assert [entry["kernels"] for entry in record["earlier_environments"]] == ["plain", "numpy"]
     assert (environment["kernels"], environment["precision"]) == ("plain", "fp32")
-    assert environment["machine"] == platform.machine()
+    assert (environment["machine"], environment["python"]) == (platform.machine(), platform.python_version())
+    assert (environment["numpy"], environment["minigrad"]) == (np.__version__, minigrad.__version__)
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"].lower()
     entry = next(entry.split() for entry in environment["libraries"] if entry.split()[0] in blas)
     assert entry[1][0].isdigit()

@@ -25,7 +25,6 @@ from trainings import (
 
 import minigrad
 from autoencoders import History
-from autoencoders.training.validation import mean_losses
 from minigrad.random import generator
 from minigrad.serialize import DataError
 
@@ -67,13 +66,6 @@ def test_validation_losses_are_those_of_the_held_out_images():
             total += [part.item() for part in parts]
     assert [row["val_reconstruction"], row["val_kl"]] == pytest.approx(list(total / 5), rel=1e-5)
     assert row["val_loss"] == pytest.approx(row["val_reconstruction"] + 0.3 * row["val_kl"], rel=1e-12)
-
-
-def test_mean_losses_weigh_every_image_alike():
-    model, images = compiled("vae"), pictures(7)
-    parts = [mean_losses(model, images, generator(0, "x"), batch=batch) for batch in (7, 3, 1)]
-    for part in parts[1:]:
-        assert part == pytest.approx(parts[0], rel=1e-5)
 
 
 def test_a_validation_takes_no_more_images_at_a_time_than_a_step(monkeypatch):

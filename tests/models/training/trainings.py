@@ -36,6 +36,17 @@ def compiled(kind: str = "ae", rate: float = 1e-2, **options) -> Autoencoder:
     return model
 
 
+def unconditional(model: VAE, label: np.ndarray) -> VAE:
+    """What a conditional model is for one label, of shape (classes,): the label's weights are part of the biases."""
+    plain, state = from_config({**model.config, "classes": 0, "class_names": ()}), model.network.state_dict()
+    for name in ("mu", "log_variance", "decoder_dense"):
+        weight, of_label = np.split(state[f"{name}.weight"], [-len(label)])
+        state |= {f"{name}.weight": weight, f"{name}.bias": state[f"{name}.bias"] + label @ of_label}
+    plain.to(dtype=state["mu.weight"].dtype)
+    plain.network.load_state_dict(state)
+    return plain
+
+
 def weights(model: Autoencoder) -> dict[str, bytes]:
     return {name: x.tobytes() for name, x in model.network.state_dict().items()}
 
