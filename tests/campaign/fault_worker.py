@@ -7,8 +7,6 @@ JSON: how many faults were injected, in how many tries the documented error or t
 any PLANT files are written in place, so that something is.
 """
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 import errno

@@ -8,8 +8,6 @@ can share it. The faults are drawn from `--campaign-seed` (0 unless given), whic
 seed, the same faults.
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import shutil

@@ -7,8 +7,6 @@ Prints JSON: how many were refused with the documented error, how many were take
 happened, which is a fault: another exception, a wrong result, memory, or something the hook saw.
 """
 
-from __future__ import annotations
-
 import codecs
 import gzip
 import io

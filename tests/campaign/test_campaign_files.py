@@ -4,8 +4,6 @@ fuzz_worker.py does it, in processes with a memory cap (512 MB beyond what the p
 hook that sees unpickling, exec, imports, other programs, sockets and files opened for writing.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

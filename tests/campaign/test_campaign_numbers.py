@@ -4,8 +4,6 @@ Values against loops, gradients against PyTorch where it is installed; the accur
 the whole float32 range; what comes of NaN and infinity, against PyTorch.
 """
 
-from __future__ import annotations
-
 import math
 import traceback
 import zlib

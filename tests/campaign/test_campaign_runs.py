@@ -11,8 +11,6 @@ What counts the losses of a training is a function, so that a test can plant a l
 counted.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

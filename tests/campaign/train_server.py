@@ -6,8 +6,6 @@ signals that came during it, what the child says on stderr, and "exit N" when it
 signal that ended it. (An empty line before it ends one that a kill cut short.)
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

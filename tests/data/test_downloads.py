@@ -1,7 +1,5 @@
 """Downloads: slow, damaged, interrupted and at once; and Debian's package."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import gzip

@@ -1,7 +1,5 @@
 """Folders of pictures."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

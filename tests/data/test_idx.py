@@ -1,7 +1,5 @@
 """IDX files: whole and damaged."""
 
-from __future__ import annotations
-
 import functools
 import gzip
 import os

@@ -1,7 +1,5 @@
 """Where a published set is found; the embedded sample, and the hash of a data set."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import hashlib

@@ -1,7 +1,5 @@
 """What the figures say in words: each rule where it fires and where it does not, and on models that have the fault."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

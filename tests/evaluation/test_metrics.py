@@ -1,7 +1,5 @@
 """The figures of the full evaluation, each against a formula of its own, and the classifier behind FD."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 import statistics

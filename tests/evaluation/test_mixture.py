@@ -1,7 +1,5 @@
 """The Gaussian mixture that a plain autoencoder generates from: what is fitted, drawn and saved."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The HTML report, its close-ups, and the film of a training."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """Both models from outside: construction, arrays in and out, likelihoods, files, and their gradients as a whole."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math

@@ -1,8 +1,6 @@
 """What is chosen where nobody chooses: the network by the image, the length of a training; when a training has gone
 wrong, and whether the advice that is then given helps."""
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -5,8 +5,6 @@ statistics;
 golden.npz holds what it made of three images.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import shutil

@@ -1,7 +1,5 @@
 """How much memory a training step takes on the CPU: known before, and looked for."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

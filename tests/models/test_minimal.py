@@ -1,7 +1,5 @@
 """autoencoders/minimal.py is what a reader sees first; it must train as the Trainer does."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import numpy as np

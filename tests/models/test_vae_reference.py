@@ -1,7 +1,5 @@
 """The seed's VAE, trained 20 steps, against numbers from Keras and against PyTorch: same weights, images and noise."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

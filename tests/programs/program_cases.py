@@ -14,20 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from programs import EVALUATE, GENERATE, TRAIN, Script
+from programs import Script
 
 from autoencoders.runs import run as run_module
 from minigrad.serialize import load_state
 
-SAMPLE = ("--dataset", "fashion-mnist-sample")
-NETWORK = ("--filters", "4", "8", "--kernels", "3", "3", "--strides", "2", "2", "--batch-size", "32")
-TINY = (*NETWORK, *SAMPLE, "--limit-train", "64", "--threads", "1")
 VAE_PICTURES = {"reconstructions", "latent_space", "interpolations", "samples"}
 AE_PICTURES = {"reconstructions", "latent_space", "interpolations"}
-
-
-PROGRAMS = pytest.mark.parametrize("program", [TRAIN, GENERATE, EVALUATE], ids=lambda p: p.__name__)
-READERS = pytest.mark.parametrize("program", [GENERATE, EVALUATE], ids=lambda p: p.__name__)
 
 
 @dataclass

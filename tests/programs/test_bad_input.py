@@ -1,7 +1,5 @@
 """Bad input: an exit code, one clear line, and nothing written."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -14,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults import started
-from program_cases import NETWORK, PROGRAMS, READERS, TINY, content, raising, record, script
-from programs import GENERATE, SCRIPTS, TRAIN
+from program_cases import content, raising, record, script
+from programs import GENERATE, NETWORK, PROGRAMS, READERS, SCRIPTS, TINY, TRAIN
 
 from autoencoders.cli.program import run_program
 from autoencoders.pictures import canvas, charts

@@ -1,7 +1,5 @@
 """The program that measures."""
 
-from __future__ import annotations
-
 import hashlib
 import html
 import json

@@ -1,7 +1,5 @@
 """The examples in scripts/examples/ for a few steps, and their formulas."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import itertools

@@ -1,7 +1,5 @@
 """The program that draws."""
 
-from __future__ import annotations
-
 import csv
 import os
 import shutil
@@ -10,19 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from program_cases import (
-    AE_PICTURES,
-    NETWORK,
-    SAMPLE,
-    TINY,
-    VAE_PICTURES,
-    content,
-    no_pictures,
-    photos,
-    pictures,
-    script,
-)
-from programs import EVALUATE, GENERATE, TRAIN
+from program_cases import AE_PICTURES, VAE_PICTURES, content, no_pictures, photos, pictures, script
+from programs import EVALUATE, GENERATE, NETWORK, SAMPLE, TINY, TRAIN
 
 import autoencoders
 from autoencoders.data import load_dataset

@@ -1,15 +1,13 @@
 """`--help`, and typing mistakes."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from program_cases import PROGRAMS, script
-from programs import EVALUATE, GENERATE, TRAIN
+from program_cases import script
+from programs import EVALUATE, GENERATE, PROGRAMS, TRAIN
 
 import minigrad.backend
 from autoencoders.cli.program import Program

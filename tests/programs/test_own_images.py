@@ -1,15 +1,13 @@
 """The programs on a user's own images."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from program_cases import NETWORK, VAE_PICTURES, content, no_pictures, photos, pictures, record
-from programs import EVALUATE, GENERATE, TRAIN
+from program_cases import VAE_PICTURES, content, no_pictures, photos, pictures, record
+from programs import EVALUATE, GENERATE, NETWORK, TRAIN
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 

@@ -3,8 +3,6 @@
 And what a program leaves of the process that it runs in.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Every benchmark runs, if only for one step; its record, tables and plots are made; what is wrong is refused."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import itertools

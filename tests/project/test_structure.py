@@ -4,8 +4,6 @@
 array library; the core path stays readable in one evening; nothing loads code from data; `import minigrad` is light.
 """
 
-from __future__ import annotations
-
 import ast
 import shutil
 import subprocess

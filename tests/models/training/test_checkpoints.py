@@ -1,7 +1,5 @@
 """Checkpoints: what is in them, and damaged ones."""
 
-from __future__ import annotations
-
 import errno
 import math
 import os
@@ -9,26 +7,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from trainings import (
-    BATCH,
-    At,
-    assert_same,
-    compiled,
-    damage,
-    execute,
-    files_in,
-    interrupt,
-    interrupted,
-    outcome,
-    pictures,
-    resume,
-    resumed,
-    run_of,
-    steps_of,
-    trainer_of,
-    unbroken,
-    weights,
-)
+from interruptions import At, assert_same, damage, interrupt, interrupted, outcome, resumed, unbroken
+from trainings import BATCH, compiled, execute, files_in, pictures, resume, run_of, steps_of, trainer_of, weights
 
 import minigrad
 from autoencoders import VAE, TrainingOptions

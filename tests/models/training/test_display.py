@@ -1,14 +1,13 @@
 """What a training shows: lines, tables, bars, and the film."""
 
-from __future__ import annotations
-
 import errno
 import subprocess
 import sys
 from unittest import mock
 
 import pytest
-from trainings import BATCH, COUNT, At, compiled, interrupt, interrupted, pictures, resumed, steps_of, trainer_of
+from interruptions import At, interrupt, interrupted, resumed
+from trainings import BATCH, COUNT, compiled, pictures, steps_of, trainer_of
 
 from autoencoders import Callback, History
 from autoencoders.training.display import progress_bar

@@ -1,7 +1,5 @@
 """Trainings that diverge; detect_anomaly names the operation that gave the first bad number."""
 
-from __future__ import annotations
-
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interruptions import At, resumed
 from kernel_sets import CPU_KERNELS
-from trainings import BATCH, COUNT, At, compiled, pictures, resumed, steps_of, trainer_of, weights
+from trainings import BATCH, COUNT, compiled, pictures, steps_of, trainer_of, weights
 
 import minigrad
 from autoencoders import DivergedError, TrainingOptions

@@ -1,7 +1,5 @@
 """A run that was interrupted goes on to the same bits."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -9,25 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tqdm
-from trainings import (
-    BATCH,
-    RESUMED,
-    At,
-    Killed,
-    assert_same,
-    compiled,
-    interrupt,
-    interrupted,
-    kill,
-    outcome,
-    pictures,
-    resumed,
-    steps_of,
-    timeless,
-    trainer_of,
-    unbroken,
-    weights,
-)
+from interruptions import At, Killed, assert_same, interrupt, interrupted, kill, outcome, resumed, unbroken
+from trainings import BATCH, RESUMED, compiled, pictures, steps_of, timeless, trainer_of, weights
 
 import minigrad
 from autoencoders import Callback

@@ -1,7 +1,5 @@
 """Run folders: started, resumed, replaced, and what stands in the way."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re
@@ -18,20 +16,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import trainings
-from trainings import (
-    BATCH,
-    At,
-    Killed,
-    digest,
-    execute,
-    files_in,
-    interrupt,
-    interrupted,
-    kill,
-    resume,
-    run_of,
-    steps_of,
-)
+from interruptions import At, Killed, interrupt, interrupted, kill
+from trainings import BATCH, digest, execute, files_in, resume, run_of, steps_of
 
 import minigrad
 from autoencoders import VAE, DivergedError, TrainingOptions, load

@@ -1,7 +1,5 @@
 """Learning rates, and options that are refused."""
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,7 +1,5 @@
 """What the steps of a training compute."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from unittest import mock

@@ -1,7 +1,5 @@
 """Validation, early stopping and the history."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -10,22 +8,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from trainings import (
-    BATCH,
-    COUNT,
-    At,
-    as_floats,
-    compiled,
-    interrupt,
-    interrupted,
-    pictures,
-    recorded,
-    resumed,
-    steps_of,
-    timeless,
-    trainer_of,
-    weights,
-)
+from interruptions import At, interrupt, interrupted, resumed
+from trainings import BATCH, COUNT, as_floats, compiled, pictures, recorded, steps_of, timeless, trainer_of, weights
 
 import minigrad
 from autoencoders import Callback, History, TrainingOptions
