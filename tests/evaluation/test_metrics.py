@@ -604,10 +604,7 @@ def test_a_conditional_model_is_measured_with_the_class_of_every_image(monkeypat
         means = [pixels[labels == label].mean(axis=0) for label in range(3)]
         assert figures[name] == pytest.approx(np.std(means, axis=0).mean(), rel=1e-9)
     parts = [unconditional(model, label) for label in np.eye(3)]
-    for name, images, classes in (
-        ("mse", x, labels),
-        ("train_mse", data.train_images[seen], data.train_labels[seen]),
-    ):
+    for name, images, classes in (("mse", x, labels), ("train_mse", data.train_images[seen], data.train_labels[seen])):
         rebuilt = np.stack([parts[c].reconstruct(images[i : i + 1])[0][0] for i, c in enumerate(classes)])
         assert figures[name] == pytest.approx(np.mean((rebuilt - images / 255) ** 2), rel=1e-9)
     noise = [bounds.generator(0, "evaluation", draw).standard_normal((30, 2)) for draw in range(4)]
