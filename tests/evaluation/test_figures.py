@@ -567,19 +567,9 @@ def test_save_makes_folders_and_replaces_and_is_repeatable(tmp_path):
     assert os.listdir(path.parent) == ["figure.png"]
 
 
-def run(code: str, tmp_path: Path, **environment: str) -> list[str]:
-    """Python in a fresh process, where pyplot has not chosen a window system yet and there is no display."""
-    kept = {k: v for k, v in os.environ.items() if k not in {"DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND"}}
-    search = os.pathsep.join([str(Path(__file__).resolve().parents[2]), str(tmp_path), kept.get("PYTHONPATH", "")])
-    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "figure.png")]
-    env = kept | {"PYTHONPATH": search} | environment
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 @pytest.mark.parametrize("backend", ["agg", "tkagg"])
 def test_show_needs_a_display_and_the_others_never_touch_pyplot(backend, tmp_path):
+    """In a fresh process, where pyplot has not chosen a window system yet and there is no display."""
     if backend != "agg" and sys.platform != "linux":
         pytest.skip("this system may well have a display")
     code = """if True:
@@ -593,32 +583,30 @@ def test_show_needs_a_display_and_the_others_never_touch_pyplot(backend, tmp_pat
         except RuntimeError as error:
             print(error)
     """
-    (error,) = run(code, tmp_path, MPLBACKEND=backend)
-    assert error.startswith("show: ")
-    assert "save the figures to files instead" in error
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    environment |= {"MPLBACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "figure.png")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("show: ")
+    assert "save the figures to files instead" in done.stdout
 
 
-def test_show_opens_one_window_a_figure_and_closes_them(tmp_path):
-    """With a window system of our own, which draws nothing but counts."""
-    (tmp_path / "counting_windows.py").write_text("""if True:
-        from matplotlib.backend_bases import FigureManagerBase
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        class FigureManager(FigureManagerBase):
-            @classmethod
-            def pyplot_show(cls, *, block=None):
-                from matplotlib import pyplot
-                for number in pyplot.get_fignums():
-                    canvas = pyplot.figure(number).canvas
-                    canvas.draw()
-                    print('window', sum(bytes(canvas.buffer_rgba())) < 254 * len(bytes(canvas.buffer_rgba())), block)
-        class FigureCanvas(FigureCanvasAgg):
-            manager_class = FigureManager
-    """)
-    code = """if True:
-        import numpy as np
-        from autoencoders.pictures import canvas, sheets
-        canvas.show(sheets.samples(np.zeros((n, 4, 4, 1))) for n in (1, 2))
-        from matplotlib import pyplot
-        print('left', pyplot.get_fignums())
-    """
-    assert run(code, tmp_path, MPLBACKEND="module://counting_windows") == ["window True True"] * 2 + ["left []"]
+def test_show_opens_one_window_a_figure_and_closes_them(monkeypatch):
+    """With a window system that is played."""
+    from matplotlib import pyplot
+
+    def windows(block: bool) -> None:
+        for number in pyplot.get_fignums():
+            window = pyplot.figure(number).canvas
+            window.draw()
+            seen.append((block, np.asarray(window.buffer_rgba()).mean() < 254))
+
+    seen: list[tuple[bool, bool]] = []
+    pyplot.switch_backend("agg")
+    monkeypatch.setattr(pyplot, "get_backend", lambda: "played")
+    monkeypatch.setattr(pyplot, "switch_backend", lambda _: None)
+    monkeypatch.setattr(pyplot, "show", windows)
+    canvas.show(sheets.samples(np.zeros((n, 4, 4, 1))) for n in (1, 2))
+    assert seen == [(True, True)] * 2
+    assert pyplot.get_fignums() == []

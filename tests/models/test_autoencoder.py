@@ -268,7 +268,7 @@ def test_use_leaves_the_mode_as_it_was(training):
     assert y.requires_grad  # graphs are recorded again
 
 
-BAD_IMAGES = [
+BAD_IMAGES = [  # what is said of other values is in test_arrays.py
     (np.zeros((2, 8, 8), "float32"), r"expected \(N, 8, 8, 1\), found \(2, 8, 8\); add the channel axis"),
     (np.zeros((8, 8, 1), "float32"), r"found \(8, 8, 1\); images\[None\] makes one image a batch"),
     (np.zeros((2, 8, 8, 3), "float32"), r"expected \(N, 8, 8, 1\), found \(2, 8, 8, 3\)$"),
@@ -281,14 +281,9 @@ BAD_IMAGES = [
     (np.full((2, 8, 8, 1), 256), "found 256 to 256; divide by the value of white"),
     (np.zeros((2, 8, 8, 1), bool), r"found bool; np\.asarray\(images, np\.float32\)"),
     (np.ones((2, 8, 8, 1), "uint8"), r"found only 0 and 1, but.*images\.astype\('float32'\)"),
-    (np.zeros((2, 8, 8, 1), complex), "expected uint8, or floats in .*, found complex128"),
-    (np.full((2, 8, 8, 1), None), "found object"),
     (np.ma.zeros((2, 8, 8, 1)), "expected plain arrays, found a masked one"),
     (np.full((2, 8, 8, 1), 255.0), "found 255 to 255; divide by 255"),
-    (np.full((2, 8, 8, 1), -0.5), r"found -0\.5 to -0\.5; undo the standardisation or offset"),
-    (np.full((2, 8, 8, 1), 1.001), r"found 1\.001 to 1\.001; images\.clip"),
     (np.where(np.arange(128).reshape(2, 8, 8, 1) == 77, np.nan, 0.5), "found NaN; leave out"),
-    (np.where(np.arange(128).reshape(2, 8, 8, 1) == 77, -np.inf, 0.5), "found infinity; leave out"),
 ]
 
 
@@ -368,17 +363,14 @@ def test_labels_of_every_kind_of_whole_numbers_mean_the_same():
         np.testing.assert_array_equal(model.encode(x, labels=labels), expected)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # what is said of other labels is in test_arrays.py
     ("labels", "message"),
     [
         (None, "a conditional model needs the class of each image, 0 to 2"),
         ([0, 1, 3, 0, 0], "expected 0 to 2, found 3"),
         ([0, 1, -1, 0, 0], r"expected whole numbers .*\(5,\), found -1"),
         ([0, 1], r"found shape \(2,\)"),
-        ([0, 1.5, 0, 0, 0], r"found 1\.5"),
-        ([0, np.nan, 0, 0, 0], "found nan"),
         ([0, [1, 2], 0, 0, 0], "cannot be read: .* inhomogeneous"),
-        (list("abcde"), "found <U1; number the classes from 0"),
         (np.ma.zeros(5, int), "found a masked array"),
         (np.zeros((5, 3), int), r"found shape \(5, 3\); labels\.argmax\(axis=1\)"),
     ],

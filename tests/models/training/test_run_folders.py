@@ -132,14 +132,9 @@ def test_a_checkpoint_that_claims_a_larger_model_than_it_holds_is_refused_before
         resume(tmp_path / "run")
 
 
-def test_epochs_on_resume(tmp_path, array_file):
-    minigrad.use(kernels="plain")
-    execute(run_of(array_file, tmp_path / "two"))
-    execute(run_of(array_file, tmp_path / "three", epochs=3))
-    execute(resume(tmp_path / "two", epochs=3))
-    assert digest(tmp_path / "two") == digest(tmp_path / "three")
-    execute(run_of(array_file, tmp_path / "cosine", schedule="cosine"))
-    assert resume(tmp_path / "cosine", epochs=2).trainer.options.epochs == 2
+def test_the_same_number_of_epochs_may_be_given_again(tmp_path, array_file):
+    execute(run_of(array_file, tmp_path, schedule="cosine"))
+    assert resume(tmp_path, epochs=2).trainer.options.epochs == 2
 
 
 @pytest.mark.parametrize("damage", ["gone", "of a lost epoch"])
