@@ -434,32 +434,27 @@ def test_samples_of_a_conditional_model_are_of_each_class(count: int, images: in
 
 
 def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = model(Z=3)
-    monkeypatch.setattr(made, "decode", decode := mock.Mock(side_effect=made.decode))
-    pictures = gallery.close_ups(made, dataset(), [0.1, 3.0, 2.0])
-    assert set(pictures) == {"worst", "best", "kl_per_dimension", "traversals", "neighbours"}
-    points = next(z for (z,), _ in decode.call_args_list if len(z) == 27).reshape(3, 9, 3)
-    for row, dimension in enumerate((1, 2, 0)):  # by their KL divergence
-        np.testing.assert_allclose(points[row, :, dimension], np.linspace(-3, 3, 9), atol=1e-6)
-        others = np.delete(points[row], dimension, axis=1)
-        assert (others == others[0]).all()
-    drawn = np.asarray(pictures["traversals"].axes[0].images[0].get_array())
-    (start,) = (image for image in dataset().test_images if np.allclose(image[..., 0] / 255, drawn))
-    np.testing.assert_allclose(others[0], np.delete(made.encode(start[None])[0], dimension), atol=1e-5)
-    told = [t.get_text() for t in pictures["traversals"].findobj(Text)]
-    assert any("(start)" in text for text in told)
-    assert [text for text in told if "nats" in text] == ["z2, 3.00 nats", "z3, 2.00 nats", "z1, 0.10 nats"]
-
-
-def test_eight_dimensions_are_traversed_with_the_class_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the eight that carry most, each, with the class of the image that it starts from."""
     made, data = model(Z=10, classes=3), dataset()
     monkeypatch.setattr(made, "decode", decode := mock.Mock(side_effect=made.decode))
-    pictures = gallery.close_ups(made, data, list(range(10)), seed=2)
-    assert sum("nats" in t.get_text() for t in pictures["traversals"].findobj(Text)) == 8
+    pictures = gallery.close_ups(made, data, [0.1, 3.0, 2.0, *range(10, 17)], seed=2)
+    assert set(pictures) == {"worst", "best", "kl_per_dimension", "traversals", "neighbours"}
+    points, labels = next((z, named["labels"]) for (z,), named in decode.call_args_list if len(z) == 8 * 9)
+    for row, dimension in zip(
+        points.reshape(8, 9, 10), (9, 8, 7, 6, 5, 4, 3, 1), strict=True
+    ):  # by their KL divergence
+        np.testing.assert_allclose(row[:, dimension], np.linspace(-3, 3, 9), atol=1e-6)
+        others = np.delete(row, dimension, axis=1)
+        assert (others == others[0]).all()
     drawn = np.asarray(pictures["traversals"].axes[0].images[0].get_array())
     (start,) = (i for i, image in enumerate(data.test_images) if np.allclose(image[..., 0] / 255, drawn))
-    labels = next(named["labels"] for (z,), named in decode.call_args_list if len(z) == 8 * 9)
-    assert set(labels.tolist()) == {data.test_labels[start]}
+    image, label = data.test_images[start : start + 1], data.test_labels[start : start + 1]
+    assert set(labels.tolist()) == set(label.tolist())
+    np.testing.assert_allclose(others[0], np.delete(made.encode(image, labels=label)[0], dimension), atol=1e-5)
+    told = [t.get_text() for t in pictures["traversals"].findobj(Text)]
+    assert any("(start)" in text for text in told)
+    nats = [f"z{i + 4}, {i + 10:.2f} nats" for i in range(6, -1, -1)]
+    assert [text for text in told if "nats" in text] == [*nats, "z2, 3.00 nats"]
 
 
 @pytest.mark.parametrize("batch", [1, 7, 1000])

@@ -85,6 +85,13 @@ def record(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
 
 
+def change_record(folder: str | Path, part: str | None = None, **changes: object) -> None:
+    """Change entries of a run's record, or of a part of it."""
+    found = record(Path(folder))
+    (found[part] if part else found).update(changes)
+    (Path(folder) / "run.json").write_text(json.dumps(found))
+
+
 def losses(folder: Path) -> list[dict]:
     """The history without what depends on time."""
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]

@@ -2,7 +2,6 @@
 
 import hashlib
 import html
-import json
 import os
 import re
 import shlex
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kernel_sets import NEEDS_EVAL
-from program_cases import content, measured, record
+from program_cases import change_record, content, measured, record
 from programs import EVALUATE, GENERATE
 
 import autoencoders
@@ -20,13 +19,6 @@ from autoencoders.data import load_dataset
 from minigrad.random import generator
 
 pytestmark = pytest.mark.usefixtures("working_folder")
-
-
-def change_record(part: str, **changes: object) -> None:
-    """Change entries of run/run.json."""
-    changed = record(Path("run"))
-    changed[part] |= changes
-    Path("run/run.json").write_text(json.dumps(changed))
 
 
 KEYS = """mse psnr ssim bce neg_elbo neg_elbo_se reconstruction kl kl_per_dim active_units iw_nll iw_nll_se
@@ -89,8 +81,8 @@ def test_evaluate_draws_its_noise_from_the_seed(call, trained):
 def test_evaluate_compares_with_the_images_that_were_trained_on(limit, validation, call, trained):
     shutil.copytree(trained("ae"), "run")
     assert record(Path("run"))["data"]["limit_train"] == 64
-    change_record("data", limit_train=limit)
-    change_record("options", validation=validation)
+    change_record("run", "data", limit_train=limit)
+    change_record("run", "options", validation=validation)
     assert call(EVALUATE, "--model-dir", "run").code == 0
     model, images = autoencoders.load("run"), load_dataset("fashion-mnist-sample").train_images[:limit]
     if validation:
@@ -156,10 +148,10 @@ def test_evaluate_refuses_what_it_cannot_use(call, trained):
     for many, told in ((-1, "--iw-samples is -1"), (10**11, "from 0 to 1000000")):
         call(EVALUATE, "--model-dir", trained(), "--iw-samples", many).failed(2, told)
     shutil.copytree(trained(), "run")
-    change_record("options", binarise=True)  # so the test images are binarised for iw_nll, too
+    change_record("run", "options", binarise=True)  # so the test images are binarised for iw_nll, too
     done = call(EVALUATE, "--model-dir", "run", "--iw-samples", 0)
     assert ("not trained" in done.out, "iw_nll" in done.out, measured("run")["iw_nll"]) == (False, False, None)
     assert "not trained" not in call(EVALUATE, "--model-dir", "run", "--iw-samples", 2).out
     for part, name, wrong in (("options", "denoise", -1), ("data", "limit_train", "all")):
-        change_record(part, **{name: wrong})
+        change_record("run", part, **{name: wrong})
         call(EVALUATE, "--model-dir", "run").failed(3, "run.json", name, repr(wrong))

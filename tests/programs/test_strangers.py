@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_sets import NEEDS_NUMBA
-from program_cases import content, no_pictures, raising
+from program_cases import change_record, content, no_pictures, raising
 from programs import EVALUATE, GENERATE, TRAIN
 
 import autoencoders
@@ -97,12 +97,6 @@ def programs(run: Path, kind: str) -> list[tuple[Any, ...]]:
     if kind == READ:
         return [(GENERATE, *read), (EVALUATE, *read, "--iw-samples", 0)]
     return [(TRAIN, *(("--resume", "--quiet") if kind == RESUME else (*TINY, "--overwrite")), "--out", run)]
-
-
-def change_record(run: Path, **changes: Any) -> None:
-    """Change entries of run.json."""
-    record = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(record | changes))
 
 
 # ---- what lies in a folder ----
