@@ -21,7 +21,7 @@ from autoencoders.evaluation.metrics import METRICS, nearest
 from autoencoders.evaluation.mixture import Mixture
 from autoencoders.pictures import canvas, charts, film, gallery, sheets
 from autoencoders.pictures.gallery import draw, save_pictures
-from autoencoders.runs import report, resume_run, start_run
+from autoencoders.runs import report, resume_run, run as run_module, start_run
 from autoencoders.runs.replace import own_files
 from minigrad.random import generator
 from minigrad.serialize import DataError, load_state, save_state
@@ -32,8 +32,8 @@ NAMES = ("<b>bags</b>", "A & B", "$x_1$")
 @pytest.fixture(autouse=True)
 def _backend(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> None:
     minigrad.use(kernels="numpy", threads=1)
-    # the model of a run is that of its last frame
-    monkeypatch.setattr("autoencoders.runs.run.standardize", lambda *_, **__: 0.0)
+    monkeypatch.setattr(run_module, "standardize", lambda *_, **__: 0.0)  # the model of a run is that of its last frame
+    monkeypatch.setattr(run_module, "draw", lambda *_, **__: {})  # the pictures of a run are not those of this file
 
 
 def dataset(count: int = 24, labelled: bool = True, name: str = "toy") -> Dataset:
@@ -295,6 +295,8 @@ def test_the_film_has_a_picture_a_frame(kind: type, Z: int, labelled: bool, tmp_
 
 def test_a_frame_that_cannot_be_drawn_is_named(tmp_path: Path) -> None:
     trained(tmp_path, dataset())
+    with pytest.raises(DataError, match=r"epoch-00000.*expected reconstructed \(10, 8, 8, 1\) and 5 latents"):
+        film.gif(tmp_path, dataset().train_images[:10], np.zeros(5, int), NAMES)
     path = tmp_path / "film/epoch-00001.safetensors"
     whole = load_state(path)[0]
     for record, changed in (
@@ -312,8 +314,6 @@ def test_a_frame_that_cannot_be_drawn_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(DataError, match="epoch-00001"):
         report.draw_film(tmp_path, dataset())
-    with pytest.raises(DataError, match=r"epoch-00000.*expected reconstructed \(10, 8, 8, 1\) and 5 latents"):
-        film.gif(tmp_path, dataset().train_images[:10], np.zeros(5, int), NAMES)
 
 
 # ---- close-ups ----

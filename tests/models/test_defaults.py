@@ -16,8 +16,7 @@ from autoencoders.evaluation.diagnosis import diagnose
 from autoencoders.evaluation.metrics import measure
 from autoencoders.layers import SoftBound
 from autoencoders.network import network_for
-from autoencoders.training import DivergedError
-from autoencoders.training import advice as advice_of
+from autoencoders.training import DivergedError, advice as advice_of
 from autoencoders.training.advice import STEPS, remedies
 from minigrad import Tensor, optim
 from minigrad.testing import gradcheck

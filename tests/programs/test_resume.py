@@ -16,8 +16,7 @@ from program_cases import VAE_PICTURES, content, losses, pictures, raising, reco
 from programs import EVALUATE, GENERATE, NETWORK, PROGRAMS, SCRIPTS, TINY, TRAIN
 
 import minigrad.backend
-from autoencoders.runs import run as run_module
-from autoencoders.runs import start as run_start
+from autoencoders.runs import run as run_module, start as run_start
 from autoencoders.training import Trainer
 from minigrad.serialize import load_state, save_state
 

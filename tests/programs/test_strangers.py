@@ -33,9 +33,7 @@ from autoencoders.cli import program as cli
 from autoencoders.data import load_dataset
 from autoencoders.evaluation.mixture import Mixture, load_mixture, save_mixture
 from autoencoders.pictures import canvas, sheets
-from autoencoders.runs import record as run_record
-from autoencoders.runs import replace as run_files
-from autoencoders.runs import run as run_module
+from autoencoders.runs import record as run_record, replace as run_files, run as run_module
 from autoencoders.training import latest_checkpoint, load_checkpoint
 from minigrad.serialize import MOST_LISTS, MOST_TEXT, DataError, load_state, numbered, open_file, read_file, save_state
 

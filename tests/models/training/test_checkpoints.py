@@ -1,14 +1,15 @@
 """Checkpoints: what is in them, and damaged ones."""
 
 import errno
-import math
 import os
+import shutil
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 from interruptions import At, assert_same, damage, interrupt, interrupted, outcome, resumed, unbroken
-from trainings import BATCH, compiled, execute, files_in, pictures, resume, run_of, steps_of, trainer_of, weights
+from trainings import BATCH, compiled, files_in, pictures, resume, run_of, steps_of, trainer_of, weights
 
 import minigrad
 from autoencoders import VAE, TrainingOptions
@@ -180,48 +181,49 @@ def test_a_failed_save_keeps_the_checkpoints(tmp_path, monkeypatch):
     assert len(resumed(tmp_path).run()) == 3
 
 
-ODD_PROGRESS = [
-    *(("epoch", value) for value in ("1", -1, True, 2)),
-    *(("batch", value) for value in (99, 3.0)),
-    *(("step", value) for value in (0, 6.5)),
-    *(("first_step", -10), ("images", -12), ("seconds", None), ("waited", "x")),
-    *(("sums", value) for value in (None, [1.0], ["x", "y", "z"], [math.nan] * 3)),
-    *(("rows", value) for value in ([{}], {})),
-    *(("best", value) for value in ({"epoch": 1}, 3)),
-]
+ODD = {  # entries of a record, with values that no run writes
+    "progress.epoch": ["1", -1, True, 2],
+    "progress.batch": [99, 3.0],
+    "progress.step": [0, 6.5],
+    "progress.first_step": [-10],
+    "progress.images": [-12],
+    "progress.seconds": [None],
+    "progress.waited": ["x"],
+    "progress.sums": [None, [1.0], ["x", "y", "z"]],
+    "progress.rows": [[{}], {}],
+    "progress.best": [{"epoch": 1}, 3],
+    "learning_rate": ["x", None, -1, 0],
+    "data.limit_train": [1.5, -3, 0],
+    "data.name": [3],
+    "data.data_dir": [3],
+    "environment.threads": ["x", 0],
+    "environment.device": [3],
+    "environment.kernels": [None],
+    "environment.precision": [32],
+}
 
 
-@pytest.mark.parametrize(("name", "value"), ODD_PROGRESS, ids=str)
-def test_a_place_where_no_run_can_be_is_refused(name, value, tmp_path):
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run that was interrupted in its second epoch. Not to be changed."""
+    place = tmp_path_factory.mktemp("begun")
+    np.save(place / "images.npy", pictures(30))
+    interrupted(run_of(place / "images.npy", place / "run", At(9, interrupt), validation=3, patience=2, epochs=3))
+    return place / "run"
+
+
+@pytest.mark.parametrize(("place", "value"), [(place, x) for place, values in ODD.items() for x in values])
+def test_a_record_that_cannot_be_is_refused(place, value, tmp_path, begun):
     """A newer version, or somebody, has written it with its SHA-256: the file is whole."""
-    interrupted(trainer_of("vae", tmp_path, [At(9, interrupt)]))
-    arrays, record, path = load_checkpoint(tmp_path)
-    assert record["progress"]["batch"] == 3
-    resumed(tmp_path)
-    record["progress"][name] = value
-    with pytest.raises(DataError, match=f"^{path}: does not fit the training.*{name}"):
-        trainer_of("vae", tmp_path).restore(arrays, record, path)
-
-
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        *(("learning_rate", value) for value in ("x", None, -1, 0)),
-        *(("data.limit_train", value) for value in (1.5, -3, 0)),
-        *((f"data.{name}", 3) for name in ("name", "data_dir")),
-        *(("environment.threads", value) for value in ("x", 0)),
-        *(("environment.device", 3), ("environment.kernels", None), ("environment.precision", 32)),
-    ],
-)
-@pytest.mark.usefixtures("no_pictures")
-def test_a_record_that_cannot_be_is_refused(place, value, tmp_path, array_file):
-    execute(run_of(array_file, tmp_path / "run"))
+    shutil.copytree(begun, tmp_path / "run")
     arrays, record, path = load_checkpoint(tmp_path / "run")
+    assert record["progress"]["batch"] == 3
     part, _, name = place.rpartition(".")
     (record[part] if part else record)[name] = value
     save_state(path, arrays, record)
     before = files_in(tmp_path / "run")
-    with pytest.raises(DataError, match=rf"^{path}: cannot be resumed.*{part or name}"):
+    told = f"does not fit the training.*{name}" if part == "progress" else f"cannot be resumed.*{part or name}"
+    with pytest.raises(DataError, match=f"^{path}: {told}"):
         resume(tmp_path / "run")
     assert files_in(tmp_path / "run") == before
 

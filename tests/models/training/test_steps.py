@@ -1,26 +1,17 @@
 """What the steps of a training compute."""
 
-import os
 from collections import Counter
 from unittest import mock
 
 import numpy as np
 import pytest
-from trainings import BATCH, SHAPE, TIMES, Recorded, as_floats, compiled, pictures, recorded, timeless, weights
+from trainings import BATCH, SHAPE, Recorded, as_floats, compiled, pictures, recorded, timeless, weights
 
 import minigrad
 from autoencoders import Callback, TrainingOptions
 from autoencoders.training import Trainer
 from minigrad.backend.cpu.threads import Pool
 from minigrad.random import generator
-
-
-def test_three_arguments_only_train(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    history = compiled("vae").train(pictures(), BATCH, 2)
-    assert not os.listdir(tmp_path)
-    assert set(history.columns) == {"epoch", "loss", "reconstruction", "kl", "learning_rate", "beta", *TIMES}
-    assert history["epoch"] == [1, 2]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
