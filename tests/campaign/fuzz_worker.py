@@ -11,39 +11,29 @@ import codecs
 import gzip
 import io
 import json
-import os
 import pickle  # to make hostile files with
 import resource
-import shutil
 import struct
 import sys
 import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faults import toy
 from PIL import Image
-from safetensors.numpy import save as save_arrays
 
 import autoencoders
-import minigrad
-from autoencoders import Callback, TrainingOptions
+from autoencoders import TrainingOptions
 from autoencoders.cli import settings
 from autoencoders.conv_autoencoder import VAE
 from autoencoders.data import load_dataset, read_idx
 from autoencoders.keras_files import read_parameters, read_weights
-from autoencoders.pictures import charts
-from autoencoders.runs import record as run_record, start as run_start
-from autoencoders.training import DivergedError, Trainer
-from minigrad import DeviceError
+from autoencoders.runs import record as run_record
 from minigrad.random import generator
-from minigrad.serialize import DataError, _digest, load_state, save_state
+from minigrad.serialize import DataError, load_state, save_state
 
 HEADROOM = 512 << 20  # bytes of address space beyond what the process has when everything is imported
 # What no reader of files may do. "exec", "compile" and "import" are watched too, once every module is there.
@@ -52,8 +42,6 @@ FORBIDDEN += ("ctypes.dlopen", "shutil.", "os.remove", "os.rename", "os.rmdir", 
 ODD = (b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\0\0\0\1", b"\xff" * 8, b"NaN", b"1e999")
 ODD_VALUES: tuple[Any, ...] = (0, -1, 1, 2**31, 2**63, 10**30, 1e308, float("nan"), float("inf"), 0.5, None, True)
 ODD_VALUES += ("", "x", "ae", "vae", "gaussian-learned", [], [1], [0, 2], [[3, 3]], [10**6] * 4, {}, {"a": 1}, [None])
-
-ODD_ARRAYS = ("f8", "f2", "i1", "u8", "?", "nan", "inf", "1e38", "flat", "more", "empty", "number", "renamed")
 
 inside = [False]  # whether a reader runs, and not this program
 
@@ -93,47 +81,6 @@ def _damage(content: bytearray, good: list[bytes], rng: np.random.Generator) -> 
     else:
         other = good[int(rng.integers(len(good)))]
         content[at:] = other[int(rng.integers(len(other))) :]
-
-
-def odd(good: list[bytes], rng: np.random.Generator) -> Iterator[bytes]:
-    """Endlessly: the document with one to three drawn parts of it left out or replaced; "changes" says which."""
-    while True:
-        document = json.loads(good[0])
-        changes = [_make_odd(document, rng) for _ in range(int(rng.integers(1, 4)))]
-        yield json.dumps({**document, "changes": changes}).encode()
-
-
-def _make_odd(document: dict[str, Any], rng: np.random.Generator) -> list[Any]:
-    """Change one part; [where it lies, what is there now]."""
-    places = list(_places(document))
-    way = list(places[int(rng.integers(len(places)))])
-    *outer, last = way
-    around = document
-    for key in outer:
-        around = around[key]
-    if rng.random() < 0.2:
-        del around[last]
-        return [way]
-    if way[0] == "arrays":
-        value: Any = ODD_ARRAYS[int(rng.integers(len(ODD_ARRAYS)))]
-    elif rng.random() < 0.7:
-        value = deepcopy(ODD_VALUES[int(rng.integers(len(ODD_VALUES)))])
-    else:  # what stands elsewhere
-        value = document
-        for key in places[int(rng.integers(len(places)))]:
-            value = value[key]
-        value = deepcopy(value)
-    around[last] = value
-    return [way, value]
-
-
-def _places(part: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The ways to all parts of a document, but not those that it is made of."""
-    keys: Any = part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ()
-    for key in keys:
-        if way:
-            yield (*way, key)
-        yield from _places(part[key], (*way, key))
 
 
 # ---- the readers: (good files, the name that the file gets, what reads it and says whether that is right) ----
@@ -202,10 +149,8 @@ def with_odd_values(record: dict[str, Any]) -> list[bytes]:
 def model(folder: Path) -> tuple[list[bytes], str, Check]:
     """A valid digest over a record or arrays that are not a model's: what only somebody who means it can make."""
     made = VAE((8, 8, 1), (2,), (3,), (2,), 2)
-    return with_odd_values(made.config), "model.safetensors", _checked_model(made.network.state_dict())
+    arrays = made.network.state_dict()
 
-
-def _checked_model(arrays: dict[str, np.ndarray]) -> Check:
     def check(path: Path) -> bool:
         text = path.read_bytes()
         try:
@@ -215,96 +160,10 @@ def _checked_model(arrays: dict[str, np.ndarray]) -> Check:
         except (ValueError, UnicodeDecodeError, RecursionError) as error:
             raise DataError(f"{path}: {error}") from error  # no such file can be made
         inside[0] = True
-        found = autoencoders.load(path.parent)
-        return {name: x.shape for name, x in found.network.state_dict().items()} == {
-            name: x.shape for name, x in arrays.items()
-        }
+        found = autoencoders.load(path.parent).network.state_dict()
+        return {name: x.shape for name, x in found.items()} == {name: x.shape for name, x in arrays.items()}
 
-    return check
-
-
-def odd_checkpoint(folder: Path) -> tuple[list[bytes], str, Check]:
-    """A valid digest over a record or arrays that no run has written, or the run.json beside it: what only somebody who
-    means it can make."""
-    whole, place, data = folder / "whole", folder / "run", toy()
-    minigrad.use()  # imports what "" may choose
-    minigrad.use(kernels="numpy", threads=1)
-    options = TrainingOptions(4, epochs=3, validation=2, patience=2, save_every=1, schedule="cosine", clip_norm=9.0)
-    run = run_start.start_run(
-        VAE((8, 8, 1), (2,), (3,), (2,), 2), data, options, whole, learning_rate=1e-2, progress=False
-    )
-    run.trainer.callbacks = [*run.trainer.callbacks, _Stop(3)]
-    with suppress(KeyboardInterrupt):
-        run.execute(print)
-    *older, checkpoint = sorted(whole.glob("checkpoints/step-*"))
-    for path in older:
-        path.unlink()
-    arrays, record, _ = load_state(checkpoint)
-    os.fsync = lambda _: None  # what is written is thrown away
-    run_start.load_dataset = lambda *_, **__: data
-    autoencoders.training.checkpoints.libraries = lambda _: []  # it opens the libraries anew to ask them
-
-    def make(document: dict[str, Any]) -> Path:
-        """The run that a document describes; its checkpoint."""
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(whole, place)
-        (place / "run.json").write_text(json.dumps(document["run"]))
-        odd = dict(_odd_array(name, arrays[name], kind) for name, kind in document["arrays"].items())
-        text, path = json.dumps(document["record"], sort_keys=True), place / checkpoint.relative_to(whole)
-        path.write_bytes(save_arrays(odd, metadata={"record": text, "sha256": _digest(text, odd)}))
-        return path
-
-    def check(path: Path) -> bool:
-        content = path.read_bytes()
-        inside[0] = False
-        try:
-            document = json.loads(content.decode())
-        except ValueError as error:
-            raise DataError(f"{path}: {error}") from error
-        names = [make(document).name, "run.json", f"{data.name}:"]  # what an error may be about
-        with suppress(KeyError, TypeError):
-            names.append(f"{document['record']['data']['name']}:")
-        told: list[str] = []
-        inside[0] = True
-        try:
-            run = run_start.resume_run(place, progress=False, tell=told.append)
-        except (DataError, DeviceError) as error:
-            inside[0] = False
-            if isinstance(error, DataError) and not any(name in f"{error} {told}" for name in names):
-                raise RuntimeError(f"the error does not name the file: {error}") from error
-            raise DataError(f"{path}: {error}") from error
-        inside[0] = False
-        run.trainer.callbacks = [*run.trainer.callbacks, _Stop(run.trainer.progress.step + 3)]
-        with suppress(DataError, DivergedError, DeviceError, KeyboardInterrupt):
-            run._write_record()
-            run.trainer.run()
-        if "rows" in str(document["changes"]):
-            charts.loss_curves(run.trainer.history.rows)
-        return True
-
-    document = {"changes": [], "record": record, "run": run_record.read_record(whole)}
-    document["arrays"] = dict.fromkeys(arrays, "")
-    return [json.dumps(document).encode()], "changes.json", check
-
-
-class _Stop(Callback):
-    """Ends a training after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_batch_end(self, trainer: Trainer) -> None:
-        if trainer.progress.step >= self.step:
-            trainer.received.append(2)
-
-
-def _odd_array(name: str, x: np.ndarray, kind: str) -> tuple[str, np.ndarray]:
-    if kind == "renamed":
-        return f"{name}.x", x
-    if kind in ("nan", "inf", "1e38"):
-        return name, np.full_like(x, float(kind))
-    other = {"flat": x.ravel(), "more": np.concatenate([x.ravel()] * 2), "empty": x.ravel()[:0], "number": x.sum()}
-    return name, np.ascontiguousarray(other[kind]) if kind in other else x.astype(kind or x.dtype)
+    return with_odd_values(made.config), "model.safetensors", check
 
 
 def _is_dataset(path: Path) -> bool:
@@ -385,7 +244,7 @@ def seed_weights(folder: Path) -> tuple[list[bytes], str, Check]:
     return good, "weights.h5", check
 
 
-ALL = (idx, gzipped_idx, state, model, odd_checkpoint, npz, npy, image, recipe, record, seed_parameters, seed_weights)
+ALL = (idx, gzipped_idx, state, model, npz, npy, image, recipe, record, seed_parameters, seed_weights)
 READERS: dict[str, Callable[[Path], tuple[list[bytes], str, Check]]] = {reader.__name__: reader for reader in ALL}
 
 
@@ -417,7 +276,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM, used + HEADROOM))
     refused = right = 0
     faults: list[str] = []
-    files = (odd if reader == "odd_checkpoint" else damaged)(good, generator(seed, "fuzz", reader))
+    files = damaged(good, generator(seed, "fuzz", reader))
     for number in range(count):
         content = next(files)
         path.unlink()  # else some file systems write the cut file to the disk each time

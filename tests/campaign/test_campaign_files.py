@@ -24,7 +24,6 @@ COUNTS = {  # reader: files in the usual tests, and in the whole campaign
     "gzipped_idx": (1000, 200_000),
     "state": (1000, 200_000),
     "model": (400, 20_000),
-    "odd_checkpoint": (150, 6_000),
     "npz": (400, 10_000),
     "npy": (400, 10_000),
     "image": (300, 10_000),

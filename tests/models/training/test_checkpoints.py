@@ -228,6 +228,18 @@ def test_a_record_that_cannot_be_is_refused(place, value, tmp_path, begun):
     assert files_in(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("name", ["encoder_bn_1.gamma", "optimizer.mean"])
+@pytest.mark.parametrize("shorter", [True, False])
+def test_arrays_that_do_not_fit_are_refused(name, shorter, tmp_path, begun):
+    """Too short, or not there."""
+    shutil.copytree(begun, tmp_path / "run")
+    arrays, record, path = load_checkpoint(tmp_path / "run")
+    x = arrays.pop(name)
+    save_state(path, {**arrays, name: x[:-1]} if shorter else arrays, record)
+    with pytest.raises(DataError, match=f"^{path}: does not fit the training.*{name.removeprefix('optimizer.')}"):
+        resume(tmp_path / "run")
+
+
 def test_a_checkpoint_is_not_skipped_because_memory_is_short(tmp_path, monkeypatch):
     """An older one would take as much; and there is nothing wrong with this one."""
     trainer_of("vae", tmp_path).run()
