@@ -69,33 +69,31 @@ def test_a_bad_option(code, words, fragments, call):
 
 
 @pytest.mark.parametrize(
-    ("text", "fragments"),
+    ("code", "text", "told"),
     [
-        (b"epochs = = 3", ["TOML", "line 1"]),
-        (b'dataset = "\xe9"', ["TOML"]),
-        (b"epoch = 3", ["'epoch'", "epochs"]),
-        (b'epochs = "3"', ["epochs", "'3'", "int"]),
-        (b"conditional = 1", ["conditional", "1", "bool"]),
-        (b'lr = "fast"', ["lr", "'fast'", "float"]),
-        (b'filters = [32, "x"]', ["filters", "'x'", "list"]),
-        (b'likelihood = "bernouli"', ["did you mean bernoulli?"]),
+        (3, b"epochs = = 3", "my.toml: cannot be read as TOML (Invalid value (at line 1"),
+        (3, b'dataset = "\xe9"', "my.toml: cannot be read as TOML"),
+        (3, b"filters = " + 5000 * b"[" + 5000 * b"]", "my.toml: cannot be read as TOML"),
+        (3, b"epoch = 3", "did you mean epochs?"),
+        (3, b'epochs = "3"', "epochs is '3' but must be of type int"),
+        (3, b"conditional = 1", "conditional is 1 but must be of type bool"),
+        (3, b'lr = "fast"', "lr is 'fast' but must be of type float"),
+        (3, b"lr = 1" + 400 * b"0", "my.toml: lr is not a finite number"),
+        (3, b'filters = [32, "x"]', "filters is [32, 'x'] but must be a list of whole numbers"),
+        (3, b'likelihood = "bernouli"', "did you mean bernoulli?"),
+        (2, b'model = "ae"\nconditional = true', "error: my.toml: --conditional belongs to --model vae"),
+        (2, b'model = "ae"\nbeta = 2.0\niw-samples = 1', "error: my.toml: --beta belongs to --model vae"),
     ],
+    ids=lambda x: str(x)[:30],
 )
-def test_a_bad_config_file(text, fragments, call):
+def test_a_bad_config_file(code, text, told, call):
     Path("my.toml").write_bytes(text)
-    call(TRAIN, "--config", "my.toml").failed(3, "my.toml", *fragments)
+    call(TRAIN, "--config", "my.toml").failed(code, "my.toml", told)
     assert os.listdir() == ["my.toml"]
 
 
-def test_a_config_file_that_asks_for_what_does_not_go_together(call):
-    for code, text, told in (
-        (2, 'model = "ae"\nconditional = true\n', "error: my.toml: --conditional belongs to --model vae"),
-        (3, f'model = "ae"\nconditional = false\nlr = 1{400 * "0"}', "my.toml: lr is not a finite number"),
-        (3, "filters = " + 5000 * "[" + 5000 * "]", "my.toml: cannot be read as TOML"),
-        (2, 'model = "ae"\nbeta = 2.0\niw-samples = 1\n', "error: my.toml: --beta belongs to --model vae"),
-    ):
-        Path("my.toml").write_text(text)
-        call(TRAIN, *TINY, "--config", "my.toml").failed(code, told)
+def test_an_option_on_the_command_line_is_not_one_of_the_config_file(call):
+    Path("my.toml").write_text('model = "ae"\nbeta = 2.0\n')
     call(TRAIN, *TINY, "--config", "my.toml", "--beta", 3).failed(2, "error: --beta belongs to --model vae")
 
 
