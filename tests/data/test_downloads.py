@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from data_cases import DIGITS, FASHION, digests, flipped, idx, leftovers, put, refuses, same
+from data_cases import DIGITS, FASHION, digests, idx, leftovers, put, refuses, same
 
 from autoencoders.data import DataError, collections, download, load_dataset, read_idx
 from autoencoders.data.dataset import CHUNK
@@ -209,42 +209,6 @@ def test_interrupted_download_leaves_nothing(world: Path, server, monkeypatch) -
     with pytest.raises(KeyboardInterrupt):
         load_dataset("auto")
     assert list((world / "cache" / "fashion-mnist").iterdir()) == []
-
-
-def random_fault(draw: np.random.Generator, good: bytes) -> object:
-    """What a server or the way to it may make of a file."""
-    share, position = float(draw.random()), int(draw.integers(len(good)))
-    answers = [
-        good[:position],
-        (len(good), good[:position]),  # the connection is lost
-        (int(share * 2 * len(good)), good),
-        flipped(good, position),
-        gzip.compress(idx(DIGITS[list(collections.SIZES)[position % 4]])),
-        b"<html>log in</html>",
-        None,
-        gzip.compress(bytes(3_000_000)),
-    ]
-    return answers[draw.integers(len(answers))]
-
-
-def test_random_faults_of_mirrors(world: Path, server, monkeypatch, campaign) -> None:
-    """Whatever a mirror answers, under the file's name lies the right content or nothing."""
-    monkeypatch.setattr(download, "READ_SECONDS", 2.0)
-    count, lost = campaign.count(15, 300), 0
-    for number in range(count):
-        draw = campaign.rng(number)
-        offer(server, monkeypatch, "fashion-mnist", FASHION, FASHION)
-        for path in draw.choice(list(server.files), int(draw.integers(1, 4)), replace=False):
-            server.files[path] = random_fault(draw, server.files[path])
-        folder = world / str(number)
-        dataset = load_dataset("auto", folder)
-        full = dataset.name == "fashion-mnist"
-        lost += (full and not same(dataset, FASHION)) or bool(leftovers(folder))
-        for path in folder.glob("*.gz"):
-            lost += not np.array_equal(read_idx(path), FASHION[path.name.removesuffix(".gz")])
-        offer(server, monkeypatch, "fashion-mnist", FASHION)
-        lost += not same(load_dataset("fashion-mnist", folder), FASHION)
-    campaign.survived("faulty downloads: a file with other content, or one left behind", count, lost)
 
 
 RACER = """

@@ -237,36 +237,6 @@ def test_prior_holes():
     assert metrics.prior_holes(z, prior) == pytest.approx(expected)
 
 
-def probe_by_hand(z, labels, test):
-    """Labels 0 or 1 of the test latents by logistic regression: Newton's steps on the negative log-likelihood of
-    standardised latents and half the squared norm of the weights, but not of the bias."""
-    mean, std = z.mean(axis=0), z.std(axis=0)
-    x, y = (np.column_stack([(a - mean) / std, np.ones(len(a))]) for a in (z, test))
-    w, ridge = np.zeros(x.shape[1]), np.diag([1.0] * z.shape[1] + [0.0])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-x @ w))
-        w -= np.linalg.solve((x.T * (p * (1 - p))) @ x + ridge, x.T @ (p - labels) + ridge @ w)
-    return (y @ w > 0).astype(int)
-
-
-@NEEDS_EVAL
-def test_accuracies_equal_loops():
-    """Few latents, so that the penalty counts, and of very unequal widths, which standardising makes equal."""
-    rng = np.random.default_rng(4)
-    labels, scale = rng.integers(0, 2, 1040), np.array([1e-3, 50, 1])
-    z = (rng.standard_normal((1040, 3)) + np.outer(labels - 0.5, [1.2, 0.6, 0])) * scale + [0, 0, 30]
-    (train, test), (known, asked) = (z[:40], z[40:]), (labels[:40], labels[40:])
-    right = probe_by_hand(train, known, test) == asked
-    votes = []
-    for point in test:
-        order = sorted(range(40), key=lambda i: math.dist(point, train[i]))
-        votes.append(statistics.mode(known[order[:5]].tolist()))
-    found = metrics.accuracies(train, known, test, asked)
-    assert found["probe_accuracy"] == pytest.approx(right.mean(), abs=0.002)  # where it comes to rest, to two images
-    assert found["knn_accuracy"] == pytest.approx(np.mean(votes == asked), abs=1e-12)
-    assert found["knn_accuracy"] < found["probe_accuracy"] - 0.05 < 0.9
-
-
 @NEEDS_EVAL
 def test_the_figures_of_many_images_are_of_so_many(monkeypatch):
     """What each figure is measured on where there are more images than it takes, seen where the work is done."""
@@ -287,20 +257,24 @@ def test_the_figures_of_many_images_are_of_so_many(monkeypatch):
     few, many = grey(100, (4, 4, 1), 1), grey(60_007, (4, 4, 1), 2)
     test, marks = many[:10_007], many.sum(axis=(1, 2, 3)) % 3
     model = tiny(shape=(4, 4, 1), dtype="float32")
-    metrics.measure(model, dataset_of(many, test, marks, marks[:10_007]), iw_samples=1)
+    figures, _ = metrics.measure(model, dataset_of(many, test, marks, marks[:10_007]), iw_samples=1)
     binary = np.where(philox('[0, "binarise"]').random(test.shape, np.float32) < test / 255, 255, 0)
     np.testing.assert_array_equal(seen["importance_weighted_nll"][1], binary[:1000])
     assert [len(points) for points in seen["prior_holes"]] == [10_000, 10_000]
     assert len(seen["pca_errors"][0]) == 60_007
     label_of = {z.tobytes(): label for z, label in zip(model.encode(many), marks, strict=True)}
-    _, z, labels = seen["neighbours"]
-    assert len(z) == 60_000
+    neighbours, z, labels = seen["neighbours"]
+    assert (len(z), neighbours.n_neighbors) == (60_000, 5)
     assert [label_of[row.tobytes()] for row in z] == labels.tolist()
-    _, standardised, labels = seen["probe"]
-    assert standardised.shape == (10_000, 2)
+    probe, standardised, labels = seen["probe"]
+    assert (standardised.shape, probe.C, probe.fit_intercept) == ((10_000, 2), 1, True)
     np.testing.assert_allclose((standardised.mean(axis=0), standardised.std(axis=0)), ([0, 0], [1, 1]), atol=1e-9)
     chosen = z[philox('[0, "probe"]').permutation(60_000)[:10_000]]
     assert labels.tolist() == [label_of[row.tobytes()] for row in chosen]
+    z, asked = model.encode(test), marks[:10_007]
+    right = probe.predict((z - chosen.mean(axis=0, dtype=float)) / chosen.std(axis=0, dtype=float)) == asked
+    assert figures["probe_accuracy"] == pytest.approx(right.mean(), abs=1e-3)
+    assert figures["knn_accuracy"] == pytest.approx(np.mean(neighbours.predict(z) == asked))
     metrics.measure(model, dataset_of(few, few), iw_samples=1)
     assert len(seen["importance_weighted_nll"][1]) == 100
 

@@ -712,10 +712,6 @@ def test_standardized_latents_have_the_mean_and_variance_of_the_prior(options):
     np.testing.assert_allclose(vae.reconstruct(images, labels=labels)[0], reconstructed, atol=1e-5)
     assert gain > 0.05
     assert kl(new_mu, new_log_variance) == pytest.approx(before - gain, rel=1e-4)
-    for i, (shift, scale) in itertools.product(range(3), [(0.1, 1), (-0.1, 1), (0, 1.1), (0, 0.9)]):
-        moved, wider = new_mu.copy(), new_log_variance.copy()  # any other shift or scale costs more
-        moved[:, i], wider[:, i] = scale * moved[:, i] + shift, wider[:, i] + 2 * np.log(scale)
-        assert kl(moved, wider) > before - gain
     assert standardize(vae, images, labels=labels, least=0.01) == 0, "once is enough"
 
 
