@@ -105,17 +105,11 @@ def test_unknown_names(world: Path) -> None:
 # ---- the embedded sample ----
 
 
-def test_sample_is_small_balanced_and_ordinary() -> None:
+def test_sample_is_small_and_has_not_changed() -> None:
     """It is the first 400 training and 100 test images of each class of the full set, in the order of the files."""
     assert sum((search.SAMPLE_FOLDER / f"{file}.gz").stat().st_size for file in collections.SIZES) <= 3_000_000
     sample = load_dataset("fashion-mnist-sample")
-    assert sample.train_images.shape == (4000, 28, 28, 1)
-    assert sample.test_images.shape == (1000, 28, 28, 1)
-    assert np.array_equal(np.bincount(sample.train_labels), [400] * 10)
-    assert np.array_equal(np.bincount(sample.test_labels), [100] * 10)
-    assert len(sample.class_names) == 10
-    assert list(sample.train_labels[:10]) == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]  # the original's beginning
-    # compared with the full set when it was made
+    # compared with the full set when it was made: of each class 400 and 100, in the original's order
     assert sample.content_hash == "eb8b0614806a1f224829b1f0987b73f3026e0b888feb12e0438fbb2fed57159d"
     assert "Copyright (c) 2017 Zalando SE, https://tech.zalando.com" in (search.SAMPLE_FOLDER / "LICENSE").read_text()
 

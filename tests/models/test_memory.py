@@ -75,45 +75,6 @@ def test_the_memory_of_a_save_is_known_before(tmp_path: Path) -> None:
         check_memory(made.model, 4, 1, COPIES * state - 1, "cpu")
 
 
-def least_free(make: Callable[[], object]) -> int:
-    """The fewest free bytes with which a model is made, to one in a hundred."""
-    low, high = 1 << 10, 1 << 30
-    while high > 1.01 * low:
-        middle = (low + high) // 2
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(minigrad.Backend, "free_memory", lambda _, free=middle: free)
-            try:
-                make()
-                high = middle
-            except minigrad.DeviceError:
-                low = middle
-    return high
-
-
-@pytest.mark.usefixtures("cupy_double")
-def test_a_model_is_refused_where_weights_and_columns_of_an_image_leave_no_room() -> None:
-    """They are counted with room: half as much again as what is held."""
-    minigrad.use(kernels="plain")
-
-    def weights() -> Autoencoder:
-        return Autoencoder((16, 16, 1), (4,), (3,), (1,), 300).compile(1e-3)
-
-    def columns() -> Autoencoder:
-        return Autoencoder((16, 16, 4), (4, 4, 4), (3, 11, 3), (1, 1, 2), 1)
-
-    def step() -> None:
-        made = columns()
-        made.compile(1e-3)
-        images = np.zeros((1, 16, 16, 4), np.uint8)
-        Trainer(made, images, TrainingOptions(1, epochs=1), progress=False).run()
-
-    assert least_free(weights) / held(weights) == pytest.approx(1.5, rel=0.1)
-    on_host = least_free(columns)
-    assert on_host / held(step) == pytest.approx(1.5, rel=0.15)
-    minigrad.use(device="cuda", kernels="plain")
-    assert least_free(columns) < on_host / 4, "a GPU's kernels hold no columns"
-
-
 @pytest.mark.usefixtures("cupy_double")
 def test_the_workspace_is_what_the_partial_sums_of_a_gpu_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the layers that have most; nothing is computed."""
