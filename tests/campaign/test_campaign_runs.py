@@ -5,7 +5,7 @@ one that was done as there are between two checkpoints, and the run that goes on
 nobody disturbed.
 
 A run is named by its model, its kernels and how these work: with so many threads; or on a GPU with the step captured as
-a CUDA graph, eager, or each in turn.
+a CUDA graph, or eager.
 
 What counts the losses of a training is a function, so that a test can plant a loss (train_server.py) and see it
 counted.
@@ -51,13 +51,13 @@ def on_cpu(usual: int, *more: object) -> list[object]:
     ]
 
 
-def options_of(run: str, part: int = 0) -> dict[str, Any]:
-    """What the server is told of a run, or of its part of this number."""
+def options_of(run: str) -> dict[str, Any]:
+    """What the server is told of a run."""
     kind, kernels, how = run.split("-")
     if kernels != "cuda":
         return {"kind": kind, "kernels": kernels, "threads": int(how)}
     require_gpu()
-    return {"kind": kind, "kernels": kernels, "capture": {"captured": True, "eager": False}.get(how, part % 2 == 0)}
+    return {"kind": kind, "kernels": kernels, "capture": how == "captured"}
 
 
 @dataclass
@@ -398,46 +398,19 @@ def resumed(server: Server, place: Path, rng: np.random.Generator, options: dict
     return counts
 
 
-@pytest.mark.parametrize("run", [*on_cpu(1), on_gpu("vae-cuda-alternating")])
-def test_resume_many_times_in_one_run(campaign: Campaign, server: Server, tmp_path: Path, run: str) -> None:
-    """Each part begins where Ctrl-C has ended the one before."""
-    wanted = campaign.count(4, 20, gpu=(3, 10))
-    counts = in_parts(server, tmp_path, campaign.rng(run), lambda part: options_of(run, part), wanted)
-    campaign.survived(f"resumes in one run ({run}), other bits at the end", **asdict(counts))
-
-
-def in_parts(
-    server: Server, place: Path, rng: np.random.Generator, options_of_part: Callable[[int], dict[str, Any]], wanted: int
-) -> Counts:
-    """One training in so many parts. What is lost: the step at which a part should end, or the bits at the end."""
-    options = {**options_of_part(0), "steps": 60, "save_every": 0}
-    expected = undisturbed(server, place / "whole", **options)
-    stops = sorted(rng.permutation(59)[:wanted] + 1)
-    counts = Counts(2 + len(stops), len(stops))
-    for part, stop in enumerate(stops, 1):
-        options |= options_of_part(part)
-        server.start(folder=str(place / "parts"), stop_at=int(stop), **options)
-        ended = server.finish()[:2]
-        counts.effective += ended[0] != 0
-        counts.in_save += server.in_save
-        counts.lost += ended != (130, stop) or newest(place / "parts") != (stop, [])
-    counts.lost += undisturbed(server, place / "parts", **options) != expected
-    return counts
-
-
-@pytest.mark.parametrize("run", [*on_cpu(1), on_gpu("vae-cuda-alternating")])
+@pytest.mark.parametrize("run", [*on_cpu(1), on_gpu("vae-cuda-captured")])
 def test_the_same_bits_in_fresh_processes(campaign: Campaign, tmp_path: Path, run: str) -> None:
     """100 steps, other hash seeds: nothing depends on the order of a set or on an address."""
     seeds = [int(campaign.rng(number).integers(1, 2**32 - 1)) for number in range(campaign.count(2, 10))]
-    counts = fresh(tmp_path, [options_of(run, number) for number in range(len(seeds))], seeds)
+    counts = fresh(tmp_path, options_of(run), seeds)
     campaign.survived(f"100 steps in fresh processes ({run}), other bits", **asdict(counts))
 
 
-def fresh(place: Path, options: list[dict[str, Any]], seeds: list[int]) -> Counts:
+def fresh(place: Path, options: dict[str, Any], seeds: list[int]) -> Counts:
     """A training in a process of its own for each of these. What is lost: the bits of the first."""
     found = []
     for number, seed in enumerate(seeds):
-        line = json.dumps({"folder": str(place / str(number)), **options[number], "steps": 100})
+        line = json.dumps({"folder": str(place / str(number)), **options, "steps": 100})
         environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(sys.path)}
         subprocess.run([sys.executable, str(SERVER)], input=f"{line}\n", env=environment, check=True, text=True)
         assert newest(place / str(number)) == (100, [])
@@ -579,11 +552,10 @@ def with_failing_calls(place: Path, what: str, every: int, seed: int, *plant: st
         ("atomic", lambda *a: killed(*a, {**options_of("ae-plain-1"), "plant": "atomic", "steps": 10}, 16)),
         ("signal", lambda *a: signalled(*a, {**options_of("ae-plain-1"), "plant": "signal", "steps": 80}, 6, "SIGINT")),
         ("bits", lambda *a: resumed(*a, {**options_of("ae-plain-1"), "plant": "bits"}, 1)),
-        ("bits", lambda *a: in_parts(*a, lambda _: {**options_of("ae-plain-1"), "plant": "bits"}, 1)),
-        ("bits", lambda _, place, __: fresh(place, [{**options_of("ae-plain-1"), "plant": "bits"}] * 2, [1, 2])),
+        ("bits", lambda _, place, __: fresh(place, {**options_of("ae-plain-1"), "plant": "bits"}, [1, 2])),
         ("leak", lambda server, place, _: soaked(server, place, {**options_of("ae-plain-1"), "plant": "leak"}, 250)),
     ],
-    ids=["a save that is not atomic", "no save after a signal", "resumes", "parts", "processes", "open files"],
+    ids=["a save that is not atomic", "no save after a signal", "resumes", "processes", "open files"],
 )
 def test_what_is_lost_is_counted(server: Server, tmp_path: Path, plant: str, count: Callable[..., Counts]) -> None:
     counts = count(server, tmp_path, np.random.default_rng(0))

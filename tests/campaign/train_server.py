@@ -63,13 +63,6 @@ class Watched(Trainer):
 
 
 class Tell(Callback):
-    def __init__(self, stop_at: int | None) -> None:
-        self.stop_at = stop_at
-
-    def on_batch_begin(self, trainer: Trainer) -> None:
-        if trainer.progress.step + 1 == self.stop_at:
-            signal.raise_signal(signal.SIGINT)
-
     def on_batch_end(self, trainer: Trainer) -> None:
         held = 0
         if not trainer.k.on_host:
@@ -89,12 +82,11 @@ def train(
     side: int = 8,
     threads: int = 1,
     keep: int = checkpoints.KEPT_CHECKPOINTS,
-    stop_at: int | None = None,
     capture: bool = True,
     plant: str | None = None,
 ) -> None:
     """Start the run of a folder, or go on with it; with so many more bytes of memory, with so many
-    checkpoints kept, interrupted in a step, on a GPU without capturing the step, or with a planted fault."""
+    checkpoints kept, on a GPU without capturing the step, or with a planted fault."""
     minigrad.use("cuda" if kernels == "cuda" else "cpu", kernels, threads)
     checkpoints.KEPT_CHECKPOINTS = keep
     images = np.random.default_rng(0).integers(0, 256, (STEPS_PER_EPOCH * BATCH, side, side, 1), dtype=np.uint8)
@@ -111,7 +103,7 @@ def train(
         images,
         options,
         folder=folder,
-        callbacks=[Tell(stop_at)],
+        callbacks=[Tell()],
         progress=False,
         signals=(signal.SIGINT, signal.SIGTERM),
     )

@@ -18,7 +18,7 @@ from autoencoders.evaluation.metrics import quick_metrics
 from autoencoders.saved import MODEL_FILE
 from autoencoders.standardize import standardize
 from minigrad import Tensor, nn
-from minigrad.serialize import DataError, load_state, save_state
+from minigrad.serialize import DataError, save_state
 from minigrad.testing import gradcheck
 
 SHAPE = (8, 8, 1)
@@ -513,21 +513,14 @@ def test_a_saved_model_comes_back_bitwise(tmp_path, kind, dtype):
     assert type(type(model).load(tmp_path)) is type(model)
 
 
-@pytest.mark.parametrize("steps", [1, None, -1, "2"], ids=str)
-def test_a_loaded_model_does_not_repeat_its_random_numbers(tmp_path, steps):
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_loaded_model_does_not_repeat_its_random_numbers(tmp_path, recorded):
     """Files of older versions do not say how many steps were trained: at least not none."""
     model = new(VAE)
     model.compile(1e-3)
     first = model.train(images(), 2, 1, progress=False).rows[0]["reconstruction"]
-    model.save(tmp_path)
-    record = load_state(tmp_path / MODEL_FILE)[1]
-    assert record.pop("trained_steps") == model.trained_steps == -(-len(images()) // 2)
-    record = {"model": record["model"]} | ({} if steps is None else {"trained_steps": steps})
-    save_state(tmp_path / MODEL_FILE, new(VAE).network.state_dict(), record)
-    if steps not in (1, None):
-        with pytest.raises(DataError, match=f"{MODEL_FILE}: trained_steps is {steps!r} but must be"):
-            autoencoders.load(tmp_path)
-        return
+    steps = {"trained_steps": 1} if recorded else {}
+    save_state(tmp_path / MODEL_FILE, new(VAE).network.state_dict(), {"model": model.config, **steps})
     model = autoencoders.load(tmp_path)
     model.compile(1e-3)
     assert model.train(images(), 2, 1, progress=False).rows[0]["reconstruction"] != first
@@ -536,6 +529,7 @@ def test_a_loaded_model_does_not_repeat_its_random_numbers(tmp_path, steps):
 
 CONFIG = new().config
 NO_MODELS = [
+    *({"model": CONFIG, "trained_steps": steps} for steps in (-1, "2")),
     *({}, {"model": None}, {"model": []}, {"model": {"kind": "ae"}}),
     *({"model": CONFIG | {"latent_space_dim": size}} for size in (3, 2.0, "2", 10**30)),
     *({"model": CONFIG | {"conv_filters": filters}} for filters in ([2, 4], [2], "ab")),

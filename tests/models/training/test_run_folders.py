@@ -5,7 +5,6 @@ import platform
 import re
 import shutil
 import signal
-import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -268,36 +267,7 @@ def test_what_is_in_the_place_of_a_result_is_told_before_the_training(name, kind
     assert files_in(tmp_path / "run").keys() <= {".lock", name}
 
 
-def test_a_run_that_does_not_fit_into_memory_writes_nothing(tmp_path, array_file, monkeypatch):
-    model, dataset = trainings.model_of(), load_dataset(array_file)
-    monkeypatch.setattr(minigrad.Backend, "free_memory", lambda _: 1000)
-    with pytest.raises(minigrad.DeviceError, match="needs about"):
-        start_run(model, dataset, TrainingOptions(), tmp_path / "run", learning_rate=1e-2)
-    assert not (tmp_path / "run").exists()
-
-
 # ---- one training at a time ----
-
-
-def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
-    """In another thread, as from another process: a lock belongs to the open file."""
-    told: list[str] = []
-
-    def train() -> None:
-        try:
-            trainings.trainer_of("ae", tmp_path).run()
-        except FileExistsError as error:
-            told.append(str(error))
-
-    def other(_) -> None:
-        thread = threading.Thread(target=train)
-        thread.start()
-        thread.join()
-
-    trainings.trainer_of("ae", tmp_path, [At(2, other)], save_every=3).run()
-    assert told == [f"{tmp_path}: another training is running in this folder; wait for it or choose another folder"]
-    with pytest.raises(FileExistsError, match="already holds checkpoints"):  # it is free again
-        trainings.trainer_of("ae", tmp_path).run()
 
 
 def test_what_another_training_did_since_the_start_is_not_lost(tmp_path, array_file):

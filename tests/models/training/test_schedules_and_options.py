@@ -39,20 +39,18 @@ def test_the_constant_schedule_with_warm_up():
     assert {float(step["scalars"][1]) for step in callback.steps} == {float(np.float32(0.01))}
 
 
-def test_clipping_limits_the_gradient_of_every_step():
-    norms = {}
-    for limit in (None, 1e-3, 1e9):
-        found = norms[limit] = []
+@pytest.mark.parametrize(("limit", "most"), [(1e-3, 1e-3), (1e9, 1e9), (None, 1e9)])
+def test_clipping_limits_the_gradient_of_every_step(limit, most):
+    norms = []
 
-        class Norm(Callback):
-            def on_batch_end(self, trainer, found=found):
-                found.append(float(np.linalg.norm(trainer.optimizer.flat.gradients.astype(float))))
+    class Norm(Callback):
+        def on_batch_end(self, trainer):
+            norms.append(float(np.linalg.norm(trainer.optimizer.flat.gradients.astype(float))))
 
-        options = TrainingOptions(batch_size=BATCH, epochs=1, clip_norm=limit)
-        Trainer(compiled("vae"), pictures(), options, callbacks=[Norm()], progress=False).run()
-    assert min(norms[None]) > 1e-2
-    np.testing.assert_allclose(norms[1e-3], 1e-3, rtol=1e-5)
-    np.testing.assert_allclose(norms[1e9], norms[None], rtol=1e-6)
+    options = TrainingOptions(batch_size=BATCH, epochs=1, clip_norm=limit)
+    Trainer(compiled("vae"), pictures(), options, callbacks=[Norm()], progress=False).run()
+    assert max(norms) <= 1.00001 * most
+    assert min(norms) > min(0.999 * most, 1e-2)
 
 
 def test_training_twice_goes_on():
