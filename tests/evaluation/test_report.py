@@ -420,20 +420,6 @@ def test_a_plain_autoencoder_with_a_mixture_has_samples_and_their_neighbours() -
         np.testing.assert_array_equal(image.get_array(), new[..., 0])
 
 
-@pytest.mark.parametrize(("count", "images"), [(1, 3), (3, 3), (4, 6)])
-def test_samples_of_a_conditional_model_are_of_each_class(count: int, images: int) -> None:
-    made = model(classes=3)
-    axes = draw(made, dataset(), count=count)["samples"].axes[0]
-    which = "; all from one latent" if images == 3 else ", each from the same latents"
-    assert [t.get_text() for t in axes.texts] == [f"Samples of every class{which}", "0", "1", "2"]
-    rows = {image.get_extent()[3] for image in axes.images}
-    assert (len(axes.images), len(rows)) == (images, 1 if images == 3 else 3)
-    each = images // 3
-    for i, image in enumerate(axes.images):
-        expected = made.sample(each, 0, labels=[i // each] * each)[i % each, ..., 0]
-        np.testing.assert_array_equal(image.get_array(), expected)
-
-
 def test_a_traversal_changes_one_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the eight that carry most, each, with the class of the image that it starts from."""
     made, data = model(Z=10, classes=3), dataset()

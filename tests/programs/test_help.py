@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-from program_cases import script
 from programs import EVALUATE, GENERATE, PROGRAMS, TRAIN
 
 import minigrad.backend
@@ -77,7 +76,3 @@ def test_a_typing_mistake_is_answered_with_what_may_be_meant(program, words, tol
     done = call(program, *words.split())
     done.failed(done.code, told)
     assert done.code in (2, 3)
-
-
-def test_a_script_runs_as_a_program():
-    assert script(TRAIN, "--help", PYTHONWARNINGS="error").ok().out.startswith("usage: train_conv_autoencoder.py")
