@@ -286,6 +286,8 @@ def test_interpolations_mark_both_ends_of_every_row():
         left = patch.get_x() < figure.get_size_inches()[0] * figure.dpi / 2
         assert patch.get_edgecolor()[:3] == to_rgb(heads["first reconstruction" if left else "second reconstruction"])
     assert len({p.get_edgecolor() for p in axes.patches}) == 2
+    first, *between, last = np.diff(edges(figure)[1])
+    assert min(first, last) > max(between), "both ends are set apart"
 
 
 def test_traversals_set_the_image_apart_that_they_start_from():
