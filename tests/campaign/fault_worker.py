@@ -34,14 +34,10 @@ from matplotlib.figure import Figure
 
 import minigrad
 from autoencoders import VAE, Autoencoder, TrainingOptions
-from autoencoders.cli import evaluate, generate
-from autoencoders.cli import models as cli_models
+from autoencoders.cli import evaluate, generate, models as cli_models
 from autoencoders.evaluation.mixture import Mixture
 from autoencoders.pictures import charts
-from autoencoders.runs import record as run_record
-from autoencoders.runs import replace as run_files
-from autoencoders.runs import run as run_module
-from autoencoders.runs import start as run_start
+from autoencoders.runs import record as run_record, replace as run_files, run as run_module, start as run_start
 from autoencoders.training import latest_checkpoint, load_checkpoint
 from autoencoders.training.folder import LEFTOVERS
 from minigrad.serialize import DataError, load_state, save_state

@@ -41,8 +41,7 @@ from autoencoders.conv_autoencoder import VAE
 from autoencoders.data import load_dataset, read_idx
 from autoencoders.keras_files import read_parameters, read_weights
 from autoencoders.pictures import charts
-from autoencoders.runs import record as run_record
-from autoencoders.runs import start as run_start
+from autoencoders.runs import record as run_record, start as run_start
 from autoencoders.training import DivergedError, Trainer
 from minigrad import DeviceError
 from minigrad.random import generator

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from drawn_cases import DRAWN
 from faults import Campaign
-from hypothesis import HealthCheck, given, seed, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, seed, settings, strategies as st
 from kernel_sets import BACKENDS, CPU_KERNELS
 from op_cases import INTEGER, Case
 from test_ops import F32, F64, LINEAR, check_close, in_holes
@@ -106,8 +105,7 @@ def test_values_of_drawn_calls(campaign: Campaign, op: str, backend: Backend) ->
 @pytest.mark.parametrize("op", OPERATIONS)
 def test_gradients_of_drawn_calls(campaign: Campaign, op: str, backend: Backend) -> None:
     torch = pytest.importorskip("torch")
-    from test_torch import Torch
-    from test_torch import check_close as close
+    from test_torch import Torch, check_close as close
 
     def check(case: Case, dtype: np.dtype, layout: str) -> None:
         arrays = [x.astype(dtype) for x in case.inputs()]

@@ -1,7 +1,5 @@
 """A world without real data sets and network."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Small data sets for the tests beside this file."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Folders of pictures."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -72,21 +70,6 @@ def test_one_colour_image_makes_all_colour(tmp_path: Path, first: str) -> None:
     assert {image.tobytes() for image in (*dataset.train_images, *dataset.test_images)} == wanted
 
 
-def test_sub_folders_are_classes(tmp_path: Path) -> None:
-    for label, name in enumerate(("cat", "dog")):
-        for number in range(11):
-            save(tmp_path / name / f"{number:02}.png", 100 * label + number)
-    (tmp_path / "empty").mkdir()
-    dataset = load_dataset(str(tmp_path))
-    assert dataset.class_names == ("cat", "dog")
-    assert "; classes: cat, dog" in dataset.source
-    assert sorted(dataset.test_labels) == [0, 1]
-    assert sorted(dataset.train_labels) == [0] * 10 + [1] * 10
-    assert [name[:3] for name in dataset.test_names] == [dataset.class_names[label] for label in dataset.test_labels]
-    assert list(dataset.train_labels) != sorted(dataset.train_labels), "not class by class"
-    assert load_dataset(tmp_path).content_hash == dataset.content_hash, "the same order each time"
-
-
 def test_labels_stay_with_their_images(tmp_path: Path) -> None:
     """Of a folder with classes, of one with train and test, and of arrays: the picture tells the class."""
     names = [f"{'abc'[number % 3]}/{number:02}.png" for number in range(25)]
@@ -96,6 +79,8 @@ def test_labels_stay_with_their_images(tmp_path: Path) -> None:
     assert sorted(greys(split.test_images)) == [20, 21, 22, 23, 24]
     greyscale = np.array([np.full((4, 6), 250 - 10 * number, np.uint8) for number in range(25)])
     np.savez(tmp_path / "x.npz", x_train=greyscale, y_train=np.arange(25) % 3)
+    assert [name[0] for name in classes.test_names] == [classes.class_names[label] for label in classes.test_labels]
+    assert load_dataset(tmp_path / "classes").content_hash == classes.content_hash, "the same order each time"
     for dataset in (classes, split, load_dataset(tmp_path / "x.npz")):
         pairs = (dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)
         for images, labels in pairs:

@@ -1,7 +1,5 @@
 """IDX files: whole and damaged."""
 
-from __future__ import annotations
-
 import functools
 import gzip
 import os
@@ -12,8 +10,7 @@ import numpy as np
 import pytest
 from data_cases import FASHION, flipped, idx, memory_below, put, refuses, same, small_arrays
 
-from autoencoders.data import DataError, collections, load_dataset, read_idx
-from autoencoders.data import idx as idx_module
+from autoencoders.data import DataError, collections, idx as idx_module, load_dataset, read_idx
 from autoencoders.data.dataset import CHUNK
 
 pytestmark = pytest.mark.usefixtures("world")
@@ -92,17 +89,15 @@ def test_read_idx_cap_is_inclusive(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_read_idx_of_what_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=f"{tmp_path}: kind: expected a file, found a folder"):
-        read_idx(tmp_path)
-    with pytest.raises(DataError, match=r"nothing: .*No such file"):
-        read_idx(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match=r"pipe: kind: expected a file, found a special file"):
-        read_idx(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for bad in ("loop", "x" * 300, "nul\0"):
-        with pytest.raises(DataError):
-            read_idx(tmp_path / bad)
+    for name, told in (
+        ("", "kind: expected a file, found a folder"),
+        ("pipe", "kind: expected a file, found a special file"),
+        *((name, name[:3]) for name in ("nothing", "loop", "x" * 300, "nul\0")),
+    ):
+        with pytest.raises(DataError, match=told):
+            read_idx(tmp_path / name)
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")

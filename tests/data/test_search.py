@@ -1,7 +1,6 @@
-"""Where a published set is found."""
+"""Where a published set is found; the embedded sample, and the hash of a data set."""
 
-from __future__ import annotations
-
+import dataclasses
 import gzip
 import hashlib
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from data_cases import DIGITS, FASHION, digests, idx, put, refuses, same
 
-from autoencoders.data import DataError, collections, load_dataset
+from autoencoders.data import DataError, Dataset, collections, load_dataset, search
 
 pytestmark = pytest.mark.usefixtures("world")
 
@@ -101,3 +100,32 @@ def test_unknown_names(world: Path) -> None:
     for bad in ("nul\0", "x" * 5000, ""):
         with pytest.raises(DataError):
             load_dataset(bad)
+
+
+# ---- the embedded sample ----
+
+
+def test_sample_is_small_and_has_not_changed() -> None:
+    """It is the first 400 training and 100 test images of each class of the full set, in the order of the files."""
+    assert sum((search.SAMPLE_FOLDER / f"{file}.gz").stat().st_size for file in collections.SIZES) <= 3_000_000
+    sample = load_dataset("fashion-mnist-sample")
+    # compared with the full set when it was made: of each class 400 and 100, in the original's order
+    assert sample.content_hash == "eb8b0614806a1f224829b1f0987b73f3026e0b888feb12e0438fbb2fed57159d"
+    assert "Copyright (c) 2017 Zalando SE, https://tech.zalando.com" in (search.SAMPLE_FOLDER / "LICENSE").read_text()
+
+
+def test_content_hash_covers_dtype_shape_bytes_and_place() -> None:
+    images = np.zeros((4, 2, 2, 1), np.uint8)
+    labels = np.zeros(4, np.uint8)
+    base = Dataset("x", images, labels, images, None, (), "here")
+    others = [
+        dataclasses.replace(base, train_images=images.reshape(4, 1, 4, 1)),
+        dataclasses.replace(base, train_images=images.view(np.int8)),
+        dataclasses.replace(base, train_images=images + np.uint8(1)),
+        dataclasses.replace(base, train_labels=None),
+        dataclasses.replace(base, train_labels=None, test_labels=labels),
+    ]
+    assert len({dataset.content_hash for dataset in (base, *others)}) == 6
+    assert dataclasses.replace(base, name="y", source="there").content_hash == base.content_hash
+    assert dataclasses.replace(base, train_images=np.asfortranarray(images)).content_hash == base.content_hash
+    assert len(base.content_hash) == 64

@@ -1,7 +1,5 @@
 """Tables, HDF5 and parquet."""
 
-from __future__ import annotations
-
 import gzip
 import re
 import sys

@@ -1,13 +1,10 @@
 """What the figures say in words: each rule where it fires and where it does not, and on models that have the fault."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from kernel_sets import NEEDS_EVAL
 
 from autoencoders import VAE, Autoencoder
 from autoencoders.cli import train
@@ -85,6 +82,9 @@ def test_the_seed_is_not_a_working_vae():
         ("blurred", {"mse": 0.05, "train_mse": 0.05}, HEALTHY),
         ("blurred", {"mse": 0.05, "train_mse": 0.05}, AE),
         ("blurred", {"mse": 0.05, "train_mse": 0.05, "pca_mse": 0.03, "pca_mse_active": 0.0461}, HEALTHY),
+        ("blurred", {"mse": 0.05, "train_mse": 0.05, "model": model(beta=0.5)}, HEALTHY),
+        ("blurred", {"mse": 0.05, "train_mse": 0.05, "model": model(likelihood="gaussian-learned")}, HEALTHY),
+        ("blurred", {"mse": 0.05, "train_mse": 0.05, "model": model(likelihood="gaussian", variance=0.01)}, HEALTHY),
         ("posterior_collapse", {"reconstruction_std": 0.0273}, HEALTHY),  # just beyond each limit
         ("no_better_than_the_mean", {"mse": 0.0867, "train_mse": 0.0867}, HEALTHY),
         ("dead_prior", {"sample_std": 0.0329}, HEALTHY),
@@ -181,11 +181,8 @@ def test_several_faults_are_told_worst_first_with_their_figures():
     (found,) = diagnose(HEALTHY | {"mse": 0.09, "train_mse": 0.09})
     assert found["why"] == "mse is 0.0900; the mean of the training images gives 0.0867"
     assert "1.01 times that on training images" in verdict(HEALTHY)
-
-
-def test_one_component_is_one():
-    found = diagnose(HEALTHY | {"mse": 0.05, "train_mse": 0.05, "active_units": 1})
-    assert [finding["why"] for finding in found] == ["mse is 0.0500, but PCA with 1 component has 0.0461"]
+    (found,) = diagnose(HEALTHY | {"mse": 0.05, "train_mse": 0.05, "active_units": 1})
+    assert found["why"] == "mse is 0.0500, but PCA with 1 component has 0.0461"
 
 
 def test_the_option_depends_on_beta():
@@ -200,15 +197,6 @@ def test_a_model_that_over_fits_is_not_trained_longer():
         assert [words in finding["option"] for finding in diagnose(figures)] == [True]
         found = diagnose(figures | {"train_mse": 0.0219})
         assert ["--augment" in finding["option"] for finding in found] == [True, True]
-
-
-def test_a_smaller_beta_does_not_over_regularise():
-    figures = HEALTHY | {"mse": 0.05, "train_mse": 0.05, "model": model(beta=0.5)}
-    assert names(figures) == {"blurred"}
-    learned = HEALTHY | {"mse": 0.05, "train_mse": 0.05, "model": model(likelihood="gaussian-learned")}
-    assert names(learned) == {"blurred"}
-    narrow = HEALTHY | {"mse": 0.05, "train_mse": 0.05, "model": model(likelihood="gaussian", variance=0.01)}
-    assert names(narrow) == {"blurred"}
 
 
 def test_the_options_exist():
@@ -259,22 +247,20 @@ def findings(model, data, **options):
     return names(figures), verdict(figures)
 
 
-def test_a_small_trained_vae_has_none_of_the_fatal_faults(vae, data):
-    """Nor has one after few steps: its samples are pale, but of different clothes."""
-    for small in (vae, trained(data, epochs=2)):
-        found, text = findings(small, data)
-        assert not found & {rule.__name__ for rule in FATAL}, text
-
-
-def test_few_dimensions_that_lose_much_get_a_note(vae, data, monkeypatch):
-    figures, notes = measure(vae, data, iw_samples=0)
+def test_a_vae_has_none_of_the_fatal_faults_after_few_steps(data):
+    """Its samples are pale, but of different clothes; few dimensions that lose much get a note."""
+    small = trained(data, epochs=2)
+    figures, notes = measure(small, data, iw_samples=0)
+    assert not names(figures | {"model": small.config}) & {rule.__name__ for rule in FATAL}
     kept = f"{1 - figures['mse'] / figures['mean_mse']:.0%}"
-    note = f"2 latent dimensions keep {kept} of the pixels' variance; --latent-dim 16 gives sharper pictures"
-    assert note in notes
-    for name, value in (("KEPT", 0.1), ("FEW_DIMENSIONS", 1)):
-        with monkeypatch.context() as patch:
-            patch.setattr(metrics, name, value)
-            assert note not in measure(vae, data, iw_samples=0)[1]
+    assert f"2 latent dimensions keep {kept} of the pixels' variance; --latent-dim 16 gives sharper pictures" in notes
+
+
+@pytest.mark.parametrize(("name", "value"), [("KEPT", 0.01), ("FEW_DIMENSIONS", 1)])
+def test_dimensions_that_keep_much_or_are_many_get_no_note(name, value, vae, data, monkeypatch):
+    monkeypatch.setattr(metrics, name, value)
+    monkeypatch.setattr(metrics, "_library_metrics", lambda *_: [])
+    assert "sharper pictures" not in "".join(measure(vae, data, iw_samples=0)[1])
 
 
 def test_an_untrained_model_does_not_work(data):
@@ -301,28 +287,3 @@ def test_weights_like_the_seeds_are_not_a_working_vae(vae, data):
     found, text = findings(like_the_seed, data)
     assert {"dead_prior", "diverged_variance"} <= found
     assert text.startswith("this is not a working VAE: dead prior: samples are all alike, diverged variance")
-
-
-def test_a_decoder_that_ignores_the_latent_is_posterior_collapse(vae, data):
-    found, text = findings(change(vae, {"decoder_dense.weight": lambda x: x * 0}), data)
-    assert "posterior_collapse" in found
-    assert "dead_prior" not in found  # samples are alike because everything is
-    assert text.startswith("this is not a working VAE: posterior collapse")
-
-
-def test_a_posterior_that_is_the_prior_is_posterior_collapse(vae, data):
-    heads = ("mu.weight", "mu.bias", "log_variance.weight", "log_variance.bias")
-    found, _ = findings(change(vae, dict.fromkeys(heads, lambda x: x * 0)), data)
-    assert "posterior_collapse" in found
-
-
-def test_few_images_for_long_is_over_fitting(data):
-    model = trained(data, Autoencoder, count=30, epochs=150)
-    assert "over_fitting" in findings(model, data, trained=np.arange(30))[0]
-
-
-@NEEDS_EVAL
-def test_a_large_beta_is_over_regularised(data):
-    found, text = findings(trained(data, beta=60.0), data)
-    assert found == {"over_regularised"}
-    assert text.startswith("this VAE works, but: over-regularised")

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from bisect import bisect
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from autoencoders.pictures import canvas, charts, sheets
+from autoencoders.pictures import canvas, charts, film, sheets
 
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
@@ -62,6 +63,12 @@ def texts(figure: Figure) -> list:
     return [t for t in every if not any(t is other for other in gone)]
 
 
+def film_of_equal_latents(Z: int) -> Figure:
+    latents = np.full((30, Z), 0.1)
+    axes, limits = film._plane([latents, latents])
+    return charts.film_frame(images(10), images(10), latents @ axes, None, (), limits, "after epoch 1")
+
+
 ten = np.arange(10)
 latents = np.random.default_rng(1).normal(size=(500, 7)) * np.arange(1, 8)
 LONG = ["a class with a name much longer than its column"] * 10
@@ -85,6 +92,8 @@ GALLERY = {
     "scatter, projected": lambda: charts.latent_scatter(latents, np.arange(500) % 10, NAMES),
     "scatter, 1 dimension": lambda: charts.latent_scatter(latents[:, :1], np.arange(500) % 10, NAMES),
     "scatter, 45 classes": lambda: charts.latent_scatter(latents[:90, :2], np.arange(90) % 45),
+    "film of equal latents, 1 dimension": lambda: film_of_equal_latents(1),
+    "film of equal latents, 5 dimensions": lambda: film_of_equal_latents(5),
     "losses, 1 epoch": lambda: charts.loss_curves(history(1)),
     "losses, a cut first epoch": lambda: charts.loss_curves(
         [{"loss": 1 / i**4, "val_loss": 1 / i**3} for i in range(1, 12)]
@@ -100,7 +109,7 @@ GALLERY = {
 def test_every_picture_is_drawn_at_a_readable_size_without_touching_texts(name, tmp_path):
     figure = GALLERY[name]()
     picture = pixels(figure, tmp_path)
-    assert (500 if name == "reconstructions, one" else 1200) <= picture.shape[1] <= 2000
+    assert (500 if name == "reconstructions, one" or "film" in name else 1200) <= picture.shape[1] <= 2000
     assert picture.std() > 0.01, "a blank picture"
     H, W = picture.shape[:2]
     boxes = [(t.get_text(), t.get_window_extent()) for t in texts(figure)]  # where save drew them
@@ -141,18 +150,41 @@ def test_a_letter_that_the_font_lacks_is_taken_from_another(draw, tmp_path):
 # ---- images --------------------------------------------------------------------------------------------------------
 
 
-def test_originals_stand_above_their_reconstructions():
-    above, below = images(13, seed=1), images(13, seed=2)
-    placed = shown(sheets.reconstructions(above, below))
-    for i, ((x, y, original), (x2, y2, rebuilt)) in enumerate(zip(placed[::2], placed[1::2], strict=True)):
-        np.testing.assert_array_equal(original, above[i, ..., 0])
-        np.testing.assert_array_equal(rebuilt, below[i, ..., 0])
-        assert x == x2
-        assert y < y2
-    left = [x for x, _, _ in placed[::2]]
-    assert left[:10] == sorted(set(left[:10])), "ten columns from left to right"
-    assert left[10:] == left[:3], "the eleventh starts a new double row"
-    assert placed[20][1] > placed[1][1], "the second double row lies below the first"
+ABOVE, BELOW, PATHS = images(13, seed=1), images(13, seed=2), images(12).reshape(2, 6, 8, 8, 1)
+SHEETS = {  # a sheet, and its rows of images
+    "reconstructions": (sheets.reconstructions(ABOVE, BELOW), [ABOVE[:10], BELOW[:10], ABOVE[10:], BELOW[10:]]),
+    "samples": (sheets.samples(ABOVE[:7], columns=3), [ABOVE[:3], ABOVE[3:6], ABOVE[6:7]]),
+    "interpolations": (sheets.interpolations(PATHS), PATHS),
+    "traversals": (
+        sheets.traversals(BELOW[0], PATHS, ["z4", "z1"], [-3, -2, -1, 1, 2, 3], "Title"),
+        [[BELOW[0], *path] for path in PATHS],
+    ),
+}
+
+
+def edges(figure: Figure) -> tuple[list[int], list[int]]:
+    """Where the rows begin, from the top, and the columns, from the left."""
+    placed = shown(figure)
+    return sorted({round(top) for _, top, _ in placed}), sorted({round(left) for left, _, _ in placed})
+
+
+def cell(figure: Figure, text: Text) -> tuple[int, int]:
+    """(row, column) in which the middle of a text is: -1 above the first row or left of the first column."""
+    rows, columns = edges(figure)
+    (x0, y0), (x1, y1) = text.get_window_extent().get_points()
+    height = figure.get_size_inches()[1] * figure.dpi
+    return bisect(rows, height - (y0 + y1) / 2) - 1, bisect(columns, (x0 + x1) / 2) - 1
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_images_stand_in_their_rows_and_columns(name):
+    figure, wanted = SHEETS[name]
+    rows, columns = edges(figure)
+    found = {(rows.index(round(top)), columns.index(round(left))): values for left, top, values in shown(figure)}
+    places = [(i, j) for i, row in enumerate(wanted) for j in range(len(row))]
+    assert sorted(found) == places
+    for i, j in places:
+        np.testing.assert_array_equal(found[i, j], wanted[i][j][..., 0])
 
 
 def test_pixels_of_a_saved_reconstruction(tmp_path):
@@ -167,21 +199,14 @@ def test_pixels_of_a_saved_reconstruction(tmp_path):
 
 
 def test_names_and_errors_stand_in_their_column():
-    labels = [9, 0, 3]
     figure = sheets.reconstructions(
-        images(3), images(3), labels, NAMES, [0.01234567, 241.32, 12345.6], error_name="nats", rows_are=("one", "other")
+        images(3), images(3), [9, 0, 3], NAMES, [0.01234, 241.32, 12345.6], error_name="nats", rows_are=("one", "other")
     )
-    placed = shown(figure)
-    at = {t.get_text(): t.get_window_extent() for t in texts(figure)}
-    width = placed[2][0] - placed[0][0]
-    for i, (name, error) in enumerate([("Ankle boot", "0.01235"), ("T-shirt/top", "241.3"), ("Dress", "12346")]):
-        for text in (name, error):
-            assert placed[2 * i][0] < (at[text].x0 + at[text].x1) / 2 < placed[2 * i][0] + width
-        assert at[name].y0 > at[error].y1, "the name is above, the error below"
-    assert "Below each pair: nats" in at
-    height = figure.get_size_inches()[1] * figure.dpi
-    for row, (_, top, _) in zip(("one", "other"), placed[:2], strict=True):
-        assert 0 < height - (at[row].y0 + at[row].y1) / 2 - top < placed[1][1] - placed[0][1], "beside its row"
+    found = {t.get_text(): cell(figure, t) for t in texts(figure)}
+    for column, (name, error) in enumerate([("Ankle boot", "0.01234"), ("T-shirt/top", "241.3"), ("Dress", "12346")]):
+        assert (found[name], found[error]) == ((-1, column), (1, column)), "the name is above, the error below"
+    assert "Below each pair: nats" in found
+    assert (found["one"], found["other"]) == ((0, -1), (1, -1)), "beside its row"
 
 
 def test_the_error_of_a_pair_is_its_mean_squared_error():
@@ -227,35 +252,20 @@ def test_the_pixels_of_an_image_are_shown_square(H, W):
         np.testing.assert_allclose([abs(box.width / box.height) * H / W for box in boxes], 1, atol=0.03)
 
 
-def test_samples_fill_rows_which_may_have_names():
-    x = images(7)
-    figure = sheets.samples(x, columns=3, title="Drawn", row_names=["Bag", "Coat", "Hat"])
-    placed = shown(figure)
-    lefts, tops = sorted({left for left, _, _ in placed}), sorted({top for _, top, _ in placed})
-    assert [(lefts.index(left), tops.index(top)) for left, top, _ in placed] == [(i % 3, i // 3) for i in range(7)]
-    for (_, _, values), image in zip(placed, x, strict=True):
-        np.testing.assert_array_equal(values, image[..., 0])
-    title, *names = figure.axes[0].texts
+def test_samples_may_have_names_of_rows_and_of_images():
+    rows, above = ["Bag", "Coat", "Hat"], [*NAMES, "Hat", "Scarf"]
+    by_row = sheets.samples(images(7), columns=3, title="Drawn", row_names=rows)
+    by_image = sheets.samples(images(12), names=above)
+    title, *_ = by_row.axes[0].texts
     assert title.get_text() == "Drawn"
-    height = figure.get_size_inches()[1] * figure.dpi
-    for name, text, top in zip(["Bag", "Coat", "Hat"], names, tops, strict=True):
-        box = text.get_window_extent()
-        assert text.get_text() == name
-        assert top < height - (box.y0 + box.y1) / 2 < top + tops[1] - tops[0]
-        assert box.x1 < lefts[0]
+    for figure, names, places in (
+        (by_row, rows, [(i, -1) for i in range(3)]),
+        (by_image, above, [(i // 10 - 1, i % 10) for i in range(12)]),
+    ):
+        assert [(t.get_text(), cell(figure, t)) for t in figure.axes[0].texts[1:]] == [*zip(names, places, strict=True)]
 
 
-def test_samples_may_have_names_above_them():
-    picture = sheets.samples(images(12), names=[*NAMES, "Hat", "Scarf"])
-    placed, height = shown(picture), picture.get_size_inches()[1] * picture.dpi
-    at = {text.get_text(): text.get_window_extent() for text in picture.axes[0].texts[1:]}
-    assert list(at) == [*NAMES, "Hat", "Scarf"]
-    for (left, top, _), box in zip(placed, at.values(), strict=True):
-        assert left < (box.x0 + box.x1) / 2 < left + 152
-        assert 0 <= top - (height - box.y0) < 20
-
-
-@pytest.mark.parametrize(("classes", "each", "highest"), [(10, 1, 1800), (10, 2, 1800), (99, 1, 6500), (900, 1, 32000)])
+@pytest.mark.parametrize(("classes", "each", "highest"), [(10, 1, 1800), (10, 2, 1800), (99, 1, 6500)])
 def test_a_row_for_each_of_many_classes_is_neither_a_tower_nor_a_wide_white_sheet(classes, each, highest):
     x = np.zeros((classes * each, 28, 28, 1))
     picture = sheets.samples(x, columns=each, row_names=[str(i) for i in range(classes)])
@@ -265,13 +275,9 @@ def test_a_row_for_each_of_many_classes_is_neither_a_tower_nor_a_wide_white_shee
 
 
 def test_interpolations_mark_both_ends_of_every_row():
-    paths = images(12).reshape(2, 6, 8, 8, 1)
-    figure = sheets.interpolations(paths)
-    placed, axes = shown(figure), figure.axes[0]
-    for (left, top, values), (r, s) in zip(placed, itertools.product(range(2), range(6)), strict=True):
-        np.testing.assert_array_equal(values, paths[r, s, ..., 0])
-        assert (top > placed[0][1] + 1) == (r == 1)
-        assert s == 0 or left > placed[r * 6 + s - 1][0]
+    figure = sheets.interpolations(PATHS)
+    figure.canvas.draw()
+    axes = figure.axes[0]
     frames = [patch.get_window_extent() for patch in axes.patches]
     middles = [np.mean(artist.get_window_extent().get_points(), axis=0) for artist in axes.images]
     assert sorted(i for i, middle in enumerate(middles) for f in frames if f.contains(*middle)) == [0, 5, 6, 11]
@@ -280,25 +286,19 @@ def test_interpolations_mark_both_ends_of_every_row():
         left = patch.get_x() < figure.get_size_inches()[0] * figure.dpi / 2
         assert patch.get_edgecolor()[:3] == to_rgb(heads["first reconstruction" if left else "second reconstruction"])
     assert len({p.get_edgecolor() for p in axes.patches}) == 2
+    first, *between, last = np.diff(edges(figure)[1])
+    assert min(first, last) > max(between), "both ends are set apart"
 
 
-def test_traversals_stand_in_order_with_the_image_that_they_start_from_on_the_left():
-    start, rows = images(1, seed=3)[0], images(10).reshape(2, 5, 8, 8, 1)
-    figure = sheets.traversals(start, rows, ["z4", "z1"], [-3, -1.5, 0, 1.5, 3], "Title")
-    placed = shown(figure)
-    heads = {t.get_text().replace("\N{MINUS SIGN}", "-"): t.get_window_extent() for t in texts(figure)}
-    for r in range(2):
-        row = placed[6 * r : 6 * r + 6]
-        np.testing.assert_array_equal([values for _, _, values in row], np.stack([start, *rows[r]])[..., 0])
-        lefts = np.array([left for left, _, _ in row])
-        assert len({round(top) for _, top, _ in row}) == 1
-        gaps = np.diff(lefts)
-        np.testing.assert_allclose(gaps[1:], gaps[1])
-        assert gaps[0] > gaps[1], "the start is set apart"
-        for left, head in zip(lefts, ("start", "z = -3", "z = -1.5", "z = 0", "z = 1.5", "z = 3"), strict=True):
-            assert left < (heads[head].x0 + heads[head].x1) / 2 < left + gaps[1]
-        assert heads[("z4", "z1")[r]].x1 < lefts[0]
-    assert placed[6][1] > placed[0][1]
+def test_traversals_set_the_image_apart_that_they_start_from():
+    figure = SHEETS["traversals"][0]
+    _, columns = edges(figure)
+    gaps = np.diff(columns)
+    assert gaps[0] > max(gaps[1:]) >= min(gaps[1:]) >= max(gaps[1:]) - 1
+    found = {t.get_text().replace("\N{MINUS SIGN}", "-"): cell(figure, t) for t in texts(figure)}
+    heads = ["start", *(f"z = {z}" for z in (-3, -2, -1, 1, 2, 3))]
+    assert [found[head] for head in heads] == [(-1, column) for column in range(7)]
+    assert (found["z4"], found["z1"]) == ((0, -1), (1, -1))
 
 
 # ---- the manifold --------------------------------------------------------------------------------------------------
@@ -337,14 +337,11 @@ def test_manifold_picture_has_the_points_where_its_axes_say():
 # ---- the latent space ----------------------------------------------------------------------------------------------
 
 
-def test_the_plane_agrees_with_the_eigenvectors_of_the_covariance():
-    x = np.random.default_rng(5).normal(size=(300, 6)) @ np.random.default_rng(6).normal(size=(6, 6)) + 3
-    axes, shares = charts.plane_of(x)
-    values, vectors = np.linalg.eigh(np.cov(x, rowvar=False))
-    np.testing.assert_allclose(shares, values[::-1][:2] / values.sum(), rtol=1e-10)
-    np.testing.assert_allclose(np.abs(axes.T @ vectors[:, :-3:-1]), np.eye(2), atol=1e-9)
+def test_the_plane_has_signs_of_its_own_and_needs_no_variance():
+    x = np.random.default_rng(5).normal(size=(300, 6))
     for given in (x, -x):  # whichever sign the SVD happens to choose
-        assert (charts.plane_of(given)[0].max(axis=0) == np.abs(axes).max(axis=0)).all()
+        axes, _ = charts.plane_of(given)
+        assert (axes.max(axis=0) == np.abs(axes).max(axis=0)).all()
     assert not charts.plane_of(np.full((60, 5), 0.1))[1].any(), "equal ones have no variance"
     assert not charts.plane_of(x[:1])[1].any()
     np.testing.assert_array_equal(charts.plane_of(x[:, :1])[0], [[1, 0]])
@@ -435,6 +432,8 @@ def test_a_frame_of_a_film_shows_each_image_above_its_reconstruction_and_each_cl
     for c in range(3):
         assert found[to_rgb(charts.CLASS_COLOURS[c])] == set(map(tuple, points[labels == c]))
     assert not charts.film_frame(above, below, points, None, (), ((-4, 5), (-6, 7)), "").legends
+    for Z in (1, 5):
+        assert (len(film_of_equal_latents(Z).axes[1].get_yticks()) > 0) == (Z > 1), "one dimension has no second axis"
 
 
 # ---- losses --------------------------------------------------------------------------------------------------------
@@ -567,19 +566,9 @@ def test_save_makes_folders_and_replaces_and_is_repeatable(tmp_path):
     assert os.listdir(path.parent) == ["figure.png"]
 
 
-def run(code: str, tmp_path: Path, **environment: str) -> list[str]:
-    """Python in a fresh process, where pyplot has not chosen a window system yet and there is no display."""
-    kept = {k: v for k, v in os.environ.items() if k not in {"DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND"}}
-    search = os.pathsep.join([str(Path(__file__).resolve().parents[2]), str(tmp_path), kept.get("PYTHONPATH", "")])
-    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "figure.png")]
-    env = kept | {"PYTHONPATH": search} | environment
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 @pytest.mark.parametrize("backend", ["agg", "tkagg"])
 def test_show_needs_a_display_and_the_others_never_touch_pyplot(backend, tmp_path):
+    """In a fresh process, where pyplot has not chosen a window system yet and there is no display."""
     if backend != "agg" and sys.platform != "linux":
         pytest.skip("this system may well have a display")
     code = """if True:
@@ -593,32 +582,30 @@ def test_show_needs_a_display_and_the_others_never_touch_pyplot(backend, tmp_pat
         except RuntimeError as error:
             print(error)
     """
-    (error,) = run(code, tmp_path, MPLBACKEND=backend)
-    assert error.startswith("show: ")
-    assert "save the figures to files instead" in error
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    environment |= {"MPLBACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "error", "-c", code, str(tmp_path / "figure.png")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("show: ")
+    assert "save the figures to files instead" in done.stdout
 
 
-def test_show_opens_one_window_a_figure_and_closes_them(tmp_path):
-    """With a window system of our own, which draws nothing but counts."""
-    (tmp_path / "counting_windows.py").write_text("""if True:
-        from matplotlib.backend_bases import FigureManagerBase
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        class FigureManager(FigureManagerBase):
-            @classmethod
-            def pyplot_show(cls, *, block=None):
-                from matplotlib import pyplot
-                for number in pyplot.get_fignums():
-                    canvas = pyplot.figure(number).canvas
-                    canvas.draw()
-                    print('window', sum(bytes(canvas.buffer_rgba())) < 254 * len(bytes(canvas.buffer_rgba())), block)
-        class FigureCanvas(FigureCanvasAgg):
-            manager_class = FigureManager
-    """)
-    code = """if True:
-        import numpy as np
-        from autoencoders.pictures import canvas, sheets
-        canvas.show(sheets.samples(np.zeros((n, 4, 4, 1))) for n in (1, 2))
-        from matplotlib import pyplot
-        print('left', pyplot.get_fignums())
-    """
-    assert run(code, tmp_path, MPLBACKEND="module://counting_windows") == ["window True True"] * 2 + ["left []"]
+def test_show_opens_one_window_a_figure_and_closes_them(monkeypatch):
+    """With a window system that is played."""
+    from matplotlib import pyplot
+
+    def windows(block: bool) -> None:
+        for number in pyplot.get_fignums():
+            window = pyplot.figure(number).canvas
+            window.draw()
+            seen.append((block, np.asarray(window.buffer_rgba()).mean() < 254))
+
+    seen: list[tuple[bool, bool]] = []
+    pyplot.switch_backend("agg")
+    monkeypatch.setattr(pyplot, "get_backend", lambda: "played")
+    monkeypatch.setattr(pyplot, "switch_backend", lambda _: None)
+    monkeypatch.setattr(pyplot, "show", windows)
+    canvas.show(sheets.samples(np.zeros((n, 4, 4, 1))) for n in (1, 2))
+    assert seen == [(True, True)] * 2
+    assert pyplot.get_fignums() == []

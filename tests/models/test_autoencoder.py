@@ -1,15 +1,14 @@
 """Both models from outside: construction, arrays in and out, likelihoods, files, and their gradients as a whole."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
 from functools import partial
-from unittest import mock
 
 import numpy as np
 import pytest
+from philox import philox
+from trainings import unconditional
 
 import autoencoders
 import minigrad
@@ -19,7 +18,7 @@ from autoencoders.evaluation.metrics import quick_metrics
 from autoencoders.saved import MODEL_FILE
 from autoencoders.standardize import standardize
 from minigrad import Tensor, nn
-from minigrad.serialize import DataError, load_state, save_state
+from minigrad.serialize import DataError, save_state
 from minigrad.testing import gradcheck
 
 SHAPE = (8, 8, 1)
@@ -269,7 +268,7 @@ def test_use_leaves_the_mode_as_it_was(training):
     assert y.requires_grad  # graphs are recorded again
 
 
-BAD_IMAGES = [
+BAD_IMAGES = [  # what is said of other values is in test_arrays.py
     (np.zeros((2, 8, 8), "float32"), r"expected \(N, 8, 8, 1\), found \(2, 8, 8\); add the channel axis"),
     (np.zeros((8, 8, 1), "float32"), r"found \(8, 8, 1\); images\[None\] makes one image a batch"),
     (np.zeros((2, 8, 8, 3), "float32"), r"expected \(N, 8, 8, 1\), found \(2, 8, 8, 3\)$"),
@@ -282,14 +281,9 @@ BAD_IMAGES = [
     (np.full((2, 8, 8, 1), 256), "found 256 to 256; divide by the value of white"),
     (np.zeros((2, 8, 8, 1), bool), r"found bool; np\.asarray\(images, np\.float32\)"),
     (np.ones((2, 8, 8, 1), "uint8"), r"found only 0 and 1, but.*images\.astype\('float32'\)"),
-    (np.zeros((2, 8, 8, 1), complex), "expected uint8, or floats in .*, found complex128"),
-    (np.full((2, 8, 8, 1), None), "found object"),
     (np.ma.zeros((2, 8, 8, 1)), "expected plain arrays, found a masked one"),
     (np.full((2, 8, 8, 1), 255.0), "found 255 to 255; divide by 255"),
-    (np.full((2, 8, 8, 1), -0.5), r"found -0\.5 to -0\.5; undo the standardisation or offset"),
-    (np.full((2, 8, 8, 1), 1.001), r"found 1\.001 to 1\.001; images\.clip"),
     (np.where(np.arange(128).reshape(2, 8, 8, 1) == 77, np.nan, 0.5), "found NaN; leave out"),
-    (np.where(np.arange(128).reshape(2, 8, 8, 1) == 77, -np.inf, 0.5), "found infinity; leave out"),
 ]
 
 
@@ -344,26 +338,22 @@ def test_a_sample_of_none_is_refused():
 
 
 def test_a_label_is_a_bias_of_its_own():
-    """For images of one class the model is an unconditional one whose biases hold the weights of that class."""
-    model, plain, c = shaken(new(VAE, classes=3)), new(VAE), 1
-    state = loaded(model)
-    for name in ("mu", "log_variance", "decoder_dense"):
-        weight = state[f"{name}.weight"]
-        assert len(weight) == len(loaded(plain)[f"{name}.weight"]) + 3
-        state[f"{name}.bias"] = state[f"{name}.bias"] + weight[len(weight) - 3 + c]
-        state[f"{name}.weight"] = weight[:-3]
-    plain.network.load_state_dict(state)
-    x, z, labels = images(), np.random.default_rng(1).normal(size=(5, 2)), np.full(5, c)
-    batch, noise = Tensor((x / 255).astype("float32")), z.astype("float32")
+    """Each image and latent gets what the model of its own class makes of it, and between two classes that of both."""
+    model, x, z = shaken(new(VAE, classes=3)), images(), np.random.default_rng(1).normal(size=(5, 2))
+    labels = np.array([2, 0, 1, 1, 0])
 
-    def results(m: VAE, labels, ends, rows) -> list:
-        arrays = [*m.encode_distribution(x, labels=labels), *m.reconstruct(x, labels=labels)]
-        arrays += [m.decode(z, labels=labels), m.sample(5, 3, labels=labels), m.interpolate(x[:2], x[2:4], labels=ends)]
-        return [*arrays, *(part.numpy() for part in m.losses(batch, noise, 1.0, rows)[1])]
+    def results(m: VAE, row: int, **labels) -> list:
+        arrays = [*m.encode_distribution(x, **labels), *m.reconstruct(x, **labels)]
+        return [array[row] for array in (*arrays, m.decode(z, **labels), m.sample(5, 3, **labels))]
 
-    ours = results(model, labels, (labels[:2], labels[2:4]), model.one_hot(labels, 5))
-    for found, expected in zip(ours, results(plain, None, (None, None), None), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for row, label in enumerate(labels):
+        plain = unconditional(model, np.eye(3)[label])
+        for found, expected in zip(results(model, row, labels=labels), results(plain, row), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    start, middle, end = model.interpolate(x[:1], x[1:2], 3, labels=(labels[:1], labels[1:2]))[0]
+    z, both = model.encode(x[:2], labels=labels[:2]), unconditional(model, np.array([0.5, 0, 0.5]))
+    np.testing.assert_allclose([start, end], model.decode(z, labels=labels[:2]), atol=1e-6)
+    np.testing.assert_allclose(middle, both.decode(z.mean(axis=0, keepdims=True))[0], atol=1e-6)
 
 
 def test_labels_of_every_kind_of_whole_numbers_mean_the_same():
@@ -373,17 +363,14 @@ def test_labels_of_every_kind_of_whole_numbers_mean_the_same():
         np.testing.assert_array_equal(model.encode(x, labels=labels), expected)
 
 
-@pytest.mark.parametrize(
+@pytest.mark.parametrize(  # what is said of other labels is in test_arrays.py
     ("labels", "message"),
     [
         (None, "a conditional model needs the class of each image, 0 to 2"),
         ([0, 1, 3, 0, 0], "expected 0 to 2, found 3"),
         ([0, 1, -1, 0, 0], r"expected whole numbers .*\(5,\), found -1"),
         ([0, 1], r"found shape \(2,\)"),
-        ([0, 1.5, 0, 0, 0], r"found 1\.5"),
-        ([0, np.nan, 0, 0, 0], "found nan"),
         ([0, [1, 2], 0, 0, 0], "cannot be read: .* inhomogeneous"),
-        (list("abcde"), "found <U1; number the classes from 0"),
         (np.ma.zeros(5, int), "found a masked array"),
         (np.zeros((5, 3), int), r"found shape \(5, 3\); labels\.argmax\(axis=1\)"),
     ],
@@ -420,33 +407,15 @@ def test_a_conditional_model_is_saved_with_its_names(tmp_path):
 # ---- the VAE's distributions ----
 
 
-def test_sampled_latents_have_the_distribution_that_encode_gives():
-    """4,000 draws for each of three images: mean within 5 standard errors, variance exp(log_var) within 5.
-
-    exp(log_var) is made to lie far from 1, so that sigma = exp(log_var) or sigma = 1 fails by far.
-    """
-    model = shaken(new(VAE))
-    model.network.layers["log_variance"].bias.data[...] = [-2.0, 1.5]
-    x = np.repeat(images(3), 4000, axis=0)
-    mu, log_variance = (v[::4000].astype(float) for v in model.encode_distribution(x))
-    assert (np.abs(log_variance) > 0.5).all()
-    _, z = model.reconstruct(x, sample=True, seed=11)
-    z = z.astype(float).reshape(3, 4000, 2)
-    sigma = np.exp(log_variance / 2)
-    assert (np.abs(z.mean(axis=1) - mu) < 5 * sigma / math.sqrt(4000)).all()
-    assert (np.abs(z.var(axis=1) / np.exp(log_variance) - 1) < 5 * math.sqrt(2 / 4000)).all()
-    standard = (z - mu[:, None]) / sigma[:, None]
-    assert abs(np.corrcoef(standard[..., 0].ravel(), standard[..., 1].ravel())[0, 1]) < 5 / math.sqrt(12000)
-
-
-def test_sample_decodes_standard_normal_draws():
-    model = new(VAE)
-    model.decode = mock.Mock(return_value=np.zeros((1, *SHAPE)))
-    model.sample(20_000, seed=5)
-    z = np.asarray(model.decode.call_args.args[0])
-    assert z.shape == (20_000, 2)
-    assert np.abs(z.mean(axis=0)).max() < 5 / math.sqrt(20_000)
-    assert np.abs(z.var(axis=0) - 1).max() < 5 * math.sqrt(2 / 20_000)
+def test_sampled_latents_are_normal_draws():
+    """Those of the prior, and those that encode gives: mean + standard deviation * noise."""
+    model, x = shaken(new(VAE)), images(3)
+    model.network.layers["log_variance"].bias.data[...] = [-2.0, 1.5]  # far from a variance of 1
+    mu, log_variance = model.encode_distribution(x)
+    expected = mu + np.exp(log_variance / 2) * philox('[11, "reconstruct"]').standard_normal((3, 2))
+    np.testing.assert_allclose(model.reconstruct(x, sample=True, seed=11)[1], expected, rtol=1e-5)
+    drawn = philox('[5, "sample"]').standard_normal((20, 2))
+    np.testing.assert_array_equal(model.sample(20, seed=5), model.decode(drawn))
 
 
 def float64_vae(**options) -> VAE:
@@ -515,20 +484,6 @@ def test_the_loss_of_the_autoencoder_is_the_mean_squared_error():
     assert parts == [loss]
 
 
-def test_the_learned_variance_is_trained_and_saved(tmp_path):
-    """On images of a constant grey the errors go to 0, so the variance must fall."""
-    model = new(VAE, likelihood="gaussian-learned", variance=0.5)
-    assert loaded(model)["likelihood.log_variance"] == pytest.approx(math.log(0.5))
-    model.compile(2e-2)
-    model.train(np.full((16, *SHAPE), 128, np.uint8), 8, 10, progress=False)
-    trained = loaded(model)["likelihood.log_variance"][0]
-    assert trained < math.log(0.5) - 0.1
-    model.save(tmp_path)
-    same = autoencoders.load(tmp_path)
-    assert same.variance == 0.5
-    assert same.pixel_log_variance.item() == loaded(same)["likelihood.log_variance"][0] == trained
-
-
 # ---- files ----
 
 MODELS = {
@@ -537,20 +492,6 @@ MODELS = {
     "gaussian": lambda: new(VAE, likelihood="gaussian", variance=0.2),
     "learned": lambda: new(VAE, likelihood="gaussian-learned"),
 }
-
-
-def test_the_label_matters_and_may_be_mixed():
-    model, x = shaken(new(VAE, classes=3)), images(4)
-    latents = [model.encode(x, labels=np.full(4, c)) for c in range(3)]
-    decoded = [model.decode(np.zeros((3, 2)), labels=np.full(3, c)) for c in range(3)]
-    for values in (latents, decoded):
-        assert min(np.abs(values[a] - values[b]).max() for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
-    mixed = model.decode(np.zeros((3, 2)), labels=[2, 0, 1])
-    np.testing.assert_allclose(mixed, [decoded[2][0], decoded[0][1], decoded[1][2]], atol=1e-6)
-    rows = model.interpolate(x[:2], x[2:], 5, labels=([0, 1], [2, 2]))
-    for ends, labels, at in ((x[:2], [0, 1], 0), (x[2:], [2, 2], -1)):
-        np.testing.assert_allclose(rows[:, at], model.reconstruct(ends, labels=labels)[0], atol=1e-6)
-    assert np.abs(rows[:, 2] - rows[:, 0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -572,55 +513,39 @@ def test_a_saved_model_comes_back_bitwise(tmp_path, kind, dtype):
     assert type(type(model).load(tmp_path)) is type(model)
 
 
-@pytest.mark.parametrize("steps", [1, None, -1, "2"], ids=str)
-def test_a_loaded_model_does_not_repeat_its_random_numbers(tmp_path, steps):
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_loaded_model_does_not_repeat_its_random_numbers(tmp_path, recorded):
     """Files of older versions do not say how many steps were trained: at least not none."""
     model = new(VAE)
     model.compile(1e-3)
     first = model.train(images(), 2, 1, progress=False).rows[0]["reconstruction"]
-    model.save(tmp_path)
-    record = load_state(tmp_path / MODEL_FILE)[1]
-    assert record.pop("trained_steps") == model.trained_steps == -(-len(images()) // 2)
-    record = {"model": record["model"]} | ({} if steps is None else {"trained_steps": steps})
-    save_state(tmp_path / MODEL_FILE, new(VAE).network.state_dict(), record)
-    if steps not in (1, None):
-        with pytest.raises(DataError, match=f"{MODEL_FILE}: trained_steps is {steps!r} but must be"):
-            autoencoders.load(tmp_path)
-        return
+    steps = {"trained_steps": 1} if recorded else {}
+    save_state(tmp_path / MODEL_FILE, new(VAE).network.state_dict(), {"model": model.config, **steps})
     model = autoencoders.load(tmp_path)
     model.compile(1e-3)
     assert model.train(images(), 2, 1, progress=False).rows[0]["reconstruction"] != first
     assert model.trained_steps == 1 + -(-len(images()) // 2)
 
 
-def test_the_other_class_is_told(tmp_path):
-    new().save(tmp_path)
-    with pytest.raises(DataError, match="holds a Autoencoder, not a VAE"):
-        VAE.load(tmp_path)
-    new(VAE).save(tmp_path)
-    assert type(Autoencoder.load(tmp_path)) is VAE  # a VAE is an Autoencoder
+CONFIG = new().config
+NO_MODELS = [
+    *({"model": CONFIG, "trained_steps": steps} for steps in (-1, "2")),
+    *({}, {"model": None}, {"model": []}, {"model": {"kind": "ae"}}),
+    *({"model": CONFIG | {"latent_space_dim": size}} for size in (3, 2.0, "2", 10**30)),
+    *({"model": CONFIG | {"conv_filters": filters}} for filters in ([2, 4], [2], "ab")),
+    *({"model": CONFIG | {"conv_kernels": sizes}} for sizes in ([3, 10**9], [3, [3]], [3, 0])),  # no memory holds some
+    *({"model": CONFIG | {"input_shape": shape}} for shape in ([8, 8, 2], [10**12, 10**12, 1])),
+    *({"model": CONFIG | {"kind": kind}} for kind in ("vae", "os.system", ["ae"])),
+    *({"model": CONFIG | more} for more in ({"conv_strides": [1, 1]}, {"seed": -1}, {"extra": 1}, {"beta": 1.0})),
+]
 
 
-def test_a_missing_or_damaged_file_is_told(tmp_path):
-    made = "there is no such model; autoencoders train --out .*nowhere makes one"
-    with pytest.raises(DataError, match=f"{MODEL_FILE}: {made}"):
-        autoencoders.load(tmp_path / "nowhere")
-    (tmp_path / MODEL_FILE).write_bytes(b"")
-    with pytest.raises(DataError, match=f"{MODEL_FILE}: not a minigrad state file"):
+@pytest.mark.parametrize("record", NO_MODELS, ids=str)
+def test_a_record_that_is_not_of_these_weights_is_told(tmp_path, record):
+    """Written with a digest that fits, so that only its meaning is wrong."""
+    save_state(tmp_path / MODEL_FILE, loaded(new()), record)
+    with pytest.raises(DataError, match=MODEL_FILE):
         autoencoders.load(tmp_path)
-
-
-TAMPERED = {
-    "latent_space_dim": [3, 2.0, "2", None, 10**30],
-    "conv_filters": [[2, 4], [2], 3, "ab", []],
-    "conv_kernels": [[3, 10**9], [10**9, 3], [3, 5], [3, [3]], [3, 0]],  # no memory holds the weights of some
-    "conv_strides": [[1, 1], [0, 0], [None, None]],
-    "input_shape": [[8, 8], [8, 8, 2], {"H": 8, "W": 8, "C": 1}, [10**12, 10**12, 1]],
-    "kind": ["vae", "os.system", ["ae"], None],
-    "seed": [-1, "x"],
-    "extra": [1],
-    "beta": [1.0],
-}
 
 
 def layer_by_layer(model: Autoencoder) -> Autoencoder:
@@ -629,24 +554,6 @@ def layer_by_layer(model: Autoencoder) -> Autoencoder:
     model.encoder = nn.Sequential({name: x for name, x in layers.items() if name.startswith("encoder_")})
     model.decoder = nn.Sequential({name: x for name, x in layers.items() if name.startswith("decoder_")})
     return model
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, x) for name in TAMPERED for x in TAMPERED[name]], ids=str)
-def test_a_changed_configuration_is_told(tmp_path, name, value):
-    """Written with a digest that fits, so that only its meaning is wrong."""
-    model = new()
-    save_state(tmp_path / MODEL_FILE, loaded(model), {"model": {**model.config, name: value}})
-    with pytest.raises(DataError, match=MODEL_FILE):
-        autoencoders.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "record", [{}, {"model": None}, {"model": []}, {"model": {}}, {"model": {"kind": "ae"}}], ids=str
-)
-def test_a_file_without_a_model_is_told(tmp_path, record):
-    save_state(tmp_path / MODEL_FILE, loaded(new()), record)
-    with pytest.raises(DataError, match=rf"{MODEL_FILE}: model record: not a model of this version"):
-        autoencoders.load(tmp_path)
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path):
@@ -742,25 +649,6 @@ def test_the_summary_by_hand():
     assert len({len(line) for line in lines}) == 1
 
 
-@pytest.mark.parametrize("cls", [Autoencoder, VAE])
-@pytest.mark.parametrize("momentum", [0.99, 0.8])
-def test_training_moves_the_statistics_and_use_reads_them(cls, momentum):
-    model, x = new(cls, **({} if momentum == 0.99 else {"momentum": momentum})), images(6)
-    before = loaded(model)
-    np.testing.assert_array_equal(before["encoder_bn_1.moving_mean"], 0)
-    model.compile(0.0)  # weights stay
-    model.train(x, 6, 1, progress=False)
-    after = loaded(model)
-    layer = model.network.layers["encoder_conv_layer_1"]
-    active = np.maximum(layer(Tensor((x / 255).astype("float32"))).numpy(), 0).astype(float)
-    mean, variance = active.mean(axis=(0, 1, 2)), active.var(axis=(0, 1, 2))
-    np.testing.assert_allclose(after["encoder_bn_1.moving_mean"], (1 - momentum) * mean, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(after["encoder_bn_1.moving_variance"], momentum + (1 - momentum) * variance, rtol=1e-5)
-    encoded = model.encode(x)
-    model.network.layers["encoder_bn_1"].moving_mean.data += 1
-    assert not np.allclose(model.encode(x), encoded)
-
-
 # ---- the summary ----
 
 
@@ -800,10 +688,6 @@ def test_standardized_latents_have_the_mean_and_variance_of_the_prior(options):
     np.testing.assert_allclose(vae.reconstruct(images, labels=labels)[0], reconstructed, atol=1e-5)
     assert gain > 0.05
     assert kl(new_mu, new_log_variance) == pytest.approx(before - gain, rel=1e-4)
-    for i, (shift, scale) in itertools.product(range(3), [(0.1, 1), (-0.1, 1), (0, 1.1), (0, 0.9)]):
-        moved, wider = new_mu.copy(), new_log_variance.copy()  # any other shift or scale costs more
-        moved[:, i], wider[:, i] = scale * moved[:, i] + shift, wider[:, i] + 2 * np.log(scale)
-        assert kl(moved, wider) > before - gain
     assert standardize(vae, images, labels=labels, least=0.01) == 0, "once is enough"
 
 

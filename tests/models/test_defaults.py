@@ -1,10 +1,9 @@
 """What is chosen where nobody chooses: the network by the image, the length of a training; when a training has gone
 wrong, and whether the advice that is then given helps."""
 
-from __future__ import annotations
-
 import math
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,8 +17,7 @@ from autoencoders.evaluation.diagnosis import diagnose
 from autoencoders.evaluation.metrics import measure
 from autoencoders.layers import SoftBound
 from autoencoders.network import network_for
-from autoencoders.training import DivergedError
-from autoencoders.training import advice as advice_of
+from autoencoders.training import DivergedError, advice as advice_of
 from autoencoders.training.advice import STEPS, remedies
 from minigrad import Tensor, optim
 from minigrad.testing import gradcheck
@@ -150,7 +148,8 @@ CASES = {
 }
 
 
-def outcome(s: dict) -> tuple[float, dict[str, str]]:
+@cache
+def outcome(**s) -> tuple[float, dict[str, str]]:
     """(test error, infinite where the training diverged; advice by fault) of a training with these settings."""
     images = IMAGES[: s["images"]]
     labels = LARGE[: s["images"]].astype(int) if s["classes"] else None
@@ -181,17 +180,17 @@ def test_the_advice_helps(case, monkeypatch):
         monkeypatch.setattr(module, "STEPS", 640)  # enough for these small pictures
     changed, fault, option = CASES[case]
     settings = {**WORKING, **changed}
-    before, faults = outcome(settings)
+    before, faults = outcome(**settings)
     (advice,) = [text for name, text in faults.items() if name.startswith(fault)]
     found = re.search(rf"--{option}(?: ([a-z0-9.-]+))?", advice)
     assert found, advice
-    after, left = outcome(settings | {option: type(WORKING[option])(found[1] or True)})
+    after, left = outcome(**settings | {option: type(WORKING[option])(found[1] or True)})
     assert after < before or fault in ("prior mismatch", "ignored class")  # which are faults of the samples
     assert not any(name.startswith(fault) for name in left) or fault == "over-fitting"
 
 
 def test_a_training_with_the_defaults_has_no_fault():
-    assert outcome(WORKING)[1] == {}
+    assert outcome(**WORKING)[1] == {}
 
 
 def test_the_advice_names_values():

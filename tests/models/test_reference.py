@@ -3,8 +3,6 @@
 tests/oracles/reference/ holds the files; how they were made stands in tests/oracles/reference/README.md.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from pathlib import Path

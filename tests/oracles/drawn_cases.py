@@ -7,8 +7,7 @@ from typing import Any
 
 import naive
 import numpy as np
-from hypothesis import assume
-from hypothesis import strategies as st
+from hypothesis import assume, strategies as st
 from op_cases import BINARY, INTEGER, UNARY, Case, case
 
 from minigrad import ops

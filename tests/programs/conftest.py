@@ -1,13 +1,11 @@
 """Fixtures of the three programs."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 
 import pytest
-from program_cases import TINY, Done, no_pictures
-from programs import TRAIN, Script
+from program_cases import Done, no_pictures
+from programs import TINY, TRAIN, Script
 
 from autoencoders.pictures import canvas, charts, sheets
 from autoencoders.runs import run as run_module

@@ -14,20 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from programs import EVALUATE, GENERATE, TRAIN, Script
+from programs import Script
 
 from autoencoders.runs import run as run_module
 from minigrad.serialize import load_state
 
-SAMPLE = ("--dataset", "fashion-mnist-sample")
-NETWORK = ("--filters", "4", "8", "--kernels", "3", "3", "--strides", "2", "2", "--batch-size", "32")
-TINY = (*NETWORK, *SAMPLE, "--limit-train", "64", "--threads", "1")
 VAE_PICTURES = {"reconstructions", "latent_space", "interpolations", "samples"}
 AE_PICTURES = {"reconstructions", "latent_space", "interpolations"}
-
-
-PROGRAMS = pytest.mark.parametrize("program", [TRAIN, GENERATE, EVALUATE], ids=lambda p: p.__name__)
-READERS = pytest.mark.parametrize("program", [GENERATE, EVALUATE], ids=lambda p: p.__name__)
 
 
 @dataclass
@@ -90,6 +83,13 @@ def weights(folder: Path) -> tuple[dict, str]:
 
 def record(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
+
+
+def change_record(folder: str | Path, part: str | None = None, **changes: object) -> None:
+    """Change entries of a run's record, or of a part of it."""
+    found = record(Path(folder))
+    (found[part] if part else found).update(changes)
+    (Path(folder) / "run.json").write_text(json.dumps(found))
 
 
 def losses(folder: Path) -> list[dict]:

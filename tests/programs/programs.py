@@ -1,9 +1,9 @@
 """The three programs, called as their scripts call them, in this process."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import ModuleType
+
+import pytest
 
 from autoencoders.cli import evaluate, generate, train
 from autoencoders.cli.program import Program
@@ -24,3 +24,8 @@ class Script:
 
 TRAIN = Script("train_conv_autoencoder", train)
 GENERATE, EVALUATE = Script("generator", generate), Script("evaluate", evaluate)
+SAMPLE = ("--dataset", "fashion-mnist-sample")
+NETWORK = ("--filters", "4", "8", "--kernels", "3", "3", "--strides", "2", "2", "--batch-size", "32")
+TINY = (*NETWORK, *SAMPLE, "--limit-train", "64", "--threads", "1")
+PROGRAMS = pytest.mark.parametrize("program", [TRAIN, GENERATE, EVALUATE], ids=lambda p: p.__name__)
+READERS = pytest.mark.parametrize("program", [GENERATE, EVALUATE], ids=lambda p: p.__name__)

@@ -1,7 +1,5 @@
 """Bad input: an exit code, one clear line, and nothing written."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -14,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults import started
-from program_cases import NETWORK, PROGRAMS, READERS, TINY, content, raising, record, script
-from programs import GENERATE, SCRIPTS, TRAIN
+from program_cases import content, raising, record, script
+from programs import GENERATE, NETWORK, PROGRAMS, READERS, SCRIPTS, TINY, TRAIN
 
 from autoencoders.cli.program import run_program
 from autoencoders.pictures import canvas, charts
@@ -35,22 +33,17 @@ BAD_OPTIONS = [
     (2, ["--likelihood", "poisson"], "--likelihood", "gaussian-learned"),
     (2, ["--filters"], "--filters"),
     (2, ["--epochs", "-1"], "--epochs is -1", ">= 1"),
-    (2, ["--limit-train", "0"], "--limit-train is 0", ">= 1"),
     (2, ["--threads", "1000000"], "--threads is 1000000", "from 1 to 1024"),
     (2, ["--out", ""], "--out is empty"),
     (2, ["--clip-norm", "inf"], "--clip-norm is inf", "finite"),
     (2, ["--strides", "9" * 30, "2"], "--strides must be whole numbers"),
     (2, ["--patience", "2"], "validation"),
     (2, ["--model", "ae", "--conditional"], "--conditional belongs to --model vae"),
-    (2, ["--likelihood", "gaussian", "--binarise"], "binarise needs", "bernoulli"),
     (2, ["--binarise", "--denoise", "0.1"], "--denoise is 0.1", "binarise"),
     (2, ["--model", "ae", "--iw-samples", "2"], "--iw-samples belongs to --model vae"),
     (2, ["--iw-samples", "2", "--beta", "2"], "--iw-samples above 1", "beta 1"),
-    (2, ["--validation", "-0.5"], "--validation is -0.5"),
     (3, ["--validation", "64"], "validation", "64 of 64"),
-    (2, ["--beta", "nan"], "beta", "nan"),
     (2, ["--lr", "nan"], "--lr is nan"),
-    (2, ["--latent-dim", "0"], "--latent-dim", "0"),
     (2, ["--backend", "fast"], "'fast'", "numpy", "plain"),
     (4, ["--precision", "tf32"], "device cpu", "has fp32 only"),
     (2, ["--memory-limit", "nan"], "--memory-limit is nan but must be a number of GiB above 0"),
@@ -71,33 +64,31 @@ def test_a_bad_option(code, words, fragments, call):
 
 
 @pytest.mark.parametrize(
-    ("text", "fragments"),
+    ("code", "text", "told"),
     [
-        (b"epochs = = 3", ["TOML", "line 1"]),
-        (b'dataset = "\xe9"', ["TOML"]),
-        (b"epoch = 3", ["'epoch'", "epochs"]),
-        (b'epochs = "3"', ["epochs", "'3'", "int"]),
-        (b"conditional = 1", ["conditional", "1", "bool"]),
-        (b'lr = "fast"', ["lr", "'fast'", "float"]),
-        (b'filters = [32, "x"]', ["filters", "'x'", "list"]),
-        (b'likelihood = "bernouli"', ["did you mean bernoulli?"]),
+        (3, b"epochs = = 3", "my.toml: cannot be read as TOML (Invalid value (at line 1"),
+        (3, b'dataset = "\xe9"', "my.toml: cannot be read as TOML"),
+        (3, b"filters = " + 5000 * b"[" + 5000 * b"]", "my.toml: cannot be read as TOML"),
+        (3, b"epoch = 3", "did you mean epochs?"),
+        (3, b'epochs = "3"', "epochs is '3' but must be of type int"),
+        (3, b"conditional = 1", "conditional is 1 but must be of type bool"),
+        (3, b'lr = "fast"', "lr is 'fast' but must be of type float"),
+        (3, b"lr = 1" + 400 * b"0", "my.toml: lr is not a finite number"),
+        (3, b'filters = [32, "x"]', "filters is [32, 'x'] but must be a list of whole numbers"),
+        (3, b'likelihood = "bernouli"', "did you mean bernoulli?"),
+        (2, b'model = "ae"\nconditional = true', "error: my.toml: --conditional belongs to --model vae"),
+        (2, b'model = "ae"\nbeta = 2.0\niw-samples = 1', "error: my.toml: --beta belongs to --model vae"),
     ],
+    ids=lambda x: str(x)[:30],
 )
-def test_a_bad_config_file(text, fragments, call):
+def test_a_bad_config_file(code, text, told, call):
     Path("my.toml").write_bytes(text)
-    call(TRAIN, "--config", "my.toml").failed(3, "my.toml", *fragments)
+    call(TRAIN, "--config", "my.toml").failed(code, "my.toml", told)
     assert os.listdir() == ["my.toml"]
 
 
-def test_a_config_file_that_asks_for_what_does_not_go_together(call):
-    for code, text, told in (
-        (2, 'model = "ae"\nconditional = true\n', "error: my.toml: --conditional belongs to --model vae"),
-        (3, f'model = "ae"\nconditional = false\nlr = 1{400 * "0"}', "my.toml: lr is not a finite number"),
-        (3, "filters = " + 5000 * "[" + 5000 * "]", "my.toml: cannot be read as TOML"),
-        (2, 'model = "ae"\nbeta = 2.0\niw-samples = 1\n', "error: my.toml: --beta belongs to --model vae"),
-    ):
-        Path("my.toml").write_text(text)
-        call(TRAIN, *TINY, "--config", "my.toml").failed(code, told)
+def test_an_option_on_the_command_line_is_not_one_of_the_config_file(call):
+    Path("my.toml").write_text('model = "ae"\nbeta = 2.0\n')
     call(TRAIN, *TINY, "--config", "my.toml", "--beta", 3).failed(2, "error: --beta belongs to --model vae")
 
 

@@ -1,14 +1,11 @@
 """The examples in scripts/examples/ for a few steps, and their formulas."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import itertools
 import re
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,7 +15,6 @@ from autoencoders.data import load_dataset
 from minigrad import nn
 
 DATA = load_dataset("fashion-mnist-sample")
-FEW = SimpleNamespace(train_images=DATA.train_images[:200], test_images=DATA.test_images[:200])
 SMALL = dataclasses.replace(
     DATA,
     train_images=DATA.train_images[:256],
@@ -33,22 +29,6 @@ def example(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.mark.parametrize(
-    ("name", "changed"),
-    [("dcgan", {"BATCH": 10, "EPOCHS": 2, "load_dataset": lambda _: FEW}), ("wgan_gp", {"BATCH": 64, "STEPS": 100})],
-    ids=["dcgan", "wgan_gp"],
-)
-def test_a_gan_comes_nearer_to_the_data(name, changed, monkeypatch, tmp_path, capsys) -> None:
-    module = example(name)
-    for setting, value in changed.items():
-        monkeypatch.setattr(module, setting, value)
-    monkeypatch.setattr(sys, "argv", [name, "--out", str(tmp_path)])
-    module.main()
-    assert (tmp_path / "samples.png").stat().st_size > 1000
-    before, after = map(float, re.findall(r"([\d.]+) (?:before|after)", capsys.readouterr().out))
-    assert after < 0.6 * before
 
 
 def test_the_energy_distance_of_points() -> None:
@@ -89,16 +69,21 @@ def test_newtons_method_squares_the_error(capsys) -> None:
     assert re.search(r"loss 0\.4\d+ nats, test accuracy 8\d", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    ("name", "changed", "picture"),
-    [
-        ("classifier", {"EPOCHS": 3}, None),
-        ("keras_autoencoder", {"EPOCHS": 5}, "reconstructions.png"),
-        ("unet_denoiser", {"EPOCHS": 2}, "denoised.png"),
-        ("attention", {"STEPS": 30}, None),
-    ],
-)
-def test_an_example_of_layers_learns(name, changed, picture, monkeypatch, capsys, tmp_path) -> None:
+LOSSES = r"^(?:epoch|step).*?loss.*?(\d+\.\d+)"
+DISTANCES = r"([\d.]+) (?:before|after)"  # of a GAN's images and the data
+LEARNS = {  # an example: settings that make it short, its numbers, of which the last is this much lower, its picture
+    "classifier": ({"EPOCHS": 3}, LOSSES, 0.9, None),
+    "keras_autoencoder": ({"EPOCHS": 5}, LOSSES, 0.9, "reconstructions.png"),
+    "unet_denoiser": ({"EPOCHS": 2}, LOSSES, 0.9, "denoised.png"),
+    "attention": ({"STEPS": 30}, LOSSES, 0.9, None),
+    "dcgan": ({"BATCH": 10, "EPOCHS": 2}, DISTANCES, 0.6, "samples.png"),
+    "wgan_gp": ({"BATCH": 64, "STEPS": 100}, DISTANCES, 0.6, "samples.png"),
+}
+
+
+@pytest.mark.parametrize("name", LEARNS)
+def test_an_example_learns(name, monkeypatch, capsys, tmp_path) -> None:
+    changed, pattern, factor, picture = LEARNS[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [name])
     module = example(name)
@@ -107,11 +92,10 @@ def test_an_example_of_layers_learns(name, changed, picture, monkeypatch, capsys
     if hasattr(module, "load_dataset"):
         monkeypatch.setattr(module, "load_dataset", lambda _: SMALL)
     module.main()
-    text = capsys.readouterr().out
-    losses = [float(found) for found in re.findall(r"^(?:epoch|step).*?loss.*?(\d+\.\d+)", text, re.MULTILINE)]
-    assert len(losses) >= 2
-    assert losses[-1] < 0.9 * losses[0]
+    numbers = [float(found) for found in re.findall(pattern, capsys.readouterr().out, re.MULTILINE)]
+    assert len(numbers) >= 2
+    assert numbers[-1] < factor * numbers[0]
     if picture:
         pixels = np.asarray(Image.open(tmp_path / "runs" / name / picture).convert("L"))
-        assert pixels.shape[1] == 12 * 28
+        assert pixels.shape[1] == 12 * 28 or pattern == DISTANCES
         assert pixels.std() > 20

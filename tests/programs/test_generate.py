@@ -1,7 +1,5 @@
 """The program that draws."""
 
-from __future__ import annotations
-
 import csv
 import os
 import shutil
@@ -10,19 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from program_cases import (
-    AE_PICTURES,
-    NETWORK,
-    SAMPLE,
-    TINY,
-    VAE_PICTURES,
-    content,
-    no_pictures,
-    photos,
-    pictures,
-    script,
-)
-from programs import EVALUATE, GENERATE, TRAIN
+from program_cases import AE_PICTURES, VAE_PICTURES, content, no_pictures, photos, pictures, script
+from programs import EVALUATE, GENERATE, NETWORK, SAMPLE, TINY, TRAIN
 
 import autoencoders
 from autoencoders.data import load_dataset
@@ -131,6 +118,9 @@ def test_a_conditional_model_draws_a_row_for_each_class_or_one_class(call, train
     for c in range(10):
         np.testing.assert_array_equal(drawn[3 * c : 3 * c + 3], model.sample(3, 3, labels=[c, c, c]))
     assert "manifold_grid" not in spied
+    assert call(GENERATE, "--model-dir", folder, "--samples", 1).code == 0
+    expected = [model.sample(1, 0, labels=[c])[0] for c in range(10)]
+    np.testing.assert_allclose(spied["samples"][0], expected, atol=1e-6)
     np.testing.assert_array_equal(spied["latent_scatter"][0], model.encode(data.test_images, labels=data.test_labels))
     for word in ("Ankle boot", "ankle BOOT", "9"):
         assert call(GENERATE, "--model-dir", folder, "--samples", 4, "--class", word).code == 0

@@ -1,15 +1,12 @@
 """`--help`, and typing mistakes."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from program_cases import PROGRAMS, script
-from programs import EVALUATE, GENERATE, TRAIN
+from programs import EVALUATE, GENERATE, PROGRAMS, TRAIN
 
 import minigrad.backend
 from autoencoders.cli.program import Program
@@ -40,20 +37,12 @@ def test_help_shows_every_option_its_default_and_examples_that_parse(program, ca
     assert all(f"  {name} " in "".join(lines for title, lines in groups if title != "options") for name in common)
 
 
-def test_the_training_options_are_these_with_these_defaults_in_the_help(call):
-    expected = """model epochs batch-size lr latent-dim filters kernels strides beta kl-warmup likelihood conditional
-        denoise binarise iw-samples seed device backend threads precision data-dir dataset limit-train validation
-        image-size grayscale augment test-dir skip-broken
-        save-every out resume overwrite smoke config quiet verbose debug version"""
-    text = " ".join(call(TRAIN, "--help").out.split())
-    for name in expected.split():
-        assert f" --{name}" in text
+def test_the_help_of_the_training_shows_the_defaults(call):
+    text = " ".join(call(TRAIN, "--help").out.split()).split(" options: ")[1]
     for name, (default, kind, _) in OPTIONS.items():
         if default is not None:
             shown = " ".join(map(str, default)) if kind is list else str(default)
-            described = re.search(rf" --{name} [^-].*?\(default: ([^)]*)\)", text.split(" options: ")[1])
-            assert described, name
-            assert described[1] == shown
+            assert re.search(rf" --{name} [^-].*?\(default: ([^)]*)\)", text)[1] == shown, name
 
 
 @PROGRAMS
@@ -87,7 +76,3 @@ def test_a_typing_mistake_is_answered_with_what_may_be_meant(program, words, tol
     done = call(program, *words.split())
     done.failed(done.code, told)
     assert done.code in (2, 3)
-
-
-def test_a_script_runs_as_a_program():
-    assert script(TRAIN, "--help", PYTHONWARNINGS="error").ok().out.startswith("usage: train_conv_autoencoder.py")

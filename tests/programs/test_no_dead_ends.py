@@ -1,7 +1,5 @@
 """What a program advises works."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shlex
@@ -10,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from program_cases import TINY, content, losses, record, weights
-from programs import EVALUATE, GENERATE, TRAIN
+from program_cases import content, losses, record, weights
+from programs import EVALUATE, GENERATE, TINY, TRAIN
 
 import autoencoders
 from autoencoders.evaluation import diagnosis

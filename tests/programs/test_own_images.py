@@ -1,32 +1,14 @@
 """The programs on a user's own images."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from program_cases import NETWORK, VAE_PICTURES, content, no_pictures, photos, pictures, record
-from programs import EVALUATE, GENERATE, TRAIN
+from program_cases import content, photos, pictures, record
+from programs import EVALUATE, GENERATE, NETWORK, TRAIN
 
 pytestmark = pytest.mark.usefixtures("working_folder")
-
-
-def test_own_arrays_of_odd_size_in_colour_are_found_from_another_folder(call, monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 11, 7, 3), dtype=np.uint8)
-    np.savez("own.npz", train_images=pixels)
-    with no_pictures():
-        assert call(TRAIN, *NETWORK, "--dataset", "own.npz", "--epochs", 1, "--out", "run").code == 0
-    assert record(Path("run"))["model"]["input_shape"] == [11, 7, 3]
-    Path("elsewhere").mkdir()
-    monkeypatch.chdir("elsewhere")
-    assert call(GENERATE, "--model-dir", "../run", "--dataset", "../own.npz").code == 0
-    assert pictures(Path("../run/figures")) == VAE_PICTURES | {"manifold", "progress"}
-    assert call(EVALUATE, "--model-dir", "../run", "--dataset", "../own.npz", "--iw-samples", 2).code == 0
-    with no_pictures():
-        assert call(TRAIN, "--out", "../run", "--resume").code == 0
 
 
 def test_how_images_are_read_is_recorded_and_applied_again(call, monkeypatch, undrawn):

@@ -1,7 +1,5 @@
 """Runs that are interrupted and resumed."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -14,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults import started
-from program_cases import NETWORK, PROGRAMS, TINY, VAE_PICTURES, content, losses, pictures, raising, record, weights
-from programs import EVALUATE, GENERATE, SCRIPTS, TRAIN
+from program_cases import VAE_PICTURES, content, losses, pictures, raising, record, weights
+from programs import EVALUATE, GENERATE, NETWORK, PROGRAMS, SCRIPTS, TINY, TRAIN
 
 import minigrad.backend
-from autoencoders.runs import run as run_module
-from autoencoders.runs import start as run_start
+from autoencoders.runs import run as run_module, start as run_start
 from autoencoders.training import Trainer
 from minigrad.serialize import load_state, save_state
 

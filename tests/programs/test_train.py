@@ -1,8 +1,7 @@
 """The training program."""
 
-from __future__ import annotations
-
 import io
+import json
 import logging
 import os
 import re
@@ -15,13 +14,16 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from program_cases import AE_PICTURES, NETWORK, SAMPLE, TINY, VAE_PICTURES, content, losses, pictures, record, script
-from programs import EVALUATE, GENERATE, SCRIPTS, TRAIN
+from PIL import Image
+from program_cases import AE_PICTURES, VAE_PICTURES, content, losses, measured, pictures, record, script
+from programs import EVALUATE, GENERATE, NETWORK, SAMPLE, SCRIPTS, TINY, TRAIN
 
 import autoencoders
 from autoencoders.cli.program import UsageError, run_program
 from autoencoders.cli.settings import read_config, recipes
 from autoencoders.data import Dataset
+from autoencoders.evaluation import diagnosis
+from autoencoders.runs import run as run_module
 from autoencoders.training import Trainer, TrainingOptions
 from minigrad.serialize import load_state
 
@@ -143,42 +145,35 @@ def test_events_for_tensorboard_go_on_with_a_resumed_run(call, undrawn, monkeypa
     assert os.listdir() == ["run"]
 
 
+CONFIG = {
+    "model": "vae", "filters": [3, 5], "kernels": [3, 1], "strides": [2, 3], "latent-dim": 4, "conditional": True,
+    "likelihood": "gaussian", "beta": 2, "kl-warmup": 1.5, "lr": 0.5e-3, "schedule": "constant", "warmup-steps": 3,
+    "clip-norm": 5, "dataset": "fashion-mnist-sample", "limit-train": 40, "validation": 0.25, "patience": 2,
+    "denoise": 0.2, "batch-size": 16, "epochs": 1, "save-every": 1, "seed": 9, "backend": "plain",
+}  # fmt: skip
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_options_come_from_the_command_line_then_the_file_then_the_defaults(call):
-    Path("my.toml").write_text(
-        'model = "vae"\nbatch-size = 16\nbeta = 2\nlr = 0.5e-3\nepochs = 1\nfilters = [3, 5]\nkernels = [3, 1]\n'
-        'strides = [2, 3]\nlatent-dim = 4\ndataset = "fashion-mnist-sample"\nlimit-train = 40\n'
-        'likelihood = "gaussian"\nconditional = true\n'
-    )
-    typed = ("--batch-size", 20, "--latent-dim", 3, "--augment", "--out", "run")
+    """And every one reaches the run."""
+    Path("my.toml").write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in CONFIG.items()))
+    typed = ("--batch-size", 20, "--latent-dim", 3, "--epochs", 3, "--augment", "--out", "run")
     assert call(TRAIN, "--config", "my.toml", *typed).code == 0
-    ran = record(Path("run"))
+    ran, rows = record(Path("run")), losses(Path("run"))
     wanted = {"latent_space_dim": 3, "conv_filters": [3, 5], "conv_kernels": [3, 1], "conv_strides": [2, 3]}
-    assert ran["model"] == ran["model"] | wanted | {"beta": 2.0, "likelihood": "gaussian", "classes": 10}
-    options = (ran["options"][name] for name in ("batch_size", "schedule", "augment", "binarise"))
-    assert tuple(options) == (20, "cosine", True, False)
-    assert (ran["learning_rate"], ran["data"]["limit_train"]) == (0.5e-3, 40)
-    assert "--config my.toml --batch-size 20" in ran["commands"][0]
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_every_option_reaches_the_run(call):
-    words = "--epochs 3 --lr 0.004 --schedule constant --warmup-steps 3 --clip-norm 5 --beta 0.5 --kl-warmup 1.5"
-    words += " --seed 9 --validation 0.25 --patience 2 --save-every 1 --backend plain --likelihood gaussian-learned"
-    words += " --denoise 0.2"
-    assert call(TRAIN, *TINY, *words.split(), "--out", "run").code == 0
-    ran = record(Path("run"))
+    wanted |= {"beta": 2.0, "likelihood": "gaussian", "classes": 10, "seed": 9}
+    assert ran["model"] == ran["model"] | wanted
     assert ran["options"] == {
-        "batch_size": 32, "epochs": 3, "seed": 9, "schedule": "constant", "warmup_steps": 3, "kl_warmup": 1.5,
+        "batch_size": 20, "epochs": 3, "seed": 9, "schedule": "constant", "warmup_steps": 3, "kl_warmup": 1.5,
         "validation": 0.25, "patience": 2, "clip_norm": 5.0, "save_every": 1, "denoise": 0.2, "binarise": False,
-        "iw_samples": 1, "augment": False,
+        "iw_samples": 1, "augment": True,
     }  # fmt: skip
-    assert ran["model"]["seed"] == 9
+    assert (ran["learning_rate"], ran["data"]["limit_train"]) == (0.5e-3, 40)
     assert ran["environment"]["kernels"] == "plain"
-    rows = losses(Path("run"))
+    assert "--config my.toml --batch-size 20" in ran["commands"][0]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert rows[0]["beta"] < rows[1]["beta"] == 0.5
-    assert rows[2]["learning_rate"] == 0.004
+    assert rows[0]["beta"] < rows[1]["beta"] == 2
+    assert rows[2]["learning_rate"] == 0.5e-3
     assert "val_loss" in rows[0]
 
 
@@ -260,3 +255,46 @@ def test_a_recipe_is_an_option_file_that_everybody_has(name, call):
     assert found["model"]["latent_space_dim"] == wanted["latent_dim"]
     assert found["options"]["schedule"] == wanted["schedule"]
     assert found["options"]["batch_size"] == 8
+
+
+# ---- a model that does not work is no success ----
+
+
+def test_a_model_that_does_not_work_is_exit_code_5(call, undrawn, monkeypatch):
+    """Training and evaluate.py agree. The run that was to be replaced is kept."""
+    assert call(TRAIN, *TINY, "--epochs", 1, "--out", "run").code == 0
+    monkeypatch.setattr(run_module, "fatal", diagnosis.fatal)
+    done = call(TRAIN, *TINY, "--epochs", 1, "--seed", 1, "--overwrite", "--out", "run")
+    done.failed(5, "the model does not work: ", "--epochs 1000 for about 2,000", "run/old-1")
+    assert record(Path("run"))["status"].startswith("failed: the model does not work")
+    assert call(EVALUATE, "--model-dir", "run").code == 0
+    assert "this is not a working VAE" in measured("run")["verdict"]
+    call(TRAIN, *TINY, "--out", "run").failed(1, "an unfinished run; use --overwrite")
+    assert call(TRAIN, *TINY, "--smoke", "--out", "smoke").code == 0
+
+
+@pytest.mark.parametrize("kind", ["vae", "ae"])
+def test_a_model_that_works_is_exit_code_0(kind, call, undrawn, monkeypatch):
+    monkeypatch.setattr(run_module, "fatal", diagnosis.fatal)
+    words = (*NETWORK, *SAMPLE, "--limit-train", 1000, "--lr", 0.01, "--epochs", 4, "--model", kind, "--out", "run")
+    assert call(TRAIN, *words).code == 0
+    assert call(EVALUATE, "--model-dir", "run").code == 0
+    assert "this is not" not in measured("run")["verdict"]
+
+
+def test_an_absurd_loss_ends_a_training(call):
+    words = (*NETWORK, *SAMPLE, "--limit-train", 640, "--lr", 3, "--warmup-steps", 0, "--epochs", 9, "--out", "run")
+    call(TRAIN, *words).failed(5, "training diverged", "--lr 0.002 instead of 3")
+    assert "diverged" in record(Path("run"))["status"]
+
+
+def test_a_run_does_not_go_among_its_images(call):
+    """Its pictures would be images the next time."""
+    Path("mine/runs").mkdir(parents=True)
+    for i in range(20):
+        Image.new("L", (8, 8), 10 * i).save(f"mine/{i}.png")
+    for out in ("mine", "mine/runs/new"):
+        call(TRAIN, *NETWORK, "--dataset", "mine", "--epochs", 1, "--out", out).failed(
+            2, f"--out {out} lies in", "images"
+        )
+    assert sorted(os.listdir("mine")) == sorted(["runs", *(f"{i}.png" for i in range(20))])

@@ -1,7 +1,5 @@
 """The Python in the READMEs is run, and what they say of the programs is true of them."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

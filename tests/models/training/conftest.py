@@ -1,7 +1,5 @@
 """Fixtures of trainings and run folders."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 

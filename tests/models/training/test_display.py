@@ -1,31 +1,17 @@
 """What a training shows: lines, tables, bars, and the film."""
 
-from __future__ import annotations
-
 import errno
 import subprocess
 import sys
 from unittest import mock
 
 import pytest
-from trainings import BATCH, COUNT, At, compiled, interrupt, interrupted, pictures, resumed, steps_of, trainer_of
+from interruptions import At, interrupt, interrupted, resumed
+from trainings import BATCH, COUNT, compiled, pictures, steps_of, trainer_of
 
 from autoencoders import Callback, History
-from autoencoders.data import load_dataset
-from autoencoders.pictures.film import SCATTERED, SHOWN
-from autoencoders.pictures.gallery import film_images
 from autoencoders.training.display import progress_bar
 from autoencoders.training.history import epoch_line
-
-
-def test_the_film_shows_every_class():
-    dataset = load_dataset("fashion-mnist-sample")
-    shown, scattered = film_images(dataset, slice(500))
-    labels = dataset.train_labels
-    for rows, count in ((shown, SHOWN), (scattered, min(SCATTERED, 500))):
-        assert len(rows) == len(set(rows.tolist())) == count
-        assert max(rows) < 500
-    assert set(labels[shown].tolist()) == set(labels[:500].tolist())
 
 
 def test_the_bar_of_a_run_that_goes_on_begins_where_it_stands(tmp_path, monkeypatch):

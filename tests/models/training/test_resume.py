@@ -1,7 +1,5 @@
 """A run that was interrupted goes on to the same bits."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -9,30 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tqdm
-from trainings import (
-    BATCH,
-    RESUMED,
-    At,
-    Killed,
-    assert_same,
-    compiled,
-    interrupt,
-    interrupted,
-    kill,
-    outcome,
-    pictures,
-    resumed,
-    steps_of,
-    timeless,
-    trainer_of,
-    unbroken,
-    weights,
-)
+from interruptions import At, Killed, assert_same, interrupt, interrupted, kill, outcome, resumed, unbroken
+from trainings import BATCH, RESUMED, compiled, pictures, steps_of, timeless, trainer_of, weights
 
 import minigrad
-from autoencoders import Callback, TrainingOptions
-from autoencoders.training import Trainer
-from autoencoders.training.signals import catch_signals
+from autoencoders import Callback
 from minigrad.serialize import load_state
 
 
@@ -201,18 +180,6 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert not steps_of(tmp_path)  # it did not stop to save
 
 
-def test_sigterm_is_told_apart(tmp_path):
-    """The scripts' two signals; the step is finished and saved for both."""
-    options = TrainingOptions(batch_size=BATCH, epochs=2)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        folder = tmp_path / str(number)
-        at = At(2, lambda _, number=number: signal.raise_signal(number))
-        both = (signal.SIGINT, signal.SIGTERM)
-        trainer = Trainer(compiled(), pictures(), options, folder=folder, callbacks=[at], progress=False, signals=both)
-        assert interrupted(trainer).args == (number,)
-        assert steps_of(folder) == [2]
-
-
 def handlers(*more: At) -> list:
     """The handlers of SIGINT during a training and after it."""
     seen = []
@@ -248,12 +215,3 @@ def test_a_signal_after_the_last_step_is_not_lost(monkeypatch):
     trainer = trainer_of("plain", None, epochs=1)
     assert interrupted(trainer).args == (signal.SIGINT,)
     assert trainer.progress.epoch == 1  # it had ended
-
-
-def test_catch_signals_collects_the_first():
-    with catch_signals((signal.SIGINT,)) as received:
-        interrupt(None)
-        assert received == [signal.SIGINT]
-        with pytest.raises(KeyboardInterrupt):
-            interrupt(None)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

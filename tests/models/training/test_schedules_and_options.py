@@ -1,8 +1,7 @@
 """Learning rates, and options that are refused."""
 
-from __future__ import annotations
-
 import math
+import re
 
 import numpy as np
 import pytest
@@ -40,20 +39,18 @@ def test_the_constant_schedule_with_warm_up():
     assert {float(step["scalars"][1]) for step in callback.steps} == {float(np.float32(0.01))}
 
 
-def test_clipping_limits_the_gradient_of_every_step():
-    norms = {}
-    for limit in (None, 1e-3, 1e9):
-        found = norms[limit] = []
+@pytest.mark.parametrize(("limit", "most"), [(1e-3, 1e-3), (1e9, 1e9), (None, 1e9)])
+def test_clipping_limits_the_gradient_of_every_step(limit, most):
+    norms = []
 
-        class Norm(Callback):
-            def on_batch_end(self, trainer, found=found):
-                found.append(float(np.linalg.norm(trainer.optimizer.flat.gradients.astype(float))))
+    class Norm(Callback):
+        def on_batch_end(self, trainer):
+            norms.append(float(np.linalg.norm(trainer.optimizer.flat.gradients.astype(float))))
 
-        options = TrainingOptions(batch_size=BATCH, epochs=1, clip_norm=limit)
-        Trainer(compiled("vae"), pictures(), options, callbacks=[Norm()], progress=False).run()
-    assert min(norms[None]) > 1e-2
-    np.testing.assert_allclose(norms[1e-3], 1e-3, rtol=1e-5)
-    np.testing.assert_allclose(norms[1e9], norms[None], rtol=1e-6)
+    options = TrainingOptions(batch_size=BATCH, epochs=1, clip_norm=limit)
+    Trainer(compiled("vae"), pictures(), options, callbacks=[Norm()], progress=False).run()
+    assert max(norms) <= 1.00001 * most
+    assert min(norms) > min(0.999 * most, 1e-2)
 
 
 def test_training_twice_goes_on():
@@ -68,40 +65,34 @@ def test_training_twice_goes_on():
     assert model.optimizer.learning_rate == 1e-2
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 0}, "batch size is 0 but must be a whole number >= 1"),
-        ({"batch_size": 2.0}, r"batch size is 2\.0"),
-        ({"epochs": 0}, "epochs is 0"),
-        ({"epochs": "3"}, "epochs is '3'"),
-        ({"seed": -1}, "seed is -1 but must be a whole number >= 0"),
-        ({"warmup_steps": -1}, "warmup steps is -1"),
-        ({"save_every": -1}, "save every is -1"),
-        ({"save_every": 1.5}, r"save every is 1\.5"),
-        ({"schedule": "linear"}, "schedule is 'linear' but must be constant or cosine"),
-        ({"kl_warmup": -0.1}, r"kl warmup is -0\.1"),
-        ({"kl_warmup": math.inf}, "kl warmup is inf"),
-        ({"kl_warmup": math.nan}, "kl warmup is nan"),
-        ({"validation": -1}, "validation is -1"),
-        ({"validation": math.nan}, "validation is nan"),
-        ({"patience": 0, "validation": 3}, "patience is 0 but must be at least 1"),
-        ({"patience": 2}, "patience is 2 but must be used together with validation"),
-        ({"clip_norm": 0}, "clip norm is 0 but must be a finite number above 0"),
-        ({"clip_norm": math.inf}, "clip norm is inf but must be a finite"),
-        ({"clip_norm": -1.0}, "clip norm is -1"),
-        ({"clip_norm": math.nan}, "clip norm is nan"),
-        ({"denoise": -0.1}, r"denoise is -0\.1 but must be a standard deviation"),
-        ({"denoise": math.nan}, "denoise is nan"),
-        ({"iw_samples": 0}, "iw samples is 0 but must be a whole number >= 1"),
-        ({"iw_samples": 2.0}, r"iw samples is 2\.0"),
-        ({"denoise": 0.1, "binarise": True}, r"denoise is 0\.1 but must be 0 together with binarise"),
-    ],
-    ids=str,
-)
-def test_bad_options_are_told(options, message):
-    with pytest.raises(ValueError, match=message):
-        TrainingOptions(**options)
+BAD_OPTIONS = {  # what an option must be, and what it is not
+    "batch_size": ("a whole number >= 1", [0, 2.0]),
+    "epochs": ("a whole number >= 1", [0, "3"]),
+    "iw_samples": ("a whole number >= 1", [0, 2.0]),
+    "seed": ("a whole number >= 0", [-1]),
+    "warmup_steps": ("a whole number >= 0", [-1]),
+    "save_every": ("a whole number >= 0", [-1, 1.5]),
+    "schedule": ("constant or cosine", ["linear"]),
+    "kl_warmup": ("a number of epochs >= 0", [-0.1, math.inf, math.nan]),
+    "validation": ("a count or a share below 1", [-1, math.nan]),
+    "patience": ("at least 1", [0]),
+    "clip_norm": ("a finite number above 0", [0, math.inf, -1.0, math.nan]),
+    "denoise": ("a standard deviation", [-0.1, math.nan]),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, x) for name, (_, bad) in BAD_OPTIONS.items() for x in bad])
+def test_bad_options_are_told(name, value):
+    told = f"{name.replace('_', ' ')} is {value!r} but must be {BAD_OPTIONS[name][0]}"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        TrainingOptions(**{name: value})
+
+
+def test_options_that_do_not_go_together_are_told():
+    with pytest.raises(ValueError, match="patience is 2 but must be used together with validation"):
+        TrainingOptions(patience=2)
+    with pytest.raises(ValueError, match=r"denoise is 0\.1 but must be 0 together with binarise"):
+        TrainingOptions(denoise=0.1, binarise=True)
 
 
 def test_unknown_options_a_missing_compile_and_a_moved_model_are_told():

@@ -1,33 +1,21 @@
-"""Validation and the history."""
-
-from __future__ import annotations
+"""Validation, early stopping and the history."""
 
 import csv
 import json
 import math
+import os
 from unittest import mock
 
 import numpy as np
 import pytest
-from trainings import (
-    BATCH,
-    COUNT,
-    as_floats,
-    compiled,
-    pictures,
-    recorded,
-    resumed,
-    steps_of,
-    timeless,
-    trainer_of,
-    weights,
-)
+from interruptions import At, interrupt, interrupted, resumed
+from trainings import BATCH, COUNT, as_floats, compiled, pictures, recorded, steps_of, timeless, trainer_of, weights
 
 import minigrad
-from autoencoders import History
-from autoencoders.training.validation import mean_losses
+from autoencoders import Callback, History, TrainingOptions
+from autoencoders.training import Trainer, load_checkpoint
 from minigrad.random import generator
-from minigrad.serialize import DataError
+from minigrad.serialize import DataError, load_state
 
 
 @pytest.mark.parametrize("validation", [1, 3, 0.1, 25, 0.5])
@@ -67,13 +55,6 @@ def test_validation_losses_are_those_of_the_held_out_images():
             total += [part.item() for part in parts]
     assert [row["val_reconstruction"], row["val_kl"]] == pytest.approx(list(total / 5), rel=1e-5)
     assert row["val_loss"] == pytest.approx(row["val_reconstruction"] + 0.3 * row["val_kl"], rel=1e-12)
-
-
-def test_mean_losses_weigh_every_image_alike():
-    model, images = compiled("vae"), pictures(7)
-    parts = [mean_losses(model, images, generator(0, "x"), batch=batch) for batch in (7, 3, 1)]
-    for part in parts[1:]:
-        assert part == pytest.approx(parts[0], rel=1e-5)
 
 
 def test_a_validation_takes_no_more_images_at_a_time_than_a_step(monkeypatch):
@@ -125,3 +106,75 @@ def test_missing_columns_and_values(tmp_path):
         history["c"]
     history.write(tmp_path)
     assert (tmp_path / "history.csv").read_text() == "a,b\n1,\n2,0.1\n3,\n"
+
+
+# ---- early stopping and the best weights ----
+
+
+class Worse(Callback):
+    """Makes the weights bad after some epochs, so that validation is sure to get worse."""
+
+    def __init__(self, after: int):
+        self.after, self.states = after, []
+
+    def on_epoch_begin(self, trainer):
+        if trainer.progress.epoch == self.after:
+            for p in trainer.model.network.parameters():
+                p.data += 3
+
+    def on_epoch_end(self, trainer):
+        self.states.append(weights(trainer.model))
+
+
+@pytest.mark.parametrize("with_folder", [True, False])
+def test_the_best_weights_are_restored(tmp_path, with_folder):
+    worse, model = Worse(2), compiled(rate=1e-4)
+    how = {"validation": 3, "patience": 3, "folder": tmp_path if with_folder else None, "callbacks": [worse]}
+    losses = model.train(pictures(), BATCH, 20, **how, progress=False)["val_loss"]
+    best = int(np.argmin(losses))
+    assert best < 2
+    assert len(losses) == best + 1 + 3  # three epochs without a better one
+    assert weights(model) == worse.states[best]
+    assert weights(model) != worse.states[-1]
+    if with_folder:
+        arrays, record, digest = load_state(tmp_path / "checkpoints" / "best.safetensors")
+        assert {name: x.tobytes() for name, x in arrays.items()} == worse.states[best]
+        assert record["best"] == {"epoch": best + 1, "val_loss": losses[best]}
+        assert load_checkpoint(tmp_path)[1]["progress"]["best"]["sha256"] == digest
+
+
+def test_without_patience_the_last_weights_stay(tmp_path):
+    worse, model = Worse(1), compiled()
+    model.train(pictures(), BATCH, 3, validation=3, folder=tmp_path, callbacks=[worse], progress=False)
+    assert weights(model) == worse.states[-1]
+    assert (tmp_path / "checkpoints" / "best.safetensors").exists()
+
+
+def test_early_stopping_goes_on_after_an_interruption(tmp_path):
+    """The counter of bad epochs and the best weights survive; a best file of another run is not taken."""
+
+    def trainer(callbacks):
+        options = TrainingOptions(batch_size=BATCH, epochs=20, validation=3, patience=3)
+        return Trainer(compiled(rate=0.0), pictures(), options, folder=tmp_path, callbacks=callbacks, progress=False)
+
+    class Drift(Callback):
+        """The rate is 0: only this changes the weights, for the worse after the first epoch."""
+
+        def on_epoch_begin(self, trainer):
+            if trainer.progress.epoch and not trainer.progress.batch:
+                trainer.model.network.layers["decoder_conv_transpose_layer_2"].bias.data += 1
+
+    interrupted(trainer([Drift(), At(15, interrupt)]))
+    second = resumed(tmp_path, [Drift()])
+    assert second.progress.waited == 1
+    history = second.run()
+    assert len(history) == 4
+    path = tmp_path / "checkpoints" / "best.safetensors"
+    assert {n: x.tobytes() for n, x in load_state(path)[0].items()} == weights(second.model)
+    compiled().save(tmp_path / "other")
+    os.replace(tmp_path / "other" / "model.safetensors", path)
+    third = resumed(tmp_path)  # best.safetensors is of another model now: the last weights are kept
+    assert third.progress.best is None
+    last = weights(third.model)
+    third.run()
+    assert weights(third.model) == last

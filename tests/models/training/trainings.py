@@ -1,19 +1,14 @@
 """Small models and trainings for the tests beside this file."""
 
-from __future__ import annotations
-
-import json
-import signal
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from autoencoders import VAE, Autoencoder, Callback, TrainingOptions
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import load_dataset
 from autoencoders.runs import resume_run, start_run
-from autoencoders.training import Trainer, load_checkpoint
+from autoencoders.training import Trainer
 from minigrad.serialize import load_state
 
 SHAPE = (8, 8, 1)
@@ -36,6 +31,17 @@ def compiled(kind: str = "ae", rate: float = 1e-2, **options) -> Autoencoder:
     return model
 
 
+def unconditional(model: VAE, label: np.ndarray) -> VAE:
+    """What a conditional model is for one label, of shape (classes,): the label's weights are part of the biases."""
+    plain, state = from_config({**model.config, "classes": 0, "class_names": ()}), model.network.state_dict()
+    for name in ("mu", "log_variance", "decoder_dense"):
+        weight, of_label = np.split(state[f"{name}.weight"], [-len(label)])
+        state |= {f"{name}.weight": weight, f"{name}.bias": state[f"{name}.bias"] + label @ of_label}
+    plain.to(dtype=state["mu.weight"].dtype)
+    plain.network.load_state_dict(state)
+    return plain
+
+
 def weights(model: Autoencoder) -> dict[str, bytes]:
     return {name: x.tobytes() for name, x in model.network.state_dict().items()}
 
@@ -46,17 +52,6 @@ def timeless(rows: list[dict]) -> list[dict]:
 
 def steps_of(folder: Path) -> list[int]:
     return [int(path.stem[5:]) for path in sorted((folder / "checkpoints").glob("step-*"))]
-
-
-class At(Callback):
-    """Does something after some steps of the run."""
-
-    def __init__(self, steps, action):
-        self.steps, self.action = ({steps} if isinstance(steps, int) else set(steps)), action
-
-    def on_batch_end(self, trainer):
-        if trainer.progress.step in self.steps:
-            self.action(trainer)
 
 
 def as_floats(images: np.ndarray) -> np.ndarray:
@@ -125,54 +120,12 @@ MODELS: dict[str, dict] = {"conditional": {"classes": 3}}
 LABELS = np.random.default_rng(1).integers(0, 3, COUNT)
 
 
-class Killed(Exception):
-    """Stands for kill -9: nothing more is written."""
-
-
-def kill(_):
-    raise Killed
-
-
-def interrupt(_):
-    signal.raise_signal(signal.SIGINT)
-
-
 def trainer_of(kind: str, folder: Path | None, callbacks=(), **options) -> Trainer:
     options = {"batch_size": BATCH, **RESUMED[kind], **options}
     model = compiled("ae" if kind.startswith("ae") else "vae", **MODELS.get(kind, {}))
     return Trainer(
         model, pictures(), TrainingOptions(**options), labels=LABELS, folder=folder, callbacks=callbacks, progress=False
     )
-
-
-def resumed(folder: Path, callbacks=(), images: np.ndarray | None = None, **changes) -> Trainer:
-    """As `runs.resume_run` does, from nothing but the files."""
-    arrays, record, _ = load_checkpoint(folder)
-    model = from_config(record["model"])
-    model.compile(record["learning_rate"])
-    options = TrainingOptions(**{**record["options"], **changes})
-    images = pictures() if images is None else images
-    trainer = Trainer(model, images, options, labels=LABELS, folder=folder, callbacks=callbacks, progress=False)
-    trainer.restore(arrays, record)
-    return trainer
-
-
-def outcome(trainer: Trainer) -> dict:
-    """Everything that must be bitwise equal, also what the last checkpoint and the logs hold."""
-    arrays, record, _ = load_checkpoint(trainer.folder)
-    logged = [json.loads(line) for line in (trainer.folder / "history.jsonl").read_text().splitlines()]
-    return {
-        "weights": weights(trainer.model),
-        "moments": {name: x.tobytes() for name, x in trainer.optimizer.moments.items()},
-        "steps": trainer.optimizer.steps,
-        "rows": timeless(trainer.history.rows),
-        "logged": timeless(logged),
-        "checkpoint": {name: x.tobytes() for name, x in arrays.items()},
-        "progress": {**record["progress"], "rows": timeless(record["progress"]["rows"])},
-    }
-
-
-_unbroken: dict[tuple, dict] = {}
 
 
 def resume(folder: Path, told: list[str] | None = None, **options):
@@ -182,33 +135,6 @@ def resume(folder: Path, told: list[str] | None = None, **options):
 def digest(folder: Path) -> str:
     """That of a finished run's model."""
     return load_state(folder / "model.safetensors")[2]
-
-
-def unbroken(kind: str, kernels: str, tmp_path: Path) -> dict:
-    """The run without interruption, computed once."""
-    if (kind, kernels) not in _unbroken:
-        trainer = trainer_of(kind, tmp_path / "unbroken")
-        trainer.run()
-        _unbroken[kind, kernels] = outcome(trainer)
-    return _unbroken[kind, kernels]
-
-
-def assert_same(found: dict, expected: dict) -> None:
-    for name, value in expected.items():
-        assert found[name] == value, name
-
-
-def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def interrupted(work) -> KeyboardInterrupt:
-    """Runs a trainer, or executes a run, which is interrupted."""
-    with pytest.raises(KeyboardInterrupt) as error:
-        work.run() if isinstance(work, Trainer) else execute(work)
-    return error.value
 
 
 def run_of(array_file: Path, folder: Path, *callbacks: Callback, overwrite: bool = False, **options):
