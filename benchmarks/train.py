@@ -59,8 +59,8 @@ import minigrad
 KEEP = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
 CHECK_STEPS = 3
 # How far a program may be from the plain kernels in float64. The statistics of BatchNorm are sums of 100,352 numbers at
-# batch 128: who adds them up in float32 is 1e-5 off (Chainer 1.7e-5). Adam makes whole steps of the rounding errors of
-# tiny gradients, and Keras and Chainer put its epsilon elsewhere, so the limits are wider after training.
+# batch 128: who adds them up in float32 is 1e-5 off. Adam makes whole steps of the rounding errors of tiny gradients,
+# so the limits are wider after training.
 LIMITS = {
     "first loss, relative": 5e-5,
     "last loss, relative": 1e-3,
@@ -117,9 +117,7 @@ PEERS = {
     "numba-returned": _minigrad("numba", "numba", kept=False),
     **{f"{name}-kept": _torch(*layout, kept=True) for name, layout in LAYOUTS.items()},
     **{name: _torch(*layout, kept=False) for name, layout in LAYOUTS.items()},
-    "keras": Peer("keras", "keras", "tensorflow", "keras tensorflow-cpu"),
     "jax": Peer("jax", "jax", "jax", "jax"),
-    "chainer": Peer("chainer", "chainer", "chainer", "chainer 'numpy<1.24'"),
 }
 ALL = (  # the options of `--all`, a measurement each
     ("--rounds", "3", "--seconds", "0.3", "--peers", ",".join(name for name in PEERS if name != "plain")),

@@ -1,7 +1,7 @@
-"""The model's arrays for libraries with (N, C, H, W) images and symmetric padding: PyTorch and Chainer.
+"""The model's arrays for PyTorch, which has (N, C, H, W) images and symmetric padding.
 
-At stride 2 "same" padding puts its odd zero at the bottom and right, which these libraries can do only by copying the
-image into a larger one. The mirrored problem has it at the top and left: padding 1 reads the same numbers, because the
+At stride 2 "same" padding puts its odd zero at the bottom and right, which PyTorch can do only by copying the image
+into a larger one. The mirrored problem has it at the top and left: padding 1 reads the same numbers, because the
 zeros at the other side meet no window. So images and kernels are flipped in H and W, and the features of the dense
 layers are put in the order that follows. The losses are the same, and nobody pays for a convention.
 """

@@ -439,7 +439,7 @@ def test_other_results_are_found(programs):
     [
         ("train", ["--peers", "numpy,theano"], "theano is not known"),
         ("train", ["--batches", "0"], "0 is not positive"),
-        ("train", ["--python", "theano=python"], "LIBRARY is chainer"),
+        ("train", ["--python", "theano=python"], "LIBRARY is jax"),
         ("train", ["--startup", "--reconstruct"], "ask for one"),
         ("ops", ["--only", "conv3d"], "conv3d is not known"),
         ("scaling", ["--kernels", "fortran"], "fortran is not installed"),
