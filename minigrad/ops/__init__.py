@@ -28,7 +28,8 @@ from .loss import *
 from .norm import *
 from .shape import *
 
-__all__ = [name for name, value in globals().items() if inspect.isfunction(value)]
+# Since Python 3.14 a module has a function __annotate__, too.
+__all__ = [name for name, value in globals().items() if inspect.isfunction(value) and not name.startswith("_")]
 
 
 def _swapped(operation):  # type: ignore[no-untyped-def]
