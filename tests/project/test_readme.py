@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,13 @@ def test_the_front_page_is_short_and_has_two_one_line_commands():
     assert len(front_door) == 2
     assert "train_conv_autoencoder.py" in front_door[0]
     assert "pytest" in front_door[1]
+
+
+def test_the_front_page_and_the_package_name_the_same_versions_of_python():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = re.findall(r"Python :: (3\.\d+)$", "\n".join(project["classifiers"]), re.M)
+    assert f"Python {versions[0]} to {versions[-1]}," in READMES["."]
+    assert project["requires-python"] == f">={versions[0]}"
 
 
 @pytest.mark.parametrize(
