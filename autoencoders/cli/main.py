@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import minigrad
 
+from ..data.dataset import did_you_mean
 from . import evaluate, generate, train
 from .options import Parser
 from .program import Program, start
@@ -26,5 +27,7 @@ def main() -> NoReturn:
         if not name:
             parser.print_help()
             sys.exit(0)
+        if not name.startswith("-"):
+            parser.error(f"there is no program {name!r}{did_you_mean(name, PROGRAMS)}")
         parser.parse_args(sys.argv[1:])
     start(lambda: PROGRAMS[name].main(sys.argv[2:], Program.installed(name)))

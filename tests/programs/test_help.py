@@ -9,6 +9,7 @@ import pytest
 from programs import EVALUATE, GENERATE, PROGRAMS, TRAIN
 
 import minigrad.backend
+from autoencoders.cli.main import main
 from autoencoders.cli.program import Program
 from autoencoders.cli.settings import OPTIONS
 
@@ -76,3 +77,21 @@ def test_a_typing_mistake_is_answered_with_what_may_be_meant(program, words, tol
     done = call(program, *words.split())
     done.failed(done.code, told)
     assert done.code in (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("trian", "no program 'trian'; did you mean train?"),
+        ("runs/x", "no program 'runs/x' ("),
+        ("--modle", "there is no option --modle"),
+    ],
+)
+def test_the_console_command_names_the_program_that_may_be_meant(word, told, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["autoencoders", word])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    said = capsys.readouterr().err
+    assert told in said
+    assert "autoencoders --help" in said
+    assert said.count("\n") == 1
