@@ -212,7 +212,7 @@ def as_data_error(where: object) -> Iterator[None]:
         near = near_names(Path(error.filename)) if isinstance(error, FileNotFoundError) and error.filename else ""
         raise DataError(f"{where}: {error.strerror or error}{near}") from error
     except Exception as error:
-        raise DataError(f"{where}: cannot be read: {error or type(error).__name__}") from error
+        raise DataError(f"{where}: cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def read_up_to(stream: Any, count: int) -> bytearray:

@@ -11,7 +11,7 @@ import pytest
 from data_cases import FASHION, flipped, idx, memory_below, put, refuses, same, small_arrays
 
 from autoencoders.data import DataError, collections, idx as idx_module, load_dataset, read_idx
-from autoencoders.data.dataset import CHUNK
+from autoencoders.data.dataset import CHUNK, as_data_error
 
 pytestmark = pytest.mark.usefixtures("world")
 
@@ -147,3 +147,9 @@ def test_idx_files_that_are_not_a_set(tmp_path: Path) -> None:
     refuses(folder, f"^{path}: after the data")
     path.write_bytes(idx(FASHION[collections.TRAIN_LABELS]))
     refuses(folder, r"shape: expected \(N, H, W\) .* found \(20,\)")
+
+
+@pytest.mark.parametrize(("error", "said"), [(ValueError("odd"), "odd"), (EOFError(), "EOFError")])
+def test_what_a_decoder_raises_is_named_even_if_it_has_no_text(error: Exception, said: str) -> None:
+    with pytest.raises(DataError, match=f"^x: cannot be read: {said}$"), as_data_error("x"):
+        raise error
