@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -683,10 +684,10 @@ def campaign(record: dict[str, Any]) -> str:
     )
 
 
-def sum_of(rows: Rows, name: str) -> int | float | None:
-    """Of a counter; None if no row has it."""
+def sum_of(rows: Rows, name: str) -> float | None:
+    """Of a counter; None if no row has it. Python's own sum rounds differently before 3.12."""
     values = [row[name] for row in rows if row.get(name) is not None]
-    return sum(values) if values else None
+    return math.fsum(values) if values else None
 
 
 def renew(readmes: Sequence[Path], name: str, text: str) -> None:
