@@ -176,9 +176,10 @@ def _npy_array(where: str, opened: Callable[[], Any], size: int, limit: int) -> 
 
     @contextlib.contextmanager
     def numbers() -> Iterator[Numbers]:
-        with as_data_error(where), opened() as stream:
+        with as_data_error(where):
             _check_bytes(where, size, limit)
-            head = io.BytesIO(stream.read(NPY_HEADER))
+            with opened() as stream:
+                head = io.BytesIO(stream.read(NPY_HEADER))
             version = np.lib.format.read_magic(head)
             if version not in ((1, 0), (2, 0)):
                 raise fault(where, "npy version", "1.0 or 2.0", ".".join(map(str, version)))
@@ -189,8 +190,9 @@ def _npy_array(where: str, opened: Callable[[], Any], size: int, limit: int) -> 
             total = head.tell() + math.prod(shape) * dtype.itemsize
             if total != size:
                 raise fault(where, f"size for shape {shape} and dtype {dtype}", f"{total} bytes", f"{size} bytes")
-            stream.seek(head.tell())
-            yield shape, fortran, dtype, stream
+            with opened() as stream:
+                stream.read(head.tell())  # After a seek, zipfile would not check the CRC of what follows.
+                yield shape, fortran, dtype, stream
 
     return Array(where, numbers)
 
