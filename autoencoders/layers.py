@@ -13,10 +13,10 @@ Array = Any
 
 
 class SoftBound(Function):
-    """Keep numbers between two bounds. The result is x itself, except within one unit of a bound, where it saturates.
+    """y = c + t / (1 + |t|) with c = x cut to low + 1 and high - 1, t = x - c.  gx = gy / (1 + |t|)^2.
 
-    With c = x cut to low + 1 and high - 1, and the excess t = x - c:  y = c + t / (1 + |t|),  dy/dx = 1 / (1 + |t|)^2.
-    y and dy/dx are continuous, and dy/dx is never 0, so training can bring back a value that went too far.
+    It keeps numbers between two bounds. The result is x itself, except within one unit of a bound, where it saturates.
+    y and its slope are continuous, and the slope is never 0, so training can bring back a value that went too far.
     """
 
     def __init__(self, low: float, high: float) -> None:
@@ -45,7 +45,7 @@ class BoundedDense(nn.Dense):
 
 
 class _Append(Function):
-    """(N, D) and label rows (N, K), which have no gradient, side by side: (N, D + K)."""
+    """y = x (N, D) and label rows (N, K) side by side.  gx = the first D columns of gy; the rows have no gradient."""
 
     def forward(self, x: Array, rows: Array) -> Array:
         self.features = x.shape[1]

@@ -10,6 +10,7 @@ from .backend.installed import available
 from .higher_order import grad
 from .tensor import Function, Tensor, evaluation, no_grad
 from .tools.anomaly import AnomalyError, detect_anomaly
+from .tools.explain import explain, graph
 from .tools.profiler import profile
 
 __version__ = "0.1.0"
@@ -24,8 +25,10 @@ __all__ = [
     "backend_of",
     "detect_anomaly",
     "evaluation",
+    "explain",
     "get_num_threads",
     "grad",
+    "graph",
     "init",
     "nn",
     "no_grad",

@@ -192,8 +192,9 @@ class SGD(Optimizer):
 
 class Adam(Optimizer):
     """m = beta_1 * m + (1 - beta_1) * g; v = beta_2 * v + (1 - beta_2) * g^2;
-    parameter -= rate * m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon),
-    with the first moment m and the second moment v, which files call mean and variance.
+    parameter -= rate * m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon).
+
+    Files call the first moment m mean and the second moment v variance.
 
     Source: Kingma and Ba, Adam, 2015, Algorithm 1, with epsilon after the bias correction, as in PyTorch (Keras puts it
     before). t counts all steps of the optimiser, including those in which a parameter was frozen.

@@ -22,7 +22,8 @@ __all__ = ["conv2d", "conv2d_transpose"]
 
 
 class Conv2D(Function):
-    """y = conv2d(x, weight) + bias; its gradients are the two other kernels, and the sum of gy over all pixels."""
+    """y = conv2d(x, weight) + bias.  gx = conv2d_grad_input(gy, weight), gweight = conv2d_grad_weight(x, gy), gbias =
+    sum of gy over all pixels."""
 
     bilinear = True
     optional = 1
@@ -69,7 +70,10 @@ def conv2d(
 
 
 class Conv2DTranspose(Function):
-    """y = conv2d_grad_input(x, weight) + bias: a convolution run backwards, so its gradient is that convolution."""
+    """y = conv2d_grad_input(x, weight) + bias.  gx = conv2d(gy, weight), gweight = conv2d_grad_weight(gy, x), gbias =
+    sum of gy over all pixels.
+
+    It is a convolution run backwards, so its gradient is that convolution."""
 
     bilinear = True
     optional = 1

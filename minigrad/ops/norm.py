@@ -9,8 +9,12 @@ __all__ = ["batch_norm", "batch_norm_inference"]
 
 
 class BatchNorm(Function):
-    """Normalisation with the statistics of the batch. After the call and until backward, `mean` and `variance` hold
-    them, for the moving statistics of `nn.BatchNorm`. Its gradient is derived in backend/reference.py."""
+    """y = gamma * z + beta with z = (x - mean) / s, s = sqrt(variance + epsilon).  gx = gamma / s * (gy - gbeta / M - z
+    * ggamma / M), ggamma = sum of gy * z, gbeta = sum of gy.
+
+    The statistics are those of the M values per channel in the batch. After the call and until backward, `mean` and
+    `variance` hold them, for the moving statistics of `nn.BatchNorm`. The gradient is derived in backend/reference.py.
+    """
 
     def __init__(self, epsilon: float) -> None:
         self.epsilon = epsilon
@@ -43,7 +47,10 @@ def batch_norm(x: Operand, gamma: Operand, beta: Operand, *, epsilon: float = 1e
 
 
 class BatchNormInference(Function):
-    """Normalisation with given statistics, which are constants for the gradient."""
+    """y = gamma * z + beta with z = (x - mean) / s, s = sqrt(variance + epsilon).  gx = gy * gamma / s, ggamma = sum of
+    gy * z, gbeta = sum of gy.
+
+    The statistics are given, and constants for the gradient."""
 
     def __init__(self, mean: Array, variance: Array, epsilon: float) -> None:
         self.mean, self.variance, self.epsilon = mean, variance, epsilon

@@ -37,7 +37,7 @@ def kept_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]
 
 
 class Reshape(Function):
-    """The same elements in another shape.  gx is gy in the shape of x."""
+    """y = x in another shape.  gx = gy in the shape of x."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
@@ -56,7 +56,7 @@ def reshape(x: Operand, *shape: int | tuple[int, ...]) -> Tensor:
 
 
 class Transpose(Function):
-    """Axes in another order.  gx is gy with the axes back in their places."""
+    """y = x with its axes in another order.  gx = gy with the axes back in their places."""
 
     def __init__(self, axes: tuple[int, ...] | None) -> None:
         self.axes = axes
@@ -77,7 +77,7 @@ def transpose(x: Operand, *axes: int | tuple[int, ...]) -> Tensor:
 
 
 class Sum(Function):
-    """y = sum of x over axes.  gx is gy, repeated along these axes."""
+    """y = sum of x over axes.  gx = gy, repeated along these axes."""
 
     def __init__(self, axis: Axis, keepdims: bool) -> None:
         self.axis, self.keepdims = axis, keepdims

@@ -39,7 +39,7 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("optim", {"backend", "tensor", "nn"}),
     ("higher_order", {"backend", "tensor", "ops"}),
     ("testing", {"backend", "tensor", "random", "higher_order"}),
-    ("tools", {"backend", "tensor", "ops", "nn", "optim"}),
+    ("tools", {"backend", "tensor", "ops", "nn", "optim", "serialize"}),
 ]
 
 

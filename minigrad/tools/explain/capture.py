@@ -1,0 +1,353 @@
+"""A capture of one training step: what each operation read, computed, saved and passed back, in the order it ran.
+
+The arrays are those of an ordinary step. Nothing is computed in the place of the engine; watch.py explains how it is
+seen. A chain of layers that usually runs as one operation runs layer by layer here, so that each can be seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from ... import nn, optim
+from ...backend import Array, as_array, backend_of
+from ...tensor import Function, Operand, Tensor
+from ..watch import Scope, Watcher, layer_name, names_alive
+from .arrays import Album, Shot
+from .differences import Check, check
+from .graph import Node
+from .kernels import KernelWatcher, Run
+
+BOOKKEEPING = {"k", "needs", "inputs", "read", "order", "made_in", "retained", "used"}  # not saved for backward
+
+
+@dataclass
+class Saved:
+    """An array that an operation keeps for its backward pass. same_as: the input or output whose memory it shares."""
+
+    name: str
+    shot: Shot
+    same_as: str = ""
+
+
+@dataclass
+class Meeting:
+    """A gradient that arrives where others have arrived, or will.
+
+    Attributes:
+        name: of the input that it belongs to. key: the same for all that meet. receiver: the node whose result they
+            belong to; -1: a parameter.
+        sent: this gradient. before, after: the sum of what has arrived; before is None for the first.
+    """
+
+    name: str
+    key: int
+    receiver: int
+    sent: Shot
+    before: Shot | None
+    after: Shot
+
+
+@dataclass
+class Update:
+    """What an optimiser's step did to one parameter: its value before, gradient, the moments after it, and update."""
+
+    name: str
+    arrays: dict[str, Shot]
+
+
+@dataclass
+class Stop:
+    """One operation in one direction, or the update of an optimiser.
+
+    Attributes:
+        direction: "forward", "backward" or "update". node: its number in the graph, or -1.
+        what: the class of the operation or optimiser. run: the lines and kernels that ran.
+        arrays: (name, array) of the inputs and the output; backward, of the gradients that arrive and leave.
+        alive: bytes of arrays between the parameters and the loss that are alive after it. freed: (name, bytes) of the
+            arrays that nobody keeps any more.
+    """
+
+    direction: str
+    node: int
+    what: type
+    run: Run
+    arrays: list[tuple[str, Shot]]
+    saved: list[Saved] = field(default_factory=list)
+    meetings: list[Meeting] = field(default_factory=list)
+    checks: list[Check] | str = ""
+    updates: list[Update] = field(default_factory=list)
+    scalars: dict[str, float] = field(default_factory=dict)
+    alive: int = 0
+    freed: list[tuple[str, int]] = field(default_factory=list)
+
+
+class Capture(Watcher):
+    """Use it as `with capture.capturing(): ...`. It ends with the first update of an optimiser.
+
+    Attributes:
+        stops, nodes: in the order in which they ran. album: all arrays.
+        consistent: whether each gradient that an operation received is, bit for bit, the sum of those sent to it.
+    """
+
+    def __init__(self) -> None:
+        self.stops: list[Stop] = []
+        self.nodes: list[Node] = []
+        self.album = Album()
+        self.consistent = True
+        self.kernels = KernelWatcher()
+        self.done = False
+        self._of_order: dict[int, tuple[int, dict[str, Any], list[str]]] = {}  # node, options, names of the inputs
+        self._made: dict[int, tuple[Any, int]] = {}  # id of a tensor -> (a weak reference to it, its node)
+        self._scopes_of: list[Scope | None] = []  # of each node
+        self._waiting: dict[int, Array] = {}  # gradients under way, as in `tensor.walk`
+        self._memory = Memory()
+
+    @contextmanager
+    def capturing(self) -> Iterator[Capture]:
+        """Capture what runs inside.
+
+        Raises:
+            RuntimeError: a profile, detect_anomaly or another explain is active.
+        """
+        self._names = names_alive()
+        with self.watching("explain"), self.kernels.installed():
+            yield self
+        self._settle()
+        self._name_layers()
+
+    # ---- forward ----
+
+    def forward(self, original: Callable[..., Tensor], function: Function, *operands: Operand) -> Tensor:
+        if self.done:
+            return original(function, *operands)
+        self._settle()
+        options = dict(vars(function))
+        with self.kernels.watching(type(function).forward) as run:
+            y = original(function, *operands)
+        names = input_names(type(function), len(operands))
+        node = self._node(function, y, operands, names)
+        arrays, known = [], {}
+        for name, x in zip(names, operands, strict=True):
+            if x is None:
+                continue
+            data = self._data(x, y)
+            known[name] = data
+            arrays.append((name, self.album.take(data, "weight" if name == "weight" else "")))
+            if not isinstance(x, nn.Parameter | Real):
+                self._memory.see(data, f"{name} of {function.name}")
+        known["y"] = y.data
+        arrays.append(("y", self.album.take(y.data)))
+        self._memory.see(y.data, f"the result of {function.name}")
+        stop = Stop("forward", node, type(function), run, arrays)
+        if y.creator is function:
+            stop.saved = self._saved(function, options, known)
+            self._of_order[function.order] = node, options, names
+        self.stops.append(stop)
+        return y
+
+    def _node(self, function: Function, y: Tensor, operands: tuple[Operand, ...], names: list[str]) -> int:
+        """A new node of the graph."""
+        inputs, extras = [], []
+        for name, x in zip(names, operands, strict=True):
+            if isinstance(x, Real):
+                extras.append(f"{x:g}")
+            elif isinstance(x, nn.Parameter):
+                extras.append(name)
+            elif x is not None:
+                inputs.append(self._node_of(x))
+        self.nodes.append(Node(function.name, y.shape, inputs, extras))
+        self._scopes_of.append(self.scope)
+        self._made[id(y)] = weakref.ref(y), len(self.nodes) - 1
+        return len(self.nodes) - 1
+
+    def _node_of(self, x: Operand) -> int:
+        """The node that made x; a new one, if x is data."""
+        found = self._made.get(id(x))
+        if found is not None and found[0]() is x:
+            return found[1]
+        self.nodes.append(Node("data", as_array(x.data if isinstance(x, Tensor) else x).shape, [], []))
+        self._scopes_of.append(None)
+        with contextlib.suppress(TypeError):  # no reference can be made to a list
+            self._made[id(x)] = weakref.ref(x), len(self.nodes) - 1
+        return len(self.nodes) - 1
+
+    def _data(self, x: Operand, y: Tensor) -> Array:
+        if isinstance(x, Real):
+            return backend_of(y.data).xp.full((), x, dtype=y.dtype)
+        return x.data if isinstance(x, Tensor) else as_array(x)
+
+    def _saved(self, function: Function, options: dict[str, Any], known: dict[str, Array]) -> list[Saved]:
+        """The arrays among the attributes of a function that its options do not have."""
+        own = {n: v for n, v in vars(function).items() if n not in BOOKKEEPING and options.get(n) is not v}
+        found = []
+        for name, value in own.items():
+            if hasattr(value, "dtype") and hasattr(value, "nbytes"):
+                xp = function.k.xp
+                twin = next((n for n, x in known.items() if xp.may_share_memory(x, value)), "")
+                found.append(Saved(name, self.album.take(value, "weight" if name == "weight" else ""), twin))
+                if not twin:
+                    self._memory.see(value, f"{name}, saved by {function.name}")
+        return found
+
+    # ---- backward ----
+
+    def backward(
+        self, original: Callable[..., Any], function: Function, gy: Array, keep: bool = False
+    ) -> list[tuple[Tensor, Array]]:
+        if self.done or function.inputs is None or function.order not in self._of_order:
+            return original(function, gy, keep)
+        self._settle()
+        order = function.order
+        node, options, names = self._of_order[order]
+        expected = self._waiting.pop(order, gy)
+        self.consistent &= bytes_of(expected) == bytes_of(gy)
+        self._memory.see(gy, f"the gradient of the result of {function.name}")
+        inputs = function.inputs
+        numbers = [i for i, needed in enumerate(function.needs) if needed]
+        xs = [None if x is None else host(x.data).copy() for x in inputs]
+        with self.kernels.watching(type(function).backward) as run:
+            pairs = original(function, gy, keep)
+        arrays = [("gy", self.album.take(gy))]
+        stop = Stop("backward", node, type(function), run, arrays)
+        self.stops.append(stop)
+        gxs: dict[int, Array] = {}
+        for i, (x, gx) in zip(numbers, pairs, strict=True):
+            gxs[i] = host(gx)
+            shot = self.album.take(gx, "weight" if names[i] == "weight" else "")
+            arrays.append((f"g{names[i]}", shot))
+            stop.meetings += self._arrive(names[i], x, gx, shot)
+            self._memory.see(gx, f"the gradient of {names[i]} of {function.name}")
+        stop.checks = check(type(function), options, names, xs, host(gy), gxs, order)
+        return pairs
+
+    def _arrive(self, name: str, x: Tensor, gx: Array, shot: Shot) -> list[Meeting]:
+        """The same sums as in `tensor.walk`."""
+        key = id(x) if x.creator is None else x.creator.order
+        before = self._waiting.get(key)
+        after = gx if before is None else as_array(before + gx)
+        self._waiting[key] = after
+        receiver = self._made[id(x)][1] if id(x) in self._made else -1
+        if before is None:
+            return [Meeting(name, key, receiver, shot, None, shot)]
+        return [Meeting(name, key, receiver, shot, self.album.take(before), self.album.take(after))]
+
+    # ---- the update ----
+
+    def update(self, original: Callable[..., None], optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+        if self.done:
+            return original(optimizer, *args, **kwargs)
+        self._waiting.clear()
+        self._settle()
+        flat, moments = optimizer.flat, optimizer.moments
+        before, gradients = (host(x).copy() for x in (flat.values, flat.gradients))
+        with self.kernels.watching(original) as run:
+            original(optimizer, *args, **kwargs)
+        after = {"value before": before, "gradient": gradients}
+        after |= {**{name: host(x) for name, x in moments.items()}, "update": host(flat.values) - before}
+        stop = Stop("update", -1, type(optimizer), run, [])
+        stop.scalars = {name: x for name, x in vars(optimizer).items() if isinstance(x, float)}
+        start = 0
+        for parameter in flat.parameters:
+            part, shape = slice(start, start + parameter.size), parameter.shape
+            kind = "weight" if len(shape) == 4 else ""
+            shots = {name: self.album.take(x[part].reshape(shape), kind) for name, x in after.items()}
+            stop.updates.append(Update(str(id(parameter)), shots))
+            start = part.stop
+        self.stops.append(stop)
+        self._settle()
+        self.done = True
+
+    # ---- the chain, memory and names ----
+
+    def _chain(self, original: Callable[..., Any], chain: nn.ConvChain, x: Tensor) -> Tensor:
+        """Layer by layer."""
+        for layers in chain.links.values():
+            for layer in layers:
+                with self._inside(layer, self._names.get(id(layer), "")):
+                    x = layer.forward(x)
+        return x
+
+    def _settle(self) -> None:
+        """Note what the last stop has left alive. It is called when that operation has returned, because only then has
+        it let go of its arrays."""
+        if self.stops and not self.done:
+            self.stops[-1].alive, self.stops[-1].freed = self._memory.read()
+
+    def _name_layers(self) -> None:
+        """Name each node's layer, and each parameter, while the layers are alive."""
+        alive = names_alive()
+        titles: dict[int, str] = {}
+        for scope in self.scopes.values():
+            layer = layer_name(scope, alive)
+            for name, value in vars(scope.module).items():
+                if isinstance(value, Tensor):
+                    titles.setdefault(id(value), f"{layer}.{name}" if layer else name)
+        for stop in self.stops:
+            for number, update in enumerate(stop.updates):
+                update.name = titles.get(int(update.name), f"parameter {number}")
+        for node, innermost in zip(self.nodes, self._scopes_of, strict=True):
+            outer = innermost
+            while outer is not None:
+                node.path.insert(0, (id(outer), layer_name(outer, alive), type(outer.module).__name__))
+                outer = outer.outer
+        self._scopes_of = []
+
+
+class Memory:
+    """The bytes of the arrays that were seen and are alive, found by weak references to the arrays that own them."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.freed: list[tuple[str, int]] = []
+        self._known: dict[int, Any] = {}
+
+    def see(self, x: Array, name: str) -> None:
+        """Count the array that owns x's memory, once."""
+        owner = x
+        while type(owner.base) is type(owner):
+            owner = owner.base
+        key, size = id(owner), owner.nbytes
+
+        def gone(_: Any) -> None:
+            del self._known[key]
+            self.total -= size
+            self.freed.append((name, size))
+
+        if key not in self._known:
+            self._known[key] = weakref.ref(owner, gone)
+            self.total += size
+
+    def read(self) -> tuple[int, list[tuple[str, int]]]:
+        """(bytes alive now, what was freed since the last call)."""
+        freed, self.freed = self.freed, []
+        return self.total, freed
+
+
+def host(x: Array) -> np.ndarray:
+    """x as a NumPy array."""
+    return np.asarray(backend_of(x).to_host(x))
+
+
+def bytes_of(x: Array) -> bytes:
+    """The bits of an array, to compare."""
+    return host(x).tobytes()
+
+
+def input_names(cls: type, count: int) -> list[str]:
+    """The names of the inputs, as `forward` has them."""
+    names: list[str] = []
+    for name, parameter in list(inspect.signature(cls.forward).parameters.items())[1:]:  # type: ignore[attr-defined]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{name}{i}" for i in range(count - len(names))]
+        else:
+            names.append(name)
+    return names[:count]

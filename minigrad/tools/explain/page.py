@@ -1,0 +1,251 @@
+"""The step-through page: a capture as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from ... import ops
+from .arrays import BARS, CELLS, LIMITS, Limits, Shot, bars, data_url, sheet
+from .capture import Capture, Meeting, Stop
+from .formulas import Formulas, formulas_of, gradients, name_of, typeset
+from .graph import Graph, Node, shape_text
+from .kernels import Run
+from .sources import Sources, colours
+
+LARGEST = 5_000_000  # bytes of a page
+WIDE = 560  # pixels of a picture that is enlarged
+
+
+def page_of(capture: Capture, title: str, notes: Sequence[str] = ()) -> str:
+    """The page. Pictures of a large model are thinned out until it is smaller than LARGEST."""
+    for limits in LIMITS:
+        text = _Page(capture, limits).render(title, notes, thinned=limits is not LIMITS[0])
+        if len(text) < LARGEST:
+            break
+    return text
+
+
+class _Page:
+    def __init__(self, capture: Capture, limits: Limits) -> None:
+        self.capture, self.limits = capture, limits
+        self.graph, self.sources = Graph(capture.nodes), Sources()
+        self.rules: list[str] = []  # of CSS, one for each picture
+        self.data: dict[int, Any] = {}  # of each array, for the pointer
+        self.views: dict[int, dict[str, Any]] = {}
+        self.meetings = Counter(m.key for stop in capture.stops for m in stop.meetings)
+        self.of_node: dict[tuple[int, str], int] = {(s.node, s.direction): i for i, s in enumerate(capture.stops, 1)}
+
+    def render(self, title: str, notes: Sequence[str], thinned: bool) -> str:
+        folder = files(__package__)
+        texts = {name: folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js")}
+        template = folder.joinpath("page.html.jinja").read_text(encoding="utf-8")
+        stops = [self._stop(i, stop) for i, stop in enumerate(self.capture.stops, 1)]
+        most = max((stop.alive for stop in self.capture.stops), default=0) or 1
+        facts = {
+            "edges": [[a, b] for a, b in self.graph.edges],
+            "lanes": self.graph.lanes,
+            "arrays": self.data,
+            "stops": [[s.direction, s.node] for s in self.capture.stops],
+        }
+        environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        environment.filters["size"] = size_text
+        environment.filters["number"] = number
+        environment.filters["below"] = below
+        return environment.from_string(template).render(
+            title=title,
+            notes=notes,
+            thinned=thinned,
+            limits=self.limits,
+            stops=stops,
+            counts=Counter(stop.direction for stop in self.capture.stops),
+            consistent=self.capture.consistent,
+            most=most,
+            tree=self._tree(),
+            svg=Markup(self.graph.svg),
+            sources=self.sources.all,
+            css=Markup(texts["page.css"] + colours() + "".join(self.rules)),
+            js=Markup(texts["page.js"]),
+            facts=Markup(json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")),
+        )
+
+    # ---- a stop ----
+
+    def _stop(self, number: int, stop: Stop) -> dict[str, Any]:
+        node = self.capture.nodes[stop.node] if stop.node >= 0 else None
+        forward, backward, about = formulas_in(stop.what, [name for name, _ in stop.arrays])
+        update = stop.direction == "update"
+        method = getattr(stop.what, stop.direction)
+        return {
+            "id": number,
+            "stop": stop,
+            "name": stop.what.__name__,
+            "layer": layer_of(node) if node else "",
+            "now": forward if stop.direction != "backward" else backward,
+            "other": () if update else backward if stop.direction == "forward" else forward,
+            "about": about,
+            "twin": self.of_node.get((stop.node, "backward" if stop.direction == "forward" else "forward")),
+            "arrays": [(self._name(name), self._view(shot)) for name, shot in stop.arrays],
+            "code": self._code(method, stop.run),
+            "saved": [(name_of(s.name), s.shot, s.same_as) for s in stop.saved],
+            "released": self.of_node.get((stop.node, "backward")) if stop.saved else None,
+            "meetings": [self._meeting(m) for m in stop.meetings if self.meetings[m.key] > 1],
+            "checks": stop.checks,
+            "updates": [(u.name, [(n, self._view(s)) for n, s in u.arrays.items()]) for u in stop.updates],
+        }
+
+    def _name(self, name: str) -> Markup:
+        return Markup(name_of(name))
+
+    def _meeting(self, m: Meeting) -> dict[str, Any]:
+        receiver = self.capture.nodes[m.receiver] if m.receiver >= 0 else None
+        what = f"the result of {layer_of(receiver) or receiver.name}" if receiver else f"the parameter {m.name}"
+        goes_to = self.of_node.get((m.receiver, "backward"))
+        views = [None if s is None else self._view(s) for s in (m.before, m.sent, m.after)]
+        return {
+            "what": what, "count": self.meetings[m.key], "goes_to": goes_to, "name": self._name(f"g{m.name}"),
+            "before": views[0], "sent": views[1], "after": views[2],
+        }  # fmt: skip
+
+    def _code(self, method: Any, run: Run) -> dict[str, Any]:
+        source = self.sources.of(method)
+        calls = []
+        for call in run.calls:
+            fast = call.fast is not call.plain
+            calls.append((call, self.sources.of(call.plain), self.sources.of(call.fast) if fast else None))
+        first = run.calls[0].line if run.calls else run.lines[-1] if run.lines else 0
+        return {"source": source, "lines": sorted(set(run.lines)), "main": first, "calls": calls}
+
+    # ---- an array ----
+
+    def _view(self, shot: Shot) -> dict[str, Any]:
+        """How an array is shown."""
+        if shot.number in self.views:
+            return self.views[shot.number]
+        view: dict[str, Any] = {"shot": shot, "shape": shape_text(shot.shape), "kind": "sheet", "note": ""}
+        size = math.prod(shot.shape)
+        if size <= (CELLS if len(shot.shape) > 1 else CELLS // 4):
+            rows = shot.sample.reshape(-1, shot.shape[-1] if shot.shape else 1)
+            view |= {"kind": "cells", "rows": [[(number(x), tint(x, shot)) for x in row] for row in rows.tolist()]}
+        elif size <= BARS and (len(shot.shape) == 1 or shot.shape[-1] * 1.0 == size):
+            view |= {"kind": "bars", "path": bars(shot.sample), "count": size}
+            self.data[shot.number] = {"values": [float(f"{x:.4g}") for x in shot.sample.ravel().tolist()]}
+        elif size:
+            drawn = sheet(shot, self.limits)
+            height, width = drawn.codes.shape
+            scale = max(1, min(16, WIDE // width, -(-200 // height)))
+            view |= {"width": width, "height": height, "scale": scale, "note": drawn.note, "grey": drawn.grey}
+            self.rules.append(f".a{shot.number}{{background-image:url({data_url(drawn.png)})}}\n")
+            self.data[shot.number] = {
+                "tile": drawn.tile, "columns": drawn.columns, "group": drawn.per_group, "order": drawn.order,
+                "top": drawn.top, "grey": drawn.grey, "step": drawn.step, "gap": int(drawn.tile[0] > 1),
+            }  # fmt: skip
+        self.views[shot.number] = view
+        return view
+
+    # ---- the map ----
+
+    def _tree(self) -> list[Any]:
+        """Rows of the map: a dict for a node, or (label, rows) for a layer with several operations."""
+        rows: list[Any] = []
+        groups: list[tuple[int, list[Any]]] = []  # the modules that are open, and their rows
+        for i, node in enumerate(self.capture.nodes):
+            path = node.path
+            depth = next((d for d, (g, p) in enumerate(zip(groups, path, strict=False)) if g[0] != p[0]), None)
+            del groups[min(len(groups), len(path)) if depth is None else depth :]
+            for identity, name, cls in path[len(groups) :]:
+                children: list[Any] = []
+                (groups[-1][1] if groups else rows).append([name, cls, children])
+                groups.append((identity, children))
+            (groups[-1][1] if groups else rows).append(self._row(i, node))
+        return [_simplified(row) for row in rows]
+
+    def _row(self, i: int, node: Node) -> dict[str, Any]:
+        stops = {d: self.of_node.get((i, d)) for d in ("forward", "backward")}
+        return {"node": i, "name": node.name, "layer": layer_of(node), "shape": shape_text(node.shape), **stops}
+
+
+def _simplified(row: Any) -> Any:
+    """A group of one row is that row; a group without a name is called by what its rows have in common."""
+    if isinstance(row, dict):
+        return row
+    name, cls, children = row
+    children = [_simplified(child) for child in children]
+    if len(children) == 1:
+        return children[0]
+    names = [child["layer"] if isinstance(child, dict) else child[0] for child in children]
+    common = name or _common([n for n in names if n]) or cls
+    return common, children
+
+
+def _common(names: list[str]) -> str:
+    """What names begin with, up to a _ or a dot."""
+    first, last = min(names, default=""), max(names, default="")
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:length].rpartition("_")[0] or first[:length].rpartition(".")[0]
+
+
+def layer_of(node: Node) -> str:
+    """The name of the innermost module that has one."""
+    return next((name for _, name, _ in reversed(node.path) if name), "")
+
+
+def below(name: str, group: str) -> str:
+    """The name of a layer inside a group, without what the group's name says already."""
+    rest = name.removeprefix(group).lstrip("._")
+    return rest if group and name.startswith(group) and rest else name
+
+
+def formulas_in(cls: type, names: list[str]) -> tuple[list[Markup], list[Markup], str]:
+    """(the operation's formulas, those of its gradients, what it is in words), from the docstrings."""
+    own: Formulas = formulas_of(cls.__doc__)
+    plain = {name.removeprefix("g") for name in names} | set(names) | set(re.findall(r"\w+", own.forward))
+    forward, about = own.forward.split("; "), own.rest
+    helper = function_of(cls)
+    if helper is not None and helper.__doc__:
+        first = " ".join(inspect.cleandoc(helper.__doc__).split("\n\n")[0].split())
+        if first.startswith(("y[", "The adjoint")):
+            forward.append(formula_in(inspect.cleandoc(helper.__doc__)))
+        elif not first.startswith("y = "):
+            about = first
+    made = ([Markup(typeset(f, plain)) for f in several if f] for several in (forward, gradients(own.backward)))
+    return *made, about.replace("`", "")  # type: ignore[return-value]
+
+
+def formula_in(text: str) -> str:
+    """The formula that begins with y[ in a docstring."""
+    return " ".join(text[text.index("y[") :].split("\n\n")[0].split()).rstrip(".")
+
+
+def function_of(cls: type) -> Any:
+    """The lower-case function of an operation, which has the same name but for underscores, from the same file."""
+    if not cls.__module__.startswith("minigrad.ops."):
+        return None
+    names = {name.replace("_", ""): name for name in ops.__all__}
+    return getattr(ops, names.get(cls.__name__.lower(), ""), None)
+
+
+def tint(value: float, shot: Shot) -> str:
+    """The background of a cell: orange or blue, the stronger the larger."""
+    top = max(abs(shot.least), abs(shot.most)) or 1.0
+    share = min(1.0, abs(value) / top) ** 0.5 if value == value and top == top else 0.0
+    return f"rgba({'213,94,0' if value > 0 else '0,114,178'},{0.75 * share:.2f})"
+
+
+def number(x: float) -> str:
+    """Four digits."""
+    return "0" if x == 0 else f"{x:.4g}".replace("-", "\N{MINUS SIGN}")
+
+
+def size_text(nbytes: int) -> str:
+    """Bytes in words."""
+    return f"{nbytes / 1e6:,.2f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:,.1f} kB" if nbytes >= 1e3 else f"{nbytes} B"
