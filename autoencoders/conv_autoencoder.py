@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,11 @@ class Autoencoder:
 
     def __repr__(self) -> str:
         return f"<{self.title}>"
+
+    def _repr_html_(self) -> str:
+        from minigrad.tools.explain.notebook import module_html
+
+        return f"<pre>{escape(self.outline())}</pre>{module_html(self.network)}"
 
     def outline(self) -> str:
         """The model in a few lines; `summary` shows every layer."""

@@ -10,8 +10,11 @@ from .backend.installed import available
 from .higher_order import grad
 from .tensor import Function, Tensor, evaluation, no_grad
 from .tools.anomaly import AnomalyError, detect_anomaly
+from .tools.display import show_in_notebooks
 from .tools.explain import explain, graph
 from .tools.profiler import profile
+
+show_in_notebooks()
 
 __version__ = "0.1.0"
 

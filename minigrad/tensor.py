@@ -337,6 +337,10 @@ class Function:
         """The class's name, for messages."""
         return type(self).__name__
 
+    def __repr__(self) -> str:
+        read = ", ".join(str(x.shape) for x in self.inputs or () if x is not None)
+        return f"<{self.name} of {read}>" if read else f"<{self.name}{', used' if self.used else ''}>"
+
     def forward(self, *xs: Any) -> Array:
         """The output array from the input arrays; an absent input is None. Must not change its inputs."""
         raise NotImplementedError

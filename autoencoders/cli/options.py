@@ -18,7 +18,7 @@ from .program import Program, coloured
 
 # (default, type, help); the type is list (of whole numbers), bool (a flag), or a function that converts the text
 Option = tuple[Any, Any, str]
-METAVARS = {"encode": "FILE", "config": "FILE", "init-from": "RUN"} | dict.fromkeys(
+METAVARS = {"encode": "FILE", "config": "FILE", "explain": "FILE", "init-from": "RUN"} | dict.fromkeys(
     ("out", "model-dir", "data-dir", "test-dir"), "DIR"
 )
 COMPUTING: dict[str, Option] = {

@@ -15,13 +15,16 @@ import minigrad
 from minigrad.serialize import DataError
 
 from ..conv_autoencoder import Autoencoder
-from ..data import NAMES, Reading, load_dataset
+from ..data import NAMES, Dataset, Reading, load_dataset
 from ..evaluation.metrics import table
 from ..pictures.film import PROGRESS_FILE, SCATTERED
 from ..runs import Run, resume_run, start_run
 from ..runs.replace import check_folder
+from ..runs.start import check_fit
 from ..saved import folder_of
-from ..training import DivergedError, Trainer
+from ..training import DivergedError, Trainer, TrainingOptions
+from ..training.explained import explain_step
+from ..training.steps import Steps
 from ..training.tensorboard import TensorBoard
 from .options import Parser, add_common_options, add_options, number
 from .program import Output, Program, UsageError, as_typed, run_program
@@ -41,6 +44,9 @@ from .settings import (
     take_model,
     training_options,
 )
+
+EXPLAINED = 4  # images of the step that --explain shows
+WITH_A_RUN = "out", "resume", "finish", "overwrite", "smoke", "tensorboard", "memory_limit"
 
 
 def build_parser(program: Program) -> Parser:
@@ -78,6 +84,8 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
     if args.resume and (refused := (training.typed - WITH_RESUME) - {"model"}):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(refused))
         parser.error(f"{again} takes {names} from the checkpoint; leave it out")
+    if args.explain and (given := [name for name in WITH_A_RUN if getattr(args, name)]):
+        parser.error(f"--explain trains nothing; leave out --{given[0]}")
     return run_program(training.run, debug=args.debug, quiet=args.quiet, what_remains=training.what_remains)
 
 
@@ -113,6 +121,9 @@ class Training:
         folder = Path(args.out or FOLDERS[settings["model"]] + ("-smoke" if args.smoke else ""))
         check_counts(settings)
         callbacks = [TensorBoard(folder / "tensorboard")] if args.tensorboard else []
+        if args.explain:
+            explain(settings, args, console)
+            return
         if args.memory_limit is not None and not 0 < args.memory_limit < 2**33:
             raise UsageError(f"--memory-limit is {args.memory_limit:g} but must be a number of GiB above 0, below 2^33")
         if args.resume:
@@ -191,20 +202,16 @@ class Training:
         return f"; {now}{kept}. {then} with:\n{self.program} --out {shlex.quote(str(folder))} {again}"
 
 
-def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, console: Output) -> Any:
-    """A run from settings."""
+def prepared(
+    settings: dict[str, Any], args: argparse.Namespace, console: Output
+) -> tuple[Autoencoder, Dataset, TrainingOptions]:
+    """The model, data and options that settings describe."""
     tell = console.prose
-    overwrite = args.overwrite or (args.smoke and not args.out)
-    check_settings(settings)
-    check_folder(folder, overwrite)
     computing = (settings[name] for name in ("backend", "threads", "precision", "shards"))
     backend = minigrad.use(args.device or "cpu", *computing)
     tell(backend.describe())
     if settings["dataset"] not in NAMES:  # a path, recorded so that it is found from every folder
         settings["dataset"] = str(Path(settings["dataset"]).expanduser().absolute())
-        place = Path(settings["dataset"]).resolve()
-        if place.is_dir() and place in (folder.resolve(), *folder.resolve().parents):
-            raise UsageError(f"--out {folder} lies in the folder of the images, {place}; choose another one")
     if settings["data_dir"] is not None:
         settings["data_dir"] = str(Path(settings["data_dir"]).absolute())
     mine = settings["data_dir"] is None or args.data_dir is not None  # and not a folder that only a record names
@@ -231,6 +238,20 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
     if "init_from" in settings:
         tell(f"training {settings['init_from']} further; it was trained for {model.trained_steps} steps")
     console.tell(model.summary() if args.verbose else model.outline())
+    return model, dataset, options
+
+
+def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, console: Output) -> Any:
+    """A run from settings."""
+    tell = console.prose
+    overwrite = args.overwrite or (args.smoke and not args.out)
+    check_settings(settings)
+    check_folder(folder, overwrite)
+    if settings["dataset"] not in NAMES:
+        place = Path(settings["dataset"]).expanduser().resolve()
+        if place.is_dir() and place in (folder.resolve(), *folder.resolve().parents):
+            raise UsageError(f"--out {folder} lies in the folder of the images, {place}; choose another one")
+    model, dataset, options = prepared(settings, args, console)
     run = start_run(
         model,
         dataset,
@@ -252,6 +273,17 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
             tell("--latent-dim 2 gives a map of the images, --latent-dim 16 sharper pictures")
         tell(plan_of(run.trainer))
     return run
+
+
+def explain(settings: dict[str, Any], args: argparse.Namespace, console: Output) -> None:
+    """Write the page of --explain."""
+    check_settings(settings)
+    settings["batch_size"] = settings["batch_size"] or EXPLAINED
+    model, dataset, options = prepared(settings, args, console)
+    check_fit(model, dataset)
+    model.compile(settings["lr"])
+    explain_step(Steps(model, dataset.train_images, options, dataset.train_labels), args.explain)
+    console.line(f"saved {args.explain}; open it in a browser and go on with the arrow keys")
 
 
 def network_of(model: Autoencoder) -> str:

@@ -51,7 +51,18 @@ class History:
 
     def _repr_html_(self) -> str:
         rows = ("".join(f"<td>{cell}</td>" for cell in row) for row in self.table())
-        return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>{self._curve()}"
+
+    def _curve(self) -> str:
+        """The loss of each epoch as a line, the lowest at the bottom."""
+        losses = [row["loss"] for row in self.rows if "loss" in row]
+        if len(losses) < 2 or not max(losses) > min(losses):
+            return ""
+        span = max(losses) - min(losses)
+        points = " ".join(f"{i},{60 - 56 * (x - min(losses)) / span:.1f}" for i, x in enumerate(losses))
+        line = f'<polyline points="{points}" fill="none" stroke="#0072b2" stroke-width="2"'
+        box = f'viewBox="0 0 {len(losses) - 1} 64" preserveAspectRatio="none" width="240" height="64"'
+        return f'<svg {box} role="img" aria-label="loss">{line} vector-effect="non-scaling-stroke"/></svg>'
 
     def plot(self) -> Any:
         """The losses drawn over the epochs, as a figure of Matplotlib, which a notebook shows."""

@@ -78,6 +78,15 @@ class Module:
 
     training_mode: bool | None = True
 
+    def __repr__(self) -> str:
+        """A line for each module, with the shapes of its tensors."""
+        lines = []
+        for name, module in self.modules():
+            place, own = name.rpartition("."), [(n, x) for n, x in vars(module).items() if isinstance(x, Tensor)]
+            label = "  " * (name.count(".") + bool(name)) + (f"{place[2]}: " if name else "")
+            lines.append(f"{label}{type(module).__name__}({', '.join(f'{n} {x.shape}' for n, x in own)})")
+        return "\n".join(lines)
+
     def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError
 

@@ -7,7 +7,6 @@ seen. A chain of layers that usually runs as one operation runs layer by layer h
 from __future__ import annotations
 
 import contextlib
-import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from ...tensor import Function, Operand, Tensor
 from ..watch import Scope, Watcher, layer_name, names_alive
 from .arrays import Album, Shot
 from .differences import Check, check
+from .formulas import input_names
 from .graph import Node
 from .kernels import KernelWatcher, Run
 
@@ -340,14 +340,3 @@ def host(x: Array) -> np.ndarray:
 def bytes_of(x: Array) -> bytes:
     """The bits of an array, to compare."""
     return host(x).tobytes()
-
-
-def input_names(cls: type, count: int) -> list[str]:
-    """The names of the inputs, as `forward` has them."""
-    names: list[str] = []
-    for name, parameter in list(inspect.signature(cls.forward).parameters.items())[1:]:  # type: ignore[attr-defined]
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            names += [f"{name}{i}" for i in range(count - len(names))]
-        else:
-            names.append(name)
-    return names[:count]

@@ -38,6 +38,15 @@ def formulas_of(docstring: str | None) -> Formulas:
     return Formulas(texts[0].rstrip("."), texts[1].rstrip("."), texts[2])
 
 
+def input_names(cls: type, count: int) -> list[str]:
+    """The names of the inputs of a Function, as its `forward` has them."""
+    names: list[str] = []
+    for name, parameter in list(inspect.signature(cls.forward).parameters.items())[1:]:  # type: ignore[attr-defined]
+        several = parameter.kind is parameter.VAR_POSITIONAL
+        names += [f"{name}{i}" for i in range(count - len(names))] if several else [name]
+    return names[:count]
+
+
 def gradients(text: str) -> list[str]:
     """The formulas of the gradients, one by one."""
     return re.split(r"[,;] (?=g\w+ = )", text) if text else []
