@@ -278,7 +278,7 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
 def explain(settings: dict[str, Any], args: argparse.Namespace, console: Output) -> None:
     """Write the page of --explain."""
     check_settings(settings)
-    settings["batch_size"] = settings["batch_size"] or EXPLAINED
+    settings["batch_size"] = args.batch_size or EXPLAINED  # and not that of a recipe
     model, dataset, options = prepared(settings, args, console)
     check_fit(model, dataset)
     model.compile(settings["lr"])

@@ -3,6 +3,8 @@ added from here; what it needs is loaded when it is called."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..nn import Module
 from ..tensor import Function, Tensor
 
@@ -27,5 +29,6 @@ def _function(self: Function) -> str:
 
 def show_in_notebooks() -> None:
     """Add `_repr_html_` to the three classes."""
-    for cls, method in ((Tensor, _tensor), (Module, _module), (Function, _function)):
-        cls._repr_html_ = method  # type: ignore[attr-defined]
+    methods: list[tuple[Any, Any]] = [(Tensor, _tensor), (Module, _module), (Function, _function)]
+    for cls, method in methods:
+        cls._repr_html_ = method

@@ -54,6 +54,23 @@ def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, fold
     assert all(str(SCRIPTS) in line for line in long), "commands to copy have the paths that they have"
 
 
+@pytest.mark.parametrize("model", ["ae", "vae"])
+def test_explain_writes_a_page_and_trains_nothing(model, call):
+    done = call(TRAIN, *NETWORK[:-2], *SAMPLE, "--model", model, "--explain", "step.html").ok("open it in a browser")
+    assert os.listdir() == ["step.html"]
+    page = Path("step.html").read_text()
+    assert "4 images; reconstruction" in page
+    assert "4 x 28 x 28 x 1" in page
+    assert "epoch" not in done.out
+    for words in (["--resume"], ["--out", "run"], ["--smoke"]):
+        call(TRAIN, "--explain", "step.html", *words).failed(2, f"--explain trains nothing; leave out {words[0]}")
+
+
+def test_a_trained_model_can_be_explained(call, trained):
+    call(TRAIN, "--init-from", trained(), "--explain", "step.html", "--batch-size", "2").ok()
+    assert "2 images; reconstruction" in Path("step.html").read_text()
+
+
 def test_quiet_prints_nothing(call, trained, caplog):
     reading = [(x, "--model-dir", trained(), "--out", x.__name__) for x in (GENERATE, EVALUATE)]
     for program in ((TRAIN, *TINY, "--smoke", "--out", "run"), (TRAIN, "--out", "run", "--resume"), *reading):

@@ -18,7 +18,7 @@ import numpy as np
 from ...backend import Array, backend_of
 
 KEPT = 1 << 22  # numbers; of a larger array only the first images are kept
-CELLS, BARS = 32, 512  # numbers that are shown as a table, and as bars
+CELLS, CELL_COLUMNS, BARS = 32, 6, 512  # numbers that are shown as a table, its columns; numbers shown as bars
 ORANGE, BLUE = (213, 94, 0), (0, 114, 178)
 GAP = 0  # the colour between tiles, transparent
 

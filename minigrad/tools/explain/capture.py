@@ -23,7 +23,7 @@ from ..watch import Scope, Watcher, layer_name, names_alive
 from .arrays import Album, Shot
 from .differences import Check, check
 from .formulas import input_names
-from .graph import Node
+from .graph import Node, names_of_tensors
 from .kernels import KernelWatcher, Run
 
 BOOKKEEPING = {"k", "needs", "inputs", "read", "order", "made_in", "retained", "used"}  # not saved for backward
@@ -121,6 +121,7 @@ class Capture(Watcher):
         self._names = names_alive()
         with self.watching("explain"), self.kernels.installed():
             yield self
+        self._waiting.clear()
         self._settle()
         self._name_layers()
 
@@ -285,12 +286,7 @@ class Capture(Watcher):
     def _name_layers(self) -> None:
         """Name each node's layer, and each parameter, while the layers are alive."""
         alive = names_alive()
-        titles: dict[int, str] = {}
-        for scope in self.scopes.values():
-            layer = layer_name(scope, alive)
-            for name, value in vars(scope.module).items():
-                if isinstance(value, Tensor):
-                    titles.setdefault(id(value), f"{layer}.{name}" if layer else name)
+        titles = names_of_tensors()
         for stop in self.stops:
             for number, update in enumerate(stop.updates):
                 update.name = titles.get(int(update.name), f"parameter {number}")
@@ -313,8 +309,8 @@ class Memory:
     def see(self, x: Array, name: str) -> None:
         """Count the array that owns x's memory, once."""
         owner = x
-        while type(owner.base) is type(owner):
-            owner = owner.base
+        while type(base := getattr(owner, "base", None)) is type(owner):
+            owner = base
         key, size = id(owner), owner.nbytes
 
         def gone(_: Any) -> None:

@@ -9,12 +9,15 @@ is to the left of a row is what the step still needs there.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, NamedTuple
 
+from ...nn import Module
 from ...tensor import Function, Tensor
+from ..watch import names_alive
 
 ROW, LANE, LEFT, TEXT = 26, 16, 14, 14  # pixels
 COLOURS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
@@ -144,7 +147,7 @@ def graph_of(y: Tensor) -> Graph:
     if y.creator is None:
         raise ValueError("graph: this tensor is no result of an operation on tensors that require a gradient")
     functions = sorted(_functions(y.creator), key=lambda function: function.order)
-    names = _names()
+    names = names_of_tensors()
     numbers: dict[int, int] = {}  # of a function's order, or of a leaf's identity
     nodes: list[Node] = []
     results: dict[int, Any] = {y.creator.order: y.shape}
@@ -186,13 +189,8 @@ def _functions(last: Function) -> Iterator[Function]:
                 waiting.append(x.creator)
 
 
-def _names() -> dict[int, str]:
-    """{id(tensor): name} of the parameters of all models there are."""
-    import gc
-
-    from ...nn import Module
-    from ..watch import names_alive
-
+def names_of_tensors() -> dict[int, str]:
+    """{id(tensor): name} of the parameters and buffers of all models there are."""
     modules = names_alive()
     found: dict[int, str] = {}
     for module in [x for x in gc.get_objects() if issubclass(type(x), Module) and id(x) in modules]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from ...nn import Module
+from ...nn import Module, Parameter
 from ...tensor import Function, Tensor
 from .arrays import Limits, data_url, sheet, shot_of
 from .formulas import formulas_of, gradients, input_names, typeset
@@ -28,7 +28,7 @@ def tensor_html(x: Tensor) -> str:
 
 def array_html(x: Tensor) -> str:
     """A picture, and what numbers are in it."""
-    shot = shot_of(x.numpy(), "weight" if min(x.shape[:2], default=9) < 8 and x.ndim == 4 and x.requires_grad else "")
+    shot = shot_of(x.numpy(), "weight" if isinstance(x, Parameter) and x.ndim == 4 else "")
     if not shot.sample.size:
         return "<div>no elements</div>"
     drawn = sheet(shot, SMALL)

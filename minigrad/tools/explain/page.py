@@ -15,7 +15,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from ... import ops
-from .arrays import BARS, CELLS, LIMITS, Limits, Shot, bars, data_url, sheet
+from .arrays import BARS, CELL_COLUMNS, CELLS, LIMITS, Limits, Shot, bars, data_url, sheet
 from .capture import Capture, Meeting, Stop
 from .formulas import Formulas, formulas_of, gradients, name_of, typeset
 from .graph import Graph, Node, shape_text
@@ -133,10 +133,11 @@ class _Page:
             return self.views[shot.number]
         view: dict[str, Any] = {"shot": shot, "shape": shape_text(shot.shape), "kind": "sheet", "note": ""}
         size = math.prod(shot.shape)
-        if size <= (CELLS if len(shot.shape) > 1 else CELLS // 4):
-            rows = shot.sample.reshape(-1, shot.shape[-1] if shot.shape else 1)
+        columns = shot.shape[-1] if shot.shape else 1
+        if size <= CELLS and columns <= CELL_COLUMNS:
+            rows = shot.sample.reshape(-1, columns)
             view |= {"kind": "cells", "rows": [[(number(x), tint(x, shot)) for x in row] for row in rows.tolist()]}
-        elif size <= BARS and (len(shot.shape) == 1 or shot.shape[-1] * 1.0 == size):
+        elif size <= BARS and columns == size:
             view |= {"kind": "bars", "path": bars(shot.sample), "count": size}
             self.data[shot.number] = {"values": [float(f"{x:.4g}") for x in shot.sample.ravel().tolist()]}
         elif size:
