@@ -92,7 +92,7 @@ RUN: dict[str, Option] = {
     "resume": (None, bool, "go on with the run in --out, with its own options"),
     "finish": (None, bool, "write the model of the run in --out as it is now, without further training"),
     "init-from": (None, str, "saved model to train further (default: a new model)"),
-    "overwrite": (None, bool, "replace the run in --out"),
+    "overwrite": (None, bool, "replace the run in --out, or the page of --explain"),
     "smoke": (None, bool, "run two batches through every stage, to check that everything works"),
     "config": (None, str, f"TOML file of options, or a recipe ({', '.join(recipes())}); options typed here win"),
     "explain": (None, str, "write one training step, on 4 images, as a page to step through, and train nothing"),

@@ -46,7 +46,7 @@ from .settings import (
 )
 
 EXPLAINED = 4  # images of the step that --explain shows
-WITH_A_RUN = "out", "resume", "finish", "overwrite", "smoke", "tensorboard", "memory_limit"
+WITH_A_RUN = "out", "resume", "finish", "smoke", "tensorboard", "memory_limit"
 
 
 def build_parser(program: Program) -> Parser:
@@ -278,6 +278,8 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
 def explain(settings: dict[str, Any], args: argparse.Namespace, console: Output) -> None:
     """Write the page of --explain."""
     check_settings(settings)
+    if os.path.lexists(args.explain) and not args.overwrite:
+        raise FileExistsError(f"{args.explain} exists; --overwrite replaces it")
     settings["batch_size"] = args.batch_size or EXPLAINED  # and not that of a recipe
     model, dataset, options = prepared(settings, args, console)
     check_fit(model, dataset)

@@ -31,7 +31,7 @@ def explain_step(steps: Steps, path: str | Path) -> None:
             steps.step(*arguments)
             usual = k.to_host(steps.optimizer.flat.gradients).copy()
             steps.go_to(state, at)
-            with minigrad.explain(path, f"{model.name}: one training step") as notes:
+            with minigrad.explain(path, f"One training step: {type(model).__name__}") as notes:
                 losses = k.to_host(steps.step(*arguments)).tolist()
                 here = k.to_host(steps.optimizer.flat.gradients)
                 named = zip(model.loss_names, losses, strict=False)

@@ -155,7 +155,7 @@ def test_kernels_are_compared_with_the_plain_ones(monkeypatch: pytest.MonkeyPatc
     x = Tensor(np.float32([[1.0, -2.0]]), requires_grad=True)
     (stop,) = of(captured(lambda: ops.relu(x)), "ReLU", "forward")
     (call,) = stop.run.calls
-    assert (call.name, call.plain.__qualname__, call.difference) == ("relu", "Backend.relu", 0.0)
+    assert (call.name, [f.__qualname__ for f in call.plain], call.difference) == ("relu", ["Backend.relu"], 0.0)
     assert call.fast.__qualname__.endswith(".relu")
     monkeypatch.setattr(CpuBackend, "relu", lambda self, x: np.maximum(x, 0) + np.float32(0.25))
     (stop,) = of(captured(lambda: ops.relu(x)), "ReLU", "forward")

@@ -62,6 +62,8 @@ def test_explain_writes_a_page_and_trains_nothing(model, call):
     assert "4 images; reconstruction" in page
     assert "4 x 28 x 28 x 1" in page
     assert "epoch" not in done.out
+    call(TRAIN, "--explain", "step.html").failed(1, "step.html exists; --overwrite replaces it")
+    call(TRAIN, *NETWORK[:-2], *SAMPLE, "--model", model, "--explain", "step.html", "--overwrite").ok()
     for words in (["--resume"], ["--out", "run"], ["--smoke"]):
         call(TRAIN, "--explain", "step.html", *words).failed(2, f"--explain trains nothing; leave out {words[0]}")
 

@@ -38,7 +38,7 @@ def test_the_front_page_and_the_package_name_the_same_versions_of_python():
 
 
 @pytest.mark.parametrize(
-    "snippet", SNIPPETS, ids=["gradients", "a VAE", "labels", "profile", "operation", "twice", "classifier"]
+    "snippet", SNIPPETS, ids=["gradients", "a VAE", "labels", "profile", "step", "operation", "twice", "classifier"]
 )
 def test_a_snippet_runs(snippet, tmp_path):
     command = [sys.executable, "-W", "error", "-c", snippet]

@@ -120,8 +120,8 @@ class _Page:
         source = self.sources.of(method)
         calls = []
         for call in run.calls:
-            fast = call.fast is not call.plain
-            calls.append((call, self.sources.of(call.plain), self.sources.of(call.fast) if fast else None))
+            fast = None if call.fast in call.plain else self.sources.of(call.fast)
+            calls.append((call, [self.sources.of(kernel) for kernel in call.plain], fast))
         first = run.calls[0].line if run.calls else run.lines[-1] if run.lines else 0
         return {"source": source, "lines": sorted(set(run.lines)), "main": first, "calls": calls}
 
@@ -216,8 +216,8 @@ def formulas_in(cls: type, names: list[str]) -> tuple[list[Markup], list[Markup]
         first = " ".join(inspect.cleandoc(helper.__doc__).split("\n\n")[0].split())
         if first.startswith(("y[", "The adjoint")):
             forward.append(formula_in(inspect.cleandoc(helper.__doc__)))
-        elif not first.startswith("y = "):
-            about = first
+        elif not first.startswith("y = ") and first.split(". ")[0].rstrip(".") not in own.forward:
+            about = first.split(" Gradients: ")[0]
     made = ([Markup(typeset(f, plain)) for f in several if f] for several in (forward, gradients(own.backward)))
     return *made, about.replace("`", "")  # type: ignore[return-value]
 
