@@ -137,6 +137,19 @@ def test_kernels_open_and_mark_the_line_that_calls_them(opened: Any) -> None:
     opened.wait_for_selector(".stop.now details.kernel details[open] .line:has-text('def channel_sum')")
 
 
+def test_the_code_is_gone_through_line_by_line(opened: Any) -> None:
+    opened.click(".map .node:has-text('Dense mu')")
+    opened.keyboard.press("b")
+    opened.click(".map .node:has-text('Dense mu')")
+    lines = []
+    for _ in range(4):
+        lines.append(opened.inner_text(".stop.now .code .line.main").split("=")[0].split()[-1])
+        opened.keyboard.press("l")
+    assert lines == ["gx", "gweight", "gbias", "gbias"]  # the last is `return gx, gweight, gbias`
+    opened.click(".stop.now .next")
+    assert opened.inner_text(".stop.now .code .line.main").strip().startswith("gy = gy.reshape"), "from the start"
+
+
 def test_a_click_on_the_memory_goes_there(opened: Any) -> None:
     box = opened.query_selector(".memory").bounding_box()
     opened.mouse.click(box["x"] + box["width"] - 2, box["y"] + 10)

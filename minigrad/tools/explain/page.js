@@ -39,12 +39,13 @@ function go(number) {
 }
 
 const moves = { first: () => go(0), back: () => go(now - 1), on: () => go(now + 1), turn: () => go(turn), last: () => go(last) };
-const keys = { ArrowRight: "on", ArrowLeft: "back", Home: "first", End: "last", b: "turn", PageDown: "on", PageUp: "back" };
+const keys = { ArrowRight: "on", ArrowLeft: "back", Home: "first", End: "last", b: "turn" };
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "m") toggleMap();
+  if (event.key === "l") nextLine();
   const move = keys[event.key];
-  if (move && !event.key.startsWith("Page")) { event.preventDefault(); moves[move](); }
+  if (move) { event.preventDefault(); moves[move](); }
 });
 for (const button of all("[data-go]")) button.onclick = () => moves[button.dataset.go]();
 find(".memory").onclick = (event) => {
@@ -78,19 +79,28 @@ function fill(code) {
   if (find("pre", code)) return;
   const pre = find(`#source-${code.dataset.source} pre`).cloneNode(true);
   const ran = new Set(code.dataset.ran.split(" "));
-  for (const line of all(".line", pre)) {
-    line.classList.toggle("ran", ran.has(line.dataset.n));
-    line.classList.toggle("main", line.dataset.n === code.dataset.main);
-  }
+  for (const line of all(".line", pre)) line.classList.toggle("ran", ran.has(line.dataset.n));
   code.append(pre);
+  mark(code, code.dataset.main);
 }
+function mark(code, number) { // the line that runs now
+  for (const line of all(".line", code)) line.classList.toggle("main", line.dataset.n === number);
+}
+function nextLine() { // and the kernels that it calls
+  const button = find(".next", stops[now]);
+  if (!button) return;
+  const code = button.previousElementSibling, ran = code.dataset.ran.split(" ");
+  const number = ran[(ran.indexOf(find(".line.main", code).dataset.n) + 1) % ran.length];
+  mark(code, number);
+  for (const kernel of all("details[data-line]", stops[now])) kernel.open = kernel.dataset.line === number;
+}
+for (const button of all(".next")) button.onclick = nextLine;
 function showSource(details) {
   all(".code", details).forEach((code) => code.closest("details.kernel") === details && fill(code));
 }
 for (const details of all("details.kernel")) details.addEventListener("toggle", () => {
   showSource(details);
-  const code = details.dataset.line && find(".code", details.parentElement); // the line that calls this kernel
-  if (code) for (const line of all(".line", code)) line.classList.toggle("main", line.dataset.n === (details.open ? details.dataset.line : code.dataset.main));
+  if (details.open && details.dataset.line) mark(find(".code", details.parentElement), details.dataset.line);
 });
 
 // ---- the map: a lane for each result, from its row to its last use ----

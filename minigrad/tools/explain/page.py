@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -43,6 +43,10 @@ class _Page:
         self.data: dict[int, Any] = {}  # of each array, for the pointer
         self.views: dict[int, dict[str, Any]] = {}
         self.meetings = Counter(m.key for stop in capture.stops for m in stop.meetings)
+        self.senders: dict[int, list[int]] = defaultdict(list)  # the stops that send gradients to a node
+        for i, stop in enumerate(capture.stops, 1):
+            for meeting in stop.meetings:
+                self.senders[meeting.receiver].append(i)
         self.of_node: dict[tuple[int, str], int] = {(s.node, s.direction): i for i, s in enumerate(capture.stops, 1)}
 
     def render(self, title: str, notes: Sequence[str], thinned: bool) -> str:
@@ -96,12 +100,20 @@ class _Page:
             "twin": self.of_node.get((stop.node, "backward" if stop.direction == "forward" else "forward")),
             "arrays": [(self._name(name), self._view(shot)) for name, shot in stop.arrays],
             "code": self._code(method, stop.run),
-            "saved": [(name_of(s.name), s.shot, s.same_as) for s in stop.saved],
-            "released": self.of_node.get((stop.node, "backward")) if stop.saved else None,
+            "saved": stop.saved,
+            "kept": self._kept(stop),
+            "senders": self.senders[stop.node] if stop.direction == "backward" else [],
             "meetings": [self._meeting(m) for m in stop.meetings if self.meetings[m.key] > 1],
             "checks": stop.checks,
             "updates": [(u.name, [(n, self._view(s)) for n, s in u.arrays.items()]) for u in stop.updates],
         }
+
+    def _kept(self, stop: Stop) -> list[tuple[Markup, Any]]:
+        """What the operation of a backward stop saved for it."""
+        forward = self.of_node.get((stop.node, "forward"))
+        if stop.direction != "backward" or forward is None:
+            return []
+        return [(self._name(s.name), self._view(s.shot)) for s in self.capture.stops[forward - 1].saved]
 
     def _name(self, name: str) -> Markup:
         return Markup(name_of(name))
