@@ -25,7 +25,7 @@ def explain_step(steps: Steps, path: str | Path) -> None:
     """
     model, k = steps.model, steps.k
     state, at = steps.state(), deepcopy(steps.progress)
-    with pinned(k):
+    with steps.controls.steering(at), pinned(k):
         arguments = steps.arguments(*steps.sample_epoch())
         try:
             steps.step(*arguments)

@@ -1,4 +1,4 @@
-"""Watcher: sees every operation, layer and update that runs, for the profiler and for `detect_anomaly`.
+"""Watcher: sees every operation, layer and update that runs, for the profiler, `detect_anomaly` and `explain`.
 
 It costs nothing while nothing is watched, because the engine does not know it. Entering the context replaces
 `Function.__call__`, `Function.run_backward`, `Module.__call__`, every optimiser's `update` and `optim.clip_grad_norm`
@@ -53,7 +53,7 @@ class Watcher:
             RuntimeError: another Watcher is watching in this process; what is the name of this one.
         """
         if not _one_at_a_time.acquire(blocking=False):
-            raise RuntimeError(f"{what}: another profile or detect_anomaly is active; there can be one at a time")
+            raise RuntimeError(f"{what}: another profile, detect_anomaly or explain is active; use one at a time")
         with ExitStack() as undo:
             undo.callback(_one_at_a_time.release)
             self.thread = threading.get_ident()

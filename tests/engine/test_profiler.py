@@ -321,7 +321,7 @@ def test_off_costs_nothing() -> None:
 
 def test_a_nested_profile_is_refused() -> None:
     with minigrad.profile() as p:
-        another = pytest.raises(RuntimeError, match="another profile or detect_anomaly is active")
+        another = pytest.raises(RuntimeError, match="another profile, detect_anomaly or explain is active")
         with another as error, minigrad.profile():
             pass
         ops.exp(floats(3))  # the first one goes on

@@ -68,6 +68,10 @@ def test_what_has_no_graph_is_refused() -> None:
         minigrad.graph(np.ones(2))
 
 
+def test_a_chain_has_one_lane() -> None:
+    assert lanes([Node("f", (), [i - 1] if i else []) for i in range(5)]) == [0, 0, 0, 0, 0]
+
+
 @given(st.lists(st.lists(st.integers(0, 30), max_size=3), max_size=30))
 def test_a_lane_belongs_to_one_result_at_a_time(reads: list[list[int]]) -> None:
     nodes = [Node("f", (), [x % i for x in inputs if i]) for i, inputs in enumerate(reads)]

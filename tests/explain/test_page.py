@@ -73,6 +73,7 @@ def test_a_page_has_a_stop_for_each_operation_and_direction(page: str) -> None:
     assert directions.count("update") == 1
     facts = json.loads(re.search(r'<script type="application/json" id="facts">(.*?)</script>', page, re.S)[1])
     assert [direction for direction, _ in facts["stops"]] == directions
+    assert {"gyxt", "tyxg", "yxgt"} <= {array.get("order") for array in facts["arrays"].values()}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_page_has_a_stop_for_each_operation_and_direction(page: str) -> None:
         "2 gradients arrive at the result of encoder_flatten", "the sum so far",
         "Saved for backward:", "Freed after this stop:", "alive after it",
         "by differences",
-        "encoder_conv_layer_1.weight", "variance</b>", "value before", "adam_step_",
+        "encoder_conv_layer_1.weight", "variance</b>", "rate 0.001, beta_1 0.9", "value before", "adam_step_",
         "nats per image", "those of such a training step but for rounding",
         "Every gradient that an operation received is, bit for bit, the sum",
     ],
@@ -140,12 +141,15 @@ def test_a_large_model_is_thinned_out_and_says_so(tmp_path: Path, monkeypatch: p
 
 
 def test_a_step_that_is_explained_changes_nothing(tmp_path: Path) -> None:
+    minigrad.use(kernels="plain")
     steps = steps_of(VAE((8, 8, 1), (3,), 3, 2))
     before = steps.state()
     explain_step(steps, tmp_path / "page.html")
     after = steps.state()
     assert all(x.tobytes() == after[name].tobytes() for name, x in before.items())
     assert (steps.optimizer.steps, steps.progress.step) == (0, 0)
+    told = "The gradients of all parameters are bit for bit those of such a training step"
+    assert told in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 # ---- pictures ----

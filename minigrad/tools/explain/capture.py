@@ -73,7 +73,7 @@ class Stop:
         what: the class of the operation or optimiser. run: the lines and kernels that ran.
         arrays: (name, array) of the inputs and the output; backward, of the gradients that arrive and leave.
         alive: bytes of arrays between the parameters and the loss that are alive after it. freed: (name, bytes) of the
-            arrays that nobody keeps any more.
+            arrays that nobody keeps any more. scalars: the learning rate of an update, and options of the optimiser.
     """
 
     direction: str
@@ -172,14 +172,17 @@ class Capture(Watcher):
 
     def _node_of(self, x: Operand) -> int:
         """The node that made x; a new one, if x is data."""
-        found = self._made.get(id(x))
-        if found is not None and found[0]() is x:
-            return found[1]
+        if (known := self._known_node(x)) is not None:
+            return known
         self.nodes.append(Node("data", as_array(x.data if isinstance(x, Tensor) else x).shape, [], []))
         self._scopes_of.append(None)
         with contextlib.suppress(TypeError):  # no reference can be made to a list
             self._made[id(x)] = weakref.ref(x), len(self.nodes) - 1
         return len(self.nodes) - 1
+
+    def _known_node(self, x: Operand) -> int | None:
+        reference, node = self._made.get(id(x), (lambda: None, -1))
+        return node if reference() is x else None
 
     def _data(self, x: Operand, y: Tensor) -> Array:
         if isinstance(x, Real):
@@ -225,37 +228,37 @@ class Capture(Watcher):
             gxs[i] = host(gx)
             shot = self.album.take(gx, "weight" if names[i] == "weight" else "")
             arrays.append((f"g{names[i]}", shot))
-            stop.meetings += self._arrive(names[i], x, gx, shot)
+            stop.meetings.append(self._arrive(names[i], x, gx, shot))
             self._memory.see(gx, f"the gradient of {names[i]} of {function.name}")
         stop.checks = check(type(function), options, names, xs, host(gy), gxs, order)
         return pairs
 
-    def _arrive(self, name: str, x: Tensor, gx: Array, shot: Shot) -> list[Meeting]:
+    def _arrive(self, name: str, x: Tensor, gx: Array, shot: Shot) -> Meeting:
         """The same sums as in `tensor.walk`."""
         key = id(x) if x.creator is None else x.creator.order
         before = self._waiting.get(key)
         after = gx if before is None else as_array(before + gx)
         self._waiting[key] = after
-        receiver = self._made[id(x)][1] if id(x) in self._made else -1
-        if before is None:
-            return [Meeting(name, key, receiver, shot, None, shot)]
-        return [Meeting(name, key, receiver, shot, self.album.take(before), self.album.take(after))]
+        receiver = self._known_node(x)
+        sums = (None, shot) if before is None else (self.album.take(before), self.album.take(after))
+        return Meeting(name, key, -1 if receiver is None else receiver, shot, *sums)
 
     # ---- the update ----
 
-    def update(self, original: Callable[..., None], optimizer: optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+    def update(self, original: Callable[..., None], optimizer: optim.Optimizer, scalars: Array) -> None:
         if self.done:
-            return original(optimizer, *args, **kwargs)
+            return original(optimizer, scalars)
         self._waiting.clear()
         self._settle()
         flat, moments = optimizer.flat, optimizer.moments
         before, gradients = (host(x).copy() for x in (flat.values, flat.gradients))
         with self.kernels.watching(original) as run:
-            original(optimizer, *args, **kwargs)
+            original(optimizer, scalars)
         after = {"value before": before, "gradient": gradients}
         after |= {**{name: host(x) for name, x in moments.items()}, "update": host(flat.values) - before}
         stop = Stop("update", -1, type(optimizer), run, [])
-        stop.scalars = {name: x for name, x in vars(optimizer).items() if isinstance(x, float)}
+        options = {n: x for n, x in vars(optimizer).items() if isinstance(x, float) and n != "learning_rate"}
+        stop.scalars = {"rate": float(host(scalars)[0]), **options}
         start = 0
         for parameter in flat.parameters:
             part, shape = slice(start, start + parameter.size), parameter.shape

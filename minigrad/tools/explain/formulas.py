@@ -34,7 +34,7 @@ def formulas_of(docstring: str | None) -> Formulas:
     parts = re.split(r"\.? {2,}|\n\s*\n", inspect.cleandoc(docstring or ""), maxsplit=2)
     texts = [re.sub(r"\s+", " ", part).strip() for part in parts] + ["", ""]
     if not re.match(r"\w+(\[[^\]]*\])? (=|is|adds|as|repeats)|Each g", texts[1]):
-        return Formulas(texts[0], "", " ".join(texts[1:]).strip())
+        return Formulas(texts[0].rstrip("."), "", " ".join(texts[1:]).strip())
     return Formulas(texts[0].rstrip("."), texts[1].rstrip("."), texts[2])
 
 

@@ -79,7 +79,7 @@ class _Page:
             sources=self.sources.all,
             css=Markup(texts["page.css"] + colours() + "".join(self.rules)),
             js=Markup(texts["page.js"]),
-            facts=Markup(json.dumps(facts, separators=(",", ":")).replace("<", "\\u003c")),
+            facts=Markup(json.dumps(facts, separators=(",", ":"))),
         )
 
     # ---- a stop ----

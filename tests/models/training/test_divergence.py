@@ -157,7 +157,7 @@ def test_what_is_finite_goes_on_as_always():
 
 
 def test_one_at_a_time_and_only_this_thread():
-    refused = pytest.raises(RuntimeError, match="detect_anomaly: another profile or detect_anomaly is active")
+    refused = pytest.raises(RuntimeError, match="detect_anomaly: another profile, detect_anomaly or explain is active")
     with minigrad.profile(), refused, minigrad.detect_anomaly():
         pass
     with minigrad.detect_anomaly(), ThreadPoolExecutor(1) as pool:
