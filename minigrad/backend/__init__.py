@@ -197,9 +197,9 @@ def _cpu_backend(kernels: str, threads: int | None, shards: int | None = SHARDS)
     backend, reason = ChainBackend(np), "asked for"
     if kernels in ("auto", "numba"):
         try:
-            from .cpu.numba_kernels import JitBackend
+            from .cpu.numba_kernels import NumbaBackend
 
-            backend, reason = JitBackend(threads, shards), "asked for" if kernels == "numba" else "the fastest"
+            backend, reason = NumbaBackend(threads, shards), "asked for" if kernels == "numba" else "the fastest"
         except ImportError as error:
             if kernels == "numba":
                 raise DeviceError(
@@ -207,9 +207,9 @@ def _cpu_backend(kernels: str, threads: int | None, shards: int | None = SHARDS)
                 ) from error
             kernels, reason = "numpy", f"the fastest without Numba, the extra fast: {error}"
     if kernels == "numpy":
-        from .cpu.numpy_kernels import CpuBackend
+        from .cpu.numpy_kernels import NumpyBackend
 
-        backend = CpuBackend(threads, shards)
+        backend = NumpyBackend(threads, shards)
     backend.reason, backend.make, backend.shards = reason, again, shards
     return backend
 

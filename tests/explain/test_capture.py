@@ -17,7 +17,7 @@ from autoencoders import VAE
 from autoencoders.training import TrainingOptions
 from autoencoders.training.steps import Steps
 from minigrad import Function, Tensor, nn, ops, optim
-from minigrad.backend.cpu.numpy_kernels import CpuBackend
+from minigrad.backend.cpu.numpy_kernels import NumpyBackend
 from minigrad.tools.explain.capture import Capture, Stop
 
 
@@ -170,7 +170,7 @@ def test_kernels_are_compared_with_the_plain_ones(monkeypatch: pytest.MonkeyPatc
     (call,) = stop.run.calls
     assert (call.name, [f.__qualname__ for f in call.plain], call.difference) == ("relu", ["Backend.relu"], 0.0)
     assert call.fast.__qualname__.endswith(".relu")
-    monkeypatch.setattr(CpuBackend, "relu", lambda self, x: np.maximum(x, 0) + np.float32(0.25))
+    monkeypatch.setattr(NumpyBackend, "relu", lambda self, x: np.maximum(x, 0) + np.float32(0.25))
     (stop,) = of(captured(lambda: ops.relu(x)), "ReLU", "forward")
     assert (stop.run.calls[0].difference, stop.run.calls[0].size) == (0.25, 1.0)
 

@@ -81,7 +81,7 @@ def test_a_page_has_a_stop_for_each_operation_and_direction(page: str) -> None:
     [
         "<msub><mi>g</mi><mtext>weight</mtext></msub>",  # the formula of a gradient
         "encoder_conv_layer_1", "4 x 8 x 8 x 1",  # layers and shapes
-        "Conv2D.backward", "minigrad/ops/conv.py", 'kernel <b>conv2d_grad_weight</b>', "what really ran: CpuBackend",
+        "Conv2D.backward", "minigrad/ops/conv.py", 'kernel <b>conv2d_grad_weight</b>', "what really ran: NumpyBackend",
         'class="sheet a', 'class="bars"', 'class="cells"', "norm ",
         "2 gradients arrive at the result of encoder_flatten", "the sum so far",
         "Saved for backward:", "Freed after this stop:", "alive after it",

@@ -14,7 +14,7 @@ import strict_cupy
 
 import minigrad
 from minigrad import DeviceError, doctor
-from minigrad.backend.cpu.numpy_kernels import CpuBackend
+from minigrad.backend.cpu.numpy_kernels import NumpyBackend
 from minigrad.backend.cuda import driver as machine
 
 
@@ -98,13 +98,13 @@ def test_two_wheels_of_cupy_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_results_and_failing_kernels_are_faults(a_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     a_machine((), [], "no NVIDIA driver")
     assert not any(f.mend for f in doctor.self_test())
-    right = CpuBackend.conv2d
-    monkeypatch.setattr(CpuBackend, "conv2d", lambda *args: right(*args) + np.float32(0.01))
+    right = NumpyBackend.conv2d
+    monkeypatch.setattr(NumpyBackend, "conv2d", lambda *args: right(*args) + np.float32(0.01))
     faults = {f.what: f.mend for f in doctor.self_test() if f.mend}
     assert "cpu, numpy" in faults
     assert "report" in faults["cpu, numpy"]
     assert "cpu, plain" not in faults
-    monkeypatch.setattr(CpuBackend, "conv2d", mock.Mock(side_effect=RuntimeError("no")))
+    monkeypatch.setattr(NumpyBackend, "conv2d", mock.Mock(side_effect=RuntimeError("no")))
     assert next(f.found for f in doctor.self_test() if f.what == "cpu, numpy") == "RuntimeError: no"
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minigrad.backend.cpu.numpy_kernels import CpuBackend
+from minigrad.backend.cpu.numpy_kernels import NumpyBackend
 from minigrad.backend.cpu.threads import Pool, usable_cores
 from minigrad.backend.memory import free_memory
 
@@ -236,7 +236,7 @@ def test_blas_has_one_thread_inside_and_its_own_setting_outside():
             leave.set()
         assert inside == [{1}, {1}]
         assert blas_threads() == before
-        with CpuBackend(1).session():
+        with NumpyBackend(1).session():
             assert blas_threads() == {1}, "for many kernels in a row"
         # Contexts in each other, and errors on the way out.
         pool = Pool(2, None)

@@ -24,7 +24,7 @@ from .direct import Direct, Tables, direct, numbers, scratch_numbers
 from .layer_loops import Blocks, Gradients, Sums
 from .micro_kernels import VECTOR
 from .numpy_channels import Moments
-from .numpy_kernels import FUNCTION_NUMBERS, CpuBackend
+from .numpy_kernels import FUNCTION_NUMBERS, NumpyBackend
 from .numpy_layers import InferenceLayer, Planner, coverage_of
 from .plan import adjoint, convolution
 from .threads import Pool
@@ -212,7 +212,7 @@ class NumbaChannels:
         row_loops.norm_gradient(_rows(gy), _rows(x), grad_rows, _rows(gx))
 
 
-class JitBackend(CpuBackend):
+class NumbaBackend(NumpyBackend):
     """The kernels on `threads` threads; None: the cores that this process may use. shards: as for `Pool`."""
 
     kernels = "numba"

@@ -26,7 +26,7 @@ FUNCTION_NUMBERS = 1 << 15  # the fewest numbers worth a thread, where each take
 MATMUL_PRODUCTS = 1 << 20  # the fewest multiplications worth a thread
 
 
-class CpuBackend(FastBackend):
+class NumpyBackend(FastBackend):
     """The kernels on `threads` threads; None: the cores that this process may use. shards: as for `Pool`.
 
     Attributes:
