@@ -24,7 +24,7 @@ from minigrad.serialize import DataError, save_state
 from .guards import ELSEWHERE, check_images, check_latents, one_hot, refuse
 from .layers import BoundedDense, LogVariance, append
 from .network import decoder_layers, encoder_layers, is_size, map_shapes, network_for
-from .saved import MODEL_FILE, read_saved, source_of
+from .saved import MODEL_FILE, put_weights, read_saved, source_of
 from .training import Callback, DivergedError, History, Trainer, TrainingOptions
 from .training.memory import check_size, least_weights
 
@@ -302,6 +302,18 @@ class Autoencoder:
         if not isinstance(model, cls):
             raise DataError(f"{folder}: holds a {type(model).__name__}, not a {cls.__name__}")
         return model
+
+    def load_weights(self, path: str | Path) -> None:
+        """Set the weights from a file, also one of Keras 3 or PyTorch, that holds those of a model of the same sizes.
+
+        Raises:
+            DataError: the file is missing or damaged, or its weights do not fit; then nothing changes.
+        """
+        arrays, record = read_saved(source_of(path))
+        try:
+            put_weights(self.network, arrays, record)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from error
 
     # ---- arrays in, arrays out ----
 
@@ -585,7 +597,7 @@ def load(folder: str | Path, cls: type[Autoencoder] | None = None) -> Autoencode
 
     It is read from model.safetensors; if that is missing, from the original's parameters.pkl and weights.h5; if they
     are missing, from the newest valid checkpoint of an unfinished run, which a message then says. `folder` may also be
-    the path of the file itself.
+    the path of the file itself, or of a file of Keras 3 or PyTorch: see the README.
 
     Args:
         cls: the class to make for a record of its kind.
@@ -594,11 +606,13 @@ def load(folder: str | Path, cls: type[Autoencoder] | None = None) -> Autoencode
     """
     path = source_of(folder)
     arrays, record = read_saved(path)
+    if "program" in record and "model" not in record:
+        raise DataError(f"{path}: holds weights alone; make a model of these sizes and call its load_weights(path)")
     try:
         model = from_config(record.get("model", {}), arrays, cls)
-        if {x.dtype.str for x in arrays.values()} == {"<f8"}:
+        if {x.dtype.str for x in arrays.values() if x.dtype.kind == "f"} == {"<f8"}:
             model.to(dtype="float64")
-        model.network.load_state_dict(arrays)
+        put_weights(model.network, arrays, record)
         at = record.get("progress", {"step": 1})  # models of older versions do not record their steps; more than 0
         steps = record.get("trained_steps", at.get("draws_after", 0) + at["step"])
         if type(steps) is not int or steps < 0:

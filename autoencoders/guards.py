@@ -21,7 +21,6 @@ ELSEWHERE = {
     "state_dict": "network.state_dict()",
     "load_state_dict": "network.load_state_dict(state)",
     "save_weights": "save(folder)",
-    "load_weights": "load(folder)",
     "lr": "learning_rate, an argument of compile",
     "learning_rate": "learning_rate, an argument of compile",
     "epochs": "num_epochs",

@@ -11,13 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.serialize import DataError, load_state
+from minigrad import nn
+from minigrad.interop.torch import from_torch_state
+from minigrad.serialize import DataError, is_state_file, load_state, read_safetensors
 
+from .keras3_files import read_keras3, read_keras3_weights
 from .keras_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
+from .torch_files import config_of, exchanged_layers, with_likelihood
 from .training import Progress, latest_checkpoint, load_checkpoint
 from .training.checkpoints import CHECKPOINTS, MOMENT
 
 MODEL_FILE = "model.safetensors"
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")  # what PyTorch users call them
 
 
 def folder_of(path: str | Path) -> Path:
@@ -67,19 +72,36 @@ def models_near(path: Path, names: tuple[str, ...] = (MODEL_FILE, CHECKPOINTS)) 
 
 
 def read_saved(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(weights, record) of the file of `source_of`; the record holds the model's configuration and its steps.
+    """(weights, record) of the file of `source_of`; the record holds the model's configuration and its steps, and the
+    `program` that has written the file if that is another one. `put_weights` takes both.
 
     Raises:
         DataError: it is missing, damaged, or no model.
     """
     folder = folder_of(path)
-    if path.name == WEIGHTS_FILE:
-        arrays = read_weights(path, folder)
-        parameters = read_parameters(path.with_name(PARAMETERS_FILE), folder)
-        return arrays, {"model": {"kind": "vae" if "mu.weight" in arrays else "ae", **parameters}}
+    if path.name == WEIGHTS_FILE or path.name.endswith(f".{WEIGHTS_FILE}"):
+        original = path.name == WEIGHTS_FILE
+        arrays = read_weights(path, folder) if original else read_keras3_weights(path)
+        record: dict[str, Any] = {} if original else {"program": "keras"}
+        if original or path.with_name(PARAMETERS_FILE).exists():
+            parameters = read_parameters(path.with_name(PARAMETERS_FILE), folder)
+            record["model"] = {"kind": "vae" if "mu.weight" in arrays else "ae", **parameters}
+        return arrays, record
+    if path.suffix == ".keras":
+        arrays, model = read_keras3(path)
+        return arrays, {"program": "keras", "model": model}
+    if path.suffix in PICKLES:
+        raise DataError(
+            f"{path}: a pickle can run code, so it is not read; in PyTorch, "
+            "safetensors.torch.save_file(model.state_dict(), path) writes what is read here"
+        )
     own = path.name == MODEL_FILE or folder != path.parent  # and no file that may be a link
+    root = folder if own else None
+    if path.suffix == ".safetensors" and path.is_file() and not is_state_file(path, root):
+        arrays, metadata = read_safetensors(path, root)
+        return arrays, {"program": "torch", **config_of(metadata, path)}
     try:
-        arrays, record, _ = load_state(path, folder if own else None)
+        arrays, record, _ = load_state(path, root)
     except DataError as error:
         hint = "a run's folder or its model.safetensors will do"
         if own and path.is_file() and latest_checkpoint(folder):
@@ -90,3 +112,14 @@ def read_saved(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if record.get("kind", "checkpoint") != "checkpoint":
         raise DataError(f"{path}: expected a model, found a {record['kind']}")
     return {name: x for name, x in arrays.items() if not name.startswith(MOMENT)}, record
+
+
+def put_weights(network: nn.Sequential, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+    """Set the weights of a model from what `read_saved` gives.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    if record.get("program") == "torch":
+        arrays = from_torch_state(arrays, exchanged_layers(network))
+    network.load_state_dict(with_likelihood(arrays, network) if "program" in record else arrays)

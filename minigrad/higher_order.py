@@ -124,6 +124,18 @@ def _read_again(function: Function, gy: Tensor, needs: tuple[bool, ...]) -> list
     return copy.paired(tuple(gx if gx is None or isinstance(gx, Tensor) else Tensor(gx) for gx in gxs))
 
 
+def forward_again(function: Function) -> Tensor:
+    """The output of a Function that was recorded, computed once more with Tensors: a graph of simpler operations.
+
+    Raises:
+        TypeError, AttributeError, NotImplementedError: its forward does something else than compute with operators,
+            `self.k` and `self.k.xp`.
+    """
+    assert function.inputs is not None
+    y = _copied(function, k=Recording(function.k)).forward(*function.inputs)
+    return y if isinstance(y, Tensor) else Tensor(y)
+
+
 # ---- kernels on Tensors ----
 
 

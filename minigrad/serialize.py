@@ -75,12 +75,27 @@ def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str
             array does not hold real numbers.
     """
     text = json.dumps({"format": FORMAT, **record}, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    # the file holds arrays as they lie in memory, so they must be contiguous and little-endian; 0-d stays 0-d
-    arrays = {name: np.array(x, np.asarray(x).dtype.newbyteorder("<"), order="C") for name, x in arrays.items()}
+    arrays = _as_stored(arrays)
     digest = _digest(text, arrays)
+    write_safetensors(path, arrays, {"record": text, "sha256": digest})
+    return digest
+
+
+def _as_stored(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Contiguous and little-endian, because the file holds them as they lie in memory; 0-d stays 0-d."""
+    return {name: np.asarray(x, np.asarray(x).dtype.newbyteorder("<"), order="C") for name, x in arrays.items()}
+
+
+def write_safetensors(path: str | Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write arrays and texts as a safetensors file, atomically.
+
+    Raises:
+        DataError: the file cannot be written. ValueError: an array does not hold real numbers.
+    """
+    arrays = _as_stored(arrays)
     # Written here: where memory is short, the library would end the process. Sorted, the same state is the same bytes,
     # and the widest numbers first, each begins at a multiple of its size.
-    header: dict[str, Any] = {"__metadata__": {"record": text, "sha256": digest}}
+    header: dict[str, Any] = {"__metadata__": metadata}
     names, end = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)), 0
     for name in names:
         x = arrays[name]
@@ -92,7 +107,6 @@ def save_state(path: str | Path, arrays: dict[str, np.ndarray], record: dict[str
     start = json.dumps(header).encode()
     start += b" " * (-len(start) % 8)
     write_atomically(Path(path), b"".join([len(start).to_bytes(8, "little"), start, *(arrays[n].data for n in names)]))
-    return digest
 
 
 def require_file(path: Path, root: Path | None = None, most: int | None = None) -> str:
@@ -174,33 +188,17 @@ def load_state(path: str | Path, root: Path | None = None) -> tuple[dict[str, np
     Raises:
         DataError: the file is missing, truncated, altered, or not of this kind. MemoryError: it takes twice its size.
     """
-    from safetensors.numpy import load
-
     path = Path(path)
-    size = 0
     try:
-        with open_file(path, root) as (file, size):
-            length = int.from_bytes(file.read(8), "little")
-            header = parse_json(file.read(min(length, MOST_TEXT + 1)))
-            metadata = header["__metadata__"]
-            text, stored = metadata["record"], metadata["sha256"]
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            end = 8 + length + max(ends, default=0)
-            if end != size:  # told before memory is taken for it
-                raise ValueError(f"its arrays end at byte {end}, the file at {size}")
-            file.seek(0)
-            content = file.read(size)
-        bytearray(len(content) + 2**24)  # what the library takes next; without it, it would panic
-        arrays = load(content)
+        arrays, metadata = _load(path, root)
+        text, stored = metadata["record"], metadata["sha256"]
         record = parse_json(text)
         json.dumps(record, allow_nan=False)  # which `save_state` would refuse
         if not isinstance(record, dict):
             raise TypeError(f"its record is a {type(record).__name__}, not an object")
         found = _digest(text, arrays)
-    except DataError:
+    except (DataError, MemoryError):
         raise
-    except MemoryError as error:
-        raise MemoryError(f"{path} takes twice its {size:,} bytes while it is read") from error
     except Exception as error:  # of the header, the library or the record
         raise DataError(f"{path}: not a minigrad state file, or damaged ({type(error).__name__}: {error})") from error
     if found != stored:
@@ -208,3 +206,58 @@ def load_state(path: str | Path, root: Path | None = None) -> tuple[dict[str, np
     if record.get("format") != FORMAT:
         raise DataError(f"{path}: format {record.get('format')} but this version reads format {FORMAT}")
     return arrays, record, found
+
+
+def is_state_file(path: Path, root: Path | None = None) -> bool:
+    """Whether a safetensors file is one of `save_state`, even if damaged, and not of another program.
+
+    root: as for `load_state`.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
+    with open_file(path, root) as (file, _):
+        try:
+            return "record" in _header(file)[1]["__metadata__"]
+        except Exception as error:  # damaged ones are told by those who read them
+            return not isinstance(error, KeyError | TypeError)
+
+
+def read_safetensors(path: Path, root: Path | None = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(arrays, metadata) of any safetensors file, such as one that PyTorch users have saved. root: as for `load_state`.
+
+    Raises:
+        DataError: the file is missing or damaged. MemoryError: it takes twice its size.
+    """
+    try:
+        return _load(path, root)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # of the header or the library
+        raise DataError(f"{path}: not a safetensors file, or damaged ({type(error).__name__}: {error})") from error
+
+
+def _header(file: BufferedReader) -> tuple[int, dict[str, Any]]:
+    """(its length in bytes, the header of a safetensors file)."""
+    length = int.from_bytes(file.read(8), "little")
+    return length, parse_json(file.read(min(length, MOST_TEXT + 1)))
+
+
+def _load(path: Path, root: Path | None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays and the metadata; damaged files raise many types of errors."""
+    from safetensors.numpy import load
+
+    size = 0
+    try:
+        with open_file(path, root) as (file, size):
+            length, header = _header(file)
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            end = 8 + length + max(ends, default=0)
+            if end != size:  # told before memory is taken for it
+                raise ValueError(f"its arrays end at byte {end}, the file at {size}")
+            file.seek(0)
+            content = file.read(size)
+        bytearray(len(content) + 2**24)  # what the library takes next; without it, it would panic
+        return load(content), header.get("__metadata__", {})
+    except MemoryError as error:
+        raise MemoryError(f"{path} takes twice its {size:,} bytes while it is read") from error

@@ -1,4 +1,4 @@
-"""The programs: `autoencoders train`, `generate` and `evaluate`, which scripts/ starts, too."""
+"""The programs: `autoencoders train`, `generate` and `evaluate`, which scripts/ starts, too, and `export`."""
 
 import os
 

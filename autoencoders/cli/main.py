@@ -1,4 +1,4 @@
-"""`autoencoders`, the console command: it starts one of the three programs."""
+"""`autoencoders`, the console command: it starts one of the programs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NoReturn
 import minigrad
 
 from ..data.dataset import did_you_mean
-from . import evaluate, generate, train
+from . import evaluate, export, generate, train
 from .options import Parser
 from .program import Program, start
 
-PROGRAMS = {"train": train, "generate": generate, "evaluate": evaluate}
+PROGRAMS = {"train": train, "generate": generate, "evaluate": evaluate, "export": export}
 
 
 def main() -> NoReturn:
     """Start the program that the first word names."""
     about = "\n".join(f"  {name:9} {' '.join(str(module.__doc__).split())}" for name, module in PROGRAMS.items())
     parser = Parser(f"Convolutional autoencoders and VAEs. The programs:\n\n{about}", Program(("autoencoders",)))
-    parser.usage = "autoencoders {train,generate,evaluate} [options]"
+    parser.usage = f"autoencoders {{{','.join(PROGRAMS)}}} [options]"
     parser.epilog = "autoencoders train --help shows the options of a program."
     parser.add_argument("--version", action="version", version=f"%(prog)s {minigrad.__version__}")
     name = sys.argv[1] if len(sys.argv) > 1 else ""

@@ -52,7 +52,7 @@ SCRIPTS = {"train": "train_conv_autoencoder.py", "generate": "generator.py", "ev
 
 
 class Program(NamedTuple):
-    """The words that start one of the three programs: `autoencoders train`, or a script of the repository."""
+    """The words that start one of the programs: `autoencoders train`, or a script of the repository."""
 
     words: tuple[str, ...]
     script: bool = False

@@ -11,6 +11,7 @@ from pathlib import Path
 from minigrad.serialize import DataError, numbered
 
 from ..evaluation.mixture import MIXTURE_FILE
+from ..export import FILES
 from ..pictures.film import FRAMES, PROGRESS_FILE
 from ..saved import MODEL_FILE
 from ..training import latest_checkpoint
@@ -31,6 +32,7 @@ OWN_FILES = (
     PROGRESS_FILE,
     *SINGLES,
     *RESULTS,
+    *(f"export/{name}" for names in FILES.values() for name in names),
     FRAMES,
     EVENTS,
     "history.csv",

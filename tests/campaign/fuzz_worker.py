@@ -21,6 +21,7 @@ import struct
 import sys
 import traceback
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -39,6 +40,7 @@ from autoencoders import Callback, TrainingOptions
 from autoencoders.cli import settings
 from autoencoders.conv_autoencoder import VAE
 from autoencoders.data import load_dataset, read_idx
+from autoencoders.keras3_files import read_keras3_weights
 from autoencoders.keras_files import read_parameters, read_weights
 from autoencoders.pictures import charts
 from autoencoders.runs import record as run_record, start as run_start
@@ -387,7 +389,38 @@ def seed_weights(folder: Path) -> tuple[list[bytes], str, Check]:
     return good, "weights.h5", check
 
 
+def exported(name: str) -> Callable[[Path], tuple[list[bytes], str, Check]]:
+    """Files of `export` with this name, of models of both kinds."""
+
+    def reader(folder: Path) -> tuple[list[bytes], str, Check]:
+        kind, good = "keras" if name.endswith("keras") else "torch", []
+        for cls in (autoencoders.Autoencoder, VAE):
+            model = cls((8, 8, 1), (2, 3), 3, 2, 2)
+            good.append(autoencoders.export(model, kind, folder / "exported", overwrite=True)[-1].read_bytes())
+
+        def check(path: Path) -> bool:
+            model = autoencoders.load(path)
+            return 4 * sum(x.size for x in model.network.parameters()) <= path.stat().st_size
+
+        return good, name, check
+
+    reader.__name__ = Path(name).suffix[1:]
+    return reader
+
+
+def keras_weights(folder: Path) -> tuple[list[bytes], str, Check]:
+    """The weights in .keras files."""
+    archives, _, _ = exported("autoencoder.keras")(folder)
+    good = [zipfile.ZipFile(io.BytesIO(content)).read("model.weights.h5") for content in archives]
+
+    def check(path: Path) -> bool:
+        return sum(x.nbytes for x in read_keras3_weights(path).values()) <= path.stat().st_size
+
+    return good, "model.weights.h5", check
+
+
 ALL = (idx, gzipped_idx, state, model, odd_checkpoint, npz, npy, image, recipe, record, seed_parameters, seed_weights)
+ALL += (exported("autoencoder.keras"), keras_weights, exported("autoencoder.safetensors"))
 READERS: dict[str, Callable[[Path], tuple[list[bytes], str, Check]]] = {reader.__name__: reader for reader in ALL}
 
 

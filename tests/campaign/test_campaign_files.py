@@ -34,13 +34,16 @@ COUNTS = {  # reader: files in the usual tests, and in the whole campaign
     "record": (400, 10_000),
     "seed_parameters": (1000, 100_000),
     "seed_weights": (200, 5_000),
+    "keras": (300, 10_000),
+    "keras_weights": (300, 10_000),
+    "safetensors": (300, 10_000),
 }
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and RLIMIT_AS")
 @pytest.mark.parametrize("reader", COUNTS)
 def test_damaged_files(campaign: Campaign, tmp_path: Path, reader: str) -> None:
-    if reader == "seed_weights":
+    if reader in ("seed_weights", "keras", "keras_weights"):
         pytest.importorskip("h5py")
     count = campaign.count(*COUNTS[reader])
     command = [sys.executable, str(WORKER), reader, str(count), str(campaign.seed), str(tmp_path)]

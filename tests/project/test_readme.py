@@ -37,8 +37,16 @@ def test_the_front_page_and_the_package_name_the_same_versions_of_python():
     assert project["requires-python"] == f">={versions[0]}"
 
 
+NAMES = ["gradients", "a VAE", "labels", "exchange", "profile", "step", "operation", "twice", "classifier", "onnx"]
+NEEDS_ONNX = [pytest.mark.onnx, pytest.mark.skipif(not importlib.util.find_spec("onnx"), reason="onnx is missing")]
+
+
 @pytest.mark.parametrize(
-    "snippet", SNIPPETS, ids=["gradients", "a VAE", "labels", "profile", "step", "operation", "twice", "classifier"]
+    "snippet",
+    [
+        pytest.param(text, id=name, marks=NEEDS_ONNX if name == "onnx" else ())
+        for text, name in zip(SNIPPETS, NAMES, strict=True)
+    ],
 )
 def test_a_snippet_runs(snippet, tmp_path):
     command = [sys.executable, "-W", "error", "-c", snippet]
@@ -56,10 +64,16 @@ def test_the_options_of_a_command_exist(command):
     words = shlex.split(command.split("&&")[-1])
     at = next(i for i, word in enumerate(words) if word.startswith("scripts/"))
     program = Program.of_script(words[at])
-    modules = dict(zip(("train_conv_autoencoder", "generator", "evaluate"), PROGRAMS.values(), strict=True))
+    modules = dict(zip(("train_conv_autoencoder", "generator", "evaluate"), PROGRAMS.values(), strict=False))
     modules[Path(words[at]).stem].build_parser(program).parse_args(
         words[at + 1 :]
     )  # exits with SystemExit where an option is unknown
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("autoencoders ")])
+def test_the_options_of_the_console_command_exist(command):
+    _, name, *words = shlex.split(command)
+    PROGRAMS[name].build_parser(Program.installed(name)).parse_args(words)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -1,7 +1,8 @@
 """The rules of the source tree: who imports whom, how much there is to read, what may be in it.
 
-`backend <- tensor <- ops <- nn, optim <- tools <- autoencoders <- scripts, benchmarks`; tensor.py, ops/ and nn/ see no
-array library; the core path stays readable in one evening; nothing loads code from data; `import minigrad` is light.
+`backend <- tensor <- ops <- nn, optim <- tools, interop <- autoencoders <- scripts, benchmarks`; tensor.py, ops/ and
+nn/ see no array library; the core path stays readable in one evening; nothing loads code from data; `import minigrad`
+is light.
 """
 
 import ast
@@ -40,6 +41,7 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("higher_order", {"backend", "tensor", "ops"}),
     ("testing", {"backend", "tensor", "random", "higher_order"}),
     ("tools", {"backend", "tensor", "ops", "nn", "optim", "serialize"}),
+    ("interop", {"backend", "tensor", "ops", "nn", "random", "serialize", "higher_order"}),
 ]
 
 
@@ -118,6 +120,8 @@ def test_imports_go_one_way(place: str) -> None:
         ("minigrad/optim.py", "from .tools.watch import Watcher"),
         ("minigrad/higher_order.py", "from . import tools"),
         ("minigrad/tools/watch.py", "import autoencoders.data"),
+        ("minigrad/interop/graph.py", "from ..tools.watch import Watcher"),
+        ("minigrad/nn/layers.py", "from ..interop import graph"),
         ("autoencoders/data.py", "from scripts.evaluate import main"),
         ("benchmarks/ops.py", "import scripts.evaluate"),
     ],
