@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from program_cases import SAMPLE, TINY, content, record
-from programs import GENERATE, TRAIN
+from program_cases import content, record
+from programs import GENERATE, SAMPLE, TINY, TRAIN
 
 import autoencoders
 from autoencoders.cli import export
