@@ -309,8 +309,8 @@ def hdf5(change):
     return content.getvalue()
 
 
-def variables(file, name="mu"):
-    group = file.create_group("layers/dense/vars")
+def variables(file, name="mu", place="dense"):
+    group = file.create_group(f"layers/{place}/vars")
     group.attrs["name"] = name
     return group
 
@@ -321,6 +321,10 @@ def variables(file, name="mu"):
         (lambda f, secret: f.create_dataset("layers/dense/vars/0", data=[1.0]), "a layer with a name of its own"),
         (lambda f, secret: variables(f, 5).create_dataset("0", data=[1.0]), "a layer with a name of its own"),
         (lambda f, secret: variables(f).create_dataset("a", data=[1.0]), "a layer with a name of its own"),
+        (
+            lambda f, secret: [variables(f, "mu", x).create_dataset("0", (1,), "f4") for x in ("dense", "dense_1")],
+            "a layer with a name of its own",
+        ),
         (lambda f, secret: variables(f).create_group("0"), "is not an array of float32 in the file itself"),
         (lambda f, secret: variables(f).create_dataset("0", data=[1]), "is not an array of float32 in the file itself"),
         (
