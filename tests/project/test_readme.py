@@ -15,7 +15,7 @@ from autoencoders.cli.main import PROGRAMS
 from autoencoders.cli.program import Program
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = (".", "autoencoders", "benchmarks", "minigrad", "scripts", "tests")
+FOLDERS = (".", "autoencoders", "benchmarks", "minigrad", "scripts", "scripts/lessons", "tests")
 READMES = {folder: (ROOT / folder / "README.md").read_text() for folder in FOLDERS}
 SNIPPETS = [snippet for text in READMES.values() for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 BLOCKS = [block for text in READMES.values() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
