@@ -34,7 +34,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "backend": ("auto", *KERNELS["cpu"], "cuda"),
     "format": ("png", "npz"),
 }
-LIMITS: dict[str, tuple[float, float]] = {"threads": (1, MOST_THREADS), "limit-train": (1, math.inf)}
+LIMITS: dict[str, tuple[float, float]] = {
+    "threads": (1, MOST_THREADS), "shards": (1, MOST_THREADS), "limit-train": (1, math.inf)
+}  # fmt: skip
 # options of other programs
 SYNONYMS = {"--learning-rate": "--lr", "--gpu": "--device cuda", "--cuda": "--device cuda", "--force": "--overwrite"}
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import minigrad
-from minigrad import DeviceError
 from minigrad.backend import SHARDS
 from minigrad.serialize import DataError, read_file
 
@@ -196,14 +195,16 @@ def check_settings(settings: dict[str, Any]) -> None:
     """
     if settings["conditional"] and settings["model"] != "vae":
         raise UsageError("--conditional belongs to --model vae")
+    if settings["shards"] & (settings["shards"] - 1):
+        raise UsageError(f"--shards is {settings['shards']} but must be a power of two: 1, 2, 4, 8 ...")
     check_data_dir(settings["dataset"], settings["data_dir"])
     try:
         Reading.of(settings)
-        minigrad.use(kernels="numpy", shards=settings["shards"])  # nothing is to be compiled for what may be refused
+        minigrad.use(kernels="numpy")  # nothing is to be compiled for what may be refused
         model = new_model(settings, (8, 8, 1), 0.9)
         training_options(settings).check_model(model)
         model.compile(settings["lr"])
-    except (ValueError, OverflowError, DeviceError) as error:
+    except (ValueError, OverflowError) as error:
         raise UsageError(in_options(str(error))) from error
 
 

@@ -34,6 +34,8 @@ BAD_OPTIONS = [
     (2, ["--filters"], "--filters"),
     (2, ["--epochs", "-1"], "--epochs is -1", ">= 1"),
     (2, ["--threads", "1000000"], "--threads is 1000000", "from 1 to 1024"),
+    (2, ["--shards", "3"], "--shards is 3 but must be a power of two"),
+    (2, ["--shards", "0"], "--shards is 0", "from 1 to 1024"),
     (2, ["--out", ""], "--out is empty"),
     (2, ["--clip-norm", "inf"], "--clip-norm is inf", "finite"),
     (2, ["--strides", "9" * 30, "2"], "--strides must be whole numbers"),

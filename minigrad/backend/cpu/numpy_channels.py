@@ -91,7 +91,8 @@ class Moments:
         shares = self.counts / self.counts.sum()  # 0 for a shard that had nothing to do
         first, second = (self.sums / np.maximum(self.counts, 1)[:, None]).transpose(1, 0, 2)  # (shards, C)
         means = self.shifts + first
-        mean = self.pool.total(shares * means)
+        centre = 0 if self.pool.by_thread else np.where(np.isfinite(means[0]), means[0], 0)  # equal values stay equal
+        mean = centre + self.pool.total(shares * (means - centre))
         variance = self.pool.total(shares * (np.maximum(second - first * first, 0) + (means - mean) ** 2))
         return mean.astype(dtype), variance.astype(dtype)
 
