@@ -8,11 +8,11 @@ from typing import NoReturn
 import minigrad
 
 from ..data.dataset import did_you_mean
-from . import evaluate, export, generate, train
+from . import evaluate, explore, export, generate, train
 from .options import Parser
 from .program import Program, start
 
-PROGRAMS = {"train": train, "generate": generate, "evaluate": evaluate, "export": export}
+PROGRAMS = {"train": train, "generate": generate, "evaluate": evaluate, "explore": explore, "export": export}
 
 
 def main() -> NoReturn:

@@ -42,7 +42,8 @@ MORE_IMAGES = "more images, or flipped and shifted copies of them (--augment)"
 
 
 def diagnose(metrics: Metrics) -> list[Finding]:
-    """All findings, the worst first; none for a model without a known fault, or where the test images are all alike.
+    """The findings, the worst first; none for a model without a known fault, or where the test images are all alike.
+    Those of a model that is useless leave out lesser faults, because what helps against these is beside the point.
 
     Args:
         metrics: those of `metrics.METRICS`, None where not measured; `model`, the model's configuration; and if it is
@@ -50,7 +51,7 @@ def diagnose(metrics: Metrics) -> list[Finding]:
     Returns:
         each {"finding": what is wrong, "why": the metrics it rests on, "option": what to change}.
     """
-    return _apply((*FATAL, *FAULTS), metrics)
+    return _apply(FATAL, metrics) or _apply(FAULTS, metrics)
 
 
 def fatal(metrics: Metrics) -> list[Finding]:
@@ -95,21 +96,27 @@ def verdict(metrics: Metrics) -> str:
 
 
 def posterior_collapse(metrics: Metrics) -> Fault:
-    """No unit tells images apart, or the decoder does not listen: reconstructions are all alike."""
+    """No unit tells images apart."""
+    if metrics["active_units"] != 0:
+        return None
+    why = f"kl is {metrics['kl']:.3g} nats, 0 of {metrics['model']['latent_space_dim']} units are active"
+    return "posterior collapse: the latent says nothing about the image", why
+
+
+def ignored_latent(metrics: Metrics) -> Fault:
+    """The latent tells images apart, but the decoder does not listen."""
     varies = _ratio(metrics, "reconstruction_std", "image_std")
-    active = metrics["active_units"]
-    if not (active == 0 or varies < IGNORED_LATENT):
+    if varies >= IGNORED_LATENT or posterior_collapse(metrics):
         return None
     why = f"reconstructions vary {varies:.3f} times as much as the images"
-    if metrics["model"]["kind"] == "ae":
-        return "ignored latent: reconstructions are all alike", why
-    why += f", kl is {metrics['kl']:.3g} nats, {active} of {metrics['model']['latent_space_dim']} units are active"
-    return "posterior collapse: the latent says nothing about the image", why
+    if metrics["active_units"] is not None:
+        why += f", although {metrics['active_units']} of {metrics['model']['latent_space_dim']} units are active"
+    return "ignored latent: reconstructions are all alike", why
 
 
 def no_better_than_the_mean(metrics: Metrics) -> Fault:
     """Reconstructions differ, but one and the same picture for every image would have smaller errors."""
-    if metrics["mse"] < metrics["mean_mse"] or posterior_collapse(metrics):
+    if metrics["mse"] < metrics["mean_mse"] or posterior_collapse(metrics) or ignored_latent(metrics):
         return None
     return (
         "reconstructions are no better than the mean image",
@@ -119,7 +126,7 @@ def no_better_than_the_mean(metrics: Metrics) -> Fault:
 
 def dead_prior(metrics: Metrics) -> Fault:
     """Reconstructions differ, samples of the prior do not: the encoder does not use the region where the prior is."""
-    if metrics["kl"] is None or _ratio(metrics, "reconstruction_std", "image_std") < IGNORED_LATENT:
+    if metrics["kl"] is None or posterior_collapse(metrics) or ignored_latent(metrics):
         return None
     varies = _ratio(metrics, "sample_std", "reconstruction_std")
     if varies >= DEAD_PRIOR:
@@ -171,7 +178,7 @@ def prior_mismatch(metrics: Metrics) -> Fault:
 
 def ignored_class(metrics: Metrics) -> Fault:
     """The samples of a conditional model do not depend on the class that is asked for."""
-    if metrics["sample_class_std"] is None or posterior_collapse(metrics) or dead_prior(metrics):
+    if metrics["sample_class_std"] is None:
         return None
     differ = _ratio(metrics, "sample_class_std", "image_class_std")
     if differ >= IGNORED_CLASS:
@@ -202,7 +209,8 @@ def blurred(metrics: Metrics) -> Fault:
     pca = metrics[key]
     if pca is None or metrics["mse"] <= pca:
         return None
-    if any(rule(metrics) for rule in (posterior_collapse, no_better_than_the_mean, over_regularised, over_fitting)):
+    others = posterior_collapse, ignored_latent, no_better_than_the_mean, over_regularised, over_fitting
+    if any(rule(metrics) for rule in others):
         return None
     used = metrics["active_units"] or metrics["model"]["latent_space_dim"]
     return (
@@ -221,13 +229,15 @@ def over_fitting(metrics: Metrics) -> Fault:
     return "over-fitting: training images are reconstructed much better than others", why, MORE_IMAGES
 
 
-FATAL: tuple[Rule, ...] = (posterior_collapse, no_better_than_the_mean, dead_prior, diverged_variance)
+FATAL: tuple[Rule, ...] = (posterior_collapse, ignored_latent, no_better_than_the_mean, dead_prior, diverged_variance)
 FAULTS: tuple[Rule, ...] = (prior_mismatch, ignored_class, over_regularised, blurred, over_fitting)
 
 
 def _remedy(metrics: Metrics, fatal: bool = False) -> str:
     """What to change. A smaller learning rate helps a model that does not work in spite of a long training; more steps
     do not help one that works and over-fits."""
+    if not fatal and len(fault := over_regularised(metrics) or ()) > 2:
+        return fault[2]  # and no larger beta
     training = metrics.get("training", {})
     rate, epochs, steps = (training.get(name) for name in ("learning_rate", "epochs", "steps"))
     enough = not fatal and over_fitting(metrics) is not None

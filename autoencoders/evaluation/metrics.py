@@ -36,6 +36,7 @@ from .bounds import (
     standard_error,
     to_unit_range,
 )
+from .diagnosis import fatal
 from .features import INPUT_SHAPE, frechet_distance, load_classifier
 from .mixture import Mixture
 
@@ -49,6 +50,7 @@ SSIM_SIDE = 11  # pixels that the Gaussian window is wide
 # every figure in the order of the table: its unit and what it is
 METRICS = {
     "mse": "per pixel, of the reconstruction from the mean latent",
+    "mse_se": "per pixel, its standard error over images",
     "train_mse": "per pixel, the same on training images",
     "mean_mse": "per pixel, the mean of the training images instead of any reconstruction",
     "pca_mse": "per pixel, PCA with as many components as the latent has dimensions",
@@ -114,6 +116,8 @@ def measure(
     metrics: dict[str, Any] = dict.fromkeys(METRICS) | found
     notes: list[str] = []
     metrics["data_entropy"] = bernoulli_entropy(images)
+    pairs = zip(images, made.reconstructed, strict=True)
+    metrics["mse_se"] = standard_error(np.array([((to_unit_range(x) - y) ** 2).mean() for x, y in pairs]))
     chosen = trained[some(len(trained), len(images), seed, "seen")]
     seen, seen_labels = train_images[chosen], None if train_labels is None else train_labels[chosen]
     metrics["train_mse"] = at_the_mean(model, seen, latents_of(model, seen, seen_labels), seen_labels)[0]
@@ -152,7 +156,7 @@ def measure(
             metrics["sample_class_std"] = class_std(made.samples, labels)
             notes.append("the model was told the class of every image and sample: its metrics are of p(x | class)")
     Z, lost = model.latent_space_dim, metrics["mse"] / max(metrics["mean_mse"], 1e-12)
-    if Z <= FEW_DIMENSIONS and 1 - KEPT < lost < 1:
+    if Z <= FEW_DIMENSIONS and 1 - KEPT < lost < 1 and not fatal(metrics | {"model": model.config}):
         kept = f"{Z} latent dimension{'s keep' if Z > 1 else ' keeps'} {1 - lost:.0%}"
         notes.append(f"{kept} of the pixels' variance; --latent-dim 16 gives sharper pictures")
     notes += _library_metrics(model, dataset, images, train_images, made, metrics, seed)

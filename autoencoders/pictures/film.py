@@ -102,22 +102,10 @@ def gif(
     Raises:
         DataError: a frame cannot be read or does not fit.
     """
-    paths = numbered(Path(folder), FRAMES)
-    if not paths:
+    frames = read_frames(Path(folder), originals, labels)
+    if not frames:
         return b""
-    kept = np.linspace(0, len(paths) - 1, min(len(paths), MOST_FRAMES)).round().astype(int)
-    paths = [paths[i] for i in kept]
-    frames = [load_state(frame, Path(folder))[:2] for frame in paths]
-    Z = (*frames[-1][0].get("latents", np.zeros(0)).shape, 0, 0)[1]  # dimensions of the newest latents; 0: none
-    for frame, (arrays, record) in zip(paths, frames, strict=True):
-        found = {name: x.shape for name, x in arrays.items()}
-        points = (*found.get("latents", ()), 0)[0] if labels is None else len(labels)
-        if found.get("reconstructed") != originals.shape or found.get("latents") != (points, Z) or not points * Z:
-            raise DataError(f"{frame}: expected reconstructed {originals.shape} and {points} latents, found {found}")
-        types = arrays["reconstructed"].dtype, arrays["latents"].dtype, type(record.get("epoch"))
-        if types != (np.uint8, np.float32, int) or not np.isfinite(arrays["latents"]).all():
-            raise DataError(f"{frame}: expected pixels as uint8, finite float32 latents and the number of an epoch")
-    axes, limits = _plane([arrays["latents"] for arrays, _ in frames])
+    axes, limits = plane_of_film([arrays["latents"] for arrays, _ in frames])
     pictures = []
     for arrays, record in frames:
         plane = arrays["latents"] @ axes
@@ -131,6 +119,30 @@ def gif(
     buffer = BytesIO()
     drawn[0].save(buffer, "GIF", save_all=True, append_images=drawn[1:], duration=times, loop=0, optimize=True)
     return buffer.getvalue()
+
+
+def read_frames(
+    folder: Path, originals: np.ndarray, labels: np.ndarray | None, most: int = MOST_FRAMES
+) -> list[tuple[dict[str, np.ndarray], dict[str, Any]]]:
+    """(arrays, record) of at most so many frames of a run, from the first to the last.
+
+    Raises:
+        DataError: a frame cannot be read or does not fit.
+    """
+    paths = numbered(folder, FRAMES)
+    kept = np.linspace(0, len(paths) - 1, min(len(paths), most)).round().astype(int)
+    paths = [paths[i] for i in kept]
+    frames = [load_state(frame, folder)[:2] for frame in paths]
+    Z = (*frames[-1][0].get("latents", np.zeros(0)).shape, 0, 0)[1] if frames else 0  # of the newest latents; 0: none
+    for frame, (arrays, record) in zip(paths, frames, strict=True):
+        found = {name: x.shape for name, x in arrays.items()}
+        points = (*found.get("latents", ()), 0)[0] if labels is None else len(labels)
+        if found.get("reconstructed") != originals.shape or found.get("latents") != (points, Z) or not points * Z:
+            raise DataError(f"{frame}: expected reconstructed {originals.shape} and {points} latents, found {found}")
+        types = arrays["reconstructed"].dtype, arrays["latents"].dtype, type(record.get("epoch"))
+        if types != (np.uint8, np.float32, int) or not np.isfinite(arrays["latents"]).all():
+            raise DataError(f"{frame}: expected pixels as uint8, finite float32 latents and the number of an epoch")
+    return frames
 
 
 def _palette(picture: Image.Image) -> Image.Image:
@@ -147,7 +159,7 @@ def _palette(picture: Image.Image) -> Image.Image:
     return palette
 
 
-def _plane(latents: list[np.ndarray]) -> tuple[np.ndarray, Any]:
+def plane_of_film(latents: list[np.ndarray]) -> tuple[np.ndarray, Any]:
     """(matrix (Z, 2) onto the plane that is drawn, its limits ((low, high), (low, high))): the latents themselves, or
     the principal directions at the end, the same for all frames; without the 1 % that lie farthest out."""
     axes, _ = charts.plane_of(latents[-1].astype(np.float64))

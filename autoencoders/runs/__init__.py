@@ -1,8 +1,8 @@
 """Run folders: what a training leaves behind, and how it goes on after an interruption.
 
 A folder holds model.safetensors, checkpoints/, history.csv, history.jsonl, run.json, figures/ and film/; what
-`evaluate` adds (evaluation.json, report.html); old-1, old-2 ... with the runs that --overwrite has replaced; and the
-hidden .lock, which one training holds.
+`evaluate` and `explore` add (evaluation.json, report.html, explore.html); old-1, old-2 ... with the runs that
+--overwrite has replaced; and the hidden .lock, which one training holds.
 """
 
 from .run import Run

@@ -33,6 +33,7 @@ OWN_FILES = (
     *SINGLES,
     *RESULTS,
     *(f"export/{name}" for names in FILES.values() for name in names),
+    "explore.html",
     FRAMES,
     EVENTS,
     "history.csv",

@@ -22,6 +22,7 @@ LEFTOVERS = (
     ".mixture.safetensors.*.part",
     ".evaluation.json.*.part",
     ".report.html.*.part",
+    ".explore.html.*.part",
     "checkpoints/.*.part",
     "film/.*.part",
     "figures/.*.part",

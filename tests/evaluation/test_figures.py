@@ -65,7 +65,7 @@ def texts(figure: Figure) -> list:
 
 def film_of_equal_latents(Z: int) -> Figure:
     latents = np.full((30, Z), 0.1)
-    axes, limits = film._plane([latents, latents])
+    axes, limits = film.plane_of_film([latents, latents])
     return charts.film_frame(images(10), images(10), latents @ axes, None, (), limits, "after epoch 1")
 
 

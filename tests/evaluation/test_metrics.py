@@ -433,11 +433,13 @@ def test_every_figure_of_a_vae_is_measured(monkeypatch):
     f, z = load_classifier().features, (model.encode(train), model.encode(x))
     axes = np.linalg.svd(flat(train) - flat(train).mean(axis=0), full_matrices=False)[2][:2]  # two latent dimensions
     away = flat(x) - flat(train).mean(axis=0)
+    errors = np.array([np.mean((model.reconstruct(image[None])[0][0] - image / 255) ** 2) for image in x])
     for seed, figures in enumerate(found):
         weighted = bounds.importance_weighted_nll(model, bounds.binarised(x), 3, seed=seed)
         chosen = philox(f'[{seed}, "floor"]').permutation(40)[:30]  # as many as there are test images
         expected = {
             "psnr": 10 * math.log10(1 / figures["mse"]),
+            "mse_se": pytest.approx(errors.std(ddof=1) / math.sqrt(30), rel=1e-5),
             "iw_nll": weighted.mean(),
             "iw_nll_se": np.std(weighted, ddof=1) / math.sqrt(30),
             "fd": pytest.approx(fd_by_eigenvalues(f(model.sample(30, seed)), f(x)), rel=1e-4),

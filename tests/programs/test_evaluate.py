@@ -64,15 +64,14 @@ def test_evaluate_compares_with_the_images_that_were_trained_on(limit, validatio
 
 
 def test_the_film_of_an_earlier_report_is_not_shown_again(call, trained):
-    pytest.importorskip("jinja2")
     shutil.copytree(trained("ae"), "run")
     words = ("--model-dir", "run", "--out", "out")
     assert call(EVALUATE, *words).code == 0
-    assert "data:image/gif" in Path("out/report.html").read_text()
+    assert 'id="film-data"' in Path("out/report.html").read_text()
     for frame in Path("run/film").iterdir():
         frame.write_text("damaged")
     call(EVALUATE, *words).ok("no film: ")
-    assert "data:image/gif" not in Path("out/report.html").read_text()
+    assert 'id="film-data"' not in Path("out/report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,6 @@ def test_a_model_that_is_replaced_meanwhile_gets_no_results_of_the_old_one(
 
 
 def test_evaluate_takes_every_name_of_a_folder(call, trained):
-    pytest.importorskip("jinja2")
     shutil.copytree(trained("ae"), os.fsdecode(b"r\xffun"))
     call(EVALUATE, "--model-dir", os.fsdecode(b"r\xffun"), "--out", os.fsdecode(b"o\xffut")).ok()
     assert r"--out 'o\udcffut'" in html.unescape(Path(os.fsdecode(b"o\xffut/report.html")).read_text(encoding="utf-8"))

@@ -64,8 +64,8 @@ def test_the_options_of_a_command_exist(command):
     words = shlex.split(command.split("&&")[-1])
     at = next(i for i, word in enumerate(words) if word.startswith("scripts/"))
     program = Program.of_script(words[at])
-    modules = dict(zip(("train_conv_autoencoder", "generator", "evaluate"), PROGRAMS.values(), strict=False))
-    modules[Path(words[at]).stem].build_parser(program).parse_args(
+    programs = {"train_conv_autoencoder": "train", "generator": "generate", "evaluate": "evaluate"}
+    PROGRAMS[programs[Path(words[at]).stem]].build_parser(program).parse_args(
         words[at + 1 :]
     )  # exits with SystemExit where an option is unknown
 

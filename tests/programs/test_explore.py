@@ -1,0 +1,75 @@
+"""`autoencoders explore`: the live page of a model without an evaluation."""
+
+from __future__ import annotations
+
+import shutil
+import webbrowser
+from pathlib import Path
+
+import pytest
+from program_cases import content
+
+from autoencoders.cli import explore
+from autoencoders.cli.explore import main
+
+pytestmark = pytest.mark.usefixtures("working_folder")
+
+
+class Explore:
+    """The program as the fixture `call` calls it."""
+
+    main = staticmethod(main)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    addresses: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", addresses.append)
+    return addresses
+
+
+@pytest.mark.parametrize(("kind", "words"), [("vae", []), ("ae", []), ("vae", ["--conditional"])])
+def test_explore_writes_the_page_of_a_run_and_nothing_else(kind, words, call, trained, opened):
+    shutil.copytree(trained(kind, 3, *words), "run")
+    before = content(Path("run"))
+    call(Explore, "--model-dir", "run").ok("wrote run/explore.html")
+    after = content(Path("run"))
+    text = Path("run/explore.html").read_text()
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"explore.html"}
+    assert "All numbers" not in text
+    for name in ("plane", "decoded", "sliders", "epoch"):
+        assert f'id="{name}"' in text
+    assert opened == [], "there is no display"
+
+
+def test_explore_opens_the_page_unless_asked_not_to(call, trained, opened, monkeypatch):
+    monkeypatch.setattr(explore, "has_display", lambda: True)
+    call(Explore, "--model-dir", trained(), "--out", "new/page.html", "--no-open").ok()
+    assert opened == []
+    call(Explore, "--model-dir", trained(), "--out", "new/page.html", "--quiet").ok()
+    assert opened == [Path("new/page.html").resolve().as_uri()]
+
+
+def test_explore_replaces_only_its_own_page(call, trained, opened):
+    Path("mine.html").write_text("<p>mine</p>")
+    call(Explore, "--model-dir", trained(), "--out", "mine.html").failed(1, "mine.html exists", "--overwrite")
+    assert Path("mine.html").read_text() == "<p>mine</p>"
+    call(Explore, "--model-dir", trained(), "--out", "mine.html", "--overwrite").ok()
+    call(Explore, "--model-dir", trained(), "--out", "mine.html").ok()
+
+
+def test_explore_refuses_what_it_cannot_use(call, trained):
+    call(Explore, "--model-dir", trained(), "--out", "page.pdf").failed(2, "'page.pdf' but must end in .html")
+    call(Explore, "--model-dir", "none").failed(3, "there is no such model")
+    assert not Path("page.pdf").exists()
+
+
+def test_a_film_that_cannot_be_read_is_left_out(call, trained, opened):
+    shutil.copytree(trained(), "run")
+    for frame in Path("run/film").iterdir():
+        frame.write_text("damaged")
+    call(Explore, "--model-dir", "run").ok("warning: no film: ")
+    text = Path("run/explore.html").read_text()
+    assert 'id="film-data"' not in text
+    assert 'class="curve training"' in text
