@@ -63,6 +63,9 @@ def conv2d(
         dilation: the distance (DH, DW) of the pixels that neighbours in the kernel read, an int >= 1 or a pair.
         groups: channels and filters are divided into so many parts, and a filter reads the channels of its part. With C
             groups the convolution is depthwise.
+    Gradients: gx[n, h, w, c] = sum over p, q, i, j, f of gy[n, p, q, f] * weight[i, j, c, f] where
+        h = p*SH + i*DH - top, w = q*SW + j*DW - left; gweight[i, j, c, f] = sum over n, p, q of
+        padded_x[n, p*SH + i*DH, q*SW + j*DW, c] * gy[n, p, q, f]; gbias[f] = sum over n, p, q of gy[n, p, q, f].
     Raises:
         ValueError: shapes or options do not fit; both shapes are named.
     """
@@ -108,14 +111,17 @@ def conv2d_transpose(
 ) -> Tensor:
     """The adjoint of conv2d with the same weight and options, plus bias.
 
-    y[n, h, w, c] = bias[c] + sum over p, q, i, j, f with h = p*SH + i*DH - top and w = q*SW + j*DW - left
-    of x[n, p, q, f] * weight[i, j, c, f].
+    y[n, h, w, c] = bias[c] + sum over p, q, i, j, f of x[n, p, q, f] * weight[i, j, c, f] where
+    h = p*SH + i*DH - top, w = q*SW + j*DW - left.
 
     Shapes: x (N, OH, OW, F), weight (KH, KW, C / groups, F), i.e. (KH, KW, out / groups, in), bias (C,) ->
         y (N, H, W, C).
     Args:
         stride, padding, dilation, groups: those of the convolution that is transposed.
         output_size: (H, W), any size that this convolution maps to (OH, OW); None: see `transposed_geometry`.
+    Gradients: gx[n, p, q, f] = sum over i, j, c of padded_gy[n, p*SH + i*DH, q*SW + j*DW, c] * weight[i, j, c, f];
+        gweight[i, j, c, f] = sum over n, p, q of padded_gy[n, p*SH + i*DH, q*SW + j*DW, c] * x[n, p, q, f];
+        gbias[c] = sum over n, h, w of gy[n, h, w, c].
     Raises:
         ValueError: shapes or options do not fit; both shapes are named.
     """

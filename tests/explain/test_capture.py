@@ -158,9 +158,33 @@ def test_memory_is_counted_and_what_is_freed_is_named() -> None:
     assert [stop.alive for stop in (exp, reshape, relu, total)] == [8000, 8000, 12000, 12004], "a view takes none"
     assert [(s.name, s.same_as, s.shot.nbytes) for s in exp.saved] == [("y", "y", 4000)]
     assert [stop.what.__name__ for stop in back] == ["Sum", "ReLU", "Reshape", "Exp"]
-    assert ("the result of ReLU", 4000) in back[1].freed
-    assert ("the result of Exp", 4000) in back[3].freed
+    assert ("the result of ReLU (stop 3)", 4000) in [(held.name, held.nbytes) for held in back[1].freed]
+    assert exp.saved[0].held in back[3].freed
+    assert exp.saved[0].held.name == "the result of Exp (stop 1)"
     assert back[3].alive == 4000, "x itself"
+
+
+def test_only_the_slice_counts_of_data_from_outside() -> None:
+    noise = np.ones((1000, 2, 5), "f4")
+    x = Tensor(np.ones((2, 5), "f4"), requires_grad=True)
+    results: list[Tensor] = []
+    capture = captured(lambda: results.append(x * noise[3]))
+    assert [stop.alive for stop in capture.stops] == [3 * 40]
+    assert sorted(held.name for held in capture.left) == ["the data", "the data x", "the result of Mul (stop 1)"]
+
+
+def test_the_line_and_the_names_of_the_caller_are_noted() -> None:
+    def step() -> Tensor:
+        mean, noise = Tensor(np.ones(3, "f4"), requires_grad=True), np.ones(3, "f4")
+        return ops.exp(mean * 0.5) * noise
+
+    nodes = captured(step).nodes
+    assert [(n.name, n.variable) for n in nodes if n.name == "data"] == [("data", "mean"), ("data", "noise")]
+    made = [n.origin for n in nodes if n.name != "data"]
+    assert {o.text for o in made} == {"return ops.exp(mean * 0.5) * noise"}
+    parts = [o.text[o.start : o.end] for o in made]
+    assert parts == ["mean * 0.5", "ops.exp(mean * 0.5)", "ops.exp(mean * 0.5) * noise"]
+    assert made[0].place.startswith("explain/test_capture.py:")
 
 
 def test_kernels_are_compared_with_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_a_page_has_a_stop_for_each_operation_and_direction(page: str) -> None:
     assert directions.count("forward") == directions.count("backward") > 20
     assert directions.count("update") == 1
     facts = json.loads(re.search(r'<script type="application/json" id="facts">(.*?)</script>', page, re.S)[1])
-    assert [direction for direction, _ in facts["stops"]] == directions
+    assert [direction for direction, *_ in facts["stops"]] == directions
     assert {"gyxt", "tyxg", "yxgt"} <= {array.get("order") for array in facts["arrays"].values()}
 
 
@@ -84,6 +84,8 @@ def test_a_page_has_a_stop_for_each_operation_and_direction(page: str) -> None:
         "Conv2D.backward", "minigrad/ops/conv.py", 'kernel <b>conv2d_grad_weight</b>', "what really ran: NumpyBackend",
         'class="sheet a', 'class="bars"', 'class="cells"', "norm ",
         "2 gradients arrive at the result of encoder_flatten", "the sum so far",
+        "The result is used 2 times, at stops ", "autoencoders/conv_autoencoder.py:", "z = mu + ops.exp(<mark>log_variance * 0.5</mark>) * noise", "<b>data</b> <span>noise</span>", "Still alive:",
+        "not computed: b needs no gradient",
         "Saved for backward:", "Freed after this stop:", "alive after it",
         "by differences",
         "encoder_conv_layer_1.weight", "variance</b>", "rate 0.001, beta_1 0.9", "value before", "adam_step_",
@@ -93,6 +95,19 @@ def test_a_page_has_a_stop_for_each_operation_and_direction(page: str) -> None:
 )  # fmt: skip
 def test_a_page_shows(page: str, shown: str) -> None:
     assert shown in page
+
+
+def test_the_pictures_of_a_sum_have_one_scale(tmp_path: Path) -> None:
+    x = Tensor(np.float32([[1.0, -1.0]]), requires_grad=True)
+    with minigrad.explain(tmp_path / "page.html"):
+        y = ops.exp(x)
+        (y * 3.0 + y).sum().backward()
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    (shown,) = re.findall(r'<div class="sum">(.*?)</div>', text, re.S)
+    shades = [float(x) for x in re.findall(r"rgba\(213,94,0,([\d.]+)", shown)]
+    before, sent, after = shades[::2]  # 1 + 3 = 4
+    assert [before / after, sent / after] == pytest.approx([0.5, 0.75**0.5], abs=0.01)
+    assert "The result is used 2 times, at stops" in text
 
 
 def test_nothing_comes_from_elsewhere(page: str) -> None:

@@ -111,8 +111,8 @@ class Sheet(NamedTuple):
         return png(self.codes, GREY if self.grey else SIGNED)
 
 
-def sheet(shot: Shot, limits: Limits) -> Sheet:
-    """The picture of an array with two or more axes, or of a long vector."""
+def sheet(shot: Shot, limits: Limits, top: float = 0.0) -> Sheet:
+    """The picture of an array with two or more axes, or of a long vector. top: as in a Sheet; 0: the array's own."""
     x, note, step = shot.sample, [], 1
     if shot.kind == "weight":  # (KH, KW, C, F): a row of tiles for each channel
         C, F = x.shape[2:]
@@ -146,8 +146,8 @@ def sheet(shot: Shot, limits: Limits) -> Sheet:
         per_group = -(-len(rows) // columns) * columns
         note = _left_out("numbers of a row", total[0], rows.shape[1]) + _left_out("rows", total[1], len(rows))
     image = order in ("gyxt", "tyxg") and shot.shape[-1] in (1, 3)
-    grey = image and shot.least >= 0 and shot.most <= 1
-    top = 1.0 if grey else max(abs(shot.least), abs(shot.most)) if shot.least == shot.least else 0.0
+    grey = image and shot.least >= 0 and shot.most <= 1 and not top
+    top = 1.0 if grey else top or max(abs(shot.least), abs(shot.most)) if shot.least == shot.least else 0.0
     codes = _laid_out(_coded(tiles, top, grey), columns, per_group, gap=tiles.shape[2] > 1)
     return Sheet(codes, tiles.shape[2:], columns, per_group, order, top, grey, step, ", ".join(note))
 
@@ -206,8 +206,8 @@ def data_url(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def bars(values: np.ndarray) -> str:
-    """One path of an SVG, 100 high with 0 in the middle: a bar for each number."""
-    top = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
+def bars(values: np.ndarray, top: float = 0.0) -> str:
+    """One path of an SVG, 100 high with 0 in the middle: a bar for each number. top: of the longest bar."""
+    top = top or float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
     heights = np.nan_to_num(50 - 48 * values.ravel().astype("float64") / top, nan=50.0, posinf=2, neginf=98)
     return "".join(f"M{i}.1,50V{height:.0f}h.8V50z" for i, height in enumerate(heights))

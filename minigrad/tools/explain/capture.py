@@ -7,6 +7,7 @@ seen. A chain of layers that usually runs as one operation runs layer by layer h
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,17 +26,21 @@ from .differences import Check, check
 from .formulas import input_names
 from .graph import Node, names_of_tensors
 from .kernels import KernelWatcher, Run
+from .memory import Held, Memory
+from .origins import Origin, origin_of, variable_of
 
 BOOKKEEPING = {"k", "needs", "inputs", "read", "order", "made_in", "retained", "used"}  # not saved for backward
 
 
 @dataclass
 class Saved:
-    """An array that an operation keeps for its backward pass. same_as: the input or output whose memory it shares."""
+    """An array that an operation keeps for its backward pass. same_as: the input or output whose memory it shares.
+    held: what is counted for it; None: it is a parameter's."""
 
     name: str
     shot: Shot
     same_as: str = ""
+    held: Held | None = None
 
 
 @dataclass
@@ -72,8 +77,8 @@ class Stop:
         direction: "forward", "backward" or "update". node: its number in the graph, or -1.
         what: the class of the operation or optimiser. run: the lines and kernels that ran.
         arrays: (name, array) of the inputs and the output; backward, of the gradients that arrive and leave.
-        alive: bytes of arrays between the parameters and the loss that are alive after it. freed: (name, bytes) of the
-            arrays that nobody keeps any more. scalars: the learning rate of an update, and options of the optimiser.
+        alive: bytes of arrays between the parameters and the loss that are alive after it. freed: the arrays that
+            nobody keeps any more. scalars: the learning rate of an update, and options of the optimiser.
     """
 
     direction: str
@@ -87,14 +92,14 @@ class Stop:
     updates: list[Update] = field(default_factory=list)
     scalars: dict[str, float] = field(default_factory=dict)
     alive: int = 0
-    freed: list[tuple[str, int]] = field(default_factory=list)
+    freed: list[Held] = field(default_factory=list)
 
 
 class Capture(Watcher):
     """Use it as `with capture.capturing(): ...`. It ends with the first update of an optimiser.
 
     Attributes:
-        stops, nodes: in the order in which they ran. album: all arrays.
+        stops, nodes: in the order in which they ran. album: all arrays. left: what is alive after the last stop.
         consistent: whether each gradient that an operation received is, bit for bit, the sum of those sent to it.
     """
 
@@ -102,6 +107,7 @@ class Capture(Watcher):
         self.stops: list[Stop] = []
         self.nodes: list[Node] = []
         self.album = Album()
+        self.left: list[Held] = []
         self.consistent = True
         self.kernels = KernelWatcher()
         self.done = False
@@ -136,6 +142,7 @@ class Capture(Watcher):
             y = original(function, *operands)
         names = input_names(type(function), len(operands))
         node = self._node(function, y, operands, names)
+        read = iter(self.nodes[node].inputs)
         arrays, known = [], {}
         for name, x in zip(names, operands, strict=True):
             if x is None:
@@ -144,13 +151,17 @@ class Capture(Watcher):
             known[name] = data
             arrays.append((name, self.album.take(data, "weight" if name == "weight" else "")))
             if not isinstance(x, nn.Parameter | Real):
-                self._memory.see(data, f"{name} of {function.name}")
+                source = next(read)
+                if self.nodes[source].name == "data":
+                    self._memory.see(data, "the data", source, given=True)
+                else:
+                    self._memory.see(data, "the result of", source)
         known["y"] = y.data
         arrays.append(("y", self.album.take(y.data)))
-        self._memory.see(y.data, f"the result of {function.name}")
+        self._memory.see(y.data, "the result of", node)
         stop = Stop("forward", node, type(function), run, arrays)
         if y.creator is function:
-            stop.saved = self._saved(function, options, known)
+            stop.saved = self._saved(function, options, known, node)
             self._of_order[function.order] = node, options, names
         self.stops.append(stop)
         return y
@@ -158,23 +169,26 @@ class Capture(Watcher):
     def _node(self, function: Function, y: Tensor, operands: tuple[Operand, ...], names: list[str]) -> int:
         """A new node of the graph."""
         inputs, extras = [], []
+        origin = origin_of(sys._getframe())
         for name, x in zip(names, operands, strict=True):
             if isinstance(x, Real):
                 extras.append(f"{x:g}")
             elif isinstance(x, nn.Parameter):
                 extras.append(name)
             elif x is not None:
-                inputs.append(self._node_of(x))
-        self.nodes.append(Node(function.name, y.shape, inputs, extras))
+                inputs.append(self._node_of(x, origin))
+        self.nodes.append(Node(function.name, y.shape, inputs, extras, origin=origin))
         self._scopes_of.append(self.scope)
         self._made[id(y)] = weakref.ref(y), len(self.nodes) - 1
         return len(self.nodes) - 1
 
-    def _node_of(self, x: Operand) -> int:
-        """The node that made x; a new one, if x is data."""
+    def _node_of(self, x: Operand, origin: Origin | None) -> int:
+        """The node that made x; a new one, if x is data. origin: of the operation that reads it."""
         if (known := self._known_node(x)) is not None:
             return known
-        self.nodes.append(Node("data", as_array(x.data if isinstance(x, Tensor) else x).shape, [], []))
+        shape = as_array(x.data if isinstance(x, Tensor) else x).shape
+        variable = variable_of(x, sys._getframe())
+        self.nodes.append(Node("data", shape, [], origin=None if self.scope else origin, variable=variable))
         self._scopes_of.append(None)
         with contextlib.suppress(TypeError):  # no reference can be made to a list
             self._made[id(x)] = weakref.ref(x), len(self.nodes) - 1
@@ -189,7 +203,7 @@ class Capture(Watcher):
             return backend_of(y.data).xp.full((), x, dtype=y.dtype)
         return x.data if isinstance(x, Tensor) else as_array(x)
 
-    def _saved(self, function: Function, options: dict[str, Any], known: dict[str, Array]) -> list[Saved]:
+    def _saved(self, function: Function, options: dict[str, Any], known: dict[str, Array], node: int) -> list[Saved]:
         """The arrays among the attributes of a function that its options do not have."""
         own = {n: v for n, v in vars(function).items() if n not in BOOKKEEPING and options.get(n) is not v}
         found = []
@@ -197,9 +211,9 @@ class Capture(Watcher):
             if hasattr(value, "dtype") and hasattr(value, "nbytes"):
                 xp = function.k.xp
                 twin = next((n for n, x in known.items() if xp.may_share_memory(x, value)), "")
-                found.append(Saved(name, self.album.take(value, "weight" if name == "weight" else ""), twin))
-                if not twin:
-                    self._memory.see(value, f"{name}, saved by {function.name}")
+                shot = self.album.take(value, "weight" if name == "weight" else "")
+                held = self._memory.known(value) if twin else self._memory.see(value, f"{name}, saved by", node)
+                found.append(Saved(name, shot, twin, held))
         return found
 
     # ---- backward ----
@@ -214,7 +228,7 @@ class Capture(Watcher):
         node, options, names = self._of_order[order]
         expected = self._waiting.pop(order, gy)
         self.consistent &= bytes_of(expected) == bytes_of(gy)
-        self._memory.see(gy, f"the gradient of the result of {function.name}")
+        self._memory.see(gy, "the gradient of the result of", node)
         inputs = function.inputs
         numbers = [i for i, needed in enumerate(function.needs) if needed]
         xs = [None if x is None else host(x.data).copy() for x in inputs]
@@ -229,7 +243,7 @@ class Capture(Watcher):
             shot = self.album.take(gx, "weight" if names[i] == "weight" else "")
             arrays.append((f"g{names[i]}", shot))
             stop.meetings.append(self._arrive(names[i], x, gx, shot))
-            self._memory.see(gx, f"the gradient of {names[i]} of {function.name}")
+            self._memory.see(gx, f"the gradient of {names[i]} of", node)
         stop.checks = check(type(function), options, names, xs, host(gy), gxs, order)
         return pairs
 
@@ -285,6 +299,7 @@ class Capture(Watcher):
         it let go of its arrays."""
         if self.stops and not self.done:
             self.stops[-1].alive, self.stops[-1].freed = self._memory.read()
+            self.left = self._memory.held
 
     def _name_layers(self) -> None:
         """Name each node's layer, and each parameter, while the layers are alive."""
@@ -299,36 +314,13 @@ class Capture(Watcher):
                 node.path.insert(0, (id(outer), layer_name(outer, alive), type(outer.module).__name__))
                 outer = outer.outer
         self._scopes_of = []
-
-
-class Memory:
-    """The bytes of the arrays that were seen and are alive, found by weak references to the arrays that own them."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.freed: list[tuple[str, int]] = []
-        self._known: dict[int, Any] = {}
-
-    def see(self, x: Array, name: str) -> None:
-        """Count the array that owns x's memory, once."""
-        owner = x
-        while type(base := getattr(owner, "base", None)) is type(owner):
-            owner = base
-        key, size = id(owner), owner.nbytes
-
-        def gone(_: Any) -> None:
-            del self._known[key]
-            self.total -= size
-            self.freed.append((name, size))
-
-        if key not in self._known:
-            self._known[key] = weakref.ref(owner, gone)
-            self.total += size
-
-    def read(self) -> tuple[int, list[tuple[str, int]]]:
-        """(bytes alive now, what was freed since the last call)."""
-        freed, self.freed = self.freed, []
-        return self.total, freed
+        first = {stop.node: i for i, stop in enumerate(self.stops, 1) if stop.direction == "forward"}
+        for held in self.left + [held for stop in self.stops for held in stop.freed]:
+            node = self.nodes[held.node]
+            where = (
+                node.variable if node.name == "data" else f"{node.name} {node.layer or f'(stop {first[held.node]})'}"
+            )
+            held.name = f"{held.name} {where}".strip()
 
 
 def host(x: Array) -> np.ndarray:

@@ -58,6 +58,14 @@ def typeset(text: str, names: Iterable[str] = ()) -> str:
     return f'<math displaystyle="true">{"".join(_Setter(tokens, names).row())}</math>'
 
 
+def typeset_wrapped(text: str, names: Iterable[str] = ()) -> str:
+    """A formula in parts between which a narrow page can break the line: before with and where, before a sum and a
+    factor with an index, and after a comma."""
+    breaks = r" (?=with |where |[+] sum over )|(?<=\]) (?=\* \w+\[)|(?<=,) (?=\w+ = )"
+    known = {*names, *re.findall(r"\w+", text)}
+    return " ".join(typeset(part, known) for part in re.split(breaks, text))
+
+
 def name_of(name: str) -> str:
     """The name of an array as HTML: gweight is a g with the index weight."""
     plain = name[0] + f"<sub>{escape(name[1:])}</sub>" if name.startswith("g") and len(name) > 1 else escape(name)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from ...nn import Module
 from ...tensor import Function, Tensor
 from ..watch import names_alive
+from .origins import Origin
 
 ROW, LANE, LEFT, TEXT = 26, 16, 14, 14  # pixels
 COLOURS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"
@@ -31,6 +32,7 @@ class Node:
         name: of the class; "data" for what is no result. shape: of the result.
         inputs: the numbers of the nodes that it reads. extras: its other inputs, parameters and numbers.
         path: (identity, name, class) of the modules that it ran in, the outermost first.
+        origin: the line of the model that asked for it. variable: what the model calls data.
     """
 
     name: str
@@ -38,6 +40,13 @@ class Node:
     inputs: list[int]
     extras: list[str] = field(default_factory=list)
     path: list[tuple[int, str, str]] = field(default_factory=list)
+    origin: Origin | None = None
+    variable: str = ""
+
+    @property
+    def layer(self) -> str:
+        """The name of the innermost module that has one."""
+        return next((name for _, name, _ in reversed(self.path) if name), "")
 
     @property
     def label(self) -> str:

@@ -117,7 +117,7 @@ map.style.setProperty("--gutter", `${26 + 11 * Math.min(12, Math.max(0, ...facts
 function draw() {
   edges.replaceChildren();
   if (!map.offsetParent && getComputedStyle(map).position !== "fixed") return;
-  const [direction, node] = facts.stops[now - 1] || ["", -1];
+  const [direction, node, receivers] = facts.stops[now - 1] || ["", -1, []];
   const top = map.getBoundingClientRect().top - map.scrollTop;
   const place = rowOf.map((row, i) => {
     const box = shown(row), at = box.getBoundingClientRect();
@@ -129,7 +129,7 @@ function draw() {
     if (from.box === to.box) continue;
     const bend = Math.max(from.y, to.y - 20);
     const path = svg("path", { d: `M${from.x},${from.y}V${bend}C${from.x},${to.y - 6} ${to.x},${bend + 6} ${to.x},${to.y}` });
-    if (direction === "backward" ? b === node : b === node || a === node) { path.classList.add("lit"); lit.push(path); } else edges.append(path);
+    if (direction === "backward" ? b === node && receivers.includes(a) : b === node || a === node) { path.classList.add("lit"); lit.push(path); } else edges.append(path);
   }
   edges.append(...lit);
   place.forEach(({ x, y, box }, i) => {

@@ -17,9 +17,10 @@ from markupsafe import Markup
 from ... import ops
 from .arrays import BARS, CELL_COLUMNS, CELLS, LIMITS, Limits, Shot, bars, data_url, sheet
 from .capture import Capture, Meeting, Stop
-from .formulas import Formulas, formulas_of, gradients, name_of, typeset
+from .formulas import Formulas, formulas_of, gradients, name_of, typeset_wrapped
 from .graph import Graph, Node, shape_text
 from .kernels import Run
+from .memory import Held
 from .sources import Sources, colours
 
 LARGEST = 5_000_000  # bytes of a page
@@ -40,13 +41,20 @@ class _Page:
         self.capture, self.limits = capture, limits
         self.graph, self.sources = Graph(capture.nodes), Sources()
         self.rules: list[str] = []  # of CSS, one for each picture
-        self.data: dict[int, Any] = {}  # of each array, for the pointer
-        self.views: dict[int, dict[str, Any]] = {}
-        self.meetings = Counter(m.key for stop in capture.stops for m in stop.meetings)
-        self.senders: dict[int, list[int]] = defaultdict(list)  # the stops that send gradients to a node
+        self.data: dict[str, Any] = {}  # of each array, for the pointer
+        self.views: dict[tuple[int, float], dict[str, Any]] = {}
+        self.senders: dict[int, list[int]] = defaultdict(list)  # the stops whose gradients meet, by the meeting's key
+        self.keys: dict[int, int] = {}  # of the meeting at a node's result
+        self.freed_at: dict[Held, int] = {}
+        self.readers: dict[int, list[int]] = defaultdict(list)  # the stops that read a node's result
         for i, stop in enumerate(capture.stops, 1):
+            self.freed_at |= dict.fromkeys(stop.freed, i)
+            if stop.direction == "forward":
+                for x in capture.nodes[stop.node].inputs:
+                    self.readers[x].append(i)
             for meeting in stop.meetings:
-                self.senders[meeting.receiver].append(i)
+                self.senders[meeting.key].append(i)
+                self.keys[meeting.receiver] = meeting.key
         self.of_node: dict[tuple[int, str], int] = {(s.node, s.direction): i for i, s in enumerate(capture.stops, 1)}
 
     def render(self, title: str, notes: Sequence[str], thinned: bool) -> str:
@@ -59,7 +67,7 @@ class _Page:
             "edges": [[a, b] for a, b in self.graph.edges],
             "lanes": self.graph.lanes,
             "arrays": self.data,
-            "stops": [[s.direction, s.node] for s in self.capture.stops],
+            "stops": [[s.direction, s.node, [m.receiver for m in s.meetings]] for s in self.capture.stops],
         }
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         environment.filters["size"] = size_text
@@ -73,6 +81,7 @@ class _Page:
             stops=stops,
             counts=Counter(stop.direction for stop in self.capture.stops),
             consistent=self.capture.consistent,
+            left=sorted(self.capture.left, key=lambda held: -held.nbytes),
             most=most,
             tree=self._tree(),
             svg=Markup(self.graph.svg),
@@ -88,25 +97,37 @@ class _Page:
         node = self.capture.nodes[stop.node] if stop.node >= 0 else None
         forward, backward, about = formulas_in(stop.what, [name for name, _ in stop.arrays])
         update = stop.direction == "update"
+        senders = self.senders[self.keys[stop.node]] if stop.node in self.keys else []
         method = getattr(stop.what, stop.direction)
         return {
             "id": number,
             "stop": stop,
             "name": stop.what.__name__,
-            "layer": layer_of(node) if node else "",
-            "now": forward if stop.direction != "backward" else backward,
+            "layer": node.layer if node else "",
+            "now": backward if stop.direction == "backward" else forward,
             "other": () if update else backward if stop.direction == "forward" else forward,
+            "unused": self._unused(stop),
             "about": about,
             "twin": self.of_node.get((stop.node, "backward" if stop.direction == "forward" else "forward")),
             "arrays": [(self._name(name), self._view(shot)) for name, shot in stop.arrays],
             "code": self._code(method, stop.run),
-            "saved": stop.saved,
+            "origin": node.origin if node else None,
+            "saved": [(s, s.held and self.freed_at.get(s.held)) for s in stop.saved],
             "kept": self._kept(stop),
-            "senders": self.senders[stop.node] if stop.direction == "backward" else [],
-            "meetings": [self._meeting(m) for m in stop.meetings if self.meetings[m.key] > 1],
+            "senders": senders,
+            "readers": self.readers[stop.node],
+            "meetings": [self._meeting(number, m) for m in stop.meetings if len(self.senders[m.key]) > 1],
+            "to_parameters": any(m.receiver < 0 for m in stop.meetings),
             "checks": stop.checks,
             "updates": [(u.name, [(n, self._view(s)) for n, s in u.arrays.items()]) for u in stop.updates],
         }
+
+    def _unused(self, stop: Stop) -> set[str]:
+        """The inputs whose gradients a backward stop did not compute."""
+        forward = self.of_node.get((stop.node, "forward"))
+        if stop.direction != "backward" or forward is None:
+            return set()
+        return {name for name, _ in self.capture.stops[forward - 1].arrays} - {name[1:] for name, _ in stop.arrays}
 
     def _kept(self, stop: Stop) -> list[tuple[Markup, Any]]:
         """What the operation of a backward stop saved for it."""
@@ -118,13 +139,17 @@ class _Page:
     def _name(self, name: str) -> Markup:
         return Markup(name_of(name))
 
-    def _meeting(self, m: Meeting) -> dict[str, Any]:
+    def _meeting(self, number: int, m: Meeting) -> dict[str, Any]:
         receiver = self.capture.nodes[m.receiver] if m.receiver >= 0 else None
-        what = f"the result of {layer_of(receiver) or receiver.name}" if receiver else f"the parameter {m.name}"
+        what = f"the result of {receiver.layer or receiver.name}" if receiver else f"the parameter {m.name}"
         goes_to = self.of_node.get((m.receiver, "backward"))
-        views = [None if s is None else self._view(s) for s in (m.before, m.sent, m.after)]
+        shots = [shot for shot in (m.before, m.sent, m.after) if shot]
+        top = max(max(abs(shot.least), abs(shot.most)) for shot in shots)  # one scale for all of the sum
+        views = [None if s is None else self._view(s, top) for s in (m.before, m.sent, m.after)]
+        senders = self.senders[m.key]
         return {
-            "what": what, "count": self.meetings[m.key], "goes_to": goes_to, "name": self._name(f"g{m.name}"),
+            "what": what, "count": len(senders), "goes_to": goes_to, "name": self._name(f"g{m.name}"),
+            "others": sorted(set(senders) - {number}), "last": max(senders),
             "before": views[0], "sent": views[1], "after": views[2],
         }  # fmt: skip
 
@@ -139,30 +164,39 @@ class _Page:
 
     # ---- an array ----
 
-    def _view(self, shot: Shot) -> dict[str, Any]:
-        """How an array is shown."""
-        if shot.number in self.views:
-            return self.views[shot.number]
-        view: dict[str, Any] = {"shot": shot, "shape": shape_text(shot.shape), "kind": "sheet", "note": ""}
+    def _view(self, shot: Shot, top: float = 0.0) -> dict[str, Any]:
+        """How an array is shown. top: the number of the strongest colour, where that is not its own largest."""
+        if max(abs(shot.least), abs(shot.most)) == top:
+            top = 0.0
+        if (shot.number, top) in self.views:
+            return self.views[shot.number, top]
+        name = f"{shot.number}-{len(self.views)}" if top else str(shot.number)
+        view: dict[str, Any] = {"shot": shot, "id": name, "shape": shape_text(shot.shape), "kind": "sheet", "note": ""}
         size = math.prod(shot.shape)
         columns = shot.shape[-1] if shot.shape else 1
         if size <= CELLS and columns <= CELL_COLUMNS:
             rows = shot.sample.reshape(-1, columns)
-            view |= {"kind": "cells", "rows": [[(number(x), tint(x, shot)) for x in row] for row in rows.tolist()]}
+            view |= {
+                "kind": "cells",
+                "rows": [
+                    [(number(x), tint(x, top or max(abs(shot.least), abs(shot.most)))) for x in row]
+                    for row in rows.tolist()
+                ],
+            }
         elif size <= BARS and columns == size:
-            view |= {"kind": "bars", "path": bars(shot.sample), "count": size}
-            self.data[shot.number] = {"values": [float(f"{x:.4g}") for x in shot.sample.ravel().tolist()]}
+            view |= {"kind": "bars", "path": bars(shot.sample, top), "count": size}
+            self.data[name] = {"values": [float(f"{x:.4g}") for x in shot.sample.ravel().tolist()]}
         elif size:
-            drawn = sheet(shot, self.limits)
+            drawn = sheet(shot, self.limits, top)
             height, width = drawn.codes.shape
             scale = max(1, min(16, WIDE // width, -(-200 // height)))
             view |= {"width": width, "height": height, "scale": scale, "note": drawn.note, "grey": drawn.grey}
-            self.rules.append(f".a{shot.number}{{background-image:url({data_url(drawn.png)})}}\n")
-            self.data[shot.number] = {
+            self.rules.append(f".a{name}{{background-image:url({data_url(drawn.png)})}}\n")
+            self.data[name] = {
                 "tile": drawn.tile, "columns": drawn.columns, "group": drawn.per_group, "order": drawn.order,
                 "top": drawn.top, "grey": drawn.grey, "step": drawn.step, "gap": int(drawn.tile[0] > 1),
             }  # fmt: skip
-        self.views[shot.number] = view
+        self.views[shot.number, top] = view
         return view
 
     # ---- the map ----
@@ -172,7 +206,7 @@ class _Page:
         rows: list[Any] = []
         groups: list[tuple[int, list[Any]]] = []  # the modules that are open, and their rows
         for i, node in enumerate(self.capture.nodes):
-            path = node.path
+            path = node.path or ([(hash(node.origin.place), node.origin.text, "")] if node.origin else [])
             depth = next((d for d, (g, p) in enumerate(zip(groups, path, strict=False)) if g[0] != p[0]), None)
             del groups[min(len(groups), len(path)) if depth is None else depth :]
             for identity, name, cls in path[len(groups) :]:
@@ -184,7 +218,13 @@ class _Page:
 
     def _row(self, i: int, node: Node) -> dict[str, Any]:
         stops = {d: self.of_node.get((i, d)) for d in ("forward", "backward")}
-        return {"node": i, "name": node.name, "layer": layer_of(node), "shape": shape_text(node.shape), **stops}
+        return {
+            "node": i,
+            "name": node.name,
+            "layer": node.layer or node.variable,
+            "shape": shape_text(node.shape),
+            **stops,
+        }
 
 
 def _simplified(row: Any) -> Any:
@@ -207,36 +247,43 @@ def _common(names: list[str]) -> str:
     return first[:length].rpartition("_")[0] or first[:length].rpartition(".")[0]
 
 
-def layer_of(node: Node) -> str:
-    """The name of the innermost module that has one."""
-    return next((name for _, name, _ in reversed(node.path) if name), "")
-
-
 def below(name: str, group: str) -> str:
     """The name of a layer inside a group, without what the group's name says already."""
     rest = name.removeprefix(group).lstrip("._")
     return rest if group and name.startswith(group) and rest else name
 
 
-def formulas_in(cls: type, names: list[str]) -> tuple[list[Markup], list[Markup], str]:
-    """(the operation's formulas, those of its gradients, what it is in words), from the docstrings."""
+def formulas_in(cls: type, names: list[str]) -> tuple[list[tuple[str, Markup]], list[tuple[str, Markup]], str]:
+    """(the operation's formulas, those of its gradients, what it is in words), from the docstrings. A formula comes
+    after the name of the input whose gradient it is, or "".
+    """
     own: Formulas = formulas_of(cls.__doc__)
     plain = {name.removeprefix("g") for name in names} | set(names) | set(re.findall(r"\w+", own.forward))
-    forward, about = own.forward.split("; "), own.rest
+    forward, backward, about = own.forward.split("; "), gradients(own.backward), own.rest
     helper = function_of(cls)
     if helper is not None and helper.__doc__:
         first = " ".join(inspect.cleandoc(helper.__doc__).split("\n\n")[0].split())
         if first.startswith(("y[", "The adjoint")):
-            forward.append(formula_in(inspect.cleandoc(helper.__doc__)))
-        elif not first.startswith("y = ") and first.split(". ")[0].rstrip(".") not in own.forward:
+            doc = inspect.cleandoc(helper.__doc__)
+            forward.append(formula_in(doc, "y["))
+            backward += formula_in(doc, "Gradients: ").split("; ") if "Gradients: g" in doc else []
+        elif not own.rest and not first.startswith("y = ") and first.split(". ")[0].rstrip(".") not in own.forward:
             about = first.split(" Gradients: ")[0]
-    made = ([Markup(typeset(f, plain)) for f in several if f] for several in (forward, gradients(own.backward)))
+    made = (
+        [(_input_of(f), Markup(typeset_wrapped(f, plain))) for f in several if f] for several in (forward, backward)
+    )
     return *made, about.replace("`", "")  # type: ignore[return-value]
 
 
-def formula_in(text: str) -> str:
-    """The formula that begins with y[ in a docstring."""
-    return " ".join(text[text.index("y[") :].split("\n\n")[0].split()).rstrip(".")
+def _input_of(formula: str) -> str:
+    found = re.match(r"g(\w+)(\[[^]]*\])? = ", formula)
+    return found[1] if found else ""
+
+
+def formula_in(text: str, start: str) -> str:
+    """What begins so in a docstring, up to an empty line or the next heading."""
+    part = re.split(r"\n\n|\n(?=[A-Z]\w*:)", text[text.index(start) :])[0]
+    return " ".join(part.removeprefix("Gradients: ").split()).rstrip(".")
 
 
 def function_of(cls: type) -> Any:
@@ -247,10 +294,9 @@ def function_of(cls: type) -> Any:
     return getattr(ops, names.get(cls.__name__.lower(), ""), None)
 
 
-def tint(value: float, shot: Shot) -> str:
-    """The background of a cell: orange or blue, the stronger the larger."""
-    top = max(abs(shot.least), abs(shot.most)) or 1.0
-    share = min(1.0, abs(value) / top) ** 0.5 if value == value and top == top else 0.0
+def tint(value: float, top: float) -> str:
+    """The background of a cell: orange or blue, the stronger the larger; top has the strongest."""
+    share = min(1.0, abs(value) / (top or 1.0)) ** 0.5 if value == value and top == top else 0.0
     return f"rgba({'213,94,0' if value > 0 else '0,114,178'},{0.75 * share:.2f})"
 
 
