@@ -13,10 +13,11 @@ Array = Any
 
 
 class SoftBound(Function):
-    """y = c + t / (1 + |t|) with c = x cut to low + 1 and high - 1, t = x - c.  gx = gy / (1 + |t|)^2.
+    """y = c + t / (1 + |t|) with c = x cut to low and high, t = x - c.  gx = gy / (1 + |t|)^2.
 
-    It keeps numbers between two bounds. The result is x itself, except within one unit of a bound, where it saturates.
-    y and its slope are continuous, and the slope is never 0, so training can bring back a value that went too far.
+    It keeps numbers between two bounds: low is the lower one + 1, high the upper one - 1. The result is x itself,
+    except within one unit of a bound, where it saturates. y and its slope are continuous, and the slope is never 0, so
+    training can bring back a value that went too far.
     """
 
     def __init__(self, low: float, high: float) -> None:

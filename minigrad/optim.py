@@ -192,7 +192,7 @@ class SGD(Optimizer):
 
 class Adam(Optimizer):
     """m = beta_1 * m + (1 - beta_1) * g; v = beta_2 * v + (1 - beta_2) * g^2;
-    parameter -= rate * m / (1 - beta_1^t) / (sqrt(v / (1 - beta_2^t)) + epsilon).
+    m_hat = m / (1 - beta_1^t); v_hat = v / (1 - beta_2^t); parameter -= rate * m_hat / (sqrt(v_hat) + epsilon).
 
     Files call the first moment m mean and the second moment v variance.
 

@@ -42,7 +42,11 @@ def mse(x: Operand, targets: Operand) -> Tensor:
 
 
 class BCEWithLogits(Function):
-    """y = sum(softplus(l) - l * t) / N.  gl = (sigmoid(l) - t) / N * gy, gt = -l / N * gy."""
+    """y = sum(softplus(logits) - logits * targets) / N.  glogits = (sigmoid(logits) - targets) / N * gy,
+    gtargets = -logits / N * gy.
+
+    N is the number of images.
+    """
 
     def forward(self, logits: Array, targets: Array) -> Array:
         _check_shapes("bce_with_logits", "logits", logits, targets)
@@ -107,6 +111,9 @@ class KLToStandardNormal(Function):
     """y = sum(mean^2 + v - 1 - log v) / 2N with v = e^log_variance.
 
     gmean = mean / N * gy, glog_variance = (v - 1) / 2N * gy.
+
+    It is 0, and so are both gradients, where mean = 0 and log_variance = 0: there the distribution is the prior. N is
+    the number of images.
     """
 
     def forward(self, mean: Array, log_variance: Array) -> Array:

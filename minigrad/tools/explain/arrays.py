@@ -106,6 +106,13 @@ class Sheet(NamedTuple):
     note: str
 
     @property
+    def tiles(self) -> str:
+        """What a tile is, in words."""
+        if self.order == "gyxt" and self.per_group > 1:
+            return "one tile per channel, one band per image"
+        return "one row per channel, one tile per filter" if self.order == "yxgt" else ""
+
+    @property
     def png(self) -> bytes:
         """As a picture of 256 colours, whose rows are not filtered, so that page.js can read the numbers."""
         return png(self.codes, GREY if self.grey else SIGNED)
@@ -124,7 +131,8 @@ def sheet(shot: Shot, limits: Limits, top: float = 0.0) -> Sheet:
         step = -(-max(H, W) // limits.pixels)
         x = x[: limits.images, ::step, ::step, : limits.channels]
         tiles, order = x.transpose(0, 3, 1, 2), "gyxt"
-        columns = x.shape[3] if x.shape[3] <= 4 else min(x.shape[3], max(4, 480 // (x.shape[2] + 1)))
+        fitting = (480 if x.shape[2] >= 16 else 280) // (x.shape[2] + 1)  # small ones are enlarged
+        columns = min(x.shape[3], max(4, 1 << max(0, fitting.bit_length() - 1)))
         per_group = -(-x.shape[3] // columns) * columns
         if x.shape[3] == 1:
             tiles, columns, per_group, order = x.transpose(3, 0, 1, 2), len(x), len(x), "tyxg"

@@ -19,6 +19,7 @@ import numpy as np
 
 from ... import nn, optim
 from ...backend import Array, as_array, backend_of
+from ...backend.geometry import ConvGeometry
 from ...tensor import Function, Operand, Tensor
 from ..watch import Scope, Watcher, layer_name, names_alive
 from .arrays import Album, Shot
@@ -29,6 +30,7 @@ from .kernels import KernelWatcher, Run
 from .memory import Held, Memory
 from .origins import Origin, origin_of, variable_of
 
+MOMENTS = {"mean": "first moment m", "variance": "second moment v"}
 BOOKKEEPING = {"k", "needs", "inputs", "read", "order", "made_in", "retained", "used"}  # not saved for backward
 
 
@@ -77,6 +79,7 @@ class Stop:
         direction: "forward", "backward" or "update". node: its number in the graph, or -1.
         what: the class of the operation or optimiser. run: the lines and kernels that ran.
         arrays: (name, array) of the inputs and the output; backward, of the gradients that arrive and leave.
+        settings: the options of the operation, forward.
         alive: bytes of arrays between the parameters and the loss that are alive after it. freed: the arrays that
             nobody keeps any more. scalars: the learning rate of an update, and options of the optimiser.
     """
@@ -86,6 +89,7 @@ class Stop:
     what: type
     run: Run
     arrays: list[tuple[str, Shot]]
+    settings: dict[str, Any] = field(default_factory=dict)
     saved: list[Saved] = field(default_factory=list)
     meetings: list[Meeting] = field(default_factory=list)
     checks: list[Check] | str = ""
@@ -160,6 +164,7 @@ class Capture(Watcher):
         arrays.append(("y", self.album.take(y.data)))
         self._memory.see(y.data, "the result of", node)
         stop = Stop("forward", node, type(function), run, arrays)
+        stop.settings = settings_of(function)
         if y.creator is function:
             stop.saved = self._saved(function, options, known, node)
             self._of_order[function.order] = node, options, names
@@ -269,10 +274,12 @@ class Capture(Watcher):
         with self.kernels.watching(original) as run:
             original(optimizer, scalars)
         after = {"value before": before, "gradient": gradients}
-        after |= {**{name: host(x) for name, x in moments.items()}, "update": host(flat.values) - before}
+        after |= {MOMENTS.get(name, name): host(x) for name, x in moments.items()}
+        after |= {"update": host(flat.values) - before, "value after": host(flat.values)}
         stop = Stop("update", -1, type(optimizer), run, [])
         options = {n: x for n, x in vars(optimizer).items() if isinstance(x, float) and n != "learning_rate"}
-        stop.scalars = {"rate": float(host(scalars)[0]), **options}
+        names = ("rate", "m_hat / m", "v_hat / v") if isinstance(optimizer, optim.Adam) else ("rate",)
+        stop.scalars = {**dict(zip(names, host(scalars).tolist(), strict=False)), **options}
         start = 0
         for parameter in flat.parameters:
             part, shape = slice(start, start + parameter.size), parameter.shape
@@ -321,6 +328,17 @@ class Capture(Watcher):
                 node.variable if node.name == "data" else f"{node.name} {node.layer or f'(stop {first[held.node]})'}"
             )
             held.name = f"{held.name} {where}".strip()
+
+
+def settings_of(function: Function) -> dict[str, Any]:
+    """The numbers and words among a function's attributes; of a convolution, the letters of its formula."""
+    own = {n: v for n, v in vars(function).items() if n not in BOOKKEEPING and isinstance(v, int | float | str)}
+    geometry = vars(function).get("geometry")
+    if isinstance(geometry, ConvGeometry):
+        (top, bottom), (left, right) = geometry.pads
+        (own["SH"], own["SW"]), (own["DH"], own["DW"]) = geometry.stride, geometry.dilation
+        own |= {"top": top, "bottom": bottom, "left": left, "right": right, "groups": geometry.groups}
+    return own
 
 
 def host(x: Array) -> np.ndarray:

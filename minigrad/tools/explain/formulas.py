@@ -210,6 +210,8 @@ class _Setter:
             return f"<mi>{GREEK[name]}</mi>"
         if len(name) > 1 and name[0] == "g" and (name[1:] in self.names or name == "gy"):
             return f"<msub><mi>g</mi>{self._name(name[1:])}</msub>"
+        if name.endswith("_hat"):
+            return f"<mover><mi>{name.removesuffix('_hat')}</mi><mo>^</mo></mover>"
         if numbered := re.fullmatch(r"([a-zA-Z]+)_(\d)", name):
             return f"<msub>{self._name(numbered[1])}<mn>{numbered[2]}</mn></msub>"
         word = self.peek(skip=True)

@@ -11,7 +11,7 @@ from ...backend import Array
 
 @dataclass(eq=False)
 class Held:
-    """An array that is counted. name: "the result of", until the name of its node is known. node: that it belongs to."""
+    """An array that is counted, of a node. name: "the result of" until the names of nodes are known."""
 
     name: str
     node: int

@@ -24,18 +24,22 @@ function go(number) {
   all("details.kernel[open]", stops[now]).forEach(showSource);
   all(".code", stops[now]).forEach((code) => code.closest("details.kernel:not([open])") || fill(code));
   const title = find("h2", stops[now]).textContent.replace(/\s+/g, " ").trim();
+  find(".where").title = title;
   find(".where").textContent = now ? `${now} of ${last} · ${title}` : `${last} stops`;
   all(".map .now").forEach((row) => row.classList.remove("now"));
-  const row = node < 0 ? (now ? null : find(".begin", map)) : find(`[data-node="${node}"]`, map);
-  if (row) {
-    row.classList.add("now");
-    const box = shown(row);
-    const place = box.getBoundingClientRect(), frame = map.getBoundingClientRect();
-    if (place.top < frame.top + 20 || place.bottom > frame.bottom - 20) map.scrollTop += place.top - frame.top - frame.height / 2;
-  }
+  const row = find(node < 0 ? (now ? ".end" : ".begin") : `[data-node="${node}"]`, map);
+  if (row) row.classList.add("now");
+  follow();
   draw();
   history.replaceState(null, "", `#stop-${now}`);
   scrollTo(0, 0);
+}
+
+function follow() { // scroll the map to the current row
+  const row = find(".node.now", map);
+  if (!row) return;
+  const place = shown(row).getBoundingClientRect(), frame = map.getBoundingClientRect();
+  if (place.top < frame.top + 20 || place.bottom > frame.bottom - 20) map.scrollTop += place.top - frame.top - frame.height / 2;
 }
 
 const moves = { first: () => go(0), back: () => go(now - 1), on: () => go(now + 1), turn: () => go(turn), last: () => go(last) };
@@ -69,6 +73,7 @@ addEventListener("hashchange", () => go(Number(location.hash.slice(6)) || 0));
 function toggleMap() {
   const open = map.classList.toggle("open");
   find(".opener").setAttribute("aria-expanded", open);
+  follow();
   draw();
 }
 find(".opener").onclick = toggleMap;

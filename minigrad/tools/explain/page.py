@@ -81,6 +81,8 @@ class _Page:
             stops=stops,
             counts=Counter(stop.direction for stop in self.capture.stops),
             consistent=self.capture.consistent,
+            called=self._lines(),
+            forks=[s["id"] for s in stops if s["stop"].direction == "forward" and len(s["senders"]) > 1][:12],
             left=sorted(self.capture.left, key=lambda held: -held.nbytes),
             most=most,
             tree=self._tree(),
@@ -90,6 +92,14 @@ class _Page:
             js=Markup(texts["page.js"]),
             facts=Markup(json.dumps(facts, separators=(",", ":"))),
         )
+
+    def _lines(self) -> dict[str, int]:
+        """The lines of the model that call operations outside of layers, and the stop of the first."""
+        found: dict[str, int] = {}
+        for i, node in enumerate(self.capture.nodes):
+            if node.origin and not node.path and (i, "forward") in self.of_node:
+                found.setdefault(node.origin.text, self.of_node[i, "forward"])
+        return dict(list(found.items())[:12])
 
     # ---- a stop ----
 
@@ -105,10 +115,11 @@ class _Page:
             "name": stop.what.__name__,
             "layer": node.layer if node else "",
             "now": backward if stop.direction == "backward" else forward,
-            "other": () if update else backward if stop.direction == "forward" else forward,
+            "other": () if update else _shortest(backward) if stop.direction == "forward" else forward,
             "unused": self._unused(stop),
             "about": about,
             "twin": self.of_node.get((stop.node, "backward" if stop.direction == "forward" else "forward")),
+            "settings": self._forward_of(stop).settings if node else {},
             "arrays": [(self._name(name), self._view(shot)) for name, shot in stop.arrays],
             "code": self._code(method, stop.run),
             "origin": node.origin if node else None,
@@ -116,25 +127,28 @@ class _Page:
             "kept": self._kept(stop),
             "senders": senders,
             "readers": self.readers[stop.node],
+            "is_loss": stop.direction == "backward" and not senders and stop.arrays[0][1].least == 1,
             "meetings": [self._meeting(number, m) for m in stop.meetings if len(self.senders[m.key]) > 1],
             "to_parameters": any(m.receiver < 0 for m in stop.meetings),
             "checks": stop.checks,
-            "updates": [(u.name, [(n, self._view(s)) for n, s in u.arrays.items()]) for u in stop.updates],
+            "updates": [(u.name, [(n, self._view_of(n, s)) for n, s in u.arrays.items()]) for u in stop.updates],
         }
+
+    def _forward_of(self, stop: Stop) -> Stop:
+        """Where the operation of a stop runs forward."""
+        return self.capture.stops[self.of_node[stop.node, "forward"] - 1]
 
     def _unused(self, stop: Stop) -> set[str]:
         """The inputs whose gradients a backward stop did not compute."""
-        forward = self.of_node.get((stop.node, "forward"))
-        if stop.direction != "backward" or forward is None:
+        if stop.direction != "backward":
             return set()
-        return {name for name, _ in self.capture.stops[forward - 1].arrays} - {name[1:] for name, _ in stop.arrays}
+        return {name for name, _ in self._forward_of(stop).arrays} - {name[1:] for name, _ in stop.arrays}
 
     def _kept(self, stop: Stop) -> list[tuple[Markup, Any]]:
         """What the operation of a backward stop saved for it."""
-        forward = self.of_node.get((stop.node, "forward"))
-        if stop.direction != "backward" or forward is None:
+        if stop.direction != "backward":
             return []
-        return [(self._name(s.name), self._view(s.shot)) for s in self.capture.stops[forward - 1].saved]
+        return [(self._name(s.name), self._view(s.shot)) for s in self._forward_of(stop).saved]
 
     def _name(self, name: str) -> Markup:
         return Markup(name_of(name))
@@ -190,7 +204,7 @@ class _Page:
             drawn = sheet(shot, self.limits, top)
             height, width = drawn.codes.shape
             scale = max(1, min(16, WIDE // width, -(-200 // height)))
-            view |= {"width": width, "height": height, "scale": scale, "note": drawn.note, "grey": drawn.grey}
+            view |= {"width": width, "height": height, "scale": scale, "note": drawn.note, "tiles": drawn.tiles}
             self.rules.append(f".a{name}{{background-image:url({data_url(drawn.png)})}}\n")
             self.data[name] = {
                 "tile": drawn.tile, "columns": drawn.columns, "group": drawn.per_group, "order": drawn.order,
@@ -198,6 +212,12 @@ class _Page:
             }  # fmt: skip
         self.views[shot.number, top] = view
         return view
+
+    def _view_of(self, name: str, shot: Shot) -> dict[str, Any]:
+        """That of an array of an update. The value after it has no picture, which would look like that before it."""
+        if name == "value after" and math.prod(shot.shape) > CELLS:
+            return {"shot": shot, "shape": shape_text(shot.shape), "kind": "sheet", "note": ""}
+        return self._view(shot)
 
     # ---- the map ----
 
@@ -273,6 +293,11 @@ def formulas_in(cls: type, names: list[str]) -> tuple[list[tuple[str, Markup]], 
         [(_input_of(f), Markup(typeset_wrapped(f, plain))) for f in several if f] for several in (forward, backward)
     )
     return *made, about.replace("`", "")  # type: ignore[return-value]
+
+
+def _shortest(formulas: list[tuple[str, Markup]]) -> list[tuple[str, Markup]]:
+    """The first formula of each gradient, without those with indices."""
+    return list({of: (of, f) for of, f in reversed(formulas)}.values())[::-1]
 
 
 def _input_of(formula: str) -> str:
