@@ -36,7 +36,12 @@ def explain_step(steps: Steps, path: str | Path) -> None:
                 here = k.to_host(steps.optimizer.flat.gradients)
                 named = zip(model.loss_names, losses, strict=False)
                 told = " and ".join(f"{name} {short(x)}" for name, x in named)
-                notes += [f"{len(arguments[0])} images; {told} {model.unit}. {k.describe().capitalize()}."]
+                rate, warmup = steps.rate(at.first_step + at.step + 1), steps.options.warmup_steps
+                rising = f": it rises from 0 in the first {warmup} steps" if at.step < warmup else ""
+                notes += [
+                    f"Step {at.step + 1} of the run, with {len(arguments[0])} images: {told} "
+                    f"{model.unit}. The learning rate is {short(rate)}{rising}. {k.describe().capitalize()}.",
+                ]
                 notes.append(
                     "A training runs each chain of convolution, ReLU and batch normalisation as one operation. Here "
                     f"its layers run one by one. The gradients of all parameters are {_compared(here, usual)}."

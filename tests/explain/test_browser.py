@@ -104,6 +104,9 @@ def test_the_map_follows_and_leads(opened: Any) -> None:
     assert title(opened) == "backward KLToStandardNormal", "in the backward pass the map stays there"
     lit = opened.query_selector_all(".edges path.lit")
     assert len(lit) == 2, "the edges to mean and log_variance"
+    opened.click(".map .node:has-text('data noise') + .node")
+    assert title(opened) == "backward Mul"
+    assert len(opened.query_selector_all(".edges path.lit")) == 1, "none to the noise, which has no gradient"
     opened.keyboard.press("Home")
     opened.keyboard.press("ArrowRight")
     opened.click(".map summary:has-text('encoder')")

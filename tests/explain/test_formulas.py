@@ -10,7 +10,7 @@ import pytest
 import autoencoders.layers
 import minigrad
 from minigrad.tensor import Function
-from minigrad.tools.explain.formulas import formulas_of, gradients, name_of, typeset
+from minigrad.tools.explain.formulas import formulas_of, gradients, name_of, typeset, typeset_wrapped
 
 MODULES = ("minigrad.ops.", autoencoders.layers.__name__)
 FUNCTIONS = {
@@ -60,6 +60,13 @@ def test_a_gradient_is_a_g_with_an_index() -> None:
     assert name_of("gbias") == "g<sub>bias</sub>"
     assert name_of("gamma") == "gamma"
     assert name_of("g<b>") == "g<sub>&lt;b&gt;</sub>"
+
+
+def test_a_long_formula_can_be_broken() -> None:
+    formula = "y[n] = bias[f] + sum over i, c of x[n, i, c] * weight[i, c] where h = p + i, w = q"
+    parts = typeset_wrapped(formula).split("</math> ")
+    assert len(parts) == 5
+    assert [part.count("<munder>") for part in parts] == [0, 1, 0, 0, 0]
 
 
 def test_gradients_are_taken_apart() -> None:
