@@ -56,6 +56,8 @@ def test_a_formula_is_typeset(formula: str, markup: str) -> None:
 
 def test_a_gradient_is_a_g_with_an_index() -> None:
     assert text("gweight", "weight") == "<msub><mi>g</mi><mtext>weight</mtext></msub>"
+    indexed = text("gx[n]").replace(' stretchy="false"', "")
+    assert indexed == "<msub><mi>g</mi><mi>x</mi></msub><mrow><mo>[</mo><mi>n</mi><mo>]</mo></mrow>"
     assert text("gamma") == "<mi>&gamma;</mi>"
     assert name_of("gbias") == "g<sub>bias</sub>"
     assert name_of("gamma") == "gamma"

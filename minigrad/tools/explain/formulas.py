@@ -178,7 +178,10 @@ class _Setter:
         elif token[0].isalpha():
             base = self._name(token)
             if self.peek() == "[":
-                base = f"<msub>{base}<mrow>{self._inside()}</mrow></msub>"
+                if base.startswith("<msub>"):  # a gradient, which has an index already
+                    base += bracket("[", self._inside(), "]")
+                else:
+                    base = f"<msub>{base}<mrow>{self._inside()}</mrow></msub>"
         else:
             base = f"<mo>{escape(token)}</mo>"
         if self.peek() == "^":
