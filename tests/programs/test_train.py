@@ -59,7 +59,7 @@ def test_explain_writes_a_page_and_trains_nothing(model, call):
     done = call(TRAIN, *NETWORK[:-2], *SAMPLE, "--model", model, "--explain", "step.html").ok("open it in a browser")
     assert os.listdir() == ["step.html"]
     page = Path("step.html").read_text()
-    assert "4 images; reconstruction" in page
+    assert "Step 1 of the run, with 4 images: reconstruction" in page
     assert "4 x 28 x 28 x 1" in page
     assert "epoch" not in done.out
     call(TRAIN, "--explain", "step.html").failed(1, "step.html exists; --overwrite replaces it")
@@ -70,7 +70,7 @@ def test_explain_writes_a_page_and_trains_nothing(model, call):
 
 def test_a_trained_model_can_be_explained(call, trained):
     call(TRAIN, "--init-from", trained(), "--explain", "step.html", "--batch-size", "2").ok()
-    assert "2 images; reconstruction" in Path("step.html").read_text()
+    assert "2 images: reconstruction" in Path("step.html").read_text()
 
 
 def test_quiet_prints_nothing(call, trained, caplog):
