@@ -47,6 +47,7 @@ def test_a_docstring_has_the_formula_and_the_gradient(cls: type[Function]) -> No
         ("a / (1 - b)", "<mfrac><mrow><mi>a</mi></mrow><mrow><mn>1</mn><mo>&minus;</mo><mi>b</mi></mrow></mfrac>"),
         ("y[n, f]", "<msub><mi>y</mi><mrow><mi>n</mi><mo>,</mo><mi>f</mi></mrow></msub>"),
         ("x < 0", "<mi>x</mi><mo>&lt;</mo><mn>0</mn>"),
+        ("m_hat", "<mover><mi>m</mi><mo>^</mo></mover>"),
         ("beta_1", "<msub><mi>&beta;</mi><mn>1</mn></msub>"),
     ],
 )

@@ -178,7 +178,7 @@ class _Setter:
         elif token[0].isalpha():
             base = self._name(token)
             if self.peek() == "[":
-                if base.startswith("<msub>"):  # a gradient, which has an index already
+                if not base.startswith("<mi>"):  # a word, or a gradient, which has an index already
                     base += bracket("[", self._inside(), "]")
                 else:
                     base = f"<msub>{base}<mrow>{self._inside()}</mrow></msub>"
@@ -215,6 +215,8 @@ class _Setter:
             return f"<msub><mi>g</mi>{self._name(name[1:])}</msub>"
         if name.endswith("_hat"):
             return f"<mover><mi>{name.removesuffix('_hat')}</mi><mo>^</mo></mover>"
+        if name.startswith("padded_"):
+            return f"<mrow><mtext>padded&#160;</mtext>{self._name(name.removeprefix('padded_'))}</mrow>"
         if numbered := re.fullmatch(r"([a-zA-Z]+)_(\d)", name):
             return f"<msub>{self._name(numbered[1])}<mn>{numbered[2]}</mn></msub>"
         word = self.peek(skip=True)
