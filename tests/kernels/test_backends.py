@@ -809,7 +809,7 @@ def test_results_do_not_depend_on_timing(backend: Backend, name: str, monkeypatc
         assert len(bits) == 1, f"{name}: the result depends on the order in which threads work"
 
 
-@pytest.mark.parametrize("kernels", ["numpy", "numba"])
+@pytest.mark.parametrize("kernels", ["numpy", pytest.param("numba", marks=NEEDS_NUMBA)])
 @pytest.mark.parametrize("name", INPUTS)
 def test_results_do_not_depend_on_the_number_of_threads(
     name: str, kernels: str, monkeypatch: pytest.MonkeyPatch, restored_backends: None

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tqdm
 from interruptions import At, Killed, assert_same, interrupt, interrupted, kill, outcome, resumed, unbroken
+from kernel_sets import NEEDS_NUMBA
 from trainings import BATCH, RESUMED, compiled, pictures, steps_of, timeless, trainer_of, weights
 
 import minigrad
@@ -77,7 +78,7 @@ def test_runs_of_other_kinds_end_in_the_same_bits(tmp_path, kind):
 
 
 @pytest.mark.parametrize("numbers", [(1, 2, 3, 8), (3, 1, 8, 2)], ids=str)
-@pytest.mark.parametrize("kernels", ["numpy", "numba"])
+@pytest.mark.parametrize("kernels", ["numpy", pytest.param("numba", marks=NEEDS_NUMBA)])
 @pytest.mark.parametrize("kind", RESUMED)
 def test_runs_end_in_the_same_bits_on_any_number_of_threads(tmp_path, kind, kernels, numbers):
     """Each part of the run, between the steps 5, 6 and 13, on another number; 23 images are 6 steps an epoch."""
