@@ -108,10 +108,10 @@ for array, tensor in zip((x, weight, bias, scale), tensors, strict=True):
 
 # %%
 def check_divide(divide):
-    a, b, gy = np.array([[1.0, -2.0, 3.0]]), np.array([[2.0], [4.0]]), np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    mine = Array(a), Array(b)
-    backward((divide(*mine) * Array(gy)).sum())
-    for x, expected in zip(mine, [[[1.5, 2.25, 3.0]], [[-1.5], [-0.75]]], strict=True):
+    a, b, gy = Array([[1, -2, 3]]), Array([[2], [4]]), Array([[1, 2, 3], [4, 5, 6]])
+    backward(((y := divide(a, b)) * gy).sum())
+    assert np.allclose(y.value, a.value / b.value), f"{a.value} / {b.value} is not {y.value}"
+    for x, expected in zip((a, b), [[[1.5, 2.25, 3.0]], [[-1.5], [-0.75]]], strict=True):
         assert np.allclose(x.gradient, expected), f"the gradient of {x.value} is {expected}, not {x.gradient}"
     return "divide: right"
 

@@ -110,9 +110,9 @@ print("the first 40 losses are those of minigrad")
 
 # %%
 def check_leaky_relu(leaky_relu):
-    y, pull = leaky_relu(np.array([[-2.0, 3.0]]), 0.1)
-    assert np.allclose(y, [[-0.2, 3.0]]), f"leaky_relu([[-2, 3]], 0.1) is [[-0.2, 3]], not {y}"
-    assert np.allclose(pull(np.array([[5.0, 7.0]])), [[0.5, 7.0]]), "gy = [[5, 7]] gives [[0.5, 7]]"
+    y, pull = leaky_relu(np.array([[-2.0, 3.0]]), 2.0)
+    assert np.allclose(y, [[-4.0, 3.0]]), f"leaky_relu([[-2, 3]], 2) is [[-4, 3]], not {y}"
+    assert np.allclose(pull(np.array([[5.0, 7.0]])), [[10.0, 7.0]]), "gy = [[5, 7]] gives [[10, 7]]"
     return "leaky_relu: right"
 
 

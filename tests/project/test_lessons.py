@@ -27,10 +27,11 @@ def wrong_sum_over_paths(y, x):
 
 # exercise -> answers that look right and are wrong
 WRONG: dict[str, list[Callable]] = {
-    "sum_over_paths": [wrong_sum_over_paths],
+    "sum_over_paths": [wrong_sum_over_paths, lambda y, x: x.gradient],
     "divide": [
         lambda a, b: type(a)(a.value / b.value, [(a, lambda gy: gy / b.value), (b, lambda gy: gy / b.value**2)]),
         lambda a, b: type(a)(a.value / b.value, [(a, lambda gy: gy / b.value)]),
+        lambda a, b: type(a)(0 * a.value * b.value, SOLUTIONS.divide(a, b).inputs),
     ],
     "by_conv": [
         lambda g, w, stride: SOLUTIONS.by_conv(g, w[::-1, ::-1], stride),
@@ -48,6 +49,7 @@ WRONG: dict[str, list[Callable]] = {
         lambda mu_1, v_1, mu_2, v_2: SOLUTIONS.kl_between(mu_1, v_1, 0, 0),
         lambda mu_1, v_1, mu_2, v_2: SOLUTIONS.kl_between(mu_1 - mu_2, v_1 - v_2, 0, 0),
         lambda mu_1, v_1, mu_2, v_2: SOLUTIONS.kl_between(mu_2, v_2, mu_1, v_1),
+        lambda mu_1, v_1, mu_2, v_2: SOLUTIONS.kl_between(mu_1, v_1, -mu_2, v_2),
     ],
     "adamw_step": [
         lambda p, m, v, g, t, rate, decay: SOLUTIONS.adamw_step(p, m, v, g + decay * p, t, rate, 0),
@@ -57,6 +59,9 @@ WRONG: dict[str, list[Callable]] = {
         lambda *key: "".join(map(str, key)).encode(),
         lambda *key: "\0".join(map(str, key)).encode(),
         lambda *key: ",".join(f'"{part}"' if isinstance(part, str) else str(part) for part in key).encode(),
+        lambda *key: ";".join(f"'{part}'" if isinstance(part, str) else str(part) for part in key).encode(),
+        lambda *key: ",".join(f"{type(part).__name__[0]}{part}" for part in key).encode(),
+        lambda *key: "".join(f"{type(part).__name__[0]}{len(str(part))}{part}" for part in key).encode(),
     ],
     "winograd": [
         lambda: (np.eye(2, 6), np.eye(6, 4), np.eye(6, 3)),
@@ -65,6 +70,7 @@ WRONG: dict[str, list[Callable]] = {
     "leaky_relu": [
         lambda x, slope: (np.maximum(x, slope * x), lambda gy: gy * (x > 0)),
         lambda x, slope: (np.maximum(x, 0), lambda gy: np.where(x > 0, gy, slope * gy)),
+        lambda x, slope: (y := np.maximum(x, slope * x), lambda gy: gy * np.where(y > 0, 1, slope)),
     ],
 }
 
