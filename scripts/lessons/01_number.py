@@ -45,7 +45,7 @@ def exp(x):
 
 # %%
 def backward(y):
-    """Add dy/dx to x.gradient, for every x that y was computed from."""
+    """Set x.gradient to dy/dx for every x that y was computed from. Call it once: old gradients are not cleared."""
     found, waiting = {y.order: y}, [y]
     while waiting:
         for x, _ in waiting.pop().inputs:

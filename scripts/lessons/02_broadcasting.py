@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 2. Broadcasting, and why gradients are summed
 #
-# With arrays a local derivative is no longer a number but a linear map: a change dx causes a change dy = J dx. Backward
-# applies the *transpose*: gx = J^T gy. No J is ever stored. Each operation brings a function `pull` that applies J^T.
+# With arrays a local derivative is no longer a number but a linear map: a change dx causes a change dy = J dx. Write gy
+# for the gradient of the loss with respect to y. The loss changes by gy . dy = gy . (J dx) = (J^T gy) . dx, so gx is
+# J^T gy: backward applies the *transpose*. No J is ever stored. Each operation has a function `pull` that applies J^T.
 #
 # **Idea.** Adding a bias (3,) to an array (4, 3) copies the bias into every row. Copying is a linear map, and its
 # transpose is adding: the bias changes every row, so its gradient is the sum over all rows.
@@ -32,9 +33,8 @@ def unbroadcast(gy, shape):
 
 
 for shape in [(3,), (1, 3), (4, 1), (1, 1), (), (4, 3)]:
-    x = rng.standard_normal(shape)  # B^T is the map with <B x, gy> = <x, B^T gy> for every x and gy
+    x = rng.standard_normal(shape)  # B copies: <B x, gy> = <x, B^T gy>, where <a, b> is the sum of a * b
     assert np.isclose(np.sum(np.broadcast_to(x, (4, 3)) * gy), np.sum(x * unbroadcast(gy, shape)))
-
 
 # %% [markdown]
 # **The tape with arrays** is lesson 1 with `pull` instead of the local derivative. `backward` undoes all broadcasting.
@@ -66,7 +66,7 @@ class Array:
 
 
 def backward(y):
-    """Add dy/dx to x.gradient, for every x that the single number y was computed from."""
+    """Set x.gradient to dy/dx for every x that the number y was computed from. Call it once, as in lesson 1."""
     found, waiting = {y.order: y}, [y]
     while waiting:
         new = {x.order: x for x, _ in waiting.pop().inputs if x.order not in found}

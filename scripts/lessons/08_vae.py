@@ -4,10 +4,11 @@
 # An autoencoder copies, but it cannot invent: nothing says which codes mean something. A variational autoencoder gives
 # the codes a prior, p(z) = N(0, I), and its encoder answers with a distribution, q(z | x) = N(mu, s^2).
 #
-# **The loss.** For any q, $\log p(x) \ge E_q[\log p(x | z)] - KL(q \| p(z))$, and the gap is KL(q || p(z | x)). So the
-# loss is lesson 7's, averaged over z, plus $KL = \frac{1}{2} \sum (\mu^2 + s^2 - 1 - \log s^2)$. With v = log s^2
-# the gradient of KL is mu and (e^v - 1) / 2. It vanishes only where mu = 0 and s = 1: there q *is* the prior, and KL
-# has its minimum, 0.
+# **The loss.** Write E_q for the mean over z from q. KL(q || p) = E_q[log q - log p] is never negative. For every z,
+# log p(x) = log p(x | z) + log p(z) - log p(z | x). Add and subtract log q, and take E_q:
+# $\log p(x) = E_q[\log p(x | z)] - KL(q \| p(z)) + KL(q \| p(z | x))$. Without the last KL it is a lower bound. So the
+# loss is lesson 7's, averaged over z, plus $KL = \frac{1}{2} \sum (\mu^2 + s^2 - 1 - \log s^2)$. With v = log s^2 its
+# gradient is mu for mu and (e^v - 1) / 2 for v. Both vanish only where mu = 0 and s = 1: there q *is* the prior.
 
 # %%
 from pathlib import Path
@@ -60,21 +61,21 @@ def losses_and_gradients(x, eps, w1, w_mu, w_v, w3, b3, w4):  # x (N, 784), eps 
     gup = (g @ w4.T) * (up > 0)
     gz = gup @ w3.T
     gmu, gv = gz + mu / len(x), gz * eps * np.exp(v / 2) / 2 + (np.exp(v) - 1) / 2 / len(x)
-    gf = (gmu @ w_mu.T + gv @ w_v.T) * (features > 0)
+    ghidden = (gmu @ w_mu.T + gv @ w_v.T) * (features > 0)  # the sum at the fork, then the ReLU
     losses = np.array([np.sum(np.logaddexp(0, logits) - logits * x), kl(mu, v)]) / len(x)
-    gradients = [x.T @ gf, features.T @ gmu, features.T @ gv, z.T @ gup, gup.sum(axis=0, keepdims=True), up.T @ g]
+    gradients = [x.T @ ghidden, features.T @ gmu, features.T @ gv, z.T @ gup, gup.sum(axis=0, keepdims=True), up.T @ g]
     return losses, gradients
 
 
 x = load_dataset("fashion-mnist-sample").train_images.reshape(-1, 784) / 255
 weights = [rng.normal(0, 0.5 / n**0.5, (n, f)) for n, f in ((784, 64), (64, 2), (64, 2), (2, 64), (1, 64), (64, 784))]
-velocity, history = [0 * w for w in weights], []
+speeds, history = [0 * w for w in weights], []
 for step in range(800):  # ten passes over 4,000 images
     losses, gradients = losses_and_gradients(x[step % 80 :: 80], rng.standard_normal((50, 2)), *weights)
     history.append(losses)
-    for w, v, g in zip(weights, velocity, gradients, strict=True):
-        v[...] = 0.9 * v + g
-        w -= 1e-3 * v
+    for w, speed, g in zip(weights, speeds, gradients, strict=True):
+        speed[...] = 0.9 * speed + g
+        w -= 1e-3 * speed
 print("reconstruction {:.0f}, KL {:.1f} nats per image".format(*np.mean(history[-80:], axis=0)))
 grid = np.stack(np.meshgrid(np.linspace(-11 / 6, 11 / 6, 12), np.linspace(-11 / 6, 11 / 6, 12)), axis=-1)
 images = 1 / (1 + np.exp(-np.maximum(grid.reshape(-1, 2) @ weights[3] + weights[4], 0) @ weights[5]))

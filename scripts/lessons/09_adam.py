@@ -5,8 +5,9 @@
 # a step takes for ever.
 #
 # **Idea.** Divide each gradient by its own usual size. Adam (Kingma and Ba, 2015) keeps two moving averages for each
-# parameter, of the gradient and of its square, and takes steps of
-# $rate \cdot m / (\sqrt{v} + \epsilon)$. Then a step has about the size of the rate, whatever the scale of the loss.
+# parameter, m of the gradient and v of its square, and takes steps of $rate \cdot m / (\sqrt{v} + \epsilon)$. Here m
+# averages out the noise of single batches, v is the usual squared size, and epsilon prevents a division by 0. A step is
+# about as long as the rate where gradients agree, and shorter where they are noise, whatever the scale of the loss.
 
 # %%
 from pathlib import Path
@@ -39,7 +40,7 @@ for t in range(1, 21):
     assert abs((v / correction_2).mean() - 5) < 4 * (v / correction_2).std() / 20_000**0.5
 
 # %% [markdown]
-# **Both are wrong by different factors**, so the errors do not cancel. If the gradient is constant, a step without the
+# **m and sqrt(v) are wrong by different factors**, which do not cancel. If the gradient is constant, a step without the
 # corrections is $(1 - \beta_1^t) / \sqrt{1 - \beta_2^t}$ times the rate: 3.2 times in the first step, 6.6 times around
 # the twelfth, and still 1.26 times in the thousandth. Early steps, from random weights, are the worst to be too long.
 
@@ -58,8 +59,8 @@ for scale in (1e-4, 1.0, 1e4):  # corrected, the first step is the rate, for a l
     assert np.isclose(adam_step(0.0, 0.0, 0.0, -scale, 1, 0.01)[0], 0.01, rtol=1e-3)
 
 # %% [markdown]
-# **A ravine.** f(a, b) = (100 a^2 + b^2) / 2 is 100 times as steep in a as in b. Plain steps diverge if the rate
-# exceeds 2 / 100, so b comes down slowly. Adam treats both alike.
+# **A ravine.** f(a, b) = (100 a^2 + b^2) / 2 is 100 times as steep in a as in b. A plain step multiplies a by 1 - 100
+# rate, so it diverges if the rate exceeds 2 / 100, and b comes down slowly. Adam treats both alike.
 
 # %%
 steepness = np.array([100.0, 1.0])
