@@ -2,8 +2,8 @@
 # # 1. A number with a gradient
 #
 # The derivative dy/dx says how fast y changes when x changes. Training needs the derivative of one loss with respect to
-# every parameter, and there may be millions. Backpropagation finds all of them in one pass, for about the cost of two
-# evaluations of the loss. For single numbers the whole method is 30 lines.
+# every parameter, and there may be millions. Backpropagation finds all of them in one pass, for a small multiple of the
+# cost of one evaluation of the loss. For single numbers the whole method is 30 lines.
 #
 # **Idea.** An operation knows its inputs and one *local derivative* for each of them: y = a * b has dy/da = b and
 # dy/db = a. The chain rule combines them. Along a path from x to y, local derivatives are multiplied. If there are
@@ -83,7 +83,8 @@ assert math.isclose(x.gradient, slope, rel_tol=1e-7)
 
 # %% [markdown]
 # **minigrad** does the same with arrays (`minigrad/tensor.py`). Left out here: arrays (lesson 2), releasing what is
-# saved for backward, in-place changes, devices and derivatives of derivatives.
+# saved for backward (minigrad does it for each operation as soon as its backward has run), in-place changes, devices
+# and derivatives of derivatives.
 
 # %%
 import minigrad

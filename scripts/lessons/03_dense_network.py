@@ -29,8 +29,9 @@ def relu(x):
 
 
 # %% [markdown]
-# **The loss.** softmax turns logits into probabilities, $p_c = e^{l_c} / \sum_k e^{l_k}$, and the loss is the mean of
-# $-\log p_{label}$, in nats. Since $-\log p_{label} = \log \sum_k e^{l_k} - l_{label}$, its gradient is simple:
+# **The loss.** The network returns one score per class, its logit. softmax turns logits into probabilities,
+# $p_c = e^{l_c} / \sum_k e^{l_k}$, and the loss is the mean of $-\log p_{label}$ in nats (natural logarithms).
+# This is $\log \sum_k e^{l_k} - l_{label}$, and the derivative of the first term by $l_c$ is $p_c$. So the gradient is
 # $p_c - 1$ for the label and $p_c$ for the other classes. Subtracting the largest logit first changes no probability
 # and prevents overflow.
 
@@ -44,8 +45,7 @@ def cross_entropy(logits, labels):
     return -log_p[one_hot == 1].mean(), lambda gy: (np.exp(log_p) - one_hot) * (gy / len(labels))
 
 
-def loss_and_gradients(x, labels, parameters):
-    weight_1, bias_1, weight_2, bias_2 = parameters
+def loss_and_gradients(x, labels, weight_1, bias_1, weight_2, bias_2):
     hidden, pull_dense_1 = dense(x, weight_1, bias_1)
     active, pull_relu = relu(hidden)
     logits, pull_dense_2 = dense(active, weight_2, bias_2)
@@ -58,8 +58,8 @@ def loss_and_gradients(x, labels, parameters):
 
 
 # %% [markdown]
-# **First values.** With zeros in every weight, nothing but the last bias would ever change. Random weights of variance
-# 2 / inputs keep the mean square of the activations, of which a ReLU passes on half (He et al., 2015).
+# **First values.** With zeros in every weight, nothing but the last bias would ever change. A ReLU passes on about half
+# of the mean square. Random weights of variance 2 / inputs make up for it, layer after layer (He et al., 2015).
 
 # %%
 data = load_dataset("fashion-mnist-sample")
@@ -72,7 +72,7 @@ parameters, losses = [p.copy() for p in start], []
 for _epoch in range(6):
     for first in range(0, len(x), BATCH):  # in the order of the file, for brevity; a real training shuffles
         rows = slice(first, first + BATCH)
-        loss, gradients = loss_and_gradients(x[rows], data.train_labels[rows], parameters)
+        loss, gradients = loss_and_gradients(x[rows], data.train_labels[rows], *parameters)
         losses.append(loss)
         for p, g in zip(parameters, gradients, strict=True):
             p -= RATE * g

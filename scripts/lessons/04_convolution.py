@@ -1,12 +1,11 @@
 # %% [markdown]
 # # 4. Convolution as a matrix product
 #
-# A convolution applies the same small set of weights to every patch of an image. For images (N, H, W, C) and weights
-# (KH, KW, C, F), without padding and with stride 1, it is
+# A convolution applies the same filters to every patch of an image. For N images of H x W pixels and C channels,
+# (N, H, W, C), and F filters of KH x KW taps, (KH, KW, C, F), without padding and with stride 1, it is
 # $y[n, p, q, f] = \sum_{i, j, c} x[n, p + i, q + j, c] \, w[i, j, c, f]$.
 #
-# **Idea.** These are seven loops, and Python needs about a second per image. We give one after the other to NumPy,
-# until one matrix product is left, and measure each step.
+# **Idea.** Give these seven loops to NumPy, one after the other, until one matrix product is left. Measure each step.
 
 # %%
 import time
@@ -73,9 +72,9 @@ steps = {seven_loops: 1, four_loops: 1, three_loops: 8, two_loops: 64, one_produ
 results = [measure(f.__name__, f, x[:images], w, 1 if images == 1 else 9) for f, images in steps.items()]
 
 # %% [markdown]
-# With `columns = im2col(x)` the gradients are those of a product: `columns.T @ gy` for the weights, and `gy @ w.T` for
-# the columns, whose copies are then added onto their pixels (lesson 5). Of **minigrad**'s kernels, `plain` copies tap
-# by tap and takes one product, `numpy` works in blocks, `numba` and `cuda` have no im2col. Left out: padding, stride.
+# With `columns = im2col(x)`, `W = w.reshape(-1, F)` and gy (N*OH*OW, F), `columns.T @ gy` is the gradient of W and
+# `gy @ W.T` that of the columns, whose copies are added to their pixels (lesson 5). In **minigrad**, `plain` copies tap
+# by tap, then takes one product, `numpy` works in blocks, `numba` and `cuda` have no im2col. Left out: padding, stride.
 
 # %%
 import minigrad
@@ -103,8 +102,9 @@ plt.savefig("runs/lessons/04_convolution.png")
 
 # %% [markdown]
 # ## Exercise: fewer products (Winograd)
-# (d0 g0 + d1 g1 + d2 g2, d1 g0 + d2 g1 + d3 g2) takes six products, or four: A @ ((B @ d) * (G @ g)) for all d and g.
-# Write `winograd()`, which returns A (2, 4), B (4, 4), G (4, 3). Two products are (d0 - d2) g0 and (d1 - d3) g2.
+# A filter g of 3 taps makes two outputs of four inputs d, (d0 g0 + d1 g1 + d2 g2, d1 g0 + d2 g1 + d3 g2), with six
+# products. With constant matrices four are enough: A @ ((B @ d) * (G @ g)) for all d and g. Write `winograd()`, which
+# returns A (2, 4), B (4, 4), G (4, 3). Two of the products are (d0 - d2) g0 and (d1 - d3) g2.
 
 
 # %%

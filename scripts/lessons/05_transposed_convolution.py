@@ -6,7 +6,8 @@
 #
 # **Idea.** A convolution is linear in x, so there is a matrix A with y = A x. The gradient with respect to x is A^T gy,
 # as for every linear map (lesson 2). The transposed convolution applies this A^T as a forward operation. So a library
-# needs no new arithmetic: the forward pass of one is the backward pass of the other.
+# needs no new arithmetic: the forward pass of one is the backward pass of the other. A^T is also called the adjoint of
+# A, and <a, b> below is the sum of a * b.
 
 # %%
 from pathlib import Path
@@ -96,8 +97,9 @@ print("transposed convolution and gradient are those of minigrad")
 # %% [markdown]
 # ## Exercise
 # Write `by_conv(g, w, stride)`: the transposed convolution to (N, (OH - 1) * stride + KH, ...) by `conv` with stride 1:
-# put stride - 1 zeros between the pixels of g, pad with zeros, turn the kernel by 180 degrees and swap C and F. It is
-# a good picture of what happens, and slow: most products are with zeros.
+# put stride - 1 zeros between the pixels of g, pad with KH - 1 zeros above and below and KW - 1 at the left and right,
+# turn the kernel by 180 degrees and swap C and F. It is a good picture of what happens, and slow: most products are
+# with zeros.
 
 
 # %%

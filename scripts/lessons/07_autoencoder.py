@@ -4,9 +4,9 @@
 # An autoencoder learns to copy its input through a bottleneck. Here an image of 784 pixels becomes a code of 16 numbers
 # and is drawn again from the code. It needs no labels, because the image is its own target.
 #
-# **Idea.** The decoder mirrors the encoder: where that goes down with a convolution, it goes up with the transposed one
-# (lesson 5). These two and one weight gradient are the whole arithmetic, and in the backward pass the two change
-# places. All kernels are 4 x 4 with stride 2 and padding 1, which halves or doubles the size.
+# **Idea.** The decoder mirrors the encoder: where the encoder halves with a convolution, the decoder doubles with the
+# transposed one (lesson 5). These two and the gradient of their weights are all the arithmetic besides the dense
+# layers, and in the backward pass the two change places. All kernels are 4 x 4, with stride 2 and padding 1.
 
 # %%
 from pathlib import Path
@@ -35,17 +35,17 @@ def transposed(g, w):  # (N, OH, OW, F) -> (N, 2*OH, 2*OW, C), with the same w
     return x[:, 1:-1, 1:-1]
 
 
-def weight_gradient(x, g):  # of the convolution from x to g
+def weight_gradient(x, g):  # of conv from x to g; of transposed, if x is the gradient of its output and g its input
     return np.tensordot(patches(x), g, axes=((0, 1, 2), (0, 1, 2))).transpose(1, 2, 0, 3)
 
 
 # %% [markdown]
-# **The loss** is -log p(x | code) in nats per image. A pixel is a Bernoulli variable with logit l: log(1 + e^l) - l x.
+# **The loss** is -log p(x | code) in nats per image. Each pixel is treated as a Bernoulli variable with p = sigmoid(l):
+# -x log p - (1 - x) log(1 - p) = log(1 + e^l) - l x. For a grey x even its minimum is above 0.
 
 
 # %%
-def loss_and_gradients(x, weights):
-    w1, w2, w3, w4, w5, w6 = weights
+def loss_and_gradients(x, w1, w2, w3, w4, w5, w6):
     a1 = np.maximum(conv(x, w1), 0)  # (N, 14, 14, 8)
     a2 = np.maximum(conv(a1, w2), 0)  # (N, 7, 7, 16)
     code = a2.reshape(-1, 784) @ w3  # (N, 16), the bottleneck
@@ -70,13 +70,13 @@ start = [rng.normal(0, np.sqrt(2 / n), shape).astype("f4") for n, shape in zip(i
 weights, velocity, losses = [w.copy() for w in start], [0 * w for w in start], []
 x = load_dataset("fashion-mnist-sample").train_images / np.float32(255)
 for step in range(240):  # three passes over 4,000 images
-    loss, gradients, _ = loss_and_gradients(x[step % 80 :: 80], weights)
+    loss, gradients, _ = loss_and_gradients(x[step % 80 :: 80], *weights)
     losses.append(loss)
     for w, v, g in zip(weights, velocity, gradients, strict=True):
         v[...] = 0.9 * v + g  # momentum: a moving sum of gradients
         w -= 1e-3 * v
 print(f"{losses[0]:.0f} -> {np.mean(losses[-20:]):.0f} nats per image")
-drawn = 1 / (1 + np.exp(-loss_and_gradients(x[:10], weights)[2]))
+drawn = 1 / (1 + np.exp(-loss_and_gradients(x[:10], *weights)[2]))
 Path("runs/lessons").mkdir(parents=True, exist_ok=True)
 plt.figure(figsize=(10, 2.3), layout="constrained").suptitle("ten images, and what is drawn from their 16 numbers")
 plt.imshow(np.hstack(np.hstack([x[:10], drawn])[..., 0]), cmap="gray")
@@ -97,7 +97,7 @@ y = ops.relu(ops.conv2d_transpose(ops.relu(y @ w4).reshape(-1, 7, 7, 16), w5, st
 loss = ops.bce_with_logits(ops.conv2d_transpose(y, w6, stride=2, padding=1), x[::80])
 loss.backward()
 assert np.isclose(losses[0], loss.item(), rtol=1e-5)
-for gradient, tensor in zip(loss_and_gradients(x[::80], start)[1], tensors, strict=True):
+for gradient, tensor in zip(loss_and_gradients(x[::80], *start)[1], tensors, strict=True):
     np.testing.assert_allclose(gradient, tensor.grad, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
 print("loss and gradients are those of minigrad")
 

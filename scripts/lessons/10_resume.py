@@ -22,8 +22,8 @@ IMAGES, BATCH, RATE = 1000, 64, 0.01
 
 # %% [markdown]
 # **Random numbers by name.** The generator is started from a hash of the seed and of what the numbers are for. So the
-# order of epoch 3 is the same in every process, no matter what was drawn before. Philox computes each number from a key
-# and a counter, so any key is as good as any other. Python's `hash` would not do: it changes from process to process.
+# order of epoch 3 is the same in every process, no matter what was drawn before. Philox scrambles a key and a counter,
+# so streams of different keys are independent in practice. Python's `hash` would not do: it changes between processes.
 
 
 # %%

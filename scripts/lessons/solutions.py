@@ -49,6 +49,7 @@ def by_conv(g, w, stride):
     spread = np.zeros((N, (OH - 1) * stride + 1, (OW - 1) * stride + 1, F))
     spread[:, ::stride, ::stride] = g
     padded = np.pad(spread, ((0, 0), (KH - 1, KH - 1), (KW - 1, KW - 1), (0, 0)))
+    # in the lesson: return conv(padded, w[::-1, ::-1].swapaxes(2, 3), 1)
     patches = np.lib.stride_tricks.sliding_window_view(padded, (KH, KW), axis=(1, 2))  # (N, H, W, F, KH, KW)
     return np.einsum("nhwfij,ijcf->nhwc", patches, w[::-1, ::-1])
 
