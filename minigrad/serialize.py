@@ -258,6 +258,6 @@ def _load(path: Path, root: Path | None) -> tuple[dict[str, np.ndarray], dict[st
             file.seek(0)
             content = file.read(size)
         bytearray(len(content) + 2**24)  # what the library takes next; without it, it would panic
-        return load(content), header.get("__metadata__", {})
+        return load(content), header.get("__metadata__") or {}
     except MemoryError as error:
         raise MemoryError(f"{path} takes twice its {size:,} bytes while it is read") from error

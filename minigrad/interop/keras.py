@@ -20,7 +20,6 @@ from ..serialize import MOST_TEXT, DataError, open_file, parse_json, write_atomi
 
 CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.h5", "metadata.json"
 VERSION = "3.6.0"  # the first whose weights carry names
-MOST_GROWTH = 10  # a file in the zip may have this many times the bytes of the zip; Keras does not compress
 Config = dict[str, Any]  # of a layer, as in config.json
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # the date of the files, so that equal models are equal files
 
@@ -34,8 +33,8 @@ def read_keras(path: Path) -> tuple[Config, dict[str, list[np.ndarray]]]:
     with open_file(path) as (file, size):
         try:
             with zipfile.ZipFile(file) as archive:
-                config = parse_json(_member(archive, CONFIG, min(MOST_TEXT, MOST_GROWTH * size)))
-                content = _member(archive, WEIGHTS, MOST_GROWTH * size)
+                config = parse_json(_member(archive, CONFIG, min(MOST_TEXT, size)))
+                content = _member(archive, WEIGHTS, size)
             if not isinstance(config, dict):
                 raise TypeError(f"{CONFIG}: expected an object, found {type(config).__name__}")
         except Exception as error:  # damaged ones raise many types
@@ -53,8 +52,11 @@ def read_keras_weights(path: Path) -> dict[str, list[np.ndarray]]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """The content of a file in the zip. Its check sum is tested."""
+    """The content of a file in the zip. Its check sum is tested. A compressed one is refused, as it could unpack to any
+    size, whatever size it states."""
     info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise ValueError(f"{name} is compressed, but Keras stores it as it is")
     if info.file_size > most:
         raise ValueError(f"{name}: expected at most {most:,} bytes, found {info.file_size:,}")
     return archive.read(info)
@@ -69,6 +71,14 @@ def _weights(file: Any, size: int, path: Path) -> dict[str, list[np.ndarray]]:
     found: dict[str, list[np.ndarray]] = {}
     left = size
 
+    def name_of(group: Any) -> str | None:
+        """A text alone: an array of texts, which can be many for one in the file, is not even read."""
+        stored = group.attrs.get_id("name") if "name" in group.attrs else None
+        if stored is None or stored.shape != () or h5py.check_string_dtype(stored.dtype) is None:
+            return None
+        name = group.attrs["name"]
+        return name if isinstance(name, str) else None
+
     def take(place: str, group: Any) -> None:
         nonlocal left
         if not isinstance(group, h5py.Group) or place.rpartition("/")[2] != "vars" or place.startswith("optimizer"):
@@ -76,8 +86,8 @@ def _weights(file: Any, size: int, path: Path) -> dict[str, list[np.ndarray]]:
         links = [group.get(str(i), getlink=True) for i in range(len(group))]
         if not links:
             return
-        name = group.attrs.get("name")
-        if not isinstance(name, str) or name in found or not all(isinstance(x, h5py.HardLink) for x in links):
+        name = name_of(group)
+        if name is None or name in found or not all(isinstance(x, h5py.HardLink) for x in links):
             raise ValueError(f"{place} is not the weights of a layer with a name of its own, as Keras {VERSION} saves")
         found[name] = []
         for i in range(len(links)):

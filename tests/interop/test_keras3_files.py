@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -174,8 +175,8 @@ def members(path):
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def zipped(path, contents, compression=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
+def zipped(path, contents):
+    with zipfile.ZipFile(path, "w") as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
     return path
@@ -286,12 +287,22 @@ def test_damaged_archives_are_refused(exported, tmp_path):
             autoencoders.load(zipped(path, contents))
 
 
-def test_what_unpacks_to_much_is_refused_before_it_is_unpacked(exported, tmp_path):
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+@pytest.mark.parametrize("states", [10**7, 100])
+def test_what_is_compressed_is_refused_before_it_is_unpacked(method, states, exported, tmp_path):
     contents = members(exported("one"))
     for name in ("config.json", "model.weights.h5"):
-        bomb = zipped(tmp_path / "bomb.keras", {**contents, name: bytes(10**7)}, zipfile.ZIP_DEFLATED)
-        with pytest.raises(DataError, match=f"{name}: expected at most .* bytes, found 10,000,000"):
+        stored = {key: x for key, x in contents.items() if key != name}
+        bomb = zipped(tmp_path / "bomb.keras", stored)
+        with zipfile.ZipFile(bomb, "a", method) as archive:
+            archive.writestr(name, bytes(10**7))
+        bomb.write_bytes(bomb.read_bytes().replace((10**7).to_bytes(4, "little"), states.to_bytes(4, "little")))
+        tracemalloc.start()
+        with pytest.raises(DataError, match=f"{name} is compressed, but Keras stores it as it is"):
             autoencoders.load(bomb)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 * 10**6
 
 
 def test_paths_in_an_archive_lead_nowhere(exported, tmp_path):
@@ -381,6 +392,22 @@ def test_many_names_for_one_array_do_not_fill_the_memory(tmp_path):
     (tmp_path / "x.weights.h5").write_bytes(hdf5(fill))
     with pytest.raises(DataError, match="is not an array of float32 in the file itself"):
         VAE((8, 8, 1), (3,), (3,), (2,), 2).load_weights(tmp_path / "x.weights.h5")
+
+
+@pytest.mark.parametrize("dtype", [h5py.string_dtype(), np.dtype("i8")])
+def test_an_array_as_a_name_is_not_read(dtype, tmp_path):
+    with h5py.File(tmp_path / "x.weights.h5", "w", libver="latest") as file:
+        group = file.create_group("layers/dense/vars")
+        group["0"] = np.zeros(2, "f4")
+        kind, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple((10**6,))
+        h5py.h5a.create(group.id, b"name", kind, space)  # 8 MB or more in memory
+    model = VAE((8, 8, 1), (3,), (3,), (2,), 2)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="a layer with a name of its own"):
+        model.load_weights(tmp_path / "x.weights.h5")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 10**6
 
 
 def test_weights_of_other_layers_are_named(tmp_path):

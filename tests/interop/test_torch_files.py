@@ -222,6 +222,20 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(exported):
         autoencoders.load(folder / "wrong.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [(None, "holds weights alone"), ("record", ""), ("config", ""), (5, ""), ([], ""), ({"config": 5}, "")],
+)
+def test_metadata_of_another_type_is_one_error(metadata, message, exported):
+    folder = exported("one")
+    content = (folder / "autoencoder.safetensors").read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:length]) | {"__metadata__": metadata}).encode()
+    (folder / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + content[length:])
+    with pytest.raises(DataError, match=f"x.safetensors: .*{message}"):
+        autoencoders.load(folder / "x.safetensors")
+
+
 def test_damaged_files_are_refused(exported):
     folder = exported("one")
     content = (folder / "autoencoder.safetensors").read_bytes()
