@@ -24,8 +24,8 @@ from minigrad.serialize import DataError, save_state
 from .guards import ELSEWHERE, check_images, check_latents, one_hot, refuse
 from .layers import BoundedDense, LogVariance, append
 from .network import decoder_layers, encoder_layers, is_size, map_shapes, network_for
-from .saved import MODEL_FILE, put_weights, read_saved, source_of
-from .training import Callback, DivergedError, History, Trainer, TrainingOptions
+from .saved import MODEL_FILE, check_finite, put_weights, read_saved, source_of
+from .training import Callback, History, Trainer, TrainingOptions
 from .training.memory import check_size, least_weights
 
 Array = Any
@@ -285,9 +285,7 @@ class Autoencoder:
         Raises:
             DivergedError: a weight is not finite. DataError: the file cannot be written.
         """
-        for name, x in self.network.state_dict().items():
-            if not np.isfinite(x).all():
-                raise DivergedError(f"save: {name} is not finite; nothing was written")
+        check_finite(self.network.state_dict(), "save")
         record = {"model": self.config, "trained_steps": self.trained_steps}
         return save_state(Path(folder) / MODEL_FILE, self.network.state_dict(), record)
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from minigrad import Tensor, ops
 from minigrad.interop import Classes, to_onnx
-from minigrad.serialize import write_atomically
+from minigrad.serialize import DataError, write_atomically
 
 from .conv_autoencoder import Autoencoder
-from .keras3_files import write_keras3
+from .keras3_files import keras3_content
 from .layers import append
-from .torch_files import exchanged_config, write_torch
+from .saved import check_finite
+from .torch_files import exchanged_config, torch_contents
 
 FILES = {
     "onnx": ("encoder.onnx", "decoder.onnx", "autoencoder.onnx"),
@@ -30,10 +32,12 @@ def export(model: Autoencoder, format: str, folder: str | Path, *, overwrite: bo
     - "torch": autoencoder.py, the equal module of PyTorch, and its weights in autoencoder.safetensors.
     - "keras": autoencoder.keras, a functional model with the parts "encoder" and "decoder".
 
-    The likelihood's variance and the state of the optimiser are not among them.
+    The likelihood's variance and the state of the optimiser are not among them. All contents are made before the first
+    file is written.
 
     Raises:
         FileExistsError: a file is there already, and overwrite is False.
+        DivergedError: a weight is not finite. DataError: a file cannot be written, or not hold the variance.
         ValueError: another format. ImportError: the extra of the format is not installed.
     """
     if format not in FILES:
@@ -43,14 +47,12 @@ def export(model: Autoencoder, format: str, folder: str | Path, *, overwrite: bo
     for path in paths:
         if os.path.lexists(path) and not overwrite:
             raise FileExistsError(f"{path} exists; use --overwrite to replace it (overwrite=True), or another folder")
-    if format == "onnx":
-        contents = [_onnx(model, part) for part in ("encoder", "decoder", "autoencoder")]
-        for path, content in zip(paths, contents, strict=True):
-            write_atomically(path, content)
-    elif format == "torch":
-        write_torch(model, folder)
-    else:
-        write_keras3(model, *paths)
+        if path.is_dir() and not path.is_symlink():
+            raise DataError(f"{path}: expected a file or none, found a folder; move it, or choose another folder")
+    check_finite(model.network.state_dict(), "export")
+    contents = CONTENTS[format](model)
+    for path, content in zip(paths, contents, strict=True):
+        write_atomically(path, content)
     return paths
 
 
@@ -80,3 +82,10 @@ def _onnx(model: Autoencoder, part: str) -> bytes:
         inputs["labels"] = Classes(model.classes)
     metadata = {"config": json.dumps(exchanged_config(model))}
     return to_onnx(function, inputs, outputs, weights=model.network, metadata=metadata)
+
+
+CONTENTS: dict[str, Callable[[Autoencoder], list[bytes]]] = {
+    "onnx": lambda model: [_onnx(model, part) for part in ("encoder", "decoder", "autoencoder")],
+    "torch": torch_contents,
+    "keras": lambda model: [keras3_content(model)],
+}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad.backend.geometry import conv_geometry
-from minigrad.interop.keras import Config, Functional, Place, read_keras, read_keras_weights, write_keras
+from minigrad.interop.keras import Config, Functional, Place, keras_content, read_keras, read_keras_weights
 from minigrad.serialize import DataError
 
 from .network import map_shapes, pair
@@ -118,17 +118,17 @@ def _bounded(part: Functional, x: Place, low: float, high: float) -> Place:
     return part.add("Add", "log_variance_bounded", [inside, rest], x.shape)
 
 
-def write_keras3(model: Any, path: Path) -> None:
-    """Write the model as a .keras file, with weights in float32.
+def keras3_content(model: Any) -> bytes:
+    """The model as the content of a .keras file, with weights in float32.
 
     Raises:
-        DataError: the file cannot be written. ImportError: h5py is not installed.
+        ImportError: h5py is not installed.
     """
     state, weights = model.network.state_dict(), {}
     for name in model.network.layers:
         if names := next((n for n in WEIGHTS.values() if f"{name}.{n[0]}" in state), ()):
             weights[name] = [state[f"{name}.{what}"].astype(np.float32) for what in names]
-    write_keras(path, keras_config(model.config), weights)
+    return keras_content(keras_config(model.config), weights)
 
 
 # ---- reading ----

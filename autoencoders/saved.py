@@ -18,7 +18,7 @@ from minigrad.serialize import DataError, is_state_file, load_state, read_safete
 from .keras3_files import read_keras3, read_keras3_weights
 from .keras_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
 from .torch_files import config_of, exchanged_layers, with_likelihood
-from .training import Progress, latest_checkpoint, load_checkpoint
+from .training import DivergedError, Progress, latest_checkpoint, load_checkpoint
 from .training.checkpoints import CHECKPOINTS, MOMENT
 
 MODEL_FILE = "model.safetensors"
@@ -114,12 +114,23 @@ def read_saved(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return {name: x for name, x in arrays.items() if not name.startswith(MOMENT)}, record
 
 
+def check_finite(arrays: dict[str, np.ndarray], action: str) -> None:
+    """Raise DivergedError before an action that would write an array that is not finite."""
+    if name := next((name for name, x in arrays.items() if not np.isfinite(x).all()), ""):
+        raise DivergedError(f"{action}: {name} is not finite; nothing was written")
+
+
 def put_weights(network: nn.Sequential, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
     """Set the weights of a model from what `read_saved` gives.
 
     Raises:
-        ValueError: they do not fit.
+        ValueError: they do not fit, are not finite, or are variances below 0.
     """
+    for name, x in arrays.items():
+        if not np.isfinite(x).all():
+            raise ValueError(f"{name} is not finite; save the model before it diverged, or train it again")
+        if name.endswith(("moving_variance", "running_var")) and (x < 0).any():
+            raise ValueError(f"{name} is a variance, but holds a number below 0")
     if record.get("program") == "torch":
         arrays = from_torch_state(arrays, exchanged_layers(network))
     network.load_state_dict(with_likelihood(arrays, network) if "program" in record else arrays)

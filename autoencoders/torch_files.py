@@ -13,11 +13,12 @@ import numpy as np
 from minigrad import nn
 from minigrad.backend.geometry import conv_geometry
 from minigrad.interop.torch import torch_state
-from minigrad.serialize import DataError, parse_json, write_atomically, write_safetensors
+from minigrad.serialize import DataError, parse_json, safetensors_content
 
 from .network import map_shapes, pair
 
 LIKELIHOOD = "likelihood."  # the weights that other programs do not get; the configuration has the variance
+MOST_LOG_VARIANCE = 700  # its exponential and that of the negative are numbers in float64
 MOST_ROWS = 5  # of each table in SOURCE, so that the file has at most 80 lines
 SOURCE = Template('''\
 """$title, for PyTorch.
@@ -92,10 +93,20 @@ $heads_of_x
 
 
 def exchanged_config(model: Any) -> dict[str, Any]:
-    """The configuration of a model with the present variance of the likelihood, which is no weight elsewhere."""
+    """The configuration of a model with the present variance of the likelihood, which is no weight elsewhere.
+
+    Raises:
+        DataError: the variance is no positive, finite number in float64.
+    """
     config = model.config
     if f"{LIKELIHOOD}log_variance" in model.network.state_dict():
-        config["variance"] = math.exp(float(model.pixel_log_variance.item()))
+        log_variance = float(model.pixel_log_variance.item())
+        if not abs(log_variance) <= MOST_LOG_VARIANCE:
+            raise DataError(
+                f"export: {LIKELIHOOD}log_variance is {log_variance:g} but must be within -{MOST_LOG_VARIANCE} and "
+                f"{MOST_LOG_VARIANCE}, because the file holds the variance; train the model again"
+            )
+        config["variance"] = math.exp(log_variance)
     return config
 
 
@@ -104,12 +115,12 @@ def exchanged_layers(network: nn.Sequential) -> nn.Sequential:
     return nn.Sequential({name: x for name, x in network.layers.items() if not f"{name}.".startswith(LIKELIHOOD)})
 
 
-def write_torch(model: Any, folder: Path) -> None:
-    """Write autoencoder.py and autoencoder.safetensors."""
+def torch_contents(model: Any) -> list[bytes]:
+    """The contents of autoencoder.py and autoencoder.safetensors."""
     config = json.dumps(exchanged_config(model))
     state = torch_state(exchanged_layers(model.network))
-    write_safetensors(folder / "autoencoder.safetensors", state, {"format": "pt", "config": config})
-    write_atomically(folder / "autoencoder.py", source_of_module(model, config).encode())
+    weights = safetensors_content(state, {"format": "pt", "config": config})
+    return [source_of_module(model, config).encode(), weights]
 
 
 def source_of_module(model: Any, config: str) -> str:

@@ -92,6 +92,15 @@ def write_safetensors(path: str | Path, arrays: dict[str, np.ndarray], metadata:
     Raises:
         DataError: the file cannot be written. ValueError: an array does not hold real numbers.
     """
+    write_atomically(Path(path), safetensors_content(arrays, metadata))
+
+
+def safetensors_content(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """The content of a safetensors file with these arrays and texts.
+
+    Raises:
+        ValueError: an array does not hold real numbers.
+    """
     arrays = _as_stored(arrays)
     # Written here: where memory is short, the library would end the process. Sorted, the same state is the same bytes,
     # and the widest numbers first, each begins at a multiple of its size.
@@ -106,7 +115,7 @@ def write_safetensors(path: str | Path, arrays: dict[str, np.ndarray], metadata:
         end += x.nbytes
     start = json.dumps(header).encode()
     start += b" " * (-len(start) % 8)
-    write_atomically(Path(path), b"".join([len(start).to_bytes(8, "little"), start, *(arrays[n].data for n in names)]))
+    return b"".join([len(start).to_bytes(8, "little"), start, *(arrays[n].data for n in names)])
 
 
 def require_file(path: Path, root: Path | None = None, most: int | None = None) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from minigrad.serialize import DataError
+
 from ..export import FILES, export
 from ..saved import folder_of
-from ..training.folder import check_writable
 from .models import model_of
 from .options import Option, Parser, add_common_options, add_options, one_of, use_backend
 from .program import Output, Program, run_program
@@ -44,7 +45,8 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         use_backend(args)
         model, _, _ = model_of(args, console.line)
         out = Path(args.out) if args.out else folder_of(args.model_dir) / "export"
-        check_writable(out)
+        if not args.out and out.is_symlink():
+            raise DataError(f"{out}: expected a folder, found a link; remove the link, or choose a folder with --out")
         console.line(model.title)
         for path in export(model, args.format, out, overwrite=args.overwrite):
             console.line(f"wrote {path}")

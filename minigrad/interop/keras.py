@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..serialize import MOST_TEXT, DataError, open_file, parse_json, write_atomically
+from ..serialize import MOST_TEXT, DataError, open_file, parse_json
 
 CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.h5", "metadata.json"
 VERSION = "3.6.0"  # the first whose weights carry names
@@ -179,16 +179,16 @@ def _call(sources: list[Place]) -> Config:
     return {"args": tensors if len(tensors) == 1 else [tensors], "kwargs": {}}
 
 
-def write_keras(path: Path, config: Config, weights: dict[str, list[np.ndarray]]) -> None:
-    """Write a `.keras` file, atomically: config, that of a `Functional`, with the weights of its layers by their names.
+def keras_content(config: Config, weights: dict[str, list[np.ndarray]]) -> bytes:
+    """The content of a `.keras` file: config, that of a `Functional`, with the weights of its layers by their names.
 
     Raises:
-        DataError: the file cannot be written. ImportError: h5py is not installed.
+        ImportError: h5py is not installed.
     """
     try:
         import h5py
     except ImportError as error:
-        raise ImportError('write_keras: needs h5py, which is not installed: pip install ".[keras]"') from error
+        raise ImportError('keras_content: needs h5py, which is not installed: pip install ".[keras]"') from error
     content, archived = io.BytesIO(), io.BytesIO()
     with h5py.File(content, "w") as file:
         for place, name in _places(config, ""):
@@ -201,7 +201,7 @@ def write_keras(path: Path, config: Config, weights: dict[str, list[np.ndarray]]
         for name, text in ((METADATA, metadata), (CONFIG, config)):
             archive.writestr(zipfile.ZipInfo(name, EARLIEST), json.dumps(text))
         archive.writestr(zipfile.ZipInfo(WEIGHTS, EARLIEST), content.getvalue())
-    write_atomically(path, archived.getvalue())
+    return archived.getvalue()
 
 
 def _places(config: Config, above: str) -> Iterator[tuple[str, str]]:

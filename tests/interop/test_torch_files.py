@@ -14,6 +14,8 @@ from exchange_cases import MODELS, assert_equal, assert_heads, assert_images, ex
 
 import autoencoders
 from autoencoders import VAE, Autoencoder, export
+from autoencoders.export import FILES
+from autoencoders.training import DivergedError
 from minigrad import nn
 from minigrad.interop import torch as torch_files
 from minigrad.interop.torch import from_torch_state, torch_state
@@ -246,6 +248,72 @@ def test_damaged_files_are_refused(exported):
     (folder / "model.pt").write_bytes(pickle.dumps({"mu.weight": [1]}))
     with pytest.raises(DataError, match=r"model.pt: a pickle can run code, so it is not read; .*torch.save_file"):
         autoencoders.load(folder / "model.pt")
+
+
+def fresh(**options) -> VAE:
+    return VAE((8, 8, 1), (3, 4), (3, 3), (1, 2), 2, **options)
+
+
+@pytest.mark.parametrize("format", FILES)
+@pytest.mark.parametrize("name", ["mu.weight", "encoder_bn_1.moving_mean", "likelihood.log_variance"])
+def test_weights_that_are_not_finite_are_not_exported(format, name, tmp_path):
+    model = fresh(likelihood="gaussian-learned")
+    dict(model.network.named_tensors())[name].data.flat[0] = np.nan
+    with pytest.raises(DivergedError, match=f"export: {name} is not finite; nothing was written"):
+        export(model, format, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("log_variance", [-800, 800])
+def test_a_variance_that_no_file_can_hold_is_not_exported(log_variance, tmp_path):
+    model = fresh(likelihood="gaussian-learned")
+    model.network.layers["likelihood"].log_variance.data[...] = log_variance
+    with pytest.raises(DataError, match=f"export: likelihood.log_variance is {log_variance} but must be within"):
+        export(model, "torch", tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("mu.weight", np.nan, "mu.weight is not finite"),
+        ("decoder_dense.bias", np.inf, "decoder_dense.bias is not finite"),
+        ("encoder_bn_1.running_var", -1, "encoder_bn_1.running_var is a variance, but holds a number below 0"),
+    ],
+)
+def test_weights_that_compute_nothing_are_not_read(name, value, message, exported):
+    folder = exported("vae")
+    x = read_safetensors(folder / "autoencoder.safetensors")[0][name].copy()
+    x.flat[-1] = value
+    path, model = changed(folder, **{name: x}), VAE(*MODELS["vae"][1])
+    for read in (autoencoders.load, model.load_weights):
+        with pytest.raises(DataError, match=f"changed.safetensors: {message}"):
+            read(path)
+    assert_equal(model, VAE(*MODELS["vae"][1]))
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_nothing_is_written_where_a_folder_has_the_name_of_a_file(format, tmp_path):
+    last = tmp_path / FILES[format][-1]
+    last.mkdir()
+    with pytest.raises(DataError, match=f"{last.name}: expected a file or none, found a folder"):
+        export(model_of("one"), format, tmp_path, overwrite=True)
+    assert list(tmp_path.iterdir()) == [last]
+    for first in FILES[format][:-1]:
+        (tmp_path / first).mkdir()
+        with pytest.raises(DataError, match=f"{first}: expected a file or none, found a folder"):
+            export(model_of("one"), format, tmp_path, overwrite=True)
+        (tmp_path / first).rmdir()
+
+
+def test_nothing_is_written_before_all_contents_are_made(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("autoencoders.torch_files.source_of_module", fail)
+    with pytest.raises(MemoryError):
+        export(model_of("one"), "torch", tmp_path / "new")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_file_is_kept(tmp_path):

@@ -107,4 +107,19 @@ def test_wrong_words_and_missing_models_are_one_line(call):
 def test_the_extra_is_named_where_it_is_missing(format, package, call, trained, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     call(EXPORT, "--model-dir", trained(), "--format", format, "--out", "new").failed(1, f'pip install ".[{format}]"')
-    assert content(Path()) == {}
+    assert not list(Path().iterdir())
+
+
+def test_a_link_in_a_model_s_folder_is_not_followed(call, trained):
+    shutil.copytree(trained(), "run")
+    Path("elsewhere").mkdir()
+    Path("run/export").symlink_to("../elsewhere")
+    call(EXPORT, "--model-dir", "run", "--format", "torch").failed(3, "run/export: expected a folder, found a link")
+    assert not list(Path("elsewhere").iterdir())
+    call(EXPORT, "--model-dir", "run", "--format", "torch", "--out", "run/export").ok("autoencoder.py")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(call, trained):
+    Path("file").write_text("mine")
+    call(EXPORT, "--model-dir", trained(), "--format", "torch", "--out", "file/new").failed(3, "cannot be written")
+    assert content(Path()) == {"file": b"mine"}
