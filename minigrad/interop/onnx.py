@@ -1,7 +1,8 @@
 """ONNX files of any Module or function of Tensors, from the graph of its calls.
 
-The function is called twice, with different rows. Where the two graphs differ in the shape of a reshape, the number of
-rows enters, and the file leaves it open. Any other difference would be wrong for other inputs, and is refused.
+The function is called twice: with two rows of positive numbers, and with three rows of negative ones. Where the two
+graphs differ in the shape of a reshape, the number of rows enters, and the file leaves it open. Any other difference
+would be wrong for other inputs, and is refused.
 
 Read next: onnx_nodes.py, how each operation is written.
 """
@@ -49,8 +50,8 @@ def to_onnx(
         metadata: texts that the file carries.
 
     Raises:
-        ValueError: an operation has no translation, or a result depends on the number of rows or on the values of the
-            inputs in a way that a graph cannot hold.
+        ValueError: an operation has no translation, or gives an array without elements; or a result depends on the
+            number of rows or on the values of the inputs in a way that a graph cannot hold.
         ImportError: the package onnx is not installed.
     """
     try:
@@ -79,15 +80,21 @@ def to_onnx(
 def _graph(
     function: Callable[..., Any], inputs: dict[str, Any], outputs: Sequence[str], weights: Module | None, rows: int
 ) -> Translation:
-    """The graph of a call with this number of rows of random numbers."""
+    """The graph of a call with this number of rows of random numbers, up to 4 for two rows, else down to -4."""
     rng = generator(0, "to_onnx", rows)
-    shapes = [(shape.count,) if isinstance(shape, Classes) else shape for shape in inputs.values()]
-    call = Call(function, [rng.random((rows, *shape)) for shape in shapes], weights)
+
+    def example(shape: Any) -> np.ndarray:
+        if isinstance(shape, Classes):
+            return np.eye(shape.count)[np.arange(rows, 2 * rows) % shape.count]
+        return (4 if rows == 2 else -4) * rng.random((rows, *shape))
+
+    with np.errstate(all="ignore"):  # a logarithm of a negative number changes no graph
+        call = Call(function, list(map(example, inputs.values())), weights)
     if len(outputs) != len(call.outputs):
         raise ValueError(f"to_onnx: {len(call.outputs)} results need as many names, found {list(outputs)}")
     if set(outputs) & set(inputs) or len(set(outputs)) < len(outputs):
         raise ValueError(f"to_onnx: inputs and results need names of their own, found {[*inputs, *outputs]}")
-    graph = Translation(call, outputs)
+    graph = Translation(call, (*inputs, *outputs))
     for (name, shape), x in zip(inputs.items(), call.inputs, strict=True):
         graph.input(name, x, shape.count if isinstance(shape, Classes) else None)
     graph.run(call.outputs)
@@ -102,12 +109,12 @@ def merged(a: Translation, b: Translation) -> Translation:
     """The graph for any number of rows, from those of two calls.
 
     Raises:
-        ValueError: they differ in more than shapes; the operation is named.
+        ValueError: they differ in more than shapes, or a shape of no elements is open; the operation is named.
     """
     why = "depends on the number of rows or on the values of the inputs"
     for one, other in zip(a.nodes, b.nodes, strict=False):
         if one != other:
-            raise ValueError(f"to_onnx: {one.of} {why}")
+            raise ValueError(f"to_onnx: {one.of or other.of or 'a result'} {why}")
     if len(a.nodes) != len(b.nodes):
         raise ValueError(f"to_onnx: the number of operations {why}")
     for name, x in a.constants.items():
@@ -116,5 +123,7 @@ def merged(a: Translation, b: Translation) -> Translation:
             continue
         if name not in a.open_shapes or x.shape != y.shape or np.sum(x != y) != 1:
             raise ValueError(f"to_onnx: {a.constant_of[name]} {why}")
+        if 0 in x:
+            raise ValueError(f"to_onnx: {a.constant_of[name]} gives an array without elements")
         a.constants[name] = np.where(x == y, x, -1)
     return a

@@ -112,7 +112,7 @@ class Translation:
             self._last[key_of(y)] = self.last(made)
 
     def result(self, name: str, y: Tensor) -> None:
-        """Give a value the name of a result."""
+        """Give a value the name of a result, everywhere."""
         value = self.last(y)
         if value in self.results or all(node.output != value for node in self.nodes):  # an input, or given twice
             value = self.node("Identity", value)
@@ -121,7 +121,8 @@ class Translation:
         for i, node in enumerate(self.nodes):
             inputs = tuple(forms.get(x, x) for x in node.inputs)
             self.nodes[i] = node._replace(inputs=inputs, output=forms.get(node.output, node.output))
-        self._last[key_of(y)] = name
+        for known in (self._last, self._first):  # several tensors can be one value
+            known.update({key: name for key, x in known.items() if x == value})
 
     # ---- for translations ----
 

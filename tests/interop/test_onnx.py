@@ -203,6 +203,11 @@ class Rounded(minigrad.Function):
         (lambda x: x - x.mean(axis=0), "Mul depends on the number of rows or on the values"),
         (lambda x: x * x.data.flat[0].item(), "Mul depends on the number of rows or on the values"),
         (lambda x: x + ops.dropout(x, np.random.default_rng(0), rate=0.5), "Dropout depends on the number of rows"),
+        (lambda x: x if x.data.min() >= 0 else x * 2, "Mul depends on the number of rows or on the values"),
+        (lambda x: x if x.data[:, 0].max() > 0 else -x, "Neg depends on the number of rows or on the values"),
+        (lambda x: ops.where(x.data.sum(axis=0) > 0, x, x * -3), "Where depends on the number of rows"),
+        (lambda x: ops.concatenate([x[:, :0], x], axis=1), "GetItem gives an array without elements"),
+        (lambda x: ops.concatenate([x[:, :0].reshape(len(x.data), 0), x], axis=1), "GetItem gives an array"),
         (lambda x: x.reshape(-1), r"output is \(6,\) for 2 rows, but must have a row for each"),
         (lambda x: (x, x), "2 results need as many names"),
         (lambda x: x, "inputs and results need names of their own"),
@@ -217,6 +222,46 @@ def test_what_a_graph_cannot_hold_is_named(function, message):
 
 def test_a_result_may_be_an_input_or_come_twice():
     check(lambda x: (x, x, (y := x + x), y), {"x": (3,)}, ["a", "b", "Add output", "constant"])
+
+
+class Same(minigrad.Function):
+    """An operation that changes nothing."""
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_operation_that_returns_its_input_may_be_a_result_too(turned):
+    layers = nn.Dense(3, 3), nn.Conv2D(2, 2, 3)
+    for layer, shape in zip(layers, [(3,), (5, 4, 2)], strict=True):
+
+        def function(x, layer=layer):
+            y = layer(x)
+            results = (Same()(y), y, Same()(y) + y)
+            return results[::-1] if turned else results
+
+        check(function, {"x": shape}, ["a", "b", "c"], weights=layer)
+
+
+def test_names_of_inputs_and_results_are_not_given_to_other_values():
+    check(lambda x, y: x + y, {"x": Classes(3), "off and on": (3,)}, ["OneHot output"])
+    check(lambda x, y: x + y * 2, {"x": (3,), "constant": (3,)}, ["Mul output"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_have_no_logarithm_do_not_matter():
+    check(lambda x: ops.log(x) + x**0.5, {"x": (4,)})
+
+
+def test_a_choice_by_the_class_is_refused():
+    with pytest.raises(ValueError, match="Mul depends on the number of rows or on the values"):
+        to_onnx(lambda x: x * x.data[0].argmax().item(), {"x": Classes(3)})
+
+
+def test_a_choice_between_inputs_is_refused():
+    with pytest.raises(ValueError, match="to_onnx: a result depends on the number of rows or on the values"):
+        to_onnx(lambda x, y: x if x.data.max() > 0 else y, {"x": (3,), "y": (3,)})
 
 
 def test_results_are_tensors():
