@@ -24,7 +24,7 @@ from minigrad.serialize import DataError, save_state
 from .guards import ELSEWHERE, check_images, check_latents, one_hot, refuse
 from .layers import BoundedDense, LogVariance, append
 from .network import decoder_layers, encoder_layers, is_size, map_shapes, network_for
-from .saved import MODEL_FILE, check_finite, put_weights, read_saved, source_of
+from .saved import MODEL_FILE, check_architecture, check_finite, put_weights, read_saved, source_of
 from .training import Callback, History, Trainer, TrainingOptions
 from .training.memory import check_size, least_weights
 
@@ -305,12 +305,15 @@ class Autoencoder:
         """Set the weights from a file, also one of Keras 3 or PyTorch, that holds those of a model of the same sizes.
 
         Raises:
-            DataError: the file is missing or damaged, or its weights do not fit; then nothing changes.
+            DataError: the file is missing or damaged, or its weights or the sizes that it records do not fit; then
+                nothing changes.
         """
         arrays, record = read_saved(source_of(path))
         try:
+            if "model" in record:
+                check_architecture(self.config, record["model"])
             put_weights(self.network, arrays, record)
-        except ValueError as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise DataError(f"{path}: {error}") from error
 
     # ---- arrays in, arrays out ----

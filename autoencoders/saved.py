@@ -17,11 +17,13 @@ from minigrad.serialize import DataError, is_state_file, load_state, read_safete
 
 from .keras3_files import read_keras3, read_keras3_weights
 from .keras_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
+from .network import network_for, pair
 from .torch_files import config_of, exchanged_layers, with_likelihood
 from .training import DivergedError, Progress, latest_checkpoint, load_checkpoint
 from .training.checkpoints import CHECKPOINTS, MOMENT
 
 MODEL_FILE = "model.safetensors"
+SUFFIXES = (".keras", ".h5", ".safetensors")
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")  # what PyTorch users call them
 
 
@@ -42,6 +44,8 @@ def source_of(path: str | Path, tell: Callable[[str], None] = print) -> Path:
     path = Path(path)
     if path.is_file():
         return path.with_name(WEIGHTS_FILE) if path.name == PARAMETERS_FILE else path
+    if path.suffix in SUFFIXES and path.name not in (MODEL_FILE, WEIGHTS_FILE) and not path.exists():
+        raise DataError(f"{path}: no such file; {models_near(path.parent)}")
     path = folder_of(path)
     if (path / MODEL_FILE).exists():
         return path / MODEL_FILE
@@ -118,6 +122,28 @@ def check_finite(arrays: dict[str, np.ndarray], action: str) -> None:
     """Raise DivergedError before an action that would write an array that is not finite."""
     if name := next((name for name, x in arrays.items() if not np.isfinite(x).all()), ""):
         raise DivergedError(f"{action}: {name} is not finite; nothing was written")
+
+
+def check_architecture(model: dict[str, Any], recorded: dict[str, Any]) -> None:
+    """Compare the configuration of a model with the one in a file. Weights can fit a model that computes something
+    else, for example with other strides.
+
+    Raises:
+        ValueError: they differ in the architecture, or the file's is none. TypeError, AttributeError: it is none.
+    """
+    ours, theirs = map(_architecture, (model, recorded))
+    for name, size in ours.items():
+        if theirs[name] != size:
+            raise ValueError(f"{name} is {theirs[name]!s:.99} in the file but {size} in the model")
+
+
+def _architecture(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides what the weights compute, each in one form."""
+    names = ("input_shape", "conv_filters", "conv_kernels", "conv_strides")
+    filters, kernels, strides = network_for(*(config.get(name) for name in names))  # type: ignore[arg-type]
+    sizes = tuple(config["input_shape"]), tuple(filters), tuple(map(pair, kernels)), tuple(map(pair, strides))
+    others = {"latent_space_dim": config.get("latent_space_dim"), "classes": config.get("classes", 0)}
+    return {**dict(zip(names, sizes, strict=True)), **others}
 
 
 def put_weights(network: nn.Sequential, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 FORMAT = 1
 MOST_TEXT = 1 << 25  # bytes of JSON in a file: the history of 70,000 epochs
+OTHER_DTYPES = ("BF16", "F8", "F6_", "F4", "C")  # of safetensors, which NumPy or a model does not have
 MOST_LISTS = 1 << 18  # lists and objects in it: two bytes of text become a hundred bytes of memory
 
 
@@ -260,6 +261,9 @@ def _load(path: Path, root: Path | None) -> tuple[dict[str, np.ndarray], dict[st
     try:
         with open_file(path, root) as (file, size):
             length, header = _header(file)
+            for name, entry in header.items():
+                if name != "__metadata__" and entry["dtype"].startswith(OTHER_DTYPES):
+                    raise DataError(f"{path}: {name} is {entry['dtype']}, which is not read; save it as float32")
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
             end = 8 + length + max(ends, default=0)
             if end != size:  # told before memory is taken for it

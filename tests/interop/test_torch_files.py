@@ -224,6 +224,51 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(exported):
         autoencoders.load(folder / "wrong.safetensors")
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2", "C64"])
+def test_dtypes_that_numpy_does_not_have_are_named(dtype, tmp_path):
+    size = {"BF16": 2, "C64": 8}.get(dtype, 1)
+    header = json.dumps({"mu.weight": {"dtype": dtype, "shape": [3], "data_offsets": [0, 3 * size]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(3 * size))
+    for read in (autoencoders.load, fresh().load_weights):
+        with pytest.raises(DataError, match=f"x.safetensors: mu.weight is {dtype}, which is not read; save it as fl"):
+            read(tmp_path / "x.safetensors")
+
+
+OTHERS = [
+    ({"conv_strides": ((1, 2), (2, 1))}, r"conv_strides is \(\(2, 1\), \(1, 2\)\) in the file but \(\(1, 2\), "),
+    ({"input_shape": (8, 7, 1)}, r"input_shape is \(8, 8, 1\) in the file but \(8, 7, 1\) in the model"),
+]
+
+
+@pytest.mark.parametrize("format", ["own", "torch", "keras"])
+@pytest.mark.parametrize(("other", "message"), OTHERS, ids=["strides", "shape"])
+def test_weights_of_another_architecture_are_refused_though_they_fit(format, other, message, tmp_path):
+    if format == "keras":
+        pytest.importorskip("h5py")
+    sizes = {"input_shape": (8, 8, 1), "conv_filters": (2, 3), "conv_kernels": 3, "conv_strides": ((2, 1), (1, 2))}
+    model = VAE(**sizes, latent_space_dim=2, seed=1)
+    path = tmp_path / "model.safetensors"
+    if format == "own":
+        model.save(tmp_path)
+    else:
+        path = export(model, format, tmp_path)[-1]
+    same, target = VAE(**sizes, log_variance_bounds=None), VAE(**sizes | other)
+    same.load_weights(path)
+    assert_equal(same, model)
+    with pytest.raises(DataError, match=f"{path.name}: {message}"):
+        target.load_weights(path)
+    assert_equal(target, VAE(**sizes | other))
+
+
+@pytest.mark.parametrize("config", ["{}", '{"input_shape": 5}', '{"input_shape": [8, 8, 1], "conv_kernels": {}}'])
+def test_a_wrong_config_is_one_error_of_load_weights(config, exported):
+    folder = exported("vae")
+    state, _ = read_safetensors(folder / "autoencoder.safetensors")
+    write_safetensors(path := folder / "wrong.safetensors", state, {"config": config})
+    with pytest.raises(DataError, match=r"wrong.safetensors: "):
+        VAE(*MODELS["vae"][1]).load_weights(path)
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [(None, "holds weights alone"), ("record", ""), ("config", ""), (5, ""), ([], ""), ({"config": 5}, "")],
