@@ -150,9 +150,9 @@ def put_weights(network: nn.Sequential, arrays: dict[str, np.ndarray], record: d
     """Set the weights of a model from what `read_saved` gives.
 
     Raises:
-        ValueError: they do not fit, are not finite, or are variances below 0.
+        ValueError: they do not fit, or those of another program are not finite, or are variances below 0.
     """
-    for name, x in arrays.items():
+    for name, x in arrays.items() if "program" in record else ():
         if not np.isfinite(x).all():
             raise ValueError(f"{name} is not finite; save the model before it diverged, or train it again")
         if name.endswith(("moving_variance", "running_var")) and (x < 0).any():
