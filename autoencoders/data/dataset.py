@@ -212,7 +212,8 @@ def as_data_error(where: object) -> Iterator[None]:
         near = near_names(Path(error.filename)) if isinstance(error, FileNotFoundError) and error.filename else ""
         raise DataError(f"{where}: {error.strerror or error}{near}") from error
     except MemoryError as error:  # a damaged file says that something in it is huge
-        raise DataError(f"{where}: cannot be read: its decoder asks for more memory than there is") from error
+        why = str(error) or "its decoder asks for more memory than there is"
+        raise DataError(f"{where}: cannot be read: {why}") from error
     except Exception as error:
         raise DataError(f"{where}: cannot be read: {str(error) or type(error).__name__}") from error
 

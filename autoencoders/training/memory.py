@@ -17,7 +17,7 @@ WORKSPACE = 16 << 20  # partial sums of the kernels, in bytes, whatever the batc
 MARGIN = 1.05  # for what is small and not counted
 # itself, its gradient, two moments; and the first two again while they move into the optimiser
 NUMBERS_PER_WEIGHT = 6
-COPIES = 4  # of weights and moments on the host at the worst moment of a save: two states, one laid out, and its bytes
+COPIES = 3  # of weights and moments on the host while a save takes most: two states and the bytes of the file
 LARGE = 256  # pixels of a side, of images that few models need
 SMALLER = "take fewer latent dimensions or filters, or smaller kernels"
 
