@@ -94,7 +94,7 @@ RUN: dict[str, Option] = {
     "overwrite": (None, bool, "replace the run in --out, or the page of --explain"),
     "smoke": (None, bool, "run two batches through every stage, to check that everything works"),
     "config": (None, str, f"TOML file of options, or a recipe ({', '.join(recipes())}); options typed here win"),
-    "explain": (None, str, "write one step, on 4 images, as a page to step through, and train nothing (default: train)"),
+    "explain": (None, str, "write one step, on 4 images, as a page to step through, and train nothing (default: off)"),
     "tensorboard": (None, bool, "write events for TensorBoard into the run's folder"),
 }
 OPTIONS = {name: option for group in (*GROUPS.values(), COMPUTING) for name, option in group.items()}
