@@ -66,9 +66,9 @@ def test_the_memory_of_a_step_is_known_before(kernels: str, options: dict[str, A
 
 def test_the_memory_of_a_save_is_known_before(tmp_path: Path) -> None:
     """With a model whose weights are all that counts."""
-    made = trainer(4, latent=500)
+    made = trainer(4, latent=1000)
     state = 3 * sum(p.data.nbytes for p in made.model.network.parameters())  # with its moments
-    held = peak(4, latent=500, folder=tmp_path)
+    held = peak(4, latent=1000, folder=tmp_path)
     assert COPIES - 1.5 < held / state <= COPIES
     check_memory(made.model, 4, 1, COPIES * state, "cpu")
     with pytest.raises(minigrad.DeviceError, match=r"a checkpoint needs about .* while it is saved"):

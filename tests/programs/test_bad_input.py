@@ -324,7 +324,7 @@ def test_a_full_output_is_named():
     [
         (("--latent-dim", 50_000_000), "a model with at least 3,200,000,972 weights"),
         (("--kernels", 5001, 3), "im2col"),
-        (("--filters", 4, 8, "--kernels", 3, 3, "--latent-dim", 40_000), "a checkpoint needs about"),
+        (("--filters", 4, 8, "--kernels", 3, 3, "--latent-dim", 54_000), "a checkpoint needs about"),
     ],
     ids=str,
 )
