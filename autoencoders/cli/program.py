@@ -21,6 +21,7 @@ import numpy as np
 
 from minigrad import DeviceError, backend
 from minigrad.backend.memory import keep_freed_memory
+from minigrad.distributed import Group, told
 from minigrad.serialize import DataError
 
 from ..data.dataset import printable
@@ -112,6 +113,7 @@ def run_program(
     debug: bool,
     quiet: bool = False,
     what_remains: Callable[[BaseException], str] = lambda error: "",
+    group: Callable[[], Group] | None = None,
 ) -> int:
     """Run a program's body and return its exit code: 0; 2 usage, 3 data, 4 device or memory, 5 diverged, 1 other; 128 +
     signal.
@@ -119,11 +121,14 @@ def run_program(
     An error is printed as one line on stderr that ends with what_remains(error). If that text has a second line, the
     second line is a command and is printed by itself. On a terminal, lines are wrapped at 80 characters. debug prints a
     traceback first. quiet hides minigrad's messages about compiling. At the end, outputs, signals, warnings and kernels
-    of the process are restored.
+    of the process are restored. group: the processes that do this together; of them the first one prints, or the one
+    that has an error of its own. None: one process must do it.
     """
     with _guest():
-        if quiet:
+        if quiet or told("RANK"):
             LOG.setLevel(logging.ERROR)
+        if group is None and told() > 1:
+            body = _refuse_processes
         try:
             # numbers that are not finite are looked for, and told
             with raise_signals(), np.errstate(all="ignore"):
@@ -131,15 +136,15 @@ def run_program(
             sys.stdout.flush()
             return 0
         except KeyboardInterrupt as stop:
-            _tell("interrupted", what_remains(stop))
+            _tell("interrupted", what_remains(stop), group)
             return 128 + (stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT)
         except BrokenPipeError as error:
-            _tell("error: the program that reads the output has ended", what_remains(error))
+            _tell("error: the program that reads the output has ended", what_remains(error), group)
             return 1
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            _tell(f"error: {_line_of(error)}", what_remains(error))
+            _tell(f"error: {_line_of(error)}", what_remains(error), group)
             return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
 
 
@@ -154,8 +159,16 @@ def _line_of(error: Exception) -> str:
     return text
 
 
-def _tell(text: str, what_remains: str) -> None:
+def _refuse_processes() -> None:
+    raise UsageError("only train can use several processes; start this without mpirun")
+
+
+def _tell(text: str, what_remains: str, group: Callable[[], Group] | None) -> None:
     """Print an error, and on a line of its own the command that goes on, ready to be copied."""
+    if told("RANK"):
+        if group is None or not group().alone:
+            return
+        text = f"process {told('RANK')}: {text}"
     more, _, command = what_remains.partition("\n")
     with suppress(OSError):  # nobody can be told where stderr, too, has gone
         for line in wrapped(text + more, sys.stderr):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import minigrad
+from minigrad.distributed import ALONE, Group, told, world
 from minigrad.serialize import DataError
 
 from ..conv_autoencoder import Autoencoder
@@ -64,6 +65,9 @@ def build_parser(program: Program) -> Parser:
         if title:
             add_options(parser.add_argument_group(title), options)
     add_common_options(parser)
+    processes = parser.add_argument_group("several processes")
+    text = "insist on several processes, which mpirun starts (default: as many as mpirun has started)"
+    processes.add_argument("--distributed", action="store_true", help=text)
     gpu = parser.add_argument_group("GPU")
     gpu.add_argument("--memory-limit", type=number(float), metavar="GIB", help="GPU memory to use (default: all)")
     gpu.add_argument("--no-capture", action="store_true", help="launch every kernel by itself, without a CUDA graph")
@@ -86,7 +90,10 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         parser.error(f"{again} takes {names} from the checkpoint; leave it out")
     if args.explain and (given := [name for name in WITH_A_RUN if getattr(args, name)]):
         parser.error(f"--explain trains nothing; leave out --{given[0]}")
-    return run_program(training.run, debug=args.debug, quiet=args.quiet, what_remains=training.what_remains)
+    how = {"debug": args.debug, "quiet": args.quiet, "what_remains": training.what_remains}
+    code = run_program(training.run, **how, group=lambda: training.group)
+    training.group.leave(code)
+    return code
 
 
 class Training:
@@ -94,12 +101,12 @@ class Training:
 
     Attributes:
         typed: the options on the command line. config: those of --config.
-        started: the run, once it trains.
+        started: the run, once it trains. group: the processes that train it.
     """
 
     def __init__(self, args: argparse.Namespace, program: Program, command: str) -> None:
         self.args, self.program, self.command = args, program, command
-        self.console = Output(args.quiet)
+        self.group, self.console = ALONE, Output(args.quiet or told("RANK") > 0)
         names = (name.replace("-", "_") for name in OPTIONS)
         self.typed = {name for name in names if getattr(args, name) is not None}
         self.config: dict[str, Any] = {}
@@ -107,8 +114,10 @@ class Training:
 
     def run(self) -> None:
         """Train."""
+        self.group = world(self.args.distributed)
         try:
-            self._run()
+            with self.group.together():
+                self._run()
         except UsageError as error:
             option = re.match(r"--([a-z-]+)", str(error))
             if option and option[1].replace("-", "_") in set(self.config) - self.typed:
@@ -120,8 +129,10 @@ class Training:
         settings, given = self._settings()
         folder = Path(args.out or FOLDERS[settings["model"]] + ("-smoke" if args.smoke else ""))
         check_counts(settings)
-        callbacks = [TensorBoard(folder / "tensorboard")] if args.tensorboard else []
+        callbacks = [TensorBoard(folder / "tensorboard")] if args.tensorboard and not self.group.rank else []
         if args.explain:
+            if self.group.size > 1:
+                raise UsageError("--explain shows one process; start it without mpirun")
             explain(settings, args, console)
             return
         if args.memory_limit is not None and not 0 < args.memory_limit < 2**33:
@@ -131,7 +142,7 @@ class Training:
         else:
             if settings["model"] == "ae" and (refused := given & VAE_ONLY):
                 raise UsageError(f"--{min(refused).replace('_', '-')} belongs to --model vae")
-            run = new_run(settings, args, folder, self.command, console)
+            run = new_run(settings, args, folder, self.command, console, self.group)
         trainer = run.trainer
         trainer.capture = not args.no_capture
         if args.memory_limit is not None:
@@ -144,6 +155,8 @@ class Training:
             console.line(f"all files go to {folder}{os.sep}; redrawn after every epoch:")
             console.line(f"  {folder / PROGRESS_FILE}")
         run.execute(console.line)
+        if self.group.rank:
+            return
         console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
         console.line(f"look at {folder / 'figures'}{os.sep}; then measure the model or draw more:")
         own = [] if run.dataset.name in NAMES else ["--dataset", as_typed(run.dataset.name)]
@@ -173,7 +186,8 @@ class Training:
                 finish=args.finish,
                 **{name: getattr(args, name) for name in WITH_RESUME - {"backend"}},
                 command=self.command,
-                progress=not args.quiet,
+                progress=not self.console.quiet,
+                group=self.group,
                 tell=self.console.prose,
                 warn=self.console.warn,
             )
@@ -189,7 +203,7 @@ class Training:
         """After an error: what is saved, and the command that goes on with it."""
         stopped = isinstance(error, KeyboardInterrupt)
         if stopped and self.args.resume and not self.started:
-            return f" before the training was resumed. Resume it with:\n{self.command}"
+            return f" before the training was resumed. Resume it with:\n{self._mpirun}{self.command}"
         if not self.started or not self.started.resumable or isinstance(error, FileExistsError):
             return " before the first checkpoint; the same command starts again" if stopped else ""
         folder, old = self.started.folder, self.started.replaced
@@ -199,16 +213,21 @@ class Training:
         now = "saved" if stopped else "the checkpoints are kept"
         then = "--finish instead of --resume makes the model now. Resume" if stopped else "When this is fixed, resume"
         again = "--resume --tensorboard" if self.args.tensorboard else "--resume"
-        return f"; {now}{kept}. {then} with:\n{self.program} --out {shlex.quote(str(folder))} {again}"
+        return f"; {now}{kept}. {then} with:\n{self._mpirun}{self.program} --out {shlex.quote(str(folder))} {again}"
+
+    @property
+    def _mpirun(self) -> str:
+        """The words before a command that start as many processes."""
+        return f"mpirun -n {self.group.size} " if self.group.size > 1 else ""
 
 
 def prepared(
-    settings: dict[str, Any], args: argparse.Namespace, console: Output
+    settings: dict[str, Any], args: argparse.Namespace, console: Output, group: Group = ALONE
 ) -> tuple[Autoencoder, Dataset, TrainingOptions]:
     """The model, data and options that settings describe."""
     tell = console.prose
-    computing = (settings[name] for name in ("backend", "threads", "precision", "shards"))
-    backend = minigrad.use(args.device or "cpu", *computing)
+    computing = (settings["backend"], settings["threads"] or group.threads, settings["precision"], settings["shards"])
+    backend = group.first_before_others(lambda: minigrad.use(args.device or "cpu", *computing))
     tell(backend.describe())
     if settings["dataset"] not in NAMES:  # a path, recorded so that it is found from every folder
         settings["dataset"] = str(Path(settings["dataset"]).expanduser().absolute())
@@ -216,7 +235,8 @@ def prepared(
         settings["data_dir"] = str(Path(settings["data_dir"]).absolute())
     mine = settings["data_dir"] is None or args.data_dir is not None  # and not a folder that only a record names
     how = vars(Reading.of(settings))
-    dataset = load_dataset(settings["dataset"], settings["data_dir"], **how, download=mine, progress=not args.quiet)
+    how |= {"download": mine, "progress": not console.quiet}
+    dataset = group.first_before_others(lambda: load_dataset(settings["dataset"], settings["data_dir"], **how))
     tell(dataset.source)
     if args.smoke:
         batch = settings["batch_size"] = settings["batch_size"] or 128
@@ -241,17 +261,19 @@ def prepared(
     return model, dataset, options
 
 
-def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, console: Output) -> Any:
+def new_run(
+    settings: dict[str, Any], args: argparse.Namespace, folder: Path, command: str, console: Output, group: Group
+) -> Run:
     """A run from settings."""
     tell = console.prose
     overwrite = args.overwrite or (args.smoke and not args.out)
     check_settings(settings)
-    check_folder(folder, overwrite)
+    group.first(lambda: check_folder(folder, overwrite))
     if settings["dataset"] not in NAMES:
         place = Path(settings["dataset"]).expanduser().resolve()
         if place.is_dir() and place in (folder.resolve(), *folder.resolve().parents):
             raise UsageError(f"--out {folder} lies in the folder of the images, {place}; choose another one")
-    model, dataset, options = prepared(settings, args, console)
+    model, dataset, options = prepared(settings, args, console, group)
     run = start_run(
         model,
         dataset,
@@ -263,9 +285,10 @@ def new_run(settings: dict[str, Any], args: argparse.Namespace, folder: Path, co
         overwrite=overwrite,
         init_from=settings.get("init_from"),
         command=command,
-        progress=not args.quiet,
+        progress=not console.quiet,
         judged=not args.smoke,
         keep_old=bool(args.out) or not args.smoke,
+        group=group,
     )
     if not args.quiet:
         tell(network_of(model))

@@ -60,7 +60,7 @@ class Run:
         trainer = self.trainer
         self.resumable, self.verbose = self.resumed, False
         self.replaced: Path | None = None
-        before = read_record(self.folder) if self.resumed else {}
+        before = read_record(self.folder) if self.resumed and not trainer.group.rank else {}
         self.record: dict[str, Any] = {
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             "judged": self.judged and not self.resumed,  # a resumed run goes by what it has recorded
@@ -71,7 +71,7 @@ class Run:
             "options": vars(trainer.options),
             "learning_rate": trainer.controls.peak,
             "data": trainer.data,
-            "environment": environment(trainer.k),
+            "environment": environment(trainer.k, trainer.group.size),
         }
         earlier = before.get("environment")
         if isinstance(earlier, dict) and earlier != self.record["environment"]:
@@ -85,6 +85,9 @@ class Run:
         Raises:
             FileExistsError: another training is running in the folder, or has run there since this one was made.
         """
+        if self.trainer.group.rank:  # the first process does all the rest
+            self.trainer.run()
+            return
         with claim(self.folder):
             if latest_checkpoint(self.folder) != self.found:
                 raise FileExistsError(f"{self.folder}: another training has changed this folder meanwhile; start again")
@@ -105,6 +108,7 @@ class Run:
         try:
             self._write_record()
             history = self.trainer.run()
+            self.trainer.group.part()
             with raise_signals():
                 self._finish(history, tell)
         except BaseException as error:

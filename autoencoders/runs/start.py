@@ -7,10 +7,12 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import minigrad
+from minigrad.distributed import ALONE, Group
 from minigrad.serialize import DataError
 
 from ..conv_autoencoder import Autoencoder, from_config
@@ -44,6 +46,7 @@ def start_run(
     progress: bool = True,
     judged: bool = False,
     keep_old: bool = True,
+    group: Group = ALONE,
 ) -> Run:
     """A new run in a folder that holds none, or whose run may be overwritten. init_from: the file of a model that was
     trained before, for the record.
@@ -52,10 +55,8 @@ def start_run(
         FileExistsError: the folder holds a run and overwrite is False, or another training is running there.
         DataError: data or folder cannot be used.
     """
-    check_readable(folder)
-    check_folder(folder, overwrite)
+    found = group.first(lambda: _looked_at(folder, overwrite))
     check_fit(model, dataset)
-    found = latest_checkpoint(folder)
     model.compile(learning_rate)
     data = {
         "name": dataset.name,
@@ -66,13 +67,20 @@ def start_run(
         "data_dir": data_dir,
         **vars(dataset.reading),
     }
-    trainer = _trainer(model, dataset, options, folder, data, progress)
+    trainer = _trainer(model, dataset, options, folder, data, progress, group)
     trainer.check_memory()  # before anything is written
     run = Run(trainer, dataset, folder, command, found, overwrite=overwrite, judged=judged, keep_old=keep_old)
     if init_from:
         before = {"file": str(init_from.absolute()), "sha256": model_hash(init_from)}
         run.record["init_from"] = {**before, "trained_steps": model.trained_steps}
     return run
+
+
+def _looked_at(folder: Path, overwrite: bool) -> Path | None:
+    """The newest checkpoint in a folder that a new run may take."""
+    check_readable(folder)
+    check_folder(folder, overwrite)
+    return latest_checkpoint(folder)
 
 
 def resume_run(
@@ -90,6 +98,7 @@ def resume_run(
     progress: bool = True,
     tell: Callable[[str], None] = print,
     warn: Callable[[str], None] | None = None,
+    group: Group = ALONE,
 ) -> Run:
     """The run of a folder, ready to go on from its newest valid checkpoint, with the options recorded there.
 
@@ -107,19 +116,9 @@ def resume_run(
         FileExistsError: another training is running there. ValueError: epochs cannot be changed to this number.
     """
     warn = warn or tell
-    check_readable(folder)
-    found = latest_checkpoint(folder)
+    found, (arrays, record, path) = group.first(lambda: (latest_checkpoint(folder), _checkpoint(folder, warn)))
     try:
-        arrays, record, path = load_checkpoint(folder, warn)
-    except DataError as error:
-        if os.path.lexists(folder / FOLDERS[0]):
-            raise
-        only = models_near(folder, (CHECKPOINTS,))
-        if (folder / MODEL_FILE).exists():
-            only = f"only a model; {_train_on(folder, 'N')}"
-        raise DataError(f"{folder}: no valid checkpoint to resume from; {only}") from error
-    try:
-        was = {"precision": "fp32", "shards": None, **record["environment"]}  # older runs had no others
+        was = {"precision": "fp32", "shards": None, "processes": 1, **record["environment"]}  # older runs had no others
         data, learning_rate = record["data"], record["learning_rate"]
         options = TrainingOptions(**record["options"])
         name, reading, _ = data["name"], Reading.recorded(data), limit_of(data)
@@ -129,21 +128,25 @@ def resume_run(
         if not all(isinstance(text, str) for text in named):
             raise ValueError(f"data is {data!r}")
         texts = all(isinstance(was[key], str) for key in ("device", "kernels", "precision"))
-        counts = [was["threads"], 1 if was["shards"] is None else was["shards"]]
+        counts = [was["threads"], was["processes"], 1 if was["shards"] is None else was["shards"]]
         if not (texts and all(type(count) is int and 0 < count <= MOST_THREADS for count in counts)):
             raise ValueError(f"environment is {was!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: cannot be resumed{made_by(record)} ({error})") from error
     asked = kernels
     if device is None or device.partition(":")[0] == was["device"].partition(":")[0]:
-        kernels, threads = kernels or was["kernels"], was["threads"] if threads is None else threads
-        precision = precision or was["precision"]
-    backend = minigrad.use(device or was["device"], kernels or "auto", threads, precision or "fp32", was["shards"])
+        kernels, precision = kernels or was["kernels"], precision or was["precision"]
+        if threads is None and was["processes"] == group.size:
+            threads = was["threads"]
+    threads = threads or group.threads
+    use = partial(minigrad.use, device or was["device"], kernels or "auto", threads, precision or "fp32", was["shards"])
+    backend = group.first_before_others(use)
     if kernels and not asked:
         backend.reason = "as before"
     tell(backend.describe())
-    now = environment(backend)
-    free = {"backend"} if backend.shards is None else {"backend", "threads"}  # what does not change the bits
+    now = environment(backend, group.size)
+    # what does not change the bits
+    free = {"backend"} if backend.shards is None else {"backend", "threads", "processes"}
     changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key not in free and now[key] != was.get(key)]
     if changed:
         warn(f"the result is not bitwise that of an uninterrupted run, because these changed: {', '.join(changed)}")
@@ -159,7 +162,8 @@ def resume_run(
     if dataset:
         name = str(Path(dataset).expanduser().absolute())
     try:
-        images = load_dataset(name, place, **vars(reading), download=place == data_dir, progress=progress)
+        how = {**vars(reading), "download": place == data_dir, "progress": progress}
+        images = group.first_before_others(partial(load_dataset, name, place, **how))
     except DataError as error:
         moved = "" if name in NAMES else "; if the images were moved, give their new path with --dataset"
         raise DataError(f"{error}{moved}") from error
@@ -173,7 +177,7 @@ def resume_run(
     try:
         model = from_config(record.get("model", {}), arrays)
         model.compile(learning_rate)
-        trainer = _trainer(model, images, options, folder, {**data, "name": name}, progress)
+        trainer = _trainer(model, images, options, folder, {**data, "name": name}, progress, group)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     trainer.restore(arrays, record, path)
@@ -192,6 +196,20 @@ def resume_run(
     return Run(trainer, images, folder, command, found, resumed=True)
 
 
+def _checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """(arrays, record, path) of the newest valid checkpoint in a run's folder."""
+    check_readable(folder)
+    try:
+        return load_checkpoint(folder, warn)
+    except DataError as error:
+        if os.path.lexists(folder / FOLDERS[0]):
+            raise
+        only = models_near(folder, (CHECKPOINTS,))
+        if (folder / MODEL_FILE).exists():
+            only = f"only a model; {_train_on(folder, 'N')}"
+        raise DataError(f"{folder}: no valid checkpoint to resume from; {only}") from error
+
+
 def _train_on(folder: Path, epochs: object) -> str:
     """The options that train the model of a run on."""
     new = next(name for i in itertools.count(2) if not os.path.lexists(name := f"{folder}-{i}"))
@@ -205,20 +223,25 @@ def _trainer(
     folder: Path,
     data: dict[str, Any],
     progress: bool,
+    group: Group,
 ) -> Trainer:
-    """The trainer of a run, filmed, and ended by the signals of STOPS."""
+    """The trainer of a run, filmed, and ended by the signals of STOPS. Of several processes the first one writes."""
     rows = dataset.limited(*limit_of(data))
     images, labels = dataset.train_images, dataset.train_labels
+    filmed = (
+        [] if group.rank else [(images[i], None if labels is None else labels[i]) for i in film_images(dataset, rows)]
+    )
     return Trainer(
         model,
         images[rows],
         options,
         labels=None if labels is None else labels[rows],
-        folder=folder,
-        callbacks=[Film(*((images[i], None if labels is None else labels[i]) for i in film_images(dataset, rows)))],
+        folder=None if group.rank else folder,
+        callbacks=[Film(*filmed)] if filmed else [],
         progress=progress,
         data=data,
         signals=STOPS,
+        group=group,
     )
 
 

@@ -28,13 +28,12 @@ class BestWeights:
             return best
         return {**best, "sha256": save_state(self.folder / BEST, self.state, {"model": self.config, "best": best})}
 
-    def load(self, best: dict[str, Any]) -> bool:
-        """Read the weights for which `keep` returned `best`; False if their file is lost or damaged."""
-        if self.folder is None:
-            return False
+    def load(self, best: dict[str, Any] | None) -> dict[str, np.ndarray] | None:
+        """The weights for which `keep` returned `best`; None if there are none, or their file is lost or damaged."""
+        if self.folder is None or best is None:
+            return None
         try:
             state, _, digest = load_state(self.folder / BEST, self.folder)
         except DataError:
-            return False
-        self.state = state if digest == best["sha256"] else None
-        return self.state is not None
+            return None
+        return state if digest == best["sha256"] else None

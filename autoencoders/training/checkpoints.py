@@ -20,6 +20,7 @@ import platform
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,24 @@ def check_record(
         raise ValueError(f"made with another {', '.join(other)}")
 
 
-def environment(k: Backend) -> dict[str, Any]:
+def digest_of(arrays: dict[str, np.ndarray]) -> bytes:
+    """A hash of all bits, the same in every process of a run."""
+    found = sha256()
+    for name in sorted(arrays):
+        found.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
+    return found.digest()
+
+
+def environment(k: Backend, processes: int = 1) -> dict[str, Any]:
     """The machine and software that compute a run. Results are bitwise equal only if all of these are equal, except the
-    threads where there are shards."""
+    threads and processes where there are shards."""
     return {
         "backend": k.describe(),
         "kernels": k.kernels,
         "precision": k.precision,
         "threads": k.threads,
         "shards": k.shards,
+        "processes": processes,
         "device": "cpu" if k.on_host else f"cuda:{k.xp.cuda.Device().id}",
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -33,8 +33,14 @@ def find_cause(run: Steps, steps: int, received: list[int]) -> str:
     """A description of what made the numbers diverge within the next `steps` steps.
 
     The steps are repeated, which gives the same bits, until the first number that is not finite. That step is then
-    repeated with a check of every operation. received: the signals so far; the search stops when there is one.
+    repeated with a check of every operation. received: the signals so far; the search stops when there is one. Of
+    several processes each does whole steps, because the check may stop them at different operations.
     """
+    with run.apart():
+        return _cause(run, steps, received)
+
+
+def _cause(run: Steps, steps: int, received: list[int]) -> str:
     p, drawn = run.progress, run.sample_epoch()
     for _ in range(steps):  # all in one epoch, because the search starts at a good state and each epoch ends with one
         if received:  # the user does not want to wait for the search

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from minigrad import Backend, Tensor, backend_of, nn, optim
 from minigrad.backend import pinned, quietly
+from minigrad.distributed import ALONE, Group
 from minigrad.random import generator
 
 from .checkpoints import MOMENT
@@ -30,18 +33,26 @@ class Steps:
     Attributes:
         model, optimizer, options: what is trained, and how. k: the kernels that compute it.
         feed: the images, on the device. controls: learning rate and beta. progress: where the run stands.
+        group: the processes that train the model; each computes its rows of every batch.
 
     Raises:
         RuntimeError: the model is not compiled. DataError: images or labels do not fit it. ValueError: options do not.
     """
 
     def __init__(
-        self, model: Trainable, images: np.ndarray, options: TrainingOptions, labels: np.ndarray | None = None
+        self,
+        model: Trainable,
+        images: np.ndarray,
+        options: TrainingOptions,
+        labels: np.ndarray | None = None,
+        group: Group = ALONE,
     ) -> None:
         if model.optimizer is None:
             raise RuntimeError("train: call compile(learning_rate) first")
         options.check_model(model)
         self.k: Backend = backend_of(model.optimizer.flat.values)
+        self.group = group
+        group.check(self.k, options.batch_size)
         self.feed = Feed(self.k, model, images, labels, options)
         self.model: Any = model  # callbacks may use what else it has
         self.optimizer = model.optimizer
@@ -71,15 +82,19 @@ class Steps:
         """
         with self.k.session(), nn.training():
             self.optimizer.zero_grad()
-            clean = None if targets is None else Tensor(targets)
-            loss, parts = self.model.losses(Tensor(images), noise, scalars[0:1].reshape(()), labels, clean)
-            loss.backward()
+            with self.group.sharing(self.k, len(images)) as rows:
+                mine = (None if x is None else x[rows] for x in (images, noise, labels, targets))
+                images, noise, labels, targets = mine
+                clean = None if targets is None else Tensor(targets)
+                loss, parts = self.model.losses(Tensor(images), noise, scalars[0:1].reshape(()), labels, clean)
+                loss.backward()
+            self.group.mean_(self.optimizer.flat.gradients)
             if self.options.clip_norm is not None:
                 optim.clip_grad_norm(self.optimizer, self.options.clip_norm)
             self.optimizer.update(scalars[1:])
             self.optimizer.flat.mark_written()
             parts = parts if self.options.iw_samples == 1 else [*parts, loss]
-            return self.k.xp.concatenate([part.data.reshape(1) for part in parts])
+            return self.group.mean(self.k.xp.concatenate([part.data.reshape(1) for part in parts]))
 
     def sample_epoch(self) -> tuple[Array, Array | None, Array]:
         """Order, noise and scalars of the epoch on the device; row i of each belongs to position or step i."""
@@ -98,7 +113,8 @@ class Steps:
         images, one_hot, targets = self.feed.validation()
         rng, samples = generator(self.options.seed, "validation"), self.options.iw_samples
         batch = min(256, self.feed.batch_size)  # what fits into a step fits into this
-        return mean_losses(self.model, images, rng, batch, one_hot=one_hot, targets=targets, iw_samples=samples)
+        given = self.model, images, rng, batch
+        return mean_losses(*given, one_hot=one_hot, targets=targets, iw_samples=samples, group=self.group)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -150,6 +166,15 @@ class Steps:
         state |= {f"Adam's {name}": x for name, x in self.optimizer.moments.items()}
         return next((name for name, x in state.items() if not np.isfinite(self.k.to_host(x)).all()), None)
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Inside, this process does whole steps by itself, with the same results."""
+        before, self.group = self.group, ALONE
+        try:
+            yield
+        finally:
+            self.group = before
+
     def seconds_per_step(self) -> float:
         """How long a step takes on this machine now, tried with the first batch. Nothing is changed by it."""
         state, at = self.state(), deepcopy(self.progress)
@@ -168,4 +193,5 @@ class Steps:
         """Raise DeviceError unless a step fits into the free memory. The validation then fits, too: its batches are no
         larger."""
         device, free = self.k.device_of(self.optimizer.flat.values), self.k.free_memory()
+        free = None if free is None else free // self.group.local_size
         check_memory(self.model, self.feed.batch_size, self.options.iw_samples, free, device)

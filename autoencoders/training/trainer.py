@@ -20,12 +20,21 @@ import numpy as np
 
 from minigrad import DeviceError
 from minigrad.backend import pinned
+from minigrad.distributed import ALONE, Group
 from minigrad.serialize import DataError
 from minigrad.tensor import is_evaluating, is_recording
 
 from .advice import remedies
 from .best import BestWeights
-from .checkpoints import CHECKPOINT, check_record, environment, latest_checkpoint, made_by, write_checkpoint
+from .checkpoints import (
+    CHECKPOINT,
+    check_record,
+    digest_of,
+    environment,
+    latest_checkpoint,
+    made_by,
+    write_checkpoint,
+)
 from .display import Display
 from .divergence import DivergedError, find_cause
 from .folder import alone, claim
@@ -76,6 +85,8 @@ class Trainer(Steps):
         progress: show a bar (only on a terminal) and lines about epochs. (The attribute is the run's `Progress`.)
         data: what describes the images (name, content hash), for the record.
         signals: those that end the run after the step, with a checkpoint if there is a folder.
+        group: the processes that train the model together, `minigrad.distributed.world()`. Each makes its own Trainer,
+            with equal arguments; only the first one of them should get a folder, and callbacks that write.
 
     Attributes:
         feed: the images, on the device.
@@ -97,14 +108,16 @@ class Trainer(Steps):
         progress: bool = True,
         data: dict[str, Any] | None = None,
         signals: tuple[signal.Signals, ...] = (signal.SIGINT,),
+        group: Group = ALONE,
     ) -> None:
-        super().__init__(model, images, options, labels)
+        super().__init__(model, images, options, labels, group)
         self.config: dict[str, Any] = model.config
         self.callbacks, self.data, self.signals = callbacks, data or {}, signals
         self.folder = None if folder is None else Path(folder)
         self.display = Display(progress, options, len(self.feed.trained))
         self.capture, self.stopping = True, False
         self.received: list[int] = []  # signals
+        self.stop_signal = 0  # the one that ends the run, in all processes after the same step
         self.pending: list[tuple[int, int, float, Any]] = []  # (step, images, beta, losses) still on the device
         self.last_good: Any = None  # (arrays, progress) of the last state that was seen to be finite
         self.best = BestWeights(model, self.folder)
@@ -136,7 +149,7 @@ class Trainer(Steps):
         """
         if is_evaluating() or not is_recording():
             raise RuntimeError("train: nothing is learned inside evaluation() or no_grad(); call it outside of them")
-        with claim(self.folder), alone(self.model.network, self.folder):
+        with self.group.together(), claim(self.folder), alone(self.model.network, self.folder):
             self._prepare()
             try:
                 with self.controls.steering(self.progress), pinned(self.k):
@@ -172,14 +185,19 @@ class Trainer(Steps):
 
     def _run_epochs(self) -> None:
         with catch_signals(self.signals) as self.received, self.display.shown(self.progress):
-            while not (self.trained_enough or self.received or self.stopping):
+            while not (self._asked_to_stop() or self.trained_enough):
                 self._run_epoch()
             if self.progress.batch:  # ended within an epoch
-                if not self.received:
+                if not self.stop_signal:
                     self.partial_row = [self._row()]
                 self.save_checkpoint()
-        if self.received:
-            raise KeyboardInterrupt(self.received[0])
+        if self.stop_signal:
+            raise KeyboardInterrupt(self.stop_signal)
+
+    def _asked_to_stop(self) -> bool:
+        """Whether a signal, a callback or another thread wants the run to end, in any of the processes."""
+        self.stop_signal, stopping = self.group.most(self.received[0] if self.received else 0, int(self.stopping))
+        return bool(self.stop_signal or stopping)
 
     def _run_epoch(self) -> None:
         p = self.progress
@@ -187,7 +205,7 @@ class Trainer(Steps):
         self.controls.take_changes(p)
         order, noise, scalars = self.sample_epoch()
         p.sums = p.sums or [0.0] * len(self.columns)
-        while p.batch < self.feed.steps and not (self.stopping or self.received):
+        while p.batch < self.feed.steps and not self._asked_to_stop():
             began = time.perf_counter()
             self._call("on_batch_begin")
             if self.controls.take_changes(p):
@@ -213,7 +231,7 @@ class Trainer(Steps):
             p.seconds += time.perf_counter() - began
             if self.options.save_every and p.step % self.options.save_every == 0 and p.batch < self.feed.steps:
                 self.save_checkpoint()
-        if p.batch == self.feed.steps and not self.received:
+        if p.batch == self.feed.steps and not self.stop_signal:
             self._end_epoch()
 
     def _fetch(self) -> None:
@@ -283,6 +301,7 @@ class Trainer(Steps):
         self._check_finite()
         self.controls.take_changes(self.progress)
         p, state = self.progress, self.state()
+        self.group.same(f"the weights after step {p.step}", digest_of(state))
         self.last_good = state, deepcopy(p)
         if self.folder:
             record = {
@@ -292,7 +311,7 @@ class Trainer(Steps):
                 "progress": asdict(p),
                 "off": self.controls.switched_off(),
                 "data": self.data,
-                "environment": environment(self.k),
+                "environment": environment(self.k, self.group.size),
             }
             write_checkpoint(self.folder, state, record, p.step)
             self.history.write(self.folder)
@@ -312,10 +331,12 @@ class Trainer(Steps):
             raise DataError(f"{source}: does not fit the training{made_by(record)} ({error})") from error
         self.last_good = arrays, deepcopy(at)
         self.last_controls = self.rate(self.optimizer.steps), self.beta(at.step)  # if no step follows in the epoch
-        if at.best is not None and not self.best.load(at.best):
+        self.best.state = self.group.first(lambda: self.best.load(at.best))
+        if at.best is not None and self.best.state is None:
             # The file is damaged, or the run was killed after it wrote newer best weights and before the checkpoint. In
             # the second case the resumed run computes those weights again.
-            print("the best weights so far are not there; the best of the coming epochs are kept", file=sys.stderr)
+            if self.group.rank == 0:
+                print("the best weights so far are not there; the best of the coming epochs are kept", file=sys.stderr)
             at.best = None
 
     # ---- divergence ----

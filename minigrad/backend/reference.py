@@ -49,6 +49,10 @@ class Backend(Device):
         """a @ b of matrices, or of stacks of them."""
         return self._for_blas(a) @ self._for_blas(b)
 
+    def dense_grad_weight(self, x: Array, gy: Array) -> Array:
+        """The gradient of x @ weight with respect to weight, x.T @ gy: a sum over the rows."""
+        return self.matmul(x.T, gy)
+
     def _for_blas(self, x: Array) -> Array:
         """x, or a copy if neither its rows nor its columns are contiguous: then NumPy would add the products one after
         another, which loses digits as in `sum`."""

@@ -64,7 +64,7 @@ class Dense(Function):
         D, F = self.weight.shape
         gy = gy.reshape(len(self.x), F)
         gx = self.k.matmul(gy, self.weight.T).reshape(*self.leading, D) if self.needs[0] else None
-        gweight = self.k.matmul(self.x.T, gy) if self.needs[1] else None
+        gweight = self.k.dense_grad_weight(self.x, gy) if self.needs[1] else None
         gbias = self.k.channel_sum(gy) if self.needs[2] else None
         return gx, gweight, gbias
 

@@ -65,8 +65,8 @@ class Moments:
     """Mean and variance of each channel, from the blocks of all shards.
 
     Each shard sums (value - shift) and (value - shift)^2. The shift is the mean of its first image, or of the first
-    rows of a large one. It is so close to
-    the mean of all that no digits cancel. The moments of the shards are then joined in float64.
+    rows of a large one. It is so close to the mean of all that no digits cancel. The moments of the shards, in several
+    processes those of all, are then joined in float64.
 
     Source: Chan, Golub and LeVeque, Algorithms for computing the sample variance, 1983, eq. 2.1 (joining).
     """
@@ -88,13 +88,22 @@ class Moments:
 
     def result(self, dtype: Any) -> tuple[Array, Array]:
         """(mean, variance)."""
-        shares = self.counts / self.counts.sum()  # 0 for a shard that had nothing to do
-        first, second = (self.sums / np.maximum(self.counts, 1)[:, None]).transpose(1, 0, 2)  # (shards, C)
-        means = self.shifts + first
+        counts, shifts, sums = self._of_all_processes()
+        shares = counts / counts.sum()  # 0 for a shard that had nothing to do
+        first, second = (sums / np.maximum(counts, 1)[:, None]).transpose(1, 0, 2)  # (shards, C)
+        means = shifts + first
         centre = 0 if self.pool.by_thread else np.where(np.isfinite(means[0]), means[0], 0)  # equal values stay equal
-        mean = centre + self.pool.total(shares * (means - centre))
-        variance = self.pool.total(shares * (np.maximum(second - first * first, 0) + (means - mean) ** 2))
+        mean = centre + self.pool.added(shares * (means - centre))
+        variance = self.pool.added(shares * (np.maximum(second - first * first, 0) + (means - mean) ** 2))
         return mean.astype(dtype), variance.astype(dtype)
+
+    def _of_all_processes(self) -> tuple[Array, Array, Array]:
+        """(counts, shifts, sums) of all shards."""
+        if self.pool.group is None:
+            return self.counts, self.shifts, self.sums
+        mine = np.hstack([self.counts, self.shifts, self.sums.reshape(len(self.sums), -1)])
+        rows, C = self.pool.group.gather(mine).reshape(-1, mine.shape[1]), self.shifts.shape[1]
+        return rows[:, :1], rows[:, 1 : 1 + C], rows[:, 1 + C :].reshape(-1, 2, C)
 
 
 def tiled(values: Array, x: Array) -> Array:

@@ -17,13 +17,14 @@ from ..reference import AdamOptions, Backend
 from .numpy_channels import Moments, NumpyChannels, row_sums, tiled, where_positive, wide
 from .numpy_layers import InferenceLayer, NumpyLayers, images_per_block, plain_bias
 from .plan import adjoint, convolution
-from .threads import Pool, usable_cores
+from .threads import Pool, added, usable_cores
 
 Array = Any
 CHAIN_BLOCKS = 4  # blocks of the largest layer that pass a chain together; with one, small layers have small products
 PASS_BYTES = 1 << 20  # bytes of each array in one block of an elementwise pass
 FUNCTION_NUMBERS = 1 << 15  # the fewest numbers worth a thread, where each takes several operations
 MATMUL_PRODUCTS = 1 << 20  # the fewest multiplications worth a thread
+SUM_NUMBERS = 1 << 16  # numbers of all shards that are added at a time, in the cache
 
 
 class NumpyBackend(FastBackend):
@@ -64,9 +65,35 @@ class NumpyBackend(FastBackend):
             self.pool.run(lambda *_: np.matmul(a, b, out=y), 1, 1)
             return y
         y = np.empty((a.shape[0], b.shape[1]), a.dtype)
-        least = -(-MATMUL_PRODUCTS // max(b.size, 1))
+        least, size = -(-MATMUL_PRODUCTS // max(b.size, 1)), len(a) // self.pool.shards
+        if self.pool.strict and size * self.pool.shards == len(a) and size * self.pool.all_shards <= least:
+            # one call that multiplies shard by shard: the order in which BLAS adds depends on the number of rows
+            stacks = a.reshape(self.pool.shards, size, -1), y.reshape(self.pool.shards, size, -1)
+            self.pool.run(lambda *_: np.matmul(stacks[0], b, out=stacks[1]), 1, 1)
+            return y
         self.pool.run(lambda _, rows: np.matmul(a[rows], b, out=y[rows]), len(a), max(len(a), 1), least)
         return y
+
+    def dense_grad_weight(self, x: Array, gy: Array) -> Array:
+        """The plain product. In a training each shard has a sum of its own, a few columns of x at a time."""
+        pool, (N, D), F = self.pool, x.shape, gy.shape[1]
+        if not pool.strict:
+            return super().dense_grad_weight(x, gy)
+        gweight = np.empty((D, F), x.dtype)
+        size, parts = -(-N // pool.shards), pool.parts(N)
+        width = max(1, SUM_NUMBERS // (pool.all_shards * F))
+
+        def task(_: int, blocks: slice) -> None:
+            columns = slice(blocks.start * width, min(blocks.stop * width, D))
+            sums = pool.scratch("gweights", (parts, width, F), x.dtype)[:, : columns.stop - columns.start]
+            sums[...] = 0
+            for shard, start in enumerate(range(0, N, size)):
+                rows = slice(start, start + size)
+                np.matmul(x[rows, columns].T, gy[rows], out=sums[shard])
+            gweight[columns] = added(sums)
+
+        pool.run(task, -(-D // width), 1, shards_apart=False)
+        return pool.total(gweight[None])
 
     # ---- convolution ----
 
@@ -143,25 +170,37 @@ class NumpyBackend(FastBackend):
 
     # ---- elementwise and sums ----
 
+    def sum(self, x: Array, axes: tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
+        """The plain sum. In a training each shard has a sum of its own, if the sum is over the first axis."""
+        if not self.pool.strict or not x.ndim or (axes is not None and 0 not in axes):
+            return super().sum(x, axes, keepdims)
+        over = tuple(range(x.ndim)) if axes is None else axes
+        shape = tuple(1 if axis in over else size for axis, size in enumerate(x.shape))
+        size, parts = -(-len(x) // self.pool.shards), np.zeros((self.pool.parts(len(x)), *shape), x.dtype)
+        for shard, start in enumerate(range(0, len(x), max(size, 1))):
+            parts[shard] = super().sum(x[start : start + size], over, keepdims=True)
+        total = self.pool.total(parts)
+        return total if keepdims else total.squeeze(over)
+
     def relu(self, x: Array) -> Array:
         """Faster on threads."""
         y = np.empty(x.shape, x.dtype)
         rows, out = np.atleast_1d(x, y)  # a single number has no first axis
-        self._each_block(lambda _, block: np.clip(rows[block], 0, np.inf, out=out[block]), out)
+        self._each_block(lambda _, block: np.clip(rows[block], 0, np.inf, out=out[block]), out, sums=False)
         return y
 
     def relu_grad(self, gy: Array, y: Array) -> Array:
         """Faster on threads."""
         gx = np.empty(y.shape, y.dtype)
         g, rows, out = np.atleast_1d(gy, y, gx)
-        self._each_block(lambda _, block: where_positive(self.pool, rows[block], g[block], out[block]), out)
+        self._each_block(lambda _, block: where_positive(self.pool, rows[block], g[block], out[block]), out, sums=False)
         return gx
 
     def add_bias(self, x: Array, bias: Array) -> Array:
         """Faster on threads, and because a row of pixels is added at once."""
         y = np.empty(x.shape, x.dtype)
         bias_row = tiled(bias, x)
-        self._each_block(lambda _, block: np.add(wide(x[block]), bias_row, out=wide(y[block])), y)
+        self._each_block(lambda _, block: np.add(wide(x[block]), bias_row, out=wide(y[block])), y, sums=False)
         return y
 
     def channel_sum(self, x: Array) -> Array:
@@ -185,18 +224,19 @@ class NumpyBackend(FastBackend):
         def task(_: int, block: slice) -> None:
             out[block] = Backend.sigmoid(self, rows[block])
 
-        self.pool.run(task, x.size, 4 * FUNCTION_NUMBERS, least=FUNCTION_NUMBERS)
+        self.pool.run(task, x.size, 4 * FUNCTION_NUMBERS, least=FUNCTION_NUMBERS, shards_apart=False)
         return y
 
     def bernoulli_nll(self, logits: Array, targets: Array) -> Array:
         """Faster on threads; a block's sum is taken in its own precision, the sum of blocks in float64."""
-        rows, wanted = logits.reshape(-1), targets.reshape(-1)
-        total = np.zeros(self.pool.shards)
+        items = (len(logits), -1) if self.pool.strict else (-1,)  # images or numbers
+        rows, wanted = logits.reshape(items), targets.reshape(items)
+        block, total = max(1, 4 * FUNCTION_NUMBERS * len(rows) // max(logits.size, 1)), np.zeros(self.pool.shards)
 
         def task(shard: int, block: slice) -> None:
             total[shard] += Backend.bernoulli_nll(self, rows[block], wanted[block])
 
-        self.pool.run(task, logits.size, 4 * FUNCTION_NUMBERS, least=4 * FUNCTION_NUMBERS)
+        self.pool.run(task, len(rows), block, least=block)
         return self.pool.total(total).astype(logits.dtype)
 
     def adam_step_(
@@ -231,14 +271,18 @@ class NumpyBackend(FastBackend):
             return x
         y = np.empty(x.shape, x.dtype)
         per_channel = self.channels.per_channel(rows, x)
-        self._each_block(lambda _, block: self.channels.normalise(x[block], per_channel, y[block]), y)
+        self._each_block(lambda _, block: self.channels.normalise(x[block], per_channel, y[block]), y, sums=False)
         return y
 
     def norm_gradient(self, gy: Array, x: Array, rows: Array) -> Array:
         """Faster on threads, and because a row of pixels is computed at once."""
         gx = np.empty(x.shape, x.dtype)
         per_channel = self.channels.per_channel(rows, x)
-        self._each_block(lambda _, block: self.channels.norm_gradient(gy[block], x[block], per_channel, gx[block]), gx)
+
+        def task(_: int, block: slice) -> None:
+            self.channels.norm_gradient(gy[block], x[block], per_channel, gx[block])
+
+        self._each_block(task, gx, sums=False)
         return gx
 
     def batch_norm_sums(self, gy: Array, x: Array, mean: Array) -> Array:
@@ -250,7 +294,8 @@ class NumpyBackend(FastBackend):
         )
         return self.pool.total(sums).astype(x.dtype)
 
-    def _each_block(self, task: Any, x: Array) -> None:
-        """Run task(shard, slice of the first axis) over x; on one thread if x fits one block."""
+    def _each_block(self, task: Any, x: Array, sums: bool = True) -> None:
+        """Run task(shard, slice of the first axis) over x; on one thread if x fits one block. sums: whether the task
+        adds to a sum of its shard."""
         block = max(1, PASS_BYTES // max(x.nbytes // max(len(x), 1), 1))
-        self.pool.run(task, len(x), block, least=block)
+        self.pool.run(task, len(x), block, least=block, shards_apart=sums)

@@ -10,14 +10,17 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable
-from contextvars import copy_context
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+
+_step: ContextVar[Any] = ContextVar("minigrad_step", default=None)  # inside `strictly` its group, or False
 
 
 def usable_cores() -> int:
@@ -104,6 +107,24 @@ def _stop(workers: list[_Worker]) -> None:
         worker.jobs.put(None)
 
 
+@contextmanager
+def strictly(group: Any = None) -> Iterator[None]:
+    """A step of a training: each sum over a batch is taken by shards, even of small arrays. With a group of processes,
+    arrays hold this process's rows of the batch, and sums are those of all."""
+    token = _step.set(group or False)
+    try:
+        yield
+    finally:
+        _step.reset(token)
+
+
+def added(parts: np.ndarray) -> np.ndarray:
+    """The sum over the first axis, added as a balanced binary tree: ((0 + 1) + (2 + 3)) + ..."""
+    while len(parts) > 1:
+        parts = parts[::2] + parts[1::2]
+    return parts[0]
+
+
 class Pool:
     """Runs a task over the images of a batch, cut into a fixed number of shards, on some threads.
 
@@ -114,27 +135,47 @@ class Pool:
     Args:
         shards: a power of two. None: one for each thread, whose sums are added one after another, as in runs that were
             made before there were shards.
+
+    Attributes:
+        all_shards: how many there are; `shards` are those of this process.
     """
 
     single_threaded_blas = _SingleThreadedBlas()
 
     def __init__(self, threads: int, shards: int | None) -> None:
-        self.threads, self.shards, self.by_thread = threads, shards or threads, shards is None
+        self.threads, self.by_thread = threads, shards is None
+        self.all_shards = shards or threads
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._scratch = threading.local()
         weakref.finalize(self, _stop, self._workers)
 
+    @property
+    def strict(self) -> bool:
+        """Whether even small arrays are cut into the shards of their batch: in a step of a training."""
+        return not self.by_thread and _step.get() is not None
+
+    @property
+    def group(self) -> Any:
+        """The processes that share the batch, each with its part of the shards; None: this process has all."""
+        return _step.get() or None
+
+    @property
+    def shards(self) -> int:
+        """The shards of the rows that this process has."""
+        return self.all_shards if self.group is None else self.all_shards // self.group.size
+
     def run(
         self, task: Callable[[int, slice], Any], count: int, block: int, least: int = 1, shards_apart: bool = True
     ) -> None:
         """Call task(shard index, slice of some `block` items) until all `count` items are done.
 
-        A shard has at least `least` items, so that little work is not spread over threads. Unless shards_apart, a
-        thread that is free takes the next block: its index is then that of the thread.
+        A shard has at least `least` items, so that little work is not spread over threads. If `strict`, the work is cut
+        into all shards and only the threads are fewer. Unless shards_apart, a thread that is free takes the next block:
+        its index is then that of the thread.
         """
-        size, shards = self._cut(count, least)
+        size, shards = self._cut(count, 1 if self.strict and shards_apart else least)
         block = -(-size // max(1, round(size / max(block, 1))))  # the last one as large as the others
         shared = iter(range(0, count, block))  # the interpreter lets one thread at a time take from it
 
@@ -148,7 +189,7 @@ class Pool:
                 for start in range(shard * size, stop, block):
                     task(shard, slice(start, min(start + block, stop)))
 
-        self._on_threads(work, shards)
+        self._on_threads(work, shards, -(-count // least))
 
     def run_shards(self, task: Callable[[range, int, int], Any], count: int) -> tuple[int, int]:
         """Call task(shards, size, joined) once on each thread, for its shards of `size` items; the last one may have
@@ -164,12 +205,13 @@ class Pool:
         return shards, joined
 
     def total(self, parts: np.ndarray) -> np.ndarray:
-        """The sum of the parts (shards, ...), added as a balanced binary tree: ((0 + 1) + (2 + 3)) + ..."""
-        if self.by_thread:
-            return parts.sum(axis=0)
-        while len(parts) > 1:
-            parts = parts[::2] + parts[1::2]
-        return parts[0]
+        """The sum of the parts (shards, ...). Of several processes, each of which has the mean loss of its own images,
+        it is the mean of their sums: that belongs to the mean loss of all."""
+        return self.added(parts) if self.group is None else self.group.mean(added(parts))
+
+    def added(self, parts: np.ndarray) -> np.ndarray:
+        """The sum of the parts (shards, ...) of this process."""
+        return parts.sum(axis=0) if self.by_thread else added(parts)
 
     def parts(self, count: int) -> int:
         """The parts that `total` takes for `count` items: shards that have items, and zeros up to a power of two."""
@@ -181,13 +223,13 @@ class Pool:
         size = max(-(-count // self.shards), least)
         return size, -(-count // size)
 
-    def _on_threads(self, work: Callable[[int, range], Any], shards: int) -> None:
-        """Call work(thread, its shards) on each thread that has some.
+    def _on_threads(self, work: Callable[[int, range], Any], shards: int, most: int | None = None) -> None:
+        """Call work(thread, its shards) on each thread that has some; on at most so many threads.
 
         The first one is the calling thread, the others run in copies of its context (`np.errstate` holds there). An
         exception in any of them is raised here, after all ended.
         """
-        threads = min(self.threads, shards)
+        threads = min(self.threads, shards, shards if most is None else most)
 
         def job(thread: int) -> None:
             work(thread, range(thread * shards // threads, (thread + 1) * shards // threads))

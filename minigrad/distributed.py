@@ -1,0 +1,292 @@
+"""Several processes that train one model together, started by `mpirun`.
+
+A batch is cut into shards (backend/cpu/threads.py), and each process computes a power of two of them. What is summed
+over a batch is first added in each process, then over the processes, as the upper levels of the same binary tree. So
+the weights are those of one process, bit for bit. The processes only exchange bytes: MPI and its libraries promise no
+order of additions.
+
+Each process has a loss that is the mean over its own images. The mean over the processes is that of the batch, and so
+for gradients. Sums that all need at once, such as those of batch normalisation, are exchanged in the kernels
+(`Pool.total`); the gradients of all parameters once more at the end of a step (`mean`), which changes nothing that is
+equal already, and is right for any loss.
+
+A wait that does not end is the typical fault here. Therefore every wait has a limit, an error that not all processes
+have ends all of them, and what only the first one can see (files) is told to the others (`first`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .backend import Backend
+from .backend.cpu.threads import added, strictly, usable_cores
+from .backend.errors import DeviceError
+
+LIMIT = float(os.environ.get("MINIGRAD_WAIT", "600"))  # seconds that a process waits for the others
+GRACE = 3.0  # seconds in which an error must reach all processes, if it is one that all have
+WHOLE_NUMBERS = 1 << 13  # arrays of more numbers are added in parts, each by one process
+SPINS = 200  # tries before a waiting process leaves its core to others
+
+
+class StalledError(RuntimeError):
+    """A process gave no answer within the limit."""
+
+
+class Group:
+    """The processes that train one model; this class is a process alone.
+
+    Attributes:
+        rank: the number of this process; 0 writes and prints. size: how many there are. local_size: how many of them
+            are on this machine.
+    """
+
+    rank, size, local_size = 0, 1, 1
+
+    @contextmanager
+    def sharing(self, k: Backend, images: int) -> Iterator[slice]:
+        """Inside, k computes this process's rows of a batch of so many images, and sums over all of them. Gives the
+        rows: all of them if they cannot be dealt out equally, as in the last batch of an epoch."""
+        alone = self.size == 1 or images % (k.shards or 1) > 0
+        count = images if alone else images // self.size
+        with strictly(None if alone else self):
+            yield slice(0, images) if alone else slice(self.rank * count, (self.rank + 1) * count)
+
+    @property
+    def threads(self) -> int | None:
+        """The threads for each process that use all cores; None: as many as a process alone has."""
+        return None
+
+    def gather(self, x: np.ndarray) -> np.ndarray:
+        """(size, ...): x of every process."""
+        return x[None]
+
+    def mean(self, x: np.ndarray) -> np.ndarray:
+        """The mean of x over the processes; the same bits in all of them."""
+        return x
+
+    def mean_(self, x: np.ndarray) -> None:
+        """x becomes its mean over the processes."""
+
+    def check(self, k: Backend, batch_size: int) -> None:
+        """Raise DeviceError or ValueError unless these processes can share batches of this size with these kernels."""
+
+    def most(self, *numbers: int) -> list[int]:
+        """For each number the largest that a process has."""
+        return list(numbers)
+
+    def first(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns or raises in the first process, which alone does it."""
+        return work()
+
+    def same(self, what: str, digest: bytes) -> None:
+        """Raise RuntimeError, which names the processes that differ from the first one, unless all have this digest."""
+
+    def first_before_others(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns here; the first process does it before the others: it may fill a cache for them."""
+        done: list[Any] = []
+        self.first(lambda: done.append(work()))
+        return done[0] if done else work()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, an error that other processes do not have makes this one `alone`."""
+        yield
+
+    alone = False  # whether this process has an error that the others do not have
+
+    def part(self) -> None:
+        """From here on the processes do not need each other: an error of one does not end the others."""
+
+    def leave(self, code: int) -> None:
+        """Wait until all processes end. If this one is `alone`, end all with the exit code."""
+
+
+class MPIGroup(Group):
+    """The processes of MPI's world."""
+
+    def __init__(self, mpi: Any) -> None:
+        world = mpi.COMM_WORLD
+        self.mpi, self.rank, self.size = mpi, world.rank, world.size
+        self.local_size = world.Split_type(mpi.COMM_TYPE_SHARED).size
+        self.data, self.errors, self.calls, self.ends = (world.Dup() for _ in range(4))
+        self.seconds, self._settled = 0.0, False  # of waiting, for benchmarks
+
+    @property
+    def threads(self) -> int | None:
+        return max(1, usable_cores() // self.local_size)
+
+    # ---- exchange ----
+
+    def gather(self, x: np.ndarray) -> np.ndarray:
+        x = np.ascontiguousarray(x)
+        found = np.empty((self.size, *x.shape), x.dtype)
+        self._wait(self.data.Iallgather(_bytes(x), _bytes(found)))
+        return found
+
+    def mean(self, x: np.ndarray) -> np.ndarray:
+        if x.size <= WHOLE_NUMBERS:
+            return added(self.gather(x)) / self.size
+        part = -(-x.size // self.size)
+        mine = np.zeros((self.size, part), x.dtype)
+        mine.reshape(-1)[: x.size] = x.reshape(-1)
+        parts = np.empty_like(mine)
+        self._wait(self.data.Ialltoall(_bytes(mine), _bytes(parts)))
+        return (self.gather(added(parts)).reshape(-1)[: x.size] / self.size).reshape(x.shape)
+
+    def mean_(self, x: np.ndarray) -> None:
+        x[...] = self.mean(x)
+
+    def check(self, k: Backend, batch_size: int) -> None:
+        if k.kernels not in ("numba", "numpy"):
+            raise DeviceError(f"{self.size} processes need the CPU kernels numba or numpy, found {k.describe()}")
+        if k.shards is None or k.shards % self.size:
+            raise DeviceError(f"{self.size} processes need shards that they can deal out, found {k.shards}: --shards 8")
+        if batch_size % k.shards:
+            least = batch_size // k.shards * k.shards
+            raise ValueError(
+                f"batch size is {batch_size}, but several processes deal out the {k.shards} shards of a batch, so it "
+                f"must be a multiple of {k.shards}, such as {least or k.shards} or {least + k.shards}"
+            )
+
+    def most(self, *numbers: int) -> list[int]:
+        return self.gather(np.array(numbers)).max(axis=0).tolist()
+
+    def first(self, work: Callable[[], Any]) -> Any:
+        result, error = None, None
+        if self.rank == 0:
+            try:
+                result = work()
+            except Exception as raised:
+                error = raised
+        data = np.frombuffer(self.mpi.pickle.dumps((result, error)), np.uint8) if self.rank == 0 else None
+        size = np.array([0 if data is None else data.size])
+        self._wait(self.data.Ibcast(size))
+        data = np.empty(size, np.uint8) if data is None else data
+        self._wait(self.data.Ibcast(data))
+        if self.rank:
+            result, error = self.mpi.pickle.loads(data)
+        if error is not None:
+            raise error
+        return result
+
+    def same(self, what: str, digest: bytes) -> None:
+        found = self.gather(np.frombuffer(digest, np.uint8))
+        if others := [rank for rank in range(self.size) if (found[rank] != found[0]).any()]:
+            raise RuntimeError(
+                f"{what} of process {', '.join(map(str, others))} differ from those of process 0: bits were lost in "
+                "memory, or the processes do not run the same program and libraries; resume from the last checkpoint"
+            )
+
+    def _wait(self, request: Any) -> None:
+        """Wait for the other processes; signals are handled meanwhile, and others on this core get their turn."""
+        began = time.monotonic()
+        turns = 0
+        while not request.Test():
+            turns += 1
+            if turns < SPINS:
+                continue
+            waited = time.monotonic() - began
+            if waited > LIMIT:
+                self._stalled(waited)
+            time.sleep(0 if waited < 0.02 else 0.001)
+        self.seconds += time.monotonic() - began
+
+    def _stalled(self, waited: float) -> None:
+        """Find out which processes do not wait, too, and raise StalledError in the first of those that do."""
+        for other in range(self.size):
+            self.calls.Isend(np.zeros(1), other)
+        heard, until = set(), time.monotonic() + GRACE
+        while time.monotonic() < until:
+            status = self.mpi.Status()
+            while self.calls.Iprobe(status=status):
+                self.calls.Recv(np.zeros(1), status.source)
+                heard.add(status.source)
+            time.sleep(0.01)
+        if min(heard) != self.rank:
+            time.sleep(4 * GRACE)  # the first one tells it and ends all
+        missing = ", ".join(str(rank) for rank in range(self.size) if rank not in heard)
+        self._settled = self.alone = True
+        raise StalledError(f"no answer from process {missing} within {waited:.0f} s")
+
+    # ---- errors and the end ----
+
+    def part(self) -> None:
+        self._settled = True
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        self._settled = False
+        try:
+            yield
+        except BaseException:
+            if not self._settled:
+                request, until = self.errors.Ibarrier(), time.monotonic() + GRACE
+                while not (shared := request.Test()) and time.monotonic() < until:
+                    time.sleep(0.01)
+                self._settled, self.alone = True, not shared
+            raise
+
+    def leave(self, code: int) -> None:
+        if not self.alone:
+            try:
+                self._wait(self.ends.Ibarrier())
+                return
+            except StalledError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+        self.mpi.COMM_WORLD.Abort(code or 1)
+
+
+def _bytes(x: np.ndarray) -> np.ndarray:
+    """The same memory as bytes: nothing else is exchanged."""
+    return x.reshape(-1).view(np.uint8)
+
+
+ALONE = Group()
+
+
+def told(what: str = "SIZE") -> int:
+    """The number of processes that were started together, as their launcher tells it; with RANK this one's number."""
+    names = (f"PMI_{what}", f"OMPI_COMM_WORLD_{what}", f"PMIX_{what}")  # MPICH and Intel MPI, Open MPI, Slurm
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdecimal()), what == "SIZE")
+
+
+@cache
+def world(insist: bool = False) -> Group:
+    """The processes that `mpirun` has started; a Group of one where it has started none.
+
+    insist: whether one process alone is an error.
+
+    Raises:
+        DeviceError: mpi4py is missing, mpirun belongs to another MPI than mpi4py's, or the number of processes is no
+            power of two.
+    """
+    started = told()
+    if started == 1 and not insist:
+        return ALONE
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise DeviceError(
+            f'several processes need mpi4py and an MPI: pip install ".[mpi]" in the project\'s folder ({error})'
+        ) from error
+    size, library = MPI.COMM_WORLD.size, MPI.Get_library_version().split("\n")[0].strip()
+    mpirun = Path(sys.executable).with_name("mpirun")
+    if started > 1 and size != started:
+        raise DeviceError(
+            f"{started} processes were started, but each finds {size}: this mpirun does not belong to the library of "
+            f"mpi4py ({library}); start them with its own{f', {mpirun}' if mpirun.exists() else ''}"
+        )
+    if size == 1 and insist:
+        raise DeviceError("--distributed: this process is alone; start several with mpirun -n 4")
+    if size & (size - 1):
+        raise DeviceError(f"{size} processes were started, but their number must be a power of two: 2, 4, 8 ...")
+    return MPIGroup(MPI)
