@@ -151,10 +151,10 @@ class MPIGroup(Group):
         if k.shards is None or k.shards % self.size:
             raise DeviceError(f"{self.size} processes need shards that they can deal out, found {k.shards}: --shards 8")
         if batch_size % k.shards:
-            least = batch_size // k.shards * k.shards
+            least = max(1, batch_size // k.shards) * k.shards
             raise ValueError(
                 f"batch size is {batch_size}, but several processes deal out the {k.shards} shards of a batch, so it "
-                f"must be a multiple of {k.shards}, such as {least or k.shards} or {least + k.shards}"
+                f"must be a multiple of {k.shards}, such as {least} or {least + k.shards}"
             )
 
     def most(self, *numbers: int) -> list[int]:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from .backend.cuda.driver import Finding, gpu, install
+from .backend.errors import DeviceError
+from .distributed import world
 
 
 def examine() -> list[Finding]:
@@ -28,7 +30,7 @@ def examine() -> list[Finding]:
 
 
 def cpu() -> list[Finding]:
-    """Python, NumPy and its BLAS, cores, and Numba."""
+    """Python, NumPy and its BLAS, cores, Numba and MPI."""
     from .backend.cpu.threads import blas_libraries, usable_cores
 
     blas = ", ".join(f"{b.internal_api} {b.version} on {b.num_threads} threads" for b in blas_libraries())
@@ -40,7 +42,22 @@ def cpu() -> list[Finding]:
         Finding("processor", f"{platform.machine()}, {usable_cores()} cores for this process"),
         Finding("BLAS", blas or "no known library"),
         Finding("Numba", numba),
+        mpi(),
     ]
+
+
+def mpi() -> Finding:
+    """The library that connects several processes, and whether it finds those that were started."""
+    if not importlib.util.find_spec("mpi4py"):
+        return Finding("MPI", f"not installed; it connects several processes of a training: {install('mpi')}")
+    try:
+        from mpi4py import MPI
+
+        library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+        world()
+    except (DeviceError, ImportError, RuntimeError) as fault:
+        return Finding("MPI", str(fault), f"Use one mpirun and one MPI library: {install('mpi')} brings both")
+    return Finding("MPI", f"{library}, {MPI.COMM_WORLD.size} process{'es' * (MPI.COMM_WORLD.size > 1)}")
 
 
 # ---- a small convolution, forward and backward ----

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
     program = program or Program.installed("train")
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser(program)
-    args = parser.parse_args(argv)
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere if told("RANK") else sys.stderr):
+        args = parser.parse_args(argv)
     again = "--finish" if args.finish else "--resume"
     args.resume |= args.finish
     training = Training(args, program, f"{program} {shlex.join(argv)}".strip())
@@ -243,6 +245,10 @@ def prepared(
         settings |= {"epochs": 1, "limit_train": 2 * batch, "warmup_steps": 0}
     images = len(dataset.train_images[: settings["limit_train"]])
     settings["batch_size"], settings["epochs"] = length_of(images, settings["batch_size"], settings["epochs"])
+    try:
+        group.check(backend, settings["batch_size"])
+    except ValueError as error:
+        raise UsageError(in_options(str(error))) from error
     steps = settings["epochs"] * -(-images // settings["batch_size"])
     if settings["warmup_steps"] is None:
         settings["warmup_steps"] = min(200, max(steps // 10, min(50, steps // 2)))
