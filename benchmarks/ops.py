@@ -122,10 +122,11 @@ def cases(batch: int) -> Iterator[Case]:
     for text, a, b in (
         ("(N, 3136) @ (3136, 2)", features, head),
         ("(N, 2) @ (2, 3136)", few, back),
-        ("(3136, N) @ (N, 2)", features.T, few),
         ("(1024, 1024) @ (1024, 1024)", square, square),
     ):
         yield Case("matmul", text, (a, b), 2 * a.size * b.shape[1], ("matmul", {"a": a, "b": b}, {}))
+    pair = {"a": features.T, "b": few}
+    yield Case("dense_grad_weight", "(N, 3136), (N, 2)", (features, few), 4 * features.size, ("matmul", pair, {}))
     eps, grad_x = {"epsilon": EPSILON}, {"needs": ["x"]}
     yield Case("relu", shape, (images,), torch=("relu", {"x": images}, {}))
     yield Case("relu_grad", shape, (images, active), torch=("relu", {"x": active, "gradient": images}, grad_x))
@@ -134,6 +135,7 @@ def cases(batch: int) -> Iterator[Case]:
     arrays = {"logits": logits, "targets": targets}
     yield Case("bernoulli_nll", "28x28x1", (logits, targets), torch=("bernoulli_nll", arrays, {}))
     yield Case("add_bias", shape, (images, shift), torch=("add_bias", {"x": images, "bias": shift}, {}))
+    yield Case("sum", shape, (images,), torch=("sum", {"x": images}, {}))
     yield Case("channel_sum", shape, (images,), torch=("channel_sum", {"x": images}, {}))
     arrays = {"x": active, "gamma": ones, "beta": shift}
     yield Case("batch_norm", shape, (active, ones, shift, EPSILON), torch=("batch_norm", arrays, eps))

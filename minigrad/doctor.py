@@ -53,7 +53,7 @@ def mpi() -> Finding:
     try:
         from mpi4py import MPI
 
-        library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+        library = " ".join(MPI.Get_library_version().partition("\n")[0].split()).strip("\0")
         world()
     except (DeviceError, ImportError, RuntimeError) as fault:
         return Finding("MPI", str(fault), f"Use one mpirun and one MPI library: {install('mpi')} brings both")

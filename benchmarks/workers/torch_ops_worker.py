@@ -56,6 +56,7 @@ OPERATIONS: dict[str, Operation] = {
     "relu": lambda t, o: F.relu(t["x"]),
     "sigmoid": lambda t, o: torch.sigmoid(t["x"]),
     "softplus": lambda t, o: F.softplus(t["x"]),
+    "sum": lambda t, o: t["x"].sum(),
     "channel_sum": lambda t, o: t["x"].sum((0, 2, 3)),
     "add_bias": lambda t, o: t["x"] + t["bias"][:, None, None],
     "bernoulli_nll": lambda t, o: F.binary_cross_entropy_with_logits(t["logits"], t["targets"], reduction="sum"),

@@ -132,9 +132,8 @@ class Backend(Device):
         axes = tuple(range(x.ndim)) if axes is None else axes
         kept = [axis for axis, size in enumerate(x.shape) if axis not in axes and size > 1]
         one_run = x.flags.c_contiguous and max(kept, default=-1) < min(axes, default=0)
-        few = math.prod(x.shape[axis] for axis in axes) <= 8
-        total = x.sum(axis=axes, dtype=x.dtype if one_run or few else "float64", keepdims=keepdims)
-        return total.astype(x.dtype, copy=False)
+        dtype = x.dtype if one_run or math.prod(x.shape[axis] for axis in axes) <= 8 else "float64"
+        return x.sum(axis=axes, dtype=dtype, keepdims=keepdims).astype(x.dtype, copy=False)
 
     def relu(self, x: Array) -> Array:
         """max(x, 0)."""

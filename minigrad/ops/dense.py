@@ -23,9 +23,8 @@ class MatMul(Function):
         return self.k.matmul(a, b)
 
     def backward(self, gy: Array) -> tuple[Array | None, ...]:
-        k = self.k
-        ga = unbroadcast(k, k.matmul(gy, self.b.swapaxes(-1, -2)), self.a.shape) if self.needs[0] else None
-        gb = unbroadcast(k, k.matmul(self.a.swapaxes(-1, -2), gy), self.b.shape) if self.needs[1] else None
+        ga = unbroadcast(self.k, self.k.matmul(gy, self.b.swapaxes(-1, -2)), self.a.shape) if self.needs[0] else None
+        gb = unbroadcast(self.k, self.k.matmul(self.a.swapaxes(-1, -2), gy), self.b.shape) if self.needs[1] else None
         return ga, gb
 
 

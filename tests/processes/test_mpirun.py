@@ -1,4 +1,4 @@
-"""Real processes, started by mpirun: they exchange what they should, and when one fails, all end and nothing is lost."""
+"""Real processes, started by mpirun. They exchange what they should; when one fails, all end and nothing is lost."""
 
 from __future__ import annotations
 
