@@ -58,19 +58,27 @@ class Worker:
 
     Args:
         name: for messages. file: in workers/. python: the interpreter. threads: that it may use; it gets as many
-            cores. environment: variables besides ours.
+            cores. environment: variables besides ours. processes: how many mpirun starts; the first one answers.
     """
 
     def __init__(
-        self, name: str, file: str, *, python: str, threads: int, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        file: str,
+        *,
+        python: str,
+        threads: int,
+        environment: Mapping[str, str] | None = None,
+        processes: int = 1,
     ) -> None:
         self.name, self.threads = name, threads
         variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | dict(environment or {})
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
-        with _cores(threads):
+        launcher = [] if processes == 1 else [str(Path(python).with_name("mpirun")), "-n", str(processes)]
+        with _cores(threads * processes):
             self.process = subprocess.Popen(
-                [python, str(FOLDER / "workers" / file)],
+                [*launcher, python, str(FOLDER / "workers" / file)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.errors,

@@ -392,6 +392,24 @@ def scaling(record: dict[str, Any], results: Path) -> str:
     return text + "![Time and memory of a training step](scaling.png)\n"
 
 
+def processes(record: dict[str, Any], results: Path) -> str:
+    """Text of processes.json."""
+    text = heading("Several processes", record)
+    text += "A training step of the default VAE; medians. PyTorch: channels_last, fused Adam; several processes with\n"
+    text += "DistributedDataParallel over gloo, whose BatchNorm takes each process's own statistics.\n\n"
+    rows = record["rows"]
+    alone = {row["program"]: row["seconds"]["median"] for row in rows if (row["processes"], row["threads"]) == (1, 2)}
+    heads = ["", "processes", "threads of each", "ms / step", "images / s", "ms waiting", "against 1 x 2 threads"]
+    lines = []
+    for row in rows:
+        ms, program = 1e3 * row["seconds"]["median"], row["program"]
+        waits = "" if row["wait"] is None else significant(1e3 * row["wait"])
+        share = significant(1e3 * alone[program] / ms)
+        numbers = f"{row['processes']}", f"{row['threads']}", significant(ms), number(row["images_per_second"])
+        lines.append([program, *numbers, waits, share])
+    return text + table(heads, lines)
+
+
 def verdict(found: dict[str, Any]) -> str:
     """Whether the growth is linear; for threads how much faster the most are than the fewest."""
     if "growth" in found:
@@ -733,6 +751,7 @@ PARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
     "reconstruct": plain_list("Reconstruction of 10,000 images", f"256 images at a time. {RATIO}"),
     "ops": kernels,
     "scaling": scaling,
+    "processes": processes,
     "gpu": gpu,
     "referee": referee,
 }

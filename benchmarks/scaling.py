@@ -7,15 +7,20 @@ called worse than linear. The result is written to benchmarks/results/scaling.js
 makes the table and plot.
 
     python benchmarks/scaling.py [--axes batch,side,channels,threads] [--kernels auto] [--rounds 3]
+    python benchmarks/scaling.py --processes    1 and 2 processes of one thread beside one of two threads, ours and
+                                                PyTorch's, all in turns (processes.json; extra mpi)
 """
 
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = parser_of(__doc__ or "", rounds=3, out="scaling.json")
     parser.add_argument("--axes", type=list_of(str), default=list(AXES), help=f"of {','.join(AXES)} (default: all)")
+    parser.add_argument("--processes", action="store_true", help="measure processes instead")
     parser.add_argument("--steps", metavar="N", type=positive, default=3, help="in a row (default: %(default)s)")
     parser.add_argument("--kernels", default="auto", help="auto, or one of minigrad.available() (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -114,7 +120,77 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--kernels: {args.kernels} is not installed")
     if args.quick:
         args.rounds, args.steps = 1, 1
-    return run_main(lambda: run(args, argv))
+    return run_main(lambda: (run_processes if args.processes else run)(args, argv))
+
+
+# ---- processes ----
+
+PROCESSES = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
+
+
+def run_processes(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Steps of the default VAE on a batch of 128. All programs are started before the first is measured."""
+    batch, sets = 128 if not args.quick else 16, [k for k in minigrad.available()["cpu"] if k != "plain"]
+    peers = [(f"minigrad {kernels}", kernels) for kernels in sets] + [("torch", None)] * bool(find_spec("torch"))
+    pause = pause_of(args)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, ExitStack() as stack:
+        problem = Path(folder) / "problem.npz"
+        write_problem(problem, model_of(DEFAULT_MODEL), batch)
+        workers: list[tuple[dict[str, Any], Worker]] = []
+        for label, kernels in peers:
+            for processes, threads in PROCESSES:
+                file = "minigrad_worker.py" if kernels else "torch_worker.py" if processes == 1 else "ddp_worker.py"
+                name = f"{label}, {processes} x {threads}"
+                worker = stack.enter_context(
+                    Worker(
+                        name,
+                        file,
+                        python=sys.executable,
+                        threads=threads,
+                        processes=processes,
+                        environment={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
+                    )
+                )
+                options = {"kernels": kernels, "threads": threads, "channels_last": True, "fused": True}
+                worker.build(spec=DEFAULT_MODEL, arrays=str(problem), options=options)
+                row = {"program": label, "processes": processes, "threads": threads, "rounds": [], "waits": []}
+                workers.append((row, worker))
+        for _ in range(args.rounds):
+            for row, worker in workers:
+                time.sleep(pause)
+                waited = worker.ask("waited")["seconds"] if "minigrad" in row["program"] else 0.0
+                row["rounds"].append(worker.ask("step", count=args.steps)["seconds"])
+                if "minigrad" in row["program"]:  # one step more warms up
+                    row["waits"].append((worker.ask("waited")["seconds"] - waited) / (args.steps + 1))
+    rows = [process_row(row, batch) for row, _ in workers]
+    for row in rows:
+        waits = "" if row["wait"] is None else f"  {1e3 * row['wait']:6.2f} ms of them waiting"
+        print(
+            f"{row['program']:16} {row['processes']} x {row['threads']} threads"
+            f"{1e3 * row['seconds']['median']:8.1f} ms {row['images_per_second']:8.0f} images/s{waits}"
+        )
+    settings = {"batch": batch, "rounds": args.rounds, "steps": args.steps}
+    record = record_of(
+        "scaling.py", argv, measures="processes", settings=settings, versions=versions_of(sets), rows=rows
+    )
+    out = args.out or (None if args.quick else RESULTS / "processes.json")
+    if out is not None:
+        write_record(out, record)
+    return 0
+
+
+def process_row(row: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Medians; wait: seconds of a step in which the first process waited for the others."""
+    waits, seconds = row.pop("waits"), spread(row["rounds"])
+    wait = float(np.median(waits)) if waits and row["processes"] > 1 else None
+    return {**row, "seconds": seconds, "images_per_second": batch / seconds["median"], "wait": wait}
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:

@@ -5,8 +5,8 @@ interrupted, because
 - random numbers are drawn by name, so there is no generator state to save (feed.py);
 - a checkpoint holds everything else that a step reads or changes: weights, statistics, moments, `Progress`, what is
   frozen, the learning rate, the options, and a hash of the data;
-- the results of kernels depend on the number of shards, never on threads or timing (minigrad/backend/cpu/threads.py),
-  and CUDA kernels use no atomic operations;
+- the results of kernels depend on the number of shards, never on threads, processes or timing
+  (minigrad/backend/cpu/threads.py, minigrad/distributed.py), and CUDA kernels use no atomic operations;
 - a replayed CUDA graph gives the bits of ordinary calls (minigrad/backend/cuda/capture.py), so it does not matter after
   which step it was recorded.
 

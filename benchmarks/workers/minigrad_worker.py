@@ -1,7 +1,9 @@
-"""minigrad's side: the public models, trained by their own Trainer."""
+"""minigrad's side: the public models, trained by their own Trainer; on several processes, if mpirun starts them."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import autoencoders
 import minigrad
 from autoencoders.training import Trainer
 from minigrad.backend.memory import keep_freed_memory
+from minigrad.distributed import world
 
 
 class MinigradProgram(Program):
@@ -29,7 +32,7 @@ class MinigradProgram(Program):
         chosen = autoencoders.TrainingOptions(batch_size=len(images))
         self.images = self.inputs(images)
         self.noise = noise.astype(self.model.dtype) if self.model.noise_dim else None
-        self.trainer = Trainer(self.model, self.images, chosen, progress=False)
+        self.trainer = Trainer(self.model, self.images, chosen, progress=False, group=world())
         self.threads = None if options["kernels"] == "plain" else backend.threads  # plain leaves threads to BLAS
         self.versions = {"minigrad": minigrad.__version__, "NumPy": np.__version__}
         if options["kernels"] == "numba":
@@ -56,5 +59,19 @@ class MinigradProgram(Program):
         return self.predict(x)  # which takes any number
 
 
+class Processes(Service):
+    """The requests about a program that several processes run."""
+
+    def waited(self) -> dict[str, Any]:
+        """The seconds that this process has waited for others since it started."""
+        return {"seconds": getattr(world(), "seconds", 0.0)}
+
+
+def requests() -> Iterator[str]:
+    """The lines that the first process reads, in all of them."""
+    while line := world().first(sys.stdin.readline):
+        yield line
+
+
 if __name__ == "__main__":
-    serve(Service(MinigradProgram))
+    serve(Processes(MinigradProgram), requests(), world().rank == 0)

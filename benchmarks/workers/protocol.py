@@ -13,7 +13,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -113,14 +113,15 @@ def timed(call: Callable[[], Any], count: int, warm: int = 1, seconds: float = 0
     return {"seconds": (time.perf_counter() - start) / count}
 
 
-def serve(service: Any) -> None:
-    """Answer requests until stdin ends. What libraries print goes to stderr."""
+def serve(service: Any, requests: Iterable[str] = sys.stdin, answers: bool = True) -> None:
+    """Answer requests until they end. What libraries print goes to stderr."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for line in sys.stdin:
+    for line in requests:
         request = json.loads(line)
         reply = getattr(service, request.pop("do"))(**request)
-        print(json.dumps(reply), file=replies, flush=True)
+        if answers:
+            print(json.dumps(reply), file=replies, flush=True)
 
 
 def held_memory() -> int:
