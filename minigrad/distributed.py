@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,9 @@ class Group:
         """What `work` returns or raises in the first process, which alone does it."""
         return work()
 
-    def same(self, what: str, digest: bytes) -> None:
-        """Raise RuntimeError, which names the processes that differ from the first one, unless all have this digest."""
+    def same(self, what: str, arrays: dict[str, np.ndarray]) -> None:
+        """Raise RuntimeError, which names the processes that differ from the first one, unless all have these arrays,
+        bit for bit."""
 
     def first_before_others(self, work: Callable[[], Any]) -> Any:
         """What `work` returns here; the first process does it before the others: it may fill a cache for them."""
@@ -178,12 +180,16 @@ class MPIGroup(Group):
             raise error
         return result
 
-    def same(self, what: str, digest: bytes) -> None:
-        found = self.gather(np.frombuffer(digest, np.uint8))
+    def same(self, what: str, arrays: dict[str, np.ndarray]) -> None:
+        digest = sha256()
+        for name, x in sorted(arrays.items()):
+            digest.update(name.encode() + np.ascontiguousarray(x).tobytes())
+        found = self.gather(np.frombuffer(digest.digest(), np.uint8))
         if others := [rank for rank in range(self.size) if (found[rank] != found[0]).any()]:
+            which = ", ".join(map(str, others))
             raise RuntimeError(
-                f"{what} of process {', '.join(map(str, others))} differ from those of process 0: bits were lost in "
-                "memory, or the processes do not run the same program and libraries; resume from the last checkpoint"
+                f"{what} of process {which} differ from those of process 0; all processes need the same images, options, "
+                "program and libraries, and memory that loses no bits"
             )
 
     def _wait(self, request: Any) -> None:

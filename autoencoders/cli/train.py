@@ -156,6 +156,9 @@ class Training:
         if not args.finish:
             console.line(f"all files go to {folder}{os.sep}; redrawn after every epoch:")
             console.line(f"  {folder / PROGRESS_FILE}")
+        if self.group.size > 1:
+            console.line(f"{self.group.size} processes; if one of them is killed, go on with:")
+            console.line(f"  {self._resuming(folder)}")
         run.execute(console.line)
         if self.group.rank:
             return
@@ -214,8 +217,12 @@ class Training:
             return kept
         now = "saved" if stopped else "the checkpoints are kept"
         then = "--finish instead of --resume makes the model now. Resume" if stopped else "When this is fixed, resume"
+        return f"; {now}{kept}. {then} with:\n{self._resuming(folder)}"
+
+    def _resuming(self, folder: Path) -> str:
+        """The command that resumes the run."""
         again = "--resume --tensorboard" if self.args.tensorboard else "--resume"
-        return f"; {now}{kept}. {then} with:\n{self._mpirun}{self.program} --out {shlex.quote(str(folder))} {again}"
+        return f"{self._mpirun}{self.program} --out {shlex.quote(str(folder))} {again}"
 
     @property
     def _mpirun(self) -> str:

@@ -20,7 +20,6 @@ import platform
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,14 +62,6 @@ def check_record(
     other = [name for name in ours if name != "epochs" and ours[name] != theirs[name]]
     if other:
         raise ValueError(f"made with another {', '.join(other)}")
-
-
-def digest_of(arrays: dict[str, np.ndarray]) -> bytes:
-    """A hash of all bits, the same in every process of a run."""
-    found = sha256()
-    for name in sorted(arrays):
-        found.update(name.encode() + np.ascontiguousarray(arrays[name]).tobytes())
-    return found.digest()
 
 
 def environment(k: Backend, processes: int = 1) -> dict[str, Any]:

@@ -26,15 +26,7 @@ from minigrad.tensor import is_evaluating, is_recording
 
 from .advice import remedies
 from .best import BestWeights
-from .checkpoints import (
-    CHECKPOINT,
-    check_record,
-    digest_of,
-    environment,
-    latest_checkpoint,
-    made_by,
-    write_checkpoint,
-)
+from .checkpoints import CHECKPOINT, check_record, environment, latest_checkpoint, made_by, write_checkpoint
 from .display import Display
 from .divergence import DivergedError, find_cause
 from .folder import alone, claim
@@ -173,6 +165,10 @@ class Trainer(Steps):
         if self.folder and self.last_good is None and (last := latest_checkpoint(self.folder)):
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
         self.check_memory()
+        if self.group.size > 1:
+            options = np.frombuffer(repr(self.options).encode(), np.uint8)
+            self.group.same("the options and images", {"options": options, "images": self.feed.images})
+            self.group.same("the weights before the training", self.state())
         self.k.prepare(self.feed.dtype)
         self.optimizer.flat.check()
         if name := self.not_finite():
@@ -301,7 +297,7 @@ class Trainer(Steps):
         self._check_finite()
         self.controls.take_changes(self.progress)
         p, state = self.progress, self.state()
-        self.group.same(f"the weights after step {p.step}", digest_of(state))
+        self.group.same(f"the weights after step {p.step}", state)
         self.last_good = state, deepcopy(p)
         if self.folder:
             record = {

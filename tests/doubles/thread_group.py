@@ -51,8 +51,8 @@ class ThreadGroup(Group):
     def first(self, work: Callable[[], Any]) -> Any:
         return self.exchange(work() if self.rank == 0 else None)[0]
 
-    def same(self, what: str, digest: bytes) -> None:
-        MPIGroup.same(self, what, digest)  # type: ignore[arg-type]
+    def same(self, what: str, arrays: dict[str, np.ndarray]) -> None:
+        MPIGroup.same(self, what, arrays)  # type: ignore[arg-type]
 
     @contextmanager
     def together(self) -> Any:
