@@ -188,8 +188,8 @@ class MPIGroup(Group):
         if others := [rank for rank in range(self.size) if (found[rank] != found[0]).any()]:
             which = ", ".join(map(str, others))
             raise RuntimeError(
-                f"{what} of process {which} differ from those of process 0; all processes need the same images, options, "
-                "program and libraries, and memory that loses no bits"
+                f"{what} of process {which} differ from those of process 0; all processes need the same images, "
+                "options, program and libraries, and memory that loses no bits"
             )
 
     def _wait(self, request: Any) -> None:
