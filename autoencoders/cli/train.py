@@ -235,7 +235,8 @@ def prepared(
 ) -> tuple[Autoencoder, Dataset, TrainingOptions]:
     """The model, data and options that settings describe."""
     tell = console.prose
-    computing = (settings["backend"], settings["threads"] or group.threads, settings["precision"], settings["shards"])
+    threads = group.threads if settings["threads"] is None else settings["threads"]
+    computing = settings["backend"], threads, settings["precision"], settings["shards"]
     backend = group.first_before_others(lambda: minigrad.use(args.device or "cpu", *computing))
     tell(backend.describe())
     if settings["dataset"] not in NAMES:  # a path, recorded so that it is found from every folder

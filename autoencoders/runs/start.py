@@ -138,7 +138,7 @@ def resume_run(
         kernels, precision = kernels or was["kernels"], precision or was["precision"]
         if threads is None and was["processes"] == group.size:
             threads = was["threads"]
-    threads = threads or group.threads
+    threads = group.threads if threads is None else threads
     use = partial(minigrad.use, device or was["device"], kernels or "auto", threads, precision or "fp32", was["shards"])
     backend = group.first_before_others(use)
     if kernels and not asked:

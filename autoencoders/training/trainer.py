@@ -187,6 +187,7 @@ class Trainer(Steps):
                 if not self.stop_signal:
                     self.partial_row = [self._row()]
                 self.save_checkpoint()
+        self._asked_to_stop()  # once more, for a signal that came after the last step
         if self.stop_signal:
             raise KeyboardInterrupt(self.stop_signal)
 

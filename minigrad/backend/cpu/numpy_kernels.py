@@ -229,14 +229,13 @@ class NumpyBackend(FastBackend):
 
     def bernoulli_nll(self, logits: Array, targets: Array) -> Array:
         """Faster on threads; a block's sum is taken in its own precision, the sum of blocks in float64."""
-        items = (len(logits), -1) if self.pool.strict else (-1,)  # images or numbers
-        rows, wanted = logits.reshape(items), targets.reshape(items)
-        block, total = max(1, 4 * FUNCTION_NUMBERS * len(rows) // max(logits.size, 1)), np.zeros(self.pool.shards)
+        rows, wanted = logits.reshape(-1), targets.reshape(-1)
+        total = np.zeros(self.pool.shards)
 
         def task(shard: int, block: slice) -> None:
             total[shard] += Backend.bernoulli_nll(self, rows[block], wanted[block])
 
-        self.pool.run(task, len(rows), block, least=block)
+        self.pool.run(task, logits.size, 4 * FUNCTION_NUMBERS, least=4 * FUNCTION_NUMBERS)
         return self.pool.total(total).astype(logits.dtype)
 
     def adam_step_(
