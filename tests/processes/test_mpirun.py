@@ -108,7 +108,7 @@ def injected(kind: str, size: int, folder: Path, rng: np.random.Generator, every
     fault = {"kind": kind, "rank": 0 if kind == "full disk" else rank, "step": step} if inside else None
     pids: dict[int, int] = {}
     said, faults, done = [], [], newest(folder)
-    with started(size, *worker(folder, every, fault), MINIGRAD_WAIT="3") as process:
+    with started(size, *worker(folder, every, fault), MINIGRAD_WAIT="5" if kind == "stopped" else "60") as process:
         assert process.stdout
         assert process.stderr
         for line in process.stdout:
