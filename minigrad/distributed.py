@@ -16,6 +16,7 @@ have ends all of them, and what only the first one can see (files) is told to th
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -192,7 +193,7 @@ class MPIGroup(Group):
                 "options, program and libraries, and memory that loses no bits"
             )
 
-    def _wait(self, request: Any) -> None:
+    def _wait(self, request: Any, limit: float = LIMIT) -> None:
         """Wait for the other processes; signals are handled meanwhile, and others on this core get their turn."""
         began = time.monotonic()
         turns = 0
@@ -201,15 +202,15 @@ class MPIGroup(Group):
             if turns < SPINS:
                 continue
             waited = time.monotonic() - began
-            if waited > LIMIT:
+            if waited > limit:
                 self._stalled(waited)
             time.sleep(0 if waited < 0.02 else 0.001)
         self.seconds += time.monotonic() - began
 
     def _stalled(self, waited: float) -> None:
         """Find out which processes do not wait, too, and raise StalledError in the first of those that do."""
-        for other in range(self.size):
-            self.calls.Isend(np.zeros(1), other)
+        call = np.zeros(1)
+        calls = [self.calls.Isend(call, other) for other in range(self.size)]  # kept until the end
         heard, until = set(), time.monotonic() + GRACE
         while time.monotonic() < until:
             status = self.mpi.Status()
@@ -219,7 +220,7 @@ class MPIGroup(Group):
             time.sleep(0.01)
         if min(heard) != self.rank:
             time.sleep(4 * GRACE)  # the first one tells it and ends all
-        missing = ", ".join(str(rank) for rank in range(self.size) if rank not in heard)
+        missing = ", ".join(str(rank) for rank in range(len(calls)) if rank not in heard)
         self._settled = self.alone = True
         raise StalledError(f"no answer from process {missing} within {waited:.0f} s")
 
@@ -242,13 +243,9 @@ class MPIGroup(Group):
             raise
 
     def leave(self, code: int) -> None:
-        if not self.alone:
-            try:
-                self._wait(self.ends.Ibarrier())
-                return
-            except StalledError as error:
-                print(f"error: {error}", file=sys.stderr, flush=True)
-        self.mpi.COMM_WORLD.Abort(code or 1)
+        if self.alone:
+            self.mpi.COMM_WORLD.Abort(code or 1)
+        self._wait(self.ends.Ibarrier(), math.inf)  # the first process may measure and draw for long
 
 
 def _bytes(x: np.ndarray) -> np.ndarray:
