@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from program_cases import content
+from programs import EVALUATE
 
 from autoencoders.cli import explore
 from autoencoders.cli.explore import main
@@ -65,6 +66,37 @@ def test_explore_refuses_what_it_cannot_use(call, trained):
     assert not Path("page.pdf").exists()
 
 
+@pytest.mark.parametrize("program", [Explore, EVALUATE], ids=["explore", "evaluate"])
+def test_two_runs_are_compared(program, call, trained, opened):
+    one, other = trained("vae", 2), trained("vae", 3, "--conditional")
+    before = content(other)
+    out = ("--out", "new" if program is EVALUATE else "new/report.html")
+    call(program, "--model-dir", one, "--compare", other, *out).ok()
+    text = Path("new/report.html").read_text()
+    for said in ("vae2", "vae3--conditional", "latent_space_dim", 'class="curve run-1 training"'):
+        assert said in text
+    assert str(one.parent) not in text
+    assert content(other) == before
+
+
+@pytest.mark.parametrize("program", [Explore, EVALUATE], ids=["explore", "evaluate"])
+def test_runs_that_cannot_be_compared_are_refused_before_anything_is_written(program, call, trained, opened):
+    shutil.copytree(trained(), "run")
+    shutil.copytree("run", "cut")
+    Path("cut/history.jsonl").write_bytes(Path("run/history.jsonl").read_bytes()[:-9])
+    before = content(Path())
+    for other, code, told in (
+        ("run", 2, "--compare names the run of --model-dir"),
+        ("run/model.safetensors", 2, "--compare names the run of --model-dir"),
+        ("none", 3, "none/run.json: there is no such run; there is one in "),
+        ("run/checkpoints", 3, "checkpoints/run.json: there is no such run"),
+        ("cut", 3, "cut/history.jsonl: no losses that can be drawn"),
+        (trained("ae"), 3, "ae2: its losses are in squared error per value, but those of run in nats per image"),
+    ):
+        call(program, "--model-dir", "run", "--compare", other).failed(code, told)
+    assert content(Path()) == before
+
+
 def test_a_film_that_cannot_be_read_is_left_out(call, trained, opened):
     shutil.copytree(trained(), "run")
     for frame in Path("run/film").iterdir():
@@ -72,4 +104,4 @@ def test_a_film_that_cannot_be_read_is_left_out(call, trained, opened):
     call(Explore, "--model-dir", "run").ok("warning: no film: ")
     text = Path("run/explore.html").read_text()
     assert 'id="film-data"' not in text
-    assert 'class="curve training"' in text
+    assert 'class="curve run-0 training"' in text
