@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..training.history import short
 from .markup import Markup, figure, tag
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 200, 46, 8, 8, 24  # of a chart, and the margins around its axes
@@ -128,11 +127,11 @@ def loss_charts(runs: Sequence[Curves]) -> tuple[list[Markup], dict[str, Any]]:
         charts.append(tag("div", tag("p", f"{title}, {runs[0].unit}", class_="small"), *drawn, _values(runs, kinds)))
         cells += [[y if y is None else float(f"{y:.5g}") for y in curve.values] for curve in curves]
     parts = [_switches(runs)] if len(runs) == 2 else []
-    parts.append(tag("div", *charts, class_="charts" if len(runs) == 2 else "charts single"))
     if len(epochs) > 1:
         last = len(epochs) - 1
         slider = tag("input", id="at", type="range", min=0, max=last, value=last, aria_label="Epoch of the values")
         parts.append(tag("div", tag("span", "Epoch"), slider, class_="row"))
+    parts.append(tag("div", *charts, class_="charts" if len(runs) == 2 else "charts single"))
     sees = "The loss of each epoch" + (": training solid, validation dashed." if validated else " on training images.")
     sees += " Move over a chart to see the values at an epoch." if len(epochs) > 1 else ""
     good = "Good: falling, then flat" + ("; validation stays close to training." if validated else ".")
@@ -175,7 +174,7 @@ def _differences(a: Curves, b: Curves) -> Markup:
     rows = {name: [_text(run.settings.get(name)) for run in (a, b)] for name in names}
     rows["epochs trained"] = [f"{max(run.epochs):g}" for run in (a, b)]
     times = [run.column("seconds") for run in (a, b)]
-    rows["seconds"] = [short(sum(x.values())) if x else NONE for x in times]
+    rows["seconds"] = [f"{sum(x.values()):,.0f}" if x else NONE for x in times]
     for prefix, kind in KINDS.items():
         columns = [run.column(f"{prefix}loss") for run in (a, b)]
         if any(columns):

@@ -42,7 +42,7 @@ from .parts import (
 GRID_BYTES = 1 << 19  # pixels of the decoded plane, about
 PAIRS = 12  # test images with their reconstructions on the first screen
 MADE_BY = tag("meta", name="generator", content="minigrad autoencoders")
-NO_SCRIPT = ".row, #here, #ring, #sliders { display: none } .legend button { pointer-events: none }"
+NO_SCRIPT = ".row, #here, #ring { display: none } canvas.pixels { aspect-ratio: auto } button { pointer-events: none }"
 # an absolute path in quotes, and one without, up to its last part
 PATHS = (
     re.compile(r"(?<=')(?:~|[A-Za-z]:)?[/\\][^']*[/\\](?=[^'/\\]+')"),

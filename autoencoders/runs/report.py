@@ -99,7 +99,7 @@ def runs_to_compare(*folders: Path) -> list[Curves]:
         data = record.get("data", {})
         images = f"{Path(data.get('name') or '').name}, {data.get('content_hash')!s:.8}"
         settings = {**model, **record.get("options", {}), "learning_rate": record.get("learning_rate")}
-        settings |= {"images": images, "limit_train": data.get("limit_train")}
+        settings |= {"images": images, "limit_train": data.get("limit_train"), "class_names": None}
         unit = units[model["kind"]]
         if runs and unit != runs[0].unit:
             raise DataError(f"{folder}: its losses are in {unit}, but those of {folders[0]} in {runs[0].unit}")
