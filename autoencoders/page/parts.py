@@ -248,6 +248,6 @@ def best_and_worst(maker: Maker) -> Section | None:
         figure(
             worst, f"The {count} of {many} with the largest errors.", "Good: rare kinds, and no class in particular."
         ),
-        figure(best, f"The {count} with the smallest errors."),
+        figure(best, f"The {count} with the smallest errors.", "Good: not one class only."),
     ]
     return section("errors", "Best and worst", tag("div", *parts, class_="two"))

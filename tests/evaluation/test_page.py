@@ -19,6 +19,7 @@ from autoencoders.page import live, page, write_page
 from autoencoders.page.curves import Curve, Curves, chart
 from autoencoders.page.markup import join, tag
 from autoencoders.page.numbers import ERRORS, GROUPS, groups, headlines, rounded
+from autoencoders.runs import report
 from minigrad.serialize import DataError
 
 NAMES = ("<b>bags</b>", "A & B", "</script>")
@@ -280,11 +281,20 @@ def test_large_images_are_shown_smaller(shape, reduced):
 
 
 def test_colour_pages_stay_small_and_grey_ones_smaller(tmp_path):
-    """Noise cannot be compressed; pictures take half of that or less."""
+    """Noise cannot be compressed; pictures take half of that or less. With a long film and long runs."""
+    rng = np.random.default_rng(0)
+    rows = [dict.fromkeys(("loss", "kl", "reconstruction", "val_loss"), 1 / 3 + i) for i in range(2000)]
     for shape, most in (((28, 28, 1), 4), ((200, 200, 3), 6)):
         noisy = dataset(shape, count=24)
         made = VAE(shape, (4, 6, 8), (3, 4, 4), (1, 2, 2), 2)
-        assert len(written(tmp_path, made, noisy, measured=None)) < most * 1e6
+        runs = [Curves(name, rows, made.unit, {}) for name in "ab"]
+        count = min(60, report.FILM_PIXELS // noisy.train_images[:10].size)
+        frames = [
+            ({"reconstructed": rng.random((10, *shape)), "latents": rng.random((1000, 2))}, {"epoch": epoch})
+            for epoch in range(max(2, count))
+        ]
+        film = live.film_of(noisy.train_images[:10], frames, np.arange(1000) % 3)
+        assert len(written(tmp_path, made, noisy, runs=runs, film=film)) < most * 1e6
 
 
 def test_large_images_are_fewer(monkeypatch):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import webbrowser
 from pathlib import Path
 
 import pytest
 from program_cases import content
-from programs import EVALUATE
+from programs import EVALUATE, TINY, TRAIN
 
 from autoencoders.cli import explore
 from autoencoders.cli.explore import main
@@ -42,6 +43,12 @@ def test_explore_writes_the_page_of_a_run_and_nothing_else(kind, words, call, tr
     for name in ("plane", "decoded", "sliders", "epoch"):
         assert f'id="{name}"' in text
     assert opened == [], "there is no display"
+
+
+def test_a_training_names_the_command_that_explores_its_model(call, undrawn, opened):
+    told = call(TRAIN, *TINY, "--epochs", "1", "--out", "a run").ok().out.splitlines()
+    (command,) = [line for line in told if line.startswith("  autoencoders explore ")]
+    call(Explore, *shlex.split(command)[2:]).ok("wrote a run/explore.html")
 
 
 def test_explore_opens_the_page_unless_asked_not_to(call, trained, opened, monkeypatch):
