@@ -27,7 +27,7 @@ WRITTEN: dict[str, Option] = {
 
 def build_parser(program: Program) -> Parser:
     """The options of the program."""
-    examples = "--model-dir runs/vae10", "--model-dir runs/vae10 --compare runs/vae2 --out page.html"
+    examples = "--model-dir runs/vae10", "--model-dir runs/vae10 --compare runs/vae2"
     parser = Parser(__doc__, program, *examples)
     add_model_options(parser, WRITTEN, images="images to show", seed="the choice of images and the samples")
     about = "HTML file to write (default: explore.html in --model-dir)"

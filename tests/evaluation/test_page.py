@@ -123,6 +123,8 @@ def test_a_page_says_what_was_trained(tmp_path):
     text = Page(written(tmp_path, model(), dataset(), record=record, trained=np.arange(20))).text
     assert "trained on 20 of them; 3 epochs (60 steps)" in text
     assert "noise of standard deviation 0.2" in text
+    record = {"training": {"epochs": 1, "steps": 2}}
+    assert "; 1 epoch (2 steps)" in Page(written(tmp_path, model(), dataset(), record=record)).text
     text = Page(written(tmp_path, model(shape=(130, 65, 3)), dataset((130, 65, 3)))).text
     assert "pictures at 1/3 of their size" in text
     assert not re.search("trained on|noise|epochs|Likelihood|All numbers", text)
