@@ -129,7 +129,8 @@ def loss_charts(runs: Sequence[Curves]) -> tuple[list[Markup], dict[str, Any]]:
     parts = [_switches(runs)] if len(runs) == 2 else []
     if len(epochs) > 1:
         last = len(epochs) - 1
-        slider = tag("input", id="at", type="range", min=0, max=last, value=last, aria_label="Epoch of the values")
+        slider = tag("input", id="at", type="range", min=0, max=last, value=last, aria_label="Epoch of the values",
+                     aria_valuetext="last epoch")  # fmt: skip
         parts.append(tag("div", tag("span", "Epoch"), slider, class_="row"))
     parts.append(tag("div", *charts, class_="charts" if len(runs) == 2 else "charts single"))
     sees = "The loss of each epoch" + (": training solid, validation dashed." if validated else " on training images.")
