@@ -85,12 +85,24 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     assert faults == []
 
 
+def _restore_backends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(minigrad.backend, "_default", minigrad.backend._default)
+    patch.setattr(minigrad.backend, "_threads", minigrad.backend._threads)
+    patch.setattr(minigrad.backend, "_backends", dict(minigrad.backend._backends))
+
+
 @pytest.fixture(autouse=True)
 def restored_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Afterwards the default backend and the registered ones are those of before: no test sees another one's."""
-    monkeypatch.setattr(minigrad.backend, "_default", minigrad.backend._default)
-    monkeypatch.setattr(minigrad.backend, "_threads", minigrad.backend._threads)
-    monkeypatch.setattr(minigrad.backend, "_backends", dict(minigrad.backend._backends))
+    _restore_backends(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def module_backends() -> Iterator[None]:
+    """The same for the fixtures of a module that choose a backend."""
+    with pytest.MonkeyPatch.context() as patch:
+        _restore_backends(patch)
+        yield
 
 
 @pytest.fixture

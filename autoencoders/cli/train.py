@@ -145,7 +145,7 @@ class Training:
             console.line(f"  {folder / PROGRESS_FILE}")
         run.execute(console.line)
         console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
-        console.line(f"look at {folder / 'figures'}{os.sep}; then measure the model, draw more or explore it:")
+        console.line(f"look at {folder / 'figures'}{os.sep}; then measure, draw or explore it:")
         own = [] if run.dataset.name in NAMES else ["--dataset", as_typed(run.dataset.name)]
         for name in ("evaluate", "generate", "explore"):
             console.line(f"  {self.program.other(name)} {shlex.join(['--model-dir', str(folder), *own])}")

@@ -49,7 +49,7 @@ def diverge(trainer):
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def shelf(module_backends: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of each kind."""
     folder = tmp_path_factory.mktemp("runs")
     rng = np.random.default_rng(1)

@@ -26,7 +26,9 @@ def images() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def path(browser: Any, tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> Path:
+def path(
+    browser: Any, module_backends: None, tmp_path_factory: pytest.TempPathFactory, images: np.ndarray
+) -> Path:
     """The page of a small VAE."""
     path = tmp_path_factory.mktemp("browser") / "step.html"
     minigrad.use(kernels="numpy")
