@@ -5,13 +5,18 @@ the array itself. The device `cuda` is a real GPU with CuPy: skipped where there
 MINIGRAD_REQUIRE_GPU=1, so that a run on a GPU machine cannot pass empty. `cupy-double` runs the plain kernels
 on the strict double of CuPy in strict_cupy.py, everywhere; `cuda-on-cpu` the CUDA kernels on it, where there is a C++
 compiler.
+
+The `browser` fixture: Chromium for the tests of pages; they are skipped where it or Playwright is missing.
 """
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import faults
 import pytest
@@ -45,12 +50,59 @@ def hangup() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium that Playwright drives."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    if not (path := next(filter(None, map(shutil.which, names)), None)):
+        pytest.skip("Chromium is not installed")
+    with playwright.sync_playwright() as program:
+        chromium = program.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """A function that opens a file in a window of its own, with Playwright's options of a page. The file may ask for no
+    other one and have no errors."""
+    faults: list[str] = []
+    pages = []
+
+    def open_page(path: Path, **options: Any) -> Any:
+        page = browser.new_page(**options)
+        pages.append(page)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: message.type != "error" or faults.append(message.text))
+        page.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or faults.append(asked.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert faults == []
+
+
+def _restore_backends(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(minigrad.backend, "_default", minigrad.backend._default)
+    patch.setattr(minigrad.backend, "_threads", minigrad.backend._threads)
+    patch.setattr(minigrad.backend, "_backends", dict(minigrad.backend._backends))
+
+
 @pytest.fixture(autouse=True)
 def restored_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Afterwards the default backend and the registered ones are those of before: no test sees another one's."""
-    monkeypatch.setattr(minigrad.backend, "_default", minigrad.backend._default)
-    monkeypatch.setattr(minigrad.backend, "_threads", minigrad.backend._threads)
-    monkeypatch.setattr(minigrad.backend, "_backends", dict(minigrad.backend._backends))
+    _restore_backends(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def module_backends() -> Iterator[None]:
+    """The same for the fixtures of a module that choose a backend."""
+    with pytest.MonkeyPatch.context() as patch:
+        _restore_backends(patch)
+        yield
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from ..runs.report import all_pictures, draw_film, write_report
 from ..saved import folder_of
 from ..training.checkpoints import environment
 from ..training.folder import check_writable
-from .models import add_model_options, check_place, data_of_model, model_of, other_images
+from .models import COMPARE, add_model_options, check_place, compared_runs, data_of_model, model_of, other_images
 from .options import Option, Parser, number, use_backend
 from .program import Output, Program, run_program
 
@@ -35,6 +35,7 @@ WRITTEN: dict[str, Option] = {
         number(int, 0, MOST_IW_SAMPLES),
         "samples per image for iw_nll, a tighter bound; 500 take minutes",
     ),
+    **COMPARE,
 }
 
 
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         if args.out and not args.overwrite:
             check_results(out, (*RESULTS, *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS)))
         model, source, check_unchanged = model_of(args, console.line)
+        runs = compared_runs(args, folder)
         mixture = None if isinstance(model, VAE) else load_mixture(source)
         dataset = data_of_model(model, folder, args, console.prose)
         check_place(args, folder, dataset)
@@ -113,7 +115,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
             write_atomically(out / "figures" / "film.gif", drawing)
             console.line(f"drew {out / 'figures' / 'film.gif'}")
         check_unchanged()
-        write_report(out / "report.html", folder, model, dataset, record, mixture, args.seed, lambda _: None)
+        write_report(out / "report.html", folder, model, dataset, record, mixture, args.seed, lambda _: None, runs)
         console.line(f"wrote {out / 'report.html'}; open it in a browser")
 
     return run_program(body, debug=args.debug, quiet=args.quiet)

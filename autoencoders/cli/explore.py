@@ -14,19 +14,20 @@ from ..page.page import is_page
 from ..runs.report import write_report
 from ..saved import folder_of
 from ..training.folder import check_writable
-from .models import add_model_options, data_of_model, model_of
+from .models import COMPARE, add_model_options, compared_runs, data_of_model, model_of
 from .options import Option, Parser, use_backend
 from .program import Output, Program, UsageError, run_program
 
 WRITTEN: dict[str, Option] = {
     "overwrite": (None, bool, "replace a file of this name that is no such page"),
     "no-open": (None, bool, "do not open the page in a browser"),
+    **COMPARE,
 }
 
 
 def build_parser(program: Program) -> Parser:
     """The options of the program."""
-    examples = "--model-dir runs/vae10", "--model-dir runs/vae10 --out page.html --no-open"
+    examples = "--model-dir runs/vae10", "--model-dir runs/vae10 --compare runs/vae2"
     parser = Parser(__doc__, program, *examples)
     add_model_options(parser, WRITTEN, images="images to show", seed="the choice of images and the samples")
     about = "HTML file to write (default: explore.html in --model-dir)"
@@ -48,11 +49,12 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         if os.path.lexists(out) and not (args.overwrite or is_page(out)):
             raise FileExistsError(f"{out} exists and is no such page; use --overwrite to replace it, or another --out")
         model, source, check_unchanged = model_of(args, console.line)
+        runs = compared_runs(args, folder)
         mixture = None if isinstance(model, VAE) else load_mixture(source)
         dataset = data_of_model(model, folder, args, console.prose)
         check_writable(out.parent)
         check_unchanged()
-        write_report(out, folder, model, dataset, None, mixture, args.seed, console.warn)
+        write_report(out, folder, model, dataset, None, mixture, args.seed, console.warn, runs)
         console.line(f"wrote {out}")
         if not args.no_open and has_display():
             webbrowser.open(out.resolve().as_uri())

@@ -14,7 +14,8 @@ from ..evaluation.bounds import latents_of
 from ..evaluation.mixture import fit_mixture, load_mixture, save_mixture
 from ..pictures import canvas
 from ..pictures.export import save_latents, save_singles
-from ..pictures.gallery import draw, draw_files, new_images, save_pictures
+from ..pictures.gallery import draw, draw_files, save_pictures
+from ..pictures.images import new_images
 from ..runs.record import has_used
 from ..runs.replace import PICTURES, check_results
 from ..saved import folder_of

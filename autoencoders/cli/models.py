@@ -15,8 +15,10 @@ from ..conv_autoencoder import BATCH, Autoencoder, load
 from ..data import NAMES, Dataset, Reading, load_dataset
 from ..data.collections import COLLECTIONS
 from ..keras_files import WEIGHTS_FILE
+from ..page.curves import Curves
 from ..pictures.gallery import reading_for
 from ..runs.record import RECORD_FILE, data_of_run, model_hash, read_record
+from ..runs.report import runs_to_compare
 from ..runs.start import check_fit
 from ..saved import MODEL_FILE, folder_of, source_of
 from ..training import latest_checkpoint
@@ -24,6 +26,10 @@ from ..training.folder import check_readable
 from ..training.memory import check_size
 from .options import Option, add_common_options, add_options, number
 from .program import UsageError
+
+COMPARE: dict[str, Option] = {
+    "compare": (None, str, "another run; the page shows both runs' losses and what differs (default: none)")
+}
 
 
 def add_model_options(parser: argparse.ArgumentParser, options: dict[str, Option], *, images: str, seed: str) -> None:
@@ -112,6 +118,20 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, te
     check_fit(model, dataset)
     check_size(model.config, next(model.batches(BATCH)).stop)
     return dataset
+
+
+def compared_runs(args: argparse.Namespace, folder: Path) -> list[Curves]:
+    """The losses of the run in a folder and of the one that --compare names; none without the option.
+
+    Raises:
+        UsageError: they are the same run. DataError: one is no run, or the losses of the two cannot be compared.
+    """
+    if not args.compare:
+        return []
+    other = folder_of(args.compare)
+    if other.resolve() == folder.resolve():
+        raise UsageError("--compare names the run of --model-dir; name another one")
+    return runs_to_compare(folder, other)
 
 
 def other_images(folder: Path, dataset: Dataset) -> str:

@@ -18,9 +18,8 @@ from .program import Program, coloured
 
 # (default, type, help); the type is list (of whole numbers), bool (a flag), or a function that converts the text
 Option = tuple[Any, Any, str]
-METAVARS = {"encode": "FILE", "config": "FILE", "explain": "FILE", "init-from": "RUN"} | dict.fromkeys(
-    ("out", "model-dir", "data-dir", "test-dir"), "DIR"
-)
+METAVARS = dict.fromkeys(("encode", "config", "explain"), "FILE") | dict.fromkeys(("init-from", "compare"), "RUN")
+METAVARS |= dict.fromkeys(("out", "model-dir", "data-dir", "test-dir"), "DIR")
 COMPUTING: dict[str, Option] = {
     "backend": ("auto", str, "kernel set"),
     "threads": (None, int, "CPU threads (default: the cores this process may use)"),

@@ -82,7 +82,9 @@ class Program(NamedTuple):
         return f"python scripts/{self.prog}" if self.script else str(self)
 
     def other(self, name: str) -> Program:
-        """Another program, started in the same way."""
+        """Another program, started in the same way where it can be."""
+        if name not in SCRIPTS:
+            return Program.installed(name)
         other = str(Path(self.words[-1]).with_name(SCRIPTS[name])) if self.script else name
         return Program((*self.words[:-1], other), self.script)
 

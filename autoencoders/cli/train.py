@@ -163,9 +163,9 @@ class Training:
         if self.group.rank:
             return
         console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
-        console.line(f"look at {folder / 'figures'}{os.sep}; then measure the model or draw more:")
+        console.line(f"look at {folder / 'figures'}{os.sep}; then measure, draw or explore it:")
         own = [] if run.dataset.name in NAMES else ["--dataset", as_typed(run.dataset.name)]
-        for name in ("evaluate", "generate"):
+        for name in ("evaluate", "generate", "explore"):
             console.line(f"  {self.program.other(name)} {shlex.join(['--model-dir', str(folder), *own])}")
 
     def _settings(self) -> tuple[dict[str, Any], set[str]]:

@@ -17,6 +17,7 @@ from ..evaluation.bounds import latents_of, to_unit_range
 from ..pictures.canvas import shown_images
 from ..pictures.charts import plane_of
 from ..pictures.film import plane_of_film
+from ..pictures.images import errors_of, labels_of, names_of
 from .markup import sheet
 
 MOST_WEIGHTS = 2 << 20  # bytes of a decoder that runs in a page
@@ -45,11 +46,11 @@ def shown_of(model: Autoencoder, dataset: Dataset, seed: int = 0) -> Shown:
     each = pixels.size // (4 if pixels.shape[3] == 3 else 1) + 4 * model.latent_space_dim  # colour as a JPEG
     count = max(20, min(MOST_IMAGES, IMAGE_BYTES // each))
     rows = pick_images(dataset.test_labels, count, len(dataset.test_images), seed)
-    images, labels = dataset.test_images[rows], None if dataset.test_labels is None else dataset.test_labels[rows]
+    images, labels = dataset.test_images[rows], labels_of(dataset.test_labels, rows)
     latents = latents_of(model, images, labels)
-    reconstructed, pixels = model.decode(latents, labels=labels), to_unit_range(images).astype(model.dtype)
-    errors = ((reconstructed - pixels) ** 2).mean(axis=(1, 2, 3))
-    return Shown(pixels, labels, latents, reconstructed, errors)
+    reconstructed = model.decode(latents, labels=labels)
+    errors = errors_of(reconstructed, images)
+    return Shown(to_unit_range(images).astype(model.dtype), labels, latents, reconstructed, errors)
 
 
 def as_bytes(images: np.ndarray) -> np.ndarray:
@@ -123,7 +124,7 @@ def live_data(model: Autoencoder, shown: Shown, plane: Plane, kl: np.ndarray | N
         "latents": _text(shown.latents.astype("<f4").tobytes()),
         "sheet": sheet(images, COLUMNS),
         "columns": COLUMNS,
-        "classes": [model.class_names[i] if model.class_names else str(i) for i in range(model.classes)],
+        "classes": names_of(model),
     }
     if (packed := pack_decoder(model, shown)) is not None:
         data |= packed
@@ -190,15 +191,27 @@ def _rounding(model: Autoencoder, shown: Shown) -> float:
     other.to(dtype=str(model.dtype))
     other.network.load_state_dict(state)
     rows = slice(None, None, -(-len(shown.latents) // 64))
-    labels = None if shown.labels is None else shown.labels[rows]
+    labels = labels_of(shown.labels, rows)
     return float(np.abs(other.decode(shown.latents[rows], labels=labels) - shown.reconstructed[rows]).max())
 
 
-def film_sheet(
+class Film(NamedTuple):
+    """The frames of a training for the page.
+
+    data: what the script needs, as JSON: the places of the encoded images on one plane are 16-bit numbers, 1000 at its
+    edge. sheet: the address of a picture, the images in the first row and their reconstructions of each epoch below.
+    places: (M, 2), where the images are in the end, 1 at the edge.
+    """
+
+    data: dict[str, Any]
+    sheet: str
+    places: np.ndarray
+
+
+def film_of(
     originals: np.ndarray, frames: list[tuple[dict[str, np.ndarray], dict[str, Any]]], index: np.ndarray | None
-) -> dict[str, Any]:
-    """The frames of a training for the page: a sheet with the images in the first row and their reconstructions of each
-    epoch below, and the places of the encoded images on one plane as 16-bit numbers, 1000 at its edge.
+) -> Film:
+    """The film of these frames.
 
     Shapes: originals (N, H, W, C), uint8 or in [0, 1]; index (M,), the class of each encoded image.
     """
@@ -206,14 +219,14 @@ def film_sheet(
     middle, half = np.mean(limits, axis=1), np.ptp(limits, axis=1).max() / 2
     places = np.stack([(arrays["latents"] @ axes - middle) / half for arrays, _ in frames])
     rows = [as_bytes(originals), *(as_bytes(arrays["reconstructed"]) for arrays, _ in frames)]
-    return {
+    data = {
         "shape": rows[0].shape[1:3],
         "count": len(originals),
         "epochs": [record["epoch"] for _, record in frames],
-        "sheet": sheet(np.concatenate(rows), len(originals)),
         "points": _text((1000 * places.clip(-30, 30)).astype("<i2").tobytes()),
-        "index": None if index is None else index.tolist(),
+        "index": [0] * places.shape[1] if index is None else index.tolist(),
     }
+    return Film(data, sheet(np.concatenate(rows), len(originals)), places[-1])
 
 
 def _text(content: bytes) -> str:

@@ -1,10 +1,8 @@
-"""HTML from Python: tags whose contents are escaped, images as PNG, small charts as SVG."""
+"""HTML from Python: tags whose contents are escaped, images as PNG, figures with captions."""
 
 from __future__ import annotations
 
 import base64
-import math
-from collections.abc import Mapping, Sequence
 from html import escape
 from io import BytesIO
 from typing import Any
@@ -15,7 +13,6 @@ from PIL import Image
 from ..data.dataset import printable
 
 EMPTY = {"img", "input", "meta"}  # tags without an end
-WIDTH, HEIGHT, LEFT, BOTTOM = 340, 200, 46, 24  # of a chart, and the room for the numbers beside its axes
 
 
 class Markup(str):
@@ -83,49 +80,7 @@ def tiled(images: np.ndarray, columns: int) -> np.ndarray:
     return sheet.reshape(rows, columns, H, W, C).swapaxes(1, 2).reshape(rows * H, columns * W, C)
 
 
-def chart(title: str, unit: str, x: Sequence[float], curves: Mapping[str, Sequence[float | None]]) -> Markup:
-    """Curves over x as SVG, with the first and last value of each in the description. Gaps are None or not finite."""
-    known = {
-        name: [(a, float(y)) for a, y in zip(x, values, strict=True) if y is not None and abs(float(y)) < 1e30]
-        for name, values in curves.items()
-    }
-    known = {name: points for name, points in known.items() if points}
-    if not known:
-        return Markup("")
-    every = [y for points in known.values() for _, y in points]
-    low, high = _range(every)
-    first, last = min(x), max(x)
-
-    def place(a: float, y: float) -> str:
-        across = LEFT + (WIDTH - LEFT - 8) * ((a - first) / (last - first) if last > first else 0.5)
-        return f"{across:.1f} {8 + (HEIGHT - BOTTOM - 8) * (high - y) / (high - low):.1f}"
-
-    drawn = []
-    for y in np.linspace(low, high, 5):
-        across = place(first, float(y)).split()[1]
-        drawn.append(tag("path", d=f"M{LEFT} {across}H{WIDTH - 8}", class_="grid"))
-        drawn.append(tag("text", f"{y:.4g}", x=LEFT - 6, y=float(across) + 4, text_anchor="end"))
-    for a in sorted({first, last}):
-        anchor = "end" if a == last > first else "start"
-        drawn.append(tag("text", f"epoch {a:g}", x=place(a, low).split()[0], y=HEIGHT - 6, text_anchor=anchor))
-    told = []
-    for name, points in known.items():
-        line = "M" + "L".join(place(a, y) for a, y in points)
-        drawn.append(tag("path", d=line, class_=f"curve {name}"))
-        if len(points) <= 30:  # a path of no length with round ends is a dot
-            drawn.append(tag("path", d="".join(f"M{place(a, y)}h0" for a, y in points), class_=f"dots {name}"))
-        told.append(f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}")
-    image = tag("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=f"{title}: {', '.join(told)}")
-    return tag("div", tag("p", f"{title}, {unit}", class_="small"), image)
-
-
-def _range(values: list[float]) -> tuple[float, float]:
-    """Round limits of an axis on which the values are: (low, high) with four equal steps between them."""
-    low, high = min(values), max(values)
-    rough = (high - low) / 4 or abs(high) / 4 or 1.0
-    unit = 10.0 ** math.floor(math.log10(rough))
-    for step in (unit, 2 * unit, 2.5 * unit, 5 * unit, 10 * unit, 20 * unit):
-        start = math.floor(low / step) * step
-        if start + 4 * step >= high:
-            break
-    return start, start + 4 * step
+def figure(content: Any, sees: str, good: str = "", **attributes: Any) -> Markup:
+    """A picture, what one sees, and what good looks like."""
+    caption = tag("figcaption", sees, Markup(" "), tag("em", good) if good else None)
+    return tag("figure", content, caption, **attributes)

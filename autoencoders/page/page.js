@@ -201,7 +201,7 @@ function livePlane(data) {
     const k = +button.dataset.class, on = hidden.has(k);
     on ? hidden.delete(k) : hidden.add(k);
     button.setAttribute("aria-pressed", on);
-    plane.querySelector(`path[data-class="${k}"]`).toggleAttribute("hidden", !on);
+    for (const path of document.querySelectorAll(`path[data-class="${k}"]`)) path.toggleAttribute("hidden", !on);
     later();
   };
   sheet.onload = later;
@@ -212,9 +212,9 @@ function livePlane(data) {
 // ---- the film ----
 
 function liveFilm(film) {
-  const [H, W] = film.shape, count = film.epochs.length, shown = film.count, across = Math.ceil(shown / 2), sheet = new Image();
-  const slider = find("epoch"), play = find("play"), cloud = find("cloud"), places = new Int16Array(bytes(film.points));
-  const many = places.length / count / 2, paths = [...document.querySelectorAll(".points path")];
+  const [H, W] = film.shape, count = film.epochs.length, shown = film.count, across = Math.ceil(shown / 2), sheet = find("frames");
+  const slider = find("epoch"), play = find("play"), places = new Int16Array(bytes(film.points));
+  const many = places.length / count / 2, paths = [...find("cloud").querySelectorAll("path")];
   let timer = 0;
   const stop = () => {
     clearInterval(timer);
@@ -222,21 +222,16 @@ function liveFilm(film) {
     play.textContent = "Play";
   };
   function draw() {
-    const k = +slider.value, context = find("frame").getContext("2d"), g = cloud.getContext("2d"), side = cloud.width;
+    const k = +slider.value, context = find("frame").getContext("2d"), lines = paths.map(() => "");
     for (let i = 0; i < shown; i++) for (const [row, below] of [[0, 0], [k + 1, 1]]) {
       const x = i % across * W, y = (2 * Math.floor(i / across) + below) * H;
       context.drawImage(sheet, i * W, row * H, W, H, x, y, W, H);
     }
-    const colours = paths.map(path => getComputedStyle(path).stroke); // those of the plane, lighter in the dark
-    g.clearRect(0, 0, side, side);
-    g.globalAlpha = 0.75;
-    for (let i = 0; i < many; i++) {
+    for (let i = 0; i < many; i++) { // a path of no length with round ends is a dot
       const at = 2 * (k * many + i);
-      g.fillStyle = colours[film.index ? film.index[i] % colours.length : 0];
-      g.beginPath();
-      g.arc((places[at] / 2000 + 0.5) * side, (0.5 - places[at + 1] / 2000) * side, 3, 0, 7);
-      g.fill();
+      lines[film.index[i]] += `M${500 + places[at] / 2} ${500 - places[at + 1] / 2}h0`;
     }
+    paths.forEach((path, i) => path.setAttribute("d", lines[i]));
     const words = film.epochs[k] ? `after epoch ${film.epochs[k]}` : "before training";
     find("when").textContent = words;
     slider.setAttribute("aria-valuetext", words);
@@ -253,11 +248,41 @@ function liveFilm(film) {
     }, 500);
     draw();
   };
-  sheet.onload = draw;
-  sheet.src = film.sheet;
+  sheet.decode().then(draw);
 }
 
-const live = read("data"), film = read("film-data");
+// ---- the curves ----
+
+function liveCurves({epochs, cells, edges: [left, right]}) {
+  const box = find("curves"), slider = find("at"), values = [...box.querySelectorAll("td")], charts = [...box.querySelectorAll("svg")];
+  const first = epochs[0], span = epochs.at(-1) - first;
+  function show(k) {
+    slider.value = k;
+    for (const x of box.querySelectorAll(".when")) x.textContent = `epoch ${epochs[k]}`;
+    values.forEach((cell, i) => { cell.textContent = cells[i][k] ?? "–"; });
+    for (const svg of charts) {
+      const x = svg.viewBox.baseVal.width * (left + (right - left) * (epochs[k] - first) / span);
+      svg.querySelector(".cursor").setAttribute("transform", `translate(${x} 0)`);
+    }
+    const told = [...box.querySelector("table").querySelectorAll("td")].map(cell => `${cell.dataset.words} ${cell.textContent}`);
+    slider.setAttribute("aria-valuetext", `epoch ${epochs[k]}: ${told.join(", ")}`);
+  }
+  if (slider) slider.oninput = () => show(+slider.value);
+  for (const svg of slider ? charts : []) svg.onpointermove = svg.onpointerdown = event => {
+    const box = svg.getBoundingClientRect(), at = first + span * ((event.clientX - box.left) / box.width - left) / (right - left);
+    show(epochs.reduce((best, epoch, k) => Math.abs(epoch - at) < Math.abs(epochs[best] - at) ? k : best, 0));
+  };
+  const switches = [...box.querySelectorAll("[data-run]")];
+  for (const button of switches) button.onclick = () => {
+    button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
+    const on = switches.filter(x => x.getAttribute("aria-pressed") === "true").map(x => x.dataset.run).join("");
+    box.classList.toggle("none", !on);
+    for (const svg of charts) svg.toggleAttribute("hidden", svg.dataset.runs !== (on || "01"));
+  };
+}
+
+const live = read("data"), film = read("film-data"), losses = read("curves-data");
+if (losses) liveCurves(losses);
 if (live) livePlane(live);
 if (film) liveFilm(film);
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(x => x.open = true));

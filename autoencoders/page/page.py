@@ -19,8 +19,9 @@ from ..conv_autoencoder import VAE, Autoencoder
 from ..data import Dataset
 from ..evaluation.mixture import Mixture
 from ..pictures.sheets import manifold_points
-from .live import MOST_WEIGHTS, as_bytes, live_data, plane_for, reduction, shown_of
-from .markup import Markup, chart, join, picture, tag, tiled
+from .curves import Curves, loss_charts
+from .live import MOST_WEIGHTS, Film, as_bytes, live_data, plane_for, reduction, shown_of
+from .markup import Markup, figure, join, picture, tag, tiled
 from .numbers import error_of, groups, headlines, rounded
 from .parts import (
     Maker,
@@ -28,7 +29,6 @@ from .parts import (
     bars,
     best_and_worst,
     denoised,
-    figure,
     film_strip,
     interpolations,
     kl_bars,
@@ -42,6 +42,7 @@ from .parts import (
 GRID_BYTES = 1 << 19  # pixels of the decoded plane, about
 PAIRS = 12  # test images with their reconstructions on the first screen
 MADE_BY = tag("meta", name="generator", content="minigrad autoencoders")
+NO_SCRIPT = ".row, #here, #ring { display: none } canvas.pixels { aspect-ratio: auto } button { pointer-events: none }"
 # an absolute path in quotes, and one without, up to its last part
 PATHS = (
     re.compile(r"(?<=')(?:~|[A-Za-z]:)?[/\\][^']*[/\\](?=[^'/\\]+')"),
@@ -56,8 +57,8 @@ def write_page(
     dataset: Dataset,
     record: dict[str, Any],
     measured: dict[str, Any] | None = None,
-    history: Sequence[dict[str, Any]] = (),
-    film: dict[str, Any] | None = None,
+    runs: Sequence[Curves] = (),
+    film: Film | None = None,
     trained: np.ndarray | None = None,
     mixture: Mixture | None = None,
     seed: int = 0,
@@ -66,7 +67,8 @@ def write_page(
 
     Args:
         record: run.json, empty where there is none. measured: what evaluation.json holds; None: nothing was measured.
-        history: the losses of each epoch. film: what `film_sheet` gives, if the run kept frames.
+        runs: the losses of the model's run, and those of another one to compare; none where there is no history.
+        film: what `film_of` gives, if the run kept frames.
         trained: indices of the training images of the run; None: all.
         mixture: what a plain autoencoder's samples are drawn from.
 
@@ -81,9 +83,10 @@ def write_page(
         kl = 0.5 * (mu**2 + np.exp(log_variance) - 1 - log_variance).mean(axis=0)
     maker = Maker(model, dataset, shown, plane, kl, mixture, seed)
     data = live_data(model, shown, plane, kl) | {"names": maker.names, "index": maker.index.tolist()}
+    curves, losses = loss_charts(runs) if runs else ([], None)
     known = dataset.train_images if trained is None else dataset.train_images[trained]
     sections = [
-        _training(history, film, model),
+        section("training", "Training", *curves, film_strip(film) if film else None),
         _latent_space(maker, data),
         neighbours(maker, known) if measured else None,
         best_and_worst(maker),
@@ -94,8 +97,8 @@ def write_page(
     ]
     kept = [x for x in sections if x]
     body = [_head(maker, record, len(known), kept), tag("main", _first_screen(maker, measured), *kept)]
-    scripts = [("data", data)] + ([("film-data", film)] if film else [])
-    text = _document(without_paths(model.title), join(*body), dict(scripts))
+    scripts = {"data": data, "curves-data": losses, "film-data": film and film.data}
+    text = _document(without_paths(model.title), join(*body), {name: x for name, x in scripts.items() if x})
     write_atomically(path, text.encode())
 
 
@@ -135,6 +138,7 @@ def _document(title: str, body: Markup, data: dict[str, Any]) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", title),
         tag("style", Markup(style)),
+        tag("noscript", tag("style", Markup(NO_SCRIPT))),
     ]
     page = tag("html", tag("head", *head), tag("body", body, *blocks, tag("script", Markup(script))), lang="en")
     return f"<!doctype html>\n{page}"
@@ -142,7 +146,8 @@ def _document(title: str, body: Markup, data: dict[str, Any]) -> str:
 
 def _head(maker: Maker, record: dict[str, Any], known: int, sections: list[Section]) -> Markup:
     dataset, training = maker.dataset, record.get("training", {})
-    length = [f"{training['epochs']:g} epochs ({training.get('steps', 0):g} steps)"] if training.get("epochs") else []
+    epochs = f"{training.get('epochs', 0):g} epoch{'s' * (training.get('epochs') != 1)}"
+    length = [f"{epochs} ({training.get('steps', 0):g} steps)"] if training.get("epochs") else []
     source, counts = without_paths(dataset.source), [len(dataset.train_images), len(dataset.test_images)]
     if not all(str(count) in source for count in counts):
         source += "; {:,} training and {:,} test images".format(*counts)
@@ -152,7 +157,8 @@ def _head(maker: Maker, record: dict[str, Any], known: int, sections: list[Secti
     told = "; ".join([source, *part, *length, *smaller])
     links = [tag("a", section.heading, href=f"#{section.name}") for section in sections]
     contents = tag("nav", *links, aria_label="Contents")
-    return tag("header", tag("h1", maker.model.title), tag("p", told, class_="faint"), contents)
+    still = tag("noscript", tag("p", "JavaScript is off here: the pictures are complete, but none of them moves."))
+    return tag("header", tag("h1", maker.model.title), tag("p", told, class_="faint"), still, contents)
 
 
 def _first_screen(maker: Maker, measured: dict[str, Any] | None) -> Markup:
@@ -188,31 +194,6 @@ def _verdict(measured: dict[str, Any]) -> Markup:
     parts += [tag("p", "What to change: ", option) for option in options]
     parts += [tag("p", without_paths(note), class_="faint") for note in measured["notes"]]
     return tag("div", *parts, class_="verdict" if findings else "verdict healthy")
-
-
-def _training(history: Sequence[dict[str, Any]], film: dict[str, Any] | None, model: Autoencoder) -> Section | None:
-    parts: list[Any] = []
-    if history:
-        epochs = [float(row.get("epoch", i + 1)) for i, row in enumerate(history)]
-        names = {"loss": "Loss", "reconstruction": "Reconstruction", "kl": "KL divergence"}
-        if not any("kl" in row for row in history):
-            del names["reconstruction"]  # the whole loss
-        charts = [
-            chart(words, model.unit, epochs, {
-                "training": [row.get(key) for row in history],
-                "validation": [row.get(f"val_{key}") for row in history],
-            })
-            for key, words in names.items()
-        ]  # fmt: skip
-        held_out = any(row.get("val_loss") is not None for row in history)
-        sees = "The loss of each epoch" + (
-            ": training solid, validation dashed." if held_out else " on training images."
-        )
-        good = "Good: falling, then flat" + ("; validation stays close to training." if held_out else ".")
-        parts.append(figure(tag("div", *charts, class_="charts"), sees, good))
-    if film:
-        parts.append(film_strip(film))
-    return section("training", "Training", *parts)
 
 
 def _latent_space(maker: Maker, data: dict[str, Any]) -> Section | None:

@@ -7,19 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.random import generator
-
 from ..conv_autoencoder import VAE, Autoencoder
 from ..data import Dataset
 from ..data.dataset import pick_images
-from ..evaluation.metrics import nearest
 from ..evaluation.mixture import Mixture
 from ..pictures.charts import CLASS_COLOURS, classes_of
-from ..pictures.gallery import STEPS, TRAVERSED, new_images
-from .live import Plane, Shown, as_bytes
-from .markup import Markup, picture, tag, tiled
+from ..pictures.images import (
+    STEPS,
+    beside_nearest,
+    errors_of,
+    extremes,
+    interpolated,
+    labels_of,
+    names_of,
+    new_images,
+    traversed,
+    with_noise,
+)
+from .live import Film, Plane, Shown, as_bytes
+from .markup import Markup, figure, picture, tag, tiled
 
-SAMPLES, WORST, NEIGHBOURS = 24, 12, 12  # images of a picture
+SAMPLES, SHOWN = 24, 12  # new images, and images beside others, of a picture
 MOST_CLASSES, EACH = 12, 10  # of a conditional model, the classes of which samples are shown, and their number
 MOST_BARS = 24  # latent dimensions whose KL divergence is drawn
 SIDE = 1000  # of the plane, in the units of its SVG
@@ -70,12 +78,6 @@ def rows_of(images: np.ndarray, names: Sequence[str], what: str) -> Markup:
     return tag("div", *cells, class_="rows" if any(names) else "rows plain", role="img", aria_label=what)
 
 
-def figure(content: Any, sees: str, good: str = "", **attributes: Any) -> Markup:
-    """A picture, what one sees, and what good looks like."""
-    caption = tag("figcaption", sees, Markup(" "), tag("em", good) if good else None)
-    return tag("figure", content, caption, **attributes)
-
-
 class Section(Markup):
     """A section of the page, with its id and its heading."""
 
@@ -100,23 +102,35 @@ def new_tiles(maker: Maker) -> Markup:
         images = new_images(model, EACH * len(shown), maker.seed, shown)[0].reshape(
             len(shown), EACH, *model.input_shape
         )
-        names = [model.class_names[i] if model.class_names else str(i) for i in shown]
-        return rows_of(images, names, "New images of each class")
+        return rows_of(images, names_of(model)[: len(shown)], "New images of each class")
     images = as_bytes(new_images(model, SAMPLES, maker.seed, mixture=maker.mixture)[0])
     return tag("div", *map(picture, images), class_="tiles", role="img", aria_label=f"{SAMPLES} new images")
 
 
-def film_strip(film: dict[str, Any]) -> Markup:
+def dots(places: np.ndarray, index: np.ndarray) -> Markup:
+    """Points (N, 2), from -1 to 1, in the colours of their classes."""
+    x, y = np.round(SIDE / 2 * (1 + places * [1, -1])).astype(int).T
+    groups = []
+    for i in range(index.max() + 1):
+        line = "".join(f"M{x[k]} {y[k]}h0" for k in np.flatnonzero(index == i))
+        groups.append(tag("path", d=line, style=f"--c:{CLASS_COLOURS[i % len(CLASS_COLOURS)]}", data_class=i))
+    return tag("g", *groups, class_="points")
+
+
+def film_strip(film: Film) -> Markup:
     """The frames of the training, to be moved through by hand."""
-    count = len(film["epochs"])
+    count, shown = len(film.data["epochs"]), film.data["count"]
     slider = tag("input", id="epoch", type="range", min=0, max=count - 1, value=count - 1, aria_label="Epoch")
     controls = tag(
         "div", tag("button", "Play", type="button", id="play"), slider, tag("output", id="when"), class_="row"
     )
-    H, W = film["shape"]
-    strips = tag("canvas", id="frame", width=-(-film["count"] // 2) * W, height=4 * H, class_="pixels", role="img",
+    H, W = film.data["shape"]
+    every = tag("img", src=film.sheet, alt="Training images, and their reconstructions after each epoch",
+                id="frames", class_="pixels")  # fmt: skip
+    strips = tag("canvas", every, id="frame", width=-(-shown // 2) * W, height=4 * H, class_="pixels", role="img",
                  aria_label="Training images and their reconstructions after the epoch")  # fmt: skip
-    scatter = tag("canvas", id="cloud", width=480, height=480, role="img", aria_label="Latents after the epoch")
+    scatter = tag("svg", dots(film.places, np.array(film.data["index"])), viewBox=f"0 0 {SIDE} {SIDE}", id="cloud",
+                  role="img", aria_label="Latents after the epoch")  # fmt: skip
     sees = "Training images above their reconstructions, and where images are in the latent space, after each epoch."
     return figure(tag("div", tag("div", strips, controls), scatter, class_="film"), sees,
                   "Good: classes part, and reconstructions get sharper to the end.", class_="live")  # fmt: skip
@@ -124,15 +138,11 @@ def film_strip(film: dict[str, Any]) -> Markup:
 
 def live_plane(maker: Maker, live: bool) -> Markup:
     """The test images as points, the images beside them, and the controls."""
-    plane = maker.plane
-    places = np.round(SIDE / 2 + SIDE / 2 * (plane.points - plane.middle) / plane.half * [1, -1]).astype(int)
-    groups = []
-    for i in range(len(maker.names) or 1):
-        line = "".join(f"M{x} {y}h0" for x, y in places[maker.index == i])
-        groups.append(tag("path", d=line, style=f"--c:{CLASS_COLOURS[i % len(CLASS_COLOURS)]}", data_class=i))
+    plane, shown, model = maker.plane, maker.shown, maker.model
+    points = dots((plane.points - plane.middle) / plane.half, maker.index)
     marker = tag("circle", id="here", r=16), tag("circle", id="ring", r=12)
     words = "Latent plane: arrow keys move, with Shift further"
-    square = tag("svg", tag("g", *groups, class_="points"), *marker, viewBox=f"0 0 {SIDE} {SIDE}", id="plane",
+    square = tag("svg", points, *marker, viewBox=f"0 0 {SIDE} {SIDE}", id="plane",
                  tabindex=0, role="application", aria_label=words)  # fmt: skip
     legend = [
         tag("button", tag("i", style=f"--c:{CLASS_COLOURS[i % len(CLASS_COLOURS)]}"), name, type="button",
@@ -140,12 +150,16 @@ def live_plane(maker: Maker, live: bool) -> Markup:
         for i, name in enumerate(maker.names)
     ]  # fmt: skip
 
-    def canvas(name: str, what: str, H: int, W: int) -> Markup:
-        drawn = tag("canvas", id=name, width=W, height=H, class_="pixels", role="img", aria_label=what)
+    def canvas(name: str, what: str, start: np.ndarray, size: tuple[int, ...]) -> Markup:
+        """A canvas for images of this size; without script it shows one of them."""
+        (H, W), still = size[:2], picture(as_bytes(start), what)
+        drawn = tag("canvas", still, id=name, width=W, height=H, class_="pixels", role="img", aria_label=what)
         return tag("div", drawn, tag("p", what, class_="small", id=f"{name}-text"))
 
-    images = [canvas("decoded", "decoded here", *maker.model.input_shape[:2])] if live else []
-    images.append(canvas("nearest", "nearest test image", *as_bytes(maker.shown.images[:1]).shape[1:3]))
+    decoded = model.decode(plane.centre[None], labels=np.zeros(1, int) if model.classes else None)[0]
+    near = shown.images[((shown.latents - plane.centre) ** 2).sum(axis=1).argmin()]
+    images = [canvas("decoded", "decoded here", decoded, model.input_shape)] if live else []
+    images.append(canvas("nearest", "nearest test image", near, as_bytes(near).shape))
     side = [
         tag("div", *images, class_="images"),
         tag("p", id="place", class_="small"),
@@ -180,44 +194,31 @@ def bars(rows: Sequence[tuple[str, float, str]], unit: str, kind: str = "bars") 
 def traversals(maker: Maker) -> Markup:
     """One latent dimension at a time changed, from a test image."""
     assert maker.kl is not None
-    start = int(maker.some(1)[0])
-    dimensions = np.argsort(-maker.kl, kind="stable")[:TRAVERSED]
-    points = np.tile(maker.shown.latents[start], (len(dimensions), len(STEPS), 1))  # (R, S, Z)
-    for row, dimension in zip(points, dimensions, strict=True):
-        row[:, dimension] = STEPS
-    labels = None if maker.shown.labels is None else np.repeat(maker.shown.labels[start], points[..., 0].size)
-    decoded = maker.model.decode(points.reshape(-1, points.shape[-1]), labels=labels)
-    rows = rows_of(decoded.reshape(*points.shape[:2], *decoded.shape[1:]), [f"z{i + 1}" for i in dimensions],
-                   "A test image with one latent dimension changed at a time")  # fmt: skip
+    start, shown = maker.some(1), maker.shown
+    dimensions, images = traversed(maker.model, shown.latents[start], labels_of(shown.labels, start), maker.kl)
+    names = [f"z{i + 1}" for i in dimensions]
+    rows = rows_of(images, names, "A test image with one latent dimension changed at a time")
     sees = f"One latent dimension at a time, from {STEPS[0]:g} on the left to {STEPS[-1]:g} on the right."
     return figure(rows, sees, "Good: each changes one property of the image.")
 
 
 def interpolations(maker: Maker) -> Markup | None:
-    pairs = pick_images(maker.shown.labels, 12, len(maker.shown.images), maker.seed + 1)
-    if not (half := len(pairs) // 2):
+    """Rows of images between two test images each; None if there is only one."""
+    rows = interpolated(maker.model, maker.shown.images, maker.shown.labels, 6, maker.seed + 1)
+    if rows is None:
         return None
-    start, end = pairs[:half], pairs[half : 2 * half]
-    images, labels = maker.shown.images, maker.shown.labels
-    both = (None, None) if labels is None else (labels[start], labels[end])
-    rows = maker.model.interpolate(images[start], images[end], 10, labels=both)
     drawn = rows_of(rows, [""] * len(rows), "Rows of images between two test images")
     sees = "On the straight line between the latents of two test images."
     return figure(drawn, sees, "Good: every step looks like an image of the data.")
 
 
 def neighbours(maker: Maker, known: np.ndarray) -> Section | None:
+    """New images, and below each the training image nearest to it; None if the model makes none."""
     if not maker.draws:
         return None
-    model = maker.model
-    classes = np.arange(NEIGHBOURS) % model.classes if model.classes else None
-    if isinstance(model, VAE):
-        new = model.sample(NEIGHBOURS, maker.seed + 1, labels=classes)
-    else:
-        new = new_images(model, NEIGHBOURS, maker.seed + 1, mixture=maker.mixture)[0]
-    rows = nearest(new, known)[0]
-    under = [f"{x:.4f}" for x in ((new - _unit(known[rows])) ** 2).mean(axis=(1, 2, 3))]
-    drawn = stacked(new, known[rows], "New images and the training images nearest to them", under, "tiles long")
+    new, found, _ = beside_nearest(maker.model, known, SHOWN, maker.seed + 1, maker.mixture)
+    under = [f"{x:.4f}" for x in errors_of(new, found)]
+    drawn = stacked(new, found, "New images and the training images nearest to them", under, "tiles long")
     sees = "New images, and below each the training image nearest to it with their squared difference per pixel."
     return section("samples", "Samples", figure(drawn, sees, "Good: of the same kind, but no copies."))
 
@@ -226,12 +227,9 @@ def denoised(maker: Maker, noise: float) -> Section | None:
     """Test images with the noise of the training, and what the model makes of them."""
     if not noise:
         return None
-    rows = maker.some(WORST)
-    clean, labels = maker.shown.images[rows], None if maker.shown.labels is None else maker.shown.labels[rows]
-    noisy = clean + noise * generator(maker.seed, "noisy").standard_normal(clean.shape)
-    noisy = noisy.clip(0, 1).astype(clean.dtype)
-    restored, _ = maker.model.reconstruct(noisy, labels=labels)
-    before, after = (((x - clean) ** 2).mean(axis=(1, 2, 3)) for x in (noisy, restored))
+    rows, shown = maker.some(SHOWN), maker.shown
+    labels = labels_of(shown.labels, rows)
+    noisy, restored, before, after = with_noise(maker.model, shown.images[rows], labels, noise, maker.seed)
     drawn = stacked(noisy, restored, "Noisy images and what is left", [f"{x:.4f}" for x in after], "tiles long")
     sees = (
         f"Test images with noise of standard deviation {noise:g}, and below each its reconstruction with the squared "
@@ -240,20 +238,16 @@ def denoised(maker: Maker, noise: float) -> Section | None:
     return section("denoised", "Noise removed", figure(drawn, sees, "Good: the thing without the noise."))
 
 
-def _unit(images: np.ndarray) -> np.ndarray:
-    return images / 255 if images.dtype == np.uint8 else images
-
-
 def best_and_worst(maker: Maker) -> Section | None:
-    order = np.argsort(maker.shown.errors, kind="stable")
-    count = max(1, min(WORST, len(order) // 2))  # no image is among the best and the worst
-    many = f"{len(order):,} test images"
-    worst = maker.pairs(order[::-1][:count], "The test images that are reconstructed worst")
-    best = maker.pairs(order[:count], "The test images that are reconstructed best")
+    """The test images with the largest errors, and those with the smallest."""
+    rows = extremes(maker.shown.errors, SHOWN)
+    count, many = len(rows[0]), f"{len(maker.shown.errors):,} test images"
+    worst = maker.pairs(rows[0], "The test images that are reconstructed worst")
+    best = maker.pairs(rows[1], "The test images that are reconstructed best")
     parts = [
         figure(
             worst, f"The {count} of {many} with the largest errors.", "Good: rare kinds, and no class in particular."
         ),
-        figure(best, f"The {count} with the smallest errors."),
+        figure(best, f"The {count} with the smallest errors.", "Good: not one class only."),
     ]
     return section("errors", "Best and worst", tag("div", *parts, class_="two"))

@@ -1,7 +1,7 @@
 """How a model learns: after each epoch of a run a picture of reconstructions and new images, and a small frame for the
 film of reconstructions and latent space, which `gif` draws.
 
-Read next: gallery.py.
+Read next: images.py and gallery.py.
 """
 
 from __future__ import annotations

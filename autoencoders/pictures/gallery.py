@@ -5,30 +5,38 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minigrad.random import generator
 from minigrad.serialize import DataError, read_file
 
 from ..conv_autoencoder import VAE, Autoencoder
 from ..data import Dataset, Reading
 from ..data.dataset import MAX_BYTES, as_data_error, near_names, pick_images
 from ..data.own_images import read_picture
-from ..evaluation.bounds import latents_of, reconstructions_of, to_unit_range
-from ..evaluation.metrics import nearest
+from ..evaluation.bounds import latents_of, reconstructions_of
 from ..evaluation.mixture import Mixture
 from . import canvas, charts, sheets
 from .film import SCATTERED, SHOWN
+from .images import (
+    STEPS,
+    beside_nearest,
+    errors_of,
+    extremes,
+    interpolated,
+    labels_of,
+    names_of,
+    new_images,
+    traversed,
+    with_noise,
+)
 
 MOST_CLASSES, MOST_COLUMNS = 50, 12  # of a conditional model, that one picture of samples shows
 FILM_BYTES = 1 << 28  # of the images that a run's film encodes
 FEW = 200  # test images; if there are fewer, the picture of the latent space shows training images, too
-TRAVERSED = 8  # latent dimensions at most
-STEPS = np.linspace(-3, 3, 9)  # of a traversal, in standard deviations of N(0, I)
 NEIGHBOURS = 10  # prior samples shown beside their nearest training images
 
 
@@ -78,19 +86,9 @@ def _draw_data(model: Autoencoder, dataset: Dataset, seed: int) -> dict[str, Any
         "reconstructions": sheets.reconstructions(images[chosen], reconstructed, chosen_labels, names),
         "latent_space": _draw_latent_space(model, dataset, seed),
     }
-    pairs = pick_images(labels, 16, len(images), seed + 1)
-    if half := len(pairs) // 2:
-        start, end = pairs[:half], pairs[half : 2 * half]
-        both = labels_of(labels, start), labels_of(labels, end)
-        pictures["interpolations"] = sheets.interpolations(
-            model.interpolate(images[start], images[end], 10, labels=both)
-        )
+    if (paths := interpolated(model, images, labels, 8, seed + 1)) is not None:
+        pictures["interpolations"] = sheets.interpolations(paths)
     return pictures
-
-
-def labels_of(labels: np.ndarray | None, rows: Any) -> np.ndarray | None:
-    """The labels of some images, if there are labels."""
-    return None if labels is None else labels[rows]
 
 
 def _draw_latent_space(model: Autoencoder, dataset: Dataset, seed: int) -> Any:
@@ -140,7 +138,7 @@ def reading_for(model: Autoencoder) -> Reading:
 def _draw_samples(model: Autoencoder, seed: int, count: int, label: int | None, mixture: Mixture | None) -> Any:
     """New images; of a conditional model of one class, or full rows of each class."""
     classes = range(model.classes)[:MOST_CLASSES] if label is None else [label]
-    names = [model.class_names[i] if model.class_names else str(i) for i in classes]
+    names = [names_of(model)[i] for i in classes]
     shown: dict[str, Any] = {}
     if mixture is not None:
         shown["title"] = f"Samples from a mixture of {len(mixture.weights)} Gaussians fitted to the latents"
@@ -159,21 +157,6 @@ def _draw_samples(model: Autoencoder, seed: int, count: int, label: int | None, 
             title = f"Samples of {which}, each from the same latents"
             shown = {"columns": columns, "title": title, "row_names": row_names}
     return sheets.samples(new_images(model, count, seed, classes, mixture)[0], **shown)
-
-
-def new_images(
-    model: Autoencoder, count: int, seed: int = 0, classes: Sequence[int] = (), mixture: Mixture | None = None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """(new images from a VAE's prior or a mixture, their labels). Of a conditional model they are of these classes, one
-    after the other, rounded up to as many of each, from the same latents."""
-    if mixture is not None:
-        return model.decode(mixture.sample(count, seed)), None
-    assert isinstance(model, VAE)
-    if not model.classes:
-        return model.sample(count, seed), None
-    each = -(-count // len(classes))
-    new = [model.sample(each, seed, labels=np.full(each, label)) for label in classes]
-    return np.concatenate(new), np.repeat(classes, each)
 
 
 def save_pictures(
@@ -207,11 +190,9 @@ def close_ups(
     it was trained on. `trained` holds the indices of these; None: all training images."""
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     reconstructed, latents = model.reconstruct(images, labels=labels)
-    order = np.argsort(sheets.errors_of(reconstructed, images), kind="stable")
     pictures = {}
-    shown = max(1, min(20, len(images) // 2))  # no image is among the best and the worst
-    for name, chosen in (("worst", order[::-1][:shown]), ("best", order[:shown])):
-        title = f"The {shown} test images that are reconstructed {name}"
+    for name, chosen in zip(("worst", "best"), extremes(errors_of(reconstructed, images), 20), strict=True):
+        title = f"The {len(chosen)} test images that are reconstructed {name}"
         pairs = images[chosen], reconstructed[chosen], labels_of(labels, chosen)
         pictures[name] = sheets.reconstructions(*pairs, names, title=title)
     if isinstance(model, VAE) or mixture is not None:
@@ -226,17 +207,14 @@ def close_ups(
 
 def _draw_neighbours(model: Autoencoder, known: np.ndarray, seed: int, mixture: Mixture | None) -> Any:
     """New images and the known images nearest to them."""
-    classes = np.arange(NEIGHBOURS) % model.classes if model.classes else None
-    if isinstance(model, VAE):
-        new, source = model.sample(NEIGHBOURS, seed, labels=classes), "prior"
-    else:
-        new, source = new_images(model, NEIGHBOURS, seed, mixture=mixture)[0], "mixture"
+    new, found, classes = beside_nearest(model, known, NEIGHBOURS, seed, mixture)
     return sheets.reconstructions(
         new,
-        known[nearest(new, known)[0]],
+        found,
         classes,
         model.class_names,
-        title=f"Samples from the {source}, and the training images nearest to them",
+        title=f"Samples from the {'prior' if isinstance(model, VAE) else 'mixture'}, and the training images nearest "
+        "to them",
         error_name="mean squared difference per pixel",
         rows_are=("sample", "nearest image"),
     )
@@ -246,15 +224,10 @@ def _draw_traversals(
     model: Autoencoder, image: np.ndarray, latent: np.ndarray, label: np.ndarray | None, kl: np.ndarray
 ) -> Any:
     """What changes in an image (1, H, W, C) along the latent dimensions with the largest KL divergence."""
-    dimensions = np.argsort(-kl, kind="stable")[:TRAVERSED]
-    points = np.tile(latent, (len(dimensions), len(STEPS), 1))  # (R, S, Z)
-    for row, dimension in zip(points, dimensions, strict=True):
-        row[:, dimension] = STEPS
-    labels = None if label is None else np.repeat(label, points[..., 0].size)
-    decoded = model.decode(points.reshape(-1, points.shape[-1]), labels=labels)
+    dimensions, rows = traversed(model, latent, label, kl)
     return sheets.traversals(
         image[0],
-        decoded.reshape(*points.shape[:2], *decoded.shape[1:]),
+        rows,
         [f"z{i + 1}, {kl[i]:.2f} nats" for i in dimensions],
         STEPS,
         title="A test image (start), with one latent dimension changed at a time",
@@ -264,10 +237,8 @@ def _draw_traversals(
 def denoised(model: Autoencoder, dataset: Dataset, noise: float, seed: int = 0) -> Any:
     """Test images with the noise of the training, and what the model makes of them."""
     chosen = pick_images(dataset.test_labels, 20, len(dataset.test_images), seed)
-    clean, labels = to_unit_range(dataset.test_images[chosen]), labels_of(dataset.test_labels, chosen)
-    noisy = (clean + noise * generator(seed, "noisy").standard_normal(clean.shape)).clip(0, 1)
-    restored, _ = model.reconstruct(noisy.astype(np.float32), labels=labels)
-    before, after = sheets.errors_of(noisy, clean), sheets.errors_of(restored, clean)
+    labels = labels_of(dataset.test_labels, chosen)
+    noisy, restored, before, after = with_noise(model, dataset.test_images[chosen], labels, noise, seed)
     return sheets.reconstructions(
         noisy,
         restored,

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
-from ..data.dataset import to_unit_range
 from .canvas import (
     FAINT,
     INK,
@@ -32,6 +31,7 @@ from .canvas import (
     tile_size,
     write_text,
 )
+from .images import errors_of
 
 START_COLOUR, END_COLOUR = TRAIN_COLOUR, VALIDATION_COLOUR
 QUANTILES = 0.02, 0.98  # of N(0, 1), between which the manifold is drawn
@@ -103,11 +103,6 @@ def reconstructions(
     foot = top + rows * block + 14
     write_text(axes, MARGIN, foot, note, width=width - 2 * MARGIN, ha="left", va="center", **small)
     return figure
-
-
-def errors_of(images: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]:
-    """The mean squared error per pixel of each image (N,)."""
-    return ((to_unit_range(images) - to_unit_range(others)) ** 2).mean(axis=(1, 2, 3))
 
 
 def samples(

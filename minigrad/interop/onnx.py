@@ -73,6 +73,7 @@ def to_onnx(
     opset = make.make_opsetid("", OPSET)
     model = make.make_model(body, producer_name="minigrad", opset_imports=[opset], ir_version=IR_VERSION)
     make.set_model_props(model, metadata or {})
+    model = onnx.shape_inference.infer_shapes(model)  # for programs that draw the graph
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
 
@@ -125,5 +126,6 @@ def merged(a: Translation, b: Translation) -> Translation:
             raise ValueError(f"to_onnx: {a.constant_of[name]} {why}")
         if 0 in x:
             raise ValueError(f"to_onnx: {a.constant_of[name]} gives an array without elements")
-        a.constants[name] = np.where(x == y, x, -1)
+        copied = all(part.open_shapes[name][:1] == (shape[0],) for part, shape in ((a, x), (b, y)))
+        a.constants[name] = np.where(x == y, x, 0 if copied and x[0] != y[0] else -1)  # 0: as before, -1: what is left
     return a

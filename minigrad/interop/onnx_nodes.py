@@ -52,8 +52,8 @@ class Translation:
     """The nodes and constants of a graph, written one after another.
 
     Attributes:
-        constants: arrays by name. constant_of: the operation that each belongs to. open_shapes: the names of those that
-            are shapes of a reshape.
+        constants: arrays by name. constant_of: the operation that each belongs to. open_shapes: by the names of those
+            that are shapes of a reshape, the shapes before it.
         results: the shape of each result without the batch axis.
     """
 
@@ -62,7 +62,7 @@ class Translation:
         self.nodes: list[Node] = []
         self.constants: dict[str, np.ndarray] = {}
         self.constant_of: dict[str, str] = {}
-        self.open_shapes: set[str] = set()
+        self.open_shapes: dict[str, tuple[int, ...]] = {}
         self.results: dict[str, tuple[int, ...]] = {}
         self._last: dict[Any, str] = {}  # the name of a value with channels last
         self._first: dict[Any, str] = {}  # and with channels first
@@ -164,7 +164,7 @@ class Translation:
         same = len({x.shape for x in arrays}) == 1 and all(x is not None and x.ndim <= arrays[0].ndim for x in xs)
         return same and any(key_of(x) in self._first for x in arrays)
 
-    def constant(self, x: Any, name: str = "constant", *, is_shape: bool = False) -> str:
+    def constant(self, x: Any, name: str = "constant") -> str:
         """The name of a constant: float32 numbers, or whole ones."""
         if isinstance(x, Tensor):
             x = x.numpy()
@@ -172,17 +172,17 @@ class Translation:
         kind = {"b": "bool", "f": "float32"}.get(array.dtype.kind, "int64")
         name = self._unused("value", name)
         self.constants[name], self.constant_of[name] = np.array(array, kind, order="C"), self._of
-        if is_shape:
-            self.open_shapes.add(name)
         return name
 
     def number(self, x: float) -> str:
         """The name of a constant of one number."""
         return self.constant(np.array(x, np.float32))
 
-    def reshape(self, y: Tensor, x: str) -> None:
-        """Write the reshape of x that gives y."""
-        self.put(y, "Reshape", x, self.constant(y.shape, "shape", is_shape=True), allowzero=int(0 in y.shape))
+    def reshape(self, y: Tensor, x: str, before: tuple[int, ...] = ()) -> None:
+        """Write the reshape of x, which had the shape before if it is known, that gives y."""
+        shape = self.constant(y.shape, "shape")
+        self.open_shapes[shape] = before
+        self.put(y, "Reshape", x, shape, allowzero=int(0 in y.shape))
 
     def node(self, kind: str, *inputs: str, layer: str = "", **attributes: Any) -> str:
         """Write a node; returns the name of its output."""
@@ -233,7 +233,7 @@ def _where(g: Translation, f: Where, xs: Any, y: Tensor) -> None:
 
 
 def _reshape(g: Translation, _: Reshape, xs: Any, y: Tensor) -> None:
-    g.reshape(y, g.last(xs[0]))
+    g.reshape(y, g.last(xs[0]), xs[0].shape)
 
 
 def _transpose(g: Translation, f: Transpose, xs: Any, y: Tensor) -> None:

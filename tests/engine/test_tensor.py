@@ -358,7 +358,8 @@ def test_each_async_task_has_its_own_context():
     async def program():
         await asyncio.gather(inside(), outside(), inside())
 
-    asyncio.run(program())
+    with ThreadPoolExecutor(1) as other:  # in this thread a browser's loop may be running
+        other.submit(asyncio.run, program()).result()
 
 
 def test_a_context_is_entered_again_inside_and_afterwards_and_from_many_threads():

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
+import base64
+import io
 import os
-import select
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import minigrad
 from autoencoders import VAE, Autoencoder
 from autoencoders.data import Dataset
 from autoencoders.page import live, write_page
+from autoencoders.page.curves import Curves
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")]
+pytestmark = pytest.mark.browser
 NAMES = ("<b>bags</b>", "A & B", "shoes")
 HELPERS = """
   const $ = name => document.getElementById(name);
@@ -35,94 +32,28 @@ HELPERS = """
 """
 
 
-class Chromium:
-    """A headless Chromium that is driven by its own protocol over two pipes."""
-
-    def __init__(self, folder: Path) -> None:
-        (its_in, mine_out), (mine_in, its_out) = os.pipe(), os.pipe()
-        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (its_in, its_out)]  # not 3 or 4 themselves
-        words = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
-        self.process = subprocess.Popen(
-            [*words, f"--user-data-dir={folder}", "about:blank"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(3, 4),
-            preexec_fn=lambda: (os.dup2(ends[0], 3), os.dup2(ends[1], 4)),
-        )  # fmt: skip
-        for end in (its_in, its_out, *ends):
-            os.close(end)
-        self.out, self.inn, self.buffer, self.count, self.errors = mine_out, mine_in, b"", 0, []
-
-    def call(self, method: str, session: str | None = None, **params: Any) -> Any:
-        """The result of a method of the protocol; errors of the page are kept."""
-        self.count += 1
-        message = {"id": self.count, "method": method, "params": params} | ({"sessionId": session} if session else {})
-        os.write(self.out, json.dumps(message).encode() + b"\0")
-        while True:
-            while b"\0" not in self.buffer:
-                assert select.select([self.inn], [], [], 60)[0], f"{method}: no answer"
-                self.buffer += os.read(self.inn, 1 << 20)
-            first, _, self.buffer = self.buffer.partition(b"\0")
-            answer = json.loads(first)
-            if answer.get("method") == "Runtime.exceptionThrown":
-                self.errors.append(answer["params"]["exceptionDetails"])
-            elif answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["level"] == "error":
-                self.errors.append(answer["params"]["entry"]["text"])
-            elif answer.get("id") == self.count:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def close(self) -> None:
-        self.call("Browser.close")
-        self.process.wait(30)
-        os.close(self.out)
-        os.close(self.inn)
-
-
 class Tab:
-    """A page in the browser."""
+    """A window with the page of a model."""
 
-    def __init__(self, browser: Chromium, path: Path, width: int = 1200, height: int = 900, **media: str) -> None:
-        self.browser = browser
-        target = browser.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for part in ("Runtime", "Log", "Page"):
-            self.call(f"{part}.enable")
-        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", **screen)
-        features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
-        self.call("Emulation.setEmulatedMedia", features=features)
-        self.call("Page.navigate", url=path.as_uri())
-        self.run("while (document.readyState !== 'complete') await wait(10); await drawn();")
-
-    def call(self, method: str, **params: Any) -> Any:
-        return self.browser.call(method, self.session, **params)
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.run("await drawn();")
 
     def run(self, script: str) -> Any:
         """What a script returns in the page."""
-        text = f"(async () => {{{HELPERS}{script}}})()"
-        done = self.call("Runtime.evaluate", expression=text, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in done, done["exceptionDetails"]
-        assert self.browser.errors == []
-        return done["result"].get("value")
+        return self.page.evaluate(f"async () => {{{HELPERS}{script}}}")
 
-    def point(self, x: float, y: float) -> None:
-        """Move the mouse over the plane; x and y in [0, 1]."""
-        box = self.run("""$("plane").scrollIntoView(); const b = $("plane").getBoundingClientRect();
-            return [b.left, b.top, b.width, b.height];""")
-        at = {"x": box[0] + x * box[2], "y": box[1] + y * box[3]}
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", **at)
+    def point(self, x: float, y: float, on: str = "#plane") -> None:
+        """Move the mouse over the plane or another element; x and y in [0, 1]."""
+        element = self.page.locator(on)
+        element.scroll_into_view_if_needed()
+        box = element.bounding_box()
+        self.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
         self.run("await drawn();")
 
     def key(self, key: str) -> None:
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key)
+        self.page.keyboard.press(key)
         self.run("await drawn();")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    made = Chromium(tmp_path_factory.mktemp("profile"))
-    yield made
-    made.close()
 
 
 @pytest.fixture(autouse=True)
@@ -150,14 +81,13 @@ def model(kind: type = VAE, shape: tuple[int, int, int] = (12, 12, 1), Z: int = 
 
 
 @pytest.fixture
-def shown(browser: Chromium, tmp_path: Path) -> Any:
+def shown(visit: Any, tmp_path: Path) -> Any:
     """A function that writes the page of a model and opens it."""
-    browser.errors.clear()
 
-    def show(made: Autoencoder, width: int = 1200, film: Any = None, **media: str) -> Tab:
+    def show(made: Autoencoder, width: int = 1200, runs: Any = (), film: Any = None, **media: Any) -> Tab:
         path = tmp_path / "page.html"
-        write_page(path, model=made, dataset=dataset(made.input_shape), record={}, film=film)
-        return Tab(browser, path, width, **media)
+        write_page(path, model=made, dataset=dataset(made.input_shape), record={}, runs=runs, film=film)
+        return Tab(visit(path, viewport={"width": width, "height": 900}, **media))
 
     return show
 
@@ -279,19 +209,14 @@ def test_a_point_is_decoded_with_its_own_class(shown):
 
 
 def test_the_film_moves_only_by_hand(shown):
-    rng = np.random.default_rng(2)
-    frames = [
-        ({"reconstructed": rng.integers(0, 256, (4, 12, 12, 1), np.uint8),
-          "latents": rng.normal(size=(9, 2)).astype(np.float32)}, {"epoch": epoch})
-        for epoch in range(3)
-    ]  # fmt: skip
-    originals = dataset((12, 12, 1)).train_images[:4]
-    tab = shown(model(), film=live.film_sheet(originals, frames, np.arange(9) % 3), prefers_reduced_motion="reduce")
+    originals, frames, made = film()
+    tab = shown(model(), film=made, reduced_motion="reduce")
     seen = [tab.run('await wait(1500); return [$("when").textContent, pixels("frame")];')]
     seen.append(
         tab.run("""$("epoch").value = 1; $("epoch").dispatchEvent(new Event("input"));
         return [$("when").textContent, pixels("frame")];""")
     )
+    assert tab.run('return $("cloud").querySelectorAll("path").length;') == 3
     for (when, sheet), epoch in zip(seen, (2, 1), strict=True):
         assert when == f"after epoch {epoch}"
         rows = np.array(sheet).reshape(2, 2, 12, 2, 12)  # pairs below each other, image and reconstruction, two across
@@ -304,9 +229,128 @@ def test_the_film_moves_only_by_hand(shown):
     assert found == ["Pause", "after epoch 2"]
 
 
+def two_runs() -> list[Curves]:
+    """One of five epochs, and one of three that validates."""
+    rows = [
+        [{"loss": k + 100 / i, "reconstruction": 50 / i, "kl": k + 50 / i} for i in range(1, n + 1)] for k, n in RUNS
+    ]
+    for row in rows[1]:
+        row["val_loss"] = row["loss"] + 3
+    names = "a/<b>" + "long" * 20, "&"
+    return [Curves(name, x, "nats per image", {"beta": k}) for k, (name, x) in enumerate(zip(names, rows, strict=True))]
+
+
+RUNS = (1, 5), (2, 3)
+CELLS = """const cells = [...document.querySelectorAll("#curves table")].map(table => [...table.rows].map(row =>
+    [...row.cells].map(cell => cell.textContent)));
+  const seen = [...document.querySelectorAll("#curves svg")].filter(x => x.checkVisibility());
+  const at = seen.map(svg => svg.querySelector(".cursor").getAttribute("transform")?.match(/[\\d.]+/)[0]);"""
+
+
+def number(x: float) -> str:
+    """As the page's script writes it."""
+    return str(float(f"{x:.5g}")).removesuffix(".0")
+
+
+def cells_at(epoch: int) -> list[list[str]]:
+    """What the table of the loss must say."""
+    a, b = [(k + 100 / epoch if epoch <= n else None) for k, n in RUNS]
+    text = ["\N{EN DASH}" if x is None else number(x) for x in (a, b, None, b and b + 3)]
+    return [["training", *text[:2]], ["validation", *text[2:]]]
+
+
+def test_the_values_of_two_runs_are_shown_where_the_pointer_is(shown):
+    tab = shown(model(), runs=two_runs())
+    assert tab.run(f"{CELLS} return [at, cells[0][0][0]];") == [[None] * 3, "last epoch"]
+    for part, title in enumerate(("loss", "reconstruction", "kl")):
+        for epoch in (1, 2, 4, 5):
+            near = min(4, epoch - 1.2 + 0.4 * (part % 2))
+            tab.point((46 + 286 * near / 4) / 340, 0.5, f"#curves svg >> nth={3 * part}")
+            found, at, slider = tab.run(f'{CELLS} return [cells, at, $("at").value];')
+            assert [rows[0][0] for rows in found] == [f"epoch {epoch}"] * 3, title
+            assert found[0][1:] == cells_at(epoch)
+            assert found[2][1][1] == number(1 + 50 / epoch)
+            assert [float(x) for x in at] == pytest.approx([46 + 286 * (epoch - 1) / 4] * 3), "the line is there in all"
+            assert int(slider) == epoch - 1
+
+
+def test_the_values_can_be_had_without_a_pointer(shown):
+    tab = shown(model(), runs=two_runs())
+    tab.run('$("at").focus();')
+    for epoch in (4, 3):
+        tab.key("ArrowLeft")
+        found, said = tab.run(f'{CELLS} return [cells[0].slice(1), $("at").getAttribute("aria-valuetext")];')
+        assert found == cells_at(epoch)
+        assert said.startswith(f"epoch {epoch}: a/<b>longlong")
+        assert said.endswith(f"& validation {found[1][2]}")
+
+
+def test_a_run_is_switched_off_and_the_axes_fit_the_other(shown):
+    tab = shown(model(), runs=two_runs())
+    state = f"""{CELLS} return [seen.length, [...document.querySelectorAll("#curves .curve, #curves .dots")]
+        .filter(x => x.checkVisibility()).map(x => +x.classList[1].at(-1)), seen[0]?.querySelector("text").textContent,
+        [...document.querySelectorAll("[data-run]")].map(x => x.getAttribute("aria-pressed"))];"""
+    count, runs, low, _ = tab.run(state)
+    assert (count, set(runs), float(low)) == (3, {0, 1}, 0)
+    pressed = [True, True]
+    for k in (0, 0, 1, 0, 1, 0):
+        tab.run(f'document.querySelector("[data-run=\'{k}\']").click();')
+        pressed[k] = not pressed[k]
+        count, runs, low, told = tab.run(state)
+        assert (count, set(runs)) == (3, {i for i in range(2) if pressed[i]})
+        assert told == [str(x).lower() for x in pressed]
+        if pressed == [False, True]:
+            assert float(low) > 0, "from 35.3 on"
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_curves_of_one_run_have_values_too(epochs, shown):
+    rows = [{"loss": 5.0 - i, "val_loss": 6.0 - i} for i in range(epochs)]
+    tab = shown(model(Z=1), runs=[Curves("", rows, "nats", {})])
+    assert tab.run("return document.querySelectorAll('[data-run], .differences, #at').length;") == epochs - 1
+    tab.point(0.2, 0.5, "#curves svg")
+    found = tab.run(f"{CELLS} return [cells, seen.length];")
+    first = "last epoch" if epochs == 1 else "epoch 1"
+    assert found == [[[[first, "loss"], ["training", "5"], ["validation", "6"]]], 1]
+
+
+def film() -> tuple[np.ndarray, list, live.Film]:
+    """(images, frames, the film of them)."""
+    rng = np.random.default_rng(2)
+    frames = [
+        ({"reconstructed": rng.integers(0, 256, (4, 12, 12, 1), np.uint8),
+          "latents": rng.normal(size=(9, 2)).astype(np.float32)}, {"epoch": epoch})
+        for epoch in range(3)
+    ]  # fmt: skip
+    originals = dataset((12, 12, 1)).train_images[:4]
+    return originals, frames, live.film_of(originals, frames, np.arange(9) % 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"Z": 5, "classes": 3}, {"Z": 1}], ids=str)
+def test_without_script_no_picture_is_blank(options, shown, visit, tmp_path):
+    made = model(**options)
+    shown(made, runs=two_runs(), film=film()[2])
+    page = visit(tmp_path / "page.html", java_script_enabled=False)
+    for name, count in {"decoded": 1, "nearest": 1, "frame": 1}.items():
+        still = page.locator(f"#{name} img")
+        assert (still.count(), still.is_visible()) == (count, True)
+        shot = np.asarray(Image.open(io.BytesIO(still.screenshot())).convert("L"))
+        assert shot.std() > 5, name
+    assert page.locator("#cloud path").first.get_attribute("d").count("h0") == 3
+    assert [page.locator(name).is_visible() for name in ("header noscript", "#epoch", "#at", "#ring")] == [
+        True, False, False, False
+    ]  # fmt: skip
+    assert page.locator("#curves svg >> nth=0").is_visible()
+    z = live.plane_for(live.shown_of(made, dataset(made.input_shape)).latents).centre
+    expected = made.decode(z[None], labels=np.zeros(1, int))[0, ..., 0]
+    source = page.locator("#decoded img").get_attribute("src").partition(",")[2]
+    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(source))))
+    assert np.abs(decoded - 255 * expected).max() <= 1
+
+
 @pytest.mark.parametrize("width", [390, 1600])
 def test_nothing_is_wider_than_the_screen(width, shown):
-    found = shown(model(Z=12), width).run("""
+    found = shown(model(Z=12), width, two_runs(), film()[2]).run("""
         for (const x of document.querySelectorAll("details")) x.open = true;
         await drawn();
         return [document.documentElement.scrollWidth, innerWidth, document.querySelectorAll("#sliders input").length];
@@ -324,7 +368,8 @@ def test_a_print_shows_what_is_folded(shown):
 @pytest.mark.skipif("AXE_CORE" not in os.environ, reason="AXE_CORE names no axe.min.js")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(scheme, shown):
-    tab = shown(model(Z=9, classes=3, class_names=NAMES), prefers_color_scheme=scheme)
+    made = model(Z=9, classes=3, class_names=NAMES)
+    tab = shown(made, runs=two_runs(), film=film()[2], color_scheme=scheme)
     tab.run(Path(os.environ["AXE_CORE"]).read_text())  # the policy of the page permits no other script element
     found = tab.run("""for (const x of document.querySelectorAll("details")) x.open = true;
         return (await axe.run()).violations.map(x => [x.id, x.nodes.map(node => node.html)]);""")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,7 @@ from autoencoders.training import TrainingOptions
 from autoencoders.training.explained import explain_step
 from autoencoders.training.steps import Steps
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
+pytestmark = pytest.mark.browser
 
 DESKTOP, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
 
@@ -30,35 +26,21 @@ def images() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> str:
+def path(
+    browser: Any, module_backends: None, tmp_path_factory: pytest.TempPathFactory, images: np.ndarray
+) -> Path:
     """The page of a small VAE."""
-    path: Path = tmp_path_factory.mktemp("browser") / "step.html"
+    path = tmp_path_factory.mktemp("browser") / "step.html"
     minigrad.use(kernels="numpy")
     vae = VAE((8, 8, 1), (3, 4), (3, 3), (2, 2))
     vae.compile(1e-3)
     explain_step(Steps(vae, images, TrainingOptions(batch_size=4, epochs=1)), path)
-    return path.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as program:
-        chromium = program.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+    return path
 
 
 @pytest.fixture
-def opened(browser: Any, url: str, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The page in a window; it may ask for nothing else, and may have no error."""
-    faults: list[str] = []
-    page = browser.new_page(viewport=getattr(request, "param", DESKTOP), has_touch=True)
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or faults.append(asked.url))
-    page.goto(url)
-    yield page
-    page.close()
-    assert faults == []
+def opened(visit: Any, path: Path, request: pytest.FixtureRequest) -> Any:
+    return visit(path, viewport=getattr(request, "param", DESKTOP), has_touch=True)
 
 
 def shown(page: Any) -> int:
@@ -173,16 +155,14 @@ def test_a_phone_is_enough(opened: Any) -> None:
     assert not opened.is_visible(".map")
 
 
-def test_without_scripts_all_stops_follow_each_other(browser: Any, url: str) -> None:
-    page = browser.new_page(viewport=DESKTOP, java_script_enabled=False)
-    page.goto(url)
+def test_without_scripts_all_stops_follow_each_other(visit: Any, path: Path) -> None:
+    page = visit(path, viewport=DESKTOP, java_script_enabled=False)
     stops = page.query_selector_all(".stop")
     assert all(stop.is_visible() for stop in stops)
     assert page.is_visible("#stop-5 .sheet")
     assert page.is_visible("noscript svg circle")
     page.click("#stop-1 a.noscript")
     assert page.is_visible("#source-0 .line")
-    page.close()
 
 
 def test_a_print_has_all_stops_and_sources(opened: Any) -> None:

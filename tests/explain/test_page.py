@@ -56,7 +56,7 @@ def steps_of(model: Autoencoder, count: int = 4) -> Steps:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+def page(module_backends: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Of a small VAE."""
     path = tmp_path_factory.mktemp("explain") / "step.html"
     minigrad.use(kernels="numpy")

@@ -56,6 +56,23 @@ def test_the_files_carry_the_weights_and_the_configuration(tmp_path):
     assert [n.op_type for n in file.graph.node].count("Transpose") == 2
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_program_that_draws_the_graph_finds_names_and_shapes(name, tmp_path):
+    model = model_of(name)
+    for path in export(model, "onnx", tmp_path):
+        graph = onnx.load(path).graph
+        shapes = {
+            x.name: [size.dim_param or size.dim_value for size in x.type.tensor_type.shape.dim]
+            for x in (*graph.input, *graph.value_info, *graph.output)
+        }
+        layers = {x.name.rpartition(".")[0] for x in graph.initializer} - {""}
+        assert {x for node in graph.node for x in node.output} <= set(shapes)
+        assert all(shape[0] == "N" and all(type(size) is int and size > 0 for size in shape[1:])
+                   for shape in shapes.values())  # fmt: skip
+        assert layers <= {node.name for node in graph.node}
+        assert len({node.name for node in graph.node}) == len(graph.node)
+
+
 def test_float64_models_are_written_as_float32(tmp_path):
     model = VAE((8, 8, 1), (3,), (3,), (2,), 2)
     model.to(dtype="float64")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import webbrowser
 from pathlib import Path
 
 import pytest
 from program_cases import content
+from programs import EVALUATE, TINY, TRAIN
 
 from autoencoders.cli import explore
 from autoencoders.cli.explore import main
@@ -43,6 +45,12 @@ def test_explore_writes_the_page_of_a_run_and_nothing_else(kind, words, call, tr
     assert opened == [], "there is no display"
 
 
+def test_a_training_names_the_command_that_explores_its_model(call, undrawn, opened):
+    told = call(TRAIN, *TINY, "--epochs", "1", "--out", "a run").ok().out.splitlines()
+    (command,) = [line for line in told if line.startswith("  autoencoders explore ")]
+    call(Explore, *shlex.split(command)[2:]).ok("wrote a run/explore.html")
+
+
 def test_explore_opens_the_page_unless_asked_not_to(call, trained, opened, monkeypatch):
     monkeypatch.setattr(explore, "has_display", lambda: True)
     call(Explore, "--model-dir", trained(), "--out", "new/page.html", "--no-open").ok()
@@ -65,6 +73,37 @@ def test_explore_refuses_what_it_cannot_use(call, trained):
     assert not Path("page.pdf").exists()
 
 
+@pytest.mark.parametrize("program", [Explore, EVALUATE], ids=["explore", "evaluate"])
+def test_two_runs_are_compared(program, call, trained, opened):
+    one, other = trained("vae", 2), trained("vae", 3, "--conditional")
+    before = content(other)
+    out = ("--out", "new" if program is EVALUATE else "new/report.html")
+    call(program, "--model-dir", one, "--compare", other, *out).ok()
+    text = Path("new/report.html").read_text()
+    for said in ("vae2", "vae3--conditional", "latent_space_dim", 'class="curve run-1 training"'):
+        assert said in text
+    assert str(one.parent) not in text
+    assert content(other) == before
+
+
+@pytest.mark.parametrize("program", [Explore, EVALUATE], ids=["explore", "evaluate"])
+def test_runs_that_cannot_be_compared_are_refused_before_anything_is_written(program, call, trained, opened):
+    shutil.copytree(trained(), "run")
+    shutil.copytree("run", "cut")
+    Path("cut/history.jsonl").write_bytes(Path("run/history.jsonl").read_bytes()[:-9])
+    before = content(Path())
+    for other, code, told in (
+        ("run", 2, "--compare names the run of --model-dir"),
+        ("run/model.safetensors", 2, "--compare names the run of --model-dir"),
+        ("none", 3, "none/run.json: there is no such run; there is one in "),
+        ("run/checkpoints", 3, "checkpoints/run.json: there is no such run"),
+        ("cut", 3, "cut/history.jsonl: no losses that can be drawn"),
+        (trained("ae"), 3, "ae2: its losses are in squared error per value, but those of run in nats per image"),
+    ):
+        call(program, "--model-dir", "run", "--compare", other).failed(code, told)
+    assert content(Path()) == before
+
+
 def test_a_film_that_cannot_be_read_is_left_out(call, trained, opened):
     shutil.copytree(trained(), "run")
     for frame in Path("run/film").iterdir():
@@ -72,4 +111,4 @@ def test_a_film_that_cannot_be_read_is_left_out(call, trained, opened):
     call(Explore, "--model-dir", "run").ok("warning: no film: ")
     text = Path("run/explore.html").read_text()
     assert 'id="film-data"' not in text
-    assert 'class="curve training"' in text
+    assert 'class="curve run-0 training"' in text
