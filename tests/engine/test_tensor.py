@@ -23,6 +23,7 @@ from op_cases import CASES, Case
 
 import minigrad.backend
 from minigrad import Backend, Function, Tensor, nn, no_grad, ops, optim
+from minigrad.higher_order import creators
 from minigrad.tensor import is_evaluating, is_recording
 
 
@@ -466,21 +467,11 @@ def network():
     )
 
 
-def graph_of(y: Tensor) -> list[Function]:
-    found, queue = [], [y.creator]
-    while queue:
-        function = queue.pop()
-        if function is not None and function not in found:
-            found.append(function)
-            queue += [x.creator for x in function.inputs if x is not None]
-    return found
-
-
 @pytest.mark.parametrize("walk", [False, True], ids=["dropped", "after backward"])
 def test_the_graph_dies_without_the_cycle_collector(no_collector, walk):
     model = network()
     y = model(Tensor(np.random.default_rng(0).normal(size=(4, 4, 4, 2)).astype("float32"))).sum()
-    functions = graph_of(y)
+    functions = [function for function, _ in creators([y])]
     assert len(functions) >= 11
     arrays = [a for f in functions for a in vars(f).values() if type(a) is np.ndarray]
     kept = {id(x.data) for _, x in model.named_tensors()}
