@@ -9,7 +9,7 @@ does anything else with its inputs is named in an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from . import ops
@@ -54,7 +54,7 @@ def grad(y: Tensor, xs: Tensor | Iterable[Tensor], gy: Operand = None, create_gr
     start = (gy if isinstance(gy, Tensor) else Tensor(start)) if create_graph else start
     found: dict[Tensor, Any] = {y: start} if y in wanted else {}
     if y.creator is not None:
-        leading = _leading_to(wanted, y.creator)
+        leading = _leading_to(wanted, y)
         results = {x.creator.order: x for x in wanted if x.creator is not None}
 
         def run(function: Function, gy: Any) -> list[tuple[Tensor, Any]]:
@@ -75,21 +75,28 @@ def grad(y: Tensor, xs: Tensor | Iterable[Tensor], gy: Operand = None, create_gr
     return gradients[xs] if isinstance(xs, Tensor) else tuple(gradients[x] for x in given)
 
 
-def _leading_to(wanted: dict[Tensor, None], last: Function) -> dict[int, tuple[bool, ...]]:
-    """For each function on the way to `last`, by its order: which of its inputs lead to a wanted tensor."""
-    functions, waiting = {last.order: last}, [last]
+def creators(ys: Iterable[Tensor], known: Container[int] = ()) -> list[tuple[Function, Tensor]]:
+    """The functions that lead to ys, each with its output, in the order in which they ran. Those whose `order` is in
+    `known`, and what leads to them alone, are left out."""
+    found: dict[int, tuple[Function, Tensor]] = {}
+    waiting = list(ys)
     while waiting:
-        for x in waiting.pop().inputs or ():
-            if x is not None and x.creator is not None and x.creator.order not in functions:
-                functions[x.creator.order] = x.creator
-                waiting.append(x.creator)
+        y = waiting.pop()
+        function = y.creator
+        if function is not None and function.order not in found and function.order not in known:
+            found[function.order] = function, y
+            waiting += [x for x in function.inputs or () if x is not None]
+    return [found[order] for order in sorted(found)]
+
+
+def _leading_to(wanted: dict[Tensor, None], y: Tensor) -> dict[int, tuple[bool, ...]]:
+    """For each function on the way to y, by its order: which of its inputs lead to a wanted tensor."""
     leading: dict[int, tuple[bool, ...]] = {}
-    for order in sorted(functions):  # inputs come before results
-        function = functions[order]
+    for function, _ in creators([y]):
         if function.inputs is None:
-            leading[order] = (True,)  # it was released, which its check says
+            leading[function.order] = (True,)  # it was released, which its check says
             continue
-        leading[order] = tuple(
+        leading[function.order] = tuple(
             x is not None and needed and (x in wanted or (x.creator is not None and any(leading[x.creator.order])))
             for x, needed in zip(function.inputs, function.needs, strict=True)
         )

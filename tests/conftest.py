@@ -21,7 +21,7 @@ from typing import Any
 import faults
 import pytest
 import strict_cupy
-from kernel_sets import BACKENDS, MARKS
+from kernel_sets import BACKENDS, EACH
 
 import minigrad
 import minigrad.backend
@@ -114,9 +114,9 @@ def cupy_double(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> Ite
     strict_cupy.reset(devices=1)
 
 
-@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in BACKENDS])
+@pytest.fixture(params=EACH)
 def backend(request: pytest.FixtureRequest, restored_backends: None) -> minigrad.Backend:
-    """Each backend in turn, made the default by `minigrad.use`."""
+    """Each kernel set in turn, made the default by `minigrad.use`."""
     if request.param in ("cupy-double", "cuda-on-cpu"):
         request.getfixturevalue("cupy_double")
     return BACKENDS[request.param]()

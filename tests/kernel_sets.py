@@ -53,8 +53,11 @@ NEEDS_COMPILER = pytest.mark.skipif(cuda_on_cpu.compiler() is None, reason="ther
 MARKS = {"cuda": pytest.mark.gpu, "numba-1": NEEDS_NUMBA, "numba-3": NEEDS_NUMBA, "cuda-on-cpu": NEEDS_COMPILER}
 
 
-# Cases of operations run once in each text that computes them; test_backends.py compares the kernels of all sets. One
-# thread runs what three run, and no kernel of the catalogue is overridden: on numba-3 run those that its text calls.
+# One thread runs what three run, which test_backends.py checks; there, too, are drawn calls with one thread.
+EACH = [pytest.param(name, marks=MARKS.get(name, ())) for name in BACKENDS if not name.endswith("-1")]
+
+# Cases of operations run once in each text that computes them; test_backends.py compares the kernels of all sets. No
+# kernel of the catalogue is overridden: on numba-3 run those that its text calls.
 CATALOGUE = {name for name in ops.__all__ if ".catalogue." in getattr(ops, name).__module__}
 OF_CATALOGUE = ("plain", "numba-3", "cuda", "cupy-double")
 OF_OTHERS = (*OF_CATALOGUE, "numpy-3", "cuda-on-cpu")

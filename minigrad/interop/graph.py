@@ -1,34 +1,13 @@
-"""The graph of a call: the operations that lead from its inputs to its outputs. ONNX and Keras files are made of it."""
+"""A call whose graph is written: the operations that lead from its inputs to its outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from ..backend import Array, backend_of, default_backend
 from ..nn import Module
 from ..tensor import Function, Tensor, evaluation, is_recording
-
-
-class Step(NamedTuple):
-    """An operation and its result."""
-
-    function: Function
-    output: Tensor
-
-
-def steps_to(outputs: Iterable[Tensor], known: Container[int] = ()) -> list[Step]:
-    """The operations that lead to the outputs, in the order in which they ran. Those whose `order` is in `known`, and
-    what leads to them alone, are left out."""
-    found: dict[int, Step] = {}
-    waiting = list(outputs)
-    while waiting:
-        y = waiting.pop()
-        function = y.creator
-        if function is not None and function.order not in found and function.order not in known:
-            found[function.order] = Step(function, y)
-            waiting += [x for x in function.inputs or () if x is not None]
-    return [found[order] for order in sorted(found)]
 
 
 def key_of(x: Tensor) -> int | tuple[str, int]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..backend import backend_of
-from ..higher_order import BroadcastTo, Convolution, Expm1, TransposedConvolution, forward_again
+from ..higher_order import BroadcastTo, Convolution, Expm1, TransposedConvolution, creators, forward_again
 from ..ops.catalogue.activations import Cos, LeakyReLU, LogSoftmax, Sin, Softmax, Tanh
 from ..ops.catalogue.indexing import GetItem
 from ..ops.catalogue.joining import Concatenate, Pad
@@ -31,7 +31,7 @@ from ..ops.elementwise import Add, Div, Exp, Log, Mul, Neg, Pow, ReLU, Sigmoid, 
 from ..ops.norm import BatchNormInference
 from ..ops.shape import LogSumExp, Reshape, Sum, Transpose
 from ..tensor import Function, Tensor
-from .graph import Call, key_of, steps_to
+from .graph import Call, key_of
 
 END = 2**63 - 1  # where a slice without an end ends
 Inputs = Sequence[Tensor | None]
@@ -85,7 +85,7 @@ class Translation:
     def run(self, outputs: Sequence[Tensor]) -> None:
         """Write the operations that lead to the outputs."""
         self._kept += outputs
-        for function, y in steps_to(outputs, self._known):
+        for function, y in creators(outputs, self._known):
             if not self._open:
                 self._of, self._layer = function.name, self.call.layer_of(function)
             translate = TRANSLATIONS.get(type(function), Translation._read_again)

@@ -10,6 +10,7 @@ import math
 import traceback
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import naive
 import numpy as np
@@ -19,7 +20,8 @@ from faults import Campaign
 from hypothesis import HealthCheck, given, seed, settings, strategies as st
 from kernel_sets import BACKENDS, CPU_KERNELS
 from op_cases import INTEGER, Case
-from test_ops import F32, F64, LINEAR, check_close, in_holes
+from test_backends import LAYOUTS
+from test_ops import F32, F64, LINEAR, check_close
 
 import minigrad
 from minigrad import Backend, Tensor, ops
@@ -30,17 +32,10 @@ SUMS = {case.op for case in LINEAR}
 OPERATIONS = [op for op in ops.__all__ if op not in INTEGER]
 
 
-def backwards(x: np.ndarray) -> np.ndarray:
-    """The same values, with negative strides."""
-    flipped = x[(slice(None, None, -1),) * x.ndim].copy()
-    return flipped[(slice(None, None, -1),) * x.ndim]
-
-
-LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "plain": lambda x: x,
-    "in holes": in_holes,
-    "backwards": backwards,
-}
+def laid(x: np.ndarray, layout: str, backend: Backend) -> Any:
+    """The array on the backend in one of the LAYOUTS; a single number has one only."""
+    there = backend.from_host(x)
+    return LAYOUTS[layout](there, backend.xp) if x.ndim else there
 
 
 def terms(case: Case) -> int:
@@ -84,7 +79,7 @@ def backend(request: pytest.FixtureRequest, restored_backends: None) -> Backend:
 def test_values_of_drawn_calls(campaign: Campaign, op: str, backend: Backend) -> None:
     def check(case: Case, dtype: np.dtype, layout: str) -> None:
         inputs = [x.astype(dtype) for x in case.inputs()]
-        tensors = [Tensor(LAYOUTS[layout](backend.from_host(x))) for x in inputs]
+        tensors = [Tensor(laid(x, layout, backend)) for x in inputs]
         before = [x.copy() for x in inputs]
         y = case.run(*tensors)
         assert y.dtype == dtype
@@ -109,7 +104,7 @@ def test_gradients_of_drawn_calls(campaign: Campaign, op: str, backend: Backend)
 
     def check(case: Case, dtype: np.dtype, layout: str) -> None:
         arrays = [x.astype(dtype) for x in case.inputs()]
-        mine = [Tensor(LAYOUTS[layout](backend.from_host(x)), requires_grad=True) for x in arrays]
+        mine = [Tensor(laid(x, layout, backend), requires_grad=True) for x in arrays]
         theirs = [torch.tensor(x, requires_grad=True) for x in arrays]
         further = [torch.tensor(x) for x in case.further(str(dtype))]
         y = case.run(*mine)
@@ -117,7 +112,7 @@ def test_gradients_of_drawn_calls(campaign: Campaign, op: str, backend: Backend)
         relative = 1e-12 if dtype == np.float64 else 1e-5
         close(y.numpy(), z, relative, "value")
         gy = np.random.default_rng(zlib.crc32(str(case).encode())).normal(size=y.shape).astype(dtype)
-        y.backward(LAYOUTS[layout](backend.from_host(gy)))
+        y.backward(laid(gy, layout, backend))
         z.backward(torch.tensor(gy))
         largest = max(float(t.grad.abs().max()) if t.grad.numel() else 0.0 for t in theirs)
         for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):

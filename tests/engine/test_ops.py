@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import naive
@@ -61,18 +62,29 @@ def in_holes(x):
 
 @each_case()
 def test_values_and_gradients_in_any_layout(case, backend):
+    """A later call of the same shapes with other numbers changes nothing, and no two arrays share memory."""
     plain, holes = tensors(case, backend, "float64"), tensors(case, backend, "float64", in_holes)
     assert all(x.data.strides != y.data.strides for x, y in zip(plain, holes, strict=True) if x.size > 1)
     y, z = case.run(*plain), case.run(*holes)
     for found in (y, z):
         check_close(found.numpy(), oracle(case), F64)
-    gy = backend.from_host(np.random.default_rng(1).normal(size=y.shape))
+    there = np.random.default_rng(1).normal(size=y.shape)
+    gy, result = backend.from_host(there.copy()), np.array(y.numpy())
     y.backward(gy)
     z.backward(in_holes(gy))
+    gradients = [(x.grad, np.array(backend.to_host(x.grad))) for x in plain]
+    case.run(*tensors(case, backend, "float64", lambda x: x * 0.5)).backward(gy)
+    given = zip((x.data for x in plain), case.inputs(), strict=True)
+    for x, before in [(y.data, result), (gy, there), *given, *gradients]:
+        np.testing.assert_array_equal(backend.to_host(x), before)
     for a, b in zip(plain, holes, strict=True):
         # 1e-12 of the sums that stand behind a gradient, which may cancel: at most the largest value times their count
         grads = backend.to_host(b.grad), backend.to_host(a.grad)
         np.testing.assert_allclose(*grads, rtol=1e-11, atol=1e-12 * max(gy.size, 1))
+    if backend.on_host:
+        grads = [x.grad for x in plain]
+        pairs = itertools.product(grads, [x.data for x in plain] + [gy, y.data])
+        assert not any(np.shares_memory(*pair) for pair in [*pairs, *itertools.combinations(grads, 2)])
 
 
 # ---- gradients ----

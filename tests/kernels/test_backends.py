@@ -20,6 +20,7 @@ import inspect
 import itertools
 import math
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -585,11 +586,35 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
 
 # ---- running a kernel ----
 
-# One thread runs what three run. With one alone a kernel is compared on the table and on drawn shapes.
-NAMES = [name for name in BACKENDS if not name.endswith("-1")]
-several_threads = pytest.mark.parametrize(
-    "backend", [pytest.param(name, marks=MARKS.get(name, ())) for name in NAMES], indirect=True
-)
+
+
+def runs_its_own(cls: type, name: str, seen: frozenset[str] = frozenset()) -> bool:
+    """Whether a call of this kernel runs anything but the text of the plain ones."""
+    plain = getattr(ChainBackend, name, None)
+    if getattr(cls, name, None) is not plain:
+        return True
+    called = re.findall(r"self\.(\w+)", inspect.getsource(plain)) if inspect.isfunction(plain) else []
+    return any(runs_its_own(cls, other, seen | {name}) for other in called if other not in seen | {name})
+
+
+CLASSES = {cls.kernels: cls for cls in subclasses(FastBackend)}
+TEXTS = {"numpy-3": "numpy", "numba-3": "numba", "cuda-on-cpu": "cuda"}  # with the arrays of plain and cupy-double
+FAST = [*TEXTS, "cuda"]
+ON_THREADS = ["numpy-3", "numba-3"]
+
+
+def each_kernel(*backends: str) -> pytest.MarkDecorator:
+    """The parameters `name` and `backend`: all kernels on the plain sets and a GPU, on the others their own texts."""
+    pairs = [
+        pytest.param(name, which, marks=MARKS.get(which, ()), id=f"{which}-{name}")
+        for which in backends
+        for name in INPUTS
+        if which not in TEXTS or runs_its_own(CLASSES.get(TEXTS[which], ChainBackend), name)
+    ]
+    return pytest.mark.parametrize(("name", "backend"), pairs, indirect=["backend"])
+
+
+ALL = "plain", "cupy-double", *FAST
 
 
 def inputs_of(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list[Any]:
@@ -688,7 +713,7 @@ def compare(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list
     return found
 
 
-@pytest.mark.parametrize("name", INPUTS)
+@each_kernel(*ALL)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_kernel_equals_the_specification(backend: Backend, name: str, dtype: str) -> None:
     for N in SIZES if dtype == "float32" else SIZES[-1:]:
@@ -696,7 +721,7 @@ def test_kernel_equals_the_specification(backend: Backend, name: str, dtype: str
             compare(backend, case, dtype)
 
 
-@pytest.mark.parametrize("name", INPUTS)
+@each_kernel(*BACKENDS)
 def test_kernel_equals_the_specification_on_drawn_shapes(
     backend: Backend, name: str, campaign: Campaign, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -718,8 +743,7 @@ def test_kernel_equals_the_specification_on_drawn_shapes(
     campaign.survived(f"kernel calls of drawn shapes against the specification ({which})", done)
 
 
-@several_threads
-@pytest.mark.parametrize("name", INPUTS)
+@each_kernel(*ALL)
 def test_kernel_takes_any_layout(backend: Backend, name: str) -> None:
     """All that a CUDA kernel does is to copy: there each case has one layout in turn."""
     layouts = [layout for layout in LAYOUTS if layout != "C"]
@@ -744,19 +768,15 @@ def small_blocks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("minigrad.backend.cpu.numba_kernels.FUNCTION_NUMBERS", 4)
 
 
-@several_threads
-@pytest.mark.parametrize("name", INPUTS)
+@each_kernel(*FAST)
 def test_kernel_works_in_blocks_of_one_image(backend: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fast kernels cut a batch into blocks; small ones show errors at their borders."""
-    if type(backend) is ChainBackend:
-        pytest.skip("the plain kernels have no blocks")
     small_blocks(backend, monkeypatch)
     for case in INPUTS[name](rng(name, "blocks"), 7):
         compare(backend, case, "float64")
 
 
-@several_threads
-@pytest.mark.parametrize("name", INPUTS)
+@each_kernel(*ALL)
 def test_kernel_gives_the_same_bits_twice_in_memory_of_its_own(backend: Backend, name: str) -> None:
     cases = list(INPUTS[name](rng(name, "twice"), 7))
     others = list(INPUTS[name](rng(name, "others"), 7))
@@ -792,8 +812,7 @@ class Schedule:
             self.waiting.pop()()
 
 
-@pytest.mark.parametrize("backend", ["numpy-3", pytest.param("numba-3", marks=NEEDS_NUMBA)], indirect=True)
-@pytest.mark.parametrize("name", INPUTS)
+@each_kernel(*ON_THREADS)
 def test_results_do_not_depend_on_timing(backend: Backend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever thread ends first, the bits are the same: in float64 another order of a sum would show."""
     small_blocks(backend, monkeypatch)
@@ -809,12 +828,12 @@ def test_results_do_not_depend_on_timing(backend: Backend, name: str, monkeypatc
         assert len(bits) == 1, f"{name}: the result depends on the order in which threads work"
 
 
-@pytest.mark.parametrize("kernels", ["numpy", pytest.param("numba", marks=NEEDS_NUMBA)])
-@pytest.mark.parametrize("name", INPUTS)
+@each_kernel(*ON_THREADS)
 def test_results_do_not_depend_on_the_number_of_threads(
-    name: str, kernels: str, monkeypatch: pytest.MonkeyPatch, restored_backends: None
+    name: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch is cut into the same shards on any of them."""
+    kernels = backend.kernels
     for N in (7, 19):
         for case in INPUTS[name](rng(name, "threads"), N):
             bits = set()
@@ -996,8 +1015,7 @@ def test_scratch_of_one_geometry_does_not_reach_another(backend: Backend) -> Non
                 compare(backend, case, "float64")
 
 
-@several_threads
-@pytest.mark.parametrize("name", INPUTS)
+@each_kernel(*FAST)
 def test_what_is_not_finite_shows_in_what_depends_on_it(backend: Backend, name: str, monkeypatch: Any) -> None:
     """A training that diverges is noticed because NaN and infinity stay. One number of an input is not finite: where
     the specification gives NaN for NaN, there is NaN; where it gives infinity for infinity, nothing finite; and for NaN
@@ -1006,8 +1024,6 @@ def test_what_is_not_finite_shows_in_what_depends_on_it(backend: Backend, name: 
     Winograd's sums of inputs reach more of these, and make NaN of infinity. A kernel that skips the zeros around an
     image reaches less: so a result depends on a number only if it changes with it.
     """
-    if type(backend) is ChainBackend:
-        pytest.skip("the specification")
     small_blocks(backend, monkeypatch)
     seen = 0
     for i, case in enumerate(INPUTS[name](rng(name, "not finite"), 3)):

@@ -40,7 +40,7 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("optim", {"backend", "tensor", "nn"}),
     ("higher_order", {"backend", "tensor", "ops"}),
     ("testing", {"backend", "tensor", "random", "higher_order"}),
-    ("tools", {"backend", "tensor", "ops", "nn", "optim", "serialize"}),
+    ("tools", {"backend", "tensor", "ops", "nn", "optim", "serialize", "higher_order"}),
     ("interop", {"backend", "tensor", "ops", "nn", "random", "serialize", "higher_order"}),
 ]
 

@@ -10,13 +10,13 @@ is to the left of a row is what the step still needs there.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ...higher_order import creators
 from ...nn import Module
-from ...tensor import Function, Tensor
+from ...tensor import Tensor
 from ..watch import names_alive
 from .origins import Origin
 
@@ -155,16 +155,17 @@ def graph_of(y: Tensor) -> Graph:
         raise TypeError(f"graph: expected a Tensor, found a {type(y).__name__}")
     if y.creator is None:
         raise ValueError("graph: this tensor is no result of an operation on tensors that require a gradient")
-    functions = sorted(_functions(y.creator), key=lambda function: function.order)
+    steps = creators([y])
+    for function, _ in steps:
+        if function.inputs is None:
+            raise RuntimeError(
+                f"graph: the graph through this {function.name} was released by backward; call graph before it, or "
+                "backward(retain_graph=True)"
+            )
     names = names_of_tensors()
     numbers: dict[int, int] = {}  # of a function's order, or of a leaf's identity
     nodes: list[Node] = []
-    results: dict[int, Any] = {y.creator.order: y.shape}
-    for function in functions:
-        for x in function.inputs or ():
-            if x is not None and x.creator is not None:
-                results[x.creator.order] = x.shape
-    for function in functions:
+    for function, result in steps:
         inputs, extras = [], []
         for x in function.inputs or ():
             if x is None:
@@ -178,24 +179,8 @@ def graph_of(y: Tensor) -> Graph:
                 nodes.append(Node("data", x.shape, []))
             inputs.append(numbers[key])
         numbers[function.order] = len(nodes)
-        nodes.append(Node(function.name, results[function.order], inputs, extras))
+        nodes.append(Node(function.name, result.shape, inputs, extras))
     return Graph(nodes)
-
-
-def _functions(last: Function) -> Iterator[Function]:
-    waiting, seen = [last], {last.order}
-    while waiting:
-        function = waiting.pop()
-        if function.inputs is None:
-            raise RuntimeError(
-                f"graph: the graph through this {function.name} was released by backward; call graph before it, or "
-                "backward(retain_graph=True)"
-            )
-        yield function
-        for x in function.inputs:
-            if x is not None and x.creator is not None and x.creator.order not in seen:
-                seen.add(x.creator.order)
-                waiting.append(x.creator)
 
 
 def names_of_tensors() -> dict[int, str]:
