@@ -56,7 +56,7 @@ class Faulty(Callback):
 
 def train(group: Group, folder: Path, save_every: int, fault: dict[str, Any] | None) -> Trainer:
     minigrad.use(kernels="numpy", threads=1)
-    model = VAE(IMAGES.shape[1:], (4, 6), (3, 5), (2, 1), 3, momentum=0.9)
+    model = VAE(IMAGES.shape[1:], (8, 16), (3, 5), (2, 1), 3, momentum=0.9)  # with more than WHOLE_NUMBERS
     model.compile(1e-2)
     options = TrainingOptions(batch_size=16, epochs=8, save_every=save_every)
     trainer = Trainer(
