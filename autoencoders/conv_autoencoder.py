@@ -281,9 +281,9 @@ class Autoencoder:
     @property
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to build this model again, as JSON."""
-        names = ("input_shape", "conv_filters", "conv_kernels", "conv_strides", "latent_space_dim")
-        names += ("hidden",) if self.hidden else ()  # so that models without are recorded as by earlier versions
-        return {"kind": self.kind, **{name: getattr(self, name) for name in (*names, "momentum", "seed")}}
+        names = ("input_shape", "conv_filters", "conv_kernels", "conv_strides", "latent_space_dim", "momentum", "seed")
+        hidden = {"hidden": self.hidden} if self.hidden else {}  # models without are recorded as by earlier versions
+        return {"kind": self.kind, **{name: getattr(self, name) for name in names}, **hidden}
 
     def save(self, folder: str | Path) -> str:
         """Write folder/model.safetensors (configuration and weights together, atomically); returns its SHA-256.
