@@ -23,7 +23,7 @@ from minigrad.serialize import DataError, save_state
 
 from .guards import ELSEWHERE, check_images, check_latents, one_hot, refuse
 from .layers import BoundedDense, LogVariance, append
-from .network import decoder_layers, encoder_layers, is_size, map_shapes, network_for
+from .network import decoder_layers, encoder_layers, is_size, likelihood_for, map_shapes, network_for
 from .saved import MODEL_FILE, check_architecture, check_finite, put_weights, read_saved, source_of
 from .training import Callback, History, Trainer, TrainingOptions
 from .training.memory import check_size, least_weights
@@ -400,8 +400,9 @@ class VAE(Autoencoder):
         beta: the weight of the KL term; 1 is the ELBO.
         likelihood: of a pixel given the latent. "bernoulli": logits, grey values count as probabilities;
             "gaussian": mean sigmoid(logits) and the fixed `variance`; "gaussian-learned": one variance for all
-            pixels, trained, starting from `variance`.
-        variance: in squared units of a pixel in [0, 1].
+            pixels, trained, starting from `variance`. None: bernoulli for grey images, gaussian-learned for coloured.
+        variance: in squared units of a pixel in [0, 1]. None: 0.1, and for gaussian-learned 0.01, because training
+            moves its logarithm by no more than the learning rate in a step.
         classes: the number of classes of a conditional VAE, q(z | x, class) and p(x | z, class); 0: not conditional.
             The label, a one-hot row, is appended to the encoder's features and to z.
         class_names: kept with the model; one for each class, or none.
@@ -426,8 +427,8 @@ class VAE(Autoencoder):
         latent_space_dim: int = 2,
         *,
         beta: float = 1.0,
-        likelihood: str = "bernoulli",
-        variance: float = 0.1,
+        likelihood: str | None = None,
+        variance: float | None = None,
         classes: int = 0,
         class_names: Sequence[str] = (),
         log_variance_bounds: tuple[float, float] | None = BOUNDS,
@@ -435,10 +436,13 @@ class VAE(Autoencoder):
         momentum: float = 0.99,
         seed: int = 0,
     ) -> None:
+        likelihood = likelihood or likelihood_for(input_shape)
         if likelihood not in ("bernoulli", "gaussian", "gaussian-learned"):
             raise ValueError(f"likelihood is {likelihood!r} but must be bernoulli, gaussian or gaussian-learned")
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta must be >= 0 and finite, found {beta}")
+        if variance is None:
+            variance = 0.01 if likelihood == "gaussian-learned" else 0.1
         if not 0 < variance < math.inf:
             raise ValueError(f"variance must be > 0 and finite, found {variance}")
         if not (classes == 0 or is_size(classes)) or len(class_names) not in (0, classes):
@@ -587,7 +591,7 @@ def from_config(
         arguments = {name: tuples(value) for name, value in config.items()}
         kind = arguments.pop("kind")
         if kind == "vae":
-            arguments.setdefault("log_variance_bounds", None)  # models of earlier versions have none
+            arguments = {"log_variance_bounds": None, "likelihood": "bernoulli", **arguments}  # as in earlier versions
         if cls is None or cls.kind != kind:
             cls = {"ae": Autoencoder, "vae": VAE}[kind]
         if arrays is not None:

@@ -79,6 +79,12 @@ def is_size(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(1 <= value < 2**31)
 
 
+def likelihood_for(input_shape: Sequence[int]) -> str:
+    """The likelihood for images with so many channels: that of the published figures for grey ones, a density for
+    colours."""
+    return "bernoulli" if tuple(input_shape)[2:] in ((), (1,)) else "gaussian-learned"
+
+
 def encoder_layers(
     shapes: Sequence[Shape], kernels: Sequence[Any], strides: Sequence[Any], momentum: float, hidden: int | None = None
 ) -> dict[str, nn.Module]:

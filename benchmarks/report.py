@@ -648,6 +648,21 @@ def limits(record: dict[str, Any], _: Path) -> str:
     return f"{text}{table([*heads, 'explained by difficulty'], costs)}\n{commands}\n{machines_of(record['rows'])}\n"
 
 
+def colour(records: Rows) -> str:
+    """The table of coloured data sets."""
+    lines = []
+    for row in records:
+        model, options = row["model"], row["options"]
+        H, W, C = model["input_shape"]
+        cells = [row["set"], f"{H} x {W} x {C}", f"`--config {row['recipe']}`", number(row["images"])]
+        cells += [str(model["latent_space_dim"]), f"{row['bits_per_dim']:.2f}", number(row["neg_elbo"])]
+        cells += [f"{row['mse']:.5f}", f"{row['train_mse']:.5f}", f"{row['pca_mse']:.5f}", f"{row['ssim']:.2f}"]
+        lines.append([*cells, f"{row['seconds'] / options['epochs']:.0f} s x {options['epochs']}"])
+    heads = ["data", "size", "recipe", "trained on", "latent", "bits per value", "-ELBO, nats", "MSE", "MSE, trained"]
+    heads += ["PCA's MSE", "SSIM", "time per epoch"]
+    return f"{table(heads, lines)}\nOn test images. {machines_of(records)}\n"
+
+
 def plus_minus(value: Sequence[float]) -> str:
     """A mean with its standard error."""
     return f"{value[0]:.1f} ± {value[1]:.1f}"
@@ -823,6 +838,8 @@ def readme_tables(results: Path) -> dict[str, str]:
         tables["gpu"] = gpu_in_short(records[0])
     if records := read("quality/*"):
         tables["quality"] = quality(records)
+    if records := read("colour"):
+        tables["colour"] = colour(records[0]["rows"])
     if records := read("campaign", "campaign_gpu"):
         tables["campaign"] = "\n".join(map(campaign, records))
     return tables

@@ -66,7 +66,7 @@ GROUPS: dict[str, dict[str, Option]] = {
         "conditional": (None, bool, "tell encoder and decoder the class of each image (vae; needs labels)"),
     },
     "loss": {
-        "likelihood": ("bernoulli", str, "likelihood of the pixels (vae)"),
+        "likelihood": (None, str, "likelihood of the pixels (vae; default: bernoulli, for colour gaussian-learned)"),
         "beta": (1.0, float, "weight of the KL term (vae)"),
         "kl-warmup": (0.0, float, "epochs over which beta rises from 0 (vae)"),
         "iw-samples": (1, int, "latents per image and step; 2 or more train the importance-weighted bound (vae)"),
@@ -223,7 +223,8 @@ def new_model(
     if settings["model"] == "vae":
         if settings["conditional"] and dataset is not None:
             named |= {"classes": dataset.classes, "class_names": dataset.class_names}
-        return VAE(shape, *architecture, **named, beta=settings["beta"], likelihood=settings["likelihood"])
+        likelihood = settings["likelihood"] or ("bernoulli" if settings["binarise"] else None)
+        return VAE(shape, *architecture, **named, beta=settings["beta"], likelihood=likelihood)
     return Autoencoder(shape, *architecture, **named)
 
 

@@ -148,9 +148,9 @@ HIDDEN |= {"decoder_dense": {"weight": (5, 48), "bias": (48,)}}
     ("cls", "options", "further"),
     [
         (Autoencoder, {}, {"encoder_output": HEADS["mu"]}),
-        (VAE, {}, HEADS),
+        (VAE, {"likelihood": "bernoulli"}, HEADS),
         (VAE, {"likelihood": "gaussian-learned"}, {**HEADS, "likelihood": {"log_variance": (1,)}}),
-        (VAE, {"hidden": 5}, HIDDEN),
+        (VAE, {"likelihood": "bernoulli", "hidden": 5}, HIDDEN),
     ],
     ids=["ae", "vae", "learned", "hidden"],
 )

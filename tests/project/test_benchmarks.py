@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import itertools
 import json
 import signal
@@ -16,6 +17,7 @@ import faults
 import numpy as np
 import pytest
 from faults import started
+from PIL import Image
 from test_backends import kernels_of, subclasses
 
 from autoencoders import VAE
@@ -307,6 +309,47 @@ def test_what_unseen_images_cost_is_found_at_the_same_difficulty(load):
     assert found["difference"] == pytest.approx(2, abs=0.25)
     assert found["difference_se"] == pytest.approx(2**0.5 / 20, rel=0.1)
     assert found["explained"] > 0.99
+
+
+# ---- colour ----
+
+
+def test_a_coloured_set_is_drawn_trained_and_measured(load, tmp_path):
+    places = [f"--{name}={tmp_path / name}" for name in ("data", "runs")]
+    places.append(f"--out={tmp_path / 'colour.json'}")
+    done = run("colour.py", "--sets", "faces", "--quick", *places)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert len(list((tmp_path / "data/faces").glob("*.png"))) == 60
+    (row,) = read(tmp_path, "colour")["rows"]
+    assert (row["images"], row["test_images"], row["model"]["input_shape"]) == (54, 6, [64, 64, 3])
+    assert row["model"]["likelihood"] == "gaussian-learned"
+    text = load("report").readme_tables(tmp_path)["colour"]
+    assert f"| faces | 64 x 64 x 3 | `--config colour64` | 54 | 32 | {row['bits_per_dim']:.2f} |" in text
+
+
+def test_a_face_is_the_same_every_time(load):
+    colour = load("colour")
+    first, second, again = (np.asarray(next(colour.faces(2))), *map(np.asarray, colour.faces(2)))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (64, 64, 3)
+    assert (first != again).any()
+
+
+def test_emoji_are_read_from_a_font_each_once_on_white(load, tmp_path):
+    colour = load("colour")
+    assert colour.main(["--sets", "emoji", "--font", str(tmp_path / "no.ttf"), "--data", str(tmp_path / "data")]) == 1
+    files = []
+    for level in (0, 200):
+        buffer = io.BytesIO()
+        picture = Image.new("RGBA", (136, 128))
+        picture.paste((level, 0, 0, 255), (0, 0, 68, 128))  # the right half is transparent
+        picture.save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    (tmp_path / "font.ttf").write_bytes(b"head" + files[0] + b"xx" + files[1] + files[0] + b"tail")
+    found = [np.asarray(x) for x in colour.emoji(10, tmp_path / "font.ttf")]
+    assert [x.shape for x in found] == [(32, 32, 3)] * 2
+    assert found[1][16, 4].tolist() == [200, 0, 0]
+    assert found[1][16, 28].tolist() == [255, 255, 255]
 
 
 CAMPAIGN = {"command": "pytest", "seed": 7, "date": "today", "commit": "0123456789abcdef", "dirty": True}
