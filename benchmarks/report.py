@@ -652,15 +652,15 @@ def colour(records: Rows) -> str:
     """The table of coloured data sets."""
     lines = []
     for row in records:
-        model, options = row["model"], row["options"]
-        H, W, C = model["input_shape"]
-        cells = [row["set"], f"{H} x {W} x {C}", f"`--config {row['recipe']}`", number(row["images"])]
-        cells += [str(model["latent_space_dim"]), f"{row['bits_per_dim']:.2f}", number(row["neg_elbo"])]
-        cells += [f"{row['mse']:.5f}", f"{row['train_mse']:.5f}", f"{row['pca_mse']:.5f}", f"{row['ssim']:.2f}"]
-        lines.append([*cells, f"{row['seconds'] / options['epochs']:.0f} s x {options['epochs']}"])
-    heads = ["data", "size", "recipe", "trained on", "latent", "bits per value", "-ELBO, nats", "MSE", "MSE, trained"]
-    heads += ["PCA's MSE", "SSIM", "time per epoch"]
-    return f"{table(heads, lines)}\nOn test images. {machines_of(records)}\n"
+        test, options = row["test"], row["options"]
+        size = " x ".join(map(str, row["model"]["input_shape"]))
+        cells = [row["set"], size, f"`--config {row['recipe']}`", number(row["images"])]
+        cells += [str(row["model"]["latent_space_dim"]), f"{test['bits_per_dim']:.2f}", number(test["neg_elbo"])]
+        cells += [number(test["kl"]), f"{test['mse']:.4f}", f"{test['mean_mse']:.4f}", f"{row['pixel_std'] ** 2:.4f}"]
+        lines.append([*cells, str(options["epochs"]), f"{row['seconds'] / options['epochs']:.0f} s"])
+    heads = ["data", "size", "recipe", "trained on", "latent", "bits per value", "-ELBO, nats", "KL, nats", "MSE"]
+    heads += ["of the mean image", "variance", "epochs", "time per epoch"]
+    return f"{table(heads, lines)}\nOn test images; one seed. {machines_of(records)}\n"
 
 
 def plus_minus(value: Sequence[float]) -> str:

@@ -324,7 +324,7 @@ def test_a_coloured_set_is_drawn_trained_and_measured(load, tmp_path):
     assert (row["images"], row["test_images"], row["model"]["input_shape"]) == (54, 6, [64, 64, 3])
     assert row["model"]["likelihood"] == "gaussian-learned"
     text = load("report").readme_tables(tmp_path)["colour"]
-    assert f"| faces | 64 x 64 x 3 | `--config colour64` | 54 | 32 | {row['bits_per_dim']:.2f} |" in text
+    assert f"| faces | 64 x 64 x 3 | `--config colour64` | 54 | 32 | {row['test']['bits_per_dim']:.2f} |" in text
 
 
 def test_a_face_is_the_same_every_time(load):
