@@ -23,7 +23,7 @@ from minigrad.serialize import DataError, save_state
 
 from .guards import ELSEWHERE, check_images, check_latents, one_hot, refuse
 from .layers import BoundedDense, LogVariance, append
-from .network import decoder_layers, encoder_layers, is_size, map_shapes, network_for
+from .network import decoder_layers, encoder_layers, is_size, likelihood_for, map_shapes, network_for
 from .saved import MODEL_FILE, check_architecture, check_finite, put_weights, read_saved, source_of
 from .training import Callback, History, Trainer, TrainingOptions
 from .training.memory import check_size, least_weights
@@ -43,6 +43,7 @@ class Autoencoder:
             (height, width) pairs. One number stands for all kernels or strides, and None for what suits the image:
             `network.network_for`.
         latent_space_dim: Z >= 1.
+        hidden: units of a dense layer with a ReLU on both sides of the latent; None: no such layer, as in the original.
         momentum: of the moving statistics of BatchNorm. They are what evaluation uses and need some 5 / (1 - momentum)
             steps to follow, so take less than 0.99 for shorter trainings.
         seed: of the initial weights.
@@ -69,6 +70,7 @@ class Autoencoder:
         conv_strides: int | Sequence[Any] | None = None,
         latent_space_dim: int = 2,
         *,
+        hidden: int | None = None,
         momentum: float = 0.99,
         seed: int = 0,
     ) -> None:
@@ -81,14 +83,17 @@ class Autoencoder:
         self.conv_filters, self.conv_kernels, self.conv_strides = convolutions
         if not is_size(latent_space_dim):
             raise ValueError(f"latent_space_dim must be a whole number >= 1, found {latent_space_dim}")
-        self.latent_space_dim = int(latent_space_dim)
+        if not (hidden is None or is_size(hidden)):
+            raise ValueError(f"hidden must be None or a whole number >= 1, found {hidden}")
+        self.latent_space_dim, self.hidden = int(latent_space_dim), None if hidden is None else int(hidden)
         self.momentum, self.seed = float(momentum), seed.item() if isinstance(seed, np.generic) else seed
         check_size(self.config)
         shapes = map_shapes(self.input_shape, self.conv_filters, self.conv_strides)
         self._encoded_shape = shapes[-1]
-        encoder = encoder_layers(shapes, *convolutions[1:], momentum)
-        self.heads = self._build_heads(math.prod(self._encoded_shape) + self.classes)  # features (N, D) -> latents
-        decoder = decoder_layers(self.latent_space_dim + self.classes, shapes, *convolutions[1:], momentum)
+        encoder = encoder_layers(shapes, *convolutions[1:], momentum, self.hidden)
+        self.features = (self.hidden or math.prod(self._encoded_shape)) + self.classes
+        self.heads = self._build_heads(self.features)  # features (N, D) -> latents
+        decoder = decoder_layers(self.latent_space_dim + self.classes, shapes, *convolutions[1:], momentum, self.hidden)
         # network holds all layers by name, for saving, moving and training; it is never called. encoder, heads and
         # decoder are called.
         self.network = nn.Sequential({**encoder, **self.heads, **decoder})
@@ -248,10 +253,11 @@ class Autoencoder:
         count = len(self.conv_filters)
         plural = "s" if count > 1 else ""
         size = sum(p.size for p in self.network.parameters())
+        into, out = (f" -> {self.hidden}", f"{self.hidden} -> ") if self.hidden else ("", "")
         return (
             f"model       {self.title}\n"
-            f"encoder     {count} convolution{plural}, {image} -> {code}\n"
-            f"decoder     {count} transposed convolution{plural}, {code} -> {image}\n"
+            f"encoder     {count} convolution{plural}, {image} -> {code}{into}\n"
+            f"decoder     {count} transposed convolution{plural}, {out}{code} -> {image}\n"
             f"parameters  {size:,} ({4 * size / 1e6:.2g} MB)\n"
             f"loss        {self.loss_words}"
         )
@@ -259,12 +265,11 @@ class Autoencoder:
     def summary(self) -> str:
         """A table of all layers for one image; the heads are side by side."""
         layers = self.network.layers.items()
-        features = (math.prod(self._encoded_shape) + self.classes,)
         encoder = nn.Sequential({n: x for n, x in layers if n.startswith("encoder_") and n not in self.heads})
         decoder = nn.Sequential({n: x for n, x in layers if n.startswith("decoder_")})
         rows = encoder.summary_rows(self.input_shape)
         for name, head in self.heads.items():
-            rows += nn.Sequential({name: head}).summary_rows(features)
+            rows += nn.Sequential({name: head}).summary_rows((self.features,))
         rows += decoder.summary_rows((self.latent_space_dim + self.classes,))
         return format_summary(rows + [(n, x, (1,), 0) for n, x in layers if n == "likelihood"])
 
@@ -276,8 +281,9 @@ class Autoencoder:
     @property
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to build this model again, as JSON."""
-        names = ("input_shape", "conv_filters", "conv_kernels", "conv_strides", "latent_space_dim")
-        return {"kind": self.kind, **{name: getattr(self, name) for name in (*names, "momentum", "seed")}}
+        names = ("input_shape", "conv_filters", "conv_kernels", "conv_strides", "latent_space_dim", "momentum", "seed")
+        hidden = {"hidden": self.hidden} if self.hidden else {}  # models without are recorded as by earlier versions
+        return {"kind": self.kind, **{name: getattr(self, name) for name in names}, **hidden}
 
     def save(self, folder: str | Path) -> str:
         """Write folder/model.safetensors (configuration and weights together, atomically); returns its SHA-256.
@@ -394,8 +400,9 @@ class VAE(Autoencoder):
         beta: the weight of the KL term; 1 is the ELBO.
         likelihood: of a pixel given the latent. "bernoulli": logits, grey values count as probabilities;
             "gaussian": mean sigmoid(logits) and the fixed `variance`; "gaussian-learned": one variance for all
-            pixels, trained, starting from `variance`.
-        variance: in squared units of a pixel in [0, 1].
+            pixels, trained, starting from `variance`. None: bernoulli for grey images, gaussian-learned for coloured.
+        variance: in squared units of a pixel in [0, 1]. None: 0.1, and for gaussian-learned 0.01, because training
+            moves its logarithm by no more than the learning rate in a step.
         classes: the number of classes of a conditional VAE, q(z | x, class) and p(x | z, class); 0: not conditional.
             The label, a one-hot row, is appended to the encoder's features and to z.
         class_names: kept with the model; one for each class, or none.
@@ -420,18 +427,22 @@ class VAE(Autoencoder):
         latent_space_dim: int = 2,
         *,
         beta: float = 1.0,
-        likelihood: str = "bernoulli",
-        variance: float = 0.1,
+        likelihood: str | None = None,
+        variance: float | None = None,
         classes: int = 0,
         class_names: Sequence[str] = (),
         log_variance_bounds: tuple[float, float] | None = BOUNDS,
+        hidden: int | None = None,
         momentum: float = 0.99,
         seed: int = 0,
     ) -> None:
+        likelihood = likelihood or likelihood_for(input_shape)
         if likelihood not in ("bernoulli", "gaussian", "gaussian-learned"):
             raise ValueError(f"likelihood is {likelihood!r} but must be bernoulli, gaussian or gaussian-learned")
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta must be >= 0 and finite, found {beta}")
+        if variance is None:
+            variance = 0.01 if likelihood == "gaussian-learned" else 0.1
         if not 0 < variance < math.inf:
             raise ValueError(f"variance must be > 0 and finite, found {variance}")
         if not (classes == 0 or is_size(classes)) or len(class_names) not in (0, classes):
@@ -446,9 +457,8 @@ class VAE(Autoencoder):
         self.log_variance_bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
         self.beta, self.likelihood, self.variance = float(beta), likelihood, float(variance)
         self.classes, self.class_names = int(classes), tuple(map(str, class_names))
-        super().__init__(
-            input_shape, conv_filters, conv_kernels, conv_strides, latent_space_dim, momentum=momentum, seed=seed
-        )
+        architecture = input_shape, conv_filters, conv_kernels, conv_strides, latent_space_dim
+        super().__init__(*architecture, hidden=hidden, momentum=momentum, seed=seed)
         if likelihood == "gaussian-learned":
             self.network.layers["likelihood"] = LogVariance(math.log(variance))
 
@@ -581,7 +591,7 @@ def from_config(
         arguments = {name: tuples(value) for name, value in config.items()}
         kind = arguments.pop("kind")
         if kind == "vae":
-            arguments.setdefault("log_variance_bounds", None)  # models of earlier versions have none
+            arguments = {"log_variance_bounds": None, "likelihood": "bernoulli", **arguments}  # as in earlier versions
         if cls is None or cls.kind != kind:
             cls = {"ae": Autoencoder, "vae": VAE}[kind]
         if arrays is not None:

@@ -56,6 +56,7 @@ def _encoder(model: Config, sources: list[Place]) -> tuple[Functional, list[Plac
         x = part.add("Conv2D", f"encoder_conv_layer_{i}", [x], shape, padding="same", **sizes, **CONVOLUTION)
         x = _relu_and_norm(part, x, f"encoder_{{}}_{i}", model)
     x = part.add("Flatten", "encoder_flatten", [x], (math.prod(x.shape),), data_format="channels_last")
+    x = _hidden(part, "encoder_hidden", x, model)
     x = _with_labels(part, x, model)
     bounds = model.get("log_variance_bounds")
     names = ("mu", "log_variance") if model["kind"] == "vae" else ("encoder_output",)
@@ -73,6 +74,7 @@ def _decoder(model: Config, sources: list[Place]) -> tuple[Functional, list[Plac
     back = _steps(model)[::-1]
     encoded = back[0][1]
     x = _with_labels(part, part.input("decoder_input", (model["latent_space_dim"],)), model)
+    x = _hidden(part, "decoder_hidden", x, model)
     x = _dense(part, "decoder_dense", x, math.prod(encoded))
     x = part.add("Reshape", "decoder_reshape", [x], encoded, target_shape=list(encoded))
     for i, ((H, W, C), (*_, filters), kernel, stride) in enumerate(back, 1):
@@ -96,8 +98,16 @@ def _transposed(part: Functional, name: str, x: Place, shape: Any, kernel: Any, 
     return part.add("Cropping2D", name, [x], shape, cropping=cut, data_format="channels_last")
 
 
+def _hidden(part: Functional, name: str, x: Place, model: Config) -> Place:
+    return _relu(part, f"{name}_relu", _dense(part, name, x, model["hidden"])) if model.get("hidden") else x
+
+
+def _relu(part: Functional, name: str, x: Place) -> Place:
+    return part.add("ReLU", name, [x], x.shape, max_value=None, negative_slope=0.0, threshold=0.0)
+
+
 def _relu_and_norm(part: Functional, x: Place, name: str, model: Config) -> Place:
-    x = part.add("ReLU", name.format("relu"), [x], x.shape, max_value=None, negative_slope=0.0, threshold=0.0)
+    x = _relu(part, name.format("relu"), x)
     options = {"axis": -1, "momentum": model["momentum"], "epsilon": EPSILON, "center": True, "scale": True}
     return part.add("BatchNormalization", name.format("bn"), [x], x.shape, **options)
 
@@ -279,6 +289,8 @@ def _configuration(layers: dict[str, Layer]) -> Config:
         "latent_space_dim": layers[head].options["units"],
         "momentum": layers["encoder_bn_1"].options["momentum"],
     }
+    if "encoder_hidden" in layers:
+        model["hidden"] = layers["encoder_hidden"].options["units"]
     if kind == "vae":
         joined = layers.get("decoder_with_labels")
         model["classes"] = joined.sources[1][0] if joined else 0

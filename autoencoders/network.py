@@ -79,10 +79,17 @@ def is_size(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(1 <= value < 2**31)
 
 
+def likelihood_for(input_shape: Sequence[int]) -> str:
+    """The likelihood for images with so many channels: that of the published figures for grey ones, a density for
+    colours."""
+    return "bernoulli" if tuple(input_shape)[2:] in ((), (1,)) else "gaussian-learned"
+
+
 def encoder_layers(
-    shapes: Sequence[Shape], kernels: Sequence[Any], strides: Sequence[Any], momentum: float
+    shapes: Sequence[Shape], kernels: Sequence[Any], strides: Sequence[Any], momentum: float, hidden: int | None = None
 ) -> dict[str, nn.Module]:
-    """Layers from images to flat features, with a convolution from each of the shapes to the next."""
+    """Layers from images to flat features, with a convolution from each of the shapes to the next, and at the end a
+    dense layer with `hidden` units and a ReLU, unless hidden is None."""
     layers: dict[str, nn.Module] = {}
     steps = zip(shapes[:-1], shapes[1:], kernels, strides, strict=True)
     for i, ((*_, channels), (*_, filters), kernel, stride) in enumerate(steps, 1):
@@ -90,18 +97,27 @@ def encoder_layers(
         layers[f"encoder_relu_{i}"] = nn.ReLU()
         layers[f"encoder_bn_{i}"] = nn.BatchNorm(filters, momentum=momentum)
     layers["encoder_flatten"] = nn.Flatten()
+    if hidden:
+        layers |= {"encoder_hidden": nn.Dense(math.prod(shapes[-1]), hidden), "encoder_hidden_relu": nn.ReLU()}
     return layers
 
 
 def decoder_layers(
-    inputs: int, shapes: Sequence[Shape], kernels: Sequence[Any], strides: Sequence[Any], momentum: float
+    inputs: int,
+    shapes: Sequence[Shape],
+    kernels: Sequence[Any],
+    strides: Sequence[Any],
+    momentum: float,
+    hidden: int | None = None,
 ) -> dict[str, nn.Module]:
-    """Layers from latents back to the logits of the image: a transposed convolution for each convolution, in reverse
-    order, with as many filters; the last one has as many as the image has channels."""
-    layers: dict[str, nn.Module] = {
-        "decoder_dense": nn.Dense(inputs, math.prod(shapes[-1])),
-        "decoder_reshape": nn.Reshape(*shapes[-1]),
-    }
+    """Layers from latents back to the logits of the image: a dense layer with `hidden` units and a ReLU, unless hidden
+    is None; then a transposed convolution for each convolution, in reverse order, with as many filters; the last one
+    has as many as the image has channels."""
+    layers: dict[str, nn.Module] = {}
+    if hidden:
+        layers |= {"decoder_hidden": nn.Dense(inputs, hidden), "decoder_hidden_relu": nn.ReLU()}
+    layers["decoder_dense"] = nn.Dense(hidden or inputs, math.prod(shapes[-1]))
+    layers["decoder_reshape"] = nn.Reshape(*shapes[-1])
     channels = shapes[-1][2]
     back = list(zip(shapes[:-1], shapes[1:], kernels, strides, strict=True))[::-1]
     for i, ((H, W, C), (*_, filters), kernel, stride) in enumerate(back, 1):

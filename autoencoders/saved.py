@@ -24,6 +24,7 @@ from .training.checkpoints import CHECKPOINTS, MOMENT
 
 MODEL_FILE = "model.safetensors"
 SUFFIXES = (".keras", ".h5", ".safetensors")
+OTHERS = {"latent_space_dim": None, "hidden": None, "classes": 0}  # sizes besides those of the convolutions
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")  # what PyTorch users call them
 
 
@@ -142,7 +143,7 @@ def _architecture(config: dict[str, Any]) -> dict[str, Any]:
     names = ("input_shape", "conv_filters", "conv_kernels", "conv_strides")
     filters, kernels, strides = network_for(*(config.get(name) for name in names))  # type: ignore[arg-type]
     sizes = tuple(config["input_shape"]), tuple(filters), tuple(map(pair, kernels)), tuple(map(pair, strides))
-    others = {"latent_space_dim": config.get("latent_space_dim"), "classes": config.get("classes", 0)}
+    others = {name: config.get(name, default) for name, default in OTHERS.items()}
     return {**dict(zip(names, sizes, strict=True)), **others}
 
 

@@ -34,7 +34,8 @@ def standardize(model: VAE, images: np.ndarray, *, labels: np.ndarray | None = N
         return 0.0
     scale, Z = np.sqrt(variance), model.latent_space_dim
     named = dict(model.network.named_parameters())
-    names = ("mu.weight", "mu.bias", "log_variance.bias", "decoder_dense.weight", "decoder_dense.bias")
+    after = "decoder_hidden" if model.hidden else "decoder_dense"
+    names = ("mu.weight", "mu.bias", "log_variance.bias", f"{after}.weight", f"{after}.bias")
     weight, bias, log_bias, first, first_bias = (named[name].numpy().astype(np.float64) for name in names)
     first_bias += mean @ first[:Z]
     first[:Z] *= scale[:, None]

@@ -43,7 +43,7 @@ $encoder
 DECODER = [
 $decoder
 ]
-HEADS, LATENT, CLASSES, ENCODED, SIZE = $heads, $Z, $K, $encoded, $size
+HEADS, LATENT, CLASSES, ENCODED, SIZE, HIDDEN = $heads, $Z, $K, $encoded, $size, $hidden
 NORM = {"eps": $epsilon, "momentum": 1 - $momentum}
 CONFIG = $config
 
@@ -54,9 +54,11 @@ class Autoencoder(nn.Module):
         for i, (inputs, filters, kernel, stride, _) in enumerate(ENCODER, 1):
             self.add_module(f"encoder_conv_layer_{i}", nn.Conv2d(inputs, filters, kernel, stride))
             self.add_module(f"encoder_bn_{i}", nn.BatchNorm2d(filters, **NORM))
+        if HIDDEN:
+            self.encoder_hidden, self.decoder_hidden = nn.Linear(SIZE, HIDDEN), nn.Linear(LATENT + CLASSES, HIDDEN)
         for head in HEADS:
-            self.add_module(head, nn.Linear(SIZE + CLASSES, LATENT))
-        self.decoder_dense = nn.Linear(LATENT + CLASSES, SIZE)
+            self.add_module(head, nn.Linear((HIDDEN or SIZE) + CLASSES, LATENT))
+        self.decoder_dense = nn.Linear(HIDDEN or LATENT + CLASSES, SIZE)
         for i, (inputs, filters, kernel, stride, rest, _) in enumerate(DECODER, 1):
             layer = nn.ConvTranspose2d(inputs, filters, kernel, stride, output_padding=rest)
             self.add_module(f"decoder_conv_transpose_layer_{i}", layer)
@@ -69,12 +71,14 @@ class Autoencoder(nn.Module):
             x = F.relu(getattr(self, f"encoder_conv_layer_{i}")(F.pad(x, pads)))
             x = getattr(self, f"encoder_bn_{i}")(x)
         x = x.permute(0, 2, 3, 1).flatten(1)  # rows, columns, channels: the order of the weights
+        x = F.relu(self.encoder_hidden(x)) if HIDDEN else x
         x = torch.cat([x, F.one_hot(labels, CLASSES)], 1) if CLASSES else x
 $heads_of_x
 
     def decode(self, z, labels=None):
         """Images from latents (N, LATENT)."""
         z = torch.cat([z, F.one_hot(labels, CLASSES)], 1) if CLASSES else z
+        z = F.relu(self.decoder_hidden(z)) if HIDDEN else z
         x = self.decoder_dense(z).unflatten(1, ENCODED).permute(0, 3, 1, 2)
         for i, (*_, cut) in enumerate(DECODER, 1):
             x = F.pad(getattr(self, f"decoder_conv_transpose_layer_{i}")(x), cut)
@@ -159,6 +163,7 @@ def source_of_module(model: Any, config: str) -> str:
         heads=heads,
         encoded=shapes[-1],
         size=math.prod(shapes[-1]),
+        hidden=model.hidden or 0,
         epsilon=layers["encoder_bn_1"].epsilon,
         momentum=model.momentum,
         config=repr(config),

@@ -263,6 +263,12 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
+def add_row(path: Path, row: dict[str, Any], key: str) -> None:
+    """Add a row to a result that is measured row by row, in place of an earlier one with the same key."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    write_record(path, {"rows": [*(old for old in rows if old[key] != row[key]), row]})
+
+
 # ---- command lines ----
 
 

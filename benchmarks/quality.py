@@ -78,7 +78,7 @@ def train_and_measure(recipe: str, seed: int, folder: Path, device: str, quick: 
 
 def main(argv: list[str] | None = None) -> int:
     """Train and measure all that is asked for."""
-    known = [DEFAULT, *recipes()]
+    known = [DEFAULT, *(name for name in recipes() if not name.startswith("colour"))]  # those are of colour.py
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names, whole = driver.list_of(str), driver.list_of(int)
     parser.add_argument("--recipes", metavar="A,B", type=names, default=known, help=f"(default: {','.join(known)})")

@@ -617,6 +617,85 @@ def quality(records: Rows) -> str:
     )
 
 
+def trials(record: dict[str, Any], _: Path) -> str:
+    """The table of all trials, with the difference to the first of the same kind and latent dimensions."""
+    lines: list[list[str]] = []
+    first: dict[str, dict[str, Any]] = {}
+    for row in sorted(record["rows"], key=lambda row: natural(row["trial"])):
+        base = first.setdefault(re.sub(r"-\w+(?=-\d+$)", "", row["trial"]), row)
+        measure = "neg_elbo" if "neg_elbo" in row else "mse"
+        digits = 1 if measure == "neg_elbo" else 5
+        change = "" if base is row else f"{row[measure] - base[measure]:+.{digits}f}"
+        parts = f"{row['reconstruction']:.1f} + {row['kl']:.1f}" if "kl" in row else ""
+        cells = [f"`{row['trial']}`", number(row["parameters"]), number(row.get("neg_elbo"), 1), parts, change]
+        cells += [number(row.get("train_neg_elbo"), 1), f"{row['mse']:.5f}", f"{row['train_mse']:.5f}"]
+        lines.append([*cells, f"{row['seconds'] / 60:.0f} min", row["date"], row["commit"][:7]])
+    heads = ["trial", "parameters", "-ELBO", "reconstruction + KL", "change", "-ELBO, trained", "MSE", "MSE, trained"]
+    rows = record["rows"]
+    options = "".join(f"- `{row['trial']}`: `{row['command']}` trains with `{row['options']}`\n" for row in rows)
+    return (
+        "# Trials\n\nEach trial was measured on images of the training set that it was not trained on, and never on "
+        f"the test images. `change` is the difference to the first row of its kind.\n\n"
+        f"{table([*heads, 'time', 'date', 'commit'], lines)}\n{options}\n{machines_of(rows)}\n"
+    )
+
+
+def limits(record: dict[str, Any], _: Path) -> str:
+    """What limits each model: the parts of its -ELBO."""
+    lines, costs = [], []
+    for row in sorted(record["rows"], key=lambda row: natural(row["run"])):
+        for group in ("trained", "held out"):
+            found = row[group]
+            cells = [f"`{row['run']}`", group if group == "trained" else row["held_out"], number(found["images"])]
+            lines.append(
+                [*cells, *(plus_minus(found[x]) for x in ("neg_elbo", "amortisation", "approximation", "nll"))]
+            )
+        many, few = row["over_fitting"], row["over_fitting_nll"]
+        means = (plus_minus(row["many"][x][1:]) for x in ("trained", "held out"))
+        cells = [f"`{row['run']}`", number(row["many"]["held out"][0]), *means]
+        cells += [plus_minus([x["difference"], x["difference_se"]]) for x in (many, few)]
+        costs.append([*cells, f"{100 * many['explained']:.0f} %"])
+    heads = ["run", "images", "number", "-ELBO", "amortisation", "approximation", "NLL"]
+    text = (
+        "# What limits the models\n\n-ELBO = NLL + amortisation + approximation, on the same images; nats per image, ± "
+    )
+    text += f"standard error over images.\n\n{table(heads, lines)}\n"
+    text += "What images cost that were not trained on, at the same difficulty:\n\n"
+    heads = ["run", "images each", "-ELBO, trained", "-ELBO, others", "others cost, -ELBO", "others cost, NLL"]
+    commands = "".join(f"- `{row['command']}`\n" for row in record["rows"])
+    return f"{text}{table([*heads, 'explained by difficulty'], costs)}\n{commands}\n{machines_of(record['rows'])}\n"
+
+
+def colour(records: Rows) -> str:
+    """The table of coloured data sets."""
+    lines = []
+    for row in records:
+        test, options = row["test"], row["options"]
+        size = " x ".join(map(str, row["model"]["input_shape"]))
+        cells = [row["set"], size, f"`--config {row['recipe']}`", number(row["images"])]
+        cells += [str(row["model"]["latent_space_dim"]), f"{test['bits_per_dim']:.2f}", number(test["neg_elbo"])]
+        cells += [number(test["kl"]), f"{test['mse']:.4f}", f"{test['mean_mse']:.4f}", f"{row['pixel_std'] ** 2:.4f}"]
+        lines.append([*cells, str(options["epochs"]), f"{row['seconds'] / options['epochs']:.0f} s"])
+    heads = ["data", "size", "recipe", "trained on", "latent", "bits per value", "-ELBO, nats", "KL, nats", "MSE"]
+    heads += ["of the mean image", "variance", "epochs", "time per epoch"]
+    return f"{table(heads, lines)}\nOn test images; one seed. {machines_of(records)}\n"
+
+
+def plus_minus(value: Sequence[float]) -> str:
+    """A mean with its standard error."""
+    return f"{value[0]:.1f} ± {value[1]:.1f}"
+
+
+def machines_of(rows: Rows) -> str:
+    """On what and with what the rows were measured."""
+    found = dict.fromkeys(
+        f"{row['machine']['cores']} cores of {row['machine']['processor']}, Python {row['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+        for row in rows
+    )
+    return "; ".join(found) + "."
+
+
 def default_training(record: dict[str, Any]) -> str:
     """The test results of the default training, from the run.json that it left."""
     test, options, environment = record["test"], record["options"], record["environment"]
@@ -754,6 +833,8 @@ PARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
     "processes": processes,
     "gpu": gpu,
     "referee": referee,
+    "trials": trials,
+    "limits": limits,
 }
 
 
@@ -776,6 +857,8 @@ def readme_tables(results: Path) -> dict[str, str]:
         tables["gpu"] = gpu_in_short(records[0])
     if records := read("quality/*"):
         tables["quality"] = quality(records)
+    if records := read("colour"):
+        tables["colour"] = colour(records[0]["rows"])
     if records := read("campaign", "campaign_gpu"):
         tables["campaign"] = "\n".join(map(campaign, records))
     return tables

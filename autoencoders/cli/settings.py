@@ -62,10 +62,11 @@ GROUPS: dict[str, dict[str, Option]] = {
         "filters": (None, list, "filters of each convolution (default: by the size of the images)"),
         "kernels": (None, list, "kernel size of each convolution, or one for all (default: twice the stride, or 3)"),
         "strides": (None, list, "stride of each convolution, or one for all (default: 2 until 8 x 8 pixels are left)"),
+        "hidden": (None, int, "units of a dense layer on both sides of the latent (default: no such layer)"),
         "conditional": (None, bool, "tell encoder and decoder the class of each image (vae; needs labels)"),
     },
     "loss": {
-        "likelihood": ("bernoulli", str, "likelihood of the pixels (vae)"),
+        "likelihood": (None, str, "likelihood of the pixels (vae; default: bernoulli, for colour gaussian-learned)"),
         "beta": (1.0, float, "weight of the KL term (vae)"),
         "kl-warmup": (0.0, float, "epochs over which beta rises from 0 (vae)"),
         "iw-samples": (1, int, "latents per image and step; 2 or more train the importance-weighted bound (vae)"),
@@ -106,7 +107,7 @@ RENAMED = {
     "conv_strides": "strides",
     "learning_rate": "lr",
 }
-ARCHITECTURE = {"latent_dim", "filters", "kernels", "strides", "conditional", "likelihood"}
+ARCHITECTURE = {"latent_dim", "filters", "kernels", "strides", "hidden", "conditional", "likelihood"}
 VAE_ONLY = {"beta", "kl_warmup", "likelihood", "conditional", "binarise", "iw_samples"}
 WITH_RESUME = {"device", "backend", "threads", "precision", "epochs", "dataset", "data_dir"}
 
@@ -218,11 +219,12 @@ def new_model(
         return model
     kernels, strides = (x[0] if x and len(x) == 1 else x for x in (settings["kernels"], settings["strides"]))
     architecture = settings["filters"], kernels, strides, settings["latent_dim"]
-    named: dict[str, Any] = {"seed": settings["seed"], "momentum": momentum}
+    named: dict[str, Any] = {"seed": settings["seed"], "momentum": momentum, "hidden": settings["hidden"]}
     if settings["model"] == "vae":
         if settings["conditional"] and dataset is not None:
             named |= {"classes": dataset.classes, "class_names": dataset.class_names}
-        return VAE(shape, *architecture, **named, beta=settings["beta"], likelihood=settings["likelihood"])
+        likelihood = settings["likelihood"] or ("bernoulli" if settings["binarise"] else None)
+        return VAE(shape, *architecture, **named, beta=settings["beta"], likelihood=likelihood)
     return Autoencoder(shape, *architecture, **named)
 
 

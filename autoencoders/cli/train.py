@@ -328,6 +328,7 @@ def explain(settings: dict[str, Any], args: argparse.Namespace, console: Output)
 def network_of(model: Autoencoder) -> str:
     """One line: the convolutions as the options that give them."""
     values = {"filters": model.conv_filters, "kernels": model.conv_kernels, "strides": model.conv_strides}
+    values |= {"hidden": (model.hidden,)} if model.hidden else {}
     return " ".join(f"--{name} {' '.join(map(str, several))}" for name, several in values.items())
 
 

@@ -28,6 +28,7 @@ from .bounds import (
     at_the_mean,
     bernoulli_entropy,
     binarised,
+    bits_per_dim,
     distribution_of,
     importance_weighted_nll,
     latents_of,
@@ -62,6 +63,7 @@ METRICS = {
     "neg_elbo": "nats per image, reconstruction + kl",
     "neg_elbo_se": "nats per image, its Monte Carlo error",
     "neg_elbo_image_se": "nats per image, its standard error over images",
+    "bits_per_dim": "bits per value of an image, neg_elbo; of 256 levels if the likelihood is Gaussian",
     "train_neg_elbo": "nats per image, on training images",
     "reconstruction": "nats per image",
     "kl": "nats per image",
@@ -215,6 +217,7 @@ def _quick(
             "aggregate_mean": z.mean(axis=0).tolist(),
             "aggregate_std": z.std(axis=0).tolist(),
         }
+        metrics["bits_per_dim"] = bits_per_dim(model, metrics["neg_elbo"])
         samples = model.sample(len(images), seed, labels=labels)
     elif mixture is not None:
         samples = model.decode(mixture.sample(len(images), seed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from minigrad import DeviceError, backend_of
@@ -41,8 +42,9 @@ def layer_sizes(config: dict[str, Any]) -> tuple[list[LayerSizes], list[LayerSiz
     filters, kernels, strides = config["conv_filters"], config["conv_kernels"], config["conv_strides"]
     latents = config["latent_space_dim"] + config.get("classes", 0)
     shapes = map_shapes(config["input_shape"], filters, strides)
-    features = math.prod(shapes[-1])
-    encoder, decoder = [], [LayerSizes(latents * features, latents, features)]
+    features, hidden = math.prod(shapes[-1]), config.get("hidden")
+    sides = [latents, *([hidden] if hidden else []), features]
+    encoder, decoder = [], [LayerSizes(D * F, D, F) for D, F in pairwise(sides)]
     following = [*filters[1:], filters[-1]]  # what a transposed convolution is given
     for i, (large, small, kernel, stride, channels) in enumerate(
         zip(shapes[:-1], shapes[1:], kernels, strides, following, strict=True)
@@ -51,6 +53,7 @@ def layer_sizes(config: dict[str, Any]) -> tuple[list[LayerSizes], list[LayerSiz
         back = (*large[:2], small[2] if i else large[2])
         mirrored = _convolution(back, (*small[:2], channels), pair(kernel), pair(stride))
         decoder.append(mirrored._replace(inputs=mirrored.outputs, outputs=mirrored.inputs))
+    encoder += [LayerSizes(features * hidden, features, hidden)] if hidden else []
     return encoder, decoder
 
 
@@ -107,7 +110,8 @@ def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> 
     k, itemsize = backend_of(model.network.parameters()[0].data), model.dtype.itemsize
     encoder, decoder = layer_sizes(model.config)
     pixels = math.prod(model.input_shape)
-    results = encoder[-1].outputs + iw_samples * pixels  # after the last BatchNorm, and the gradient of the logits
+    encoded = math.prod(map_shapes(*(model.config[x] for x in ("input_shape", "conv_filters", "conv_strides")))[-1])
+    results = encoded + iw_samples * pixels  # after the last BatchNorm, and the gradient of the logits
     passing = per_thread = per_shard = 0
     for layer, copies in [(layer, 1) for layer in encoder] + [(layer, iw_samples) for layer in decoder]:
         inputs, outputs, columns = copies * layer.inputs, copies * layer.outputs, copies * layer.columns

@@ -119,6 +119,23 @@ def test_neg_elbo_equals_loops(likelihood):
     assert found["neg_elbo_image_se"] == pytest.approx(np.std(of_image, ddof=1) / math.sqrt(6), rel=1e-10)
 
 
+@pytest.mark.parametrize("std", [0.01, 0.05, 0.3])
+def test_bits_of_a_gaussian_are_those_of_the_probabilities_of_256_levels(std):
+    """The probability of a level is the integral of the density over the distance between two."""
+    model = tiny(likelihood="gaussian", variance=std**2)
+    x, means = grey(), model.decode(np.zeros((6, 2)))
+    cdf = np.vectorize(statistics.NormalDist(0, std).cdf)
+    levels = cdf((x + 0.5) / 255 - means) - cdf((x - 0.5) / 255 - means)
+    likely = levels > 1e-9  # others are differences of two numbers that are almost equal
+    density = 0.5 * ((x / 255 - means)[likely] / std) ** 2 + math.log(std * math.sqrt(2 * math.pi))
+    found = bounds.bits_per_dim(model, float(density.mean()) * x[0].size)
+    assert found == pytest.approx(-np.log2(levels[likely]).mean(), rel=0.02 if std < 0.05 else 0.001)
+
+
+def test_bits_of_a_bernoulli_model_that_knows_nothing_are_one_for_each_pixel():
+    assert bounds.bits_per_dim(tiny(shape=(5, 4, 3)), 60 * math.log(2)) == pytest.approx(1, rel=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["ae", *LIKELIHOODS])
 def test_quick_figures_are_those_of_the_full_evaluation(kind):
     model, x = tiny(Autoencoder) if kind == "ae" else tiny(likelihood=kind), grey()
@@ -127,6 +144,7 @@ def test_quick_figures_are_those_of_the_full_evaluation(kind):
     assert found["mse"] == mse == pytest.approx(((model.reconstruct(x)[0] - x / 255.0) ** 2).mean())
     assert (found["bce"], found["psnr"]) == (bce, pytest.approx(10 * math.log10(1 / mse)))
     losses = {} if kind == "ae" else bounds.neg_elbo(model, x, seed=5, draws=1)
+    losses |= {} if kind == "ae" else {"bits_per_dim": bounds.bits_per_dim(model, losses["neg_elbo"])}
     whole, _ = metrics.measure(model, dataset_of(x, x), seed=5, iw_samples=0)
     assert found == {name: losses.get(name, whole[name]) for name in found}
     also = {"mean_mse", "image_std", "reconstruction_std"} | (set() if kind == "ae" else {"sample_std"})
@@ -385,6 +403,7 @@ def small_data(shape=SHAPE, train=40, test=30, labels=True):
 
 
 OF_A_VAE = {
+    "bits_per_dim",
     "neg_elbo", "neg_elbo_se", "neg_elbo_image_se", "train_neg_elbo", "reconstruction", "kl", "kl_per_dim",
     "active_units", "log_variance_per_dim", "aggregate_mean", "aggregate_std", "aggregate_correlation", "prior_holes",
     "sample_std", "image_class_std", "sample_class_std", "iw_nll", "iw_nll_se", "fd", "fd_floor", "pca_mse_active",

@@ -13,11 +13,13 @@ from minigrad.random import generator
 MODELS: dict[str, tuple[type[Autoencoder], tuple[Any, ...], dict[str, Any]]] = {
     "ae": (Autoencoder, ((28, 28, 1), (8, 16, 16, 16), (3, 3, 3, 3), (1, 2, 2, 1), 2), {}),
     "vae": (VAE, ((28, 28, 1), (8, 16, 16, 16), (3, 3, 3, 3), (1, 2, 2, 1), 2), {}),
-    "cvae": (VAE, ((28, 28, 1), (8, 16), (3, 3), (2, 2), 5), {"classes": 10, "class_names": tuple('0123456\'"9')}),
+    "cvae": (VAE, ((28, 28, 1), (8, 16), (3, 3), (2, 2), 5), {"classes": 10, "class_names": tuple("0123456'\"9")}),
     "odd": (VAE, ((27, 31, 1), (6, 7, 5), (3, (5, 4), (2, 3)), (2, (3, 2), 1), 3), {"log_variance_bounds": None}),
     "colour": (Autoencoder, ((33, 30, 3), (8, 12), (5, 3), (2, 2), 4), {}),
     "wide_stride": (VAE, ((29, 26, 2), (5, 6), ((2, 1), (3, 3)), (3, (2, 4)), 3), {"likelihood": "gaussian-learned"}),
     "cvae_odd": (VAE, ((13, 9, 3), (4, 6, 5), (3, 4, 3), (2, 2, 2), 2), {"classes": 4, "likelihood": "gaussian"}),
+    "hidden": (VAE, ((13, 10, 1), (4, 6), (3, 3), (2, 2), 3), {"hidden": 7, "classes": 4}),
+    "ae_hidden": (Autoencoder, ((8, 8, 3), (4,), (3,), (2,), 2), {"hidden": 5}),
     "one": (Autoencoder, ((5, 4, 1), (3,), (2,), (1,), 1), {}),
 }
 LATENTS = 1e-5  # relative to the largest

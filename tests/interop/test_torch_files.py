@@ -236,12 +236,13 @@ def test_dtypes_that_numpy_does_not_have_are_named(dtype, tmp_path):
 
 OTHERS = [
     ({"conv_strides": ((1, 2), (2, 1))}, r"conv_strides is \(\(2, 1\), \(1, 2\)\) in the file but \(\(1, 2\), "),
+    ({"hidden": 5}, r"hidden is None in the file but 5 in the model"),
     ({"input_shape": (8, 7, 1)}, r"input_shape is \(8, 8, 1\) in the file but \(8, 7, 1\) in the model"),
 ]
 
 
 @pytest.mark.parametrize("format", ["own", "torch", "keras"])
-@pytest.mark.parametrize(("other", "message"), OTHERS, ids=["strides", "shape"])
+@pytest.mark.parametrize(("other", "message"), OTHERS, ids=["strides", "hidden", "shape"])
 def test_weights_of_another_architecture_are_refused_though_they_fit(format, other, message, tmp_path):
     if format == "keras":
         pytest.importorskip("h5py")

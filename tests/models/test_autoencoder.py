@@ -63,6 +63,8 @@ BAD_ARGUMENTS = [
     ({"kernels": (3, (3, 3, 3))}, "conv_kernels and conv_strides"),
     ({"kernels": (3, "33")}, "found '33'"),
     ({"strides": (1, (2, 0))}, r"found \(2, 0\)"),
+    ({"hidden": 0}, "^hidden must be None or a whole number >= 1, found 0$"),
+    ({"hidden": 2.0}, "^hidden must be None or a whole number >= 1, found 2.0$"),
     ({"seed": -1}, "seed is -1"),
     ({"momentum": 1.0}, r"momentum is 1\.0 but must lie in"),
     ({"momentum": math.nan}, "momentum is nan"),
@@ -137,16 +139,20 @@ STATE = {
 
 
 HEADS = {head: {"weight": (4 * 3 * 4, 7), "bias": (7,)} for head in ("mu", "log_variance")}
+HIDDEN = {head: {"weight": (5, 7), "bias": (7,)} for head in ("mu", "log_variance")}
+HIDDEN |= {"encoder_hidden": {"weight": (48, 5), "bias": (5,)}, "decoder_hidden": {"weight": (7, 5), "bias": (5,)}}
+HIDDEN |= {"decoder_dense": {"weight": (5, 48), "bias": (48,)}}
 
 
 @pytest.mark.parametrize(
     ("cls", "options", "further"),
     [
         (Autoencoder, {}, {"encoder_output": HEADS["mu"]}),
-        (VAE, {}, HEADS),
+        (VAE, {"likelihood": "bernoulli"}, HEADS),
         (VAE, {"likelihood": "gaussian-learned"}, {**HEADS, "likelihood": {"log_variance": (1,)}}),
+        (VAE, {"likelihood": "bernoulli", "hidden": 5}, HIDDEN),
     ],
-    ids=["ae", "vae", "learned"],
+    ids=["ae", "vae", "learned", "hidden"],
 )
 def test_state_names_and_shapes_are_those_of_the_original(cls, options, further):
     model = new(cls, shape=(8, 6, 3), filters=(2, 4), kernels=((3, 2), 5), latent=7, **options)
@@ -491,6 +497,7 @@ MODELS = {
     "vae": lambda: new(VAE, beta=0.25, momentum=0.5, seed=6),
     "gaussian": lambda: new(VAE, likelihood="gaussian", variance=0.2),
     "learned": lambda: new(VAE, likelihood="gaussian-learned"),
+    "hidden": lambda: new(VAE, hidden=5),
 }
 
 
@@ -576,7 +583,7 @@ def smallest_kink(model: Autoencoder, *arguments) -> float:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.ReLU, "forward", lambda relu, h: seen.append(np.abs(h.numpy()).min()) or real(relu, h))
         layer_by_layer(copy.deepcopy(model)).losses(*arguments)
-    assert len(seen) == 3
+    assert len(seen) == (5 if model.hidden else 3)
     return min(seen)
 
 
@@ -594,7 +601,7 @@ def away_from_kinks(make, training: bool, samples: tuple[int, ...], labels) -> t
 
 
 WHOLE = [
-    *itertools.product(("ae", *LIKELIHOODS, "conditional"), [()], (True, False), ["plain"]),
+    *itertools.product(("ae", *LIKELIHOODS, "conditional", "hidden"), [()], (True, False), ["plain"]),
     *itertools.product(("bernoulli", "gaussian-learned"), [(3,)], (True, False), ["plain"]),
     *itertools.product(("ae", "bernoulli"), [()], [True], ("numpy", "numba")),
 ]
@@ -606,13 +613,14 @@ def test_gradients_of_the_whole_model(kind, samples, training, kernels):
     if kernels == "numba":
         pytest.importorskip("numba")
     minigrad.use(kernels=kernels, threads=None if kernels == "plain" else 2)
-    labels = np.eye(3)[[2, 0]] if kind == "conditional" else None
+    further = {"conditional": {"classes": 3}, "hidden": {"classes": 3, "hidden": 6}}
+    labels = np.eye(3)[[2, 0]] if kind in further else None
 
     def make():
         options = {"filters": (2, 3), "kernels": (3, (2, 3)), "strides": (2, (1, 2))}
         if kind == "ae":
             return new(**options)
-        return new(VAE, **options, **({"classes": 3} if kind == "conditional" else {"likelihood": kind}))
+        return new(VAE, **options, **further.get(kind, {"likelihood": kind}))
 
     model, x, noise = away_from_kinks(make, training, samples, labels)
     blocks = [*model.encoder.layers.values(), *model.decoder.layers.values()]
@@ -662,9 +670,10 @@ def test_large_images_are_computed_fewer_at_a_time():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"classes": 3}, {"likelihood": "gaussian-learned"}, {"beta": 4.0}, {"log_variance_bounds": None}],
+    [{}, {"classes": 3}, {"likelihood": "gaussian-learned"}, {"beta": 4.0}, {"log_variance_bounds": None},
+     {"hidden": 400, "classes": 3}],
     ids=str,
-)
+)  # fmt: skip
 def test_standardized_latents_have_the_mean_and_variance_of_the_prior(options):
     vae = VAE((12, 10, 3), (4, 8), 3, 2, 3, **options)
     rng = np.random.default_rng(0)

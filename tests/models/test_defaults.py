@@ -10,6 +10,7 @@ import pytest
 from kernel_sets import NEEDS_EVAL
 
 from autoencoders import VAE, Autoencoder
+from autoencoders.cli.settings import OPTIONS, new_model
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.data import Dataset
 from autoencoders.evaluation import diagnosis
@@ -39,6 +40,18 @@ def test_the_network_follows_the_image(shape, filters, kernels, strides):
     assert network_for(shape) == (filters, kernels, strides)
     model = VAE(shape)
     assert (model.conv_filters, model.conv_kernels, model.conv_strides) == (filters, kernels, strides)
+
+
+@pytest.mark.parametrize(("channels", "likelihood"), [(1, "bernoulli"), (2, "gaussian-learned")])
+def test_the_likelihood_follows_the_channels_unless_it_is_given(channels, likelihood):
+    sizes = (8, 8, channels), (2,), 3, 2
+    assert VAE(*sizes).likelihood == likelihood
+    assert VAE(*sizes, likelihood="gaussian").likelihood == "gaussian"
+    old = {name: value for name, value in VAE(*sizes).config.items() if name != "likelihood"}
+    assert from_config(old).likelihood == "bernoulli", "the default of the versions that did not record it"
+    settings = {name.replace("-", "_"): default for name, (default, _, _) in OPTIONS.items()}
+    assert new_model(settings, sizes[0], 0.9).likelihood == likelihood
+    assert new_model(settings | {"binarise": True}, sizes[0], 0.9).likelihood == "bernoulli"
 
 
 @pytest.mark.parametrize("cls", [VAE, Autoencoder])

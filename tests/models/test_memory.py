@@ -64,6 +64,15 @@ def test_the_memory_of_a_step_is_known_before(kernels: str, options: dict[str, A
         assert few - 8 * share == pytest.approx(fixed - WORKSPACE, rel=0.1)
 
 
+@pytest.mark.parametrize("hidden", [None, 5])
+def test_weights_are_counted_before_a_model_is_made(hidden: int | None) -> None:
+    """Those of convolutions and dense layers, with one head."""
+    model = VAE((9, 8, 1), (2, 3), (3, 2), (2, 1), 4, hidden=hidden)
+    weights = {name: x for name, x in model.network.named_parameters() if name.endswith("weight")}
+    del weights["log_variance.weight"]
+    assert memory.least_weights(model.config) == sum(x.size for x in weights.values())
+
+
 def test_the_memory_of_a_save_is_known_before(tmp_path: Path) -> None:
     """With a model whose weights are all that counts."""
     made = trainer(4, latent=1000)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import itertools
 import json
 import signal
@@ -16,8 +17,10 @@ import faults
 import numpy as np
 import pytest
 from faults import started
+from PIL import Image
 from test_backends import kernels_of, subclasses
 
+from autoencoders import VAE
 from minigrad.backend.chain import ChainBackend
 from minigrad.backend.cpu.numpy_kernels import NumpyBackend
 from minigrad.backend.memory import keep_freed_memory
@@ -227,6 +230,126 @@ def test_the_table_of_recipes_has_mean_and_deviation_over_seeds(recipes, tmp_pat
     readme.write_text("no marks\n")
     assert "no file has the marks" in run("report.py", "--results", str(recipes), "--readme", str(readme)).stderr
     assert readme.read_text() == "no marks\n"
+
+
+# ---- trials and limits ----
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the quick results of two trials, one of them measured twice, and of what limits one of them."""
+    folder = tmp_path_factory.mktemp("trials")
+    place = ["--quick", "--out", str(folder / "trials.json"), "--threads", "2"]
+    for names in ("vae2,vae2-hidden", "vae2"):
+        done = run("trials.py", "--trials", names, "--runs", str(folder / "runs"), *place)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    done = run("limits.py", str(folder / "runs/vae2-hidden-0"), "--quick", "--out", str(folder / "limits.json"))
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return folder
+
+
+def test_a_trial_is_measured_on_images_that_it_was_not_trained_on(trials):
+    rows = {row["trial"]: row for row in read(trials, "trials")["rows"]}
+    assert list(rows) == ["vae2-hidden-0", "vae2-0"], "a row measured again takes the place of the earlier one"
+    assert {row["held_out"] for row in rows.values()} == {20}
+    assert rows["vae2-hidden-0"]["parameters"] - rows["vae2-0"]["parameters"] == 2 * 256 * 3136 + 8 * 256 - 6 * 3136
+
+
+def test_the_parts_of_the_bound_add_up(trials):
+    (row,) = read(trials, "limits")["rows"]
+    assert row["held_out"] == "held out"
+    for group in ("trained", "held out"):
+        parts = {name: row[group][name][0] for name in ("neg_elbo", "amortisation", "approximation", "nll")}
+        assert parts["neg_elbo"] == pytest.approx(sum(parts.values()) - parts["neg_elbo"])
+        assert parts["amortisation"] >= 0
+    assert row["many"]["held out"][0] == 20
+    assert run("report.py", "--results", str(trials)).returncode == 0
+    assert "| `vae2-hidden-0` | held out | 8 |" in (trials / "limits.md").read_text()
+    text = (trials / "trials.md").read_text()
+    assert row["run"] in text
+    assert "--hidden 256" in text
+
+
+def test_the_best_q_is_the_one_that_a_search_finds(load):
+    """With one latent, -ELBO of any q is an integral, and the best of many q is near the best of all."""
+    limits = load("limits")
+    model = VAE((6, 6, 1), (4,), 3, 2, 1, momentum=0.5, seed=2)
+    rng = np.random.default_rng(0)
+    for name, x in model.network.named_tensors():
+        x.data[...] += rng.uniform(0, 0.3, x.shape) if name.endswith("moving_variance") else rng.normal(0, 0.3, x.shape)
+    images = rng.integers(0, 256, (3, 6, 6, 1), dtype=np.uint8)
+    z = np.linspace(-6, 6, 2001)
+    means, pixels = model.decode(z[:, None]).reshape(len(z), -1).astype(float), images.reshape(3, -1) / 255
+    costs = -(np.log(means) @ pixels.T + np.log1p(-means) @ (1 - pixels.T))  # (points, images)
+
+    def bound(mu, log_variance):
+        q = np.exp(-0.5 * (z - mu) ** 2 / np.exp(log_variance))
+        return (q / q.sum()) @ costs + 0.5 * (mu**2 + np.exp(log_variance) - 1 - log_variance)
+
+    grid = [bound(mu, s) for mu in np.linspace(-3, 3, 121) for s in np.linspace(-3, 1, 41)]
+    encoded = limits.distribution_of(model, images)
+    mu, log_variance = limits.best_q(model, images, encoded, 400)
+    found = [bound(m[0], s[0])[i] for i, (m, s) in enumerate(zip(mu, log_variance, strict=True))]
+    np.testing.assert_allclose(found, np.min(grid, axis=0), atol=0.03)
+    rows = limits.neg_elbo_rows(model, images, (mu, log_variance), 400)
+    np.testing.assert_allclose(rows, found, atol=0.3)
+    before = [bound(m[0], s[0])[i] for i, (m, s) in enumerate(zip(*encoded, strict=True))]
+    assert np.mean(before) > np.mean(found) + 0.1, "the encoder that was never trained is worse"
+    prior = np.exp(-0.5 * z**2)
+    exact = -np.log((prior / prior.sum()) @ np.exp(-costs))
+    np.testing.assert_allclose(limits.nll_bound_rows(model, images, (mu, log_variance), 4000), exact, atol=0.05)
+
+
+def test_what_unseen_images_cost_is_found_at_the_same_difficulty(load):
+    """The unseen images are more difficult by 5 and cost 2 more besides."""
+    limits, rng = load("limits"), np.random.default_rng(0)
+    known = [np.column_stack([np.ones(400), rng.normal(shift, 20, 400)]) for shift in (0, 5)]
+    losses = [200 + x[:, 1] + rng.normal(0, 1, 400) for x in known]
+    found = limits.unseen_costs(losses[0], losses[1] + 2, (known[0], known[1]))
+    assert found["difference"] == pytest.approx(2, abs=0.25)
+    assert found["difference_se"] == pytest.approx(2**0.5 / 20, rel=0.1)
+    assert found["explained"] > 0.99
+
+
+# ---- colour ----
+
+
+def test_a_coloured_set_is_drawn_trained_and_measured(load, tmp_path):
+    places = [f"--{name}={tmp_path / name}" for name in ("data", "runs")]
+    places.append(f"--out={tmp_path / 'colour.json'}")
+    done = run("colour.py", "--sets", "faces", "--quick", *places)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert len(list((tmp_path / "data/faces").glob("*.png"))) == 60
+    (row,) = read(tmp_path, "colour")["rows"]
+    assert (row["images"], row["test_images"], row["model"]["input_shape"]) == (54, 6, [64, 64, 3])
+    assert row["model"]["likelihood"] == "gaussian-learned"
+    text = load("report").readme_tables(tmp_path)["colour"]
+    assert f"| faces | 64 x 64 x 3 | `--config colour64` | 54 | 32 | {row['test']['bits_per_dim']:.2f} |" in text
+
+
+def test_a_face_is_the_same_every_time(load):
+    colour = load("colour")
+    first, second, again = (np.asarray(next(colour.faces(2))), *map(np.asarray, colour.faces(2)))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (64, 64, 3)
+    assert (first != again).any()
+
+
+def test_emoji_are_read_from_a_font_each_once_on_white(load, tmp_path):
+    colour = load("colour")
+    assert colour.main(["--sets", "emoji", "--font", str(tmp_path / "no.ttf"), "--data", str(tmp_path / "data")]) == 1
+    files = []
+    for level in (0, 200):
+        buffer = io.BytesIO()
+        picture = Image.new("RGBA", (136, 128))
+        picture.paste((level, 0, 0, 255), (0, 0, 68, 128))  # the right half is transparent
+        picture.save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    (tmp_path / "font.ttf").write_bytes(b"head" + files[0] + b"xx" + files[1] + files[0] + b"tail")
+    found = [np.asarray(x) for x in colour.emoji(10, tmp_path / "font.ttf")]
+    assert [x.shape for x in found] == [(32, 32, 3)] * 2
+    assert found[1][16, 4].tolist() == [200, 0, 0]
+    assert found[1][16, 28].tolist() == [255, 255, 255]
 
 
 CAMPAIGN = {"command": "pytest", "seed": 7, "date": "today", "commit": "0123456789abcdef", "dirty": True}
