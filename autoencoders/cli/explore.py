@@ -12,9 +12,8 @@ from ..conv_autoencoder import VAE
 from ..evaluation.mixture import load_mixture
 from ..page.page import is_page
 from ..runs.report import write_report
-from ..saved import folder_of
 from ..training.folder import check_writable
-from .models import add_model_options, data_of_model, model_of
+from .models import add_model_options, data_of_model, model_of, places_of
 from .options import Option, Parser, use_backend
 from .program import Output, Program, UsageError, run_program
 
@@ -26,7 +25,7 @@ WRITTEN: dict[str, Option] = {
 
 def build_parser(program: Program) -> Parser:
     """The options of the program."""
-    examples = "--model-dir runs/vae10", "--model-dir runs/vae10 --out page.html --no-open"
+    examples = "--model vae2", "--model-dir runs/vae10", "--model-dir runs/vae10 --out page.html --no-open"
     parser = Parser(__doc__, program, *examples)
     add_model_options(parser, WRITTEN, images="images to show", seed="the choice of images and the samples")
     about = "HTML file to write (default: explore.html in --model-dir)"
@@ -41,15 +40,15 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
 
     def body() -> None:
         use_backend(args)
-        folder = folder_of(args.model_dir)
-        out = Path(args.out) if args.out else folder / "explore.html"
+        folder, place = places_of(args)
+        out = Path(args.out) if args.out else place / "explore.html"
         if out.suffix.lower() not in (".html", ".htm"):
             raise UsageError(f"--out is {args.out!r} but must end in .html")
         if os.path.lexists(out) and not (args.overwrite or is_page(out)):
             raise FileExistsError(f"{out} exists and is no such page; use --overwrite to replace it, or another --out")
         model, source, check_unchanged = model_of(args, console.line)
         mixture = None if isinstance(model, VAE) else load_mixture(source)
-        dataset = data_of_model(model, folder, args, console.prose)
+        dataset = data_of_model(model, folder, args, console.prose, few=True)
         check_writable(out.parent)
         check_unchanged()
         write_report(out, folder, model, dataset, None, mixture, args.seed, console.warn)
