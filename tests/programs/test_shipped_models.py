@@ -41,8 +41,12 @@ def unchanged():
     assert content(models) == before
 
 
-def test_pictures_are_drawn_without_data_and_without_a_run(call):
-    done = call(GENERATE, "--model", NAME).ok(f"drew 4 pictures in generated/{NAME}/figures/")
+def test_the_first_command_of_the_front_page_draws_pictures(call):
+    """It needs no data and no training."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    words = re.search(r"^python3 -m venv .* && \.venv/bin/autoencoders generate (.*)$", readme, re.M)[1].split()
+    assert words == ["--model", NAME]
+    done = call(GENERATE, *words).ok(f"drew 4 pictures in generated/{NAME}/figures/")
     assert "the embedded sample of Fashion-MNIST" in done.out
     assert pictures(Path(f"generated/{NAME}/figures")) == VAE_PICTURES
     assert {path.parts[0] for path in Path().rglob("*")} == {"generated"}
