@@ -597,7 +597,7 @@ def from_config(
 def load(folder: str | Path, cls: type[Autoencoder] | None = None) -> Autoencoder:
     """The Autoencoder or VAE that is saved in a folder, or a trained one that comes with the package.
 
-        vae = autoencoders.load("vae16")  # shipped: vae2, vae16 or vae40-binarised
+        vae = autoencoders.load("vae16")  # one that comes with the package
         images = vae.sample(16, seed=1)  # (16, 28, 28, 1), from 0 to 1
 
     If there is a file or folder named `folder`, the model is read from there, even if a shipped model has that name:

@@ -91,6 +91,7 @@ def card(folder: Path) -> str:
     name, results = folder.name, json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     training, found = results["training"], results["evaluation"]
     shape, Z = tuple(found["model"]["input_shape"]), found["model"]["latent_space_dim"]
+    kept, varied = 1 - found["mse"] / found["mean_mse"], found["sample_std"] / found["image_std"]
     if training["options"]["binarise"]:
         compares = "`iw_nll` is of test images that were binarised once. It compares with models of such images only"
     else:
@@ -116,10 +117,10 @@ you move through the latent space. `train --init-from {name} --out FOLDER` train
 
 - It is good for {GOOD_FOR[name]}.
 - It knows small grey pictures of clothes, centred, on black. Other pictures come out as clothes.
-- Reconstructions keep {1 - found["mse"] / found["mean_mse"]:.0%} of the variance of the pixels. Pixels vary
-  {found["sample_std"] / found["image_std"]:.2f} times as much across samples as across test images.
-- Of the samples of the prior, {found["prior_holes"]:.1%} lie where no test image does (1% is ideal). Their pictures may
-  look like nothing.
+- Reconstructions keep {kept:.0%} of the variance of the pixels. They are smoother than the images, and so are samples:
+  across samples, a pixel varies {varied:.2f} times as much as across test images.
+- Some samples look like no clothes. Of all samples, {found["prior_holes"]:.1%} lie where no test image does
+  (1% is ideal).
 - {compares}.
 - `fd` is no FID. It compares with other figures of this project only.
 - The model is for learning and comparing. Nobody has examined it for a use in products.

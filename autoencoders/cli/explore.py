@@ -25,7 +25,7 @@ WRITTEN: dict[str, Option] = {
 
 def build_parser(program: Program) -> Parser:
     """The options of the program."""
-    examples = "--model vae2", "--model-dir runs/vae10", "--model-dir runs/vae10 --out page.html --no-open"
+    examples = "--model vae16", "--model-dir runs/vae10", "--model-dir runs/vae10 --out page.html --no-open"
     parser = Parser(__doc__, program, *examples)
     add_model_options(parser, WRITTEN, images="images to show", seed="the choice of images and the samples")
     about = "HTML file to write (default: explore.html in --model-dir)"
