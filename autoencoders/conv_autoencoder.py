@@ -25,6 +25,7 @@ from .guards import ELSEWHERE, check_images, check_latents, one_hot, refuse
 from .layers import BoundedDense, LogVariance, append
 from .network import decoder_layers, encoder_layers, is_size, likelihood_for, map_shapes, network_for
 from .saved import MODEL_FILE, check_architecture, check_finite, put_weights, read_saved, source_of
+from .shipped import as_folder
 from .training import Callback, History, Trainer, TrainingOptions
 from .training.memory import check_size, least_weights
 
@@ -308,13 +309,13 @@ class Autoencoder:
         return model
 
     def load_weights(self, path: str | Path) -> None:
-        """Set the weights from a file, also one of Keras 3 or PyTorch, that holds those of a model of the same sizes.
+        """Set the weights from a shipped model or a file, also one of Keras 3 or PyTorch, with the same sizes.
 
         Raises:
             DataError: the file is missing or damaged, or its weights or the sizes that it records do not fit; then
                 nothing changes.
         """
-        arrays, record = read_saved(source_of(path))
+        arrays, record = read_saved(source_of(as_folder(path)))
         try:
             if "model" in record:
                 check_architecture(self.config, record["model"])
@@ -604,18 +605,25 @@ def from_config(
 
 
 def load(folder: str | Path, cls: type[Autoencoder] | None = None) -> Autoencoder:
-    """The Autoencoder or VAE that is saved in a folder.
+    """The Autoencoder or VAE that is saved in a folder, or a trained one that comes with the package.
 
-    It is read from model.safetensors; if that is missing, from the original's parameters.pkl and weights.h5; if they
-    are missing, from the newest valid checkpoint of an unfinished run, which a message then says. `folder` may also be
-    the path of the file itself, or of a file of Keras 3 or PyTorch: see the README.
+        vae = autoencoders.load("vae16")  # one that comes with the package
+        images = vae.sample(16, seed=1)  # (16, 28, 28, 1), from 0 to 1
+
+    If there is a file or folder named `folder`, the model is read from there, even if a shipped model has that name:
+    what you have trained is never replaced by something else. Otherwise `folder` is the name of a shipped model. Its
+    files must have the SHA-256 that the package records; nothing is downloaded, and nothing in them is run.
+
+    In a folder, the model is read from model.safetensors; if that is missing, from the original's parameters.pkl and
+    weights.h5; if they are missing, from the newest valid checkpoint of an unfinished run, which a message then says.
+    `folder` may also be the path of the file itself, or of a file of Keras 3 or PyTorch: see the README.
 
     Args:
         cls: the class to make for a record of its kind.
     Raises:
         DataError: the file is missing, damaged, or does not fit its own configuration.
     """
-    path = source_of(folder)
+    path = source_of(as_folder(folder))
     arrays, record = read_saved(path)
     if "program" in record and "model" not in record:
         raise DataError(f"{path}: holds weights alone; make a model of these sizes and call its load_weights(path)")

@@ -18,6 +18,7 @@ from minigrad.serialize import DataError, is_state_file, load_state, read_safete
 from .keras3_files import read_keras3, read_keras3_weights
 from .keras_files import PARAMETERS_FILE, WEIGHTS_FILE, read_parameters, read_weights
 from .network import network_for, pair
+from .shipped import other_than
 from .torch_files import config_of, exchanged_layers, with_likelihood
 from .training import DivergedError, Progress, latest_checkpoint, load_checkpoint
 from .training.checkpoints import CHECKPOINTS, MOMENT
@@ -53,7 +54,7 @@ def source_of(path: str | Path, tell: Callable[[str], None] = print) -> Path:
     if (path / PARAMETERS_FILE).exists():
         return path / WEIGHTS_FILE
     if not latest_checkpoint(path):
-        raise DataError(f"{path / MODEL_FILE}: there is no such model; {models_near(path)}")
+        raise DataError(f"{path / MODEL_FILE}: there is no such model; {models_near(path)}{other_than(path)}")
     _, record, source = load_checkpoint(path, tell)
     try:
         when = f"{Progress(**record['progress']).place} of {record['options']['epochs']}"

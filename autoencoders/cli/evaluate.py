@@ -18,10 +18,18 @@ from ..pictures.gallery import save_pictures
 from ..runs.record import model_hash, read_record, trained_on, training_of_run, write_json
 from ..runs.replace import CLOSE_UPS, PICTURES, RESULT_FILE, RESULTS, check_results
 from ..runs.report import all_pictures, draw_film, write_report
-from ..saved import folder_of
 from ..training.checkpoints import environment
 from ..training.folder import check_writable
-from .models import COMPARE, add_model_options, check_place, compared_runs, data_of_model, model_of, other_images
+from .models import (
+    COMPARE,
+    add_model_options,
+    check_place,
+    compared_runs,
+    data_of_model,
+    model_of,
+    other_images,
+    places_of,
+)
 from .options import Option, Parser, number, use_backend
 from .program import Output, Program, run_program
 
@@ -41,7 +49,7 @@ WRITTEN: dict[str, Option] = {
 
 def build_parser(program: Program) -> Parser:
     """The options of the program."""
-    examples = "--model-dir variational/model", "--model-dir runs/vae10 --out results/vae10"
+    examples = "--model-dir variational/model", "--model vae16", "--model-dir runs/vae10 --out results/vae10"
     parser = Parser(__doc__, program, *examples)
     add_model_options(parser, WRITTEN, images="images to measure on", seed="the latent noise and the samples")
     return parser
@@ -56,15 +64,15 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
 
     def body() -> None:
         backend = use_backend(args)
-        folder = folder_of(args.model_dir)
-        out = Path(args.out) if args.out else folder
+        folder, place = places_of(args)
+        out = Path(args.out) if args.out else place
         if args.out and not args.overwrite:
             check_results(out, (*RESULTS, *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS)))
         model, source, check_unchanged = model_of(args, console.line)
         runs = compared_runs(args, folder)
         mixture = None if isinstance(model, VAE) else load_mixture(source)
         dataset = data_of_model(model, folder, args, console.prose)
-        check_place(args, folder, dataset)
+        check_place(args, place, dataset)
         if others := other_images(folder, dataset):
             console.warn(others)
         made = not out.exists()

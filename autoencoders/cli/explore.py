@@ -12,9 +12,8 @@ from ..conv_autoencoder import VAE
 from ..evaluation.mixture import load_mixture
 from ..page.page import is_page
 from ..runs.report import write_report
-from ..saved import folder_of
 from ..training.folder import check_writable
-from .models import COMPARE, add_model_options, compared_runs, data_of_model, model_of
+from .models import COMPARE, add_model_options, compared_runs, data_of_model, model_of, places_of
 from .options import Option, Parser, use_backend
 from .program import Output, Program, UsageError, run_program
 
@@ -27,7 +26,7 @@ WRITTEN: dict[str, Option] = {
 
 def build_parser(program: Program) -> Parser:
     """The options of the program."""
-    examples = "--model-dir runs/vae10", "--model-dir runs/vae10 --compare runs/vae2"
+    examples = "--model vae16", "--model-dir runs/vae10", "--model-dir runs/vae10 --compare runs/vae2"
     parser = Parser(__doc__, program, *examples)
     add_model_options(parser, WRITTEN, images="images to show", seed="the choice of images and the samples")
     about = "HTML file to write (default: explore.html in --model-dir)"
@@ -42,8 +41,8 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
 
     def body() -> None:
         use_backend(args)
-        folder = folder_of(args.model_dir)
-        out = Path(args.out) if args.out else folder / "explore.html"
+        folder, place = places_of(args)
+        out = Path(args.out) if args.out else place / "explore.html"
         if out.suffix.lower() not in (".html", ".htm"):
             raise UsageError(f"--out is {args.out!r} but must end in .html")
         if os.path.lexists(out) and not (args.overwrite or is_page(out)):
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         model, source, check_unchanged = model_of(args, console.line)
         runs = compared_runs(args, folder)
         mixture = None if isinstance(model, VAE) else load_mixture(source)
-        dataset = data_of_model(model, folder, args, console.prose)
+        dataset = data_of_model(model, folder, args, console.prose, few=True)
         check_writable(out.parent)
         check_unchanged()
         write_report(out, folder, model, dataset, None, mixture, args.seed, console.warn, runs)

@@ -8,13 +8,11 @@ from pathlib import Path
 from minigrad.serialize import DataError
 
 from ..export import FILES, export
-from ..saved import folder_of
-from .models import model_of
+from .models import add_place_options, model_of, places_of
 from .options import Option, Parser, add_common_options, add_options, one_of, use_backend
 from .program import Output, Program, run_program
 
 WRITTEN: dict[str, Option] = {
-    "model-dir": ("variational/model", str, "a trained model's folder, or a model's file"),
     "out": (None, str, "folder for the files (default: export in --model-dir)"),
     "overwrite": (None, bool, "replace files in --out"),
 }
@@ -31,6 +29,7 @@ def build_parser(program: Program) -> Parser:
         default="onnx",
         help="; ".join(f"{name}: {', '.join(files)}" for name, files in FILES.items()) + " (default: onnx)",
     )
+    add_place_options(parser, "a trained model's folder, or a model's file")
     add_options(parser, WRITTEN, keep=True)
     add_common_options(parser)
     return parser
@@ -43,8 +42,9 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
 
     def body() -> None:
         use_backend(args)
+        _, place = places_of(args)
         model, _, _ = model_of(args, console.line)
-        out = Path(args.out) if args.out else folder_of(args.model_dir) / "export"
+        out = Path(args.out) if args.out else place / "export"
         if not args.out and out.is_symlink():
             raise DataError(f"{out}: expected a folder, found a link; remove the link, or choose a folder with --out")
         console.line(model.title)

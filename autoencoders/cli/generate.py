@@ -18,9 +18,8 @@ from ..pictures.gallery import draw, draw_files, save_pictures
 from ..pictures.images import new_images
 from ..runs.record import has_used
 from ..runs.replace import PICTURES, check_results
-from ..saved import folder_of
 from ..training.folder import check_writable
-from .models import add_model_options, check_place, data_of_model, model_of
+from .models import add_model_options, check_place, data_of_model, model_of, places_of
 from .options import Option, Parser, number, use_backend
 from .program import Output, Program, UsageError, run_program
 
@@ -44,9 +43,9 @@ DRAWN: dict[str, Option] = {
 
 def build_parser(program: Program) -> Parser:
     """The options of the program."""
-    examples = "--model-dir runs/vae10 --samples 100 --seed 7", '--model-dir runs/cvae --class "Ankle boot"'
+    examples = "--model vae16", "--model-dir runs/vae10 --samples 100", '--model-dir runs/cvae --class "Ankle boot"'
     parser = Parser(__doc__, program, *examples)
-    add_model_options(parser, DRAWN, images="images to encode", seed="of all choices")
+    add_model_options(parser, DRAWN, images="images to encode", seed="all choices")
     parser.add_argument(
         "--image",
         metavar="FILE",
@@ -89,8 +88,8 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
 
     def body() -> None:
         use_backend(args)
-        folder = folder_of(args.model_dir)
-        out = Path(args.out) if args.out else folder / "figures"
+        folder, place = places_of(args)
+        out = Path(args.out) if args.out else place / "figures"
         if args.encode and os.path.lexists(args.encode) and not args.overwrite:
             raise FileExistsError(f"{args.encode} exists; use --overwrite to replace it, or another name")
         if args.out and not args.overwrite and out.resolve() != (folder / "figures").resolve():
@@ -110,7 +109,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         mixture = None if generates or args.mixture_components else load_mixture(source)
         dataset = None
         try:
-            dataset = data_of_model(model, folder, args, console.prose)
+            dataset = data_of_model(model, folder, args, console.prose, few=True)
         except DataError as error:
             if args.dataset or args.data_dir or args.encode or not (generates or mixture):
                 raise
@@ -121,7 +120,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
             console.prose(f"wrote {save_latents(model, dataset, parts, split, Path(args.encode))}")
             return
         if dataset:
-            check_place(args, folder, dataset)
+            check_place(args, place, dataset)
         if args.mixture_components and dataset:
             mixture = fit_mixture(latents_of(model, dataset.train_images), args.mixture_components, args.seed)
             check_unchanged()
@@ -138,7 +137,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         pictures = draw(model, dataset, seed=args.seed, count=count, label=label, mixture=mixture)
         check_unchanged()
         if not args.out:
-            check_writable(folder)
+            check_writable(place)
         save_pictures(pictures, out, console.line, args.verbose)
         if args.format:
             classes = range(model.classes) if label is None else [label]

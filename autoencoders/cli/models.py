@@ -1,4 +1,4 @@
-"""What the programs that read a saved model share: the model, its images, and where results may go."""
+"""What the programs that read a saved model share: the model, its images, and where results go."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from minigrad.serialize import DataError
 from ..conv_autoencoder import BATCH, Autoencoder, load
 from ..data import NAMES, Dataset, Reading, load_dataset
 from ..data.collections import COLLECTIONS
+from ..data.dataset import did_you_mean
 from ..keras_files import WEIGHTS_FILE
 from ..page.curves import Curves
 from ..pictures.gallery import reading_for
@@ -21,6 +22,7 @@ from ..runs.record import RECORD_FILE, data_of_run, model_hash, read_record
 from ..runs.report import runs_to_compare
 from ..runs.start import check_fit
 from ..saved import MODEL_FILE, folder_of, source_of
+from ..shipped import shipped, shipped_folder
 from ..training import latest_checkpoint
 from ..training.folder import check_readable
 from ..training.memory import check_size
@@ -30,11 +32,44 @@ from .program import UsageError
 COMPARE: dict[str, Option] = {
     "compare": (None, str, "another run; the page shows both runs' losses and what differs (default: none)")
 }
+SAMPLE = "fashion-mnist-sample"
+GENERATED = "generated"  # folder, in the working folder, for the results of shipped models
+
+
+def add_place_options(parser: argparse.ArgumentParser, about: str = "a trained model's folder") -> None:
+    """--model-dir or --model: either is enough."""
+    either = parser.add_mutually_exclusive_group()
+    add_options(either, {"model-dir": ("variational/model", str, about)}, keep=True)
+    known = f"a trained model that comes with the package: {', '.join(shipped())}; results go to {GENERATED}/NAME"
+    either.add_argument("--model", metavar="NAME", type=shipped_name, help=f"{known} (default: --model-dir)")
+
+
+def shipped_name(value: str) -> str:
+    """The type of --model."""
+    names = shipped()
+    if value not in names:
+        known = f"one of {', '.join(names)} (--model-dir takes a folder){did_you_mean(value, names)}"
+        raise argparse.ArgumentTypeError(f"is {value!r} but must be {known}")
+    return value
+
+
+def places_of(args: argparse.Namespace) -> tuple[Path, Path]:
+    """(the folder of the model of the options, the folder for its results unless --out names another). Nothing is
+    written into the package.
+
+    Raises:
+        DataError: a shipped model has changed.
+    """
+    if not args.model:
+        return folder_of(args.model_dir), folder_of(args.model_dir)
+    args.model_dir = shipped_folder(args.model)
+    return args.model_dir, Path(GENERATED) / args.model
 
 
 def add_model_options(parser: argparse.ArgumentParser, options: dict[str, Option], *, images: str, seed: str) -> None:
-    """--model-dir, what is done with the model, which images and random numbers it gets, and the common options."""
-    add_options(parser, {"model-dir": ("variational/model", str, "a trained model's folder"), **options}, keep=True)
+    """The model, what is done with it, which images and random numbers it gets, and the common options."""
+    add_place_options(parser)
+    add_options(parser, options, keep=True)
     data: dict[str, Option] = {
         "dataset": (None, str, f"{images} (default: the run's; your own images must be named again)"),
         "skip-broken": (None, bool, "leave out picture files that cannot be read"),
@@ -46,7 +81,7 @@ def add_model_options(parser: argparse.ArgumentParser, options: dict[str, Option
 
 
 def model_of(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Autoencoder, Path, Callable[[], None]]:
-    """(the model of --model-dir, its file, a check that raises RuntimeError if the folder's model has changed since).
+    """(the model of `places_of`, its file, a check that raises RuntimeError if the folder's model has changed since).
 
     If the folder has no model, its newest checkpoint is used, even if the run is still training.
 
@@ -90,8 +125,12 @@ def reading_of_data(model: Autoencoder, folder: Path, dataset: str) -> Reading:
     return found
 
 
-def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, tell: Callable[[str], None]) -> Dataset:
+def data_of_model(
+    model: Autoencoder, folder: Path, args: argparse.Namespace, tell: Callable[[str], None], *, few: bool = False
+) -> Dataset:
     """The data set that the options name, or else the published one of the run in a folder. tell gets its name.
+
+    few: a few images will do, so a shipped model gets the sample that comes with the package, and needs no download.
 
     A folder may come from a stranger, so a path that only its run.json names is not read, and gets no downloads.
 
@@ -99,7 +138,8 @@ def data_of_model(model: Autoencoder, folder: Path, args: argparse.Namespace, te
         UsageError: --data-dir has no effect. DataError: the data set is not available, or does not fit the model.
             DeviceError: the model needs more memory than is free.
     """
-    name, place = data_of_run(folder, args.dataset, args.data_dir, tell)
+    sample = SAMPLE if few and args.model and not args.data_dir else None
+    name, place = data_of_run(folder, args.dataset or sample, args.data_dir, tell)
     record = folder / RECORD_FILE
     if not args.dataset and name not in NAMES:
         raise DataError(f"{record}: data: names images by a path; if you trust it, add --dataset {shlex.quote(name)}")
@@ -145,7 +185,7 @@ def other_images(folder: Path, dataset: Dataset) -> str:
 
 
 def check_place(args: argparse.Namespace, folder: Path, dataset: Dataset) -> None:
-    """Raise UsageError where results of other images would take the place of those of the run's own."""
+    """Raise UsageError where results of other images would take the place of those of the run's own in its folder."""
     recorded = read_record(folder).get("data", {}).get("content_hash")
     if not args.out and recorded not in (None, dataset.content_hash):
         raise UsageError(f"--out is needed: the results in {folder} belong to its own images, not to {dataset.name}")

@@ -14,6 +14,7 @@ from minigrad.backend import KERNELS, PRECISIONS
 
 from ..data.dataset import did_you_mean, printable
 from ..runs.start import MOST_THREADS
+from ..shipped import shipped
 from .program import Program, coloured
 
 # (default, type, help); the type is list (of whole numbers), bool (a flag), or a function that converts the text
@@ -114,6 +115,8 @@ class Parser(argparse.ArgumentParser):
             hint = f"; did you mean {SYNONYMS[name]}?" if name in SYNONYMS else did_you_mean(name, options)
             self.error(f"there is no option {word}{hint}")
         place = next(name for name in ("--model-dir", "--dataset", "option") if name in (*options, "option"))
+        if place == "--model-dir" and rest[0] in shipped():
+            self.error(f"{rest[0]!r} belongs to no option; write --model {rest[0]}")
         self.error(f"{rest[0]!r} belongs to no option; write {place} {rest[0]}")
 
     def error(self, message: str) -> NoReturn:

@@ -22,6 +22,7 @@ from ..data import Dataset, Reading
 from ..data.dataset import did_you_mean
 from ..runs.record import data_of_run
 from ..saved import folder_of, source_of
+from ..shipped import as_folder
 from ..training import TrainingOptions
 from ..training.advice import STEPS
 from .models import check_data_dir, reading_of_data
@@ -91,7 +92,7 @@ RUN: dict[str, Option] = {
     "out": (None, str, "the run's folder (default: model, or variational/model for vae)"),
     "resume": (None, bool, "go on with the run in --out, with its own options"),
     "finish": (None, bool, "write the model of the run in --out as it is now, without further training"),
-    "init-from": (None, str, "saved model to train further (default: a new model)"),
+    "init-from": (None, str, "saved or shipped model to train further (default: a new model)"),
     "overwrite": (None, bool, "replace the run in --out, or the page of --explain"),
     "smoke": (None, bool, "run two batches through every stage, to check that everything works"),
     "config": (None, str, f"TOML file of options, or a recipe ({', '.join(recipes())}); options typed here win"),
@@ -160,7 +161,7 @@ def take_model(path: str, settings: dict[str, Any], given: set[str], tell: Calla
         DataError: there is no model. UsageError: an option would change the architecture.
     """
     minigrad.use(kernels="numpy")
-    source = source_of(path, tell)
+    source = source_of(as_folder(path), tell)
     model = load(source)
     other = {"model"} if settings["model"] != model.kind else set()
     if refused := given & (ARCHITECTURE | other):

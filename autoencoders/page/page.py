@@ -145,9 +145,11 @@ def _document(title: str, body: Markup, data: dict[str, Any]) -> str:
 
 
 def _head(maker: Maker, record: dict[str, Any], known: int, sections: list[Section]) -> Markup:
-    dataset, training = maker.dataset, record.get("training", {})
+    dataset, training, data = maker.dataset, record.get("training", {}), record.get("data", {})
     epochs = f"{training.get('epochs', 0):g} epoch{'s' * (training.get('epochs') != 1)}"
     length = [f"{epochs} ({training.get('steps', 0):g} steps)"] if training.get("epochs") else []
+    if length and data.get("content_hash") not in (None, dataset.content_hash):
+        length = [f"trained on {without_paths(data.get('name') or 'other images')} for {length[0]}"]
     source, counts = without_paths(dataset.source), [len(dataset.train_images), len(dataset.test_images)]
     if not all(str(count) in source for count in counts):
         source += "; {:,} training and {:,} test images".format(*counts)

@@ -95,7 +95,7 @@ def test_help_has_every_option_and_examples_that_parse(call, monkeypatch):
 def test_wrong_words_and_missing_models_are_one_line(call):
     call(EXPORT, "--format", "tf").failed(2, "--format is 'tf' but must be one of onnx, torch, keras")
     call(EXPORT, "--model-dir", "nowhere").failed(3, "nowhere/model.safetensors", "there is no such model")
-    call(EXPORT, "--model-dri", "x").failed(2, "did you mean --model-dir?")
+    call(EXPORT, "--model-dri", "x").failed(2, "did you mean --model-dir or --model?")
     Path("x.pt").write_bytes(b"")
     call(EXPORT, "--model-dir", "x.pt", "--out", "new").failed(3, "x.pt: a pickle can run code, so it is not read")
     Path("x.keras").write_bytes(b"PK")

@@ -20,7 +20,7 @@ from faults import started
 from PIL import Image
 from test_backends import kernels_of, subclasses
 
-from autoencoders import VAE
+from autoencoders import VAE, shipped
 from minigrad.backend.chain import ChainBackend
 from minigrad.backend.cpu.numpy_kernels import NumpyBackend
 from minigrad.backend.memory import keep_freed_memory
@@ -432,6 +432,50 @@ def test_a_run_of_other_options_is_not_measured_as_the_recipe(remade, capsys, wo
     assert "vae10-0 was not trained with --config vae10 --seed 0" in capsys.readouterr().err
 
 
+# ---- models that ship ----
+
+
+def test_a_recipe_becomes_a_shipped_model_with_a_card(load, tmp_path, monkeypatch, capsys):
+    """Trained for two batches, copied again without training; an unfinished or another run is refused."""
+    models, runs = tmp_path / "models", tmp_path / "runs"
+    options = ["--models", "vae16", "--quick", "--runs", str(runs), "--out", str(models)]
+    done = run("ship.py", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+
+    def content() -> dict[str, bytes]:
+        return {path.relative_to(models).as_posix(): path.read_bytes() for path in models.rglob("*") if path.is_file()}
+
+    files = content()
+    assert not [name for name, text in files.items() if str(tmp_path).encode() in text]
+    card, results = files["vae16/README.md"].decode(), json.loads(files["vae16/quality.json"])
+    assert f"| {results['evaluation']['neg_elbo']:.1f} | ± {results['evaluation']['neg_elbo_image_se']:.1f} |" in card
+    assert f"Commit {results['commit'][:12]}" in card
+    assert "--config vae16 --seed 0`" in card
+    monkeypatch.setattr(shipped, "MODELS", models)
+    assert shipped.shipped_folder("vae16") == models / "vae16"
+    ship = load("ship")
+    assert ship.main(options) == 0, "only copied"
+    assert content() == files
+    for change, fault in (
+        (lambda record: record.update(status="interrupted"), "has not run to its end"),
+        (lambda record: record["training"].update(epochs=0), "has not run to its end"),
+        (lambda record: (runs / "vae16-0/model.safetensors").write_bytes(b"other"), "not the one that was measured"),
+    ):
+        record = json.loads(files["vae16/run.json"])
+        change(record)
+        (runs / "vae16-0/run.json").write_text(json.dumps(record))
+        assert ship.main(options) == 1
+        assert fault in capsys.readouterr().err
+
+
+def test_a_card_is_what_the_program_makes_of_the_results(load):
+    ship = load("ship")
+    folders = [path for path in ship.MODELS.glob("*") if path.is_dir()]
+    assert folders
+    for folder in folders:
+        assert (folder / "README.md").read_text() == ship.card(folder)
+
+
 # ---- parity ----
 
 
@@ -567,6 +611,8 @@ def test_other_results_are_found(programs):
         ("ops", ["--only", "conv3d"], "conv3d is not known"),
         ("scaling", ["--kernels", "fortran"], "fortran is not installed"),
         ("quality", ["--quick"], "--quick needs --out"),
+        ("ship", ["--models", "ae2"], "ae2 is not known; there are vae2, vae16, vae40-binarised"),
+        ("ship", ["--quick"], "--quick needs --out"),
         ("report", ["--format", "pdf"], "unrecognized arguments"),
     ],
 )

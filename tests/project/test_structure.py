@@ -7,9 +7,11 @@ is light.
 
 import ast
 import inspect
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -274,6 +276,26 @@ def test_nothing_new_at_the_top_level() -> None:
     assert "pyproject.toml" in files
     assert not top_level_faults(files)
     assert top_level_faults(["setup.py", "notes/x.md", ".github/x"]) == {"setup.py", "notes"}
+
+
+def unpacked(files: dict[str, list[str]], patterns: dict[str, list[str]]) -> set[str]:
+    """The files of each package, without its code, that no pattern of its package data names."""
+    found = {f"{package}/{name}" for package, names in files.items() for name in names}
+    globs = [f"{package}/{pattern}" for package, several in patterns.items() for pattern in several]
+    as_words = [re.compile(re.escape(glob).replace(r"\*", "[^/]*")) for glob in globs]
+    return {name for name in found if not any(words.fullmatch(name) for words in as_words)}
+
+
+def test_the_wheel_holds_every_file_that_is_not_code() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    files = {}
+    for package in ("minigrad", "autoencoders"):
+        paths = [path for path in (ROOT / package).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        names = [path.relative_to(ROOT / package).as_posix() for path in paths if path.suffix != ".py"]
+        files[package] = [name for name in names if name != "README.md"]  # for readers of the repository
+    assert {"data/sample_data/LICENSE", "models/index.json"} <= set(files["autoencoders"])
+    assert not unpacked(files, patterns)
+    assert unpacked({"a": ["b/c.json", "b/d/c.json", "c.json"]}, {"a": ["b/*.json"]}) == {"a/b/d/c.json", "a/c.json"}
 
 
 # ---- documentation ----
