@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import faults
 import pytest
 import strict_cupy
+import strict_nccl
 from kernel_sets import BACKENDS, MARKS
 
 import minigrad
@@ -58,6 +59,7 @@ def cupy_double(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> Ite
     """`import cupy` gives the strict double, with one device and counters at zero."""
     strict_cupy.reset(devices=1)
     monkeypatch.setitem(sys.modules, "cupy", strict_cupy.cupy)
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", strict_nccl.module())
     yield strict_cupy.cupy
     strict_cupy.reset(devices=1)
 
