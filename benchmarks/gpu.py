@@ -1,11 +1,11 @@
 """Everything that there is to measure on a CUDA GPU, in at most 8 minutes: `python benchmarks/gpu.py`.
 
-First the tests that need a GPU. Then the training step of the default VAE for each batch, in fp32 and in TF32:
-minigrad with and without a CUDA graph, and PyTorch as it comes, with channels_last and fused Adam, compiled, and as one
-CUDA graph, in one process and taking turns, from the same weights on fresh images and noise, after all were seen to
-compute the same first losses. Then each kernel beside the speed of a copy and of a large matrix product on the same
-device, and the batch from which on the GPU is faster than the CPU. Medians and quartiles go to
-benchmarks/results/gpu.json, and `python benchmarks/report.py` makes the tables.
+First the tests that need a GPU. Then the training step of the default VAE for each batch, in fp32 and in TF32: minigrad
+with and without a CUDA graph, and with NCCL in the graph where it is installed; and PyTorch as it comes, with
+channels_last and fused Adam, compiled, and as one CUDA graph. All in one process, taking turns, from the same weights
+on fresh images and noise, after all were seen to compute the same first losses. Then each kernel beside the speed of a
+copy and of a large matrix product on the same device, and the batch from which on the GPU is faster than the CPU.
+Medians and quartiles go to benchmarks/results/gpu.json, and `python benchmarks/report.py` makes the tables.
 
     python benchmarks/gpu.py [--batches 32,128,1024] [--rounds 5] [--no-tests] [--quick] [--out FILE]
 """
@@ -35,7 +35,10 @@ from minigrad import DeviceError
 from minigrad.backend import PRECISIONS
 from minigrad.backend.chain import Layer, Norm, Source, Statistics
 from minigrad.backend.cuda.driver import release
+from minigrad.backend.cuda.nccl import Nccl, library
 from minigrad.backend.geometry import conv_geometry, transposed_geometry
+from minigrad.backend.sharing import strictly
+from minigrad.distributed import ALONE, Group
 
 # Of the first three losses, relative to the plain kernels in float64. TF32 rounds both factors of a product by up to
 # 2^-11, 1e-3 together; Adam, whose first steps follow the signs of gradients, carries that on to the second and third.
@@ -45,6 +48,7 @@ CALLS = 20  # of a kernel in one graph
 WARM_UP, STEPS = 50, 40
 CPU_BATCHES = (1, 8, 32, 128, 512)
 TEST_SECONDS, SECONDS = 240, 450  # for the tests; and after which nothing more is begun
+WITH_NCCL = "minigrad + NCCL of one GPU"
 QUICK = {"warm": 1, "count": 1, "rounds": 1}
 LAYERS = [  # of the default VAE: name, geometry, C, F, transposed
     ("conv 28 1-32", conv_geometry((28, 28), (3, 3), 1, "same"), 1, 32, False),
@@ -97,13 +101,35 @@ def batches_of(images: np.ndarray, batch: int, Z: int) -> list[tuple[np.ndarray,
     ]
 
 
-def minigrad_step(k: Any, weights: dict[str, np.ndarray], batches: Any, capture: bool) -> Step:
+class WithItself(Group):
+    """One process whose steps exchange through NCCL whatever those of several would."""
+
+    def __init__(self, cupy: Any) -> None:
+        self.nccl = Nccl(cupy, 0, 1, self.first)
+
+    @contextlib.contextmanager
+    def sharing(self, k: Any, images: int) -> Iterator[slice]:
+        with strictly(self):
+            yield slice(0, images)
+
+    def gather(self, x: Any) -> Any:
+        return self.nccl.gather(x)
+
+    def mean(self, x: Any) -> Any:
+        return self.gather(x)[0]
+
+    def mean_(self, x: Any) -> None:
+        x[...] = self.mean(x)
+
+
+def minigrad_step(k: Any, weights: dict[str, np.ndarray], batches: Any, capture: bool, group: Group = ALONE) -> Step:
     """minigrad's own trainer on the backend k."""
     spec = driver.DEFAULT_MODEL
     model = driver.model_of(spec)
     model.network.load_state_dict(weights)
     model.compile(spec["learning_rate"])
-    trainer = Trainer(model, batches[0][0], TrainingOptions(batch_size=len(batches[0][0])), progress=False)
+    options = TrainingOptions(batch_size=len(batches[0][0]))
+    trainer = Trainer(model, batches[0][0], options, progress=False, group=group)
     model.network.train()
     take_step = k.capture(trainer.step) if capture else trainer.step
     images = k.from_host(np.concatenate([images for images, _ in batches]))
@@ -203,6 +229,8 @@ def measure_steps(
         "minigrad": lambda: minigrad_step(k, weights, batches, capture=True),
         "minigrad eager": lambda: minigrad_step(k, weights, batches, capture=False),
     }
+    if library().available:
+        makers[WITH_NCCL] = lambda: minigrad_step(k, weights, batches, capture=True, group=WithItself(cupy))
     with contextlib.suppress(ImportError):
         makers |= dict(torch_steps(weights, batches, precision))
     programs, rows, faults = {}, [], []
@@ -357,6 +385,8 @@ def versions() -> dict[str, str]:
         import cupy
 
         found["CuPy"] = cupy.__version__
+        if library().available:
+            found["NCCL"] = str(library().get_version())
         import torch
 
         found["PyTorch"] = torch.__version__

@@ -10,6 +10,10 @@ for gradients. Sums that all need at once, such as those of batch normalisation,
 (`Pool.total`); the gradients of all parameters once more at the end of a step (`mean`), which changes nothing that is
 equal already, and is right for any loss.
 
+On GPUs each process has one of its own, and there are no shards: a process computes an equal part of the rows, and its
+kernels exchange only what all need at once (`CudaBackend._of_all`). NCCL moves the arrays (backend/cuda/nccl.py), and
+all additions are those of a tree, so the weights depend on the number of GPUs, but on nothing else.
+
 A wait that does not end is the typical fault here. Therefore every wait has a limit, an error that not all processes
 have ends all of them, and what only the first one can see (files) is told to the others (`first`).
 """
@@ -30,8 +34,11 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend
-from .backend.cpu.threads import added, strictly, usable_cores
+from .backend.cpu.threads import usable_cores
+from .backend.cuda.driver import working_cupy
+from .backend.cuda.nccl import Nccl
 from .backend.errors import DeviceError
+from .backend.sharing import added, strictly
 
 LIMIT = float(os.environ.get("MINIGRAD_WAIT", "600"))  # seconds that a process waits for the others
 GRACE = 3.0  # seconds in which an error must reach all processes, if it is one that all have
@@ -57,15 +64,23 @@ class Group:
     def sharing(self, k: Backend, images: int) -> Iterator[slice]:
         """Inside, k computes this process's rows of a batch of so many images, and sums over all of them. Gives the
         rows: all of them if they cannot be dealt out equally, as in the last batch of an epoch."""
-        alone = self.size == 1 or images % (k.shards or 1) > 0
+        alone = self.size == 1 or images % self._parts(k) > 0
         count = images if alone else images // self.size
         with strictly(None if alone else self):
             yield slice(0, images) if alone else slice(self.rank * count, (self.rank + 1) * count)
+
+    def _parts(self, k: Backend) -> int:
+        """Into how many equal parts a batch must be cut to be shared."""
+        return (k.shards or 1) if k.on_host else self.size
 
     @property
     def threads(self) -> int | None:
         """The threads for each process that use all cores; None: as many as a process alone has."""
         return None
+
+    def device(self, name: str) -> str:
+        """The device of this process; with several, `cuda` is another GPU for each process of a machine."""
+        return name
 
     def gather(self, x: np.ndarray) -> np.ndarray:
         """(size, ...): x of every process."""
@@ -80,6 +95,9 @@ class Group:
 
     def check(self, k: Backend, batch_size: int) -> None:
         """Raise DeviceError or ValueError unless these processes can share batches of this size with these kernels."""
+
+    def wait_for(self, k: Backend) -> None:
+        """Wait until the device has done its work, as long as for other messages: on a GPU, part of it is a message."""
 
     def most(self, *numbers: int) -> list[int]:
         """For each number the largest that a process has."""
@@ -119,46 +137,82 @@ class MPIGroup(Group):
     def __init__(self, mpi: Any) -> None:
         world = mpi.COMM_WORLD
         self.mpi, self.rank, self.size = mpi, world.rank, world.size
-        self.local_size = world.Split_type(mpi.COMM_TYPE_SHARED).size
+        local = world.Split_type(mpi.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = local.rank, local.size
         self.data, self.errors, self.calls, self.ends = (world.Dup() for _ in range(4))
         self.seconds, self._settled = 0.0, False  # of waiting, for benchmarks
+        self.nccl: Any = None  # what connects the GPUs
+        self.gpus = np.zeros(0)  # which they are
 
     @property
     def threads(self) -> int | None:
         return max(1, usable_cores() // self.local_size)
 
+    # ---- GPUs ----
+
+    def device(self, name: str) -> str:
+        if name != "cuda":
+            return name
+        return f"cuda:{self.local_rank % working_cupy(0).cuda.runtime.getDeviceCount()}"
+
+    def _connect(self, k: Backend) -> None:
+        """Connect the GPUs of all processes, unless they are connected."""
+        gpu = k.xp.cuda.runtime.deviceGetPCIBusId(k.xp.cuda.Device().id)
+        name = sha256(f"{self.mpi.Get_processor_name()} {gpu}".encode()).digest()
+        gpus = self.gather(np.frombuffer(name, np.uint8))
+        if np.array_equal(gpus, self.gpus):
+            return
+        if (count := len(np.unique(gpus, axis=0))) < self.size:
+            raise DeviceError(
+                f"{self.size} processes use {count} GPU{'s' * (count > 1)}, but each needs one of its own: start fewer "
+                "processes (mpirun -n), and let --device cuda choose the GPUs"
+            )
+        self.nccl, self.gpus = Nccl(k.xp, self.rank, self.size, self.first), gpus
+
+    def wait_for(self, k: Backend) -> None:
+        if not k.on_host:
+            event = k.xp.cuda.Event(disable_timing=True)
+            event.record()
+            self._wait(lambda: event.done)
+
     # ---- exchange ----
 
-    def gather(self, x: np.ndarray) -> np.ndarray:
+    def gather(self, x: Any) -> Any:
+        if not isinstance(x, np.ndarray | np.generic):
+            return self.nccl.gather(x)
         x = np.ascontiguousarray(x)
         found = np.empty((self.size, *x.shape), x.dtype)
-        self._wait(self.data.Iallgather(_bytes(x), _bytes(found)))
+        self._wait(self.data.Iallgather(_bytes(x), _bytes(found)).Test)
         return found
 
-    def mean(self, x: np.ndarray) -> np.ndarray:
-        if x.size <= WHOLE_NUMBERS:
+    def mean(self, x: Any) -> Any:
+        if x.size <= WHOLE_NUMBERS or not isinstance(x, np.ndarray):
             return added(self.gather(x)) / self.size
         part = -(-x.size // self.size)
         mine = np.zeros((self.size, part), x.dtype)
         mine.reshape(-1)[: x.size] = x.reshape(-1)
         parts = np.empty_like(mine)
-        self._wait(self.data.Ialltoall(_bytes(mine), _bytes(parts)))
+        self._wait(self.data.Ialltoall(_bytes(mine), _bytes(parts)).Test)
         return (self.gather(added(parts)).reshape(-1)[: x.size] / self.size).reshape(x.shape)
 
     def mean_(self, x: np.ndarray) -> None:
         x[...] = self.mean(x)
 
     def check(self, k: Backend, batch_size: int) -> None:
-        if k.kernels not in ("numba", "numpy"):
-            raise DeviceError(f"{self.size} processes need the CPU kernels numba or numpy, found {k.describe()}")
-        if k.shards is None or k.shards % self.size:
+        if k.kernels not in ("numba", "numpy", "cuda"):
+            raise DeviceError(f"{self.size} processes need the kernels numba, numpy or cuda, found {k.describe()}")
+        if k.on_host and (k.shards is None or k.shards % self.size):
             raise DeviceError(f"{self.size} processes need shards that they can deal out, found {k.shards}: --shards 8")
-        if batch_size % k.shards:
-            least = max(1, batch_size // k.shards) * k.shards
+        parts = self._parts(k)
+        if batch_size % parts:
+            least = max(1, batch_size // parts) * parts
+            share = f"several processes deal out the {parts} shards of" if k.on_host else f"{parts} processes share"
             raise ValueError(
-                f"batch size is {batch_size}, but several processes deal out the {k.shards} shards of a batch, so it "
-                f"must be a multiple of {k.shards}, such as {least} or {least + k.shards}"
+                f"batch size is {batch_size}, but {share} a batch, so it must be a multiple of {parts}, such as "
+                f"{least} or {least + parts}"
             )
+        if not k.on_host:
+            self._connect(k)
 
     def most(self, *numbers: int) -> list[int]:
         return self.gather(np.array(numbers)).max(axis=0).tolist()
@@ -172,9 +226,9 @@ class MPIGroup(Group):
                 error = raised
         data = np.frombuffer(self.mpi.pickle.dumps((result, error)), np.uint8) if self.rank == 0 else None
         size = np.array([0 if data is None else data.size])
-        self._wait(self.data.Ibcast(size))
+        self._wait(self.data.Ibcast(size).Test)
         data = np.empty(size, np.uint8) if data is None else data
-        self._wait(self.data.Ibcast(data))
+        self._wait(self.data.Ibcast(data).Test)
         if self.rank:
             result, error = self.mpi.pickle.loads(data)
         if error is not None:
@@ -193,11 +247,11 @@ class MPIGroup(Group):
                 "options, program and libraries, and memory that loses no bits"
             )
 
-    def _wait(self, request: Any, limit: float = LIMIT) -> None:
+    def _wait(self, done: Callable[[], bool], limit: float = LIMIT) -> None:
         """Wait for the other processes; signals are handled meanwhile, and others on this core get their turn."""
         began = time.monotonic()
         turns = 0
-        while not request.Test():
+        while not done():
             turns += 1
             if turns < SPINS:
                 continue
@@ -245,7 +299,7 @@ class MPIGroup(Group):
     def leave(self, code: int) -> None:
         if self.alone:
             self.mpi.COMM_WORLD.Abort(code or 1)
-        self._wait(self.ends.Ibarrier(), math.inf)  # the first process may measure and draw for long
+        self._wait(self.ends.Ibarrier().Test, math.inf)  # the first process may measure and draw for long
 
 
 def _bytes(x: np.ndarray) -> np.ndarray:

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from .backend.cuda.driver import Finding, gpu, install
+from .backend.cuda.nccl import extra, library
 from .backend.errors import DeviceError
+from .backend.installed import available
 from .distributed import world
 
 
 def examine() -> list[Finding]:
     """Everything, in the order in which it should be mended."""
-    return [*cpu(), *gpu(), *self_test()]
+    return [*cpu(), *gpu(), *nccl(), *self_test()]
 
 
 # ---- the CPU ----
@@ -60,13 +62,22 @@ def mpi() -> Finding:
     return Finding("MPI", f"{library}, {MPI.COMM_WORLD.size} process{'es' * (MPI.COMM_WORLD.size > 1)}")
 
 
+def nccl() -> list[Finding]:
+    """What connects the GPUs of several processes; nothing where there is no GPU."""
+    if "cuda" not in available():
+        return []
+    if not (found := library()).available:
+        return [Finding("NCCL", f"not installed; it connects several GPUs in a training: {extra()}")]
+    number = found.get_version()
+    return [Finding("NCCL", f"{number // 10000}.{number // 100 % 100}.{number % 100}")]
+
+
 # ---- a small convolution, forward and backward ----
 
 
 def self_test() -> list[Finding]:
     """One line for each kernel set that should work here."""
     from .backend import use
-    from .backend.installed import available
 
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape, np.float32) for shape in ((3, 9, 8, 4), (3, 3, 4, 8), (8,), (3, 5, 4, 8))]

@@ -21,6 +21,7 @@ from typing import Any
 import faults
 import pytest
 import strict_cupy
+import strict_nccl
 from kernel_sets import BACKENDS, EACH
 
 import minigrad
@@ -110,6 +111,7 @@ def cupy_double(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> Ite
     """`import cupy` gives the strict double, with one device and counters at zero."""
     strict_cupy.reset(devices=1)
     monkeypatch.setitem(sys.modules, "cupy", strict_cupy.cupy)
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", strict_nccl.module())
     yield strict_cupy.cupy
     strict_cupy.reset(devices=1)
 

@@ -237,7 +237,8 @@ def prepared(
     tell = console.prose
     threads = group.threads if settings["threads"] is None else settings["threads"]
     computing = settings["backend"], threads, settings["precision"], settings["shards"]
-    backend = group.first_before_others(lambda: minigrad.use(args.device or "cpu", *computing))
+    device = group.device(args.device or "cpu")
+    backend = group.first_before_others(lambda: minigrad.use(device, *computing))
     tell(backend.describe())
     if settings["dataset"] not in NAMES:  # a path, recorded so that it is found from every folder
         settings["dataset"] = str(Path(settings["dataset"]).expanduser().absolute())

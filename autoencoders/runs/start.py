@@ -139,7 +139,8 @@ def resume_run(
         if threads is None and was["processes"] == group.size:
             threads = was["threads"]
     threads = group.threads if threads is None else threads
-    use = partial(minigrad.use, device or was["device"], kernels or "auto", threads, precision or "fp32", was["shards"])
+    device = group.device(device or (was["device"] if group.size == 1 else was["device"].partition(":")[0]))
+    use = partial(minigrad.use, device, kernels or "auto", threads, precision or "fp32", was["shards"])
     backend = group.first_before_others(use)
     if kernels and not asked:
         backend.reason = "as before"
@@ -147,8 +148,10 @@ def resume_run(
     now = environment(backend, group.size)
     # what does not change the bits
     free = {"backend"} if backend.shards is None else {"backend", "threads", "processes"}
+    if not backend.on_host:
+        free.discard("processes")
     changed = [f"{key} {was.get(key)} -> {now[key]}" for key in now if key not in free and now[key] != was.get(key)]
-    if changed:
+    if changed and not group.rank:
         warn(f"the result is not bitwise that of an uninterrupted run, because these changed: {', '.join(changed)}")
     if epochs is not None and epochs != options.epochs:
         if options.schedule != "constant":

@@ -66,7 +66,7 @@ def check_record(
 
 def environment(k: Backend, processes: int = 1) -> dict[str, Any]:
     """The machine and software that compute a run. Results are bitwise equal only if all of these are equal, except the
-    threads and processes where there are shards."""
+    threads and, on CPUs, the processes where there are shards."""
     return {
         "backend": k.describe(),
         "kernels": k.kernels,

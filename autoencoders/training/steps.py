@@ -193,5 +193,6 @@ class Steps:
         """Raise DeviceError unless a step fits into the free memory. The validation then fits, too: its batches are no
         larger."""
         device, free = self.k.device_of(self.optimizer.flat.values), self.k.free_memory()
-        free = None if free is None else free // self.group.local_size
+        if free is not None and self.k.on_host:
+            free //= self.group.local_size
         check_memory(self.model, self.feed.batch_size, self.options.iw_samples, free, device)

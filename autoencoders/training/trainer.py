@@ -167,7 +167,7 @@ class Trainer(Steps):
         self.check_memory()
         if self.group.size > 1:
             options = np.frombuffer(repr(self.options).encode(), np.uint8)
-            self.group.same("the options and images", {"options": options, "images": self.feed.images})
+            self.group.same("the options and images", {"options": options, "images": self.k.to_host(self.feed.images)})
             self.group.same("the weights before the training", self.state())
         self.k.prepare(self.feed.dtype)
         self.optimizer.flat.check()
@@ -238,6 +238,7 @@ class Trainer(Steps):
             raise DataError(f"{self.folder}: was moved or removed during the training; resume it where it is now")
         if not self.pending:
             return
+        self.group.wait_for(self.k)
         rows = self.k.to_host(self.k.xp.stack([losses for *_, losses in self.pending])).astype(np.float64)
         for (step, count, beta, _), values in zip(self.pending, rows, strict=True):
             if not np.isfinite(values).all():

@@ -191,6 +191,7 @@ class OutOfMemoryError(MemoryError):
 
 
 _held: dict[int, int] = {}  # bytes of the arrays that are alive, by the id of what owns their memory
+_alive: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()  # what owns it, by its id
 
 
 def _owner(host: np.ndarray) -> np.ndarray:
@@ -210,7 +211,7 @@ def _hold(host: np.ndarray) -> None:
                 f"Out of memory allocating {host.nbytes:,} bytes (allocated so far: {used:,} bytes, limit set to: "
                 f"{MemoryPool.limit:,} bytes)."
             )
-        _held[id(host)] = host.nbytes
+        _held[id(host)], _alive[id(host)] = host.nbytes, host
         for table in (_held, _work):
             weakref.finalize(host, table.pop, id(host), None).atexit = False
         counters.peak_memory = max(counters.peak_memory, sum(_held.values()))
@@ -787,6 +788,13 @@ class Event:
     def synchronize(self) -> None:
         _synchronise(seen=self._seen)
 
+    @property
+    def done(self) -> bool:
+        """A question that does not wait, and is answered when the work is done."""
+        _refuse_in_a_capture("a question about an event")
+        _merge(_seen_by_host, self._seen)
+        return True
+
 
 def get_elapsed_time(start_event: Event, end_event: Event) -> float:
     """Milliseconds."""
@@ -806,6 +814,7 @@ class Stream:
         self._outside: list[Stream] = []
         self._number = 0 if self._default else next(self._numbers)
         self._seen: Moments = _null_seen if self._default else {}
+        self.ptr = 0 if self._default else id(self)
 
     def __enter__(self) -> Stream:
         global _stream
@@ -963,6 +972,7 @@ cupy = _Module(
             "cupy.cuda.runtime",
             getDeviceCount=lambda: _devices,
             getDeviceProperties=_properties,
+            deviceGetPCIBusId=lambda device: f"0000:{device:02X}:00.0",
             memGetInfo=lambda: ((1 << 30) >> _current, 2 << 30),  # (free, total)
         ),
     ),

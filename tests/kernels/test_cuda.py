@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from autoencoders.training.memory import step_memory
 from minigrad.backend import Backend
 from minigrad.backend.cuda import kernels as cuda
 from minigrad.backend.geometry import conv_geometry
+from minigrad.backend.sharing import strictly
 
 SOURCE = cuda._source()
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
@@ -169,6 +171,7 @@ FAULTS = {
     "normalise": ("normalise", "beta = norm[2 * C + c];", "beta = norm[2 * C + (c ? c - 1 : 0)];"),
     "norm_gradient": ("norm_gradient", "grad_rows[2 * C + c]", "grad_rows[2 * C + c - 1]"),
     "finish_sums": ("channel_sum", "block += ROWS", "block += ROWS + 1"),
+    "share_sums": ("moments", "= total[s] * share", "= total[1 - s] * share"),
     "finish_moments": ("moments", ": shift[c]) + m", ": shift[c ? c - 1 : 0]) + m"),
     "norm_rows": ("norm_rows", "norm[2 * C + c] = beta;", "norm[2 * C + (c ? c - 1 : 0)] = beta;"),
     "norm_grad_rows": ("norm_grad_rows", "sums[C + c]);", "sums[C + c - 1]);"),
@@ -279,9 +282,25 @@ PLANTED = "faults planted in the CUDA source that its tests do not find"
 def test_an_off_by_one_is_found(what: str, campaign: Campaign, on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     name, old, new = FAULTS[what]
     monkeypatch.setattr(cuda, "_source", lambda: _fault(old, new))
-    with pytest.raises(AssertionError, match=name):
+    sharing = strictly(SharesWithNobody()) if what == "share_sums" else nullcontext()
+    with sharing, pytest.raises(AssertionError, match=name):
         compare_all(on_cpu, name, monkeypatch)
     campaign.survived(PLANTED, 1)
+
+
+@pytest.mark.parametrize("name", ["moments", "batch_norm_sums", "conv_layer", "conv_layer_grad"])
+def test_sums_that_are_exchanged_with_nobody_stay_what_they_are(name: str, on_cpu: Any, monkeypatch: Any) -> None:
+    with strictly(SharesWithNobody()):
+        compare_all(on_cpu, name, monkeypatch)
+
+
+class SharesWithNobody:
+    """A group of one process whose kernels exchange their sums all the same."""
+
+    size = 1
+
+    def gather(self, x: Any) -> Any:
+        return x[None]
 
 
 # ---- TF32 ----
@@ -741,7 +760,8 @@ def test_the_gpu_benchmark_runs(cupy_double: Any, monkeypatch: pytest.MonkeyPatc
     assert gpu.main(["--quick", "--batches", "2", "--out", str(tmp_path / "gpu.json")]) == 0
     out = capsys.readouterr().out
     for precision in ("fp32", "tf32"):
-        assert re.search(rf"batch +2  {precision}  minigrad eager +\d+ us a step\n", out), out
+        for program in ("minigrad eager", gpu.WITH_NCCL):
+            assert re.search(rf"batch +2  {precision}  {re.escape(program)} +\d+ us a step\n", out), out
     assert importlib.import_module("report").main(["--results", str(tmp_path)]) == 0
     text = (tmp_path / "gpu.md").read_text()
     assert "default VAE on double 0" in text

@@ -11,11 +11,12 @@ from unittest import mock
 import numpy as np
 import pytest
 import strict_cupy
+import strict_nccl
 
 import minigrad
 from minigrad import DeviceError, doctor
 from minigrad.backend.cpu.numpy_kernels import NumpyBackend
-from minigrad.backend.cuda import driver as machine
+from minigrad.backend.cuda import driver as machine, nccl
 
 
 @pytest.fixture
@@ -83,6 +84,18 @@ def test_devices_are_listed_with_their_memory(a_machine: Any, cupy_double: Any) 
     assert [f.found for f in machine.gpu()[2:]] == ["double 0, 1.0 of 2.0 GiB free", "double 1, 0.5 of 2.0 GiB free"]
     assert cupy_double.cuda.Device().id == 0, "the current device stays"
     assert not machine.advice()
+
+
+def test_nccl_is_told_where_there_is_a_gpu(a_machine: Any, cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_machine((12, 9), ["cupy-cuda12x"])
+    assert doctor.nccl() == [("NCCL", "2.27.7", "")]
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", strict_nccl.module(available=False))
+    monkeypatch.setattr(nccl, "cupy_wheels", machine.cupy_wheels)
+    (missing,) = doctor.nccl()
+    assert missing.found.startswith('not installed; it connects several GPUs in a training: pip install ".[nccl12]"')
+    assert not missing.mend, "one GPU trains without"
+    strict_cupy.reset(devices=0)
+    assert doctor.nccl() == []
 
 
 def test_two_wheels_of_cupy_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:

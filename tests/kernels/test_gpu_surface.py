@@ -16,6 +16,7 @@ import inspect
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,21 @@ from typing import Any
 import numpy as np
 import pytest
 import strict_cupy
+import strict_nccl
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).parents[1] / "oracles/reference" / "cupy_api.json"
 # these never see a device array
 HOST_ONLY = "backend/cpu/numpy_kernels.py backend/cpu/threads.py backend/cpu/numba_kernels.py backend/memory.py"
-NAMESPACES = ("", "cuda", "cuda.runtime", "lib.stride_tricks", "linalg")  # of cupy, that the snapshot holds
-CLASSES = ("ndarray", "cuda.Device", "cuda.Stream")
+NAMESPACES = (
+    "",
+    "cuda",
+    "cuda.nccl",
+    "cuda.runtime",
+    "lib.stride_tricks",
+    "linalg",
+)  # of cupy, in the snapshot
+CLASSES = ("ndarray", "cuda.Device", "cuda.Stream", "cuda.nccl.NcclCommunicator")
 VALUE = "value"  # instead of a signature: not callable, or a class
 
 
@@ -43,6 +52,8 @@ def real_cupy() -> Any:
     import cupy
 
     assert cupy is not strict_cupy.cupy
+    with warnings.catch_warnings(action="ignore"):  # that NCCL is not installed
+        importlib.import_module("cupy.cuda.nccl")
     return cupy
 
 
@@ -131,7 +142,7 @@ def write_snapshot() -> None:
     print(f"{SNAPSHOT}: cupy {cupy.__version__}, {len(api_of(cupy))} names")
 
 
-DOUBLE = api_of(strict_cupy.cupy)
+DOUBLE = api_of(strict_nccl.install({}))
 VERSION, REAL = real_api()
 
 
@@ -254,7 +265,8 @@ def test_snapshot_is_that_of_the_installed_cupy() -> None:
     content = json.loads(SNAPSHOT.read_text())
     if cupy is None or cupy.__version__ != content["cupy"]:
         pytest.skip("another CuPy, or none, is installed")
-    assert api_of(cupy) == content["api"]
+    missing = () if cupy.cuda.nccl.available else ("cuda.nccl.",)
+    assert api_of(cupy) == {name: text for name, text in content["api"].items() if not name.startswith(missing)}
 
 
 REFUSALS = {

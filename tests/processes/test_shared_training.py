@@ -162,7 +162,7 @@ def test_a_process_whose_weights_differ_is_named() -> None:
 @pytest.mark.parametrize(
     ("kernels", "shards", "batch", "message"),
     [
-        ("plain", 8, 16, "2 processes need the CPU kernels numba or numpy, found device cpu, kernels plain"),
+        ("plain", 8, 16, "2 processes need the kernels numba, numpy or cuda, found device cpu, kernels plain"),
         ("numpy", None, 16, "2 processes need shards that they can deal out, found None"),
         ("numpy", 1, 16, "2 processes need shards that they can deal out, found 1"),
         ("numpy", 8, 20, "batch size is 20, .* multiple of 8, such as 16 or 24"),

@@ -10,9 +10,8 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from collections.abc import Callable
+from contextvars import copy_context
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-_step: ContextVar[Any] = ContextVar("minigrad_step", default=None)  # inside `strictly` its group, or False
+from ..sharing import added, is_strict, sharers
 
 
 def usable_cores() -> int:
@@ -107,24 +106,6 @@ def _stop(workers: list[_Worker]) -> None:
         worker.jobs.put(None)
 
 
-@contextmanager
-def strictly(group: Any = None) -> Iterator[None]:
-    """A step of a training: each sum over a batch is taken by shards, even of small arrays. With a group of processes,
-    arrays hold this process's rows of the batch, and sums are those of all."""
-    token = _step.set(group or False)
-    try:
-        yield
-    finally:
-        _step.reset(token)
-
-
-def added(parts: np.ndarray) -> np.ndarray:
-    """The sum over the first axis, added as a balanced binary tree: ((0 + 1) + (2 + 3)) + ..."""
-    while len(parts) > 1:
-        parts = parts[::2] + parts[1::2]
-    return parts[0]
-
-
 class Pool:
     """Runs a task over the images of a batch, cut into a fixed number of shards, on some threads.
 
@@ -154,12 +135,12 @@ class Pool:
     @property
     def strict(self) -> bool:
         """Whether even small arrays are cut into the shards of their batch: in a step of a training."""
-        return not self.by_thread and _step.get() is not None
+        return not self.by_thread and is_strict()
 
     @property
     def group(self) -> Any:
         """The processes that share the batch, each with its part of the shards; None: this process has all."""
-        return _step.get() or None
+        return sharers()
 
     @property
     def shards(self) -> int:

@@ -21,6 +21,7 @@ from ..chain import FastBackend, Layer, LayerGradients, LayerOutput, Norm, Sourc
 from ..errors import DeviceError
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
+from ..sharing import sharers
 from .capture import Captured
 
 Array = Any
@@ -352,6 +353,17 @@ class CudaBackend(FastBackend):
         self._launch("finish_sums", sums.dtype, (-(-C // GROUP),), 512, partials, mean, sums, blocks, C)
         return sums
 
+    def _of_all(self, partials: Array, dtype: Any) -> Array:
+        """The partial sums themselves; or where processes share the batch, and each has the mean loss of its own rows,
+        those (processes, 2, C) whose sum is the mean of the processes' sums, as in `Pool.total`."""
+        group = sharers()
+        if group is None:
+            return partials
+        blocks, _, C = partials.shape
+        mine = self.xp.empty((2, C), dtype="float64")
+        self._launch("share_sums", dtype, (-(-C // GROUP),), 512, partials, mine, blocks, C, np.float64(1 / group.size))
+        return group.gather(mine)
+
     def _moments(
         self,
         partials: Array,
@@ -362,6 +374,7 @@ class CudaBackend(FastBackend):
     ) -> tuple[Array, Array, Array | None]:
         """(mean, variance, norm_rows if a batch_norm comes after) from the partial sums of x less the shift (its ReLU,
         if so), and of its squares."""
+        partials = self._of_all(partials, x.dtype)
         blocks, _, C = partials.shape
         mean, variance = self.xp.empty(C, dtype=x.dtype), self.xp.empty(C, dtype=x.dtype)
         norm = None if after is None else self.xp.empty((3, C), dtype=x.dtype)
@@ -372,8 +385,9 @@ class CudaBackend(FastBackend):
         return mean, variance, norm
 
     def _first_row(self, x: Array) -> Array:
-        """What the sums are shifted by where nothing better is known."""
-        return self.xp.ascontiguousarray(x.reshape(-1, x.shape[-1])[0])
+        """What the sums are shifted by where nothing better is known; the same in all processes."""
+        row, group = self.xp.ascontiguousarray(x.reshape(-1, x.shape[-1])[0]), sharers()
+        return row if group is None else group.gather(row)[0]
 
     def channel_sum(self, x: Array) -> Array:
         """Faster on a GPU because many rows are shared by many blocks of threads."""
@@ -392,7 +406,7 @@ class CudaBackend(FastBackend):
 
     def batch_norm_sums(self, gy: Array, x: Array, mean: Array) -> Array:
         """Faster in one pass."""
-        return self._sums(self._row_sums(gy, x, None), mean, gy.dtype)
+        return self._sums(self._of_all(self._row_sums(gy, x, None), gy.dtype), mean, gy.dtype)
 
     # ---- batch normalisation ----
 
@@ -428,6 +442,7 @@ class CudaBackend(FastBackend):
         self, partials: Array, gamma: Array, mean: Array, variance: Array, epsilon: float, M: int
     ) -> tuple[Array, Array, Array]:
         """norm_grad_rows from the partial sums of gy and of gy * x."""
+        partials = self._of_all(partials, gamma.dtype)
         blocks, _, C = partials.shape
         arrays, dtype = self._contiguous(gamma, mean, variance), gamma.dtype
         results = tuple(self.xp.empty(shape, dtype=dtype) for shape in ((4, C), C, C))

@@ -87,6 +87,16 @@ __device__ void add_partials(const double *partials, int blocks, int C, int c, d
     }
 }
 
+// sums (2, C), times a share: the part of one process in the sums of all.
+extern "C" __global__ void __launch_bounds__(512) share_sums(
+    const double *partials, double *sums, int blocks, int C, double share) {
+    int c = blockIdx.x * GROUP + threadIdx.x % GROUP;
+    double total[2];
+    add_partials(partials, blocks, C, c, total);
+    if (c >= C || threadIdx.x >= GROUP) return;
+    for (int s = 0; s < 2; s++) sums[s * C + c] = total[s] * share;
+}
+
 // sums (2, C); the second less mean times the first, if there is a mean.
 extern "C" __global__ void __launch_bounds__(512) finish_sums(
     const double *partials, const real *mean, real *sums, int blocks, int C) {
