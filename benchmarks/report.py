@@ -671,7 +671,8 @@ def plus_minus(value: Sequence[float]) -> str:
 def machines_of(rows: Rows) -> str:
     """On what and with what the rows were measured."""
     found = dict.fromkeys(
-        f"{row['machine']['cores']} cores of {row['machine']['processor']}, Python {row['python']}, "
+        f"{row['machine']['cores']} core{'s' * (row['machine']['cores'] > 1)} of {row['machine']['processor']}, "
+        + f"Python {row['python']}, "
         + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
         for row in rows
     )
