@@ -188,9 +188,9 @@ def main(argv: list[str] | None = None) -> int:
             row = driver.record_of("colour.py", ["--sets", name, "--device", args.device], **found)
             out = args.out or driver.RESULTS / "colour.json"
             driver.add_row(out, row, "set")
-            for picture in ("reconstructions", "samples"):  # half as large, in 256 colours
-                drawn = Image.open(args.runs / name / f"figures/{picture}.png").convert("RGB").reduce(2)
-                drawn.quantize(256).save(out.with_name(f"colour_{name}_{picture}.png"), optimize=True)
+            for picture in ("reconstructions", "samples"):
+                drawn = Image.open(args.runs / name / f"figures/{picture}.png").convert("RGB")
+                drawn.reduce(2).save(out.with_name(f"colour_{name}_{picture}.png"), optimize=True)
         return 0
 
     return driver.run_main(body)
