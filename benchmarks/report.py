@@ -617,7 +617,8 @@ def trials(record: dict[str, Any], _: Path) -> str:
     options = "".join(f"- `{row['trial']}`: `{row['command']}` trains with `{row['options']}`\n" for row in rows)
     return (
         "# Trials\n\nEach trial was measured on images of the training set that it was not trained on, and never on "
-        f"the test images. `change` is the difference to the first row of its kind.\n\n"
+        "the test images; those of `binarised` trials are binarised, also for their MSE. `change` is the difference to "
+        "the first row of its kind.\n\n"
         f"{table([*heads, 'time', 'date', 'commit'], lines)}\n{options}\n{machines_of(rows)}\n"
     )
 
