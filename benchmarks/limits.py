@@ -14,6 +14,7 @@ For images that the run was trained on, and for its held-out images (the test im
   (the standard deviation of -ELBO is about 80 nats) that both groups are first brought to the same difficulty: the
   difference is the coefficient of "not seen" in a regression of -ELBO on what is known of an image without the model.
 
+Adam may stop above the best q, which moves nats from amortisation to approximation; -log p(x) is a bound from above.
 A model that was trained on binarised images gets binarised images, drawn once with a fixed seed.
 
 Source: Cremer, Li and Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018.
