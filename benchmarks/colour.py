@@ -186,7 +186,11 @@ def main(argv: list[str] | None = None) -> int:
             make(name, args.data / name, 60 if args.quick else MOST, args.font)
             found = measured(name, args.data / name, args.runs / name, args.device, args.quick)
             row = driver.record_of("colour.py", ["--sets", name, "--device", args.device], **found)
-            driver.add_row(args.out or driver.RESULTS / "colour.json", row, "set")
+            out = args.out or driver.RESULTS / "colour.json"
+            driver.add_row(out, row, "set")
+            for picture in ("reconstructions", "samples"):
+                drawn = Image.open(args.runs / name / f"figures/{picture}.png").convert("RGB")
+                drawn.reduce(2).save(out.with_name(f"colour_{name}_{picture}.png"), optimize=True)
         return 0
 
     return driver.run_main(body)

@@ -14,6 +14,7 @@ For images that the run was trained on, and for its held-out images (the test im
   (the standard deviation of -ELBO is about 80 nats) that both groups are first brought to the same difficulty: the
   difference is the coefficient of "not seen" in a regression of -ELBO on what is known of an image without the model.
 
+Adam may stop above the best q, which moves nats from amortisation to approximation; -log p(x) is a bound from above.
 A model that was trained on binarised images gets binarised images, drawn once with a fixed seed.
 
 Source: Cremer, Li and Duvenaud, Inference Suboptimality in Variational Autoencoders, 2018.
@@ -136,6 +137,11 @@ def mean_and_error(values: np.ndarray) -> list[float]:
     return [float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))]
 
 
+def name_of(folder: Path) -> str:
+    """The last two parts of a path: trials and recipes can have the same name."""
+    return "/".join(folder.absolute().parts[-2:])
+
+
 def limits_of(folder: Path, images: int, samples: int, steps: int, many: int) -> dict[str, Any]:
     """All that is measured of the model of a run."""
     model = load(folder)
@@ -149,7 +155,7 @@ def limits_of(folder: Path, images: int, samples: int, steps: int, many: int) ->
     centre = to_unit_range(trained[some(len(trained), 20_000, 0, "pca")]).reshape(-1, trained[0].size)
     mean = centre.mean(axis=0)
     axes = np.linalg.eigh(np.cov(centre, rowvar=False))[1][:, ::-1][:, : max(COMPONENTS)]
-    record: dict[str, Any] = {"run": folder.name, "model": model.config, "options": vars(options)}
+    record: dict[str, Any] = {"run": name_of(folder), "model": model.config, "options": vars(options)}
     record["held_out"] = "held out" if options.validation else "test"
     groups: dict[str, np.ndarray] = {}
     rows: dict[str, np.ndarray] = {}
@@ -176,7 +182,7 @@ def limits_of(folder: Path, images: int, samples: int, steps: int, many: int) ->
             "approximation": mean_and_error(bests - nll[name]),
             "nll": mean_and_error(nll[name]),
         }
-        print(f"{folder.name}, {name}: {record[name]}", flush=True)
+        print(f"{record['run']}, {name}: {record[name]}", flush=True)
     few = [x[: len(nll[name])] for name, x in zip(groups, known, strict=True)]
     record["over_fitting_nll"] = unseen_costs(nll["trained"], nll["held out"], (few[0], few[1]))
     return record
@@ -202,8 +208,9 @@ def main(argv: list[str] | None = None) -> int:
         counts = (8, 3, 2, 40) if args.quick else (args.images, args.samples, args.steps, MANY)
         for folder in args.runs:
             found = limits_of(folder, *counts)
-            options = [folder.name, "--images", str(counts[0]), "--samples", str(counts[1]), "--steps", str(counts[2])]
-            row = driver.record_of("limits.py", options, **found, versions=driver.versions_of([kernels]))
+            words = ["--images", counts[0], "--samples", counts[1], "--steps", counts[2]]
+            found["versions"] = driver.versions_of([kernels])
+            row = driver.record_of("limits.py", [name_of(folder), *map(str, words)], **found)
             driver.add_row(args.out or driver.RESULTS / "limits.json", row, "run")
         return 0
 

@@ -635,7 +635,8 @@ def trials(record: dict[str, Any], _: Path) -> str:
     options = "".join(f"- `{row['trial']}`: `{row['command']}` trains with `{row['options']}`\n" for row in rows)
     return (
         "# Trials\n\nEach trial was measured on images of the training set that it was not trained on, and never on "
-        f"the test images. `change` is the difference to the first row of its kind.\n\n"
+        "the test images; those of `binarised` trials are binarised, also for their MSE. `change` is the difference to "
+        "the first row of its kind.\n\n"
         f"{table([*heads, 'time', 'date', 'commit'], lines)}\n{options}\n{machines_of(rows)}\n"
     )
 
@@ -689,7 +690,8 @@ def plus_minus(value: Sequence[float]) -> str:
 def machines_of(rows: Rows) -> str:
     """On what and with what the rows were measured."""
     found = dict.fromkeys(
-        f"{row['machine']['cores']} cores of {row['machine']['processor']}, Python {row['python']}, "
+        f"{row['machine']['cores']} core{'s' * (row['machine']['cores'] > 1)} of {row['machine']['processor']}, "
+        + f"Python {row['python']}, "
         + ", ".join(f"{name} {version}" for name, version in row["versions"].items())
         for row in rows
     )

@@ -35,7 +35,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "format": ("png", "npz"),
 }
 LIMITS: dict[str, tuple[float, float]] = {
-    "threads": (1, MOST_THREADS), "shards": (1, MOST_THREADS), "limit-train": (1, math.inf)
+    "threads": (1, MOST_THREADS), "shards": (1, MOST_THREADS), "limit-train": (1, math.inf),
+    "hidden": (1, math.inf),
 }  # fmt: skip
 # options of other programs
 SYNONYMS = {"--learning-rate": "--lr", "--gpu": "--device cuda", "--cuda": "--device cuda", "--force": "--overwrite"}

@@ -133,7 +133,8 @@ def test_bits_of_a_gaussian_are_those_of_the_probabilities_of_256_levels(std):
 
 
 def test_bits_of_a_bernoulli_model_that_knows_nothing_are_one_for_each_pixel():
-    assert bounds.bits_per_dim(tiny(shape=(5, 4, 3)), 60 * math.log(2)) == pytest.approx(1, rel=1e-12)
+    model = tiny(shape=(5, 4, 3), likelihood="bernoulli")
+    assert bounds.bits_per_dim(model, 60 * math.log(2)) == pytest.approx(1, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["ae", *LIKELIHOODS])

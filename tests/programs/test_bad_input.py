@@ -31,6 +31,7 @@ HANGUP = pytest.param(getattr(signal, "SIGHUP", None), marks=pytest.mark.skipif(
 
 BAD_OPTIONS = [
     (2, ["--likelihood", "poisson"], "--likelihood", "gaussian-learned"),
+    (2, ["--hidden", "0"], "--hidden", "a whole number >= 1"),
     (2, ["--filters"], "--filters"),
     (2, ["--epochs", "-1"], "--epochs is -1", ">= 1"),
     (2, ["--threads", "1000000"], "--threads is 1000000", "from 1 to 1024"),

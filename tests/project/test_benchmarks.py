@@ -264,9 +264,10 @@ def test_the_parts_of_the_bound_add_up(trials):
         assert parts["amortisation"] >= 0
     assert row["many"]["held out"][0] == 20
     assert run("report.py", "--results", str(trials)).returncode == 0
-    assert "| `vae2-hidden-0` | held out | 8 |" in (trials / "limits.md").read_text()
+    assert row["run"] == "runs/vae2-hidden-0"
+    assert "| `runs/vae2-hidden-0` | held out | 8 |" in (trials / "limits.md").read_text()
     text = (trials / "trials.md").read_text()
-    assert row["run"] in text
+    assert "| `vae2-hidden-0` | 1,815,685 |" in text
     assert "--hidden 256" in text
 
 
@@ -323,6 +324,8 @@ def test_a_coloured_set_is_drawn_trained_and_measured(load, tmp_path):
     (row,) = read(tmp_path, "colour")["rows"]
     assert (row["images"], row["test_images"], row["model"]["input_shape"]) == (54, 6, [64, 64, 3])
     assert row["model"]["likelihood"] == "gaussian-learned"
+    for picture in ("reconstructions", "samples"):
+        assert (tmp_path / f"colour_faces_{picture}.png").read_bytes()[:4] == b"\x89PNG"
     text = load("report").readme_tables(tmp_path)["colour"]
     assert f"| faces | 64 x 64 x 3 | `--config colour64` | 54 | 32 | {row['test']['bits_per_dim']:.2f} |" in text
 
