@@ -629,7 +629,7 @@ def trials(record: dict[str, Any], _: Path) -> str:
         parts = f"{row['reconstruction']:.1f} + {row['kl']:.1f}" if "kl" in row else ""
         cells = [f"`{row['trial']}`", number(row["parameters"]), number(row.get("neg_elbo"), 1), parts, change]
         cells += [number(row.get("train_neg_elbo"), 1), f"{row['mse']:.5f}", f"{row['train_mse']:.5f}"]
-        lines.append([*cells, f"{row['seconds'] / 60:.0f} min", row["date"], row["commit"][:7]])
+        lines.append([*cells, f"{row['seconds'] / 60:.0f} min", row["date"], (row["commit"] or "unknown")[:7]])
     heads = ["trial", "parameters", "-ELBO", "reconstruction + KL", "change", "-ELBO, trained", "MSE", "MSE, trained"]
     rows = record["rows"]
     options = "".join(f"- `{row['trial']}`: `{row['command']}` trains with `{row['options']}`\n" for row in rows)

@@ -189,7 +189,7 @@ def provenance(results: dict[str, Any]) -> str:
     changed = ", with changes" if results["dirty"] else ""
     return (
         f"Trained on {on} in {minutes:.0f} min, beside other work; finished {training['finished'][:10]}, measured "
-        f"{results['date']}. Commit {results['commit'][:12]}{changed}; minigrad {where['minigrad']}, "
+        f"{results['date']}. Commit {(results['commit'] or 'unknown')[:12]}{changed}; minigrad {where['minigrad']}, "
         f"{', '.join(libraries)}."
     )
 

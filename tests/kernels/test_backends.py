@@ -40,6 +40,7 @@ from minigrad.backend.cpu import numpy_kernels as cpu
 from minigrad.backend.cuda import kernels as cuda
 from minigrad.backend.geometry import ConvGeometry, conv_geometry
 from minigrad.backend.reference import AdamOptions
+from minigrad.backend.sharing import strictly
 
 PLAIN = ChainBackend(np)
 PLAIN_CLASSES = Backend, CatalogueBackend, ChainBackend
@@ -181,6 +182,11 @@ def _matmul(r: np.random.Generator, N: int) -> Iterator[Case]:
         yield Case("matmul", (r.normal(size=(M, K)), r.normal(size=(K, columns))), max(K, 1), linear=True)
     for a, b in (((2, N, 4), (4, 3)), ((1, N, 4), (5, 4, 2))):
         yield Case("matmul", (r.normal(size=a), r.normal(size=b)), a[-1], linear=True)
+
+
+def _dense_grad_weight(r: np.random.Generator, N: int) -> Iterator[Case]:
+    for M, D, F in ((N, 5, 3), (16 * N, 300, 40), (17, 20_000, 7), (8, 70, 1), (0, 5, 3), (3, 0, 5), (3, 5, 0)):
+        yield Case("dense_grad_weight", (r.normal(size=(M, D)), r.normal(size=(M, F))), max(M, 1), linear=True)
 
 
 def _channel_sum(r: np.random.Generator, N: int) -> Iterator[Case]:
@@ -486,8 +492,8 @@ INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
     **{name: _over_axes(name) for name in ("largest", "smallest", "softmax", "log_softmax", "centred")},
 }
 for _cases in (
-    _unit_range, _add_all_, _matmul, _im2col, _col2im, _add_bias, _channel_sum, _sum, _bernoulli_nll, _batch_norm,
-    _batch_norm_apply, _batch_norm_grad, _moments, _normalise, _batch_norm_sums, _norm_rows, _norm_grad_rows,
+    _unit_range, _add_all_, _matmul, _dense_grad_weight, _im2col, _col2im, _add_bias, _channel_sum, _sum,
+    _bernoulli_nll, _batch_norm, _batch_norm_apply, _batch_norm_grad, _moments, _normalise, _batch_norm_sums, _norm_rows, _norm_grad_rows,
     _norm_gradient, _conv_layer, _conv_chain_inference, _conv_layer_grad, _batch_norm_update_, _sgd_step_, _adam_step_,
     _max_pool, _take, _add_at, _add_rows,
 ):  # fmt: skip
@@ -711,6 +717,15 @@ def compare(backend: Backend, case: Case, dtype: str, layout: str = "C") -> list
         error = float(np.abs(y - wanted).max(initial=0))
         assert error <= bound * scale, f"{what}: error {error:.2e} but at most {bound * scale:.2e}"
     return found
+
+
+@each_kernel(*ON_THREADS)
+def test_kernel_equals_the_specification_in_a_training(backend: Backend, name: str) -> None:
+    """Where each sum over a batch is that of its shards."""
+    with strictly():
+        for N in (1, 3, 8):
+            for case in INPUTS[name](rng(name, N), N):
+                compare(backend, case, "float32")
 
 
 @each_kernel(*ALL)

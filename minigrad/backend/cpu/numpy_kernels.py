@@ -66,9 +66,9 @@ class NumpyBackend(FastBackend):
             return y
         y = np.empty((a.shape[0], b.shape[1]), a.dtype)
         least, size = -(-MATMUL_PRODUCTS // max(b.size, 1)), len(a) // self.pool.shards
-        if self.pool.strict and size * self.pool.shards == len(a) and size * self.pool.all_shards <= least:
+        if self.pool.strict and size * self.pool.shards == len(a) > 0 and size * self.pool.all_shards <= least:
             # one call that multiplies shard by shard: the order in which BLAS adds depends on the number of rows
-            stacks = a.reshape(self.pool.shards, size, -1), y.reshape(self.pool.shards, size, -1)
+            stacks = a.reshape(-1, size, a.shape[1]), y.reshape(-1, size, y.shape[1])
             self.pool.run(lambda *_: np.matmul(stacks[0], b, out=stacks[1]), 1, 1)
             return y
         self.pool.run(lambda _, rows: np.matmul(a[rows], b, out=y[rows]), len(a), max(len(a), 1), least)
@@ -80,8 +80,8 @@ class NumpyBackend(FastBackend):
         if not pool.strict:
             return super().dense_grad_weight(x, gy)
         gweight = np.empty((D, F), x.dtype)
-        size, parts = -(-N // pool.shards), pool.parts(N)
-        width = max(1, SUM_NUMBERS // (pool.all_shards * F))
+        size, parts = max(-(-N // pool.shards), 1), pool.parts(N)
+        width = max(1, SUM_NUMBERS // max(pool.all_shards * F, 1))
 
         def task(_: int, blocks: slice) -> None:
             columns = slice(blocks.start * width, min(blocks.stop * width, D))
