@@ -493,9 +493,9 @@ INPUTS: dict[str, Callable[[np.random.Generator, int], Iterator[Case]]] = {
 }
 for _cases in (
     _unit_range, _add_all_, _matmul, _dense_grad_weight, _im2col, _col2im, _add_bias, _channel_sum, _sum,
-    _bernoulli_nll, _batch_norm, _batch_norm_apply, _batch_norm_grad, _moments, _normalise, _batch_norm_sums, _norm_rows, _norm_grad_rows,
-    _norm_gradient, _conv_layer, _conv_chain_inference, _conv_layer_grad, _batch_norm_update_, _sgd_step_, _adam_step_,
-    _max_pool, _take, _add_at, _add_rows,
+    _bernoulli_nll, _batch_norm, _batch_norm_apply, _batch_norm_grad, _moments, _normalise, _batch_norm_sums,
+    _norm_rows, _norm_grad_rows, _norm_gradient, _conv_layer, _conv_chain_inference, _conv_layer_grad,
+    _batch_norm_update_, _sgd_step_, _adam_step_, _max_pool, _take, _add_at, _add_rows,
 ):  # fmt: skip
     INPUTS[_cases.__name__[1:]] = _cases
 
