@@ -452,7 +452,7 @@ def test_a_recipe_becomes_a_shipped_model_with_a_card(load, tmp_path, monkeypatc
     assert not [name for name, text in files.items() if str(tmp_path).encode() in text]
     card, results = files["vae16/README.md"].decode(), json.loads(files["vae16/quality.json"])
     assert f"| {results['evaluation']['neg_elbo']:.1f} | ± {results['evaluation']['neg_elbo_image_se']:.1f} |" in card
-    assert f"Commit {results['commit'][:12]}" in card
+    assert f"Commit {(results['commit'] or 'unknown')[:12]}" in card
     assert "--config vae16 --seed 0`" in card
     monkeypatch.setattr(shipped, "MODELS", models)
     assert shipped.shipped_folder("vae16") == models / "vae16"
