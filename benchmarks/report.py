@@ -396,7 +396,8 @@ def processes(record: dict[str, Any], results: Path) -> str:
     """Text of processes.json."""
     text = heading("Several processes", record)
     text += "A training step of the default VAE; medians. PyTorch: channels_last, fused Adam; several processes with\n"
-    text += "DistributedDataParallel over gloo, whose BatchNorm takes each process's own statistics.\n\n"
+    text += "DistributedDataParallel over gloo, whose BatchNorm takes statistics of its own images. The C library has\n"
+    text += "its default setting for PyTorch and keeps freed memory for minigrad.\n\n"
     rows = record["rows"]
     alone = {row["program"]: row["seconds"]["median"] for row in rows if (row["processes"], row["threads"]) == (1, 2)}
     heads = ["", "processes", "threads of each", "ms / step", "images / s", "ms waiting", "against 1 x 2 threads"]
