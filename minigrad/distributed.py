@@ -298,6 +298,7 @@ class MPIGroup(Group):
 
     def leave(self, code: int) -> None:
         if self.alone:
+            time.sleep(0.5)  # mpirun passes on what was printed
             self.mpi.COMM_WORLD.Abort(code or 1)
         self._wait(self.ends.Ibarrier().Test, math.inf)  # the first process may measure and draw for long
 

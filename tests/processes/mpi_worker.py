@@ -46,7 +46,7 @@ class Faulty(Callback):
         if kind == "error":
             raise ValueError("of this process alone")
         if kind == "flipped bit":
-            weights.view(np.uint32)[7] ^= 1
+            weights.view(np.uint32)[7] ^= 1 << 20  # the next update could round a low bit away
         if kind == "full disk":
             full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             mock.patch.object(serialize.os, "fsync", side_effect=full).start()

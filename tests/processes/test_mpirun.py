@@ -143,7 +143,7 @@ def injected(kind: str, size: int, folder: Path, rng: np.random.Generator, every
         faults.append(f"errors {errors} of {said}")
     if kind in ("stopped", "flipped bit") and errors and f"process {rank} " not in errors[0] and rank:
         faults.append(f"{errors[0]} does not name process {rank}")
-    if kind == "error" and rank and not errors[0].startswith(f"process {rank}: error"):
+    if kind == "error" and rank and errors and not errors[0].startswith(f"process {rank}: error"):
         faults.append(f"{errors[0]} does not name process {rank}")
     lost = done - newest(folder)
     if lost > (0 if kind.startswith("signal") else every + 1):
