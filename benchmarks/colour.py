@@ -175,11 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", metavar="DEVICE", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a few pictures and two batches, to see that all works")
     parser.add_argument("--out", metavar="FILE", type=Path, help="(default: benchmarks/results/colour.json)")
-    args = parser.parse_args(argv)
-    if unknown := sorted(set(args.sets) - set(RECIPES)):
-        parser.error(f"{', '.join(unknown)} is not known; there are {', '.join(RECIPES)}")
-    if args.quick and not args.out:
-        parser.error("--quick needs --out: its figures are no results")
+    args = driver.chosen(parser, argv, "sets", RECIPES)
 
     def body() -> int:
         for name in args.sets:

@@ -282,6 +282,23 @@ def parser_of(text: str, *, rounds: int, out: str) -> argparse.ArgumentParser:
     return parser
 
 
+def chosen(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    option: str,
+    known: Iterable[str],
+    quick: str = "its figures are no results",
+) -> argparse.Namespace:
+    """The options of a program of which `option` names some of what is known, and whose --quick, for this reason, wants
+    another --out."""
+    args, known = parser.parse_args(argv), list(known)
+    if unknown := sorted(set(getattr(args, option)) - set(known)):
+        parser.error(f"{', '.join(unknown)} is not known; there are {', '.join(known)}")
+    if args.quick and not args.out:
+        parser.error(f"--quick needs --out: {quick}")
+    return args
+
+
 def pause_of(args: argparse.Namespace, seconds: float = PAUSE) -> float:
     """Seconds to wait before a measurement, in which the threads of the one before fall asleep."""
     return 0.0 if args.quick else seconds

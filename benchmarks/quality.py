@@ -87,11 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="(default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="two batches of each, to see that all works")
     parser.add_argument("--out", metavar="DIR", type=Path, help="the results (default: benchmarks/results/quality)")
-    args = parser.parse_args(argv)
-    if unknown := sorted(set(args.recipes) - set(known)):
-        parser.error(f"{', '.join(unknown)} is not known; there are {', '.join(known)}")
-    if args.quick and not args.out:
-        parser.error("--quick needs --out: its figures are no results")
+    args = driver.chosen(parser, argv, "recipes", known)
 
     def body() -> int:
         for seed in args.seeds:

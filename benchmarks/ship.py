@@ -206,11 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cards", action="store_true", help="only write the cards of the shipped models and the index")
     parser.add_argument("--quick", action="store_true", help="two batches of each, to see that all works")
     parser.add_argument("--out", metavar="DIR", type=Path, help="(default: autoencoders/models)")
-    args = parser.parse_args(argv)
-    if unknown := sorted(set(args.models) - set(known)):
-        parser.error(f"{', '.join(unknown)} is not known; there are {', '.join(known)}")
-    if args.quick and not args.out:
-        parser.error("--quick needs --out: its models are not for use")
+    args = driver.chosen(parser, argv, "models", known, "its models are not for use")
     models = args.out or MODELS
 
     def body() -> int:

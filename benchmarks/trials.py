@@ -81,11 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", metavar="N", type=driver.positive, help="(default: all cores)")
     parser.add_argument("--quick", action="store_true", help="two batches of each, to see that all works")
     parser.add_argument("--out", metavar="FILE", type=Path, help="(default: benchmarks/results/trials.json)")
-    args = parser.parse_args(argv)
-    if unknown := sorted(set(args.trials) - set(TRIALS)):
-        parser.error(f"{', '.join(unknown)} is not known; there are {', '.join(TRIALS)}")
-    if args.quick and not args.out:
-        parser.error("--quick needs --out: its figures are no results")
+    args = driver.chosen(parser, argv, "trials", TRIALS)
 
     def body() -> int:
         kernels = minigrad.use("cpu", "auto", args.threads).kernels
