@@ -40,7 +40,7 @@ from .backend.cuda.nccl import Nccl
 from .backend.errors import DeviceError
 from .backend.sharing import added, strictly
 
-LIMIT = float(os.environ.get("MINIGRAD_WAIT", "600"))  # seconds that a process waits for the others
+LIMIT = 600.0  # seconds that a process waits for the others, unless MINIGRAD_WAIT says otherwise
 GRACE = 3.0  # seconds in which an error must reach all processes, if it is one that all have
 WHOLE_NUMBERS = 1 << 13  # arrays of more numbers are added in parts, each by one process
 SPINS = 200  # tries before a waiting process leaves its core to others
@@ -141,6 +141,11 @@ class MPIGroup(Group):
         self.local_rank, self.local_size = local.rank, local.size
         self.data, self.errors, self.calls, self.ends = (world.Dup() for _ in range(4))
         self.seconds, self._settled = 0.0, False  # of waiting, for benchmarks
+        try:
+            self.limit = float(os.environ.get("MINIGRAD_WAIT", LIMIT))
+        except ValueError as error:
+            found = os.environ["MINIGRAD_WAIT"]
+            raise DeviceError(f"MINIGRAD_WAIT is {found!r} but must be a number of seconds, such as 600") from error
         self.nccl: Any = None  # what connects the GPUs
         self.gpus = np.zeros(0)  # which they are
 
@@ -247,7 +252,7 @@ class MPIGroup(Group):
                 "options, program and libraries, and memory that loses no bits"
             )
 
-    def _wait(self, done: Callable[[], bool], limit: float = LIMIT) -> None:
+    def _wait(self, done: Callable[[], bool], limit: float | None = None) -> None:
         """Wait for the other processes; signals are handled meanwhile, and others on this core get their turn."""
         began = time.monotonic()
         turns = 0
@@ -256,7 +261,7 @@ class MPIGroup(Group):
             if turns < SPINS:
                 continue
             waited = time.monotonic() - began
-            if waited > limit:
+            if waited > (self.limit if limit is None else limit):
                 self._stalled(waited)
             time.sleep(0 if waited < 0.02 else 0.001)
         self.seconds += time.monotonic() - began
