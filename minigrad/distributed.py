@@ -263,7 +263,10 @@ class MPIGroup(Group):
             waited = time.monotonic() - began
             if waited > (self.limit if limit is None else limit):
                 self._stalled(waited)
-            time.sleep(0 if waited < 0.02 else 0.001)
+            if waited < 0.02 and hasattr(os, "sched_yield"):
+                os.sched_yield()  # sleep(0) takes 0.07 ms on Linux, longer than most exchanges
+            else:
+                time.sleep(0.001)
         self.seconds += time.monotonic() - began
 
     def _stalled(self, waited: float) -> None:
