@@ -158,6 +158,7 @@ def run_processes(args: argparse.Namespace, argv: Sequence[str]) -> int:
         for _ in range(args.rounds):
             for row, worker in workers:
                 time.sleep(pause)
+                worker.ask("step", count=1)  # all processes are awake then
                 waited = worker.ask("waited")["seconds"] if "minigrad" in row["program"] else 0.0
                 row["rounds"].append(worker.ask("step", count=args.steps)["seconds"])
                 if "minigrad" in row["program"]:  # one step more warms up
