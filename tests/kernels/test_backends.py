@@ -1133,13 +1133,28 @@ def test_numbers_that_are_not_finite_pass_as_in_the_specification(backend: Backe
 
 
 @NEEDS_NUMBA
+def test_compiled_functions_are_exact_to_a_few_roundings_for_all_numbers():
+    """Against NumPy in float64, by other formulas; also where results are smaller than the smallest normal number."""
+    loops = importlib.import_module("minigrad.backend.cpu.function_loops")
+    small = np.logspace(-30, 0, 3001)
+    x = np.concatenate([np.linspace(-120, 120, 200_001), small, -small]).astype(np.float32)
+    y, exact = np.empty_like(x), x.astype(np.float64)
+    loops.sigmoid(x, y)
+    np.testing.assert_allclose(y, (1 + np.tanh(exact / 2)) / 2, rtol=0, atol=2e-7)
+    np.testing.assert_allclose(y, np.exp(-np.logaddexp(0, -exact)), rtol=2.5e-7, atol=3e-45)
+    for target in (0, 1):
+        loops.bernoulli_nll(x, np.full_like(x, target), y)
+        np.testing.assert_allclose(y, np.logaddexp(0, exact * (1 - 2 * target)), rtol=2.5e-7, atol=3e-45)
+
+
+@NEEDS_NUMBA
 def test_a_damaged_cache_of_numba_is_told_of_and_not_used(tmp_path, monkeypatch, caplog):
     numba, loops = importlib.import_module("numba"), importlib.import_module("minigrad.backend.cpu.layer_loops")
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")  # whatever NUMBA_CACHE_DIR says
     text = "from minigrad.backend.cpu.compiling import compiled\n@compiled\ndef twice(x):\n    return 2 * x\n"
     (tmp_path / "twice_of.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    modules = loops, loops.micro_kernels, loops.row_loops
+    modules = loops, loops.function_loops, loops.micro_kernels, loops.row_loops
     for loop in {x for module in modules for x in vars(module).values() if hasattr(x, "_cache")}:
         monkeypatch.setattr(loop, "_cache", loop._cache)  # kept for the other tests
     for damage in (b"", b"random bytes", None):

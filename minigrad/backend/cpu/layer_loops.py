@@ -16,7 +16,7 @@ import numpy as np
 from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
 
-from . import micro_kernels, row_loops
+from . import function_loops, micro_kernels, row_loops
 from .compiling import compiled
 from .direct import LAYER, STEP, Direct, Tables
 from .micro_kernels import VECTOR, matmul, tiles
@@ -30,6 +30,7 @@ from .row_loops import (
     normalise,
     relu_norm_gradient,
     row_sums,
+    where_positive,
 )
 
 Array = Any
@@ -331,7 +332,7 @@ def prepare(dtype: Any) -> None:
         except Exception as error:  # the loops are checked; so it is the cache
             place = loop.stats.cache_path
             LOG.warning("minigrad: Numba's cache fails (%s), so it is not used; delete the folder %s", error, place)
-            for names in (globals(), *map(vars, (micro_kernels, row_loops))):
+            for names in (globals(), *map(vars, (function_loops, micro_kernels, row_loops))):
                 cached: list[Any] = [each for each in names.values() if isinstance(each, Dispatcher)]
                 for each in cached:
                     each._cache = NullCache()
@@ -354,6 +355,8 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield norm_gradient, (rows, rows, grad_rows, rows)
     yield add_moments, (rows, vector, sums)
     yield gradient_sums, (rows, rows, vector, sums)
+    yield row_sums, (rows, sums[0])
+    yield where_positive, (vector, vector, vector)
     yield fold, (norm, weights[0], vector, ones((1, 2)), False, ones((1, 1, 2, 2)), ones((1, 2)))
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
     yield unfold, (norm, weights[0], weights[0], rows, ones((1, 2)), False, *gradients)
@@ -371,3 +374,6 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     arrays = image, grad_rows, image, image
     yield conv_layer_grad, (*arrays, window, False, layers, tables, results, blocks, (spare, spare, spare))
     yield adam, (vector, vector, vector, vector, vector, *ones(4))
+    single = np.ones(2, np.float32)
+    yield function_loops.sigmoid, (single, single)
+    yield function_loops.bernoulli_nll, (single, single, single)

@@ -14,8 +14,8 @@ from ..chain import FastBackend, Layer, LayerGradients, LayerOutput, Norm, Sourc
 from ..device import SHARDS
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions, Backend
-from .numpy_channels import Moments, NumpyChannels, row_sums, tiled, where_positive, wide
 from .numpy_layers import InferenceLayer, NumpyLayers, images_per_block, plain_bias
+from .numpy_passes import Moments, NumpyPasses, tiled, wide
 from .plan import adjoint, convolution
 from .threads import Pool, added, usable_cores
 
@@ -31,20 +31,20 @@ class NumpyBackend(FastBackend):
     """The kernels on `threads` threads; None: the cores that this process may use. shards: as for `Pool`.
 
     Attributes:
-        layers: runs the layers of a chain. channels: normalises and sums the channels of a block. Each kernel set
-            has its own classes for both.
+        layers: runs the layers of a chain. passes: computes with the numbers of a block. Each kernel set has its own
+            classes for both.
     """
 
     kernels = "numpy"
     layers: Any
-    channels: Any
+    passes: Any
 
     def __init__(self, threads: int | None = None, shards: int | None = SHARDS) -> None:
         super().__init__(np)
         self.pool = Pool(threads or usable_cores(), shards)
         self.threads = self.pool.threads
-        self.channels = NumpyChannels(self.pool)
-        self.layers = NumpyLayers(self.pool, self.channels)
+        self.passes = NumpyPasses(self.pool)
+        self.layers = NumpyLayers(self.pool, self.passes)
 
     @property
     def block_bytes(self) -> int:
@@ -153,13 +153,13 @@ class NumpyBackend(FastBackend):
             )
             source = np.empty((0, *plan.output_size, plan.channels), x.dtype)
         y = np.empty((len(x), *source.shape[1:]), x.dtype)
-        last_rows = None if rows[-1] is None else self.channels.per_channel(rows[-1], y)
+        last_rows = None if rows[-1] is None else self.passes.per_channel(rows[-1], y)
         infer = self.layers.chain(links)
 
         def task(_: int, block: slice) -> None:
             infer(x[block], y[block])
             if last_rows is not None:
-                self.channels.normalise(y[block], last_rows, y[block])
+                self.passes.normalise(y[block], last_rows, y[block])
 
         self.pool.run(task, len(x), CHAIN_BLOCKS * min(link.images for link in links), shards_apart=False)
         return y
@@ -193,7 +193,11 @@ class NumpyBackend(FastBackend):
         """Faster on threads."""
         gx = np.empty(y.shape, y.dtype)
         g, rows, out = np.atleast_1d(gy, y, gx)
-        self._each_block(lambda _, block: where_positive(self.pool, rows[block], g[block], out[block]), out, sums=False)
+
+        def task(_: int, block: slice) -> None:
+            self.passes.where_positive(rows[block], g[block], out[block])
+
+        self._each_block(task, out, sums=False)
         return gx
 
     def add_bias(self, x: Array, bias: Array) -> Array:
@@ -204,25 +208,18 @@ class NumpyBackend(FastBackend):
         return y
 
     def channel_sum(self, x: Array) -> Array:
-        """Faster on threads; BLAS sums 512 rows at a time, float64 the rest."""
-        C = x.shape[-1]
-        partial = np.zeros((self.pool.shards, C))
-
-        def task(shard: int, block: slice) -> None:
-            partial[shard] += row_sums(x[block].reshape(-1, C))
-
-        self._each_block(task, x)
+        """Faster on threads; 512 rows are summed at a time, and float64 sums the rest."""
+        partial = np.zeros((self.pool.shards, x.shape[-1]))
+        self._each_block(lambda shard, block: self.passes.add_row_sums(x[block], partial[shard]), x)
         return self.pool.total(partial).astype(x.dtype)
 
     def sigmoid(self, x: Array) -> Array:
         """Faster on threads."""
-        if x.size <= FUNCTION_NUMBERS:
-            return super().sigmoid(x)
         y = np.empty(x.shape, x.dtype)
         rows, out = x.reshape(-1), y.reshape(-1)
 
         def task(_: int, block: slice) -> None:
-            out[block] = Backend.sigmoid(self, rows[block])
+            self.passes.sigmoid(rows[block], out[block])
 
         self.pool.run(task, x.size, 4 * FUNCTION_NUMBERS, least=FUNCTION_NUMBERS, shards_apart=False)
         return y
@@ -233,7 +230,7 @@ class NumpyBackend(FastBackend):
         total = np.zeros(self.pool.shards)
 
         def task(shard: int, block: slice) -> None:
-            total[shard] += Backend.bernoulli_nll(self, rows[block], wanted[block])
+            total[shard] += self.passes.bernoulli_nll(rows[block], wanted[block])
 
         self.pool.run(task, logits.size, 4 * FUNCTION_NUMBERS, least=4 * FUNCTION_NUMBERS)
         return self.pool.total(total).astype(logits.dtype)
@@ -261,7 +258,7 @@ class NumpyBackend(FastBackend):
         """Faster on threads, and because one pass computes both sums. A shift near the mean is subtracted first, so the
         result is as exact as with two passes."""
         moments = Moments(self.pool, x.shape[-1])
-        self._each_block(lambda shard, block: self.channels.add_moments(x[block], moments, shard), x)
+        self._each_block(lambda shard, block: self.passes.add_moments(x[block], moments, shard), x)
         return moments.result(x.dtype)
 
     def normalise(self, x: Array, rows: Array | None) -> Array:
@@ -269,27 +266,27 @@ class NumpyBackend(FastBackend):
         if rows is None:
             return x
         y = np.empty(x.shape, x.dtype)
-        per_channel = self.channels.per_channel(rows, x)
-        self._each_block(lambda _, block: self.channels.normalise(x[block], per_channel, y[block]), y, sums=False)
+        per_channel = self.passes.per_channel(rows, x)
+        self._each_block(lambda _, block: self.passes.normalise(x[block], per_channel, y[block]), y, sums=False)
         return y
 
     def norm_gradient(self, gy: Array, x: Array, rows: Array) -> Array:
         """Faster on threads, and because a row of pixels is computed at once."""
         gx = np.empty(x.shape, x.dtype)
-        per_channel = self.channels.per_channel(rows, x)
+        per_channel = self.passes.per_channel(rows, x)
 
         def task(_: int, block: slice) -> None:
-            self.channels.norm_gradient(gy[block], x[block], per_channel, gx[block])
+            self.passes.norm_gradient(gy[block], x[block], per_channel, gx[block])
 
         self._each_block(task, gx, sums=False)
         return gx
 
     def batch_norm_sums(self, gy: Array, x: Array, mean: Array) -> Array:
         """Faster on threads, and because a row of pixels is computed at once."""
-        per_channel = self.channels.per_channel(mean, x)
+        per_channel = self.passes.per_channel(mean, x)
         sums = np.zeros((self.pool.shards, 2, x.shape[-1]))
         self._each_block(
-            lambda shard, block: self.channels.gradient_sums(gy[block], x[block], per_channel, sums[shard]), x
+            lambda shard, block: self.passes.gradient_sums(gy[block], x[block], per_channel, sums[shard]), x
         )
         return self.pool.total(sums).astype(x.dtype)
 

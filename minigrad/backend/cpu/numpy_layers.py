@@ -11,7 +11,7 @@ import numpy as np
 
 from ..chain import Layer
 from ..geometry import ConvGeometry
-from .numpy_channels import Moments, NumpyChannels, ones, where_positive
+from .numpy_passes import Moments, NumpyPasses, ones
 from .plan import THIN, Plan, Product, ThinAdjoint, Window, adjoint, conv_window, convolution
 from .threads import Pool
 
@@ -39,8 +39,8 @@ class NumpyLayers:
 
     block_bytes = 3 << 20
 
-    def __init__(self, pool: Pool, channels: NumpyChannels) -> None:
-        self.pool, self.channels = pool, channels
+    def __init__(self, pool: Pool, passes: NumpyPasses) -> None:
+        self.pool, self.passes = pool, passes
 
     def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> Any:
         """How a convolution or its adjoint is computed."""
@@ -64,7 +64,7 @@ class NumpyLayers:
         def task(shard: int, block: slice) -> None:
             self._convolve(plan, x[block], bias_image, relu, y[block])
             if relu:
-                self.channels.add_moments(y[block], moments, shard)
+                self.passes.add_moments(y[block], moments, shard)
 
         self.pool.run(task, len(x), images_per_block(self, plan, x))
         return y, moments
@@ -79,7 +79,7 @@ class NumpyLayers:
         """
         weight, _, geometry, transposed = layer
         F, window, parts = weight.shape[3], conv_window(geometry), self.pool.parts(len(x))
-        wide_rows = None if grad_rows is None else self.channels.per_channel(grad_rows, y)
+        wide_rows = None if grad_rows is None else self.passes.per_channel(grad_rows, y)
         gx = np.empty(x.shape, x.dtype) if needs_gx else None
         back = adjoint(weight, geometry) if needs_gx and not transposed else None
         gweights = np.empty((parts, *weight.shape), x.dtype)
@@ -91,8 +91,8 @@ class NumpyLayers:
             g = gy[block]
             if wide_rows is not None:
                 g = self.pool.scratch("glinear", y[block].shape, x.dtype)
-                self.channels.norm_gradient(gy[block], y[block], wide_rows, g)
-                where_positive(self.pool, y[block], g, g)
+                self.passes.norm_gradient(gy[block], y[block], wide_rows, g)
+                self.passes.where_positive(y[block], g, g)
             self._add_product(totals[shard, None], ones(len(g), x.dtype), g.reshape(len(g), -1), first)
             gweight = gweights[shard].reshape(-1, F)
             if transposed:

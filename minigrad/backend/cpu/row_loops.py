@@ -82,6 +82,14 @@ def relu_norm_gradient(gy: Array, y: Array, grad_rows: Array, g: Array) -> None:
 
 
 @compiled
+def where_positive(y: Array, gy: Array, out: Array) -> None:
+    """out = gy where y > 0, else 0; all (numbers,)."""
+    zero = y.dtype.type(0)
+    for i in range(len(y)):
+        out[i] = gy[i] if y[i] > 0 else zero
+
+
+@compiled
 def activate(y: Array, bias: Array, relu: bool) -> None:
     """y = y + bias, and its ReLU if relu; (numbers,) or, for an empty bias, nothing."""
     zero = y.dtype.type(0)

@@ -1,4 +1,4 @@
-"""What the CPU kernels do with the channels of a block of images, with NumPy: normalise, sums, gradients."""
+"""What the CPU kernels do with the numbers of a block of images, with NumPy: normalise, functions, sums, gradients."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from ..reference import Backend
 from .threads import Pool
 
 Array = Any
+PLAIN = Backend(np)
 ROW_NUMBERS = 8192  # the longest row of `wide`, unless a single image row is longer
 CHUNK_ROWS = 512  # rows that are summed in their own precision; the sums of chunks are added in float64
 SHIFT_ROWS = 4096  # the shift of Moments is the mean of at most this many rows of the first image
 
 
-class NumpyChannels:
+class NumpyPasses:
     """Faster than the plain kernels because a row of pixels is computed at once, and a block stays in the cache."""
 
     def __init__(self, pool: Pool) -> None:
@@ -59,6 +61,25 @@ class NumpyChannels:
         np.subtract(wide(gy), out, out=out)
         out += mean * slope - offset
         out *= scale
+
+    def add_row_sums(self, x: Array, sums: Array) -> None:
+        """sums (C,) += the sum of x (..., C) over all but the channels."""
+        sums += row_sums(x.reshape(-1, x.shape[-1]))
+
+    def where_positive(self, y: Array, gy: Array, out: Array) -> None:
+        """out = gy where y > 0, else 0, computed on the bits as integers: np.where takes ten times as long, and
+        gy * (y > 0) would turn infinity into NaN."""
+        bits = np.dtype(f"i{gy.itemsize}")
+        positive = np.greater(y, 0, out=self.pool.scratch("positive", y.shape, bits))
+        np.multiply(gy.view(bits), positive, out=out.view(bits))
+
+    def sigmoid(self, x: Array, y: Array) -> None:
+        """y = 1 / (1 + exp(-x)); both (numbers,)."""
+        y[:] = PLAIN.sigmoid(x)
+
+    def bernoulli_nll(self, logits: Array, targets: Array) -> Array:
+        """The sum of -log p(target | logit); both (numbers,)."""
+        return PLAIN.bernoulli_nll(logits, targets)
 
 
 class Moments:
@@ -142,11 +163,3 @@ def row_sums(rows: Array) -> Array:
     if whole:
         total += (column @ rows[:whole].reshape(-1, CHUNK_ROWS, rows.shape[1])).sum(axis=(0, 1), dtype=np.float64)
     return total
-
-
-def where_positive(pool: Pool, y: Array, gy: Array, out: Array) -> None:
-    """out = gy where y > 0, else 0, computed on the bits as integers: np.where takes ten times as long, and
-    gy * (y > 0) would turn infinity into NaN."""
-    bits = np.dtype(f"i{gy.itemsize}")
-    positive = np.greater(y, 0, out=pool.scratch("positive", y.shape, bits))
-    np.multiply(gy.view(bits), positive, out=out.view(bits))
