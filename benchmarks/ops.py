@@ -286,8 +286,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", metavar="KERNEL,...", type=list_of(str), help="only these kernels")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     args = parser.parse_args(argv)
-    if args.only and (unknown := [name for name in args.only if not hasattr(Backend, name)]):
-        parser.error(f"--only: {', '.join(unknown)} is not known")
+    known = {case.kernel: None for case in cases(1)} if args.only else {}
+    if unknown := [name for name in args.only or [] if name not in known]:
+        parser.error(f"--only: {', '.join(unknown)} is not known; there are {', '.join(known)}")
     if args.quick:
         args.batch, args.rounds = min(args.batch, 2), 1
     return run_main(lambda: run(args, argv))

@@ -190,6 +190,8 @@ class NumbaLayers:
 class NumbaPasses(NumpyPasses):
     """Faster because a compiled loop does everything in one pass over a block."""
 
+    function_numbers = 1 << 18
+
     def per_channel(self, values: Array, x: Array) -> Array:
         """Values (..., C) in the form in which these methods want them."""
         return np.ascontiguousarray(values)

@@ -221,7 +221,7 @@ class NumpyBackend(FastBackend):
         def task(_: int, block: slice) -> None:
             self.passes.sigmoid(rows[block], out[block])
 
-        self.pool.run(task, x.size, 4 * FUNCTION_NUMBERS, least=FUNCTION_NUMBERS, shards_apart=False)
+        self.pool.run(task, x.size, 4 * FUNCTION_NUMBERS, self.passes.function_numbers, shards_apart=False)
         return y
 
     def bernoulli_nll(self, logits: Array, targets: Array) -> Array:

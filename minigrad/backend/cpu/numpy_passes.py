@@ -18,7 +18,13 @@ SHIFT_ROWS = 4096  # the shift of Moments is the mean of at most this many rows 
 
 
 class NumpyPasses:
-    """Faster than the plain kernels because a row of pixels is computed at once, and a block stays in the cache."""
+    """Faster than the plain kernels because a row of pixels is computed at once, and a block stays in the cache.
+
+    Attributes:
+        function_numbers: the fewest numbers that are worth a thread in `sigmoid`.
+    """
+
+    function_numbers = 1 << 15
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
