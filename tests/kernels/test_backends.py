@@ -1102,7 +1102,8 @@ def test_all_loops_are_compiled_before_the_first_step(restored_backends: None) -
     for loop, _ in loops._examples(np.ones):
         # the optimiser's arrays, which are contiguous in a model, are not in other tests
         rows = [any((getattr(x, "ndim", 0), getattr(x, "layout", "")) == (1, "A") for x in s) for s in loop.signatures]
-        assert rows.count(False) == 2, loop
+        dtypes = 1 if loop in vars(loops.function_loops).values() else 2  # those are for float32 only
+        assert rows.count(False) == dtypes, loop
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
