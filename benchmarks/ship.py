@@ -110,8 +110,9 @@ model = autoencoders.load("{name}")
 images = model.sample(16, seed=1)  # {(16, *shape)}, from 0 to 1
 ```
 
-In a shell, `autoencoders generate --model {name}` draws new images, and `explore --model {name}` opens a page in which
-you move through the latent space. `train --init-from {name} --out FOLDER` trains the model further.
+In a shell, `autoencoders generate --model {name}` draws new images. `autoencoders explore --model {name}`
+opens a page in which you move through the latent space. `autoencoders train --init-from {name} --out FOLDER`
+trains the model further.
 
 ## Use and limits
 
@@ -145,8 +146,8 @@ The errors are standard errors over the test images. They do not include the spr
 {options(results, autoencoders.load(folder))}
 {provenance(results)}
 
-`python benchmarks/ship.py --models {name}` trains and measures the model and writes its files. `{INDEX_FILE}` has their
-SHA-256, which is compared when the model is loaded.
+`python benchmarks/ship.py --models {name}` trains and measures the model and writes its files.
+`{INDEX_FILE}` has their SHA-256, which is compared when the model is loaded.
 """
 
 
