@@ -71,7 +71,7 @@ def test_unknown_devices_are_refused(device: str, cupy_double: Any) -> None:
         ({"precision": "tf32"}, r"precision 'tf32': device \w+ with kernels \w+ has fp32 only"),
         ({"kernels": "plain", "precision": "tf32"}, "precision 'tf32': device cpu with kernels plain has fp32 only"),
         ({"device": "cuda", "kernels": "plain", "precision": "tf32"}, "device cuda with kernels plain has fp32 only"),
-        ({"device": "cuda", "precision": "bf16"}, "'bf16': device cuda with kernels auto has fp32, tf32 only"),
+        ({"device": "cuda", "precision": "bf16"}, "'bf16': device cuda with kernels auto has fp32, tf32, tf32x3 only"),
     ],
 )
 def test_unknown_choices_are_refused(options: dict[str, Any], message: str, cupy_double: Any) -> None:

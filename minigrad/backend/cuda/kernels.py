@@ -56,9 +56,11 @@ class CudaBackend(FastBackend):
     """The kernels on the current CUDA device.
 
     Args:
-        precision: `fp32` or `tf32`. With tf32, convolutions of float32 arrays round their factors to a mantissa of 10
-            bits instead of 23; sums are not rounded. Convolutions with few taps times channels, or with a result of few
-            channels, have other kernels and never round.
+        precision: `fp32`, `tf32` or `tf32x3`. With tf32, convolutions of float32 arrays round their factors to a
+            mantissa of 10 bits instead of 23; sums are not rounded. With tf32x3, a factor is the sum of two such
+            numbers, high and low, and a product is high * high + high * low + low * high, which errs by at most
+            3 * 2^-22 of itself; an infinite factor gives NaN. Convolutions with few taps times channels, or with a
+            result of few channels, have other kernels and never round.
 
     Raises:
         DeviceError: the device has no TF32.
@@ -68,8 +70,8 @@ class CudaBackend(FastBackend):
 
     def __init__(self, xp: Any, precision: str = "fp32") -> None:
         super().__init__(xp)
-        if precision == "tf32" and int(xp.cuda.Device().compute_capability) < 80:
-            raise DeviceError("precision tf32 needs a GPU of compute capability 8.0 or higher; choose fp32")
+        if precision != "fp32" and int(xp.cuda.Device().compute_capability) < 80:
+            raise DeviceError(f"precision {precision} needs a GPU of compute capability 8.0 or higher; choose fp32")
         self.precision = precision
         self._modules: dict[Any, Any] = {}  # by dtype
         self._functions: dict[tuple[str, Any], Any] = {}
@@ -80,7 +82,7 @@ class CudaBackend(FastBackend):
         if function is None:
             if dtype not in self._modules:
                 real = "float" if dtype == "float32" else "double"
-                tf32 = int(real == "float" and self.precision == "tf32")
+                tf32 = {"fp32": 0, "tf32": 1, "tf32x3": 3}[self.precision if real == "float" else "fp32"]
                 options = "-std=c++17", f"-DREAL={real}", f"-DTF32={tf32}"
                 self._modules[dtype] = self.xp.RawModule(code=_source(), options=options)
             function = self._functions[name, dtype] = self._modules[dtype].get_function(name)
@@ -99,7 +101,7 @@ class CudaBackend(FastBackend):
         return value
 
     def describe(self) -> str:
-        return super().describe() + (", precision tf32" if self.precision == "tf32" else "")
+        return super().describe() + (f", precision {self.precision}" if self.precision != "fp32" else "")
 
     def _contiguous(self, *arrays: Array | None) -> Any:
         return tuple(None if x is None else self.xp.ascontiguousarray(x) for x in arrays)

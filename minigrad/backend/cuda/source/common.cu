@@ -1,5 +1,6 @@
 // The CUDA kernels that kernels.py launches. REAL is float or double: the file is compiled once for each. With float and
-// TF32=1 the tensor cores take the products of `correlate` and `weight_gradient`, from factors rounded to TF32.
+// TF32=1 the tensor cores take the products of `correlate` and `weight_gradient`, from factors rounded to TF32; with TF32=3
+// three of their products make one that keeps 21 bits of each factor.
 //
 // Arrays are contiguous and images NHWC, with the sizes that ops/conv.py names: a convolution maps (N, H, W, C) to
 // (N, OH, OW, F) with weight (KH, KW, C, F).

@@ -223,7 +223,7 @@ __device__ void correlate(const Correlation &o) {
                                        SW, top, left, adjoint, active, x_quads, w_quads, y_quads});                   \
     }
 const int LARGE = sizeof(real) == 4 ? 128 : 64;  // pixels of a tile: with 128, double needs more than 48 KB of memory
-const int DEEP = TF32 ? 32 : 16;                 // k of a step; without the tensor cores there are no registers for more
+const int DEEP = TF32 == 1 ? 32 : 16;            // k of a step; else there are no registers for more
 const int TALL = TF32 ? 4 : LARGE / 16, WIDE = TF32 ? 8 : 4;
 CORRELATE(correlate_large, LARGE, 64, DEEP, TALL, WIDE, 256, sizeof(real) == 4 ? 2 : 1)
 CORRELATE(correlate_narrow, LARGE, 32, DEEP, TALL, WIDE, 128, sizeof(real) == 4 ? 3 : 2)

@@ -38,6 +38,18 @@ __device__ void load_matrices(float *numbers, const float *row) {
 }
 #endif
 
+#if TF32 == 3
+// The numbers become TF32, and low what TF32 keeps of the rest: together 21 bits. An infinity, whose rest is NaN, gives NaN.
+__device__ void split(real (&numbers)[4], real (&low)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const real high = tf32(numbers[i]);
+        low[i] = tf32(numbers[i] - high);
+        numbers[i] = high;
+    }
+}
+#endif
+
 // A thread's part of c[m, n] = sum over k of a[m, k] * b[n, k], for a (BM, BK) and b (BN, BK): TM of the m by TN of the n.
 // By itself it takes every ROWS-th m and every COLUMNS-th n. With the tensor cores a warp takes 8 TM by 4 TN of them, 16
 // by 8 in each mma: its lane 4 g + t has g, g + 8, ... of the m, and 2 t and 2 t + 1 of every 8 of the n.
@@ -60,7 +72,7 @@ struct Part {
 
     // Four numbers as they are stored in a or b.
     __device__ static real4 factors(real4 values) {
-#if TF32
+#if TF32 == 1
         for (int e = 0; e < 4; e++) values.v[e] = tf32(values.v[e]);
 #endif
         return values;
@@ -73,6 +85,27 @@ struct Part {
         const real *columns = &b[x / 4 * 4 * TN + matrix / 2 * 8 + line][matrix % 2 * 4];
 #pragma unroll
         for (int k = 0; k < BK; k += 8) {
+#if TF32 == 3  // the small products first; those of low and low would change no digit that is kept
+#pragma unroll
+            for (int i = 0; i < TM; i += 2) {  // few at a time, or there are not enough registers
+                real a_now[4], low_a[4];
+                load_matrices(a_now, rows + i * 8 * WIDTH + k);
+                split(a_now, low_a);
+#pragma unroll
+                for (int j = 0; j < TN; j += 4) {
+                    real b_now[4], low_b[4];
+                    load_matrices(b_now, columns + j * 4 * WIDTH + k);
+                    split(b_now, low_b);
+#pragma unroll
+                    for (int h = 0; h < 4; h += 2) {
+                        real *upper = &sums[i][j + h], *lower = &sums[i + 1][j + h];
+                        mma(upper, lower, a_now, &low_b[h]);
+                        mma(upper, lower, low_a, &b_now[h]);
+                        mma(upper, lower, a_now, &b_now[h]);
+                    }
+                }
+            }
+#else
             real of_b[TN / 4][4], of_a[TM / 2][4];  // all of them before the first is needed
 #pragma unroll
             for (int i = 0; i < TM; i += 2) load_matrices(of_a[i / 2], rows + i * 8 * WIDTH + k);
@@ -82,6 +115,7 @@ struct Part {
             for (int i = 0; i < TM; i += 2)
 #pragma unroll
                 for (int j = 0; j < TN; j += 2) mma(&sums[i][j], &sums[i + 1][j], of_a[i / 2], &of_b[j / 4][j % 4]);
+#endif
         }
 #else
 #pragma unroll 1  // or there are not enough registers
