@@ -33,6 +33,8 @@ FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
 PAUSE = 0.3  # seconds before a measurement; see pause_of
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+# What these name is read when a process starts. OPENBLAS_CORETYPE can choose code for another processor than this one.
+SETTINGS = ("MALLOC_", "OPENBLAS_")
 DEFAULT_MODEL: dict[str, Any] = {
     "kind": "vae",
     "input_shape": (28, 28, 1),
@@ -73,7 +75,7 @@ class Worker:
     ) -> None:
         self.name, self.threads = name, threads
         variables = dict.fromkeys(THREAD_VARIABLES, str(threads)) | dict(environment or {})
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         launcher = [] if processes == 1 else [str(Path(python).with_name("mpirun")), "-n", str(processes)]
         with _cores(threads * processes):
@@ -318,6 +320,13 @@ def list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
         return [kind(part) for part in text.split(",")]
 
     return values
+
+
+def start_again_without_settings() -> None:
+    """Start this program anew if the environment has settings for the C library's memory or for BLAS."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+    if len(kept) < len(os.environ):
+        os.execve(sys.executable, sys.orig_argv, kept)
 
 
 def run_main(body: Callable[[], int]) -> int:

@@ -32,12 +32,14 @@ from driver import (
     record_of,
     run_main,
     spread,
+    start_again_without_settings,
     versions_of,
     write_record,
 )
 from tqdm import tqdm
 
 import minigrad
+from autoencoders.training.checkpoints import libraries
 from minigrad.backend import Backend
 from minigrad.backend.chain import ChainBackend, Layer, Norm, Source
 from minigrad.backend.geometry import ConvGeometry, conv_geometry
@@ -313,7 +315,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     finally:
         if torch:
             torch.close()
-    versions = versions_of(backends) | (torch.versions if torch else {})
+    blas = (libraries(backends["numpy"]) or ["unknown"])[0]
+    versions = versions_of(backends) | {"BLAS": blas} | (torch.versions if torch else {})
     settings = {"threads": args.threads, "rounds": args.rounds, "batch": args.batch}
     record = record_of("ops.py", argv, measures="ops", settings=settings, versions=versions, programs=names, rows=rows)
     out = args.out or (None if args.quick else RESULTS / "ops.json")
@@ -323,4 +326,5 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    start_again_without_settings()
     sys.exit(main())

@@ -12,6 +12,7 @@ from protocol import Arrays, Program, Service, Spec, serve
 import autoencoders
 import minigrad
 from autoencoders.training import Trainer
+from autoencoders.training.checkpoints import libraries
 from minigrad.backend.memory import keep_freed_memory
 from minigrad.distributed import world
 
@@ -34,7 +35,7 @@ class MinigradProgram(Program):
         self.noise = noise.astype(self.model.dtype) if self.model.noise_dim else None
         self.trainer = Trainer(self.model, self.images, chosen, progress=False, group=world())
         self.threads = None if options["kernels"] == "plain" else backend.threads  # plain leaves threads to BLAS
-        self.versions = {"minigrad": minigrad.__version__, "NumPy": np.__version__}
+        self.versions = {"minigrad": minigrad.__version__, "NumPy": np.__version__, "BLAS": (libraries(backend) or ["unknown"])[0]}
         if options["kernels"] == "numba":
             import numba
 

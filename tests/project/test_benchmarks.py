@@ -550,11 +550,13 @@ def test_a_worker_has_the_setting_that_its_row_names(load, monkeypatch):
     train = load("train")
     monkeypatch.setenv("MINIGRAD_KEEP_MEMORY", "0")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")  # is not handed on to any worker
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
     with train.Programs(Namespace(threads=1, python={}, quick=True), "vae", 2) as programs:
         for name in ("numpy", "numpy-returned"):
             worker, about = programs.built(name, train.PEERS[name])
             environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes()
             assert b"MALLOC_" not in environment
+            assert b"OPENBLAS_CORETYPE" not in environment
             assert about["remarks"]["freed memory is kept"] == train.PEERS[name].kept
 
 
