@@ -30,7 +30,10 @@ TRIALS = {
     "vae2-hidden": "--latent-dim 2 --hidden 256",
     "vae16": "--latent-dim 16",
     "vae16-hidden": "--latent-dim 16 --hidden 256",
+    "vae16-hidden-long": "--latent-dim 16 --hidden 256 --epochs 10",
+    "vae16-hidden-augment": "--latent-dim 16 --hidden 256 --augment",
     "vae40-binarised": "--latent-dim 40 --binarise",
+    "vae40-binarised-hidden": "--latent-dim 40 --binarise --hidden 256",
     "ae2": "--model ae --latent-dim 2",
     "ae2-hidden": "--model ae --latent-dim 2 --hidden 256",
 }
