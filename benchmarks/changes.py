@@ -137,6 +137,30 @@ def vamp_prior(model: VAE, images: np.ndarray, options: TrainingOptions, rate: f
     return trained_again(again, images, options, rate)
 
 
+class Gaussians(nn.Module):
+    """The parameters of K Gaussians of Z dimensions, whose sum is spread like N(0, I) at first."""
+
+    def __init__(self, K: int, Z: int) -> None:
+        self.mean, self.log_variance = nn.Parameter((K, Z)), nn.Parameter((K, Z))
+        self.mean.data[...] = generator(0, "gaussians").normal(0, math.sqrt(0.5), (K, Z))
+        self.log_variance.data[...] = math.log(0.5)
+
+
+class MixturePrior(VampPrior):
+    """A VAE with the prior p(z) = 1/K sum over k of N(z; mean_k, variance_k), all trained."""
+
+    def components(self) -> tuple[Tensor, Tensor]:
+        layer = self.network.layers["prior"]
+        return layer.mean, layer.log_variance
+
+
+def mixture_prior(model: VAE, images: np.ndarray, options: TrainingOptions, rate: float) -> VAE:
+    """A training from the beginning with that prior."""
+    again = from_config(model.config, cls=MixturePrior)
+    again.network.layers["prior"] = Gaussians(COMPONENTS, model.noise_dim)
+    return trained_again(again, images, options, rate)
+
+
 def log_prior_rows(model: VAE, z: np.ndarray) -> np.ndarray:
     """log p(z) of each row (M, Z) under the model's prior -> (M,), in float64."""
     if not isinstance(model, VampPrior):

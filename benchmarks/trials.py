@@ -20,7 +20,7 @@ from typing import Any
 
 import driver
 import numpy as np
-from changes import averaged, bounds_of, encoder_alone, vamp_prior
+from changes import averaged, bounds_of, encoder_alone, mixture_prior, vamp_prior
 from quality import TRAIN, run
 
 import minigrad
@@ -49,6 +49,8 @@ CHANGES = {
     "vae16-hidden-averaged": averaged,
     "vae16-hidden-encoder": encoder_alone,
     "vae40-binarised-vamp": vamp_prior,
+    "vae40-binarised-mixture": mixture_prior,
+    "vae40-binarised-hidden-vamp": vamp_prior,
 }
 ROWS = "held_out.npz"  # the losses of each image that was held out
 DRAWS, WEIGHED, SAMPLES = 4, 1_000, 200  # of z for -ELBO; images and samples for -log p(x)
