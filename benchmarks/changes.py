@@ -1,4 +1,4 @@
-"""Changes to a training that only trials.py uses, because none of them has become an option.
+"""Changes to a training, or to a trained model, that trials.py measures. All but the fitted prior are only trials.
 
 Each function gets the model of a finished trial, the images that it was trained on and how, and returns a new model.
 """
@@ -13,7 +13,8 @@ import numpy as np
 from autoencoders import VAE
 from autoencoders.conv_autoencoder import from_config
 from autoencoders.data.dataset import to_unit_range
-from autoencoders.evaluation.bounds import distribution_of, nll_rows
+from autoencoders.evaluation.bounds import binarised, distribution_of, draws_of, nll_rows
+from autoencoders.evaluation.mixture import Mixture, fit_mixture
 from autoencoders.training import Callback, Trainer, TrainingOptions
 from minigrad import Tensor, evaluation, nn, no_grad, ops
 from minigrad.random import generator
@@ -161,8 +162,24 @@ def mixture_prior(model: VAE, images: np.ndarray, options: TrainingOptions, rate
     return trained_again(again, images, options, rate)
 
 
+class FittedPrior(VAE):
+    """A trained VAE whose prior has become a mixture."""
+
+    mixture: Mixture
+
+
+def fitted_prior(model: VAE, images: np.ndarray, options: TrainingOptions, rate: float) -> VAE:
+    """The same model with a mixture of 50 Gaussians, fitted to its draws of z, as the prior."""
+    again = from_config(model.config, cls=FittedPrior)
+    again.network.load_state_dict(model.network.state_dict())
+    again.mixture = fit_mixture(draws_of(model, binarised(images) if options.binarise else images))
+    return again
+
+
 def log_prior_rows(model: VAE, z: np.ndarray) -> np.ndarray:
     """log p(z) of each row (M, Z) under the model's prior -> (M,), in float64."""
+    if isinstance(model, FittedPrior):
+        return model.mixture.log_density(z)
     if not isinstance(model, VampPrior):
         return -0.5 * (z**2 + math.log(2 * math.pi)).sum(axis=1)
     with model.evaluating():
