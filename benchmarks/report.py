@@ -686,6 +686,24 @@ def colour(records: Rows) -> str:
     return f"{table(heads, lines)}\nOn test images; one seed. {machines_of(records)}\n"
 
 
+def mixtures(rows: Rows) -> str:
+    """What a fitted mixture gains as the prior of each model."""
+    lines = []
+    for row in sorted(rows, key=lambda row: natural(row["run"])):
+        normal, mixture, changes = row["normal"], row["mixture"], row["changes"]
+        cells = [f"`{row['run']}`", number(row["model"]["latent_space_dim"])]
+        for name in ("neg_elbo", "nll"):
+            both = normal.get(name), mixture.get(name)
+            cells += [number(both[0][0], 1), number(both[1][0], 1)] if both[0] else ["", ""]
+            cells.append(plus_minus(changes[name], sign="+") if name in changes else "")
+        cells += [number(x["fd"], 0) for x in (normal, mixture)]
+        lines.append([*cells, *(f"{100 * x['prior_holes']:.1f}" for x in (normal, mixture))])
+    heads = ["run", "latent", "-ELBO", "with mixture", "change", "NLL", "with mixture", "change"]
+    heads += ["FD", "with mixture", "holes %", "with mixture"]
+    commands = "; ".join(f"`{row['command']}`" for row in rows)
+    return f"{table(heads, lines)}\n{commands}. {machines_of(rows)}\n"
+
+
 def plus_minus(value: Sequence[float], digits: int = 1, sign: str = "") -> str:
     """A mean with its standard error."""
     return f"{value[0]:{sign}.{digits}f} ± {value[1]:.{digits}f}"
@@ -865,6 +883,8 @@ def readme_tables(results: Path) -> dict[str, str]:
         tables["quality"] = quality(records)
     if records := read("colour"):
         tables["colour"] = colour(records[0]["rows"])
+    if records := read("mixtures"):
+        tables["mixtures"] = mixtures(records[0]["rows"])
     if records := read("campaign", "campaign_gpu"):
         tables["campaign"] = "\n".join(map(campaign, records))
     return tables

@@ -12,7 +12,6 @@ benchmarks/report.py makes the table.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import driver
 import numpy as np
-from changes import averaged, bounds_of, encoder_alone, fitted_prior, mixture_prior, vamp_prior
+from changes import averaged, bounds_of, encoder_alone, error_of, fitted_prior, mixture_prior, vamp_prior
 from quality import TRAIN, run
 
 import minigrad
@@ -131,10 +130,6 @@ def changes_of(rows: dict[str, np.ndarray], base: Path) -> dict[str, list[float]
     with np.load(base) as others:
         differences = {key: rows[key] - others[key] for key in rows if key in others}
     return {key: [float(values.mean()), error_of(values)] for key, values in differences.items()}
-
-
-def error_of(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -313,6 +313,18 @@ def test_the_parts_of_the_bound_add_up(trials):
     assert "--hidden 256" in text
 
 
+def test_a_mixture_is_measured_beside_the_prior(trials, load):
+    pytest.importorskip("sklearn")
+    out = trials / "mixtures.json"
+    done = run("mixtures.py", str(trials / "runs/vae2-hidden-0"), "--quick", "--out", str(out), "--threads", "2")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    (row,) = read(trials, "mixtures")["rows"]
+    assert (row["components"], row["test_images"]) == (50, 200)
+    assert row["changes"]["neg_elbo"][0] == pytest.approx(row["mixture"]["neg_elbo"][0] - row["normal"]["neg_elbo"][0])
+    text = load("report").readme_tables(trials)["mixtures"]
+    assert f"| `vae2-hidden-0` | 2 | {row['normal']['neg_elbo'][0]:,.1f} |" in text
+
+
 def test_the_best_q_is_the_one_that_a_search_finds(load):
     """With one latent, -ELBO of any q is an integral, and the best of many q is near the best of all."""
     limits = load("limits")
