@@ -605,7 +605,8 @@ def quality(records: Rows) -> str:
     heads = ["recipe", "latent", "epochs", "seeds", "-ELBO", "reconstruction + KL", "NLL", "MSE", "PCA's MSE"]
     heads += ["probe %", "5-NN %", "FD", "training"]
     machines = dict.fromkeys(
-        f"{r['machine']['cores']} cores of {r['machine']['processor']}, {r['training']['environment']['device']}, "
+        f"{r['machine']['cores']} core{'s' * (r['machine']['cores'] > 1)} of {r['machine']['processor']}, "
+        f"{r['training']['environment']['device']}, "
         f"Python {r['python']}, NumPy {r['training']['environment']['numpy']}, {r['date']}"
         for r in records
     )
