@@ -10,7 +10,6 @@ from typing import Any
 
 from minigrad.serialize import DataError, write_atomically
 
-from ..conv_autoencoder import VAE
 from ..evaluation.diagnosis import diagnose, verdict
 from ..evaluation.metrics import library_versions, measure, table
 from ..evaluation.mixture import load_mixture
@@ -70,7 +69,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
             check_results(out, (*RESULTS, *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS)))
         model, source, check_unchanged = model_of(args, console.line)
         runs = compared_runs(args, folder)
-        mixture = None if isinstance(model, VAE) else load_mixture(source)
+        mixture = None if model.classes else load_mixture(source)
         dataset = data_of_model(model, folder, args, console.prose)
         check_place(args, place, dataset)
         if others := other_images(folder, dataset):

@@ -8,7 +8,6 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from ..conv_autoencoder import VAE
 from ..evaluation.mixture import load_mixture
 from ..page.page import is_page
 from ..runs.report import write_report
@@ -49,7 +48,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
             raise FileExistsError(f"{out} exists and is no such page; use --overwrite to replace it, or another --out")
         model, source, check_unchanged = model_of(args, console.line)
         runs = compared_runs(args, folder)
-        mixture = None if isinstance(model, VAE) else load_mixture(source)
+        mixture = None if model.classes else load_mixture(source)
         dataset = data_of_model(model, folder, args, console.prose, few=True)
         check_writable(out.parent)
         check_unchanged()

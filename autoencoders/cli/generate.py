@@ -6,17 +6,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
+
 from minigrad.serialize import DataError, numbered
 
 from ..conv_autoencoder import VAE, Autoencoder
 from ..data.dataset import did_you_mean
-from ..evaluation.bounds import latents_of
+from ..evaluation.bounds import binarised, draws_of, latents_of
 from ..evaluation.mixture import fit_mixture, load_mixture, save_mixture
 from ..pictures import canvas
 from ..pictures.export import save_latents, save_singles
 from ..pictures.gallery import draw, draw_files, save_pictures
 from ..pictures.images import new_images
-from ..runs.record import has_used
+from ..runs.record import has_used, training_of_run
 from ..runs.replace import PICTURES, check_results
 from ..training.folder import check_writable
 from .models import add_model_options, check_place, data_of_model, model_of, places_of
@@ -35,7 +37,7 @@ DRAWN: dict[str, Option] = {
     "mixture-components": (
         None,
         number(int, 1),
-        "Gaussians to fit to an ae's latents for new images (default: saved)",
+        "Gaussians to fit to the latents; new images are drawn from them (default: the saved ones)",
     ),
     "show": (None, bool, "open the pictures in windows as well"),
 }
@@ -73,6 +75,15 @@ def class_number(model: Autoencoder, wanted: str) -> int:
     raise UsageError(f"--class is {wanted!r} but this model knows {known}{did_you_mean(wanted, model.class_names)}")
 
 
+def latents_to_fit(model: Autoencoder, images: np.ndarray, binarise: bool, seed: int) -> np.ndarray:
+    """What a mixture is fitted to (N, Z): the latents of images, for a VAE one draw of q(z | x) for each.
+
+    binarise: whether the model was trained on binarised images.
+    """
+    images = binarised(images) if binarise else images
+    return draws_of(model, images, seed=seed) if isinstance(model, VAE) else latents_of(model, images)
+
+
 def main(argv: list[str] | None = None, program: Program | None = None) -> int:
     """Run the program; returns its exit code."""
     program = program or Program.installed("generate")
@@ -97,8 +108,9 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
             check_results(out, (*(f"{name}.png" for name in PICTURES), "samples.npz", *singles))
         model, source, check_unchanged = model_of(args, console.line)
         generates = isinstance(model, VAE)
-        if generates and args.mixture_components is not None:
-            raise UsageError("--mixture-components belongs to a plain autoencoder; a vae draws from its prior")
+        if args.mixture_components is not None and (model.classes or args.model):
+            whose = "a conditional model draws from its prior" if model.classes else "the package stays as it is"
+            raise UsageError(f"--mixture-components cannot be used here: {whose}")
         label = None if vars(args)["class"] is None else class_number(model, vars(args)["class"])
         if args.image:
             if model.classes and label is None:
@@ -106,7 +118,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
             check_writable(out)
             save_pictures(draw_files(model, args.image, label, console.line), out, console.line, args.verbose)
             return
-        mixture = None if generates or args.mixture_components else load_mixture(source)
+        mixture = None if model.classes or args.mixture_components else load_mixture(source)
         dataset = None
         try:
             dataset = data_of_model(model, folder, args, console.prose, few=True)
@@ -122,7 +134,8 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
         if dataset:
             check_place(args, place, dataset)
         if args.mixture_components and dataset:
-            mixture = fit_mixture(latents_of(model, dataset.train_images), args.mixture_components, args.seed)
+            latents = latents_to_fit(model, dataset.train_images, training_of_run(folder)[1].binarise, args.seed)
+            mixture = fit_mixture(latents, args.mixture_components, args.seed)
             check_unchanged()
             saved = save_mixture(source, mixture)
             images = f"{len(dataset.train_images):,} training images"

@@ -22,6 +22,7 @@ from ..data.dataset import to_unit_range
 from ..training import DivergedError
 from ..training.display import progress_bar
 from ..training.divergence import TRY_AGAIN
+from .mixture import Mixture
 
 Array = Any
 DRAWS = 4  # of the latent for each image, which give -ELBO its Monte Carlo error
@@ -130,6 +131,12 @@ def distribution_of(model: VAE, images: np.ndarray, labels: np.ndarray | None = 
     return mu, log_variance
 
 
+def draws_of(model: VAE, images: np.ndarray, labels: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    """One draw of q(z | x) for each image (N, Z), in float64."""
+    mu, log_variance = distribution_of(model, images, labels)
+    return mu + np.exp(log_variance / 2) * generator(seed, "aggregate").standard_normal(mu.shape)
+
+
 def check_finite(values: Any, whose: str) -> None:
     """Raise DivergedError, which tells whose values they are, unless all are finite."""
     if not np.isfinite(values).all():
@@ -201,36 +208,46 @@ def importance_weighted_nll(
     progress: bool = False,
     *,
     labels: np.ndarray | None = None,
+    mixture: Mixture | None = None,
 ) -> np.ndarray:
     """-log of the mean over samples of p(x | z) p(z) / q(z | x), z ~ q(z | x): an upper bound of -log p(x).
 
     The encoder sees the images that are given. Weights and their log-sum-exp are float64; no more than IW_ROWS weights
     are held at a time.
 
-    Shapes: images (N, H, W, C) -> (N,).
+    Args:
+        mixture: a second prior, whose bound is computed from the same samples of z.
+
+    Shapes: images (N, H, W, C) -> (N,); with a mixture (2, N), with the prior N(0, I) first.
     Unit: nats.
     Source: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2015, equation 8.
     """
     mu, log_variance = distribution_of(model, images, labels)
     rng = generator(seed, "importance")
-    found = []
+    found, priors = [], 1 if mixture is None else 2
     group = max(1, IW_ROWS // samples)  # images at a time
     with progress_bar(len(images) * samples, " samples", progress) as bar:
         for start in range(0, len(images), group):
             rows = np.arange(start, min(start + group, len(images)))
-            largest, total = np.full(len(rows), -np.inf), np.zeros(len(rows))  # sum of weights: exp(largest) * total
+            shape = priors, len(rows)
+            largest, total = np.full(shape, -np.inf), np.zeros(shape)  # sum of weights: exp(largest) * total
             for done in range(0, samples, IW_ROWS):
                 count = min(IW_ROWS, samples - done)
                 index = np.repeat(rows, count)
                 noise = rng.standard_normal((len(index), mu.shape[1]))
                 z = mu[index] + np.exp(log_variance[index] / 2) * noise
                 log_ratio = 0.5 * (noise**2 - z**2 + log_variance[index]).sum(axis=1)  # log p(z) - log q(z | x)
-                log_weights = (log_ratio - nll_rows(model, images, z, labels, index)).reshape(-1, count)
-                before, largest = largest, np.maximum(largest, log_weights.max(axis=1))
-                total = total * np.exp(before - largest) + np.exp(log_weights - largest[:, None]).sum(axis=1)
+                log_weights = log_ratio - nll_rows(model, images, z, labels, index)
+                if mixture is not None:
+                    gain = mixture.log_density(z) + 0.5 * (z**2 + math.log(2 * math.pi)).sum(axis=1)
+                    log_weights = np.stack([log_weights, log_weights + gain])
+                log_weights = log_weights.reshape(priors, -1, count)
+                before, largest = largest, np.maximum(largest, log_weights.max(axis=2))
+                total = total * np.exp(before - largest) + np.exp(log_weights - largest[..., None]).sum(axis=2)
                 bar.update(len(index))
             found.append(math.log(samples) - largest - np.log(total))
-    return np.concatenate(found)
+    both = np.concatenate(found, axis=1)
+    return both[0] if mixture is None else both
 
 
 def bernoulli_entropy(images: np.ndarray) -> float:

@@ -30,6 +30,7 @@ from .bounds import (
     binarised,
     bits_per_dim,
     distribution_of,
+    draws_of,
     importance_weighted_nll,
     latents_of,
     neg_elbo,
@@ -70,12 +71,14 @@ METRICS = {
     "kl_per_dim": "nats per image",
     "iw_nll": "nats per image, importance-weighted, binarised images",
     "iw_nll_se": "nats per image, its standard error over images",
+    "mixture_nll": "nats per image, the same with the mixture as the prior",
+    "mixture_nll_se": "nats per image, its standard error over images",
     "active_units": "latent dimensions in which the means vary",
     "log_variance_per_dim": "mean log_variance of q(z | x)",
     "aggregate_mean": "of z over the test set; 0 in N(0, I)",
     "aggregate_std": "of z over the test set; 1 in N(0, I)",
     "aggregate_correlation": "largest between two dimensions of z; 0 in N(0, I)",
-    "prior_holes": "share of prior samples where no image lies; 0.01 if z is N(0, I)",
+    "prior_holes": "share of samples of the prior, or of a mixture, where no image lies; 0.01 is ideal",
     "image_std": "of pixels across the test images",
     "reconstruction_std": "of pixels across their reconstructions",
     "sample_std": "of pixels across samples of the prior, or of a mixture",
@@ -104,7 +107,8 @@ def measure(
         seed: of the latent noise, prior samples and what scikit-learn draws.
         iw_samples: importance samples an image; 0 leaves iw_nll out.
         trained: indices of the training images that the model was trained on; None: all.
-        mixture: what a plain autoencoder's samples are drawn from; without it there are none.
+        mixture: what samples are drawn from; without it those of a VAE are drawn from N(0, I), and a plain autoencoder
+            has none. For a VAE it is also the prior of mixture_nll.
         progress: show a bar (only on a terminal) while iw_nll is computed.
     Raises:
         DataError: the images do not fit the model. DivergedError: it gives numbers that are not finite.
@@ -126,7 +130,8 @@ def measure(
     if isinstance(model, VAE) and made.z is not None:
         points = made.z[some(len(images), HOLE_POINTS, seed, "holes")]
         if len(points) >= FEWEST_HOLE_POINTS:
-            metrics["prior_holes"] = prior_holes(points, generator(seed, "prior").standard_normal(points.shape))
+            prior = generator(seed, "prior").standard_normal(points.shape)
+            metrics["prior_holes"] = prior_holes(points, mixture.sample(len(points), seed) if mixture else prior)
         else:
             notes.append(f"prior_holes needs at least {FEWEST_HOLE_POINTS} test images")
         metrics["aggregate_correlation"] = largest_correlation(made.z)
@@ -146,8 +151,10 @@ def measure(
         if iw_samples and model.likelihood == "bernoulli":
             limit = IW_IMAGES if backend_of(model.network.parameters()[0].data).on_host else None
             binary, given = binarised(images)[:limit], None if labels is None else labels[:limit]
-            rows = importance_weighted_nll(model, binary, iw_samples, seed, progress, labels=given)
-            metrics |= {"iw_nll": float(rows.mean()), "iw_nll_se": standard_error(rows)}
+            how: dict[str, Any] = {"labels": given, "mixture": mixture}
+            bounds = importance_weighted_nll(model, binary, iw_samples, seed, progress, **how)
+            for name, rows in zip(("iw_nll", "mixture_nll"), np.atleast_2d(bounds), strict=False):
+                metrics |= {name: float(rows.mean()), f"{name}_se": standard_error(rows)}
             if len(binary) < len(images):
                 notes.append(f"iw_nll is of the first {len(binary):,} test images")
             _check_finite(metrics)
@@ -209,7 +216,7 @@ def _quick(
     metrics |= {"image_std": pixel_std(images), "reconstruction_std": pixel_std(reconstructed)}
     if isinstance(model, VAE):
         mu, log_variance = distribution_of(model, images, labels)
-        z = mu + np.exp(log_variance / 2) * generator(seed, "aggregate").standard_normal(mu.shape)
+        z = draws_of(model, images, labels, seed)
         metrics |= {
             **neg_elbo(model, images, seed, draws, labels=labels),
             "active_units": active_units(mu),
@@ -219,7 +226,7 @@ def _quick(
         }
         metrics["bits_per_dim"] = bits_per_dim(model, metrics["neg_elbo"])
         samples = model.sample(len(images), seed, labels=labels)
-    elif mixture is not None:
+    if mixture is not None:
         samples = model.decode(mixture.sample(len(images), seed))
     if samples is not None:
         metrics["sample_std"] = pixel_std(samples)

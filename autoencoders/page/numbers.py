@@ -18,9 +18,15 @@ GROUPS = {
         "aggregate_correlation", "prior_holes", "probe_accuracy", "knn_accuracy",
     ),
     "Samples": ("sample_std", "image_class_std", "sample_class_std", "fd", "fd_floor"),
-    "Likelihood": ("neg_elbo", "neg_elbo_se", "bits_per_dim", "train_neg_elbo", "reconstruction", "kl", "iw_nll"),
+    "Likelihood": ("neg_elbo", "neg_elbo_se", "bits_per_dim", "train_neg_elbo", "reconstruction", "kl", "iw_nll",
+                   "mixture_nll"),
 }  # fmt: skip
-ERRORS = {"mse": "mse_se", "neg_elbo": "neg_elbo_image_se", "iw_nll": "iw_nll_se"}  # of a metric, the standard error
+ERRORS = {
+    "mse": "mse_se",
+    "neg_elbo": "neg_elbo_image_se",
+    "iw_nll": "iw_nll_se",
+    "mixture_nll": "mixture_nll_se",
+}  # of a metric, the standard error
 DIGITS = {  # of a metric, the error of the one that it is compared with
     **dict.fromkeys(("train_mse", "mean_mse", "pca_mse", "pca_mse_active"), "mse_se"),
     **dict.fromkeys(("train_neg_elbo", "reconstruction", "kl"), "neg_elbo_image_se"),

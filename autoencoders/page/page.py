@@ -70,7 +70,7 @@ def write_page(
         runs: the losses of the model's run, and those of another one to compare; none where there is no history.
         film: what `film_of` gives, if the run kept frames.
         trained: indices of the training images of the run; None: all.
-        mixture: what a plain autoencoder's samples are drawn from.
+        mixture: what samples are drawn from; None: the prior of a VAE.
 
     Raises:
         DataError: it cannot be written. DivergedError: the model gives numbers that are not finite.
@@ -243,6 +243,8 @@ def _likelihood(m: dict[str, Any]) -> Section | None:
         rows.insert(0, ("entropy of grey pixels: reconstruction cannot be lower", m["data_entropy"], None))
     if m.get("iw_nll") is not None:
         rows.append(("importance-weighted bound, binarised images", m["iw_nll"], error_of("iw_nll", m)))
+    if m.get("mixture_nll") is not None:
+        rows.append(("the same with the mixture as the prior", m["mixture_nll"], error_of("mixture_nll", m)))
     told = [(name, value, rounded(value, error) if error else f"{value:.1f}") for name, value, error in rows]
     sees = "In nats per image, on test images. The negative ELBO is an upper bound of the negative log-likelihood."
     drawn = bars(told, "nats per image", "bars wide")

@@ -62,8 +62,8 @@ def draw(
     images, if there is a data set, and for a VAE samples of the prior and the manifold (two latent dimensions; not of a
     conditional model).
 
-    A conditional model's samples are of the class `label`, or some of every class from the same latents. A plain
-    autoencoder's come from a mixture, where one is given.
+    A conditional model's samples are of the class `label`, or some of every class from the same latents. Those of other
+    models come from a mixture, where one is given.
 
     Raises:
         DataError: the images do not fit the model. DivergedError: it gives numbers that are not finite.
@@ -213,8 +213,7 @@ def _draw_neighbours(model: Autoencoder, known: np.ndarray, seed: int, mixture: 
         found,
         classes,
         model.class_names,
-        title=f"Samples from the {'prior' if isinstance(model, VAE) else 'mixture'}, and the training images nearest "
-        "to them",
+        title=f"Samples from the {'mixture' if mixture else 'prior'}, and the training images nearest to them",
         error_name="mean squared difference per pixel",
         rows_are=("sample", "nearest image"),
     )

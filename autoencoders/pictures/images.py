@@ -75,7 +75,7 @@ def beside_nearest(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """(new images, the known image nearest to each, their classes if the model is conditional: all in turn)."""
     classes = np.arange(count) % model.classes if model.classes else None
-    if isinstance(model, VAE):
+    if isinstance(model, VAE) and mixture is None:
         new = model.sample(count, seed, labels=classes)
     else:
         new = new_images(model, count, seed, mixture=mixture)[0]

@@ -19,7 +19,7 @@ from ..pictures import charts
 from ..pictures.film import PROGRESS_FILE
 from ..pictures.gallery import draw, save_pictures
 from ..saved import MODEL_FILE
-from ..standardize import standardize
+from ..standardize import fit_variance, standardize
 from ..training import DivergedError, History, Trainer, latest_checkpoint
 from ..training.checkpoints import environment
 from ..training.folder import FOLDERS, check_writable, claim
@@ -131,7 +131,7 @@ class Run:
         self.record["training_seconds"] = sum(history["seconds"])
         p = self.trainer.progress
         self.record["training"] = {"learning_rate": self.trainer.given_rate, "epochs": p.epoch, "steps": p.step}
-        self._standardize(tell)
+        self._adjust(tell)
         images, labels = self.dataset.test_images, self.dataset.test_labels
         try:  # first, because a model that gives numbers that are not finite is not saved
             self.record["test"] = quick_metrics(
@@ -156,17 +156,21 @@ class Run:
             raise DivergedError(f"the model does not work: {fault['finding']} ({fault['why']}); try {more}{again}")
         self._write_record()
 
-    def _standardize(self, tell: Callable[[str], None]) -> None:
-        """Move the latents of a VAE onto the prior, where the training has left them far from it."""
+    def _adjust(self, tell: Callable[[str], None]) -> None:
+        """Move the latents of a VAE onto the prior if the training has left them far from it, and set a trained
+        variance of the pixels to its best value."""
         trainer, model = self.trainer, self.trainer.model
         if not isinstance(model, VAE) or trainer.options.iw_samples > 1:  # whose bound has another optimum
             return
         feed = trainer.feed
         rows = trainer.k.from_host(feed.trained[:: -(-len(feed.trained) // MOST_ENCODED)])
+        images = trainer.k.to_host(feed.images[rows])
         labels = None if feed.labels is None else trainer.k.to_host(feed.labels[rows]).argmax(axis=1)
-        gain = standardize(model, trainer.k.to_host(feed.images[rows]), labels=labels, least=WORTH_A_SHIFT)
-        if gain:
+        if gain := standardize(model, images, labels=labels, least=WORTH_A_SHIFT):
             tell(f"latents shifted and scaled to the prior: the KL falls by {gain:,.2f} nats")
+        if model.likelihood == "gaussian-learned":
+            gain = fit_variance(model, images, labels=labels)
+            tell(f"variance of the pixels set to the mean squared error: -ELBO falls by {gain:,.2f} nats")
 
     def _write_record(self) -> None:
         write_json(self.folder / RECORD_FILE, self.record)

@@ -162,12 +162,16 @@ def test_nats_are_summed_in_float64():
         assert float(np.float32(figures["reconstruction"])) != figures["reconstruction"]
 
 
-def exact_nll(model, image):
-    """-log of the integral over one latent of N(z; 0, 1) p(image | z), by the trapezium rule."""
+def exact_nll(model, image, prior=((1.0, 0.0, 1.0),)):
+    """-log of the integral over one latent of p(z) p(image | z), by the trapezium rule.
+
+    prior: (weight, mean, variance) of each Gaussian of p(z).
+    """
     z = np.linspace(-9, 9, 6001)
     means = model.decode(z[:, None]).reshape(len(z), -1)
     pixels = image.reshape(-1) / 255
-    log_joint = np.log(means) @ pixels + np.log1p(-means) @ (1 - pixels) - 0.5 * z**2 - 0.5 * math.log(2 * math.pi)
+    log_joint = np.log(means) @ pixels + np.log1p(-means) @ (1 - pixels)
+    log_joint += np.log(sum(w * np.exp(-0.5 * (z - m) ** 2 / v) / math.sqrt(2 * math.pi * v) for w, m, v in prior))
     largest = log_joint.max()
     return -(largest + math.log(np.trapezoid(np.exp(log_joint - largest), z)))
 
@@ -181,6 +185,12 @@ def test_importance_weighted_nll_is_the_integral_over_the_latent():
     exact = np.array([exact_nll(model, image) for image in x])
     many = bounds.importance_weighted_nll(model, x, 20_000)
     np.testing.assert_allclose(many, exact, atol=0.03)
+    prior = (0.3, -1.0, 0.5), (0.7, 0.4, 2.0)
+    weights, means, variances = map(np.array, zip(*prior, strict=True))
+    mixture = Mixture(weights, means[:, None], variances[:, None, None])
+    both = bounds.importance_weighted_nll(model, x, 20_000, mixture=mixture)
+    np.testing.assert_array_equal(both[0], many)
+    np.testing.assert_allclose(both[1], [exact_nll(model, image, prior) for image in x], atol=0.03)
     bound = bounds.neg_elbo(model, x, seed=0, draws=200)["neg_elbo"]
     one, few = (
         np.mean([bounds.importance_weighted_nll(model, x, samples, seed).mean() for seed in range(100)])
@@ -408,8 +418,10 @@ OF_A_VAE = {
     "neg_elbo", "neg_elbo_se", "neg_elbo_image_se", "train_neg_elbo", "reconstruction", "kl", "kl_per_dim",
     "active_units", "log_variance_per_dim", "aggregate_mean", "aggregate_std", "aggregate_correlation", "prior_holes",
     "sample_std", "image_class_std", "sample_class_std", "iw_nll", "iw_nll_se", "fd", "fd_floor", "pca_mse_active",
+    "mixture_nll", "mixture_nll_se",
 }  # fmt: skip
 OF_CLASSES = {"image_class_std", "sample_class_std"}  # of a conditional model
+OF_A_MIXTURE = {"mixture_nll", "mixture_nll_se"}  # of a VAE with one
 OF_LIBRARIES = {"ssim", "pca_mse", "pca_mse_active", "probe_accuracy", "knn_accuracy"}
 
 
@@ -449,7 +461,7 @@ def test_every_figure_of_a_vae_is_measured(monkeypatch):
     data, model = small_data((28, 28, 1)), tiny(shape=(28, 28, 1), dtype="float32")
     x, train = data.test_images, data.train_images
     found, notes = zip(*(metrics.measure(model, data, iw_samples=3, seed=seed) for seed in (0, 1)), strict=True)
-    assert (missing(found[0]), notes, set(found[0])) == (OF_CLASSES, ([], []), set(metrics.METRICS))
+    assert (missing(found[0]), notes, set(found[0])) == (OF_CLASSES | OF_A_MIXTURE, ([], []), set(metrics.METRICS))
     f, z = load_classifier().features, (model.encode(train), model.encode(x))
     axes = np.linalg.svd(flat(train) - flat(train).mean(axis=0), full_matrices=False)[2][:2]  # two latent dimensions
     away = flat(x) - flat(train).mean(axis=0)
@@ -499,6 +511,8 @@ def test_the_aggregate_posterior_has_the_moments_of_a_mixture():
     drawn = philox('[0, "prior"]').standard_normal(mu.shape)
     holes = np.mean([((point - z) ** 2).sum(axis=1).min() ** 0.5 > limit for point in drawn])
     assert 0.02 < holes < 0.98
+    like_z = Mixture(np.ones(1), z.mean(axis=0)[None], np.cov(z.T)[None])
+    assert metrics.measure(model, data, iw_samples=0, mixture=like_z)[0]["prior_holes"] < 0.02 < holes
     images, mean = data.test_images / 255, (data.train_images / 255).mean(axis=0)
     seen = bounds.neg_elbo(model, data.train_images[seen_of(40, 40)], 0, draws=1)
     expected = {
@@ -545,7 +559,7 @@ def test_what_cannot_be_measured_is_told():
     shape = (10, 12, 1)
     figures, notes = metrics.measure(tiny(likelihood="gaussian", shape=shape), small_data(shape, labels=False))
     lost = {"prior_holes", "fd", "fd_floor", "iw_nll", "iw_nll_se", "ssim", "probe_accuracy", "knn_accuracy"}
-    assert missing(figures) == lost | OF_CLASSES
+    assert missing(figures) == lost | OF_CLASSES | OF_A_MIXTURE
     assert len(notes) == 5
     for words in ("100 test images", "28 x 28 x 1", "Bernoulli", "11 x 11", "labels"):
         assert words in "\n".join(notes)
@@ -562,7 +576,7 @@ def test_without_the_extra_the_rest_is_measured(monkeypatch):
     for name in [name for name in sys.modules if name.startswith(("sklearn.", "skimage."))]:
         monkeypatch.setitem(sys.modules, name, None)
     figures, notes = metrics.measure(tiny(shape=(28, 28, 1)), small_data((28, 28, 1)), iw_samples=2)
-    assert missing(figures) == OF_LIBRARIES | OF_CLASSES
+    assert missing(figures) == OF_LIBRARIES | OF_CLASSES | OF_A_MIXTURE
     assert notes == [
         'ssim, pca_mse, pca_mse_active, probe_accuracy, knn_accuracy need the extra eval: pip install ".[eval]"'
     ]

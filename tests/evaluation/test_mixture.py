@@ -1,4 +1,4 @@
-"""The Gaussian mixture that a plain autoencoder generates from: what is fitted, drawn and saved."""
+"""The Gaussian mixture that is fitted to latents: what is fitted, drawn and saved, and its density."""
 
 import sys
 from pathlib import Path
@@ -55,6 +55,14 @@ def test_the_fit_is_that_of_scikit_learn_and_finds_what_was_drawn():
     np.testing.assert_allclose(mixture.means[order], MEANS[[0, 2, 1]], atol=0.2)
     again = fit_mixture(z, 3)
     assert all(np.array_equal(a, b) for a, b in zip(vars(mixture).values(), vars(again).values(), strict=True))
+
+
+def test_the_density_is_that_of_the_formula():
+    z = np.concatenate([KNOWN.sample(50), np.random.default_rng(0).normal(0, 5, (50, 2))])
+    np.testing.assert_allclose(KNOWN.log_density(z), log_density(KNOWN, z), rtol=1e-9)
+    one = Mixture(np.array([0.0, 1.0]), np.array([[7.0], [0.0]]), np.ones((2, 1, 1)))
+    far = np.array([[0.0], [100.0]])  # whose density is 0 in floats
+    np.testing.assert_allclose(one.log_density(far), -(far[:, 0] ** 2 + np.log(2 * np.pi)) / 2)
 
 
 @pytest.mark.parametrize("components", [0, 6])

@@ -14,9 +14,10 @@ import autoencoders
 import minigrad
 from autoencoders import VAE, Autoencoder
 from autoencoders.conv_autoencoder import BATCH
+from autoencoders.evaluation.bounds import neg_elbo
 from autoencoders.evaluation.metrics import quick_metrics
 from autoencoders.saved import MODEL_FILE
-from autoencoders.standardize import standardize
+from autoencoders.standardize import fit_variance, standardize
 from minigrad import Tensor, nn
 from minigrad.serialize import DataError, save_state
 from minigrad.testing import gradcheck
@@ -700,12 +701,34 @@ def test_standardized_latents_have_the_mean_and_variance_of_the_prior(options):
     assert standardize(vae, images, labels=labels, least=0.01) == 0, "once is enough"
 
 
-def test_a_model_that_has_diverged_is_not_standardized():
-    vae = VAE((8, 8, 1), (4,), 3, 2)
+@pytest.mark.parametrize("classes", [0, 3])
+def test_no_other_variance_of_the_pixels_makes_the_images_likelier(classes):
+    vae = VAE((12, 10, 3), (4, 8), 3, 2, 3, likelihood="gaussian-learned", classes=classes)
+    images, labels = np.random.default_rng(0).random((2000, 12, 10, 3), np.float32), np.arange(2000) % 3
+
+    def bound(log_variance: float) -> float:
+        """With other noise than that of the fit."""
+        vae.pixel_log_variance.data[...] = log_variance
+        return neg_elbo(vae, images, 5, labels=labels)["neg_elbo"]
+
+    before, made = bound(math.log(0.01)), vae.reconstruct(images, labels=labels)[0]
+    gain = fit_variance(vae, images, labels=labels)
+    found = vae.pixel_log_variance.item()
+    assert before - bound(found) == pytest.approx(gain, rel=1e-3)
+    assert bound(found) < min(bound(found - 0.02), bound(found + 0.02))
+    np.testing.assert_array_equal(vae.reconstruct(images, labels=labels)[0], made)
+    vae.pixel_log_variance.requires_grad = False
+    assert fit_variance(vae, images, labels=labels) == 0, "a frozen one stays as it is"
+
+
+def test_a_model_that_has_diverged_is_not_adjusted():
+    vae = VAE((8, 8, 1), (4,), 3, 2, likelihood="gaussian-learned")
     vae.heads["mu"].weight.data[...] = np.float32(3e38)
-    before = vae.heads["mu"].bias.numpy().copy()
+    before = vae.heads["mu"].bias.numpy().copy(), vae.pixel_log_variance.item()
     assert standardize(vae, np.ones((4, 8, 8, 1), np.float32)) == 0
-    np.testing.assert_array_equal(vae.heads["mu"].bias.numpy(), before)
+    assert fit_variance(vae, np.ones((4, 8, 8, 1), np.float32)) == 0
+    np.testing.assert_array_equal(vae.heads["mu"].bias.numpy(), before[0])
+    assert vae.pixel_log_variance.item() == before[1]
 
 
 def test_a_loaded_model_must_be_compiled(tmp_path):

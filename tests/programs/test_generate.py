@@ -13,7 +13,11 @@ from programs import EVALUATE, GENERATE, NETWORK, SAMPLE, TINY, TRAIN
 
 import autoencoders
 from autoencoders.data import load_dataset
+from autoencoders.evaluation.bounds import binarised, draws_of, importance_weighted_nll
+from autoencoders.evaluation.metrics import pixel_std
+from autoencoders.evaluation.mixture import load_mixture
 from autoencoders.pictures import gallery, sheets
+from autoencoders.runs.record import read_record
 from minigrad.serialize import load_state
 
 pytestmark = pytest.mark.usefixtures("working_folder")
@@ -108,6 +112,26 @@ def test_a_plain_autoencoder_draws_from_the_mixture_in_its_folder(call, spied):
     assert not path.exists(), "it belonged to the old run"
 
 
+@pytest.mark.parametrize("binarise", [False, True])
+def test_the_mixture_of_a_vae_replaces_its_prior(binarise, call, spied):
+    pytest.importorskip("sklearn")
+    with no_pictures():
+        words = ("--epochs", 1, "--out", "run", *["--binarise"] * binarise)
+        assert call(TRAIN, *TINY, *words).code == 0
+    call(GENERATE, "--model-dir", "run", "--mixture-components", 3).ok("fitted 3 Gaussians to the latents of 4,000")
+    model, mixture, data = autoencoders.load("run"), load_mixture(Path("run")), load_dataset("fashion-mnist-sample")
+    images = binarised(data.train_images) if binarise else data.train_images
+    z = draws_of(model, images)
+    assert mixture.log_density(z).mean() > -0.5 * (z**2 + np.log(2 * np.pi)).sum(axis=1).mean()
+    np.testing.assert_allclose(mixture.weights @ mixture.means, z.mean(axis=0), atol=1e-5)
+    np.testing.assert_array_equal(spied["samples"][0], model.decode(mixture.sample(48, 0)))
+    call(EVALUATE, "--model-dir", "run", "--iw-samples", 2).ok("mixture_nll")
+    found = read_record(Path("run"), "evaluation.json")
+    expected = importance_weighted_nll(model, binarised(data.test_images)[:1000], 2, mixture=mixture).mean(axis=1)
+    assert [found["iw_nll"], found["mixture_nll"]] == pytest.approx(expected)
+    assert found["sample_std"] == pytest.approx(pixel_std(model.decode(mixture.sample(1000, 0))))
+
+
 def test_a_conditional_model_draws_a_row_for_each_class_or_one_class(call, trained, spied):
     folder = trained("vae", 2, "--conditional")
     model, data = autoencoders.load(folder), load_dataset("fashion-mnist-sample")
@@ -134,7 +158,8 @@ def test_what_the_model_cannot_draw(call, trained):
     call(GENERATE, *words, "--class=").failed(2, "--class is empty")
     call(GENERATE, *words, "--class=ankel boot").failed(2, "did you mean Ankle boot?")
     call(GENERATE, "--model-dir", trained(), "--class", "Bag").failed(2, "--class needs a conditional model")
-    call(GENERATE, "--model-dir", trained(), "--mixture-components", 5).failed(2, "a vae draws from its prior")
+    call(GENERATE, *words, "--mixture-components", 5).failed(2, "a conditional model draws from its prior")
+    call(GENERATE, "--model", "vae2", "--mixture-components", 5).failed(2, "the package stays as it is")
     call(GENERATE, "--model-dir", trained(), "--samples", 0).failed(2, "--samples is 0", "from 1 to 1000")
     assert os.listdir() == []
 

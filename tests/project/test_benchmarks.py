@@ -20,7 +20,10 @@ from faults import started
 from PIL import Image
 from test_backends import kernels_of, subclasses
 
-from autoencoders import VAE, shipped
+from autoencoders import VAE, TrainingOptions, shipped
+from autoencoders.conv_autoencoder import from_config
+from autoencoders.evaluation.bounds import neg_elbo
+from minigrad import Tensor
 from minigrad.backend.chain import ChainBackend
 from minigrad.backend.cpu.numpy_kernels import NumpyBackend
 from minigrad.backend.memory import keep_freed_memory
@@ -255,6 +258,45 @@ def test_a_trial_is_measured_on_images_that_it_was_not_trained_on(trials):
     assert rows["vae2-hidden-0"]["parameters"] - rows["vae2-0"]["parameters"] == 2 * 256 * 3136 + 8 * 256 - 6 * 3136
 
 
+def test_a_trial_is_compared_with_the_one_that_lacks_its_last_word(trials):
+    rows = {row["trial"]: row for row in read(trials, "trials")["rows"]}
+    assert rows["vae2-0"]["changes"] == {}
+    changes = rows["vae2-hidden-0"]["changes"]
+    for key in ("neg_elbo", "mse"):
+        a, b = (np.load(trials / "runs" / name / "held_out.npz")[key] for name in ("vae2-hidden-0", "vae2-0"))
+        assert changes[key] == pytest.approx([(a - b).mean(), (a - b).std(ddof=1) / 20**0.5])
+
+
+def test_the_changes_of_trials_do_what_they_say(load):
+    changes = load("changes")
+    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
+    model, options = VAE((8, 8, 1), (4,), 3, 2, 2, momentum=0.5), TrainingOptions(batch_size=8, epochs=2)
+    vamp = changes.vamp_prior(model, images, options, 1e-2)
+    assert len(vamp.network.layers["prior"].logits.data) == 24
+    with vamp.evaluating():
+        mean, log_variance = (x.numpy() for x in vamp.components())
+    z = np.random.default_rng(1).normal(0, 2, (5, 2)).astype(np.float32)
+    densities = np.exp(-((z[:, None] - mean) ** 2) / np.exp(log_variance) / 2 - log_variance / 2).prod(axis=2)
+    expected = np.log(densities.mean(axis=1) / (2 * np.pi))
+    np.testing.assert_allclose(changes.log_prior_rows(vamp, z), expected, rtol=1e-5)
+    np.testing.assert_allclose(vamp.log_prior(Tensor(z)).numpy(), expected, rtol=1e-4)
+    _, bound, weighted = changes.bounds_of(vamp, images, 50)
+    assert (weighted < bound).all()
+    _, bound, _ = changes.bounds_of(model, images, 2000)
+    assert bound.mean() == pytest.approx(neg_elbo(model, images, 0, 200)["neg_elbo"], rel=1e-3)
+
+    before = model.network.state_dict()
+    after = changes.encoder_alone(model, images, options, 1e-2).network.state_dict()
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    assert same == {name for name in before if name.startswith("decoder")}
+
+    changes.DECAY = 0.0
+    last = changes.trained_again(from_config(model.config), images, options, 1e-2).network.state_dict()
+    averaged = changes.averaged(model, images, options, 1e-2).network.state_dict()
+    same = {name for name in last if np.allclose(last[name], averaged[name], atol=1e-6)}
+    assert same == {name for name in last if "moving" not in name}, "the average without a memory is the last one"
+
+
 def test_the_parts_of_the_bound_add_up(trials):
     (row,) = read(trials, "limits")["rows"]
     assert row["held_out"] == "held out"
@@ -269,6 +311,18 @@ def test_the_parts_of_the_bound_add_up(trials):
     text = (trials / "trials.md").read_text()
     assert "| `vae2-hidden-0` | 1,815,685 |" in text
     assert "--hidden 256" in text
+
+
+def test_a_mixture_is_measured_beside_the_prior(trials, load):
+    pytest.importorskip("sklearn")
+    out = trials / "mixtures.json"
+    done = run("mixtures.py", str(trials / "runs/vae2-hidden-0"), "--quick", "--out", str(out), "--threads", "2")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    (row,) = read(trials, "mixtures")["rows"]
+    assert (row["components"], row["test_images"]) == (50, 200)
+    assert row["changes"]["neg_elbo"][0] == pytest.approx(row["mixture"]["neg_elbo"][0] - row["normal"]["neg_elbo"][0])
+    text = load("report").readme_tables(trials)["mixtures"]
+    assert f"| `vae2-hidden-0` | 2 | {row['normal']['neg_elbo'][0]:,.1f} |" in text
 
 
 def test_the_best_q_is_the_one_that_a_search_finds(load):

@@ -1,5 +1,6 @@
 """Run folders: started, resumed, replaced, and what stands in the way."""
 
+import math
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import trainings
 from interruptions import At, Killed, interrupt, interrupted, kill
-from trainings import BATCH, digest, execute, files_in, resume, run_of, steps_of
+from trainings import BATCH, digest, execute, files_in, model_of, resume, run_of, steps_of
 
 import minigrad
 from autoencoders import VAE, DivergedError, TrainingOptions, load
@@ -47,6 +48,20 @@ def test_the_latents_of_a_finished_run_have_the_mean_and_variance_of_the_prior(
         variance = mu.var(axis=0) + np.exp(log_variance).mean(axis=0)
         assert (np.abs(mu.mean(axis=0)).max() < 1e-3 and np.abs(variance - 1).max() < 1e-3) == moved
     assert any("latents shifted and scaled to the prior" in line for line in told) == (samples == 1)
+
+
+def test_the_variance_of_a_finished_run_is_the_squared_error_of_its_images(tmp_path, array_file):
+    data, options = load_dataset(array_file), TrainingOptions(batch_size=BATCH, epochs=1)
+    how = {"learning_rate": 1e-3, "progress": False, "command": "test"}
+    model = model_of("vae", likelihood="gaussian-learned")
+    told = execute(start_run(model, data, options, tmp_path / "run", **how))
+    made = model.reconstruct(data.train_images, sample=True)[0]
+    error = ((made - data.train_images / 255) ** 2).mean()
+    last = VAE.load(load_checkpoint(tmp_path / "run")[2])
+    for saved, fitted in ((VAE.load(tmp_path / "run"), True), (last, False)):
+        variance = math.exp(saved.pixel_log_variance.item())
+        assert (variance == pytest.approx(error, rel=1e-2)) == fitted
+    assert any("variance of the pixels set to the mean squared error" in line for line in told)
 
 
 # ---- resuming ----
