@@ -35,7 +35,8 @@ class MinigradProgram(Program):
         self.noise = noise.astype(self.model.dtype) if self.model.noise_dim else None
         self.trainer = Trainer(self.model, self.images, chosen, progress=False, group=world())
         self.threads = None if options["kernels"] == "plain" else backend.threads  # plain leaves threads to BLAS
-        self.versions = {"minigrad": minigrad.__version__, "NumPy": np.__version__, "BLAS": (libraries(backend) or ["unknown"])[0]}
+        blas = (libraries(backend) or ["unknown"])[0]
+        self.versions = {"minigrad": minigrad.__version__, "NumPy": np.__version__, "BLAS": blas}
         if options["kernels"] == "numba":
             import numba
 
