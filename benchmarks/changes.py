@@ -205,8 +205,3 @@ def bounds_of(model: VAE, images: np.ndarray, samples: int) -> tuple[np.ndarray,
     largest = weights.max(axis=0)
     weighted = -largest - np.log(np.exp(weights - largest).mean(axis=0))
     return nll.mean(axis=0), -weights.mean(axis=0), weighted
-
-
-def error_of(values: np.ndarray) -> float:
-    """The standard error of the mean."""
-    return float(values.std(ddof=1) / math.sqrt(len(values)))

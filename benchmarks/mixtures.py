@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import driver
-from changes import bounds_of, error_of, fitted_prior
+from changes import bounds_of, fitted_prior
 from driver import BenchmarkError
 
 import minigrad
 from autoencoders import VAE, load
 from autoencoders.data import load_dataset
-from autoencoders.evaluation.bounds import binarised, draws_of, importance_weighted_nll
+from autoencoders.evaluation.bounds import binarised, draws_of, importance_weighted_nll, standard_error
 from autoencoders.evaluation.features import frechet_distance, load_classifier
 from autoencoders.evaluation.metrics import IW_IMAGES, prior_holes
 from autoencoders.runs.record import data_of_run, model_hash, read_record, trained_on, training_of_run
@@ -53,7 +53,7 @@ def mixture_of(folder: Path, samples: int, most: int | None) -> dict[str, Any]:
     for name, this, z in (("normal", model, normal), ("mixture", fitted, fitted.mixture.sample(len(test)))):
         bound = bounds_of(this, images, DRAWS)[1]
         found[name] = {
-            "neg_elbo": [float(bound.mean()), error_of(bound)],
+            "neg_elbo": [float(bound.mean()), standard_error(bound)],
             "fd": frechet_distance(features(model.decode(z)), wanted),
             "prior_holes": prior_holes(points, z[: len(points)]),
         }
@@ -62,7 +62,7 @@ def mixture_of(folder: Path, samples: int, most: int | None) -> dict[str, Any]:
     if options.binarise:
         nll = importance_weighted_nll(model, images[:IW_IMAGES], samples, mixture=fitted.mixture)
         for name, rows in zip(("normal", "mixture"), nll, strict=True):
-            found[name]["nll"] = [float(rows.mean()), error_of(rows)]
+            found[name]["nll"] = [float(rows.mean()), standard_error(rows)]
         changes["nll"] = nll[1] - nll[0]
     return {
         "run": folder.name,
@@ -74,7 +74,7 @@ def mixture_of(folder: Path, samples: int, most: int | None) -> dict[str, Any]:
         "model_sha256": model_hash(folder / MODEL_FILE),
         "training": {name: read_record(folder)[name] for name in ("options", "environment")},
         **found,
-        "changes": {name: [float(x.mean()), error_of(x)] for name, x in changes.items()},
+        "changes": {name: [float(x.mean()), standard_error(x)] for name, x in changes.items()},
     }
 
 

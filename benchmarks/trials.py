@@ -19,14 +19,14 @@ from typing import Any
 
 import driver
 import numpy as np
-from changes import averaged, bounds_of, encoder_alone, error_of, fitted_prior, mixture_prior, vamp_prior
+from changes import averaged, bounds_of, encoder_alone, fitted_prior, mixture_prior, vamp_prior
 from quality import TRAIN, run
 
 import minigrad
 from autoencoders import VAE, load
 from autoencoders.data import load_dataset
 from autoencoders.data.dataset import to_unit_range
-from autoencoders.evaluation.bounds import at_the_mean, binarised, latents_of
+from autoencoders.evaluation.bounds import at_the_mean, binarised, latents_of, standard_error
 from autoencoders.runs.record import read_record, training_of_run
 
 COMMON = "--dataset fashion-mnist --epochs 5 --batch-size 64 --limit-train 25000 --validation 5000"
@@ -118,7 +118,7 @@ def trial(name: str, seed: int, runs: Path, threads: int | None, quick: bool) ->
         "seconds": seconds,
         "environment": record["environment"],
         **found,
-        **{f"{key}_se": error_of(values) for key, values in rows.items()},
+        **{f"{key}_se": standard_error(values) for key, values in rows.items()},
         "changes": changes_of(rows, runs / f"{before(name)}-{seed}" / ROWS),
     }
 
@@ -129,7 +129,7 @@ def changes_of(rows: dict[str, np.ndarray], base: Path) -> dict[str, list[float]
         return {}
     with np.load(base) as others:
         differences = {key: rows[key] - others[key] for key in rows if key in others}
-    return {key: [float(values.mean()), error_of(values)] for key, values in differences.items()}
+    return {key: [float(values.mean()), standard_error(values)] for key, values in differences.items()}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -776,6 +776,7 @@ def small_blocks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     if hasattr(backend, "layers"):
         monkeypatch.setattr(backend.layers, "block_bytes", 1)
+        monkeypatch.setattr(backend.passes, "function_numbers", 4)
     monkeypatch.setattr(cpu, "PASS_BYTES", 1)
     monkeypatch.setattr(cpu, "FUNCTION_NUMBERS", 4)
     monkeypatch.setattr(cpu, "MATMUL_PRODUCTS", 1)

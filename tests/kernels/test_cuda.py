@@ -467,23 +467,14 @@ TF32X3_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("what", some_of(TF32_FAULTS))
+@pytest.mark.parametrize("what", some_of(TF32_FAULTS | TF32X3_FAULTS))
 def test_a_fault_of_tf32_is_found(
     what: str, campaign: Campaign, cupy_double: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "_source", lambda: _fault(*TF32_FAULTS[what]))
+    precision, faults = ("tf32", TF32_FAULTS) if what in TF32_FAULTS else ("tf32x3", TF32X3_FAULTS)
+    monkeypatch.setattr(cuda, "_source", lambda: _fault(*faults[what]))
     with pytest.raises(AssertionError, match="TF32"):
-        compare_products(large_tiles("tf32", monkeypatch), 10)
-    campaign.survived(PLANTED, 1)
-
-
-@pytest.mark.parametrize("what", some_of(TF32X3_FAULTS))
-def test_a_fault_of_tf32x3_is_found(
-    what: str, campaign: Campaign, cupy_double: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cuda, "_source", lambda: _fault(*TF32X3_FAULTS[what]))
-    with pytest.raises(AssertionError, match="TF32"):
-        compare_products(large_tiles("tf32x3", monkeypatch), 10)
+        compare_products(large_tiles(precision, monkeypatch), 10)
     campaign.survived(PLANTED, 1)
 
 

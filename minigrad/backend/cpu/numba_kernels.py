@@ -23,9 +23,9 @@ from . import function_loops, layer_loops, row_loops
 from .direct import Direct, Tables, direct, numbers, scratch_numbers
 from .layer_loops import Blocks, Gradients, Sums
 from .micro_kernels import VECTOR
-from .numpy_kernels import FUNCTION_NUMBERS, NumpyBackend
+from .numpy_kernels import NumpyBackend
 from .numpy_layers import InferenceLayer, Planner, coverage_of
-from .numpy_passes import Moments, NumpyPasses
+from .numpy_passes import FUNCTION_NUMBERS, Moments, NumpyPasses
 from .plan import adjoint, convolution
 from .threads import Pool
 

@@ -15,14 +15,13 @@ from ..device import SHARDS
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions, Backend
 from .numpy_layers import InferenceLayer, NumpyLayers, images_per_block, plain_bias
-from .numpy_passes import Moments, NumpyPasses, tiled, wide
+from .numpy_passes import FUNCTION_NUMBERS, Moments, NumpyPasses, tiled, wide
 from .plan import adjoint, convolution
 from .threads import Pool, added, usable_cores
 
 Array = Any
 CHAIN_BLOCKS = 4  # blocks of the largest layer that pass a chain together; with one, small layers have small products
 PASS_BYTES = 1 << 20  # bytes of each array in one block of an elementwise pass
-FUNCTION_NUMBERS = 1 << 15  # the fewest numbers worth a thread, where each takes several operations
 MATMUL_PRODUCTS = 1 << 20  # the fewest multiplications worth a thread
 SUM_NUMBERS = 1 << 16  # numbers of all shards that are added at a time, in the cache
 

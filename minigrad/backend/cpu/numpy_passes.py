@@ -12,6 +12,7 @@ from .threads import Pool
 
 Array = Any
 PLAIN = Backend(np)
+FUNCTION_NUMBERS = 1 << 15  # the fewest numbers worth a thread, where each takes several operations
 ROW_NUMBERS = 8192  # the longest row of `wide`, unless a single image row is longer
 CHUNK_ROWS = 512  # rows that are summed in their own precision; the sums of chunks are added in float64
 SHIFT_ROWS = 4096  # the shift of Moments is the mean of at most this many rows of the first image
@@ -24,7 +25,7 @@ class NumpyPasses:
         function_numbers: the fewest numbers that are worth a thread in `sigmoid`.
     """
 
-    function_numbers = 1 << 15
+    function_numbers = FUNCTION_NUMBERS
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
