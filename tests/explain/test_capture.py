@@ -233,6 +233,14 @@ def test_each_gradient_is_checked_by_differences() -> None:
     assert check.error > 1e-3
 
 
+def test_the_checks_do_not_depend_on_what_ran_before() -> None:
+    def checks() -> Any:
+        x = Tensor(np.ones(5, "f4"), requires_grad=True)
+        return of(captured(lambda: Wrong()(x).sum().backward()), "Wrong", "backward")[0].checks
+
+    assert checks() == checks()
+
+
 def test_a_kink_is_left_out_of_the_check() -> None:
     x = Tensor(np.float32([0.0, 1.0, -1.0, 0.0]), requires_grad=True)
     (check,) = of(captured(lambda: ops.relu(x).sum().backward()), "ReLU", "backward")[0].checks

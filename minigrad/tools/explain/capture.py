@@ -249,7 +249,7 @@ class Capture(Watcher):
             arrays.append((f"g{names[i]}", shot))
             stop.meetings.append(self._arrive(names[i], x, gx, shot))
             self._memory.see(gx, f"the gradient of {names[i]} of", node)
-        stop.checks = check(type(function), options, names, xs, host(gy), gxs, order)
+        stop.checks = check(type(function), options, names, xs, host(gy), gxs, node)
         return pairs
 
     def _arrive(self, name: str, x: Tensor, gx: Array, shot: Shot) -> Meeting:

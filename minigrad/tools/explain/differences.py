@@ -42,6 +42,7 @@ def check(
     Args:
         options: the attributes of the Function before it ran. xs, gy: arrays of the step, on the host.
         gxs: the gradients that `backward` gave, by the number of the input.
+        seed: of the direction; the same step is to show the same numbers.
     """
     if sum(x.size for x in xs if x is not None) > MOST:
         return f"not checked: there are more than {MOST:,} numbers"
