@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, backend_of, evaluation, nn, no_grad, ops, optim
+from minigrad import Backend, Tensor, backend_of, evaluation, nn, no_grad, ops, optim
 from minigrad.nn.summary import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, save_state
@@ -345,7 +345,16 @@ class Autoencoder:
 
     @property
     def dtype(self) -> Any:
-        return self.network.parameters()[0].dtype
+        return self._first_weight.dtype
+
+    @property
+    def backend(self) -> Backend:
+        """The backend of its weights."""
+        return backend_of(self._first_weight)
+
+    @property
+    def _first_weight(self) -> Array:
+        return next(self.network.named_parameters())[1].data
 
     def _encode(self, images: np.ndarray, labels: np.ndarray | None) -> list[np.ndarray]:
         def heads(x: Tensor, given: Array | None) -> tuple[Tensor, ...]:
@@ -371,7 +380,7 @@ class Autoencoder:
     ) -> list[np.ndarray]:
         """The outputs of function over all rows, a batch at a time, in evaluation mode."""
         with self.evaluating():
-            k = backend_of(self.network.parameters()[0].data)
+            k = self.backend
             outputs = []
             for batch in self.batches(len(rows)):
                 x = k.unit_range(k.from_host(np.ascontiguousarray(rows[batch])), self.dtype)

@@ -90,7 +90,7 @@ def _decoder_logits(
     model: Autoencoder, latents: np.ndarray, labels: np.ndarray | None
 ) -> Iterator[tuple[slice, Array]]:
     """(rows, the decoder's output for them on its device), a batch at a time."""
-    k = backend_of(model.network.parameters()[0].data)
+    k = model.backend
     for rows in model.batches(len(latents)):
         z = latents[rows].astype(model.dtype)
         one_hot = model.one_hot(None if labels is None else labels[rows], len(z))

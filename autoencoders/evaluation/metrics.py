@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad import backend_of
 from minigrad.random import generator
 
 from ..conv_autoencoder import BATCH, VAE, Autoencoder
@@ -149,7 +148,7 @@ def measure(
             metrics["fd_floor"] = frechet_distance(classifier.features(floor), features)
     if isinstance(model, VAE):
         if iw_samples and model.likelihood == "bernoulli":
-            limit = IW_IMAGES if backend_of(model.network.parameters()[0].data).on_host else None
+            limit = IW_IMAGES if model.backend.on_host else None
             binary, given = binarised(images)[:limit], None if labels is None else labels[:limit]
             how: dict[str, Any] = {"labels": given, "mixture": mixture}
             bounds = importance_weighted_nll(model, binary, iw_samples, seed, progress, **how)

@@ -107,7 +107,7 @@ def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> 
     that a thread works on, and two sums for each shard: of the gradients of weights and of results. A test compares
     this with the arrays that a step holds at its peak.
     """
-    k, itemsize = backend_of(model.network.parameters()[0].data), model.dtype.itemsize
+    k, itemsize = model.backend, model.dtype.itemsize
     encoder, decoder = layer_sizes(model.config)
     pixels = math.prod(model.input_shape)
     encoded = math.prod(map_shapes(*(model.config[x] for x in ("input_shape", "conv_filters", "conv_strides")))[-1])

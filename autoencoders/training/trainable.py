@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minigrad import Tensor, nn, optim
+from minigrad import Backend, Tensor, nn, optim
 from minigrad.backend import Array
 
 
@@ -33,6 +33,10 @@ class Trainable(Protocol):
 
     @property
     def dtype(self) -> Any:
+        """That of the parameters."""
+
+    @property
+    def backend(self) -> Backend:
         """That of the parameters."""
 
     def evaluating(self) -> AbstractContextManager[None]:

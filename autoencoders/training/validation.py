@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minigrad import Tensor, backend_of
+from minigrad import Tensor
 from minigrad.distributed import ALONE, Group
 
 from .trainable import Trainable
@@ -27,7 +27,7 @@ def mean_losses(
     one_hot: the labels as rows of `one_hot`, for a conditional model. targets: as for `losses`. group: the processes
     that do this together, each some of the batches.
     """
-    k = backend_of(model.network.parameters()[0].data)
+    k = model.backend
     names = model.loss_names if iw_samples == 1 else (*model.loss_names, "bound")
     starts = range(0, len(images), batch)
     sums = np.zeros((len(starts), len(names)))

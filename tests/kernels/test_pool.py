@@ -74,11 +74,12 @@ def test_the_shards_hold_every_item_once_in_order_on_any_number_of_threads(threa
         assert all(size < 1.5 * block + 1 for size in sizes)
         if case == "1 16 7 1":
             assert sizes == [8, 8], "even: a small block at the end would make a small product"
-        whole = []
-        Pool(threads, shards).run_shards(lambda mine, size, joined, whole=whole: whole.append((mine, size)), count)
-        assert len(whole) <= threads
-        found = sorted(shard for mine, _ in whole for shard in mine)
-        assert found == list(range(-(-count // max(-(-count // shards), 1))))
+        found = Pool(threads, shards).shares(count)
+        assert found.size == max(-(-count // shards), 1)
+        assert found.shards == -(-count // found.size)
+        assert found.threads == max(min(threads, found.shards), 1)
+        starts = [thread * found.shards // found.threads for thread in range(found.threads + 1)]
+        assert all(start % found.joined == 0 for start in starts), "neighbours that are joined have the same thread"
 
 
 def test_the_sums_of_shards_are_added_as_a_tree():

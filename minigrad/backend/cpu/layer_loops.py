@@ -16,7 +16,7 @@ import numpy as np
 from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
 
-from . import function_loops, micro_kernels, row_loops
+from . import function_loops, micro_kernels, row_loops, team
 from .compiling import compiled
 from .direct import LAYER, STEP, Direct, Tables
 from .micro_kernels import VECTOR, matmul, tiles
@@ -32,9 +32,11 @@ from .row_loops import (
     row_sums,
     where_positive,
 )
+from .team import DESK, address_of, part_of, share
 
 Array = Any
 LOG = logging.getLogger("minigrad")  # Python prints its warnings on stderr by default
+summed = partial(compiled, fastmath=("contract", "reassoc"))  # sums may be taken in any order, so by vectors
 PADDED, GRADIENT, SPARE = 0, 1, 2  # the arrays of scratch
 
 
@@ -42,6 +44,14 @@ PADDED, GRADIENT, SPARE = 0, 1, 2  # the arrays of scratch
 def pair(numbers: Array) -> tuple[int, int]:
     """The two numbers of an array."""
     return numbers[0], numbers[1]
+
+
+@compiled
+def fill(weight: Array, order: Array, matrices: Array) -> None:
+    """matrices = the numbers of the flat weight in this order, and zeros for -1."""
+    zero = weight.dtype.type(0)
+    for i in range(len(order)):
+        matrices[i] = weight[order[i]] if order[i] >= 0 else zero
 
 
 @compiled
@@ -68,7 +78,7 @@ def fold(
     matmul(coverage, taps, False, bias_image)
 
 
-@compiled
+@summed
 def unfold(
     norm: Array, weight: Array, gw: Array, total: Array, coverage: Array, transposed: bool, sums: Array,
     gweight: Array, gbias: Array
@@ -80,19 +90,30 @@ def unfold(
     matmul(coverage.T, total, False, taps)
     for k in range(len(gbias)):
         gbias[k] = taps[KH * KW, k]
+    if not len(norm):
+        result, source = gweight.reshape(-1), gw.reshape(-1)
+        for i in range(len(source)):
+            result[i] = source[i]
+        return
     for a in range(KH):
         for b in range(KW):
+            tap = taps[a * KW + b]
             for c in range(C):
-                for f in range(F):
-                    g = gw[a, b, c, f]
-                    if len(norm):
-                        x, y = (f, c) if transposed else (c, f)
-                        tap, w = taps[a * KW + b, y], weight[a, b, c, f]
-                        g -= tap * norm[0, x]
-                        sums[0, x] += w * tap
-                        sums[1, x] += w * g
-                        g = g * norm[1, x] + tap * norm[2, x]
-                    gweight[a, b, c, f] = g
+                if transposed:
+                    for f in range(F):
+                        g = gw[a, b, c, f] - tap[c] * norm[0, f]
+                        sums[0, f] += weight[a, b, c, f] * tap[c]
+                        sums[1, f] += weight[a, b, c, f] * g
+                        gweight[a, b, c, f] = g * norm[1, f] + tap[c] * norm[2, f]
+                else:
+                    first, second = 0.0, 0.0
+                    for f in range(F):
+                        g = gw[a, b, c, f] - tap[f] * norm[0, c]
+                        first += weight[a, b, c, f] * tap[f]
+                        second += weight[a, b, c, f] * g
+                        gweight[a, b, c, f] = g * norm[1, c] + tap[f] * norm[2, c]
+                    sums[0, c] += first
+                    sums[1, c] += second
 
 
 @compiled
@@ -178,29 +199,6 @@ def layer_of(x: Array, layer: Any, tables: Tables, bias: Array, out: Array, scra
             activate(out[i].reshape(-1), bias, layer.relu != 0)
 
 
-@compiled
-def chain(
-    x: Array, layers: Array, tables: Tables, biases: Array, y: Array, between: tuple[Array, Array], scratch: Array
-) -> None:
-    """y = what the layers compute one after another from the block x; their results are in `between` by turns."""
-    n, source = len(x), x
-    for i in range(len(layers)):
-        layer = layers[i]
-        (H, W), F, images = pair(layer.output_size), layer.channels, layer.images
-        mine = Tables(
-            tables.steps[layer.steps[0] : layer.steps[1]],
-            tables.pixels[layer.pixels[0] : layer.pixels[1]].reshape(2, -1),
-            tables.taps[layer.taps[0] : layer.taps[1]],
-            tables.matrices[layer.matrices[0] : layer.matrices[1]],
-        )
-        bias = biases[layer.bias[0] : layer.bias[1]]
-        out = y if i == len(layers) - 1 else between[i % 2][: n * H * W * F].reshape(n, H, W, F)
-        for start in range(0, n, images):
-            block, result = source[start : start + images], out[start : start + images]
-            layer_of(block, layer, mine, bias, result, scratch)
-        source = out
-
-
 class Sums(NamedTuple):
     """Of the results y of each shard: sums (shards, 2, F) of y - shift and of its square, where shifts (shards, F) are
     the means of the first images, and counts (shards,) of pixels."""
@@ -235,19 +233,20 @@ def even(count: int, most: int) -> int:
 
 
 @compiled
-def conv_layer(
-    x: Array, size: int, layers: Array, tables: Tables, bias: Array, y: Array, moments: Sums, scratch: Array
-) -> None:
-    """y = the layer of some shards x of `size` images, + bias. If it has a ReLU, moments become those of y."""
+def layer_part(
+    thread: int, first_shard: int, stop_shard: int, x: Array, size: int, layers: Array, tables: Tables, bias: Array,
+    y: Array, moments: Sums, scratch: Array
+) -> None:  # fmt: skip
+    """What one thread does of conv_layer: some shards."""
     F, layer = y.shape[3], layers[0]
     shifts, sums, counts = moments
     centre, area = np.empty(F, x.dtype), y.shape[1] * y.shape[2]
-    for shard in range(len(shifts)):
+    for shard in range(first_shard, stop_shard):
         first, stop = shard * size, min((shard + 1) * size, len(x))
         each = even(stop - first, layer.images)
         for start in range(first, stop, each):
             out = y[start : min(start + each, stop)]
-            layer_of(x[start : start + len(out)], layer, tables, bias, out, scratch)
+            layer_of(x[start : start + len(out)], layer, tables, bias, out, scratch[thread])
             if layer.relu:
                 rows = out.reshape(out.size // F, F)
                 if start == first:
@@ -257,6 +256,59 @@ def conv_layer(
                         shifts[shard, k] = centre[k]
                 add_moments(rows, centre, sums[shard])
                 counts[shard] += len(rows)
+
+
+@compiled
+def conv_layer(
+    desks: Array, threads: int, shards: int, x: Array, size: int, layers: Array, tables: Tables, bias: Array, y: Array,
+    moments: Sums, scratch: Array
+) -> None:  # fmt: skip
+    """y = the layer of x, whose shards have `size` images, + bias. If it has a ReLU, moments become those of y."""
+    arguments = x, size, layers, tables, bias, y, moments, scratch
+    share(desks, threads, shards, part_of(layer_part, arguments), address_of(arguments))
+
+
+@compiled
+def chain_part(
+    thread: int, first_shard: int, stop_shard: int, x: Array, layers: Array, tables: Tables, biases: Array, norm: Array,
+    y: Array, blocks: Blocks, between: tuple[Array, Array], scratch: Array
+) -> None:  # fmt: skip
+    """What one thread does of chain: the images of some shards, a block after another."""
+    end = min(stop_shard * blocks.shard, len(x))
+    first = first_shard * blocks.shard
+    each = even(end - first, blocks.block)
+    for start in range(first, end, each):
+        source, result = x[start : min(start + each, end)], y[start : min(start + each, end)]
+        n = len(source)
+        for i in range(len(layers)):
+            layer = layers[i]
+            (H, W), F, images = pair(layer.output_size), layer.channels, layer.images
+            mine = Tables(
+                tables.steps[layer.steps[0] : layer.steps[1]],
+                tables.pixels[layer.pixels[0] : layer.pixels[1]].reshape(2, -1),
+                tables.taps[layer.taps[0] : layer.taps[1]],
+                tables.matrices[layer.matrices[0] : layer.matrices[1]],
+            )
+            bias = biases[layer.bias[0] : layer.bias[1]]
+            out = result if i == len(layers) - 1 else between[i % 2][thread, : n * H * W * F].reshape(n, H, W, F)
+            some = even(n, images)
+            for at in range(0, n, some):
+                layer_of(source[at : at + some], layer, mine, bias, out[at : at + some], scratch[thread])
+            source = out
+        if len(norm):
+            rows = result.reshape(result.size // len(norm[0]), len(norm[0]))
+            normalise(rows, norm, rows)
+
+
+@compiled
+def chain(
+    desks: Array, threads: int, shards: int, x: Array, layers: Array, tables: Tables, biases: Array, norm: Array,
+    y: Array, blocks: Blocks, between: tuple[Array, Array], scratch: Array
+) -> None:  # fmt: skip
+    """y = what the layers compute one after another from x, normalised with the rows of norm if there are any; the
+    results of a block are in `between` by turns."""
+    arguments = x, layers, tables, biases, norm, y, blocks, between, scratch
+    share(desks, threads, shards, part_of(chain_part, arguments), address_of(arguments))
 
 
 @compiled
@@ -271,42 +323,41 @@ def join(rows: Array, last: int, joined: int) -> None:
 
 
 @compiled
-def conv_layer_grad(
-    gy: Array, grad_rows: Array, y: Array, x: Array, window: Direct, transposed: bool, layers: Array, tables: Tables,
-    results: Gradients, blocks: Blocks, scratch: tuple[Array, Array, Array]
+def layer_grad_part(
+    thread: int, first_shard: int, stop_shard: int, gy: Array, grad_rows: Array, y: Array, x: Array, window: Direct,
+    transposed: bool, layers: Array, tables: Tables, results: Gradients, blocks: Blocks,
+    scratch: tuple[Array, Array, Array]
 ) -> None:  # fmt: skip
-    """The gradients of conv_layer for some shards. For each block of images:
+    """What one thread does of conv_layer_grad: some shards. For each block of images:
 
     1. g is gy through the batch_norm and the ReLU.
     2. The shard's total += the sum of g over images.
     3. Its gweight += image^T @ factors, where image and factors are x and g, or g and x if transposed.
     4. gx from g. It overwrites the padded image, which step 3 does not need any more.
-
-    window: the plan of the convolution that reads `image`. layers, tables: of the layer that gives gx, which for a
-    transposed layer is that convolution.
     """
     (gx, gweights, totals), size, record = results, blocks.shard, window.layer[0]
     C, F, panel, places = x.shape[3], y.shape[3], 2 * VECTOR // x.itemsize, window.pixels[0]
     channels = C if transposed else F
     taps, pixels = window.taps[:-1], (len(places) - 1) // record.images
     targets = np.arange(len(taps)) * channels
-    for shard in range(len(totals)):
+    images, grads, spare = scratch[PADDED][thread], scratch[GRADIENT][thread], scratch[SPARE][thread]
+    for shard in range(first_shard, stop_shard):
         first, end = shard * size, min((shard + 1) * size, len(x))
         each, gweight, total = even(end - first, blocks.block), gweights[shard], totals[shard]
         for start in range(first, end, each):
             stop = min(start + each, end)
             source, result, g = x[start:stop], y[start:stop], gy[start:stop]
             if len(grad_rows):
-                g, count = scratch[GRADIENT][: result.size].reshape(result.shape), result.size // F
+                g, count = grads[: result.size].reshape(result.shape), result.size // F
                 rows = gy[start:stop].reshape(count, F), result.reshape(count, F)
                 relu_norm_gradient(*rows, grad_rows, g.reshape(count, F))
             add_images(g.reshape(len(g), total.size), total, start > first)
             image, factors = (g, source) if transposed else (source, g)
-            held, numbers = padded(image, record, scratch[PADDED]), factors.reshape(-1)
+            held, numbers = padded(image, record, images), factors.reshape(-1)
             if channels % (panel // 2):  # vectors reach beyond the last pixel
                 for k in range(factors.size):
-                    scratch[SPARE][k] = numbers[k]
-                numbers = scratch[SPARE]
+                    spare[k] = numbers[k]
+                numbers = spare
             for left in range(0, channels, panel):
                 column, width = numbers[left:].ctypes.data, min(panel, channels - left)
                 met = places[: pixels * len(g)]
@@ -318,9 +369,24 @@ def conv_layer_grad(
                     convolve(held, len(g), layers[0], tables, out)
                 else:
                     no_bias = total[:0]
-                    layer_of(g, layers[0], tables, no_bias, out, scratch[PADDED])
+                    layer_of(g, layers[0], tables, no_bias, out, images)
         join(gweights, shard, blocks.joined)
         join(totals, shard, blocks.joined)
+
+
+@compiled
+def conv_layer_grad(
+    desks: Array, threads: int, shards: int, gy: Array, grad_rows: Array, y: Array, x: Array, window: Direct,
+    transposed: bool, layers: Array, tables: Tables, results: Gradients, blocks: Blocks,
+    scratch: tuple[Array, Array, Array]
+) -> None:  # fmt: skip
+    """The gradients of conv_layer.
+
+    window: the plan of the convolution that reads `image`. layers, tables: of the layer that gives gx, which for a
+    transposed layer is that convolution.
+    """
+    arguments = gy, grad_rows, y, x, window, transposed, layers, tables, results, blocks, scratch
+    share(desks, threads, shards, part_of(layer_grad_part, arguments), address_of(arguments))
 
 
 def prepare(dtype: Any) -> None:
@@ -332,7 +398,7 @@ def prepare(dtype: Any) -> None:
         except Exception as error:  # the loops are checked; so it is the cache
             place = loop.stats.cache_path
             LOG.warning("minigrad: Numba's cache fails (%s), so it is not used; delete the folder %s", error, place)
-            for names in (globals(), *map(vars, (function_loops, micro_kernels, row_loops))):
+            for names in (globals(), *map(vars, (function_loops, micro_kernels, row_loops, team))):
                 cached: list[Any] = [each for each in names.values() if isinstance(each, Dispatcher)]
                 for each in cached:
                     each._cache = NullCache()
@@ -357,6 +423,7 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield gradient_sums, (rows, rows, vector, sums)
     yield row_sums, (rows, sums[0])
     yield where_positive, (vector, vector, vector)
+    yield fill, (vector, np.zeros(2, np.int64), vector)
     yield fold, (norm, weights[0], vector, ones((1, 2)), False, ones((1, 1, 2, 2)), ones((1, 2)))
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
     yield unfold, (norm, weights[0], weights[0], rows, ones((1, 2)), False, *gradients)
@@ -368,11 +435,15 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     steps["pixels"], steps["taps"], steps["matrix"] = (0, 1), (0, 2), (0, 64)
     tables, window = Tables(steps, pixels, places, spare), Direct(layers, steps, pixels, places, places)
     flat = Tables(steps, places, places, spare)
-    yield chain, (image, layers, flat, vector, image, (spare, spare), spare)
-    yield conv_layer, (image, 1, layers, tables, vector, image, Sums(sums[:1], sums[None], np.ones(1)), spare)
-    results, blocks = Gradients(image, spare[None], vector[None]), Blocks(1, 1, 1)
+    alone, room = (np.zeros((0, DESK), np.int64), 1, 1), spare[None]
+    yield conv_layer, (*alone, image, 1, layers, tables, vector, image, Sums(sums[:1], sums[None], np.ones(1)), room)
+    results, blocks = Gradients(image, room, vector[None]), Blocks(1, 1, 1)
+    yield chain, (*alone, image, layers, flat, vector, norm, image, blocks, (room, room), room)
     arrays = image, grad_rows, image, image
-    yield conv_layer_grad, (*arrays, window, False, layers, tables, results, blocks, (spare, spare, spare))
+    yield conv_layer_grad, (*alone, *arrays, window, False, layers, tables, results, blocks, (room, room, room))
+    desk = np.zeros(DESK, np.int64)
+    yield team.hand_over, (desk, 0, 0, 0, 0, 0)
+    yield team.serve, (desk,)
     yield adam, (vector, vector, vector, vector, vector, *ones(4))
     single = np.ones(2, np.float32)
     yield function_loops.sigmoid, (single, single)

@@ -147,19 +147,16 @@ def tiles(
                 c[at + left : at + left + width] = 0
         return
     edge, edge_rows = np.empty((ROWS[0], 2 * W), c.dtype), np.arange(ROWS[0]) * (2 * W)
+    inside = width == vectors * W  # else a vector reaches beyond the columns, and the tile goes to a spare place first
     for height in ROWS:
         while len(a_rows) - i >= height:
-            rows, place = a_rows[i:].ctypes.data, c_rows[i:].ctypes.data
-            if width == vectors * W:
-                target = c.ctypes.data + left * size
-                tile(height, vectors, a, rows, columns, K, b, b_step, target, place, add, one)  # type: ignore[call-arg]
-            else:  # a vector reaches beyond the columns: the tile goes to a spare place first
-                target, place = edge.ctypes.data, edge_rows.ctypes.data
-                tile(height, vectors, a, rows, columns, K, b, b_step, target, place, False, one)  # type: ignore[call-arg]
-                for r in range(height):
-                    for j in range(width):
-                        at = c_rows[i + r] + left + j
-                        c[at] = edge[r, j] + c[at] if add else edge[r, j]
+            target, places = (c.ctypes.data + left * size, c_rows[i:]) if inside else (edge.ctypes.data, edge_rows)
+            rows, place = a_rows[i:].ctypes.data, places.ctypes.data
+            tile(height, vectors, a, rows, columns, K, b, b_step, target, place, add and inside, one)  # type: ignore[call-arg]
+            for r in range(0 if inside else height):
+                for j in range(width):
+                    at = c_rows[i + r] + left + j
+                    c[at] = edge[r, j] + c[at] if add else edge[r, j]
             i += height
 
 

@@ -9,7 +9,7 @@ Measured by benchmarks/ops.py and benchmarks/train.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -24,10 +24,11 @@ from .direct import Direct, Tables, direct, numbers, scratch_numbers
 from .layer_loops import Blocks, Gradients, Sums
 from .micro_kernels import VECTOR
 from .numpy_kernels import NumpyBackend
-from .numpy_layers import InferenceLayer, Planner, coverage_of
+from .numpy_layers import InferenceLayer, Planner, chain_block, coverage_of
 from .numpy_passes import FUNCTION_NUMBERS, Moments, NumpyPasses
 from .plan import adjoint, convolution
-from .threads import Pool
+from .team import Team
+from .threads import Pool, Shares
 
 Array = Any
 
@@ -71,13 +72,14 @@ class NumbaLayers:
     block_bytes = 1 << 19
 
     def __init__(self, pool: Pool) -> None:
-        self.pool = pool
+        self.pool, self.team = pool, Team(pool.threads - 1)
 
     def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> FilledPlan:
         """How a convolution or its adjoint is computed."""
         plan = self._direct(planner, weight, geometry)
-        filled = np.append(weight, weight.dtype.type(0)) if (plan.order < 0).any() else weight.reshape(-1)
-        return FilledPlan(plan, filled.take(plan.order))
+        matrices = np.empty(len(plan.order), weight.dtype)
+        layer_loops.fill(np.ascontiguousarray(weight).reshape(-1), plan.order, matrices)
+        return FilledPlan(plan, matrices)
 
     def _direct(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> Direct:
         size = weight.itemsize
@@ -101,13 +103,10 @@ class NumbaLayers:
         layers = plan.direct.layer.copy()  # the plan is kept for the next call
         layers["relu"] = relu
 
-        def task(shards: range, size: int, _: int) -> None:
-            part, mine = slice(shards.start * size, shards.stop * size), slice(shards.start, shards.stop)
-            sums = Sums(moments.shifts[mine], moments.sums[mine], moments.counts[mine].reshape(-1))
-            scratch = self.pool.scratch("padded", (plan.scratch,), x.dtype)
-            layer_loops.conv_layer(x[part], size, layers, plan.tables, bias, y[part], sums, scratch)
-
-        self.pool.run_shards(task, len(x))
+        shares = self.pool.shares(len(x))
+        sums = Sums(moments.shifts, moments.sums, moments.counts.reshape(-1))
+        scratch = self._scratch("padded", shares, plan.scratch, x.dtype)
+        self._run(layer_loops.conv_layer, shares, x, shares.size, layers, plan.tables, bias, y, sums, scratch)
         return y, moments
 
     def gradients(
@@ -128,18 +127,22 @@ class NumbaLayers:
         rows = _or_empty(grad_rows, 2, x.dtype)
         factors = x if transposed else y
 
-        def task(shards: range, size: int, joined: int) -> None:
-            part, mine = slice(shards.start * size, shards.stop * size), slice(shards.start, shards.stop)
-            results = Gradients(gx[part], gweights[mine], totals[mine])
-            sizes = {"padded": scratch_size, "gradient": y[0].size, "spare": factors[0].size}
-            scratch = tuple(self.pool.scratch(n, (block * size + VECTOR,), x.dtype) for n, size in sizes.items())
-            arrays, plans = (gy[part], rows, y[part], x[part]), (window, transposed, back.direct.layer, back.tables)
-            layer_loops.conv_layer_grad(*arrays, *plans, results, Blocks(size, block, joined), scratch)
-
-        shards, joined = self.pool.run_shards(task, len(x))
-        gweights[shards:] = totals[shards:] = 0
+        shares = self.pool.shares(len(x))
+        sizes = {"padded": scratch_size, "gradient": y[0].size, "spare": factors[0].size}
+        scratch = tuple(self._scratch(n, shares, block * size + VECTOR, x.dtype) for n, size in sizes.items())
+        plans, results = (window, transposed, back.direct.layer, back.tables), Gradients(gx, gweights, totals)
+        blocks = Blocks(shares.size, block, shares.joined)
+        self._run(layer_loops.conv_layer_grad, shares, gy, rows, y, x, *plans, results, blocks, scratch)
+        gweights[shares.shards :] = totals[shares.shards :] = 0
         gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(parts, -1, y.shape[3])
-        return gx if needs_gx else None, gweights[::joined], totals[::joined]
+        return gx if needs_gx else None, gweights[:: shares.joined], totals[:: shares.joined]
+
+    def _run(self, loop: Any, shares: Shares, *arguments: Any) -> None:
+        self.team.run(loop, shares.threads, shares.shards, *arguments)
+
+    def _scratch(self, name: str, shares: Shares, numbers: int, dtype: Any) -> Array:
+        """So many numbers for each thread."""
+        return self.pool.scratch(name, (shares.threads * numbers,), dtype).reshape(shares.threads, numbers)
 
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
         """What NumpyLayers.fold computes."""
@@ -163,8 +166,8 @@ class NumbaLayers:
         layer_loops.unfold(*arguments, sums, gweight, gbias)
         return None if rows is None else sums.astype(dtype), gweight, gbias
 
-    def chain(self, links: list[InferenceLayer]) -> Callable[[Array, Array], None]:
-        """A function (x, y) that runs the block x through the layers in one call and writes the result into y."""
+    def chain(self, links: list[InferenceLayer], x: Array, rows: Array | None, y: Array) -> None:
+        """What NumpyLayers.chain computes, in one call."""
         layers = np.concatenate([plan.direct.layer for plan, *_ in links])
         layers["relu"] = [relu for _, _, relu, _ in links]
         tables = [(*plan.tables, bias_image.reshape(-1)) for plan, bias_image, _, _ in links]
@@ -174,17 +177,14 @@ class NumbaLayers:
             stops = np.cumsum([len(part) for part in flat])
             layers[name] = np.stack([np.append(0, stops[:-1]), stops], axis=1)
             joined.append(_joined(flat))
+        shares = self.pool.shares(len(x))
+        block = min(chain_block(links), -(-len(x) // shares.threads))
         pixels = max(math.prod(plan.output_size) * plan.channels for plan, *_ in links)
-        scratch = max(plan.scratch for plan, *_ in links)
-
-        def infer(x: Array, y: Array) -> None:
-            sizes = {"padded": scratch, "even": len(x) * pixels, "odd": len(x) * pixels}
-            padded, *between = (self.pool.scratch(name, (size,), x.dtype) for name, size in sizes.items())
-            layer_loops.chain(
-                np.ascontiguousarray(x), layers, Tables(*joined[:4]), joined[4], y, tuple(between), padded
-            )
-
-        return infer
+        sizes = {"padded": max(plan.scratch for plan, *_ in links), "even": block * pixels, "odd": block * pixels}
+        padded, *between = (self._scratch(name, shares, size, x.dtype) for name, size in sizes.items())
+        blocks, norm = Blocks(shares.size, block, 1), _or_empty(rows, 2, x.dtype)
+        arguments = layers, Tables(*joined[:4]), joined[4], norm, y, blocks, tuple(between), padded
+        self._run(layer_loops.chain, shares, np.ascontiguousarray(x), *arguments)
 
 
 class NumbaPasses(NumpyPasses):

@@ -20,7 +20,6 @@ from .plan import adjoint, convolution
 from .threads import Pool, added, usable_cores
 
 Array = Any
-CHAIN_BLOCKS = 4  # blocks of the largest layer that pass a chain together; with one, small layers have small products
 PASS_BYTES = 1 << 20  # bytes of each array in one block of an elementwise pass
 MATMUL_PRODUCTS = 1 << 20  # the fewest multiplications worth a thread
 SUM_NUMBERS = 1 << 16  # numbers of all shards that are added at a time, in the cache
@@ -152,15 +151,7 @@ class NumpyBackend(FastBackend):
             )
             source = np.empty((0, *plan.output_size, plan.channels), x.dtype)
         y = np.empty((len(x), *source.shape[1:]), x.dtype)
-        last_rows = None if rows[-1] is None else self.passes.per_channel(rows[-1], y)
-        infer = self.layers.chain(links)
-
-        def task(_: int, block: slice) -> None:
-            infer(x[block], y[block])
-            if last_rows is not None:
-                self.passes.normalise(y[block], last_rows, y[block])
-
-        self.pool.run(task, len(x), CHAIN_BLOCKS * min(link.images for link in links), shards_apart=False)
+        self.layers.chain(links, x, rows[-1], y)
         return y
 
     def _folded(self, rows: Array | None, layer: Layer) -> tuple[Array, Array]:

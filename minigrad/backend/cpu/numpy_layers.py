@@ -163,20 +163,25 @@ class NumpyLayers:
             g += taps[:, None, :] * shift[:, None]
         return np.stack([first, second - mean * first]), gweight, gbias
 
-    def chain(self, links: list[InferenceLayer]) -> Callable[[Array, Array], None]:
-        """A function (x, y) that runs the block x through the layers and writes the result into y."""
+    def chain(self, links: list[InferenceLayer], x: Array, rows: Array | None, y: Array) -> None:
+        """y = the layers, one after another, of x; and normalised with the rows (3, C), unless they are None."""
+        wide_rows = None if rows is None else self.passes.per_channel(rows, y)
 
-        def infer(x: Array, y: Array) -> None:
+        def task(_: int, block: slice) -> None:
+            source, result = x[block], y[block]
             for i, (plan, bias_image, relu, images) in enumerate(links):
-                out = y
+                out = result
                 if i < len(links) - 1:
-                    out = self.pool.scratch(f"layer {i}", (len(x), *plan.output_size, plan.channels), x.dtype)
-                for start in range(0, len(x), images):
-                    block = slice(start, start + images)
-                    self._convolve(plan, x[block], bias_image, relu, out[block])
-                x = out
+                    shape = len(source), *plan.output_size, plan.channels
+                    out = self.pool.scratch(f"layer {i}", shape, x.dtype)
+                for start in range(0, len(source), images):
+                    part = slice(start, start + images)
+                    self._convolve(plan, source[part], bias_image, relu, out[part])
+                source = out
+            if wide_rows is not None:
+                self.passes.normalise(result, wide_rows, result)
 
-        return infer
+        self.pool.run(task, len(x), chain_block(links), shards_apart=False)
 
     # ---- a block of images ----
 
@@ -252,6 +257,11 @@ class NumpyLayers:
         shape, strides = (KH, KW, C, n, PH, PW), (s[1], s[2], s[3], s[0], s[1] * SH, s[2] * SW)
         columns = np.ndarray(shape, x.dtype, padded, offset, strides).copy()
         return columns.reshape(KH * KW * C, n * PH * PW).T
+
+
+def chain_block(links: list[InferenceLayer]) -> int:
+    """Images that pass a chain together: four blocks of the largest layer, because small layers need more images."""
+    return 4 * min(link.images for link in links)
 
 
 def images_per_block(layers: Any, plan: Any, x: Array) -> int:

@@ -15,7 +15,7 @@ from contextvars import copy_context
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,6 +106,19 @@ def _stop(workers: list[_Worker]) -> None:
         worker.jobs.put(None)
 
 
+class Shares(NamedTuple):
+    """Items in each shard, of which the last one may have fewer; shards that have items; threads that get some.
+
+    joined: so many neighbouring shards are always on the same thread. It may add their sums, as `Pool.total` does, in
+    the place of the first; then `total(parts[::joined])` is the sum of all.
+    """
+
+    size: int
+    shards: int
+    threads: int
+    joined: int
+
+
 class Pool:
     """Runs a task over the images of a batch, cut into a fixed number of shards, on some threads.
 
@@ -172,18 +185,12 @@ class Pool:
 
         self._on_threads(work, shards, -(-count // least))
 
-    def run_shards(self, task: Callable[[range, int, int], Any], count: int) -> tuple[int, int]:
-        """Call task(shards, size, joined) once on each thread, for its shards of `size` items; the last one may have
-        fewer. Returns (number of shards, joined).
-
-        joined: so many neighbouring shards are always on the same thread. The task may add their sums, as `total` does,
-        in the place of the first; then `total(parts[::joined])` is the sum of all.
-        """
+    def shares(self, count: int) -> Shares:
+        """How `count` items are shared among the threads, if each takes its shards at once."""
         size, shards = self._cut(count)
         threads = max(min(self.threads, shards), 1)
         joined = 1 if self.by_thread else math.gcd(self.shards, *(i * shards // threads for i in range(1, threads + 1)))
-        self._on_threads(lambda _, mine: task(mine, size, joined), shards)
-        return shards, joined
+        return Shares(size, shards, threads, joined)
 
     def total(self, parts: np.ndarray) -> np.ndarray:
         """The sum of the parts (shards, ...). Of several processes, each of which has the mean loss of its own images,
