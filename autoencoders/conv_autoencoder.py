@@ -391,7 +391,7 @@ class Autoencoder:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """A context in evaluation mode that records no graph. It changes nothing, so any thread may use the model."""
-        with evaluation(), no_grad():
+        with evaluation(), no_grad(), self.backend.session():
             yield
 
 
