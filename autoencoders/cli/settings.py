@@ -100,6 +100,7 @@ RUN: dict[str, Option] = {
     "tensorboard": (None, bool, "write events for TensorBoard into the run's folder"),
 }
 OPTIONS = {name: option for group in (*GROUPS.values(), COMPUTING) for name, option in group.items()}
+IN_CONFIG = OPTIONS | {"init-from": RUN["init-from"]}
 # arguments of the library that are options of another name
 RENAMED = {
     "latent_space_dim": "latent-dim",
@@ -129,10 +130,10 @@ def read_config(path: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as TOML ({error})") from error
     for name, value in found.items():
-        if name not in OPTIONS:
-            hint = did_you_mean(name, OPTIONS) or f"; the options are {', '.join(OPTIONS)}"
+        if name not in IN_CONFIG:
+            hint = did_you_mean(name, IN_CONFIG) or f"; the options are {', '.join(IN_CONFIG)}"
             raise DataError(f"{path}: unknown option {name!r}{hint}")
-        kind = OPTIONS[name][1]
+        kind = IN_CONFIG[name][1]
         good = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
         if not good or (kind is list and not all(type(n) is int for n in value)):
             expected = "a list of whole numbers" if kind is list else f"of type {kind.__name__}"

@@ -175,11 +175,11 @@ class Training:
         if self.args.config:
             self.config.update(read_config(self.args.config))
             if "model" not in self.typed:
-                given |= {name for name, value in self.config.items() if value != (settings[name] or False)}
+                given |= {name for name, value in self.config.items() if value != (settings.get(name) or False)}
             settings |= self.config
         settings |= {name: getattr(self.args, name) for name in self.typed}
-        if self.args.init_from:
-            take_model(self.args.init_from, settings, given, self.console.line)
+        if source := self.args.init_from or self.config.get("init_from"):
+            take_model(source, settings, given, self.console.line)
         return settings, given
 
     def _resume(self, folder: Path, kind: str) -> Run:
