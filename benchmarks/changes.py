@@ -86,6 +86,20 @@ def encoder_alone(model: VAE, images: np.ndarray, options: TrainingOptions, rate
     return trained_again(again, images, chosen, RATE)
 
 
+# ---- the importance-weighted bound ----
+
+
+def weighted_bound(model: VAE, images: np.ndarray, options: TrainingOptions, rate: float) -> VAE:
+    """Three more epochs on the importance-weighted bound with five samples of z for each image.
+
+    Source: Burda, Grosse and Salakhutdinov, Importance weighted autoencoders, 2016.
+    """
+    again = from_config(model.config)
+    again.network.load_state_dict(model.network.state_dict())
+    chosen = TrainingOptions(**{**vars(options), "epochs": 3, "iw_samples": 5, "seed": options.seed + 1})
+    return trained_again(again, images, chosen, RATE)
+
+
 # ---- a learned prior ----
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import driver
 import numpy as np
-from changes import averaged, bounds_of, encoder_alone, fitted_prior, mixture_prior, vamp_prior
+from changes import averaged, bounds_of, encoder_alone, fitted_prior, mixture_prior, vamp_prior, weighted_bound
 from quality import TRAIN, run
 
 import minigrad
@@ -51,6 +51,7 @@ CHANGES = {
     "vae40-binarised-mixture": mixture_prior,
     "vae16-hidden-fitted": fitted_prior,
     "vae40-binarised-fitted": fitted_prior,
+    "vae40-binarised-weighted": weighted_bound,
 }
 ROWS = "held_out.npz"  # the losses of each image that was held out
 DRAWS, WEIGHED, SAMPLES = 4, 1_000, 200  # of z for -ELBO; images and samples for -log p(x)

@@ -113,6 +113,11 @@ def test_a_saved_model_is_trained_on_in_a_new_run(kind, call, trained, undrawn):
     assert record(Path("new"))["data"]["name"] == "fashion-mnist-sample", "of the first run"
     assert autoencoders.load("new").trained_steps == 6
     assert losses(Path("new"))[0]["reconstruction"] < losses(folder)[0]["reconstruction"]
+    Path("further.toml").write_text(f"init-from = '{folder}'")
+    assert call(TRAIN, "--config", "further.toml", *words, "--out", "file").code == 0
+    assert record(Path("file"))["init_from"] == said
+    call(TRAIN, "--config", "further.toml", "--latent-dim", 3).failed(2, "--latent-dim comes from the model")
+    call(TRAIN, "--config", "further.toml", "--init-from", "none").failed(3, "none")  # what is typed wins
     np.savez("own.npz", train_images=np.zeros((20, 8, 8), np.uint8))
     for options, fragment in (
         (["--latent-dim", 3], "--latent-dim comes from the model of --init-from"),

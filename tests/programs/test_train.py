@@ -24,6 +24,7 @@ from autoencoders.cli.settings import read_config, recipes
 from autoencoders.data import Dataset
 from autoencoders.evaluation import diagnosis
 from autoencoders.runs import run as run_module
+from autoencoders.shipped import shipped_folder
 from autoencoders.training import Trainer, TrainingOptions
 from minigrad.serialize import load_state
 
@@ -271,7 +272,10 @@ def test_a_recipe_is_an_option_file_that_everybody_has(name, call):
     """Its options are taken, and those typed win."""
     assert call(TRAIN, "--config", name, *SAMPLE, "--smoke", "--batch-size", 8, "--out", "run").code == 0
     wanted, found = read_config(name), record(Path("run"))
-    assert found["model"]["latent_space_dim"] == wanted["latent_dim"]
+    if "init_from" in wanted:
+        assert found["init_from"]["file"] == str(shipped_folder(wanted["init_from"]) / "model.safetensors")
+    else:
+        assert found["model"]["latent_space_dim"] == wanted["latent_dim"]
     assert found["options"]["schedule"] == wanted["schedule"]
     assert found["options"]["batch_size"] == 8
 

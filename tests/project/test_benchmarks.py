@@ -290,6 +290,11 @@ def test_the_changes_of_trials_do_what_they_say(load):
     same = {name for name in before if np.array_equal(before[name], after[name])}
     assert same == {name for name in before if name.startswith("decoder")}
 
+    further = changes.weighted_bound(model, images, options, 1e-2)
+    after = further.network.state_dict()
+    assert further.trained_steps == 9
+    assert all(0 < abs(before[name] - after[name]).max() < 0.1 for name in before if "moving" not in name), "from there"
+
     changes.DECAY = 0.0
     last = changes.trained_again(from_config(model.config), images, options, 1e-2).network.state_dict()
     averaged = changes.averaged(model, images, options, 1e-2).network.state_dict()
