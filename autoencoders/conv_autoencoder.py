@@ -21,7 +21,7 @@ from minigrad.nn.summary import format_summary
 from minigrad.random import generator
 from minigrad.serialize import DataError, save_state
 
-from .guards import ELSEWHERE, check_images, check_latents, one_hot, refuse
+from .guards import ELSEWHERE, check_count, check_images, check_latents, one_hot, refuse
 from .layers import BoundedDense, LogVariance, append
 from .network import decoder_layers, encoder_layers, is_size, likelihood_for, map_shapes, network_for
 from .saved import MODEL_FILE, check_architecture, check_finite, put_weights, read_saved, source_of
@@ -575,10 +575,15 @@ class VAE(Autoencoder):
         return self.decode(mu, labels=labels), mu
 
     def sample(self, count: int, seed: int = 0, *, labels: np.ndarray | None = None) -> np.ndarray:
-        """New images (count, H, W, C) decoded from draws of the prior N(0, I): the means of the pixels."""
-        if count < 1:
-            raise DataError(f"sample: count is {count} but must be at least 1")
-        return self.decode(generator(seed, "sample").standard_normal((count, self.latent_space_dim)), labels=labels)
+        """New images (count, H, W, C) decoded from draws of the prior N(0, I): the means of the pixels.
+
+        Equal seeds give equal images.
+
+        Raises:
+            DataError: count is not a whole number >= 1, or a conditional model has no labels.
+        """
+        shape = check_count(count), self.latent_space_dim
+        return self.decode(generator(seed, "sample").standard_normal(shape), labels=labels)
 
 
 def from_config(

@@ -37,6 +37,17 @@ def refuse(where: str, given: dict[str, Any], known: set[str] | None = None) -> 
         raise TypeError(f"{where}: unknown argument {name!r}{hint}")
 
 
+def check_count(count: Any) -> int:
+    """How many samples to draw.
+
+    Raises:
+        DataError: not a whole number, or below 1.
+    """
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise DataError(f"sample: count is {count!s:.99} but must be a whole number >= 1")
+    return int(count)
+
+
 def check_images(images: Any, input_shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """The images as uint8 or as floats of that dtype in [0, 1].
 

@@ -12,7 +12,7 @@ from minigrad.serialize import DataError, write_atomically
 
 from ..evaluation.diagnosis import diagnose, verdict
 from ..evaluation.metrics import library_versions, measure, table
-from ..evaluation.mixture import load_mixture
+from ..evaluation.mixture import prior_of
 from ..pictures.gallery import save_pictures
 from ..runs.record import model_hash, read_record, trained_on, training_of_run, write_json
 from ..runs.replace import CLOSE_UPS, PICTURES, RESULT_FILE, RESULTS, check_results
@@ -25,6 +25,7 @@ from .models import (
     check_place,
     compared_runs,
     data_of_model,
+    mixture_of,
     model_of,
     other_images,
     places_of,
@@ -69,23 +70,21 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
             check_results(out, (*RESULTS, *(f"figures/{name}.png" for name in PICTURES + CLOSE_UPS)))
         model, source, check_unchanged = model_of(args, console.line)
         runs = compared_runs(args, folder)
-        mixture = None if model.classes else load_mixture(source)
+        mixture = mixture_of(model, source, (out, place), console.warn)
         dataset = data_of_model(model, folder, args, console.prose)
         check_place(args, place, dataset)
         if others := other_images(folder, dataset):
             console.warn(others)
-        made = not out.exists()
-        check_writable(out)
-        if made:
-            out.rmdir()  # until there is something to lie in it
+        check_writable(out, keep=False)
         console.line(f"test set, {len(dataset.test_images):,} images:")
         given: dict[str, Any] = {"trained": trained_on(folder, dataset), "mixture": mixture, "progress": not args.quiet}
         metrics, notes = measure(model, dataset, seed=args.seed, iw_samples=args.iw_samples, **given)
         notes += [others] if others else []
         if metrics["iw_nll"] is not None and not training_of_run(folder)[1].binarise:
             notes.append("iw_nll is measured on binarised images, but the model was not trained on such images")
-        console.tell(table(metrics))
-        record = {**metrics, "test_images": len(dataset.test_images), "model": model.config}
+        record = {**metrics, "prior": prior_of(model, mixture), "test_images": len(dataset.test_images)}
+        record["model"] = model.config
+        console.tell(table(record))
         record["training"] = read_record(folder).get("training", {})
         record |= {"diagnosis": diagnose(record), "verdict": verdict(record)}
         console.prose(record["verdict"])

@@ -8,11 +8,10 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from ..evaluation.mixture import load_mixture
 from ..page.page import is_page
 from ..runs.report import write_report
 from ..training.folder import check_writable
-from .models import COMPARE, add_model_options, compared_runs, data_of_model, model_of, places_of
+from .models import COMPARE, add_model_options, compared_runs, data_of_model, mixture_of, model_of, places_of
 from .options import Option, Parser, use_backend
 from .program import Output, Program, UsageError, run_program
 
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> int:
             raise FileExistsError(f"{out} exists and is no such page; use --overwrite to replace it, or another --out")
         model, source, check_unchanged = model_of(args, console.line)
         runs = compared_runs(args, folder)
-        mixture = None if model.classes else load_mixture(source)
+        mixture = mixture_of(model, source, (out.parent, place), console.warn)
         dataset = data_of_model(model, folder, args, console.prose, few=True)
         check_writable(out.parent)
         check_unchanged()

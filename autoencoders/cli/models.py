@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ..conv_autoencoder import BATCH, Autoencoder, load
 from ..data import NAMES, Dataset, Reading, load_dataset
 from ..data.collections import COLLECTIONS
 from ..data.dataset import did_you_mean
+from ..evaluation.mixture import MIXTURE_FILE, Mixture, load_mixture
 from ..keras_files import WEIGHTS_FILE
 from ..page.curves import Curves
 from ..pictures.gallery import reading_for
@@ -107,6 +108,24 @@ def model_of(args: argparse.Namespace, tell: Callable[[str], None]) -> tuple[Aut
     return load(source), source, check
 
 
+def mixture_of(
+    model: Autoencoder, source: Path, folders: Iterable[Path], warn: Callable[[str], None]
+) -> Mixture | None:
+    """What samples of a model are drawn from, if one of the folders holds a mixture that was fitted to it; the first
+    one counts, and a conditional model has none. warn hears of one that was fitted to other weights.
+
+    Raises:
+        DataError: a mixture is damaged.
+    """
+    for path in () if model.classes else dict.fromkeys(folder / MIXTURE_FILE for folder in folders):
+        if os.path.lexists(path):
+            if found := load_mixture(source, path.parent):
+                return found
+            replaced = "generate --mixture-components 50 fits a new one, --mixture-components 0 removes it"
+            warn(f"{path} is not used: it was fitted to other weights than those of {source}; {replaced}")
+    return None
+
+
 def check_data_dir(dataset: str, data_dir: str | None) -> None:
     """Raise UsageError where a folder is given for a data set that takes none."""
     if data_dir is not None and dataset not in ("auto", *COLLECTIONS):
@@ -187,5 +206,7 @@ def other_images(folder: Path, dataset: Dataset) -> str:
 def check_place(args: argparse.Namespace, folder: Path, dataset: Dataset) -> None:
     """Raise UsageError where results of other images would take the place of those of the run's own in its folder."""
     recorded = read_record(folder).get("data", {}).get("content_hash")
-    if not args.out and recorded not in (None, dataset.content_hash):
-        raise UsageError(f"--out is needed: the results in {folder} belong to its own images, not to {dataset.name}")
+    own = not args.out or Path(args.out).resolve() == folder.resolve()
+    if own and recorded not in (None, dataset.content_hash):
+        needed = "another --out" if args.out else "--out"
+        raise UsageError(f"{needed} is needed: the results in {folder} belong to its own images, not to {dataset.name}")

@@ -162,7 +162,8 @@ class Training:
         run.execute(console.line)
         if self.group.rank:
             return
-        console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{table(run.record['test'])}")
+        shown = table({**run.record["test"], "model": run.trainer.model.config})
+        console.tell(f"test set, {len(run.dataset.test_images):,} images:\n{shown}")
         console.line(f"look at {folder / 'figures'}{os.sep}; then measure, draw or explore it:")
         own = [] if run.dataset.name in NAMES else ["--dataset", as_typed(run.dataset.name)]
         for name in ("evaluate", "generate", "explore"):

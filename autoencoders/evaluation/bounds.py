@@ -163,7 +163,13 @@ def bits_per_dim(model: VAE, nats: float) -> float:
 
 
 def neg_elbo(
-    model: VAE, images: np.ndarray, seed: int, draws: int = DRAWS, *, labels: np.ndarray | None = None
+    model: VAE,
+    images: np.ndarray,
+    seed: int,
+    draws: int = DRAWS,
+    *,
+    labels: np.ndarray | None = None,
+    mixture: Mixture | None = None,
 ) -> dict[str, Any]:
     """-ELBO = E_q[-log p(x | z)] + KL(q(z | x) || N(0, I)), with `draws` samples of z for each image.
 
@@ -171,16 +177,18 @@ def neg_elbo(
     sqrt(mean over images of (variance over draws) / (draws * N)). neg_elbo_image_se is the standard error over images:
     what other images of the same kind would change.
 
+    With a mixture as the prior it is mixture_neg_elbo = neg_elbo - E_q[log mixture(z) - log N(z; 0, I)], from the same
+    samples of z.
+
     Unit: nats per image.
     """
     mu, log_variance = distribution_of(model, images, labels)
     std = np.exp(log_variance / 2)
-    values = np.stack(
-        [
-            nll_rows(model, images, mu + std * generator(seed, "evaluation", draw).standard_normal(mu.shape), labels)
-            for draw in range(draws)
-        ]
-    )  # (draws, N)
+    values, gains = np.empty((2, draws, len(mu)))
+    for draw in range(draws):
+        z = mu + std * generator(seed, "evaluation", draw).standard_normal(mu.shape)
+        values[draw] = nll_rows(model, images, z, labels)
+        gains[draw] = 0 if mixture is None else prior_gain(mixture, z)
     kl = 0.5 * (mu**2 + np.exp(log_variance) - 1 - log_variance)  # (N, Z)
     of_image = values.mean(axis=0) + kl.sum(axis=1)
     error = math.sqrt(values.var(axis=0, ddof=1).mean() / values.size) if draws > 1 else None
@@ -188,10 +196,16 @@ def neg_elbo(
         "neg_elbo": float(of_image.mean()),
         "neg_elbo_se": error,
         "neg_elbo_image_se": standard_error(of_image),
+        **({} if mixture is None else {"mixture_neg_elbo": float((of_image - gains.mean(axis=0)).mean())}),
         "reconstruction": float(values.mean()),
         "kl": float(kl.sum(axis=1).mean()),
         "kl_per_dim": kl.mean(axis=0).tolist(),
     }
+
+
+def prior_gain(mixture: Mixture, z: np.ndarray) -> np.ndarray:
+    """log mixture(z) - log N(z; 0, I) of each row: (M, Z) -> (M,)."""
+    return mixture.log_density(z) + 0.5 * (z**2 + math.log(2 * math.pi)).sum(axis=1)
 
 
 def binarised(images: np.ndarray) -> np.ndarray:
@@ -239,8 +253,7 @@ def importance_weighted_nll(
                 log_ratio = 0.5 * (noise**2 - z**2 + log_variance[index]).sum(axis=1)  # log p(z) - log q(z | x)
                 log_weights = log_ratio - nll_rows(model, images, z, labels, index)
                 if mixture is not None:
-                    gain = mixture.log_density(z) + 0.5 * (z**2 + math.log(2 * math.pi)).sum(axis=1)
-                    log_weights = np.stack([log_weights, log_weights + gain])
+                    log_weights = np.stack([log_weights, log_weights + prior_gain(mixture, z)])
                 log_weights = log_weights.reshape(priors, -1, count)
                 before, largest = largest, np.maximum(largest, log_weights.max(axis=2))
                 total = total * np.exp(before - largest) + np.exp(log_weights - largest[..., None]).sum(axis=2)

@@ -39,7 +39,7 @@ from .bounds import (
 )
 from .diagnosis import fatal
 from .features import INPUT_SHAPE, frechet_distance, load_classifier
-from .mixture import Mixture
+from .mixture import NORMAL, Mixture
 
 ACTIVE = 0.01  # variance of mu over the images above which a unit is active (Burda et al. 2015)
 IW_IMAGES = 1_000  # of the importance-weighted NLL on a CPU; all on a GPU
@@ -63,6 +63,7 @@ METRICS = {
     "neg_elbo": "nats per image, reconstruction + kl",
     "neg_elbo_se": "nats per image, its Monte Carlo error",
     "neg_elbo_image_se": "nats per image, its standard error over images",
+    "mixture_neg_elbo": "nats per image, neg_elbo with the mixture as the prior",
     "bits_per_dim": "bits per value of an image, neg_elbo; of 256 levels if the likelihood is Gaussian",
     "train_neg_elbo": "nats per image, on training images",
     "reconstruction": "nats per image",
@@ -70,17 +71,17 @@ METRICS = {
     "kl_per_dim": "nats per image",
     "iw_nll": "nats per image, importance-weighted, binarised images",
     "iw_nll_se": "nats per image, its standard error over images",
-    "mixture_nll": "nats per image, the same with the mixture as the prior",
+    "mixture_nll": "nats per image, iw_nll with the mixture as the prior",
     "mixture_nll_se": "nats per image, its standard error over images",
     "active_units": "latent dimensions in which the means vary",
     "log_variance_per_dim": "mean log_variance of q(z | x)",
     "aggregate_mean": "of z over the test set; 0 in N(0, I)",
     "aggregate_std": "of z over the test set; 1 in N(0, I)",
     "aggregate_correlation": "largest between two dimensions of z; 0 in N(0, I)",
-    "prior_holes": "share of samples of the prior, or of a mixture, where no image lies; 0.01 is ideal",
+    "prior_holes": "share of samples of the prior where no image lies; 0.01 is ideal",
     "image_std": "of pixels across the test images",
     "reconstruction_std": "of pixels across their reconstructions",
-    "sample_std": "of pixels across samples of the prior, or of a mixture",
+    "sample_std": "of pixels across samples of the prior",
     "image_class_std": "of pixels across the mean test images of the classes",
     "sample_class_std": "of pixels across the mean samples of the classes",
     "probe_accuracy": "linear probe of the latents",
@@ -88,6 +89,7 @@ METRICS = {
     "fd": "Fréchet distance of samples to test images, in our features (no FID)",
     "fd_floor": "the same of training images to test images",
 }
+FEWEST_IMAGES = 200  # of a Fréchet distance: with fewer, chance in its 64 features is larger than what it measures
 
 
 def measure(
@@ -107,7 +109,7 @@ def measure(
         iw_samples: importance samples an image; 0 leaves iw_nll out.
         trained: indices of the training images that the model was trained on; None: all.
         mixture: what samples are drawn from; without it those of a VAE are drawn from N(0, I), and a plain autoencoder
-            has none. For a VAE it is also the prior of mixture_nll.
+            has none. For a VAE it is also the prior of mixture_neg_elbo and mixture_nll.
         progress: show a bar (only on a terminal) while iw_nll is computed.
     Raises:
         DataError: the images do not fit the model. DivergedError: it gives numbers that are not finite.
@@ -217,7 +219,7 @@ def _quick(
         mu, log_variance = distribution_of(model, images, labels)
         z = draws_of(model, images, labels, seed)
         metrics |= {
-            **neg_elbo(model, images, seed, draws, labels=labels),
+            **neg_elbo(model, images, seed, draws, labels=labels, mixture=mixture),
             "active_units": active_units(mu),
             "log_variance_per_dim": log_variance.mean(axis=0).tolist(),
             "aggregate_mean": z.mean(axis=0).tolist(),
@@ -447,26 +449,41 @@ def pca_errors(train_images: np.ndarray, images: np.ndarray, components: int, se
 # ---- what is shown ----
 
 
+def meaning_of(name: str, metrics: dict[str, Any]) -> str:
+    """The unit and meaning of a metric; `prior`, if it is given, says what samples come from."""
+    prior = metrics.get("prior") or NORMAL
+    return METRICS[name].replace("of the prior", f"of {'the ' * (prior != NORMAL)}{prior}")
+
+
+def says_something(name: str, metrics: dict[str, Any]) -> bool:
+    """Whether a metric was measured and says something about this `model` on so many `test_images`, where given."""
+    if metrics.get(name) is None:
+        return False
+    if name in ("bce", "data_entropy"):  # which take grey values for probabilities
+        return metrics.get("model", {}).get("likelihood", "bernoulli") == "bernoulli"
+    return name not in ("fd", "fd_floor") or metrics.get("test_images", FEWEST_IMAGES) >= FEWEST_IMAGES
+
+
 def table(metrics: dict[str, Any]) -> str:
-    """What was measured, of METRICS all or some, as lines of text for 80 columns."""
+    """What was measured and says something, of METRICS all or some, as lines of text for 80 columns."""
     rows = [(name, text, textwrap.wrap(meaning, 38)) for name, text, meaning in lines_of(metrics)]
     return "\n".join(f"  {name:<22}{text:<18}{f'{chr(10):<43}'.join(meaning)}" for name, text, meaning in rows)
 
 
 def lines_of(metrics: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, value, unit and meaning) of all that was measured; long lists as their range."""
+    """(name, value, unit and meaning) of all that was measured and says something; long lists as their range."""
     lines = []
-    for name, meaning in METRICS.items():
-        value = metrics.get(name)
-        if value is None:
+    for name in METRICS:
+        if not says_something(name, metrics):
             continue
+        value = metrics[name]
         if not isinstance(value, list):
             text = f"{value:.5g}"
         elif len(value) <= 2:
             text = " ".join(f"{x:.3g}" for x in value)
         else:
             text = f"{min(value):.3g} to {max(value):.3g}"
-        lines.append((name, text, meaning))
+        lines.append((name, text, meaning_of(name, metrics)))
     return lines
 
 

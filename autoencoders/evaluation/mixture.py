@@ -9,7 +9,9 @@ Source: Ghosh et al., From Variational to Deterministic Autoencoders, 2020 (ex-p
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +19,18 @@ from pathlib import Path
 import numpy as np
 
 from minigrad.random import generator
-from minigrad.serialize import DataError, load_state, save_state
+from minigrad.serialize import DataError, is_state_file, load_state, read_file, save_state
 
-from ..saved import folder_of, source_of
+from ..conv_autoencoder import VAE, Autoencoder
+from ..guards import check_count
+from ..saved import folder_of, read_saved, source_of
 
 MIXTURE_FILE = "mixture.safetensors"
+NORMAL = "N(0, I)"
 FARTHEST = 1e9  # from zero: no latent or variance is
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mixture:
     """p(z) = sum over k of weights[k] * N(z; means[k], covariances[k]).
 
@@ -36,9 +41,20 @@ class Mixture:
     means: np.ndarray
     covariances: np.ndarray
 
+    def __repr__(self) -> str:
+        K, Z = self.means.shape
+        return f"Mixture({K} component{'s' * (K != 1)}, {Z} dimension{'s' * (Z != 1)})"
+
+    def __str__(self) -> str:
+        return f"mixture of {len(self.weights)} Gaussian{'s' * (len(self.weights) != 1)}"
+
     def sample(self, count: int, seed: int = 0) -> np.ndarray:
-        """Latents (count, Z) drawn from the mixture."""
-        rng = generator(seed, "mixture")
+        """Latents (count, Z) drawn from the mixture. Equal seeds give equal latents.
+
+        Raises:
+            DataError: count is not a whole number >= 1.
+        """
+        count, rng = check_count(count), generator(seed, "mixture")
         component = rng.choice(len(self.weights), size=count, p=self.weights / self.weights.sum())
         noise = rng.standard_normal((count, self.means.shape[1], 1))
         scale = np.linalg.cholesky(self.covariances)  # (K, Z, Z)
@@ -78,42 +94,57 @@ def fit_mixture(latents: np.ndarray, components: int = 50, seed: int = 0) -> Mix
     return Mixture(found.weights_, found.means_, found.covariances_)
 
 
-def save_mixture(model: Path, mixture: Mixture) -> Path:
-    """Write a mixture, and the SHA-256 of the model whose latents it was fitted to, into that model's folder.
+def prior_of(model: Autoencoder, mixture: Mixture | None) -> str | None:
+    """What samples of a model come from; None for a plain autoencoder without a mixture, which has no samples."""
+    return str(mixture) if mixture else NORMAL if isinstance(model, VAE) else None
 
-    model: the folder, or the model's file.
 
+def save_mixture(model: str | Path, mixture: Mixture, folder: str | Path | None = None) -> Path:
+    """Write a mixture, and the SHA-256 of the model whose latents it was fitted to, into a folder.
+
+    Args:
+        model: the model's folder, or its file. folder: None: the model's.
     Raises:
         DataError: there is no model, or the file cannot be written.
     """
-    path = folder_of(model) / MIXTURE_FILE
-    fitted_to = load_state(source_of(model, lambda _: None), path.parent)[2]
-    save_state(path, vars(mixture), {"kind": "mixture", "fitted_to": fitted_to})
+    source = source_of(model, lambda _: None)
+    path = Path(folder or folder_of(source)) / MIXTURE_FILE
+    save_state(path, vars(mixture), {"kind": "mixture", "fitted_to": _read(source)[0]})
     return path
 
 
-def load_mixture(model: Path) -> Mixture | None:
-    """The mixture in the folder of a model; None if there is none, or one that was fitted to other weights.
+def load_mixture(model: str | Path, folder: str | Path | None = None) -> Mixture | None:
+    """The mixture in a folder; None if there is none, or one that was fitted to other weights than those of the model.
 
+    Args:
+        model: the model's folder, or its file. folder: None: the model's.
     Raises:
-        DataError: it is damaged, or no mixture of latents of the model.
+        DataError: there is no model, or the mixture is damaged, or no mixture of latents of the model.
     """
-    folder = folder_of(model)
+    source = source_of(model, lambda _: None)
+    (digest, Z), folder = _read(source), Path(folder or folder_of(source))
     path = folder / MIXTURE_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    _, own, fitted_to = load_state(source_of(model, lambda _: None), folder)
     try:
         arrays, record, _ = load_state(path, folder)
         if record.get("kind") != "mixture" or set(arrays) != set(Mixture.__dataclass_fields__):
             raise DataError(f"{path}: not a mixture")
-        Z = own["model"]["latent_space_dim"]
+        if record.get("fitted_to") != digest:
+            return None
         if not _is_mixture(Z, **arrays):
             expected = f"weights (K,) whose sum is 1, means (K, {Z}) and positive definite covariances (K, {Z}, {Z})"
             raise DataError(f"{path}: expected {expected}, found others")
     except DataError as error:
         raise DataError(f"{error}; remove it, and fit another one if you need it") from error
-    return Mixture(**arrays) if record.get("fitted_to") == fitted_to else None
+    return Mixture(**arrays)
+
+
+def _read(source: Path) -> tuple[str, int]:
+    """(SHA-256 that identifies a model's weights, its latent dimensions) from the file of `source_of`."""
+    Z = read_saved(source)[1]["model"]["latent_space_dim"]
+    own = is_state_file(source)
+    return load_state(source)[2] if own else hashlib.sha256(read_file(source)).hexdigest(), Z
 
 
 def _is_mixture(Z: int, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> bool:

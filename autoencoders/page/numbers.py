@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from ..evaluation.metrics import METRICS
+from ..evaluation.metrics import meaning_of, says_something
 
 Metrics = dict[str, Any]
 GROUPS = {
@@ -18,8 +18,8 @@ GROUPS = {
         "aggregate_correlation", "prior_holes", "probe_accuracy", "knn_accuracy",
     ),
     "Samples": ("sample_std", "image_class_std", "sample_class_std", "fd", "fd_floor"),
-    "Likelihood": ("neg_elbo", "neg_elbo_se", "bits_per_dim", "train_neg_elbo", "reconstruction", "kl", "iw_nll",
-                   "mixture_nll"),
+    "Likelihood": ("neg_elbo", "neg_elbo_se", "bits_per_dim", "train_neg_elbo", "reconstruction", "kl",
+                   "mixture_neg_elbo", "iw_nll", "mixture_nll"),
 }  # fmt: skip
 ERRORS = {
     "mse": "mse_se",
@@ -29,9 +29,8 @@ ERRORS = {
 }  # of a metric, the standard error
 DIGITS = {  # of a metric, the error of the one that it is compared with
     **dict.fromkeys(("train_mse", "mean_mse", "pca_mse", "pca_mse_active"), "mse_se"),
-    **dict.fromkeys(("train_neg_elbo", "reconstruction", "kl"), "neg_elbo_image_se"),
+    **dict.fromkeys(("train_neg_elbo", "reconstruction", "kl", "mixture_neg_elbo"), "neg_elbo_image_se"),
 }
-FEWEST_IMAGES = 200  # of a Fréchet distance: with fewer, chance in its 64 features is larger than what it measures
 
 
 class Headline(NamedTuple):
@@ -64,15 +63,6 @@ def error_of(name: str, metrics: Metrics) -> float | None:
     return metrics.get(ERRORS.get(name, ""))
 
 
-def _means_something(name: str, metrics: Metrics) -> bool:
-    """Whether a metric that was measured says something about this model on these images."""
-    if metrics.get(name) is None:
-        return False
-    if name in ("bce", "data_entropy"):  # which take grey values for probabilities
-        return metrics["model"].get("likelihood", "bernoulli") == "bernoulli"
-    return name not in ("fd", "fd_floor") or metrics.get("test_images", FEWEST_IMAGES) >= FEWEST_IMAGES
-
-
 def headlines(metrics: Metrics, chance: float | None) -> list[Headline]:
     """Four numbers that say how good the model is, or fewer where fewer were measured.
 
@@ -91,7 +81,7 @@ def headlines(metrics: Metrics, chance: float | None) -> list[Headline]:
     add("mse", "Reconstruction error", "squared error per pixel", ", ".join(versus))
     elbo = rounded(m["train_neg_elbo"], m.get("neg_elbo_image_se")).split(" ±")[0] if m.get("train_neg_elbo") else ""
     add("neg_elbo", "Negative ELBO", "nats per image", f"training images {elbo}")
-    if _means_something("fd_floor", m):
+    if says_something("fd_floor", m):
         floor = rounded(m["fd_floor"])
         add("fd", "Distance of samples to test images", "FD in our own features", f"training images {floor}")
     elif m.get("sample_std") is not None and m.get("reconstruction_std"):
@@ -117,7 +107,7 @@ def groups(metrics: Metrics) -> dict[str, list[tuple[str, str, str]]]:
     found: dict[str, list[tuple[str, str, str]]] = {}
     for group, names in GROUPS.items():
         for name in names:
-            if not _means_something(name, metrics):
+            if not says_something(name, metrics):
                 continue
             value = metrics[name]
             if isinstance(value, list):
@@ -126,5 +116,5 @@ def groups(metrics: Metrics) -> dict[str, list[tuple[str, str, str]]]:
                 error = metrics.get(DIGITS.get(name, "")) or error_of(name, metrics)
                 text = str(value) if isinstance(value, int) else rounded(value, error)
                 text = text.partition(" ±")[0] if name in DIGITS else text
-            found.setdefault(group, []).append((name, text, METRICS[name]))
+            found.setdefault(group, []).append((name, text, meaning_of(name, metrics)))
     return found

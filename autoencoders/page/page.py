@@ -239,12 +239,14 @@ def _likelihood(m: dict[str, Any]) -> Section | None:
         ("KL divergence", m["kl"], None),
         ("negative ELBO, their sum", m["neg_elbo"], error_of("neg_elbo", m)),
     ]
+    if m.get("mixture_neg_elbo") is not None:
+        rows.append(("the same with the mixture as the prior", m["mixture_neg_elbo"], error_of("neg_elbo", m)))
     if m["model"].get("likelihood") == "bernoulli" and m.get("data_entropy") is not None:
         rows.insert(0, ("entropy of grey pixels: reconstruction cannot be lower", m["data_entropy"], None))
     if m.get("iw_nll") is not None:
         rows.append(("importance-weighted bound, binarised images", m["iw_nll"], error_of("iw_nll", m)))
     if m.get("mixture_nll") is not None:
-        rows.append(("the same with the mixture as the prior", m["mixture_nll"], error_of("mixture_nll", m)))
+        rows.append(("this bound with the mixture as the prior", m["mixture_nll"], error_of("mixture_nll", m)))
     told = [(name, value, rounded(value, error) if error else f"{value:.1f}") for name, value, error in rows]
     sees = "In nats per image, on test images. The negative ELBO is an upper bound of the negative log-likelihood."
     drawn = bars(told, "nats per image", "bars wide")

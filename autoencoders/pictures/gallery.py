@@ -141,7 +141,7 @@ def _draw_samples(model: Autoencoder, seed: int, count: int, label: int | None, 
     names = [names_of(model)[i] for i in classes]
     shown: dict[str, Any] = {}
     if mixture is not None:
-        shown["title"] = f"Samples from a mixture of {len(mixture.weights)} Gaussians fitted to the latents"
+        shown["title"] = f"Samples from a {mixture} fitted to the latents"
     elif len(names) == 1:
         shown["title"] = f"Samples of the class {names[0]}"
     elif names:

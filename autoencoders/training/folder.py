@@ -29,17 +29,22 @@ LEFTOVERS = (
 )
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, keep: bool = True) -> None:
     """Make the folder, and check that a file can be written there, before any work whose result goes there.
+
+    keep: False: remove the folder if it was made here, until there is something to put into it.
 
     Raises:
         DataError: no file can be written, or a link in the folder would lead results of a run elsewhere.
     """
     if link := next((folder / name for name in FOLDERS if (folder / name).is_symlink()), None):
         raise DataError(f"{link}: expected a folder, found a link; move the folder itself there, or remove the link")
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        if made and not keep:
+            folder.rmdir()
     except FileExistsError as error:
         raise DataError(f"{folder}: cannot be written: it is no folder") from error
     except OSError as error:

@@ -142,13 +142,13 @@ def use(
     global _default
     _check_not_pinned("use")
     kind, index = _parse(device)
+    of_gpu = [x for x in (kernels, precision) if kind == "cpu" and x in ("cuda", *PRECISIONS[1:])]
+    needed = f"; {of_gpu[0]} needs a GPU (--device cuda)" if of_gpu else ""
     if kernels != "auto" and kernels not in KERNELS[kind]:
-        raise DeviceError(
-            f"kernels {kernels!r} do not exist for device {kind}; choose auto, {', '.join(KERNELS[kind])}"
-        )
+        raise DeviceError(f"kernels {kernels!r} on {kind}: choose auto, {', '.join(KERNELS[kind])}{needed}")
     known = PRECISIONS if kind == "cuda" and kernels != "plain" else PRECISIONS[:1]
     if precision not in known:
-        raise DeviceError(f"precision {precision!r}: device {kind} with kernels {kernels} has {', '.join(known)} only")
+        raise DeviceError(f"precision {precision!r}: {kind} with kernels {kernels} has {', '.join(known)} only{needed}")
     if shards is not None and (shards < 1 or shards & (shards - 1)):
         raise DeviceError(f"shards is {shards} but must be a power of two: 1, 2, 4, 8 ...")
     if kind == "cuda":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from autoencoders import VAE, Autoencoder
-from autoencoders.cli import train
+from autoencoders.cli import generate, train
 from autoencoders.cli.program import Program
 from autoencoders.data import Dataset, load_dataset
 from autoencoders.evaluation import metrics
@@ -185,6 +185,24 @@ def test_several_faults_are_told_worst_first_with_their_figures():
     assert found["why"] == "mse is 0.0500, but PCA with 1 component has 0.0461"
 
 
+def test_many_holes_are_answered_with_a_mixture_where_one_helps():
+    told = "32% of the samples of N(0, I) lie where no image does, but `generate --mixture-components 50` fits"
+    many = HEALTHY | {"prior_holes": 0.32}
+    normal, mixture = {"prior": "N(0, I)"}, {"prior": "mixture of 50 Gaussians"}
+    assert told in verdict(many | normal)
+    assert verdict(many | normal | {"train_mse": 0.01}).startswith("this VAE works, but: over-fitting")
+    assert told in verdict(many | normal | {"train_mse": 0.01})
+    for other in (HEALTHY | normal, many | mixture, many | normal | {"model": model(classes=3)}, AE | {"prior": None}):
+        assert "mixture" not in verdict(other)
+
+
+def test_latents_far_from_the_normal_prior_are_no_fault_with_a_mixture():
+    far = HEALTHY | {"aggregate_mean": [6.0, 6.0], "aggregate_std": [0.1, 3.0]}
+    assert (names(far), names(far | {"prior": "mixture of 2 Gaussians"})) == ({"prior_mismatch"}, set())
+    (found,) = diagnose(far | {"prior": "mixture of 2 Gaussians", "prior_holes": 0.4})
+    assert "40% of the mixture's samples lie where no image does" in found["why"]
+
+
 def random_figures(rng):
     """Metrics of no model in particular, each often beyond a limit."""
     figures, Z = HEALTHY | {"test_images": 1000}, int(rng.integers(1, 6))
@@ -232,8 +250,8 @@ def test_a_model_that_over_fits_is_not_trained_longer():
 
 
 def test_the_options_exist():
-    parser = train.build_parser(Program.installed("train"))
-    known = {name for action in parser._actions for name in action.option_strings}
+    parsers = [program.build_parser(Program.installed("it")) for program in (train, generate)]
+    known = {name for parser in parsers for action in parser._actions for name in action.option_strings}
     package = Path(__file__).parents[2] / "autoencoders"
     places = package / "evaluation/diagnosis.py", package / "training/advice.py"
     named = {option for place in places for option in re.findall(r"--[a-z][a-z-]+", place.read_text())}

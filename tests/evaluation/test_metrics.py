@@ -418,10 +418,10 @@ OF_A_VAE = {
     "neg_elbo", "neg_elbo_se", "neg_elbo_image_se", "train_neg_elbo", "reconstruction", "kl", "kl_per_dim",
     "active_units", "log_variance_per_dim", "aggregate_mean", "aggregate_std", "aggregate_correlation", "prior_holes",
     "sample_std", "image_class_std", "sample_class_std", "iw_nll", "iw_nll_se", "fd", "fd_floor", "pca_mse_active",
-    "mixture_nll", "mixture_nll_se",
+    "mixture_neg_elbo", "mixture_nll", "mixture_nll_se",
 }  # fmt: skip
 OF_CLASSES = {"image_class_std", "sample_class_std"}  # of a conditional model
-OF_A_MIXTURE = {"mixture_nll", "mixture_nll_se"}  # of a VAE with one
+OF_A_MIXTURE = {"mixture_neg_elbo", "mixture_nll", "mixture_nll_se"}  # of a VAE with one
 OF_LIBRARIES = {"ssim", "pca_mse", "pca_mse_active", "probe_accuracy", "knn_accuracy"}
 
 
@@ -642,6 +642,44 @@ def test_a_model_that_diverged_is_told(changes, where):
     model.network.load_state_dict(state | {name: np.full_like(state[name], x) for name, x in changes.items()})
     with np.errstate(all="ignore"), pytest.raises(DivergedError, match=f"the model diverged: .*{where}.* not finite"):
         metrics.measure(model, small_data((28, 28, 1)), iw_samples=2)
+
+
+def test_the_bound_with_a_mixture_is_that_of_the_formula():
+    """-ELBO = E[-log p(x | z) + log q(z | x) - log p(z)], with the KL to N(0, I) exact."""
+    model, x = tiny(), grey(20)
+    normal = Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None])
+    both = bounds.neg_elbo(model, x, 3, mixture=normal)
+    assert both["mixture_neg_elbo"] == pytest.approx(both["neg_elbo"], rel=1e-12)
+    mixture = Mixture(np.array([0.3, 0.7]), np.array([[1.0, 2.0], [-1, 0.5]]), np.stack([np.eye(2), 2 * np.eye(2)]))
+    found = bounds.neg_elbo(model, x, 3, draws=4, mixture=mixture)
+    assert {name: value for name, value in found.items() if name != "mixture_neg_elbo"} == bounds.neg_elbo(model, x, 3)
+    mu, log_variance = (part.astype(float) for part in model.encode_distribution(x))
+    gains = []
+    for draw in range(4):
+        z = mu + np.exp(log_variance / 2) * philox(f'[3, "evaluation", {draw}]').standard_normal(mu.shape)
+        density = sum(
+            weight * np.exp(-((z - mean) ** 2).sum(axis=1) / (2 * scale)) / (2 * np.pi * scale)
+            for weight, mean, scale in zip(mixture.weights, mixture.means, (1, 2), strict=True)
+        )
+        gains.append(np.log(density) - np.log(np.exp(-(z**2).sum(axis=1) / 2) / (2 * np.pi)))
+    assert found["mixture_neg_elbo"] == pytest.approx(found["neg_elbo"] - np.mean(gains), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("more", "holes"),
+    [
+        ({}, "of N(0, I)"),
+        ({"prior": "N(0, I)"}, "of N(0, I)"),
+        ({"prior": "mixture of 50 Gaussians"}, "of the mixture"),
+    ],
+)
+def test_the_table_says_what_samples_come_from_and_leaves_out_what_says_nothing(more, holes):
+    figures = {"bce": 1.0, "data_entropy": 1.0, "prior_holes": 0.1, "sample_std": 0.2, "fd": 3.0, "fd_floor": 1.0}
+    text = " ".join(metrics.table(figures | more).split())
+    assert f"0.1 share of samples {holes}" in text
+    assert f"across samples {holes}" in text
+    text = metrics.table(figures | more | {"model": {"likelihood": "gaussian"}, "test_images": 199})
+    assert {line.split()[0] for line in text.splitlines()} & set(figures) == {"prior_holes", "sample_std"}
 
 
 def test_the_table_shows_what_was_measured():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoencoders import Autoencoder
+from autoencoders import VAE, Autoencoder, export
 from autoencoders.evaluation.mixture import MIXTURE_FILE, Mixture, fit_mixture, load_mixture, save_mixture
 from minigrad.serialize import DataError, save_state
 
@@ -97,6 +97,42 @@ def test_a_mixture_stays_with_the_weights_it_was_fitted_to(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=MIXTURE_FILE):
         load_mixture(tmp_path)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, True, None, "3"])
+def test_a_count_that_is_none_is_told_as_by_a_vae(count):
+    for sample in (KNOWN.sample, VAE((8, 8, 1), (2,), (3,), (2,), 2).sample):
+        with pytest.raises(DataError, match=rf"^sample: count is {count} but must be a whole number >= 1$"):
+            sample(count)
+    assert len(KNOWN.sample(np.int64(3))) == 3
+
+
+def test_a_mixture_says_how_large_it_is():
+    one = Mixture(np.ones(1), np.zeros((1, 1)), np.ones((1, 1, 1)))
+    assert (repr(KNOWN), str(KNOWN)) == ("Mixture(3 components, 2 dimensions)", "mixture of 3 Gaussians")
+    assert (repr(one), str(one)) == ("Mixture(1 component, 1 dimension)", "mixture of 1 Gaussian")
+
+
+def test_a_path_without_a_model_is_an_error(tmp_path):
+    Autoencoder((8, 8, 1), (2,), (3,), (2,), 2).save(tmp_path / "run")
+    path = save_mixture(str(tmp_path / "run"), KNOWN)
+    assert load_mixture(str(tmp_path / "run" / "model.safetensors")) is not None
+    with pytest.raises(DataError, match="expected a model, found a mixture"):
+        load_mixture(path)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    for wrong, told in ((tmp_path / "gone", "no such model"), (tmp_path / "run" / "notes.txt", "notes.txt")):
+        with pytest.raises(DataError, match=told):
+            load_mixture(wrong)
+
+
+def test_a_model_of_another_program_has_a_mixture_too(tmp_path):
+    export(Autoencoder((8, 8, 1), (2,), (3,), (2,), 2), "torch", tmp_path)
+    model, folder = tmp_path / "autoencoder.safetensors", tmp_path / "out"
+    folder.mkdir()
+    save_mixture(model, KNOWN, folder)
+    assert (load_mixture(model), repr(load_mixture(model, folder))) == (None, repr(KNOWN))
+    export(Autoencoder((8, 8, 1), (2,), (3,), (2,), 2, seed=1), "torch", tmp_path, overwrite=True)
+    assert load_mixture(model, folder) is None
 
 
 def test_drawing_needs_no_scikit_learn_and_fitting_names_the_extra(monkeypatch):

@@ -64,14 +64,15 @@ def test_unknown_devices_are_refused(device: str, cupy_double: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cpu", "kernels": "cuda"}, "kernels 'cuda'.*auto"),
+        ({"device": "cpu", "kernels": "cuda"}, r"kernels 'cuda' on cpu: choose auto.*; cuda needs a GPU \("),
         ({"device": "cpu", "kernels": ""}, "kernels ''.*auto"),
         ({"device": "cuda", "kernels": "numpy"}, "kernels 'numpy'.*auto"),
         ({"threads": 0}, "threads is 0"),
-        ({"precision": "tf32"}, r"precision 'tf32': device \w+ with kernels \w+ has fp32 only"),
-        ({"kernels": "plain", "precision": "tf32"}, "precision 'tf32': device cpu with kernels plain has fp32 only"),
-        ({"device": "cuda", "kernels": "plain", "precision": "tf32"}, "device cuda with kernels plain has fp32 only"),
-        ({"device": "cuda", "precision": "bf16"}, "'bf16': device cuda with kernels auto has fp32, tf32, tf32x3 only"),
+        ({"precision": "tf32"}, r"\w+ with kernels \w+ has fp32 only; tf32 needs a GPU \(--device cuda\)"),
+        ({"kernels": "plain", "precision": "tf32x3"}, "kernels plain has fp32 only; tf32x3 needs a GPU"),
+        ({"precision": "bf16"}, "precision 'bf16': cpu with kernels auto has fp32 only$"),
+        ({"device": "cuda", "kernels": "plain", "precision": "tf32"}, "cuda with kernels plain has fp32 only$"),
+        ({"device": "cuda", "precision": "bf16"}, "'bf16': cuda with kernels auto has fp32, tf32, tf32x3 only$"),
     ],
 )
 def test_unknown_choices_are_refused(options: dict[str, Any], message: str, cupy_double: Any) -> None:

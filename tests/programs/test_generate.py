@@ -8,17 +8,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from program_cases import AE_PICTURES, VAE_PICTURES, content, no_pictures, photos, pictures, script
+from program_cases import (
+    AE_PICTURES,
+    VAE_PICTURES,
+    change_record,
+    content,
+    measured,
+    no_pictures,
+    photos,
+    pictures,
+    raising,
+    script,
+)
 from programs import EVALUATE, GENERATE, NETWORK, SAMPLE, TINY, TRAIN
 
 import autoencoders
 from autoencoders.data import load_dataset
-from autoencoders.evaluation.bounds import binarised, draws_of, importance_weighted_nll
+from autoencoders.evaluation.bounds import binarised, draws_of, importance_weighted_nll, neg_elbo
 from autoencoders.evaluation.metrics import pixel_std
 from autoencoders.evaluation.mixture import load_mixture
 from autoencoders.pictures import gallery, sheets
-from autoencoders.runs.record import read_record
-from minigrad.serialize import load_state
+from autoencoders.runs.record import read_record, trained_on
+from minigrad.serialize import DataError
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
@@ -88,11 +99,11 @@ def test_a_plain_autoencoder_draws_from_the_mixture_in_its_folder(call, spied):
     words = ("--model", "ae", "--epochs", 1, "--out", "run")
     with no_pictures():
         assert call(TRAIN, *TINY, *words).code == 0
-    call(GENERATE, "--model-dir", "run", "--mixture-components", 0).failed(2, "--mixture-components")
+    call(GENERATE, "--model-dir", "run", "--mixture-components", -1).failed(2, "--mixture-components")
     done = call(GENERATE, "--model-dir", "run")
     assert (done.code, "samples" in spied, "--mixture-components 50" in done.out) == (0, False, True)
     call(GENERATE, "--model-dir", "run", "--mixture-components", 4).ok(
-        "fitted 4 Gaussians to the latents of 4,000 training images"
+        "fitted 4 Gaussians to the latents of 64 training images\n", "new images come from the mixture of 4 Gaussians\n"
     )
     path = Path("run") / "mixture.safetensors"
     before, first = path.read_bytes(), spied.pop("samples")[0]
@@ -103,10 +114,7 @@ def test_a_plain_autoencoder_draws_from_the_mixture_in_its_folder(call, spied):
     assert path.read_bytes() == before
     assert call(GENERATE, "--model-dir", "run", "--mixture-components", 4, "--seed", 2**40 + 1).code == 0
     assert path.read_bytes() != before, "its seed draws where the fit begins"
-    np.savez("own.npz", x_train=np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8))
-    done = call(GENERATE, "--model-dir", "run", "--mixture-components", 3, "--dataset", "own.npz", "--out", "own")
-    assert "fitted 3 Gaussians to the latents of 54 training images" in done.out
-    assert load_state(path)[0]["weights"].shape == (3,)
+    assert path.exists()
     with no_pictures():
         assert call(TRAIN, *TINY, *words, "--overwrite").code == 0
     assert not path.exists(), "it belonged to the old run"
@@ -118,9 +126,12 @@ def test_the_mixture_of_a_vae_replaces_its_prior(binarise, call, spied):
     with no_pictures():
         words = ("--epochs", 1, "--out", "run", *["--binarise"] * binarise)
         assert call(TRAIN, *TINY, *words).code == 0
-    call(GENERATE, "--model-dir", "run", "--mixture-components", 3).ok("fitted 3 Gaussians to the latents of 4,000")
+    call(GENERATE, "--model-dir", "run", "--mixture-components", 3).ok(
+        "fitted 3 Gaussians to the latents of 64 training"
+    )
     model, mixture, data = autoencoders.load("run"), load_mixture(Path("run")), load_dataset("fashion-mnist-sample")
-    images = binarised(data.train_images) if binarise else data.train_images
+    images = data.train_images[trained_on(Path("run"), data)]
+    images = binarised(images) if binarise else images
     z = draws_of(model, images)
     assert mixture.log_density(z).mean() > -0.5 * (z**2 + np.log(2 * np.pi)).sum(axis=1).mean()
     np.testing.assert_allclose(mixture.weights @ mixture.means, z.mean(axis=0), atol=1e-5)
@@ -129,7 +140,78 @@ def test_the_mixture_of_a_vae_replaces_its_prior(binarise, call, spied):
     found = read_record(Path("run"), "evaluation.json")
     expected = importance_weighted_nll(model, binarised(data.test_images)[:1000], 2, mixture=mixture).mean(axis=1)
     assert [found["iw_nll"], found["mixture_nll"]] == pytest.approx(expected)
+    assert found["prior"] == "mixture of 3 Gaussians"
+    assert found["mixture_neg_elbo"] == neg_elbo(model, data.test_images, 0, mixture=mixture)["mixture_neg_elbo"]
     assert found["sample_std"] == pytest.approx(pixel_std(model.decode(mixture.sample(1000, 0))))
+
+
+@pytest.fixture
+def fitted(call, trained, monkeypatch):
+    """The folder of a VAE with a mixture of two Gaussians; `evaluate` draws nothing."""
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(EVALUATE.module, "all_pictures", lambda *_: {})
+    monkeypatch.setattr(EVALUATE.module, "write_report", lambda *_: None)
+    shutil.copytree(trained(), "run")
+    call(GENERATE, "--model-dir", "run", "--mixture-components", 2).ok(f"saved {Path('run/mixture.safetensors')}")
+    return Path("run")
+
+
+def test_a_mixture_is_where_the_results_are(fitted, call, spied):
+    before, words = content(fitted), ("--model-dir", "run")
+    np.savez("own.npz", x_train=np.random.default_rng(0).integers(0, 256, (10, 28, 28), np.uint8))
+    other = (*words, "--mixture-components", 1, "--dataset", "own.npz")
+    call(GENERATE, *other).failed(2, "--out is needed")
+    call(GENERATE, *other, "--out", "run").failed(2, "another --out is needed")
+    call(GENERATE, *other, "--out", "own").ok("fitted 1 Gaussian to the latents of 9 images\n")
+    call(GENERATE, *other, "--out", "own").failed(1, "own holds mixture.safetensors", "--overwrite")
+    for out, prior in (("own", "mixture of 1 Gaussian"), ("elsewhere", "mixture of 2 Gaussians")):
+        call(GENERATE, *words, "--out", out, "--overwrite").ok(f"new images come from the {prior}\n")
+        call(EVALUATE, *words, "--out", out).ok(f"samples of the {prior}".split()[-1])
+        assert measured(out)["prior"] == prior
+    assert content(fitted) == before
+
+
+def test_zero_components_bring_the_prior_back(fitted, call, spied):
+    words = ("--model-dir", "run", "--mixture-components", 0)
+    call(GENERATE, *words, "--out", "out").ok("new images come from N(0, I)\n")
+    assert Path("run/mixture.safetensors").exists(), "it is in another folder"
+    call(GENERATE, *words).ok("new images come from N(0, I)\n", f"removed {Path('run/mixture.safetensors')}")
+    np.testing.assert_array_equal(spied["samples"][0], autoencoders.load("run").sample(48))
+    assert not Path("run/mixture.safetensors").exists()
+    assert "removed" not in call(GENERATE, *words).ok().out
+    call(EVALUATE, "--model-dir", "run").ok("of N(0, I)")
+    assert (measured("run")["prior"], measured("run")["mixture_neg_elbo"]) == ("N(0, I)", None)
+
+
+def test_a_mixture_stays_if_the_command_fails(fitted, call, spied, monkeypatch):
+    before, words = content(fitted), ("--model-dir", "run", "--mixture-components")
+    for components in (3, 0):
+        with monkeypatch.context() as patch:
+            patch.setattr(GENERATE.module, "draw", raising(DataError("no pictures")))
+            call(GENERATE, *words, components).failed(3, "no pictures")
+    monkeypatch.setattr(GENERATE.module, "fit_mixture", lambda *_: pytest.fail("fits"))
+    call(GENERATE, *words, 65).failed(2, "--mixture-components is 65 but must be at most 64")
+    Path("file").write_text("mine")
+    call(GENERATE, *words, 3, "--out", "file/out").failed(3, "file/out: cannot be written")
+    for name, more in (("image", "a.png"), ("encode", "z.csv")):
+        call(GENERATE, *words, 3, f"--{name}", more).failed(2, f"--{name} and --mixture-components", "--dataset")
+    change_record("run", "data", name=str(Path("own.npz").absolute()))
+    call(GENERATE, *words, 3).failed(2, "fitting needs training images, which --dataset names", "own.npz")
+    assert {**content(fitted), "run.json": None} == {**before, "run.json": None}
+
+
+@pytest.mark.parametrize("latent", [2, 3])
+def test_a_mixture_of_other_weights_is_not_used(latent, fitted, call, trained, spied):
+    shutil.copy(trained("vae", latent, "--seed", "7") / "model.safetensors", "run")
+    told = f"warning: {Path('run/mixture.safetensors')} is not used: it was fitted to other weights"
+    call(GENERATE, "--model-dir", "run").ok(told, "--mixture-components 0 removes it", "new images come from N(0, I)")
+    call(EVALUATE, "--model-dir", "run").ok(told)
+    assert measured("run")["prior"] == "N(0, I)"
+
+
+def test_a_mixture_is_fitted_without_the_images_held_out(fitted, call, spied):
+    change_record("run", "options", validation=0.25)
+    call(GENERATE, "--model-dir", "run", "--mixture-components", 2).ok("the latents of 48 training images\n")
 
 
 def test_a_conditional_model_draws_a_row_for_each_class_or_one_class(call, trained, spied):
@@ -158,8 +240,8 @@ def test_what_the_model_cannot_draw(call, trained):
     call(GENERATE, *words, "--class=").failed(2, "--class is empty")
     call(GENERATE, *words, "--class=ankel boot").failed(2, "did you mean Ankle boot?")
     call(GENERATE, "--model-dir", trained(), "--class", "Bag").failed(2, "--class needs a conditional model")
-    call(GENERATE, *words, "--mixture-components", 5).failed(2, "a conditional model draws from its prior")
-    call(GENERATE, "--model", "vae2", "--mixture-components", 5).failed(2, "the package stays as it is")
+    for components in (5, 0):
+        call(GENERATE, *words, "--mixture-components", components).failed(2, "a conditional model", "for each class")
     call(GENERATE, "--model-dir", trained(), "--samples", 0).failed(2, "--samples is 0", "from 1 to 1000")
     assert os.listdir() == []
 

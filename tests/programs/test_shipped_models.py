@@ -92,7 +92,19 @@ def test_an_evaluation_measures_the_images_of_the_run(call, monkeypatch):
     assert call(EVALUATE, "--model", NAME).code == 130
     assert call(GENERATE, "--model", NAME).code == 130
     assert call(GENERATE, "--model", NAME, "--data-dir", "mine").code == 130
-    assert asked == [("fashion-mnist", None), ("fashion-mnist-sample", None), ("fashion-mnist", "mine")]
+    assert call(GENERATE, "--model", NAME, "--mixture-components", 50).code == 130
+    whole = "fashion-mnist", None
+    assert asked == [whole, ("fashion-mnist-sample", None), ("fashion-mnist", "mine"), whole]
+
+
+def test_a_mixture_is_saved_beside_the_results(call, spied):
+    pytest.importorskip("sklearn")
+    done = call(GENERATE, "--model", NAME, "--mixture-components", 2, *SAMPLE)
+    done.ok("fitted 2 Gaussians to the latents of 4,000 images", f"saved generated/{NAME}/mixture.safetensors")
+    first = spied["samples"][0]
+    for more in ([], ["--out", "mine"]):
+        call(GENERATE, "--model", NAME, *more).ok("new images come from the mixture of 2 Gaussians")
+        np.testing.assert_array_equal(spied["samples"][0], first)
 
 
 def test_a_page_and_files_for_other_programs(call):

@@ -297,6 +297,11 @@ EYE = np.eye(2)[None].repeat(2, axis=0)
 GOOD = {"weights": np.array([0.25, 0.75]), "means": np.zeros((2, 2)), "covariances": EYE}
 
 
+def made_for(run: Path) -> dict[str, str]:
+    """The record of a mixture for a model."""
+    return {"kind": "mixture", "fitted_to": load_state(run / "model.safetensors")[2]}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -316,18 +321,16 @@ GOOD = {"weights": np.array([0.25, 0.75]), "means": np.zeros((2, 2)), "covarianc
     ids=str,
 )
 def test_a_mixture_that_is_none_is_named(changes, run):
-    fitted_to = load_state(run / "model.safetensors")[2]
-    for record in ({"fitted_to": fitted_to}, {"fitted_to": "another"}):
-        save_state(run / "mixture.safetensors", GOOD | changes, {"kind": "mixture", **record})
-        told = "not a mixture" if "more" in changes else "expected weights .* found others"
-        with pytest.raises(DataError, match=rf"mixture.safetensors: {told}; remove it, and fit another one"):
-            load_mixture(run)
+    save_state(run / "mixture.safetensors", GOOD | changes, made_for(run))
+    told = "not a mixture" if "more" in changes else "expected weights .* found others"
+    with pytest.raises(DataError, match=rf"mixture.safetensors: {told}; remove it, and fit another one"):
+        load_mixture(run)
     save_mixture(run, Mixture(**GOOD))
     assert load_mixture(run)
 
 
 def test_a_mixture_that_is_none_ends_the_programs_with_3(run, call):
-    save_state(run / "mixture.safetensors", GOOD | {"covariances": -EYE}, {"kind": "mixture"})
+    save_state(run / "mixture.safetensors", GOOD | {"covariances": -EYE}, made_for(run))
     for program in programs(run, READ):
         call(*program).failed(3, "mixture.safetensors: expected weights")
 

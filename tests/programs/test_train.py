@@ -321,3 +321,9 @@ def test_a_run_does_not_go_among_its_images(call):
             2, f"--out {out} lies in", "images"
         )
     assert sorted(os.listdir("mine")) == sorted(["runs", *(f"{i}.png" for i in range(20))])
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_the_table_at_the_end_leaves_out_what_says_nothing(likelihood, call, undrawn):
+    done = call(TRAIN, *TINY, "--epochs", 1, "--likelihood", likelihood, "--out", "run").ok("of N(0, I)")
+    assert ("  bce  " in done.out, "bce" in record(Path("run"))["test"]) == (likelihood == "bernoulli", True)
