@@ -101,11 +101,10 @@ def fitted(
     count = len(images)
     if components > count:
         raise UsageError(f"--mixture-components is {components} but must be at most {count}, the number of images")
-    latents = latents_to_fit(model, images, training_of_run(folder)[1].binarise, seed)
-    mixture = fit_mixture(latents, components, seed)
     whose = f"{'training ' * has_used(folder, dataset)}image{'s' * (count != 1)}"
-    tell(f"fitted {components} Gaussian{'s' * (components != 1)} to the latents of {count:,} {whose}")
-    return mixture
+    time = ", which takes some minutes" if count * components > 1_000_000 else ""
+    tell(f"fitting {components} Gaussian{'s' * (components != 1)} to the latents of {count:,} {whose}{time}")
+    return fit_mixture(latents_to_fit(model, images, training_of_run(folder)[1].binarise, seed), components, seed)
 
 
 def main(argv: list[str] | None = None, program: Program | None = None) -> int:

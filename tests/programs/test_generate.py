@@ -103,12 +103,13 @@ def test_a_plain_autoencoder_draws_from_the_mixture_in_its_folder(call, spied):
     done = call(GENERATE, "--model-dir", "run")
     assert (done.code, "samples" in spied, "--mixture-components 50" in done.out) == (0, False, True)
     call(GENERATE, "--model-dir", "run", "--mixture-components", 4).ok(
-        "fitted 4 Gaussians to the latents of 64 training images\n", "new images come from the mixture of 4 Gaussians\n"
+        "fitting 4 Gaussians to the latents of 64 training images\n",
+        "new images come from the mixture of 4 Gaussians\n",
     )
     path = Path("run") / "mixture.safetensors"
     before, first = path.read_bytes(), spied.pop("samples")[0]
     assert first.shape == (48, 28, 28, 1)
-    assert "fitted" not in call(GENERATE, "--model-dir", "run").out
+    assert "fitting" not in call(GENERATE, "--model-dir", "run").out
     np.testing.assert_array_equal(spied.pop("samples")[0], first)
     assert call(GENERATE, "--model-dir", "run", "--mixture-components", 4).code == 0
     assert path.read_bytes() == before
@@ -127,7 +128,7 @@ def test_the_mixture_of_a_vae_replaces_its_prior(binarise, call, spied):
         words = ("--epochs", 1, "--out", "run", *["--binarise"] * binarise)
         assert call(TRAIN, *TINY, *words).code == 0
     call(GENERATE, "--model-dir", "run", "--mixture-components", 3).ok(
-        "fitted 3 Gaussians to the latents of 64 training"
+        "fitting 3 Gaussians to the latents of 64 training"
     )
     model, mixture, data = autoencoders.load("run"), load_mixture(Path("run")), load_dataset("fashion-mnist-sample")
     images = data.train_images[trained_on(Path("run"), data)]
@@ -162,7 +163,7 @@ def test_a_mixture_is_where_the_results_are(fitted, call, spied):
     other = (*words, "--mixture-components", 1, "--dataset", "own.npz")
     call(GENERATE, *other).failed(2, "--out is needed")
     call(GENERATE, *other, "--out", "run").failed(2, "another --out is needed")
-    call(GENERATE, *other, "--out", "own").ok("fitted 1 Gaussian to the latents of 9 images\n")
+    call(GENERATE, *other, "--out", "own").ok("fitting 1 Gaussian to the latents of 9 images\n")
     call(GENERATE, *other, "--out", "own").failed(1, "own holds mixture.safetensors", "--overwrite")
     for out, prior in (("own", "mixture of 1 Gaussian"), ("elsewhere", "mixture of 2 Gaussians")):
         call(GENERATE, *words, "--out", out, "--overwrite").ok(f"new images come from the {prior}\n")

@@ -100,7 +100,7 @@ def test_an_evaluation_measures_the_images_of_the_run(call, monkeypatch):
 def test_a_mixture_is_saved_beside_the_results(call, spied):
     pytest.importorskip("sklearn")
     done = call(GENERATE, "--model", NAME, "--mixture-components", 2, *SAMPLE)
-    done.ok("fitted 2 Gaussians to the latents of 4,000 images", f"saved generated/{NAME}/mixture.safetensors")
+    done.ok("fitting 2 Gaussians to the latents of 4,000 images", f"saved generated/{NAME}/mixture.safetensors")
     first = spied["samples"][0]
     for more in ([], ["--out", "mine"]):
         call(GENERATE, "--model", NAME, *more).ok("new images come from the mixture of 2 Gaussians")
