@@ -72,7 +72,7 @@ class NumbaLayers:
     block_bytes = 1 << 19
 
     def __init__(self, pool: Pool) -> None:
-        self.pool, self.team = pool, Team(pool.threads - 1)
+        self.pool, self.team = pool, Team(min(pool.threads, pool.all_shards) - 1)
 
     def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> FilledPlan:
         """How a convolution or its adjoint is computed."""
