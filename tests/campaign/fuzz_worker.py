@@ -344,7 +344,7 @@ def recipe(folder: Path) -> tuple[list[bytes], str, Check]:
     def check(path: Path) -> bool:
         found = settings.read_config(str(path))
         return all(
-            isinstance(value, settings.OPTIONS[name.replace("_", "-")][1] | int) for name, value in found.items()
+            isinstance(value, settings.IN_CONFIG[name.replace("_", "-")][1] | int) for name, value in found.items()
         )
 
     return [file.read_bytes() for file in settings.RECIPES.iterdir()], "x.toml", check

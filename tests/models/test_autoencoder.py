@@ -336,8 +336,8 @@ def test_latents_of_every_real_dtype_mean_the_same():
 
 
 def test_a_sample_of_none_is_refused():
-    for count in (0, -1):
-        with pytest.raises(DataError, match=f"count is {count} but must be at least 1"):
+    for count in (0, -1, 1.5):
+        with pytest.raises(DataError, match=f"count is {count} but must be a whole number >= 1"):
             new(VAE).sample(count)
 
 

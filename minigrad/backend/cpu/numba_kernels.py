@@ -128,7 +128,7 @@ class NumbaLayers:
         factors = x if transposed else y
 
         shares = self.pool.shares(len(x))
-        sizes = {"padded": scratch_size, "gradient": y[0].size, "spare": factors[0].size}
+        sizes = {"padded": scratch_size, "gradient": math.prod(y.shape[1:]), "spare": math.prod(factors.shape[1:])}
         scratch = tuple(self._scratch(n, shares, block * size + VECTOR, x.dtype) for n, size in sizes.items())
         plans, results = (window, transposed, back.direct.layer, back.tables), Gradients(gx, gweights, totals)
         blocks = Blocks(shares.size, block, shares.joined)
@@ -138,7 +138,8 @@ class NumbaLayers:
         return gx if needs_gx else None, gweights[:: shares.joined], totals[:: shares.joined]
 
     def _run(self, loop: Any, shares: Shares, *arguments: Any) -> None:
-        self.team.run(loop, shares.threads, shares.shards, *arguments)
+        if shares.shards:  # there are images
+            self.team.run(loop, shares.threads, shares.shards, *arguments)
 
     def _scratch(self, name: str, shares: Shares, numbers: int, dtype: Any) -> Array:
         """So many numbers for each thread."""
