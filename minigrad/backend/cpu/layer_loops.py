@@ -237,7 +237,7 @@ def layer_part(
     thread: int, first_shard: int, stop_shard: int, x: Array, size: int, layers: Array, tables: Tables, bias: Array,
     y: Array, moments: Sums, scratch: Array
 ) -> None:  # fmt: skip
-    """What one thread does of conv_layer: some shards."""
+    """y = the layer of x in some shards of `size` images, + bias. If it has a ReLU, moments become those of y."""
     F, layer = y.shape[3], layers[0]
     shifts, sums, counts = moments
     centre, area = np.empty(F, x.dtype), y.shape[1] * y.shape[2]
@@ -259,12 +259,8 @@ def layer_part(
 
 
 @compiled
-def conv_layer(
-    desks: Array, threads: int, shards: int, x: Array, size: int, layers: Array, tables: Tables, bias: Array, y: Array,
-    moments: Sums, scratch: Array
-) -> None:  # fmt: skip
-    """y = the layer of x, whose shards have `size` images, + bias. If it has a ReLU, moments become those of y."""
-    arguments = x, size, layers, tables, bias, y, moments, scratch
+def conv_layer(desks: Array, threads: int, shards: int, *arguments: Any) -> None:
+    """layer_part on all threads."""
     share(desks, threads, shards, part_of(layer_part, arguments), address_of(arguments))
 
 
@@ -273,7 +269,8 @@ def chain_part(
     thread: int, first_shard: int, stop_shard: int, x: Array, layers: Array, tables: Tables, biases: Array, norm: Array,
     y: Array, blocks: Blocks, between: tuple[Array, Array], scratch: Array
 ) -> None:  # fmt: skip
-    """What one thread does of chain: the images of some shards, a block after another."""
+    """y = what the layers compute one after another from the images x of some shards, block by block; normalised with
+    the rows of norm if there are any. The results between them are in `between` by turns."""
     end = min(stop_shard * blocks.shard, len(x))
     first = first_shard * blocks.shard
     each = even(end - first, blocks.block)
@@ -301,13 +298,8 @@ def chain_part(
 
 
 @compiled
-def chain(
-    desks: Array, threads: int, shards: int, x: Array, layers: Array, tables: Tables, biases: Array, norm: Array,
-    y: Array, blocks: Blocks, between: tuple[Array, Array], scratch: Array
-) -> None:  # fmt: skip
-    """y = what the layers compute one after another from x, normalised with the rows of norm if there are any; the
-    results of a block are in `between` by turns."""
-    arguments = x, layers, tables, biases, norm, y, blocks, between, scratch
+def chain(desks: Array, threads: int, shards: int, *arguments: Any) -> None:
+    """chain_part on all threads."""
     share(desks, threads, shards, part_of(chain_part, arguments), address_of(arguments))
 
 
@@ -328,12 +320,15 @@ def layer_grad_part(
     transposed: bool, layers: Array, tables: Tables, results: Gradients, blocks: Blocks,
     scratch: tuple[Array, Array, Array]
 ) -> None:  # fmt: skip
-    """What one thread does of conv_layer_grad: some shards. For each block of images:
+    """The gradients of layer_part for some shards. For each block of images:
 
     1. g is gy through the batch_norm and the ReLU.
     2. The shard's total += the sum of g over images.
     3. Its gweight += image^T @ factors, where image and factors are x and g, or g and x if transposed.
     4. gx from g. It overwrites the padded image, which step 3 does not need any more.
+
+    window: the plan of the convolution that reads `image`. layers, tables: of the layer that gives gx, which for a
+    transposed layer is that convolution.
     """
     (gx, gweights, totals), size, record = results, blocks.shard, window.layer[0]
     C, F, panel, places = x.shape[3], y.shape[3], 2 * VECTOR // x.itemsize, window.pixels[0]
@@ -375,17 +370,8 @@ def layer_grad_part(
 
 
 @compiled
-def conv_layer_grad(
-    desks: Array, threads: int, shards: int, gy: Array, grad_rows: Array, y: Array, x: Array, window: Direct,
-    transposed: bool, layers: Array, tables: Tables, results: Gradients, blocks: Blocks,
-    scratch: tuple[Array, Array, Array]
-) -> None:  # fmt: skip
-    """The gradients of conv_layer.
-
-    window: the plan of the convolution that reads `image`. layers, tables: of the layer that gives gx, which for a
-    transposed layer is that convolution.
-    """
-    arguments = gy, grad_rows, y, x, window, transposed, layers, tables, results, blocks, scratch
+def conv_layer_grad(desks: Array, threads: int, shards: int, *arguments: Any) -> None:
+    """layer_grad_part on all threads."""
     share(desks, threads, shards, part_of(layer_grad_part, arguments), address_of(arguments))
 
 
