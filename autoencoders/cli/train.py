@@ -22,9 +22,10 @@ from ..evaluation.metrics import table
 from ..pictures.film import PROGRESS_FILE, SCATTERED
 from ..runs import Run, resume_run, start_run
 from ..runs.replace import check_folder
-from ..runs.start import check_fit
+from ..runs.start import check_fit, train_on
 from ..saved import folder_of
 from ..training import DivergedError, Trainer, TrainingOptions
+from ..training.advice import STEPS, more_epochs
 from ..training.explained import explain_step
 from ..training.steps import Steps
 from ..training.tensorboard import TensorBoard
@@ -168,6 +169,13 @@ class Training:
         own = [] if run.dataset.name in NAMES else ["--dataset", as_typed(run.dataset.name)]
         for name in ("evaluate", "generate", "explore"):
             console.line(f"  {self.program.other(name)} {shlex.join(['--model-dir', str(folder), *own])}")
+        epochs, steps = (run.record["training"][name] for name in ("epochs", "steps"))
+        before = trainer.model.trained_steps - steps
+        if run.record["judged"] and trainer.options.patience is None and (more := more_epochs(epochs, steps, before)):
+            console.warn(
+                f"{before + steps:,} steps of training are few, so images may be blurred; --epochs {more} makes about "
+                f"{STEPS:,}, or {train_on(folder, more - epochs)}"
+            )
 
     def _settings(self) -> tuple[dict[str, Any], set[str]]:
         """(all settings, the names of those that were given): typed, or else of --config, or else the defaults."""

@@ -158,7 +158,7 @@ def resume_run(
             left = epochs - options.epochs
             raise ValueError(
                 f"epochs cannot change in a resumed run: its {options.schedule} schedule ends with epoch "
-                f"{options.epochs}; {_train_on(folder, left) if left > 0 else '--finish makes the model now'}"
+                f"{options.epochs}; {train_on(folder, left) if left > 0 else '--finish makes the model now'}"
             )
         options = replace(options, epochs=epochs)
     place = data_dir or data.get("data_dir")
@@ -190,7 +190,7 @@ def resume_run(
     if trainer.trained_enough:
         more = "--resume --epochs N goes on, or " if options.schedule == "constant" else ""
         last = "all epochs are trained" if at.epoch >= options.epochs else f"--patience ended the run {at.place}"
-        where = f"{last}; {more}{_train_on(folder, options.epochs)}"
+        where = f"{last}; {more}{train_on(folder, options.epochs)}"
     else:
         where = f"{at.place if finish else f'in epoch {at.epoch + 1}'} of {options.epochs}"
     tell(f"{'finishing' if finish else 'resuming'} after step {at.step}, {where}")
@@ -209,11 +209,11 @@ def _checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[dict[str, An
             raise
         only = models_near(folder, (CHECKPOINTS,))
         if (folder / MODEL_FILE).exists():
-            only = f"only a model; {_train_on(folder, 'N')}"
+            only = f"only a model; {train_on(folder, 'N')}"
         raise DataError(f"{folder}: no valid checkpoint to resume from; {only}") from error
 
 
-def _train_on(folder: Path, epochs: object) -> str:
+def train_on(folder: Path, epochs: object) -> str:
     """The options that train the model of a run on."""
     new = next(name for i in itertools.count(2) if not os.path.lexists(name := f"{folder}-{i}"))
     return f"{shlex.join(['--init-from', str(folder), '--out', new, '--epochs', str(epochs)])} trains its model further"

@@ -30,3 +30,11 @@ def remedies(model: dict[str, Any], learning_rate: float | None, epochs: int, st
     if not diverged and 0 < steps < STEPS:
         found.append(f"more steps (--epochs {math.ceil(epochs * STEPS / steps)} for about {STEPS:,})")
     return found
+
+
+def more_epochs(epochs: int, steps: int, before: int = 0) -> int | None:
+    """How many epochs a training should have instead of these, if its model had less than half of the steps that it
+    needs. before: the steps that the model had when the training began."""
+    if not steps or before + steps >= STEPS // 2:
+        return None
+    return math.ceil(epochs * (STEPS - before) / steps)

@@ -19,7 +19,7 @@ from autoencoders.evaluation.metrics import measure
 from autoencoders.layers import SoftBound
 from autoencoders.network import network_for
 from autoencoders.training import DivergedError, advice as advice_of
-from autoencoders.training.advice import STEPS, remedies
+from autoencoders.training.advice import STEPS, more_epochs, remedies
 from minigrad import Tensor, optim
 from minigrad.testing import gradcheck
 
@@ -217,6 +217,15 @@ def test_the_advice_names_values():
     usual = VAE((28, 28, 1)).config
     assert remedies(usual, 0.001, 8, 3752, diverged=False) == []
     assert remedies(usual, 0.001, 8, 3752, diverged=True) == ["a smaller learning rate (--lr 0.00025 instead of 0.001)"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "before", "wanted"),
+    [(1, 3, 0, 667), (20, 200, 0, 200), (20, 200, 700, 130), (1, STEPS // 2, 0, None), (1, 1, STEPS, None), (0, 0, 0, None)],
+)  # fmt: skip
+def test_a_training_of_less_than_half_the_steps_is_short(epochs, steps, before, wanted):
+    """STEPS is 2,000, also with those from before."""
+    assert more_epochs(epochs, steps, before) == wanted
 
 
 @pytest.mark.parametrize(

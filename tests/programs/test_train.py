@@ -305,6 +305,20 @@ def test_a_model_that_works_is_exit_code_0(kind, call, undrawn, monkeypatch):
     assert "this is not" not in measured("run")["verdict"]
 
 
+def test_a_short_training_says_that_it_is_short(call, undrawn):
+    """It says how many epochs are enough, and how the model goes on, as often as it is short; not a smoke run."""
+    few = "steps of training are few, so images may be blurred; "
+    done = call(TRAIN, *TINY, "--epochs", 2, "--out", "run").ok()
+    assert f"warning: 4 {few}--epochs 1000 makes about 2,000, or --init-from run --out run-2 --epochs 998" in done.out
+    further = call(TRAIN, *TINY[len(NETWORK) :], "--init-from", "run", "--out", "run-2", "--epochs", 3).ok()
+    assert f"warning: 16 {few}--epochs 499 makes" in further.out
+    quiet = call(TRAIN, *TINY, "--epochs", 1, "--out", "run", "--overwrite", "--quiet")
+    assert (quiet.code, quiet.out, quiet.err.count(few)) == (0, "", 1)
+    words = ["--smoke"], ["--patience", 1, "--validation", 0.5]
+    for more in (*([*TINY, *each] for each in words), [*TINY[len(NETWORK) :], "--init-from", "vae2"]):
+        assert few not in call(TRAIN, *more, "--epochs", 1, "--overwrite", "--out", "other").ok().out
+
+
 def test_an_absurd_loss_ends_a_training(call):
     words = (*NETWORK, *SAMPLE, "--limit-train", 640, "--lr", 3, "--warmup-steps", 0, "--epochs", 9, "--out", "run")
     call(TRAIN, *words).failed(5, "training diverged", "--lr 0.002 instead of 3")
