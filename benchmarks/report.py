@@ -629,9 +629,10 @@ def trials(record: dict[str, Any], _: Path) -> str:
         cells += [changes.get("neg_elbo", ""), number(row.get("train_neg_elbo"), 1)]
         cells += [number(row.get("nll"), 1), changes.get("nll", "")]
         cells += [f"{row['mse']:.5f}", changes.get("mse", ""), f"{row['train_mse']:.5f}"]
+        cells += [number(row.get("probe"), 1), changes.get("probe", "")]
         lines.append([*cells, f"{row['seconds'] / 60:.0f} min", row["date"], (row["commit"] or "unknown")[:7]])
     heads = ["trial", "parameters", "-ELBO", "reconstruction + KL", "change", "-ELBO, trained", "NLL", "change"]
-    heads += ["MSE", "change", "MSE, trained"]
+    heads += ["MSE", "change", "MSE, trained", "probe %", "change"]
     rows = record["rows"]
     how = {row["trial"]: f", then `{row['change']}` of changes.py" if row["change"] else "" for row in rows}
     options = "".join(

@@ -3,10 +3,11 @@
     python benchmarks/trials.py [--trials vae2,vae2-hidden] [--seeds 0] [--runs DIR] [--threads N] [--quick]
 
 Each trial trains on 20,000 images and is measured on 5,000 others of the training set, so that the test images play no
-part in a choice. A model of binarised images gets such images, and -log p(x) of 1,000 of them is measured as well. What
-counts is the difference to the trial whose name lacks the last word, on the same images. It is measured if that trial
-is in --runs. Trials that are no options of the training are in changes.py. The result keeps the rows of earlier calls;
-benchmarks/report.py makes the table.
+part in a choice. A model of binarised images gets such images, and -log p(x) of 1,000 of them is measured as well. For
+a model with 16 dimensions a linear probe of the latents is trained on the 20,000 images. What counts is the difference
+to the trial whose name lacks the last word, on the same images. It is measured if that trial is in --runs. Trials that
+are no options of the training are in changes.py. The result keeps the rows of earlier calls; benchmarks/report.py makes
+the table.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from autoencoders import VAE, load
 from autoencoders.data import load_dataset
 from autoencoders.data.dataset import to_unit_range
 from autoencoders.evaluation.bounds import at_the_mean, binarised, latents_of, standard_error
+from autoencoders.evaluation.metrics import linear_probe
 from autoencoders.runs.record import read_record, training_of_run
 
 COMMON = "--dataset fashion-mnist --epochs 5 --batch-size 64 --limit-train 25000 --validation 5000"
@@ -35,16 +37,22 @@ TRIALS = {
     "vae2-hidden": "--latent-dim 2 --hidden 256",
     "vae16": "--latent-dim 16",
     "vae16-hidden": "--latent-dim 16 --hidden 256",
+    "vae16-beta": "--latent-dim 16 --beta 0.2",
     "vae16-hidden-long": "--latent-dim 16 --hidden 256 --epochs 10",
     "vae16-hidden-augment": "--latent-dim 16 --hidden 256 --augment",
     "vae40-binarised": "--latent-dim 40 --binarise",
     "vae40-binarised-hidden": "--latent-dim 40 --binarise --hidden 256",
     "ae2": "--model ae --latent-dim 2",
     "ae2-hidden": "--model ae --latent-dim 2 --hidden 256",
+    "ae16": "--model ae --latent-dim 16",
+    "ae16-denoise": "--model ae --latent-dim 16 --denoise 0.3",
+    "ae16-augment": "--model ae --latent-dim 16 --augment",
+    "ae16-hidden": "--model ae --latent-dim 16 --hidden 256",
+    "ae16-long": "--model ae --latent-dim 16 --epochs 10",
 }
 
-
 CHANGES = {
+    "vae16-mixture": mixture_prior,
     "vae16-hidden-averaged": averaged,
     "vae16-hidden-encoder": encoder_alone,
     "vae40-binarised-vamp": vamp_prior,
@@ -53,6 +61,8 @@ CHANGES = {
     "vae40-binarised-fitted": fitted_prior,
     "vae40-binarised-weighted": weighted_bound,
 }
+SHOWN = "neg_elbo", "train_neg_elbo", "nll", "mse", "train_mse", "probe"
+PROBED = 16  # latent dimensions for which there is a goal
 ROWS = "held_out.npz"  # the losses of each image that was held out
 DRAWS, WEIGHED, SAMPLES = 4, 1_000, 200  # of z for -ELBO; images and samples for -log p(x)
 
@@ -81,8 +91,9 @@ def trial(name: str, seed: int, runs: Path, threads: int | None, quick: bool) ->
     record, model = read_record(source), load(source)
     limit, training = training_of_run(source)
     dataset = load_dataset(record["data"]["name"], record["data"].get("data_dir"))
-    used = dataset.train_images[dataset.limited(*limit)]
-    seen, held_out = (used[rows] for rows in training.split(len(used)))
+    used = np.arange(len(dataset.train_images))[dataset.limited(*limit)]
+    parts = [used[rows] for rows in training.split(len(used))]
+    seen, held_out = (dataset.train_images[part] for part in parts)
     seconds = record["training_seconds"]
     if change:
         start = time.perf_counter()
@@ -98,6 +109,12 @@ def trial(name: str, seed: int, runs: Path, threads: int | None, quick: bool) ->
         if isinstance(model, VAE):
             reconstruction, bound, _ = bounds_of(model, images, DRAWS)
             found[f"{group}neg_elbo"] = float(bound.mean())
+        if not group and model.latent_space_dim == PROBED:
+            assert dataset.train_labels is not None
+            known, labels = (dataset.train_labels[part] for part in parts)
+            probe = linear_probe(latents_of(model, seen), known, seed)
+            rows["probe"] = 100.0 * (probe.predict(latents_of(model, images).astype(np.float64)) == labels)
+            found["probe"] = float(rows["probe"].mean())
         if not group:
             rows["mse"] = ((made - to_unit_range(images)) ** 2).mean(axis=(1, 2, 3))
             if isinstance(model, VAE):
@@ -153,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
                 found["versions"] = driver.versions_of([kernels])
                 row = driver.record_of("trials.py", ["--trials", name, "--seeds", str(seed)], **found)
                 driver.add_row(args.out or driver.RESULTS / "trials.json", row, "trial")
-                shown = [f"{key} {value:.5g}" for key, value in found.items() if "elbo" in key or "mse" in key]
+                shown = [f"{key} {found[key]:.5g}" for key in SHOWN if key in found]
                 print(f"{name}-{seed}: {', '.join(shown)}; changes {found['changes']}", flush=True)
         return 0
 

@@ -355,24 +355,30 @@ def accuracies(
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
-    chosen = generator(seed, "probe").permutation(len(train_latents))[:PROBE_IMAGES]
-    if len(np.unique(train_labels[chosen])) < 2:
-        chosen = np.arange(len(train_latents))
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed % 2**32))
     neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(train_latents)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # slow convergence and many classes: the accuracy says what came of it
-        probe.fit(train_latents[chosen].astype(np.float64), train_labels[chosen])
         neighbours.fit(train_latents, train_labels)
+        probe = linear_probe(train_latents, train_labels, seed)
     return {
         "probe_accuracy": float(probe.score(latents.astype(np.float64), labels)),
         "knn_accuracy": float(neighbours.score(latents, labels)),
     }
+
+
+def linear_probe(latents: np.ndarray, labels: np.ndarray, seed: int = 0) -> Any:
+    """The classifier of scikit-learn whose accuracy is `probe_accuracy`."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    chosen = generator(seed, "probe").permutation(len(latents))[:PROBE_IMAGES]
+    if len(np.unique(labels[chosen])) < 2:
+        chosen = np.arange(len(latents))
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed % 2**32))
+    return probe.fit(latents[chosen].astype(np.float64), labels[chosen])
 
 
 # ---- pictures ----

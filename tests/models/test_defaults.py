@@ -221,8 +221,8 @@ def test_the_advice_names_values():
 
 @pytest.mark.parametrize(
     ("epochs", "steps", "before", "wanted"),
-    [(1, 3, 0, 667), (20, 200, 0, 200), (20, 200, 700, 130), (1, STEPS // 2, 0, None), (1, 1, STEPS, None), (0, 0, 0, None)],
-)  # fmt: skip
+    [(1, 3, 0, 667), (20, 200, 0, 200), (20, 200, 700, 130), (1, 1000, 0, None), (1, 1, STEPS, None), (0, 0, 0, None)],
+)
 def test_a_training_of_less_than_half_the_steps_is_short(epochs, steps, before, wanted):
     """STEPS is 2,000, also with those from before."""
     assert more_epochs(epochs, steps, before) == wanted

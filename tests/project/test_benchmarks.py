@@ -267,6 +267,18 @@ def test_a_trial_is_compared_with_the_one_that_lacks_its_last_word(trials):
         assert changes[key] == pytest.approx([(a - b).mean(), (a - b).std(ddof=1) / 20**0.5])
 
 
+def test_a_trial_with_16_dimensions_has_a_linear_probe(tmp_path):
+    pytest.importorskip("sklearn")
+    place = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "trials.json"), "--threads", "2"]
+    done = run("trials.py", "--trials", "ae16", "--quick", *place)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    (row,), right = read(tmp_path, "trials")["rows"], np.load(tmp_path / "runs/ae16-0/held_out.npz")["probe"]
+    assert set(right) <= {0.0, 100.0}
+    assert (len(right), row["probe"]) == (20, right.mean())
+    assert run("report.py", "--results", str(tmp_path)).returncode == 0
+    assert f"| {right.mean():.1f} |" in (tmp_path / "trials.md").read_text()
+
+
 def test_the_changes_of_trials_do_what_they_say(load):
     changes = load("changes")
     images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
