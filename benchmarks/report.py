@@ -769,7 +769,7 @@ TO_WHAT = re.compile(r" \(([\w-]+)\)")  # in the name of a row: the run or the k
 
 
 def campaign(record: dict[str, Any]) -> str:
-    """The table of the fault campaign, or of its part that needs a GPU: a row a fault, whatever it was done to."""
+    """The table of the fault campaign, or of a part of it: a row a fault, whatever it was done to."""
     rows = record["rows"]
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -887,7 +887,7 @@ def readme_tables(results: Path) -> dict[str, str]:
         tables["colour"] = colour(records[0]["rows"])
     if records := read("mixtures"):
         tables["mixtures"] = mixtures(records[0]["rows"])
-    if records := read("campaign", "campaign_gpu"):
+    if records := read("campaign", "campaign_mpi", "campaign_gpu"):
         tables["campaign"] = "\n".join(map(campaign, records))
     return tables
 

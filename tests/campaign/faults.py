@@ -2,10 +2,10 @@
 
 Every such test takes the fixture `campaign` and runs twice: with the few faults that fit into the usual tests, and only
 with `python -m pytest -m campaign` with the many that `benchmarks/results/campaign.json` then counts, also when
-something was lost: the record holds the losses and the tests that failed. The part of it
-that needs a GPU is `python -m pytest -m "campaign and gpu"` and leaves `campaign_gpu.json`; the workers of pytest-xdist
-can share it. The faults are drawn from `--campaign-seed` (0 unless given), which the head of the output names: the same
-seed, the same faults.
+something was lost: the record holds the losses and the tests that failed. The part of it that needs a GPU is `python -m
+pytest -m "campaign and gpu"` and leaves `campaign_gpu.json`; that of several processes is `-m "campaign and mpi"`. The
+workers of pytest-xdist can share it. The faults are drawn from `--campaign-seed` (0 unless given), which the head of
+the output names: the same seed, the same faults.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ from minigrad.backend.cuda.driver import release
 from minigrad.random import generator
 
 ROOT = Path(__file__).parents[2]
-RESULTS = {"campaign": "campaign.json", "campaign and gpu": "campaign_gpu.json"}  # by the option -m
+RESULTS = {  # by the option -m
+    "campaign": "campaign.json",
+    "campaign and mpi": "campaign_mpi.json",
+    "campaign and gpu": "campaign_gpu.json",
+}
 ROW = "campaign"  # the name of a test's property that is a row of the result
 COUNTERS = ("runs", "injected", "effective", "in_save", "lost")
 """Of a row: trainings or programs that were started; faults or drawn cases; those that ended a run, were refused, or

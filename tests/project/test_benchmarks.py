@@ -430,13 +430,14 @@ CAMPAIGN = {"command": "pytest", "seed": 7, "date": "today", "commit": "01234567
 CAMPAIGN |= {"seconds": 90.0, "machine": "2 cores", "python": "3.11", "versions": {"NumPy": "2.4"}}
 
 
-def test_the_campaign_on_a_gpu_stands_below_the_other_one(load, tmp_path):
+def test_the_parts_of_the_campaign_stand_below_each_other(load, tmp_path):
     record = CAMPAIGN | {"rows": [{"what": "kills", "injected": 1200, "lost": 0, "seconds": 3.4}], "commit": None}
-    for name, more in (("campaign", {}), ("campaign_gpu", {"gpu": {"name": "NVIDIA X", "driver": "580.1"}})):
+    gpu = {"gpu": {"name": "NVIDIA X", "driver": "580.1"}}
+    for name, more in (("campaign", {}), ("campaign_gpu", gpu), ("campaign_mpi", {})):
         (tmp_path / f"{name}.json").write_text(json.dumps({**record, **more}))
     assert load("report").main(["--results", str(tmp_path)]) == 0
     text = (tmp_path / "campaign.md").read_text()
-    assert text.count("| kills |  |  | 1,200 |") == 2
+    assert text.count("| kills |  |  | 1,200 |") == 3
     below = text.splitlines()[-1]
     assert "**Failed**" not in text
     failed = load("report").campaign({**record, "failed": ["tests/test_x.py::test_y"]})
