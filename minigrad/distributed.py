@@ -20,6 +20,7 @@ have ends all of them, and what only the first one can see (files) is told to th
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import sys
@@ -44,6 +45,7 @@ LIMIT = 600.0  # seconds that a process waits for the others, unless MINIGRAD_WA
 GRACE = 3.0  # seconds in which an error must reach all processes, if it is one that all have
 WHOLE_NUMBERS = 1 << 13  # arrays of more numbers are added in parts, each by one process
 SPINS = 200  # tries before a waiting process leaves its core to others
+LONGEST_TURN = 1.0  # seconds between two tries; after more this process itself was stopped, which is no waiting
 
 
 class StalledError(RuntimeError):
@@ -139,6 +141,7 @@ class MPIGroup(Group):
         self.mpi, self.rank, self.size = mpi, world.rank, world.size
         local = world.Split_type(mpi.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = local.rank, local.size
+        self.local_cores: list[set[int]] = local.allgather(allowed_cores())
         self.data, self.errors, self.calls, self.ends = (world.Dup() for _ in range(4))
         self.seconds, self._settled = 0.0, False  # of waiting, for benchmarks
         try:
@@ -151,7 +154,11 @@ class MPIGroup(Group):
 
     @property
     def threads(self) -> int | None:
-        return max(1, usable_cores() // self.local_size)
+        mine, usable = self.local_cores[self.local_rank], usable_cores()
+        share = sum(1 / sum(core in cores for cores in self.local_cores) for core in mine)
+        if usable < len(mine):  # a limit for all processes of the machine together
+            share = min(share, usable / self.local_size)
+        return max(1, int(share + 1e-6))
 
     # ---- GPUs ----
 
@@ -207,7 +214,11 @@ class MPIGroup(Group):
         if k.kernels not in ("numba", "numpy", "cuda"):
             raise DeviceError(f"{self.size} processes need the kernels numba, numpy or cuda, found {k.describe()}")
         if k.on_host and (k.shards is None or k.shards % self.size):
-            raise DeviceError(f"{self.size} processes need shards that they can deal out, found {k.shards}: --shards 8")
+            least = max(8, self.size)
+            raise DeviceError(
+                f"{self.size} processes need shards that they can deal out, found {k.shards}: --shards {least}, or "
+                "fewer processes"
+            )
         parts = self._parts(k)
         if batch_size % parts:
             least = max(1, batch_size // parts) * parts
@@ -254,13 +265,14 @@ class MPIGroup(Group):
 
     def _wait(self, done: Callable[[], bool], limit: float | None = None) -> None:
         """Wait for the other processes; signals are handled meanwhile, and others on this core get their turn."""
-        began = time.monotonic()
-        turns = 0
+        began = last = time.monotonic()
+        waited, turns = 0.0, 0
         while not done():
             turns += 1
             if turns < SPINS:
                 continue
-            waited = time.monotonic() - began
+            before, last = last, time.monotonic()
+            waited += min(last - before, LONGEST_TURN)
             if waited > (self.limit if limit is None else limit):
                 self._stalled(waited)
             if waited < 0.02 and hasattr(os, "sched_yield"):
@@ -284,6 +296,8 @@ class MPIGroup(Group):
             time.sleep(4 * GRACE)  # the first one tells it and ends all
         missing = ", ".join(str(rank) for rank in range(len(calls)) if rank not in heard)
         self._settled = self.alone = True
+        if not missing:
+            raise StalledError(f"all processes have waited for {waited:.0f} s, and none goes on")
         raise StalledError(f"no answer from process {missing} within {waited:.0f} s")
 
     # ---- errors and the end ----
@@ -304,10 +318,26 @@ class MPIGroup(Group):
                 self._settled, self.alone = True, not shared
             raise
 
-    def leave(self, code: int) -> None:
+    def guard(self) -> None:
+        """End all processes when this one ends with an error that they do not have, also in a program that does not
+        call `leave`."""
+        show = sys.excepthook
+
+        def uncaught(*error: Any) -> None:
+            show(*error)
+            self.alone |= not self._settled
+
+        sys.excepthook = uncaught
+        atexit.register(self._end_all)
+
+    def _end_all(self, code: int = 1) -> None:
         if self.alone:
+            sys.stderr.flush()
             time.sleep(0.5)  # mpirun passes on what was printed
             self.mpi.COMM_WORLD.Abort(code or 1)
+
+    def leave(self, code: int) -> None:
+        self._end_all(code)
         self._wait(self.ends.Ibarrier().Test, math.inf)  # the first process may measure and draw for long
 
 
@@ -355,4 +385,11 @@ def world(insist: bool = False) -> Group:
         raise DeviceError("--distributed: this process is alone; start several with mpirun -n 4")
     if size & (size - 1):
         raise DeviceError(f"{size} processes were started, but their number must be a power of two: 2, 4, 8 ...")
-    return MPIGroup(MPI)
+    group = MPIGroup(MPI)
+    group.guard()
+    return group
+
+
+def allowed_cores() -> set[int]:
+    """The cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

@@ -23,7 +23,7 @@ METAVARS = dict.fromkeys(("encode", "config", "explain"), "FILE") | dict.fromkey
 METAVARS |= dict.fromkeys(("out", "model-dir", "data-dir", "test-dir"), "DIR")
 COMPUTING: dict[str, Option] = {
     "backend": ("auto", str, "kernel set"),
-    "threads": (None, int, "CPU threads (default: the cores this process may use)"),
+    "threads": (None, int, "CPU threads of each process (default: the cores it may use; several processes share them)"),
     "precision": ("fp32", str, "precision of convolutions on a GPU; tf32 is the fastest, tf32x3 keeps more digits"),
 }
 CHOICES: dict[str, tuple[str, ...]] = {

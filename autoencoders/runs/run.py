@@ -86,7 +86,10 @@ class Run:
             FileExistsError: another training is running in the folder, or has run there since this one was made.
         """
         if self.trainer.group.rank:  # the first process does all the rest
-            self.trainer.run()
+            try:
+                self.trainer.run()
+            finally:
+                self.resumable |= self.trainer.saved
             return
         with claim(self.folder):
             if latest_checkpoint(self.folder) != self.found:

@@ -109,6 +109,7 @@ class Trainer(Steps):
         self.display = Display(progress, options, len(self.feed.trained))
         self.capture, self.stopping = True, False
         self.received: list[int] = []  # signals
+        self.saved = False  # whether there is a checkpoint of this run, if the first process has a folder
         self.stop_signal = 0  # the one that ends the run, in all processes after the same step
         self.pending: list[tuple[int, int, float, Any]] = []  # (step, images, beta, losses) still on the device
         self.last_good: Any = None  # (arrays, progress) of the last state that was seen to be finite
@@ -166,7 +167,8 @@ class Trainer(Steps):
             raise FileExistsError(f"{self.folder} already holds checkpoints ({last.name}); choose another folder")
         self.check_memory()
         if self.group.size > 1:
-            options = np.frombuffer(repr(self.options).encode(), np.uint8)
+            settings = self.options, self.controls.peak, self.k.kernels, self.k.shards
+            options = np.frombuffer(repr(settings).encode(), np.uint8)
             self.group.same("the options and images", {"options": options, "images": self.k.to_host(self.feed.images)})
             self.group.same("the weights before the training", self.state())
         self.k.prepare(self.feed.dtype)
@@ -313,6 +315,7 @@ class Trainer(Steps):
             }
             write_checkpoint(self.folder, state, record, p.step)
             self.history.write(self.folder)
+        self.saved = True
 
     def restore(self, arrays: dict[str, np.ndarray], record: dict[str, Any], source: str | Path = "checkpoint") -> None:
         """Take weights, moments and progress from a checkpoint of `load_checkpoint`; source names it in errors.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -12,12 +13,14 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from faults import Campaign
 
+import minigrad
 from autoencoders.training import load_checkpoint
 from minigrad import DeviceError, distributed
 from minigrad.serialize import DataError
@@ -190,6 +193,7 @@ SMALL = (*TRAIN, "--filters", "4", "8", "--kernels", "3", "3", "--strides", "2",
 
 
 def test_the_program_speaks_once(tmp_path: Path) -> None:
+    minigrad.use()  # compiled before, so that nothing is said of it
     code, out, err = run(2, *SMALL, "--out", tmp_path / "run")
     assert (code, err) == (0, "")
     assert out.count("epoch 1/1") == 1
@@ -206,6 +210,7 @@ def test_the_program_speaks_once(tmp_path: Path) -> None:
         (2, ("-m", "autoencoders", "train", "--bogus"), 2, "there is no option --bogus"),
         (2, ("-m", "autoencoders", "train", "--explain", "x.html"), 2, "--explain shows one process"),
         (2, (*SMALL, "--batch-size", "20"), 2, "--batch-size is 20, but several processes"),
+        (4, (*SMALL, "--shards", "2"), 4, "found 2: --shards 8, or fewer processes"),
         (3, SMALL, 4, "3 processes were started, but their number must be a power of two"),
         (1, (*SMALL, "--distributed"), 4, "this process is alone; start several with mpirun"),
     ],
@@ -216,6 +221,120 @@ def test_what_cannot_be_shared_is_refused_once(size: int, words: Any, code: int,
     assert found == code
     assert err.count(message) == 1, err
     assert not (tmp_path / "run").exists()
+
+
+OWN = """
+import sys, numpy as np, minigrad
+from autoencoders import VAE, Callback, TrainingOptions
+from autoencoders.training import Trainer
+from minigrad.distributed import world
+
+class Fails(Callback):
+    def on_batch_end(self, trainer):
+        if sys.argv[1] == "in training" and group.rank == int(sys.argv[2]):
+            raise ValueError("boom")
+        if sys.argv[1] == "exit" and group.rank == int(sys.argv[2]):
+            sys.exit(3)
+
+group = world()
+minigrad.use(kernels="numpy", threads=1, shards=16 if sys.argv[1] == "shards" and group.rank else 8)
+if sys.argv[1] == "before" and group.rank == int(sys.argv[2]):
+    raise ValueError("boom")
+images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+model = VAE((8, 8, 1), (4,), (3,), (2,), 2)
+model.compile(0.1 if sys.argv[1] == "rate" and group.rank else 0.001)
+Trainer(model, images, TrainingOptions(16, 2), callbacks=[Fails()], progress=False, group=group).run()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("what", ["in training", "before", "exit"])
+def test_an_error_of_one_process_of_an_own_program_ends_all(what: str, rank: int) -> None:
+    """Nothing in it ends the others; they would wait for ten minutes."""
+    code, out, err = run(2, "-c", OWN, what, rank)
+    assert (code != 0, out) == (True, "")
+    assert err.count("ValueError: boom") == (what != "exit")
+    assert "no answer" not in err
+
+
+@pytest.mark.parametrize("what", ["nothing", "shards", "rate"])
+def test_processes_of_an_own_program_must_have_equal_settings(what: str) -> None:
+    code, out, err = run(2, "-c", OWN, what)
+    if what == "nothing":
+        assert (code, out.count("done"), err) == (0, 2, "")
+    else:
+        assert (code != 0, out) == (True, "")
+        assert "the options and images of process 1 differ from those of process 0" in err
+
+
+def test_an_error_of_another_process_says_how_the_run_goes_on(tmp_path: Path) -> None:
+    program = """
+import sys
+from autoencoders.cli import train
+from autoencoders.training import Trainer
+from minigrad.distributed import told
+save = Trainer.save_checkpoint
+def fails(self):
+    save(self)
+    if told("RANK") == 1: raise ValueError("boom")
+Trainer.save_checkpoint = fails
+sys.exit(train.main(sys.argv[1:]))
+"""
+    code, _, err = run(2, "-c", program, *SMALL[3:], "--out", tmp_path / "run")
+    assert (code, len(load_checkpoint(tmp_path / "run"))) == (1, 3)
+    assert "process 1: error: boom; the checkpoints are kept. When this is fixed, resume with:" in " ".join(err.split())
+    assert f"--out {tmp_path / 'run'} --resume" in err
+
+
+def test_the_doctor_speaks_once() -> None:
+    code, out, _ = run(2, "-m", "minigrad", "doctor")
+    assert (code, out.count("no problems found"), out.count("2 processes")) == (0, 1, 1)
+    code, out, _ = run(3, "-m", "minigrad", "doctor")
+    assert (code, out.count("-> Start as many with mpirun -n")) == (4, 1)
+
+
+class Other(distributed.MPIGroup):
+    """A group whose attributes the tests set; there is no MPI."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update({"seconds": 0.0, **attributes})
+
+    def _stalled(self, waited: float) -> None:
+        raise distributed.StalledError
+
+
+def test_time_in_which_a_process_itself_was_stopped_is_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, turns = 0.0, itertools.count(1)
+
+    def done() -> bool:
+        nonlocal now
+        turn = next(turns)
+        now += 3600 if turn in (300, 400) else 0.01  # as if stopped for an hour
+        return turn == 500
+
+    monkeypatch.setattr(distributed, "time", SimpleNamespace(monotonic=lambda: now, sleep=lambda _: None))
+    Other(limit=6.0)._wait(done)
+    with pytest.raises(distributed.StalledError):
+        Other(limit=6.0)._wait(done)
+
+
+@pytest.mark.parametrize(
+    ("cores", "usable", "threads"),
+    [
+        ([{0, 1, 2, 3}] * 2, 4, 2),  # all processes may use all cores
+        ([{0, 1}, {2, 3}], 2, 2),  # each has its own
+        ([{0}, {1}], 1, 1),
+        ([{0, 1, 2}, {2, 3}], 3, 2),  # they share one
+        ([set(range(8))] * 4, 4, 1),  # a limit of four cores for all
+        ([{0}] * 4, 1, 1),
+    ],
+)
+def test_processes_of_a_machine_share_its_cores(
+    cores: list[set[int]], usable: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "usable_cores", lambda: usable)
+    assert Other(local_cores=cores, local_rank=0, local_size=len(cores)).threads == threads
 
 
 def test_an_mpirun_of_another_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
