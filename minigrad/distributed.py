@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend
-from .backend.cpu.threads import usable_cores
+from .backend.cpu.threads import allowed_cores, usable_cores
 from .backend.cuda.driver import working_cupy
 from .backend.cuda.nccl import Nccl
 from .backend.errors import DeviceError
@@ -388,8 +388,3 @@ def world(insist: bool = False) -> Group:
     group = MPIGroup(MPI)
     group.guard()
     return group
-
-
-def allowed_cores() -> set[int]:
-    """The cores that this process may run on."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

@@ -22,9 +22,14 @@ import numpy as np
 from ..sharing import added, is_strict, sharers
 
 
+def allowed_cores() -> set[int]:
+    """The cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def usable_cores() -> int:
-    """The cores that this process may use: CPU affinity and the cgroup's quota respected."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use: CPU affinity and the cgroup's quota respected."""
+    cores = len(allowed_cores())
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
