@@ -18,7 +18,7 @@ PROGRAMS = {"train": train, "generate": generate, "evaluate": evaluate, "explore
 def main() -> NoReturn:
     """Start the program that the first word names."""
     about = "\n".join(f"  {name:9} {' '.join(str(module.__doc__).split())}" for name, module in PROGRAMS.items())
-    parser = Parser(f"Convolutional autoencoders and VAEs. The programs:\n\n{about}", Program(("autoencoders",)))
+    parser = Parser(f"Convolutional autoencoders and VAEs. The programs:\n\n{about}", Program(()))
     parser.usage = f"autoencoders {{{','.join(PROGRAMS)}}} [options]"
     parser.epilog = "autoencoders train --help shows the options of a program."
     parser.add_argument("--version", action="version", version=f"%(prog)s {minigrad.__version__}")

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import textwrap
@@ -66,7 +67,7 @@ class Program(NamedTuple):
     @classmethod
     def installed(cls, name: str) -> Program:
         """The program as the console command starts it."""
-        return cls(("autoencoders", name))
+        return cls((*console_command(), name))
 
     def __str__(self) -> str:
         return shlex.join(self.words)
@@ -74,12 +75,12 @@ class Program(NamedTuple):
     @property
     def prog(self) -> str:
         """What the help and its errors call it."""
-        return Path(self.words[-1]).name if self.script else str(self)
+        return Path(self.words[-1]).name if self.script else " ".join(("autoencoders", *self.words[-1:]))
 
     @property
     def example(self) -> str:
         """What the help calls it in its examples."""
-        return f"python scripts/{self.prog}" if self.script else str(self)
+        return f"python scripts/{self.prog}" if self.script else self.prog
 
     def other(self, name: str) -> Program:
         """Another program, started in the same way where it can be."""
@@ -87,6 +88,15 @@ class Program(NamedTuple):
             return Program.installed(name)
         other = str(Path(self.words[-1]).with_name(SCRIPTS[name])) if self.script else name
         return Program((*self.words[:-1], other), self.script)
+
+
+def console_command() -> tuple[str, ...]:
+    """The words that start this installation's `autoencoders` here, also where its environment is not activated."""
+    python = sys.executable or "python"
+    beside = str(Path(python).with_name("autoencoders"))
+    if not os.path.exists(beside):
+        return as_typed(python), "-m", "autoencoders"
+    return ("autoencoders",) if shutil.which("autoencoders") == beside else (as_typed(beside),)
 
 
 def as_typed(path: str) -> str:

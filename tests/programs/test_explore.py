@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 import webbrowser
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from programs import EVALUATE, TINY, TRAIN
 
 from autoencoders.cli import explore
 from autoencoders.cli.explore import main
+from autoencoders.cli.program import Program
 
 pytestmark = pytest.mark.usefixtures("working_folder")
 
@@ -47,8 +51,18 @@ def test_explore_writes_the_page_of_a_run_and_nothing_else(kind, words, call, tr
 
 def test_a_training_names_the_command_that_explores_its_model(call, undrawn, opened):
     told = call(TRAIN, *TINY, "--epochs", "1", "--out", "a run").ok().out.splitlines()
-    (command,) = [line for line in told if line.startswith("  autoencoders explore ")]
+    (command,) = [line for line in told if "autoencoders explore " in line]
     call(Explore, *shlex.split(command)[2:]).ok("wrote a run/explore.html")
+
+
+@pytest.mark.parametrize("activated", [False, True])
+def test_a_printed_command_starts_whether_the_environment_is_activated_or_not(activated, monkeypatch):
+    folder = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", os.pathsep.join([str(folder), os.defpath] if activated else [os.defpath]))
+    words = shlex.split(str(Program.installed("explore")))
+    assert (words == ["autoencoders", "explore"]) == (activated and (folder / "autoencoders").exists())
+    done = subprocess.run([*words, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: autoencoders explore ")
 
 
 def test_explore_opens_the_page_unless_asked_not_to(call, trained, opened, monkeypatch):

@@ -52,7 +52,7 @@ def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, fold
         assert told in done.out
     assert not {"\r", "\x1b"} & set(done.out), "this is no terminal"
     long = [line for line in done.out.splitlines() if len(line) > 80]
-    assert all(str(SCRIPTS) in line for line in long), "commands to copy have the paths that they have"
+    assert all(str(SCRIPTS) in line or "bin/autoencoders" in line for line in long), "commands have long paths"
 
 
 @pytest.mark.parametrize("model", ["ae", "vae"])
