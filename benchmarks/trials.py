@@ -105,7 +105,8 @@ def trial(name: str, seed: int, runs: Path, threads: int | None, quick: bool) ->
     rows: dict[str, np.ndarray] = {}
     for group, images in (("", held_out), ("train_", seen[: len(held_out)])):
         images = binarised(images) if training.binarise else images
-        found[f"{group}mse"], _, made = at_the_mean(model, images, latents_of(model, images))
+        latents = latents_of(model, images)
+        found[f"{group}mse"], _, made = at_the_mean(model, images, latents)
         if isinstance(model, VAE):
             reconstruction, bound, _ = bounds_of(model, images, DRAWS)
             found[f"{group}neg_elbo"] = float(bound.mean())
@@ -113,7 +114,7 @@ def trial(name: str, seed: int, runs: Path, threads: int | None, quick: bool) ->
             assert dataset.train_labels is not None
             known, labels = (dataset.train_labels[part] for part in parts)
             probe = linear_probe(latents_of(model, seen), known, seed)
-            rows["probe"] = 100.0 * (probe.predict(latents_of(model, images).astype(np.float64)) == labels)
+            rows["probe"] = 100.0 * (probe.predict(latents.astype(np.float64)) == labels)
             found["probe"] = float(rows["probe"].mean())
         if not group:
             rows["mse"] = ((made - to_unit_range(images)) ** 2).mean(axis=(1, 2, 3))

@@ -73,11 +73,7 @@ GROUPS: dict[str, dict[str, Option]] = {
         "iw-samples": (1, int, "latents per image and step; 2 or more train the importance-weighted bound (vae)"),
     },
     "training": {
-        "batch-size": (
-            None,
-            int,
-            "images per step, of all processes together (default: 128, fewer for few images)",
-        ),
+        "batch-size": (None, int, "images per step, of all processes together (default: 128, fewer for few images)"),
         "lr": (2e-3, float, "Adam's learning rate; with the cosine schedule its peak"),
         "schedule": ("cosine", str, "learning rate schedule: constant, or a cosine from --lr to 0"),
         "warmup-steps": (None, int, "steps over which --lr is reached from 0 (default: a tenth of all, 50 to 200)"),

@@ -28,8 +28,13 @@ def remedies(model: dict[str, Any], learning_rate: float | None, epochs: int, st
         rate = LEARNING_RATE if learning_rate > LEARNING_RATE else learning_rate / 4
         found.append(f"a smaller learning rate (--lr {rate:g} instead of {learning_rate:g})")
     if not diverged and 0 < steps < STEPS:
-        found.append(f"more steps (--epochs {math.ceil(epochs * STEPS / steps)} for about {STEPS:,})")
+        found.append(f"more steps (--epochs {enough_epochs(epochs, steps)} for about {STEPS:,})")
     return found
+
+
+def enough_epochs(epochs: int, steps: int, before: int = 0) -> int:
+    """The epochs that give a model STEPS steps, if these epochs are so many steps and it had others before."""
+    return math.ceil(epochs * (STEPS - before) / steps)
 
 
 def more_epochs(epochs: int, steps: int, before: int = 0) -> int | None:
@@ -37,4 +42,4 @@ def more_epochs(epochs: int, steps: int, before: int = 0) -> int | None:
     needs. before: the steps that the model had when the training began."""
     if not steps or before + steps >= STEPS // 2:
         return None
-    return math.ceil(epochs * (STEPS - before) / steps)
+    return enough_epochs(epochs, steps, before)

@@ -165,7 +165,8 @@ def test_a_folder_of_a_stranger_touches_nothing_of_the_users(make, kinds, code, 
         if code:
             done.failed(code, told)
         else:
-            assert (done.code, "error" in done.err) == (0, False)
+            said = [line for line in done.err.splitlines() if "steps of training are few" not in line]
+            assert (done.code, said) == (0, [])
         assert content(Path("mine")) == before
     assert not list(Path("mine").rglob("not there yet"))
 

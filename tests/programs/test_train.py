@@ -19,7 +19,7 @@ from program_cases import AE_PICTURES, VAE_PICTURES, content, losses, measured, 
 from programs import EVALUATE, GENERATE, NETWORK, SAMPLE, SCRIPTS, TINY, TRAIN
 
 import autoencoders
-from autoencoders.cli.program import UsageError, run_program
+from autoencoders.cli.program import Program, UsageError, run_program
 from autoencoders.cli.settings import read_config, recipes
 from autoencoders.data import Dataset
 from autoencoders.evaluation import diagnosis
@@ -52,7 +52,8 @@ def test_a_smoke_run_goes_through_every_stage_in_a_folder_of_its_own(model, fold
         assert told in done.out
     assert not {"\r", "\x1b"} & set(done.out), "this is no terminal"
     long = [line for line in done.out.splitlines() if len(line) > 80]
-    assert all(str(SCRIPTS) in line or "bin/autoencoders" in line for line in long), "commands have long paths"
+    explore = str(Program.installed("explore"))
+    assert all(str(SCRIPTS) in line or explore in line for line in long), "commands have the paths that they have"
 
 
 @pytest.mark.parametrize("model", ["ae", "vae"])
