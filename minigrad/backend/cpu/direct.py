@@ -27,20 +27,19 @@ from .plan import THIN, Product, Window, convolution, phases
 Array = Any
 
 LAYER = np.dtype(
-    [(name, "i8") for name in ("inputs", "products", "channels", "images", "relu", "thin", "holes")]
-    + [(name, "i8", 2) for name in ("output_size", "padded_size", "before", "kernel_size", "stride")]
+    [(name, "i8") for name in ("pixel", "channels", "images", "relu", "thin", "holes")]
+    + [(name, "i8", 2) for name in ("output_size", "padded_size", "before")]
     + [(name, "i8", 2) for name in ("steps", "pixels", "taps", "matrices", "bias")]
 )
 """A convolution or its adjoint.
 
-inputs, channels: channels of x and of the result. images: how many are computed at a time.
+channels: those of the result. images: how many are computed at a time.
 padded_size, before: x is read in an image of this size, with so many rows and columns of zeros above and left of x. The
     image may be smaller than x, if a stride leaves out the last pixels.
 holes: whether some pixels of the result meet no tap.
 relu: whether a ReLU follows.
-thin: whether the result has so few channels that each pixel of x is multiplied first, which gives `products` numbers,
-    and these are added where they belong (`layer_loops.spread`). Then padded_size is that of x, and `before` are the
-    pads of the result.
+thin: whether the result has so few channels that they are computed one by one, as dot products.
+pixel: numbers that a pixel of x takes in the padded image: its channels, and for a thin layer zeros up to whole vectors.
 steps ... bias: from where to where the parts of this layer are in the tables of a chain of layers."""
 STEP = np.dtype([(name, "i8", 2) for name in ("pixels", "taps", "matrix")])
 """One product of a plan: from where to where its parts are in the tables."""
@@ -75,21 +74,13 @@ def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], block: in
     C, F = shape[2:]
     layer = np.zeros(1, LAYER)
     record = layer[0]
-    record["inputs"], record["channels"] = (F, C) if back else (C, F)
+    record["pixel"], record["channels"] = (F, C) if back else (C, F)
     record["output_size"] = geometry.input_size if back else geometry.output_size
-    record["kernel_size"], record["stride"] = geometry.kernel_size, geometry.stride
     indices = np.arange(math.prod(shape)).reshape(shape)  # planned as if they were weights, they say what goes where
-    if back and C < THIN:
-        matrix = indices.reshape(-1, F).T  # (F, KH * KW * C)
-        vector = panel // 2
-        record["thin"], record["products"] = 1, -(-matrix.shape[1] // vector) * vector
-        record["padded_size"], record["before"] = geometry.output_size, [pads[0] for pads in geometry.pads]
-        record["images"] = _images(record, block)
-        pixels = np.arange(math.prod(geometry.output_size) * record["images"] + 1)
-        steps = np.array([((0, len(pixels) - 1), (0, F), (0, 0))], STEP)
-        return Direct(
-            layer, steps, np.stack([pixels * F, pixels * record["products"]]), np.arange(F + 1), _panels(matrix, panel)
-        )
+    record["thin"], vector = back and C < THIN, panel // 2
+    if record["thin"]:
+        record["pixel"] = -(-F // vector) * vector
+        indices = np.pad(indices, [(0, 0)] * 3 + [(0, record["pixel"] - F)], constant_values=-1)
     parts = (phases(indices, geometry) if back else convolution(indices, geometry)).parts
     for axis in (0, 1):
         before = record["before"][axis] = max(0, *(-window.start[axis] for window, _ in parts))
@@ -99,10 +90,13 @@ def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], block: in
     found: list[tuple[Array, ...]] = []
     for window, products in parts:
         for product in products:
-            if product.matrix.size:
-                found.append((*_places(record, window, product), _panels(product.matrix, panel)))
-            else:
+            x, y, taps = _places(record, window, product)
+            if not len(taps):
                 record["holes"] = 1
+            elif record["thin"]:
+                found.append((x, y, taps[::vector], product.matrix.T.reshape(-1)))
+            else:
+                found.append((x, y, taps, _panels(product.matrix, panel)))
     x, y, taps, order = (np.concatenate([*part, [0]]) for part in (zip(*found, strict=True) if found else [()] * 4))
     steps = np.zeros(len(found), STEP)
     for name, i in (("pixels", 0), ("taps", 2), ("matrix", 3)):
@@ -114,7 +108,7 @@ def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], block: in
 def _places(record: Any, window: Window, product: Product) -> tuple[Array, Array, Array]:
     """(pixels in the padded x, pixels in the result, taps) of a product, for a block of images. Fewer images use the
     first part of the tables."""
-    (H, W), (OH, OW), C = record["padded_size"], record["output_size"], record["inputs"]
+    (H, W), (OH, OW), C = record["padded_size"], record["output_size"], record["pixel"]
     images = np.arange(record["images"])[:, None, None]
     rows, columns = np.arange(OH)[product.rows], np.arange(OW)[product.columns]
     up, left = (
@@ -136,8 +130,8 @@ def _panels(matrix: Array, panel: int) -> Array:
 
 
 def scratch_numbers(layer: Any) -> int:
-    """Numbers that one image needs beside x and the result: the padded x, or the products of a thin layer."""
-    return int(math.prod(layer["padded_size"]) * (layer["products"] if layer["thin"] else layer["inputs"]))
+    """Numbers that one image needs beside x and the result: the padded x."""
+    return int(math.prod(layer["padded_size"]) * layer["pixel"])
 
 
 def numbers(layer: Any) -> int:

@@ -19,7 +19,7 @@ from numba.core.dispatcher import Dispatcher
 from . import function_loops, micro_kernels, row_loops, team
 from .compiling import compiled
 from .direct import LAYER, STEP, Direct, Tables
-from .micro_kernels import VECTOR, matmul, tiles
+from .micro_kernels import VECTOR, dots, matmul, tiles
 from .row_loops import (
     activate,
     adam,
@@ -121,22 +121,29 @@ def padded(x: Array, layer: Any, scratch: Array) -> Array:
     """The images of a block x (n, H, W, C) in the layer's padded size, one after another; in scratch if they differ."""
     n, H, W, C = x.shape
     (PH, PW), (top, left) = pair(layer.padded_size), pair(layer.before)
-    pixels, zero = x.reshape(-1), x.dtype.type(0)
-    if top == left == 0 and PH == H and PW == W:
+    pixels, zero, pixel = x.reshape(-1), x.dtype.type(0), layer.pixel
+    if top == left == 0 and PH == H and PW == W and pixel == C:
         return pixels
-    inside, ahead = max(0, min(W, PW - left)), np.uint64(min(left, PW) * C)
+    inside, ahead = max(0, min(W, PW - left)), np.uint64(min(left, PW) * pixel)
+    # as few runs of numbers as possible: a row of pixels, or each pixel where zeros follow it
+    runs, run = (1, np.uint64(inside * C)) if pixel == C else (inside, np.uint64(C))
     for i in range(n):
         for h in range(PH):
-            to, run = np.uint64((i * PH + h) * PW * C), np.uint64(0)
+            to, end = np.uint64((i * PH + h) * PW * pixel), np.uint64((i * PH + h + 1) * PW * pixel)
             if top <= h < top + H:
-                run, source = np.uint64(inside * C), np.uint64((i * H + h - top) * W * C)
+                source = np.uint64((i * H + h - top) * W * C)
                 for k in range(ahead):
                     scratch[to + k] = zero
-                for k in range(run):
-                    scratch[to + ahead + k] = pixels[source + k]
-                run += ahead
-            for k in range(np.uint64(PW * C) - run):
-                scratch[to + run + k] = zero
+                to += ahead
+                for _ in range(runs):
+                    for k in range(run):
+                        scratch[to + k] = pixels[source + k]
+                    to, source = to + run, source + run
+                    for k in range(np.uint64(pixel - C)):
+                        scratch[to + k] = zero
+                    to += np.uint64(pixel - C)
+            for k in range(end - to):
+                scratch[to + k] = zero
     return scratch
 
 
@@ -150,50 +157,25 @@ def convolve(source: Array, n: int, layer: Any, tables: Tables, out: Array) -> N
         step = tables.steps[i]
         first, stop = step.pixels[0], step.pixels[0] + (step.pixels[1] - step.pixels[0]) // layer.images * n
         columns, matrix = tables.taps[step.taps[0] : step.taps[1]], tables.matrices[step.matrix[0] : step.matrix[1]]
+        rows = places[first:stop]
+        if layer.thin:
+            for c in range(layer.channels):
+                weights = matrix[c * len(columns) * (panel // 2) :].ctypes.data
+                dots(source.ctypes.data, rows, columns, weights, results[c:], y_places[first:stop])
+            continue
         for left in range(0, layer.channels, panel):
             weights = matrix[left * len(columns) :].ctypes.data  # the panel that begins at column `left`
-            width, rows = min(panel, layer.channels - left), places[first:stop]
+            width = min(panel, layer.channels - left)
             tiles(
                 source.ctypes.data, rows, columns, weights, panel, results, y_places[first:stop], left, width, False
             )  # fmt: skip
 
 
 @compiled
-def spread(x: Array, layer: Any, tables: Tables, out: Array, products: Array) -> None:
-    """out = the thin layer without its bias: each pixel of the block x (n, OH, OW, F) is multiplied with all taps, and
-    the products are added where they belong."""
-    n, OH, OW, F = x.shape
-    _, H, W, C = out.shape
-    (KH, KW), (SH, SW), (top, left) = pair(layer.kernel_size), pair(layer.stride), pair(layer.before)
-    panel, results, places, y_places = 2 * VECTOR // out.itemsize, out.reshape(-1), tables.pixels[0], tables.pixels[1]
-    rows, taps = n * OH * OW, tables.taps[:F]
-    for first in range(0, layer.products, panel):
-        weights, width = tables.matrices[first * F :].ctypes.data, min(panel, layer.products - first)
-        tiles(x.ctypes.data, places[:rows], taps, weights, panel, products, y_places[:rows], first, width, False)
-    out[:] = 0
-    every, step = np.uint64(layer.products), np.uint64(SW * C)
-    for i in range(n):
-        for p in range(OH):
-            for a in range(KH):
-                h = p * SH + a - top
-                for b in range(KW if 0 <= h < H else 0):
-                    first = max(0, (left - b + SW - 1) // SW)  # pixel q of x meets column q * SW + b - left
-                    count = max(0, min(OW, (W - 1 + left - b) // SW + 1) - first)
-                    for c in range(C):
-                        source = np.uint64(((i * OH + p) * OW + first) * layer.products + (a * KW + b) * C + c)
-                        to = np.uint64(((i * H + h) * W + first * SW + b - left) * C + c)
-                        for q in range(np.uint64(count)):
-                            results[to + q * step] += products[source + q * every]
-
-
-@compiled
 def layer_of(x: Array, layer: Any, tables: Tables, bias: Array, out: Array, scratch: Array) -> None:
     """out = the layer of a block x, + bias (H * W * F,), and its ReLU if the layer has one. An empty bias leaves out
     both."""
-    if layer.thin:
-        spread(x, layer, tables, out, scratch)
-    else:
-        convolve(padded(x, layer, scratch), len(x), layer, tables, out)
+    convolve(padded(x, layer, scratch), len(x), layer, tables, out)
     if len(bias):
         for i in range(len(x)):
             activate(out[i].reshape(-1), bias, layer.relu != 0)
@@ -415,7 +397,7 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield unfold, (norm, weights[0], weights[0], rows, ones((1, 2)), False, *gradients)
     layers, steps = np.ones(1, LAYER), np.zeros(1, STEP)
     places, pixels = np.zeros(3, np.int64), np.zeros((2, 2), np.int64)  # with the entry that is read ahead
-    layers["channels"], layers["before"], layers["thin"] = 2, 0, 0
+    layers["channels"], layers["pixel"], layers["before"], layers["thin"] = 2, 2, 0, 0
     for name, size in {"steps": 1, "pixels": 2, "taps": 2, "matrices": 256, "bias": 2}.items():
         layers[name] = 0, size
     steps["pixels"], steps["taps"], steps["matrix"] = (0, 1), (0, 2), (0, 64)

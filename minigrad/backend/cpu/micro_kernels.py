@@ -7,6 +7,9 @@ in the image, and no im2col is needed. The rows of b and of the result are read 
 
 A tile of R rows and 2 vectors holds 2 R sums, 2 vectors of b, and one number of a in every lane: 2 R + 3 registers.
 
+A result of few channels has no vectors. There the sum goes along a, whose numbers are then read by vectors, too: each
+lane sums every 16th product, and at the end the lanes are added.
+
 A BLAS packs its matrices first and has its tiles for large ones; for the sizes of a convolution this is faster, and so
 is not writing the columns (benchmarks/ops.py).
 """
@@ -19,7 +22,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.lib.stride_tricks import as_strided
 
@@ -30,6 +33,7 @@ FEATURES = llvm.get_host_cpu_features()
 VECTOR = 64 if FEATURES.get("avx512f") else 32 if FEATURES.get("avx") else 16  # bytes
 MANY_REGISTERS = VECTOR == 64 or platform.machine() in ("aarch64", "arm64")  # 32 vectors, not 16
 ROWS = (14, 9, 7, 4, 2, 1) if MANY_REGISTERS else (6, 3, 2, 1)  # heights of tiles; 9 is a filter of 3 x 3
+DOT_ROWS = 9  # the most of dot products; the addresses of more rows would not fit into the registers
 INNER = 256  # turns of `matmul` at a time: so many rows of a panel of b stay in the first cache
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
@@ -41,7 +45,9 @@ def tile(
 ) -> Any:  # fmt: skip
     """c (rows, vectors) = a (rows, K) @ b (K, vectors); if add, c += that.
 
-    rows: one of ROWS. vectors: 1 or 2. K: at least 1. one: any number of the dtype, which says what a, b and c hold.
+    rows: one of ROWS. vectors: 1 or 2; or 0 for a vector for each number of a and one number for each row of c: there
+    c[i] is the sum of a[i, k] * b[k] over k and over the lanes, and rows is at most DOT_ROWS.
+    K: at least 1. one: any number of the dtype, which says what a, b and c hold.
     a, b, c and the tables a_rows, a_columns and c_rows of int64 are addresses. a[i, k] is a_rows[i] + a_columns[k]
     numbers after a, the row b[k] is k * b_step numbers after b, and the row c[i] is c_rows[i] numbers after c. One
     entry after a_columns is read, too, but not used.
@@ -51,11 +57,11 @@ def tile(
     def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number = target.get_data_type(signature.args[-1])
         end = builder.append_basic_block("end")
-        switch = builder.switch(builder.add(builder.mul(arguments[0], I64(2)), arguments[1]), end)
+        switch = builder.switch(builder.add(builder.mul(arguments[0], I64(3)), arguments[1]), end)
         for height in ROWS:
-            for width in (1, 2):
+            for width in (0, 1, 2) if height <= DOT_ROWS else (1, 2):
                 block = builder.append_basic_block(f"tile_{height}_{width}")
-                switch.add_case(I64(2 * height + width), block)
+                switch.add_case(I64(3 * height + width), block)
                 builder.position_at_end(block)
                 _tile(builder, number, height, width, arguments[2:-1])
                 builder.branch(end)
@@ -69,7 +75,7 @@ def _tile(builder: Any, number: Any, rows: int, vectors: int, arguments: Any) ->
     """The instructions of one tile."""
     a, a_rows, a_columns, K, b, b_step, c, c_rows, add = arguments
     size = 8 if number == ir.DoubleType() else 4
-    W = VECTOR // size
+    W, dot, vectors = VECTOR // size, vectors == 0, max(vectors, 1)
     vector = ir.VectorType(number, W)
     zeros, undefined = ir.Constant(vector, None), ir.Constant(vector, ir.Undefined)
     everywhere = ir.Constant(ir.VectorType(I32, W), None)
@@ -101,8 +107,12 @@ def _tile(builder: Any, number: Any, rows: int, vectors: int, arguments: Any) ->
     b_vectors = [builder.load(vector_at(b_row, v), align=size) for v in range(vectors)]
     totals = []
     for i in range(rows):
-        x = builder.insert_element(undefined, builder.load(builder.gep(a_pointers[i], [column])), I32(0))
-        x = builder.shuffle_vector(x, undefined, everywhere)
+        place = builder.gep(a_pointers[i], [column])
+        if dot:
+            x = builder.load(vector_at(place, 0), align=size)
+        else:
+            x = builder.insert_element(undefined, builder.load(place), I32(0))
+            x = builder.shuffle_vector(x, undefined, everywhere)
         for v in range(vectors):
             product = builder.fmul(x, b_vectors[v], flags=("contract",))  # with the sum one rounding
             totals.append(builder.fadd(product, sums[i * vectors + v], flags=("contract",)))
@@ -115,12 +125,17 @@ def _tile(builder: Any, number: Any, rows: int, vectors: int, arguments: Any) ->
     builder.cbranch(builder.icmp_signed("<", next_k, K), turn, done)
 
     builder.position_at_end(done)
+    if dot:
+        name, kind = f"llvm.vector.reduce.fadd.v{W}f{8 * size}", ir.FunctionType(number, [number, vector])
+        lanes = cgutils.get_or_insert_function(builder.module, kind, name)
+        totals = [builder.call(lanes, [ir.Constant(number, 0.0), sums], fastmath=("reassoc",)) for sums in totals]
     builder.cbranch(add, adding, storing)
     for block in (adding, storing):
         builder.position_at_end(block)
         for i in range(rows):
             for v in range(vectors):
-                result, target = totals[i * vectors + v], vector_at(c_pointers[i], v)
+                result = totals[i * vectors + v]
+                target = c_pointers[i] if dot else vector_at(c_pointers[i], v)
                 if block is adding:
                     result = builder.fadd(builder.load(target, align=size), result)
                 builder.store(result, target, align=size)
@@ -157,6 +172,18 @@ def tiles(
                 for j in range(width):
                     at = c_rows[i + r] + left + j
                     c[at] = edge[r, j] + c[at] if add else edge[r, j]
+            i += height
+
+
+@compiled
+def dots(a: int, a_rows: Array, a_columns: Array, b: int, c: Array, c_rows: Array) -> None:
+    """The dot products of `tile`: a number of the flat c for each row of a. a and b are addresses."""
+    one, K, columns, i = c.dtype.type(1), len(a_columns), a_columns.ctypes.data, 0
+    for height in ROWS:
+        while height <= DOT_ROWS and len(a_rows) - i >= height:
+            rows, places = a_rows[i:].ctypes.data, c_rows[i:].ctypes.data
+            step = VECTOR // c.itemsize
+            tile(height, 0, a, rows, columns, K, b, step, c.ctypes.data, places, False, one)  # type: ignore[call-arg]
             i += height
 
 

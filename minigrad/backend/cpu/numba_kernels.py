@@ -142,8 +142,12 @@ class NumbaLayers:
             self.team.run(loop, shares.threads, shares.shards, *arguments)
 
     def _scratch(self, name: str, shares: Shares, numbers: int, dtype: Any) -> Array:
-        """So many numbers for each thread."""
-        return self.pool.scratch(name, (shares.threads * numbers,), dtype).reshape(shares.threads, numbers)
+        """At least so many numbers for each thread, from the beginning of a vector on."""
+        vector = VECTOR // dtype.itemsize
+        size = -(-numbers // vector) * vector
+        array = self.pool.scratch(name, (shares.threads * size + vector,), dtype)
+        first = -array.ctypes.data % VECTOR // dtype.itemsize
+        return array[first : first + shares.threads * size].reshape(shares.threads, size)
 
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
         """What NumpyLayers.fold computes."""
