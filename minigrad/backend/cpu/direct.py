@@ -39,7 +39,7 @@ padded_size, before: x is read in an image of this size, with so many rows and c
 holes: whether some pixels of the result meet no tap.
 relu: whether a ReLU follows.
 thin: whether the result has so few channels that they are computed one by one, as dot products.
-pixel: numbers that a pixel of x takes in the padded image: its channels, and for a thin layer zeros up to whole vectors.
+pixel: numbers that a pixel of x takes in the padded image: its channels, and zeros up to a whole vector if thin.
 steps ... bias: from where to where the parts of this layer are in the tables of a chain of layers."""
 STEP = np.dtype([(name, "i8", 2) for name in ("pixels", "taps", "matrix")])
 """One product of a plan: from where to where its parts are in the tables."""
@@ -103,6 +103,35 @@ def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], block: in
         stops = np.cumsum([len(part[i]) for part in found], dtype=int)
         steps[name][:, 0], steps[name][:, 1] = stops - [len(part[i]) for part in found], stops
     return Direct(layer, steps, np.stack([x, y]), taps, order)
+
+
+class Chain(NamedTuple):
+    """Layers one after another; the tables are those of Tables, and `layers` says which parts of them are whose."""
+
+    layers: Array  # LAYER
+    steps: Array
+    pixels: Array
+    taps: Array
+    orders: list[Array]  # as in Direct, for each layer
+    between: int  # numbers of an image between two layers, at most
+    padded: int  # numbers of the padded images of a block, at most
+
+
+@lru_cache(maxsize=64)
+def chained(kinds: tuple[tuple[bool, ConvGeometry, tuple[int, ...], bool], ...], block: int, panel: int) -> Chain:
+    """The plan for layers of these kinds: the first three arguments of `direct`, and whether a ReLU follows."""
+    plans = [direct(*kind[:3], block, panel) for kind in kinds]
+    layers = np.concatenate([plan.layer for plan in plans])
+    layers["relu"] = [relu for *_, relu in kinds]
+    outputs = layers["output_size"].prod(axis=1) * layers["channels"]
+    tables = [(plan.steps, plan.pixels.reshape(-1), plan.taps, plan.order) for plan in plans]
+    sizes = [list(map(len, table)) + [output] for table, output in zip(tables, outputs, strict=True)]
+    stops = np.cumsum(sizes, axis=0)
+    for i, name in enumerate(("steps", "pixels", "taps", "matrices", "bias")):
+        layers[name][:, 0], layers[name][:, 1] = stops[:, i] - np.array(sizes)[:, i], stops[:, i]
+    steps, pixels, taps, orders = zip(*tables, strict=True)
+    padded = max(int(layer["images"]) * scratch_numbers(layer) for layer in layers)
+    return Chain(layers, *map(np.concatenate, (steps, pixels, taps)), list(orders), int(max(outputs)), padded)
 
 
 def _places(record: Any, window: Window, product: Product) -> tuple[Array, Array, Array]:

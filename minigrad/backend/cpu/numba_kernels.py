@@ -20,11 +20,11 @@ from ..device import SHARDS
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
 from . import function_loops, layer_loops, row_loops
-from .direct import Direct, Tables, direct, numbers, scratch_numbers
+from .direct import Direct, Tables, chained, direct, scratch_numbers
 from .layer_loops import Blocks, Gradients, Sums
 from .micro_kernels import VECTOR
 from .numpy_kernels import NumpyBackend
-from .numpy_layers import InferenceLayer, Planner, chain_block, coverage_of
+from .numpy_layers import Planner, chain_block, coverage_of
 from .numpy_passes import FUNCTION_NUMBERS, Moments, NumpyPasses
 from .plan import adjoint, convolution
 from .team import Team
@@ -55,10 +55,6 @@ class FilledPlan(NamedTuple):
         """What the loops read."""
         return Tables(*self.direct[1:4], self.matrices)
 
-    def numbers(self, _: int) -> int:
-        """Numbers that one image takes at work; called like `Plan.numbers`."""
-        return numbers(self.direct.layer[0])
-
     @property
     def scratch(self) -> int:
         """Numbers that a block of images needs beside x and the result."""
@@ -76,14 +72,14 @@ class NumbaLayers:
 
     def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> FilledPlan:
         """How a convolution or its adjoint is computed."""
-        plan = self._direct(planner, weight, geometry)
+        plan = direct(planner is adjoint, geometry, weight.shape, *self._sizes(weight.dtype))
         matrices = np.empty(len(plan.order), weight.dtype)
         layer_loops.fill(np.ascontiguousarray(weight).reshape(-1), plan.order, matrices)
         return FilledPlan(plan, matrices)
 
-    def _direct(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> Direct:
-        size = weight.itemsize
-        return direct(planner is adjoint, geometry, weight.shape, self.block_bytes // size, 2 * VECTOR // size)
+    def _sizes(self, dtype: Any) -> tuple[int, int]:
+        """(numbers that a thread works on at a time, columns of a panel)."""
+        return self.block_bytes // dtype.itemsize, 2 * VECTOR // dtype.itemsize
 
     def run(
         self,
@@ -116,7 +112,7 @@ class NumbaLayers:
         weight, _, geometry, transposed = layer
         gy, y, x, weight = _contiguous(gy, y, x, weight)
         parts = self.pool.parts(len(x))
-        window = self._direct(convolution, weight, geometry)
+        window = direct(False, geometry, weight.shape, *self._sizes(x.dtype))
         # gx of a transposed layer is a convolution
         back = self.plan(adjoint if needs_gx and not transposed else convolution, weight, geometry)
         layers = window.layer[0], back.direct.layer[0]
@@ -171,25 +167,30 @@ class NumbaLayers:
         layer_loops.unfold(*arguments, sums, gweight, gbias)
         return None if rows is None else sums.astype(dtype), gweight, gbias
 
-    def chain(self, links: list[InferenceLayer], x: Array, rows: Array | None, y: Array) -> None:
+    def chain(
+        self, x: Array, layers: list[Layer], folded: list[tuple[Array, Array]], rows: list[Array | None]
+    ) -> Array:
         """What NumpyLayers.chain computes, in one call."""
-        layers = np.concatenate([plan.direct.layer for plan, *_ in links])
-        layers["relu"] = [relu for _, _, relu, _ in links]
-        tables = [(*plan.tables, bias_image.reshape(-1)) for plan, bias_image, _, _ in links]
-        joined = []
-        for name, parts in zip(("steps", "pixels", "taps", "matrices", "bias"), zip(*tables, strict=True), strict=True):
-            flat = [part.reshape(-1) for part in parts]
-            stops = np.cumsum([len(part) for part in flat])
-            layers[name] = np.stack([np.append(0, stops[:-1]), stops], axis=1)
-            joined.append(_joined(flat))
+        kinds = tuple(
+            (layer.transposed, layer.geometry, layer.weight.shape, after is not None)
+            for layer, after in zip(layers, rows, strict=True)
+        )
+        plan = chained(kinds, *self._sizes(x.dtype))
+        matrices = np.empty(sum(map(len, plan.orders)), x.dtype)
+        bias = np.concatenate([bias_image.reshape(-1) for _, bias_image in folded])
+        start = 0
+        for (weight, _), order in zip(folded, plan.orders, strict=True):
+            layer_loops.fill(*_contiguous(weight.reshape(-1)), order, matrices[start : start + len(order)])
+            start += len(order)
+        y = np.empty((len(x), *layers[-1].output_size, len(layers[-1].bias)), x.dtype)
         shares = self.pool.shares(len(x))
-        block = min(chain_block(links), -(-len(x) // shares.threads))
-        pixels = max(math.prod(plan.output_size) * plan.channels for plan, *_ in links)
-        sizes = {"padded": max(plan.scratch for plan, *_ in links), "even": block * pixels, "odd": block * pixels}
+        block = min(chain_block(plan.layers["images"]), -(-len(x) // shares.threads))
+        sizes = {"padded": plan.padded, "even": block * plan.between, "odd": block * plan.between}
         padded, *between = (self._scratch(name, shares, size, x.dtype) for name, size in sizes.items())
-        blocks, norm = Blocks(shares.size, block, 1), _or_empty(rows, 2, x.dtype)
-        arguments = layers, Tables(*joined[:4]), joined[4], norm, y, blocks, tuple(between), padded
+        tables, blocks = Tables(plan.steps, plan.pixels, plan.taps, matrices), Blocks(shares.size, block, 1)
+        arguments = plan.layers, tables, bias, _or_empty(rows[-1], 2, x.dtype), y, blocks, tuple(between), padded
         self._run(layer_loops.chain, shares, np.ascontiguousarray(x), *arguments)
+        return y
 
 
 class NumbaPasses(NumpyPasses):
@@ -288,11 +289,6 @@ def _contiguous(*arrays: Array) -> Iterator[Array]:
 def _or_empty(array: Array | None, axes: int, dtype: Any) -> Array:
     """The array, contiguous, or an empty one for None: Numba compiles for one type."""
     return np.empty((0,) * axes, dtype) if array is None else np.ascontiguousarray(array)
-
-
-def _joined(arrays: list[Array]) -> Array:
-    """One after another; as bytes, because NumPy compares the fields of records one by one."""
-    return np.concatenate([array.view(np.uint8) for array in arrays]).view(arrays[0].dtype)
 
 
 @cache

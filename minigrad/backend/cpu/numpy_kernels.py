@@ -14,7 +14,7 @@ from ..chain import FastBackend, Layer, LayerGradients, LayerOutput, Norm, Sourc
 from ..device import SHARDS
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions, Backend
-from .numpy_layers import InferenceLayer, NumpyLayers, images_per_block, plain_bias
+from .numpy_layers import NumpyLayers, plain_bias
 from .numpy_passes import FUNCTION_NUMBERS, Moments, NumpyPasses, tiled, wide
 from .plan import adjoint, convolution
 from .threads import Pool, added, usable_cores
@@ -141,18 +141,8 @@ class NumpyBackend(FastBackend):
     def conv_chain_inference(self, x: Array, layers: list[Layer], rows: list[Array | None]) -> Array:
         """Faster because a few images at a time go through all layers, and never leave the cache between them; and
         because x is never normalised, as in conv_layer."""
-        links: list[InferenceLayer] = []
-        source = x
-        for before, layer, after in zip([None, *rows], layers, rows, strict=False):
-            weight, bias_image = self._folded(before, layer)
-            plan = self.layers.plan(adjoint if layer.transposed else convolution, weight, layer.geometry)
-            links.append(
-                InferenceLayer(plan, bias_image, after is not None, images_per_block(self.layers, plan, source))
-            )
-            source = np.empty((0, *plan.output_size, plan.channels), x.dtype)
-        y = np.empty((len(x), *source.shape[1:]), x.dtype)
-        self.layers.chain(links, x, rows[-1], y)
-        return y
+        folded = [self._folded(before, layer) for before, layer in zip([None, *rows], layers, strict=False)]
+        return self.layers.chain(x, layers, folded, rows)
 
     def _folded(self, rows: Array | None, layer: Layer) -> tuple[Array, Array]:
         """(weight, bias image) with which x need not be normalised."""

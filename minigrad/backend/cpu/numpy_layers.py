@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,16 +17,6 @@ from .threads import Pool
 
 Array = Any
 Planner = Callable[[Array, Any], Plan | ThinAdjoint]  # `convolution` or `adjoint`
-
-
-class InferenceLayer(NamedTuple):
-    """A layer of a chain in inference: its plan and bias image, whether a ReLU follows, and how many images it takes at
-    a time."""
-
-    plan: Any
-    bias_image: Array
-    relu: bool
-    images: int
 
 
 class NumpyLayers:
@@ -41,10 +31,6 @@ class NumpyLayers:
 
     def __init__(self, pool: Pool, passes: NumpyPasses) -> None:
         self.pool, self.passes = pool, passes
-
-    def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> Any:
-        """How a convolution or its adjoint is computed."""
-        return planner(weight, geometry)
 
     def run(
         self,
@@ -163,25 +149,38 @@ class NumpyLayers:
             g += taps[:, None, :] * shift[:, None]
         return np.stack([first, second - mean * first]), gweight, gbias
 
-    def chain(self, links: list[InferenceLayer], x: Array, rows: Array | None, y: Array) -> None:
-        """y = the layers, one after another, of x; and normalised with the rows (3, C), unless they are None."""
-        wide_rows = None if rows is None else self.passes.per_channel(rows, y)
+    def chain(
+        self, x: Array, layers: list[Layer], folded: list[tuple[Array, Array]], rows: list[Array | None]
+    ) -> Array:
+        """The layers, one after another, of x, with these weights and bias images; each is followed by a ReLU if it has
+        rows, and the last one is normalised with its rows (3, C)."""
+        plans = [
+            (adjoint if layer.transposed else convolution)(weight, layer.geometry)
+            for layer, (weight, _) in zip(layers, folded, strict=True)
+        ]
+        images, source = [], x  # for each layer how many are computed at a time
+        for plan in plans:
+            images.append(images_per_block(self, plan, source))
+            source = np.empty((0, *plan.output_size, plan.channels), x.dtype)
+        y = np.empty((len(x), *source.shape[1:]), x.dtype)
+        wide_rows = None if rows[-1] is None else self.passes.per_channel(rows[-1], y)
 
         def task(_: int, block: slice) -> None:
             source, result = x[block], y[block]
-            for i, (plan, bias_image, relu, images) in enumerate(links):
+            for i, plan in enumerate(plans):
                 out = result
-                if i < len(links) - 1:
+                if i < len(plans) - 1:
                     shape = len(source), *plan.output_size, plan.channels
                     out = self.pool.scratch(f"layer {i}", shape, x.dtype)
-                for start in range(0, len(source), images):
-                    part = slice(start, start + images)
-                    self._convolve(plan, source[part], bias_image, relu, out[part])
+                for start in range(0, len(source), images[i]):
+                    part = slice(start, start + images[i])
+                    self._convolve(plan, source[part], folded[i][1], rows[i] is not None, out[part])
                 source = out
             if wide_rows is not None:
                 self.passes.normalise(result, wide_rows, result)
 
-        self.pool.run(task, len(x), chain_block(links), shards_apart=False)
+        self.pool.run(task, len(x), chain_block(images), shards_apart=False)
+        return y
 
     # ---- a block of images ----
 
@@ -259,12 +258,13 @@ class NumpyLayers:
         return columns.reshape(KH * KW * C, n * PH * PW).T
 
 
-def chain_block(links: list[InferenceLayer]) -> int:
-    """Images that pass a chain together: four blocks of the largest layer, because small layers need more images."""
-    return 4 * min(link.images for link in links)
+def chain_block(images: list[int]) -> int:
+    """Images that pass a chain together, whose layers take so many at a time: four blocks of the largest layer, because
+    small layers need more images."""
+    return 4 * min(images)
 
 
-def images_per_block(layers: Any, plan: Any, x: Array) -> int:
+def images_per_block(layers: NumpyLayers, plan: Plan | ThinAdjoint, x: Array) -> int:
     """Images of x whose columns and outputs fill a block."""
     return max(1, layers.block_bytes // max(plan.numbers(x.shape[3]) * x.itemsize, 1))
 
