@@ -46,7 +46,6 @@ class MinigradProgram(Program):
     def step(self) -> float:
         """What Trainer does for a step, besides shuffling and telling."""
         optimizer = self.trainer.optimizer
-        self.model.network.train()
         optimizer.steps += 1
         scalars = np.array([self.model.beta, *optimizer.scalars(optimizer.steps)], dtype=self.model.dtype)
         return self.trainer.step(self.images, self.noise, scalars).sum()  # beta is 1

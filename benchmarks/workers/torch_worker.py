@@ -94,7 +94,8 @@ class TorchProgram(Program):
         self.threads, self.versions = torch.get_num_threads(), {"PyTorch": torch.__version__}
 
     def step(self) -> torch.Tensor:
-        self.model.train()
+        if not self.model.training:  # a training sets this once
+            self.model.train()
         self.optimizer.zero_grad()
         loss = self.loss(self.images, self.noise)
         loss.backward()

@@ -63,19 +63,26 @@ class Direct(NamedTuple):
     pixels: Array
     taps: Array
     order: Array  # for each number of the matrices its index in the flat weight; -1 for a zero
+    output: tuple[int, int, int]  # height, width and channels of the result
+    images: int  # that of the layer
+    padded: int  # numbers of a padded image
+
+
+Kind = tuple[bool, ConvGeometry, tuple[int, ...], bool]  # the first arguments of `direct`
 
 
 @lru_cache(maxsize=256)
-def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], block: int, panel: int) -> Direct:
+def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], relu: bool, block: int, panel: int) -> Direct:
     """The plan for a convolution with a weight of this shape, or for its adjoint if `back`.
 
-    block: numbers that a thread works on at a time. panel: columns of a matrix that are stored together.
+    relu: whether a ReLU follows. block: numbers that a thread works on at a time. panel: columns of a matrix that are
+    stored together.
     """
     C, F = shape[2:]
     layer = np.zeros(1, LAYER)
     record = layer[0]
     record["pixel"], record["channels"] = (F, C) if back else (C, F)
-    record["output_size"] = geometry.input_size if back else geometry.output_size
+    record["output_size"], record["relu"] = geometry.input_size if back else geometry.output_size, relu
     indices = np.arange(math.prod(shape)).reshape(shape)  # planned as if they were weights, they say what goes where
     record["thin"], vector = back and C < THIN, panel // 2
     if record["thin"]:
@@ -86,7 +93,8 @@ def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], block: in
         before = record["before"][axis] = max(0, *(-window.start[axis] for window, _ in parts))
         reach = [w.start[axis] + (w.output_size[axis] - 1) * w.stride[axis] + w.kernel_size[axis] for w, _ in parts]
         record["padded_size"][axis] = before + max(reach)
-    record["images"] = _images(record, block)
+    padded, output = math.prod(record["padded_size"]) * record["pixel"], (*record["output_size"], record["channels"])
+    record["images"] = max(1, block // max(padded + math.prod(output), 1))
     found: list[tuple[Array, ...]] = []
     for window, products in parts:
         for product in products:
@@ -102,7 +110,8 @@ def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], block: in
     for name, i in (("pixels", 0), ("taps", 2), ("matrix", 3)):
         stops = np.cumsum([len(part[i]) for part in found], dtype=int)
         steps[name][:, 0], steps[name][:, 1] = stops - [len(part[i]) for part in found], stops
-    return Direct(layer, steps, np.stack([x, y]), taps, order)
+    H, W, channels = map(int, output)
+    return Direct(layer, steps, np.stack([x, y]), taps, order, (H, W, channels), int(record["images"]), int(padded))
 
 
 class Chain(NamedTuple):
@@ -113,25 +122,26 @@ class Chain(NamedTuple):
     pixels: Array
     taps: Array
     orders: list[Array]  # as in Direct, for each layer
+    images: int  # the fewest that a layer computes at a time
     between: int  # numbers of an image between two layers, at most
-    padded: int  # numbers of the padded images of a block, at most
+    padded: int  # numbers of the padded images that a layer computes at a time, at most
 
 
 @lru_cache(maxsize=64)
-def chained(kinds: tuple[tuple[bool, ConvGeometry, tuple[int, ...], bool], ...], block: int, panel: int) -> Chain:
-    """The plan for layers of these kinds: the first three arguments of `direct`, and whether a ReLU follows."""
-    plans = [direct(*kind[:3], block, panel) for kind in kinds]
+def chained(kinds: tuple[Kind, ...], block: int, panel: int) -> Chain:
+    """The plan for layers of these kinds."""
+    plans = [direct(*kind, block, panel) for kind in kinds]
     layers = np.concatenate([plan.layer for plan in plans])
-    layers["relu"] = [relu for *_, relu in kinds]
-    outputs = layers["output_size"].prod(axis=1) * layers["channels"]
     tables = [(plan.steps, plan.pixels.reshape(-1), plan.taps, plan.order) for plan in plans]
-    sizes = [list(map(len, table)) + [output] for table, output in zip(tables, outputs, strict=True)]
+    outputs = [math.prod(plan.output) for plan in plans]
+    sizes = np.array([[*map(len, table), output] for table, output in zip(tables, outputs, strict=True)])
     stops = np.cumsum(sizes, axis=0)
     for i, name in enumerate(("steps", "pixels", "taps", "matrices", "bias")):
-        layers[name][:, 0], layers[name][:, 1] = stops[:, i] - np.array(sizes)[:, i], stops[:, i]
+        layers[name] = np.stack([stops - sizes, stops], axis=2)[:, i]
     steps, pixels, taps, orders = zip(*tables, strict=True)
-    padded = max(int(layer["images"]) * scratch_numbers(layer) for layer in layers)
-    return Chain(layers, *map(np.concatenate, (steps, pixels, taps)), list(orders), int(max(outputs)), padded)
+    steps, pixels, taps = map(np.concatenate, (steps, pixels, taps))
+    images, padded = min(plan.images for plan in plans), max(plan.images * plan.padded for plan in plans)
+    return Chain(layers, steps, pixels, taps, list(orders), images, max(outputs), padded)
 
 
 def _places(record: Any, window: Window, product: Product) -> tuple[Array, Array, Array]:
@@ -156,18 +166,3 @@ def _panels(matrix: Array, panel: int) -> Array:
     filled = np.full((K, -(-N // panel) * panel), -1)
     filled[:, :N] = matrix
     return filled.reshape(K, -1, panel).transpose(1, 0, 2).reshape(-1)
-
-
-def scratch_numbers(layer: Any) -> int:
-    """Numbers that one image needs beside x and the result: the padded x."""
-    return int(math.prod(layer["padded_size"]) * layer["pixel"])
-
-
-def numbers(layer: Any) -> int:
-    """Numbers that one image takes at work."""
-    return scratch_numbers(layer) + math.prod(layer["output_size"]) * int(layer["channels"])
-
-
-def _images(layer: Any, block: int) -> int:
-    """Images that fill a block of so many numbers."""
-    return max(1, block // max(numbers(layer), 1))

@@ -401,7 +401,8 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     for name, size in {"steps": 1, "pixels": 2, "taps": 2, "matrices": 256, "bias": 2}.items():
         layers[name] = 0, size
     steps["pixels"], steps["taps"], steps["matrix"] = (0, 1), (0, 2), (0, 64)
-    tables, window = Tables(steps, pixels, places, spare), Direct(layers, steps, pixels, places, places)
+    tables = Tables(steps, pixels, places, spare)
+    window = Direct(layers, steps, pixels, places, places, (1, 1, 2), 1, 2)
     flat = Tables(steps, places, places, spare)
     alone, room = (np.zeros((0, DESK), np.int64), 1, 1), spare[None]
     yield conv_layer, (*alone, image, 1, layers, tables, vector, image, Sums(sums[:1], sums[None], np.ones(1)), room)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,45 +20,17 @@ from ..device import SHARDS
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
 from . import function_loops, layer_loops, row_loops
-from .direct import Direct, Tables, chained, direct, scratch_numbers
+from .direct import Direct, Kind, Tables, chained, direct
 from .layer_loops import Blocks, Gradients, Sums
 from .micro_kernels import VECTOR
 from .numpy_kernels import NumpyBackend
 from .numpy_layers import Planner, chain_block, coverage_of
 from .numpy_passes import FUNCTION_NUMBERS, Moments, NumpyPasses
-from .plan import adjoint, convolution
+from .plan import adjoint
 from .team import Team
 from .threads import Pool, Shares
 
 Array = Any
-
-
-class FilledPlan(NamedTuple):
-    """How the loops compute a layer: the plan, and its matrices, with the weight's values, in panels."""
-
-    direct: Direct
-    matrices: Array
-
-    @property
-    def output_size(self) -> tuple[int, int]:
-        """(height, width) of the result."""
-        height, width = self.direct.layer[0]["output_size"]
-        return int(height), int(width)
-
-    @property
-    def channels(self) -> int:
-        """Those of the result."""
-        return int(self.direct.layer[0]["channels"])
-
-    @property
-    def tables(self) -> Tables:
-        """What the loops read."""
-        return Tables(*self.direct[1:4], self.matrices)
-
-    @property
-    def scratch(self) -> int:
-        """Numbers that a block of images needs beside x and the result."""
-        return int(self.direct.layer[0]["images"]) * scratch_numbers(self.direct.layer[0])
 
 
 class NumbaLayers:
@@ -69,13 +41,6 @@ class NumbaLayers:
 
     def __init__(self, pool: Pool) -> None:
         self.pool, self.team = pool, Team(min(pool.threads, pool.all_shards) - 1)
-
-    def plan(self, planner: Planner, weight: Array, geometry: ConvGeometry) -> FilledPlan:
-        """How a convolution or its adjoint is computed."""
-        plan = direct(planner is adjoint, geometry, weight.shape, *self._sizes(weight.dtype))
-        matrices = np.empty(len(plan.order), weight.dtype)
-        layer_loops.fill(np.ascontiguousarray(weight).reshape(-1), plan.order, matrices)
-        return FilledPlan(plan, matrices)
 
     def _sizes(self, dtype: Any) -> tuple[int, int]:
         """(numbers that a thread works on at a time, columns of a panel)."""
@@ -92,17 +57,14 @@ class NumbaLayers:
     ) -> tuple[Array, Moments]:
         """(y, moments): y is the planner's convolution of all images plus bias. With relu, y is its ReLU and moments
         are those of y."""
-        plan = self.plan(planner, weight, geometry)
-        y = np.empty((len(x), *plan.output_size, plan.channels), x.dtype)
-        moments = Moments(self.pool, plan.channels)
+        plan, tables = self._filled((planner is adjoint, geometry, weight.shape, relu), weight)
+        y = np.empty((len(x), *plan.output), x.dtype)
+        moments = Moments(self.pool, plan.output[2])
         x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 1, x.dtype).reshape(-1)
-        layers = plan.direct.layer.copy()  # the plan is kept for the next call
-        layers["relu"] = relu
-
         shares = self.pool.shares(len(x))
         sums = Sums(moments.shifts, moments.sums, moments.counts.reshape(-1))
-        scratch = self._scratch("padded", shares, plan.scratch, x.dtype)
-        self._run(layer_loops.conv_layer, shares, x, shares.size, layers, plan.tables, bias, y, sums, scratch)
+        scratch = self._scratch("padded", shares, plan.images * plan.padded, x.dtype)
+        self._run(layer_loops.conv_layer, shares, x, shares.size, plan.layer, tables, bias, y, sums, scratch)
         return y, moments
 
     def gradients(
@@ -111,27 +73,36 @@ class NumbaLayers:
         """What NumpyLayers.gradients computes; the sums of some neighbouring shards are already added."""
         weight, _, geometry, transposed = layer
         gy, y, x, weight = _contiguous(gy, y, x, weight)
-        parts = self.pool.parts(len(x))
-        window = direct(False, geometry, weight.shape, *self._sizes(x.dtype))
+        shares = self.pool.shares(len(x))
+        window = direct(False, geometry, weight.shape, False, *self._sizes(x.dtype))
         # gx of a transposed layer is a convolution
-        back = self.plan(adjoint if needs_gx and not transposed else convolution, weight, geometry)
-        layers = window.layer[0], back.direct.layer[0]
-        block, scratch_size = min(int(layer["images"]) for layer in layers), max(map(scratch_numbers, layers))
+        back, tables = self._filled((needs_gx and not transposed, geometry, weight.shape, False), weight)
+        block = min(window.images, back.images)
         gx = np.empty(x.shape if needs_gx else (0,) * 4, x.dtype)
-        gweights = np.empty((parts, weight.size), x.dtype)
-        totals = np.empty((parts, math.prod(y.shape[1:])), x.dtype)
+        gweights = np.empty((shares.parts, weight.size), x.dtype)
+        totals = np.empty((shares.parts, math.prod(y.shape[1:])), x.dtype)
         rows = _or_empty(grad_rows, 2, x.dtype)
         factors = x if transposed else y
 
-        shares = self.pool.shares(len(x))
-        sizes = {"padded": scratch_size, "gradient": math.prod(y.shape[1:]), "spare": math.prod(factors.shape[1:])}
+        sizes = {
+            "padded": max(window.padded, back.padded),
+            "gradient": math.prod(y.shape[1:]),
+            "spare": math.prod(factors.shape[1:]),
+        }
         scratch = tuple(self._scratch(n, shares, block * size + VECTOR, x.dtype) for n, size in sizes.items())
-        plans, results = (window, transposed, back.direct.layer, back.tables), Gradients(gx, gweights, totals)
+        plans, results = (window, transposed, back.layer, tables), Gradients(gx, gweights, totals)
         blocks = Blocks(shares.size, block, shares.joined)
         self._run(layer_loops.conv_layer_grad, shares, gy, rows, y, x, *plans, results, blocks, scratch)
         gweights[shares.shards :] = totals[shares.shards :] = 0
-        gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(parts, -1, y.shape[3])
+        gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(shares.parts, -1, y.shape[3])
         return gx if needs_gx else None, gweights[:: shares.joined], totals[:: shares.joined]
+
+    def _filled(self, kind: Kind, weight: Array) -> tuple[Direct, Tables]:
+        """The plan for a layer of this kind, and its tables, with the weight's values in the matrices."""
+        plan = direct(*kind, *self._sizes(weight.dtype))
+        matrices = np.empty(len(plan.order), weight.dtype)
+        layer_loops.fill(np.ascontiguousarray(weight).reshape(-1), plan.order, matrices)
+        return plan, Tables(plan.steps, plan.pixels, plan.taps, matrices)
 
     def _run(self, loop: Any, shares: Shares, *arguments: Any) -> None:
         if shares.shards:  # there are images
@@ -184,7 +155,7 @@ class NumbaLayers:
             start += len(order)
         y = np.empty((len(x), *layers[-1].output_size, len(layers[-1].bias)), x.dtype)
         shares = self.pool.shares(len(x))
-        block = min(chain_block(plan.layers["images"]), -(-len(x) // shares.threads))
+        block = min(chain_block(plan.images), -(-len(x) // shares.threads))
         sizes = {"padded": plan.padded, "even": block * plan.between, "odd": block * plan.between}
         padded, *between = (self._scratch(name, shares, size, x.dtype) for name, size in sizes.items())
         tables, blocks = Tables(plan.steps, plan.pixels, plan.taps, matrices), Blocks(shares.size, block, 1)

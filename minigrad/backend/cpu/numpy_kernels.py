@@ -78,7 +78,7 @@ class NumpyBackend(FastBackend):
         if not pool.strict:
             return super().dense_grad_weight(x, gy)
         gweight = np.empty((D, F), x.dtype)
-        size, parts = max(-(-N // pool.shards), 1), pool.parts(N)
+        size, _, _, parts, _ = pool.shares(N)
         width = max(1, SUM_NUMBERS // max(pool.all_shards * F, 1))
 
         def task(_: int, blocks: slice) -> None:
@@ -156,9 +156,10 @@ class NumpyBackend(FastBackend):
             return super().sum(x, axes, keepdims)
         over = tuple(range(x.ndim)) if axes is None else axes
         shape = tuple(1 if axis in over else size for axis, size in enumerate(x.shape))
-        size, parts = -(-len(x) // self.pool.shards), np.zeros((self.pool.parts(len(x)), *shape), x.dtype)
-        for shard, start in enumerate(range(0, len(x), max(size, 1))):
-            parts[shard] = super().sum(x[start : start + size], over, keepdims=True)
+        shares = self.pool.shares(len(x))
+        parts = np.zeros((shares.parts, *shape), x.dtype)
+        for shard, start in enumerate(range(0, len(x), shares.size)):
+            parts[shard] = super().sum(x[start : start + shares.size], over, keepdims=True)
         total = self.pool.total(parts)
         return total if keepdims else total.squeeze(over)
 

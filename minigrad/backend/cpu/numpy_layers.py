@@ -64,7 +64,7 @@ class NumpyLayers:
         weight, and totals (parts, OH * OW, F) for the gradient of the convolution's output, before the ReLU.
         """
         weight, _, geometry, transposed = layer
-        F, window, parts = weight.shape[3], conv_window(geometry), self.pool.parts(len(x))
+        F, window, parts = weight.shape[3], conv_window(geometry), self.pool.shares(len(x)).parts
         wide_rows = None if grad_rows is None else self.passes.per_channel(grad_rows, y)
         gx = np.empty(x.shape, x.dtype) if needs_gx else None
         back = adjoint(weight, geometry) if needs_gx and not transposed else None
@@ -179,7 +179,7 @@ class NumpyLayers:
             if wide_rows is not None:
                 self.passes.normalise(result, wide_rows, result)
 
-        self.pool.run(task, len(x), chain_block(images), shards_apart=False)
+        self.pool.run(task, len(x), chain_block(min(images)), shards_apart=False)
         return y
 
     # ---- a block of images ----
@@ -258,10 +258,10 @@ class NumpyLayers:
         return columns.reshape(KH * KW * C, n * PH * PW).T
 
 
-def chain_block(images: list[int]) -> int:
-    """Images that pass a chain together, whose layers take so many at a time: four blocks of the largest layer, because
-    small layers need more images."""
-    return 4 * min(images)
+def chain_block(images: int) -> int:
+    """Images that pass a chain together, if the largest layer takes so many at a time: four blocks, because small
+    layers need more images."""
+    return 4 * images
 
 
 def images_per_block(layers: NumpyLayers, plan: Plan | ThinAdjoint, x: Array) -> int:

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextvars import copy_context
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -114,6 +114,7 @@ def _stop(workers: list[_Worker]) -> None:
 class Shares(NamedTuple):
     """Items in each shard, of which the last one may have fewer; shards that have items; threads that get some.
 
+    parts: the sums that `Pool.total` takes: those of the shards that have items, and zeros up to a power of two.
     joined: so many neighbouring shards are always on the same thread. It may add their sums, as `Pool.total` does, in
     the place of the first; then `total(parts[::joined])` is the sum of all.
     """
@@ -121,7 +122,19 @@ class Shares(NamedTuple):
     size: int
     shards: int
     threads: int
+    parts: int
     joined: int
+
+
+@lru_cache(maxsize=256)
+def shares_of(count: int, shards: int, threads: int, by_thread: bool) -> Shares:
+    """How `count` items are shared among the threads, if each takes its shards at once."""
+    size = max(-(-count // shards), 1)
+    filled = -(-count // size)
+    used = max(min(threads, filled), 1)
+    parts = max(filled, 1) if by_thread else 1 << max(filled - 1, 0).bit_length()
+    joined = 1 if by_thread else math.gcd(shards, *(i * filled // used for i in range(1, used)))
+    return Shares(size, filled, used, parts, joined)
 
 
 class Pool:
@@ -192,10 +205,7 @@ class Pool:
 
     def shares(self, count: int) -> Shares:
         """How `count` items are shared among the threads, if each takes its shards at once."""
-        size, shards = self._cut(count)
-        threads = max(min(self.threads, shards), 1)
-        joined = 1 if self.by_thread else math.gcd(self.shards, *(i * shards // threads for i in range(1, threads + 1)))
-        return Shares(size, shards, threads, joined)
+        return shares_of(count, self.shards, self.threads, self.by_thread)
 
     def total(self, parts: np.ndarray) -> np.ndarray:
         """The sum of the parts (shards, ...). Of several processes, each of which has the mean loss of its own images,
@@ -206,12 +216,7 @@ class Pool:
         """The sum of the parts (shards, ...) of this process."""
         return parts.sum(axis=0) if self.by_thread else added(parts)
 
-    def parts(self, count: int) -> int:
-        """The parts that `total` takes for `count` items: shards that have items, and zeros up to a power of two."""
-        _, shards = self._cut(count)
-        return max(shards, 1) if self.by_thread else 1 << max(shards - 1, 0).bit_length()
-
-    def _cut(self, count: int, least: int = 1) -> tuple[int, int]:
+    def _cut(self, count: int, least: int) -> tuple[int, int]:
         """(items in each shard, number of shards that have any)."""
         size = max(-(-count // self.shards), least)
         return size, -(-count // size)
