@@ -1,71 +1,75 @@
 """Where the products of a convolution find their numbers, for the numba kernels. plan.py explains the phases.
 
 In im2col row p of `columns` holds the numbers that pixel p of the result meets, and columns[p, t] belongs to tap t: a
-kernel row, kernel column and channel. Nothing needs to be copied: in the flat padded image this number is at pixels[p]
-+ taps[t]. pixels[p] is where the patch of p begins, and taps[t] how far t is from there. For 4 x 4 pixels of one
-channel, a 3 x 3 kernel and no padding these are pixels = 0 1 4 5 and taps = 0 1 2 4 5 6 8 9 10. So the three products
-read the image itself:
+kernel row, kernel column and channel. Nothing needs to be copied: in the flat image this number is at pixels[p] +
+taps[t]. pixels[p] is where the patch of p begins, and taps[t] how far t is from there. For 4 x 4 pixels of one channel,
+a 3 x 3 kernel and no padding these are pixels = 0 1 4 5 and taps = 0 1 2 4 5 6 8 9 10. So the products read the image
+itself:
 
     forward   y[p, f]       = sum over t of image[pixels[p] + taps[t]] * weight[t, f]
     weight    gweight[t, f] = sum over p of image[pixels[p] + taps[t]] * gy[p, f]
     adjoint   one product like the forward one for each phase of the stride
 
-The weight gradient is the same call as the forward one with the two tables exchanged.
+There is no padding either. At the border of the image some taps of a patch are outside. Pixels that have the same taps
+inside are one product, whose sum is over these taps: for a 3 x 3 kernel those within, at the four sides and at the four
+corners. In the same way, the sum of the weight gradient for a tap is over the pixels for which it is inside.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..geometry import ConvGeometry
-from .plan import THIN, Product, Window, convolution, phases
+from .micro_kernels import ROWS
+from .plan import THIN, Product, Window, conv_window, convolution, phases
 
 Array = Any
+FEW_CHANNELS = 3 * ROWS[0]  # fewer make too low tiles, if each has one kernel row and column
+MOST_TURNS = 1 << 16  # of a weight gradient, 1 MiB
 
 LAYER = np.dtype(
     [(name, "i8") for name in ("pixel", "channels", "images", "relu", "thin", "holes")]
-    + [(name, "i8", 2) for name in ("output_size", "padded_size", "before")]
-    + [(name, "i8", 2) for name in ("steps", "pixels", "taps", "matrices", "bias")]
+    + [("output_size", "i8", 2)]
+    + [(name, "i8", 2) for name in ("steps", "pixels", "turns", "matrices", "bias")]
 )
 """A convolution or its adjoint.
 
 channels: those of the result. images: how many are computed at a time.
-padded_size, before: x is read in an image of this size, with so many rows and columns of zeros above and left of x. The
-    image may be smaller than x, if a stride leaves out the last pixels.
 holes: whether some pixels of the result meet no tap.
 relu: whether a ReLU follows.
 thin: whether the result has so few channels that they are computed one by one, as dot products.
-pixel: numbers that a pixel of x takes in the padded image: its channels, and zeros up to a whole vector if thin.
+pixel: numbers that a pixel of x takes: its channels, and zeros up to a whole vector if thin.
 steps ... bias: from where to where the parts of this layer are in the tables of a chain of layers."""
-STEP = np.dtype([(name, "i8", 2) for name in ("pixels", "taps", "matrix")])
-"""One product of a plan: from where to where its parts are in the tables."""
+STEP = np.dtype([(name, "i8", 2) for name in ("rows", "turns", "matrix")])
+"""One product: from where to where its rows and turns are in the tables; where its matrix begins, and its height."""
 
 
 class Tables(NamedTuple):
-    """What the loops read of a layer, or of a chain of them, one after another. The tables of places have one entry
-    more, which is read but not used."""
+    """What the loops read of a layer, or of a chain of them, one after another. The table of turns has one more, which
+    is read but not used."""
 
     steps: Array  # STEP
-    pixels: Array  # (2, count): where each pixel's first tap is in the padded x, and where its result is
-    taps: Array  # the distance of each tap from the first
+    pixels: Array  # (2, count): where each pixel's first tap is in x, and where its result is
+    turns: Array  # (count, 2): the distance of each tap from the first, and where its row is in the matrix
     matrices: Array  # the weight in panels
 
 
 class Direct(NamedTuple):
-    """A plan that says which weight goes where, but not its value. steps, pixels and taps are those of Tables."""
+    """A plan that says which weight goes where, but not its value. steps, pixels and turns are those of Tables."""
 
     layer: Array  # LAYER, (1,)
     steps: Array
     pixels: Array
-    taps: Array
+    turns: Array
     order: Array  # for each number of the matrices its index in the flat weight; -1 for a zero
     output: tuple[int, int, int]  # height, width and channels of the result
     images: int  # that of the layer
-    padded: int  # numbers of a padded image
+    padded: int  # numbers that an image takes in scratch
 
 
 Kind = tuple[bool, ConvGeometry, tuple[int, ...], bool]  # the first arguments of `direct`
@@ -79,39 +83,142 @@ def direct(back: bool, geometry: ConvGeometry, shape: tuple[int, ...], relu: boo
     stored together.
     """
     C, F = shape[2:]
-    layer = np.zeros(1, LAYER)
-    record = layer[0]
-    record["pixel"], record["channels"] = (F, C) if back else (C, F)
-    record["output_size"], record["relu"] = geometry.input_size if back else geometry.output_size, relu
+    size, output_size, inputs, channels = geometry.input_size, geometry.output_size, C, F
+    if back:
+        size, output_size, inputs, channels = output_size, size, F, C
     indices = np.arange(math.prod(shape)).reshape(shape)  # planned as if they were weights, they say what goes where
-    record["thin"], vector = back and C < THIN, panel // 2
-    if record["thin"]:
-        record["pixel"] = -(-F // vector) * vector
-        indices = np.pad(indices, [(0, 0)] * 3 + [(0, record["pixel"] - F)], constant_values=-1)
-    parts = (phases(indices, geometry) if back else convolution(indices, geometry)).parts
-    for axis in (0, 1):
-        before = record["before"][axis] = max(0, *(-window.start[axis] for window, _ in parts))
-        reach = [w.start[axis] + (w.output_size[axis] - 1) * w.stride[axis] + w.kernel_size[axis] for w, _ in parts]
-        record["padded_size"][axis] = before + max(reach)
-    padded, output = math.prod(record["padded_size"]) * record["pixel"], (*record["output_size"], record["channels"])
-    record["images"] = max(1, block // max(padded + math.prod(output), 1))
-    found: list[tuple[Array, ...]] = []
-    for window, products in parts:
+    thin, vector, pixel = back and C < THIN, panel // 2, inputs
+    if thin:
+        pixel = -(-F // vector) * vector
+        indices = np.pad(indices, [(0, 0)] * 3 + [(0, pixel - F)], constant_values=-1)
+    output = *output_size, channels
+    images = max(1, block // max(math.prod((*size, pixel)) + math.prod(output), 1))
+    layer, steps, pixels, turns, order = np.zeros(1, LAYER), [], _Table(2), _Table(2), _Table()
+    for name, value in {"pixel": pixel, "channels": channels, "images": images, "relu": relu, "thin": thin}.items():
+        layer[name] = value
+    layer["output_size"] = output_size
+    for window, products in (phases(indices, geometry) if back else convolution(indices, geometry)).parts:
         for product in products:
-            x, y, taps = _places(record, window, product)
-            if not len(taps):
-                record["holes"] = 1
-            elif record["thin"]:
-                found.append((x, y, taps[::vector], product.matrix.T.reshape(-1)))
-            else:
-                found.append((x, y, taps, _panels(product.matrix, panel)))
-    x, y, taps, order = (np.concatenate([*part, [0]]) for part in (zip(*found, strict=True) if found else [()] * 4))
-    steps = np.zeros(len(found), STEP)
-    for name, i in (("pixels", 0), ("taps", 2), ("matrix", 3)):
-        stops = np.cumsum([len(part[i]) for part in found], dtype=int)
-        steps[name][:, 0], steps[name][:, 1] = stops - [len(part[i]) for part in found], stops
-    H, W, channels = map(int, output)
-    return Direct(layer, steps, np.stack([x, y]), taps, order, (H, W, channels), int(record["images"]), int(padded))
+            K, matrix = len(product.matrix), product.matrix
+            start, _ = order.add(matrix.T.reshape(-1) if thin else _panels(matrix, panel))
+            for places, taps, rows in _sides((*size, pixel), output, images, window, product):
+                met = np.stack([taps, rows], axis=1)[::vector] if thin else np.stack([taps, rows * panel], axis=1)
+                if len(met):
+                    steps.append((pixels.add(places), turns.add(met), (start, K)))
+                else:
+                    layer["holes"] = 1
+    turns.add(np.zeros((1, 2), int))
+    places = np.ascontiguousarray(pixels.joined.T)
+    padded = 0 if pixel == inputs else math.prod((*size, pixel))
+    return Direct(layer, np.array(steps, STEP), places, turns.joined, order.joined, output, images, padded)
+
+
+class _Table:
+    """Arrays one after another, with so many columns; flat with none."""
+
+    def __init__(self, *columns: int) -> None:
+        self.parts, self.length = [np.zeros((0, *columns), int)], 0
+
+    def add(self, part: Array) -> tuple[int, int]:
+        """Put an array at the end; returns from where to where it is."""
+        self.parts.append(part)
+        start, self.length = self.length, self.length + len(part)
+        return start, self.length
+
+    @property
+    def joined(self) -> Array:
+        """All of them."""
+        return np.concatenate(self.parts)
+
+
+def _sides(
+    x: tuple[int, int, int], output: tuple[int, int, int], images: int, window: Window, product: Product
+) -> Iterator[tuple[Array, Array, Array]]:
+    """The parts of a product whose pixels have the same taps inside x: (places of the pixels in x and in the result for
+    a block of images, distances of the taps, their rows in the matrix). x, output: sizes of an image. Fewer images use
+    the first places."""
+    (H, W, C), (OH, OW, F), (KH, KW) = x, output, window.kernel_size
+    rows, columns, image = np.arange(OH)[product.rows], np.arange(OW)[product.columns], np.arange(images)[:, None, None]
+    i, j, c = (index.reshape(-1)[product.taps] for index in np.indices((KH, KW, C)))
+    up, left = (
+        window.start[axis] + np.arange(len(positions)) * window.stride[axis]
+        for axis, positions in enumerate((rows, columns))
+    )
+    for p, first_i, stop_i in _inside(up, KH, H):
+        for q, first_j, stop_j in _inside(left, KW, W):
+            met = np.flatnonzero((first_i <= i) & (i < stop_i) & (first_j <= j) & (j < stop_j))
+            sources = ((image * H + up[p][:, None]) * W + left[q]) * C
+            targets = ((image * OH + rows[p][:, None]) * OW + columns[q]) * F
+            places = np.stack([sources.reshape(-1), targets.reshape(-1)], axis=1)
+            yield places, ((i * W + j) * C + c)[met], met
+
+
+def _inside(starts: Array, taps: int, size: int) -> Iterator[tuple[Array, int, int]]:
+    """(indices of positions, first tap, last tap + 1) for positions of one axis with the same taps inside the image."""
+    first, stop = np.clip(-starts, 0, taps), np.clip(size - starts, 0, taps)
+    for pair in sorted(set(zip(first.tolist(), stop.tolist(), strict=True))):
+        yield np.flatnonzero((first == pair[0]) & (stop == pair[1])), *pair
+
+
+def _panels(matrix: Array, panel: int) -> Array:
+    """The matrix (K, N) as panels (K, panel) one after another, the last one filled up with -1; flat."""
+    K, N = matrix.shape
+    filled = np.full((K, -(-N // panel) * panel), -1)
+    filled[:, :N] = matrix
+    return filled.reshape(K, filled.shape[1] // panel, panel).transpose(1, 0, 2).reshape(-1)
+
+
+class Frame(NamedTuple):
+    """An image in which another one lies: its size, the rows and columns of zeros above and left of the other, and
+    the numbers of a pixel. It may end before the other."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+    pixel: int
+
+
+class Summed(NamedTuple):
+    """How the gradient of a convolution's weight is summed over a block of images."""
+
+    frame: Frame  # in which the image is read
+    steps: Array  # STEP, without matrices
+    rows: Array  # (2, count): the distance of each tap from the first, and where its row of the gradient is
+    turns: Array  # (count + 1, 2): where each pixel's first tap is in the image, and where the pixel is in gy
+    images: int
+    padded: int  # numbers of an image in the frame; 0 if that is the image itself
+
+
+@lru_cache(maxsize=256)
+def summed(geometry: ConvGeometry, shape: tuple[int, ...], block: int) -> Summed:
+    """The plan for a weight of this shape.
+
+    Each kernel row and column is a product of its own, over the pixels for which it is inside the image. With few
+    channels or many pixels all taps are one product, for which the image needs padding.
+    """
+    (H, W), (OH, OW), (KH, KW, C, F), (SH, SW) = geometry.input_size, geometry.output_size, shape, geometry.stride
+    images = max(1, block // max(H * W * C + OH * OW * F, 1))
+    top, left = (-start for start in conv_window(geometry).start)
+    groups = [(range(i, i + 1), range(j, j + 1)) for i in range(KH) for j in range(KW)]
+    frame, padded = Frame(H, W, 0, 0, C), 0
+    if C < FEW_CHANNELS or KH * KW * OH * OW * images > MOST_TURNS:
+        groups = [(range(KH), range(KW))]
+        frame = Frame((OH - 1) * SH + KH, (OW - 1) * SW + KW, top, left, C)
+        padded, top, left = frame.height * frame.width * C, 0, 0
+    image, rows, turns, steps = np.arange(images)[:, None, None], _Table(2), _Table(2), []
+    for i, j in groups:
+        up, across = np.arange(OH) * SH - top + i[0], np.arange(OW) * SW - left + j[0]  # of the first tap
+        p, q = np.flatnonzero((up >= 0) & (up < frame.height)), np.flatnonzero((across >= 0) & (across < frame.width))
+        sources = ((image * frame.height + up[p][:, None]) * frame.width + across[q]) * C
+        factors = ((image * OH + p[:, None]) * OW + q) * F
+        taps = (np.arange(len(i))[:, None, None] * frame.width + np.arange(len(j))[:, None]) * C + np.arange(C)
+        targets = ((np.array(i)[:, None, None] * KW + np.array(j)[:, None]) * C + np.arange(C)) * F
+        places, met = ([part.reshape(-1) for part in pair] for pair in ((taps, targets), (sources, factors)))
+        steps.append((rows.add(np.stack(places, axis=1)), turns.add(np.stack(met, axis=1)), (0, 0)))
+    turns.add(np.zeros((1, 2), int))
+    table = np.ascontiguousarray(rows.joined.T)
+    return Summed(frame, np.array(steps, STEP), table, turns.joined, images, padded)
 
 
 class Chain(NamedTuple):
@@ -120,11 +227,11 @@ class Chain(NamedTuple):
     layers: Array  # LAYER
     steps: Array
     pixels: Array
-    taps: Array
+    turns: Array
     orders: list[Array]  # as in Direct, for each layer
     images: int  # the fewest that a layer computes at a time
     between: int  # numbers of an image between two layers, at most
-    padded: int  # numbers of the padded images that a layer computes at a time, at most
+    padded: int  # numbers in scratch that a layer needs, at most
 
 
 @lru_cache(maxsize=64)
@@ -132,37 +239,12 @@ def chained(kinds: tuple[Kind, ...], block: int, panel: int) -> Chain:
     """The plan for layers of these kinds."""
     plans = [direct(*kind, block, panel) for kind in kinds]
     layers = np.concatenate([plan.layer for plan in plans])
-    tables = [(plan.steps, plan.pixels.reshape(-1), plan.taps, plan.order) for plan in plans]
+    tables = [(plan.steps, plan.pixels.reshape(-1), plan.turns, plan.order) for plan in plans]
     outputs = [math.prod(plan.output) for plan in plans]
     sizes = np.array([[*map(len, table), output] for table, output in zip(tables, outputs, strict=True)])
     stops = np.cumsum(sizes, axis=0)
-    for i, name in enumerate(("steps", "pixels", "taps", "matrices", "bias")):
+    for i, name in enumerate(("steps", "pixels", "turns", "matrices", "bias")):
         layers[name] = np.stack([stops - sizes, stops], axis=2)[:, i]
-    steps, pixels, taps, orders = zip(*tables, strict=True)
-    steps, pixels, taps = map(np.concatenate, (steps, pixels, taps))
+    steps, pixels, turns = (np.concatenate([table[i] for table in tables]) for i in range(3))
     images, padded = min(plan.images for plan in plans), max(plan.images * plan.padded for plan in plans)
-    return Chain(layers, steps, pixels, taps, list(orders), images, max(outputs), padded)
-
-
-def _places(record: Any, window: Window, product: Product) -> tuple[Array, Array, Array]:
-    """(pixels in the padded x, pixels in the result, taps) of a product, for a block of images. Fewer images use the
-    first part of the tables."""
-    (H, W), (OH, OW), C = record["padded_size"], record["output_size"], record["pixel"]
-    images = np.arange(record["images"])[:, None, None]
-    rows, columns = np.arange(OH)[product.rows], np.arange(OW)[product.columns]
-    up, left = (
-        record["before"][axis] + window.start[axis] + np.arange(len(out)) * window.stride[axis]
-        for axis, out in enumerate((rows, columns))
-    )
-    x = ((images * H + up[:, None]) * W + left) * C
-    y = ((images * OH + rows[:, None]) * OW + columns) * record["channels"]
-    taps = np.arange(window.kernel_size[0])[:, None] * W * C + np.arange(window.kernel_size[1] * C)
-    return x.reshape(-1), y.reshape(-1), taps.reshape(-1)[product.taps]
-
-
-def _panels(matrix: Array, panel: int) -> Array:
-    """The matrix (K, N) as panels (K, panel) one after another, the last one filled up with -1; flat."""
-    K, N = matrix.shape
-    filled = np.full((K, -(-N // panel) * panel), -1)
-    filled[:, :N] = matrix
-    return filled.reshape(K, -1, panel).transpose(1, 0, 2).reshape(-1)
+    return Chain(layers, steps, pixels, turns, [plan.order for plan in plans], images, max(outputs), padded)

@@ -18,8 +18,8 @@ from numba.core.dispatcher import Dispatcher
 
 from . import function_loops, micro_kernels, row_loops, team
 from .compiling import compiled
-from .direct import LAYER, STEP, Direct, Tables
-from .micro_kernels import VECTOR, dots, matmul, tiles
+from .direct import LAYER, STEP, Frame, Summed, Tables
+from .micro_kernels import VECTOR, dots, fetch, matmul, tiles
 from .row_loops import (
     activate,
     adam,
@@ -117,11 +117,12 @@ def unfold(
 
 
 @compiled
-def padded(x: Array, layer: Any, scratch: Array) -> Array:
-    """The images of a block x (n, H, W, C) in the layer's padded size, one after another; in scratch if they differ."""
+def padded(x: Array, frame: Frame, scratch: Array) -> Array:
+    """The images of a block x (n, H, W, C), each in a frame, one after another; in scratch if the frame is no image of
+    this size."""
     n, H, W, C = x.shape
-    (PH, PW), (top, left) = pair(layer.padded_size), pair(layer.before)
-    pixels, zero, pixel = x.reshape(-1), x.dtype.type(0), layer.pixel
+    PH, PW, top, left, pixel = frame
+    pixels, zero = x.reshape(-1), x.dtype.type(0)
     if top == left == 0 and PH == H and PW == W and pixel == C:
         return pixels
     inside, ahead = max(0, min(W, PW - left)), np.uint64(min(left, PW) * pixel)
@@ -149,33 +150,31 @@ def padded(x: Array, layer: Any, scratch: Array) -> Array:
 
 @compiled
 def convolve(source: Array, n: int, layer: Any, tables: Tables, out: Array) -> None:
-    """out = the layer without its bias, of n padded images."""
+    """out = the layer without its bias, of n images."""
     if layer.holes:
         out[:] = 0
-    results, panel, places, y_places = out.reshape(-1), 2 * VECTOR // out.itemsize, tables.pixels[0], tables.pixels[1]
-    for i in range(len(tables.steps)):
-        step = tables.steps[i]
-        first, stop = step.pixels[0], step.pixels[0] + (step.pixels[1] - step.pixels[0]) // layer.images * n
-        columns, matrix = tables.taps[step.taps[0] : step.taps[1]], tables.matrices[step.matrix[0] : step.matrix[1]]
-        rows = places[first:stop]
+    results, size, panel = out.reshape(-1), out.itemsize, 2 * VECTOR // out.itemsize
+    for step in tables.steps:
+        stop = step.rows[0] + (step.rows[1] - step.rows[0]) // layer.images * n
+        x_places, places = tables.pixels[0, step.rows[0] : stop], tables.pixels[1, step.rows[0] : stop]
+        turns, (start, K) = tables.turns[step.turns[0] : step.turns[1]], pair(step.matrix)
+        matrix, y, one = tables.matrices.ctypes.data + start * size, results.ctypes.data, out.dtype.type(1)
         if layer.thin:
             for c in range(layer.channels):
-                weights = matrix[c * len(columns) * (panel // 2) :].ctypes.data
-                dots(source.ctypes.data, rows, columns, weights, results[c:], y_places[first:stop])
+                dots(source.ctypes.data, x_places, turns, matrix + c * K * size, y + c * size, places, one)
             continue
         for left in range(0, layer.channels, panel):
-            weights = matrix[left * len(columns) :].ctypes.data  # the panel that begins at column `left`
+            weights = matrix + left * K * size  # the panel that begins at column `left`
             width = min(panel, layer.channels - left)
-            tiles(
-                source.ctypes.data, rows, columns, weights, panel, results, y_places[first:stop], left, width, False
-            )  # fmt: skip
+            tiles(source.ctypes.data, x_places, turns, weights, results, places, left, width, False)
 
 
 @compiled
 def layer_of(x: Array, layer: Any, tables: Tables, bias: Array, out: Array, scratch: Array) -> None:
     """out = the layer of a block x, + bias (H * W * F,), and its ReLU if the layer has one. An empty bias leaves out
     both."""
-    convolve(padded(x, layer, scratch), len(x), layer, tables, out)
+    source = padded(x, Frame(x.shape[1], x.shape[2], 0, 0, layer.pixel), scratch)
+    convolve(source, len(x), layer, tables, out)
     if len(bias):
         for i in range(len(x)):
             activate(out[i].reshape(-1), bias, layer.relu != 0)
@@ -227,8 +226,9 @@ def layer_part(
         first, stop = shard * size, min((shard + 1) * size, len(x))
         each = even(stop - first, layer.images)
         for start in range(first, stop, each):
-            out = y[start : min(start + each, stop)]
-            layer_of(x[start : start + len(out)], layer, tables, bias, out, scratch[thread])
+            source, out = x[start : min(start + each, stop)], y[start : min(start + each, stop)]
+            fetch(source)
+            layer_of(source, layer, tables, bias, out, scratch[thread])
             if layer.relu:
                 rows = out.reshape(out.size // F, F)
                 if start == first:
@@ -265,7 +265,7 @@ def chain_part(
             mine = Tables(
                 tables.steps[layer.steps[0] : layer.steps[1]],
                 tables.pixels[layer.pixels[0] : layer.pixels[1]].reshape(2, -1),
-                tables.taps[layer.taps[0] : layer.taps[1]],
+                tables.turns[layer.turns[0] : layer.turns[1]],
                 tables.matrices[layer.matrices[0] : layer.matrices[1]],
             )
             bias = biases[layer.bias[0] : layer.bias[1]]
@@ -298,7 +298,7 @@ def join(rows: Array, last: int, joined: int) -> None:
 
 @compiled
 def layer_grad_part(
-    thread: int, first_shard: int, stop_shard: int, gy: Array, grad_rows: Array, y: Array, x: Array, window: Direct,
+    thread: int, first_shard: int, stop_shard: int, gy: Array, grad_rows: Array, y: Array, x: Array, plan: Summed,
     transposed: bool, layers: Array, tables: Tables, results: Gradients, blocks: Blocks,
     scratch: tuple[Array, Array, Array]
 ) -> None:  # fmt: skip
@@ -307,16 +307,14 @@ def layer_grad_part(
     1. g is gy through the batch_norm and the ReLU.
     2. The shard's total += the sum of g over images.
     3. Its gweight += image^T @ factors, where image and factors are x and g, or g and x if transposed.
-    4. gx from g. It overwrites the padded image, which step 3 does not need any more.
+    4. gx from g.
 
-    window: the plan of the convolution that reads `image`. layers, tables: of the layer that gives gx, which for a
-    transposed layer is that convolution.
+    plan: of the gradient with respect to the weight of the convolution that reads `image`. layers, tables: of the layer
+    that gives gx, which for a transposed layer is that convolution.
     """
-    (gx, gweights, totals), size, record = results, blocks.shard, window.layer[0]
-    C, F, panel, places = x.shape[3], y.shape[3], 2 * VECTOR // x.itemsize, window.pixels[0]
+    (gx, gweights, totals), size = results, blocks.shard
+    C, F, panel, no_bias = x.shape[3], y.shape[3], 2 * VECTOR // x.itemsize, totals[0, :0]
     channels = C if transposed else F
-    taps, pixels = window.taps[:-1], (len(places) - 1) // record.images
-    targets = np.arange(len(taps)) * channels
     images, grads, spare = scratch[PADDED][thread], scratch[GRADIENT][thread], scratch[SPARE][thread]
     for shard in range(first_shard, stop_shard):
         first, end = shard * size, min((shard + 1) * size, len(x))
@@ -330,23 +328,20 @@ def layer_grad_part(
                 relu_norm_gradient(*rows, grad_rows, g.reshape(count, F))
             add_images(g.reshape(len(g), total.size), total, start > first)
             image, factors = (g, source) if transposed else (source, g)
-            held, numbers = padded(image, record, images), factors.reshape(-1)
+            held, numbers = padded(image, plan.frame, images), factors.reshape(-1)
             if channels % (panel // 2):  # vectors reach beyond the last pixel
                 for k in range(factors.size):
                     spare[k] = numbers[k]
                 numbers = spare
-            for left in range(0, channels, panel):
-                column, width = numbers[left:].ctypes.data, min(panel, channels - left)
-                met = places[: pixels * len(g)]
-                # the tables are exchanged: rows are taps, columns are pixels
-                tiles(held.ctypes.data, taps, met, column, channels, gweight, targets, left, width, start > first)
+            for step in plan.steps:
+                taps, targets = plan.rows[0, step.rows[0] : step.rows[1]], plan.rows[1, step.rows[0] : step.rows[1]]
+                last = step.turns[0] + (step.turns[1] - step.turns[0]) // plan.images * len(g)
+                met = plan.turns[step.turns[0] : last]
+                for left in range(0, channels, panel):
+                    column, width = numbers.ctypes.data + left * x.itemsize, min(panel, channels - left)
+                    tiles(held.ctypes.data, taps, met, column, gweight, targets, left, width, start > first)
             if len(gx):
-                out = gx[start:stop]
-                if transposed:
-                    convolve(held, len(g), layers[0], tables, out)
-                else:
-                    no_bias = total[:0]
-                    layer_of(g, layers[0], tables, no_bias, out, images)
+                layer_of(g, layers[0], tables, no_bias, gx[start:stop], images)
         join(gweights, shard, blocks.joined)
         join(totals, shard, blocks.joined)
 
@@ -396,20 +391,19 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
     yield unfold, (norm, weights[0], weights[0], rows, ones((1, 2)), False, *gradients)
     layers, steps = np.ones(1, LAYER), np.zeros(1, STEP)
-    places, pixels = np.zeros(3, np.int64), np.zeros((2, 2), np.int64)  # with the entry that is read ahead
-    layers["channels"], layers["pixel"], layers["before"], layers["thin"] = 2, 2, 0, 0
-    for name, size in {"steps": 1, "pixels": 2, "taps": 2, "matrices": 256, "bias": 2}.items():
+    pixels, turns = np.zeros((2, 2), np.int64), np.zeros((3, 2), np.int64)  # with the turn that is read ahead
+    layers["channels"], layers["pixel"], layers["thin"] = 2, 2, 0
+    for name, size in {"steps": 1, "pixels": 2, "turns": 2, "matrices": 256, "bias": 2}.items():
         layers[name] = 0, size
-    steps["pixels"], steps["taps"], steps["matrix"] = (0, 1), (0, 2), (0, 64)
-    tables = Tables(steps, pixels, places, spare)
-    window = Direct(layers, steps, pixels, places, places, (1, 1, 2), 1, 2)
-    flat = Tables(steps, places, places, spare)
+    steps["rows"], steps["turns"], steps["matrix"] = (0, 1), (0, 2), (0, 2)
+    tables, plan = Tables(steps, pixels, turns, spare), Summed(Frame(1, 1, 0, 0, 2), steps, pixels, turns, 1, 2)
+    flat = Tables(steps, pixels[0], turns, spare)
     alone, room = (np.zeros((0, DESK), np.int64), 1, 1), spare[None]
     yield conv_layer, (*alone, image, 1, layers, tables, vector, image, Sums(sums[:1], sums[None], np.ones(1)), room)
     results, blocks = Gradients(image, room, vector[None]), Blocks(1, 1, 1)
     yield chain, (*alone, image, layers, flat, vector, norm, image, blocks, (room, room), room)
     arrays = image, grad_rows, image, image
-    yield conv_layer_grad, (*alone, *arrays, window, False, layers, tables, results, blocks, (room, room, room))
+    yield conv_layer_grad, (*alone, *arrays, plan, False, layers, tables, results, blocks, (room, room, room))
     desk = np.zeros(DESK, np.int64)
     yield team.hand_over, (desk, 0, 0, 0, 0, 0)
     yield team.serve, (desk,)

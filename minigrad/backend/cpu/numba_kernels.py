@@ -20,9 +20,9 @@ from ..device import SHARDS
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
 from . import function_loops, layer_loops, row_loops
-from .direct import Direct, Kind, Tables, chained, direct
+from .direct import Direct, Kind, Tables, chained, direct, summed
 from .layer_loops import Blocks, Gradients, Sums
-from .micro_kernels import VECTOR
+from .micro_kernels import LINE, VECTOR
 from .numpy_kernels import NumpyBackend
 from .numpy_layers import Planner, chain_block, coverage_of
 from .numpy_passes import FUNCTION_NUMBERS, Moments, NumpyPasses
@@ -58,7 +58,7 @@ class NumbaLayers:
         """(y, moments): y is the planner's convolution of all images plus bias. With relu, y is its ReLU and moments
         are those of y."""
         plan, tables = self._filled((planner is adjoint, geometry, weight.shape, relu), weight)
-        y = np.empty((len(x), *plan.output), x.dtype)
+        y = _aligned((len(x), *plan.output), x.dtype)
         moments = Moments(self.pool, plan.output[2])
         x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 1, x.dtype).reshape(-1)
         shares = self.pool.shares(len(x))
@@ -74,23 +74,23 @@ class NumbaLayers:
         weight, _, geometry, transposed = layer
         gy, y, x, weight = _contiguous(gy, y, x, weight)
         shares = self.pool.shares(len(x))
-        window = direct(False, geometry, weight.shape, False, *self._sizes(x.dtype))
+        plan = summed(geometry, weight.shape, self._sizes(x.dtype)[0])
         # gx of a transposed layer is a convolution
         back, tables = self._filled((needs_gx and not transposed, geometry, weight.shape, False), weight)
-        block = min(window.images, back.images)
-        gx = np.empty(x.shape if needs_gx else (0,) * 4, x.dtype)
+        block = min(plan.images, back.images)
+        gx = _aligned(x.shape if needs_gx else (0,) * 4, x.dtype)
         gweights = np.empty((shares.parts, weight.size), x.dtype)
         totals = np.empty((shares.parts, math.prod(y.shape[1:])), x.dtype)
         rows = _or_empty(grad_rows, 2, x.dtype)
         factors = x if transposed else y
 
         sizes = {
-            "padded": max(window.padded, back.padded),
+            "padded": max(plan.padded, back.padded),
             "gradient": math.prod(y.shape[1:]),
             "spare": math.prod(factors.shape[1:]),
         }
         scratch = tuple(self._scratch(n, shares, block * size + VECTOR, x.dtype) for n, size in sizes.items())
-        plans, results = (window, transposed, back.layer, tables), Gradients(gx, gweights, totals)
+        plans, results = (plan, transposed, back.layer, tables), Gradients(gx, gweights, totals)
         blocks = Blocks(shares.size, block, shares.joined)
         self._run(layer_loops.conv_layer_grad, shares, gy, rows, y, x, *plans, results, blocks, scratch)
         gweights[shares.shards :] = totals[shares.shards :] = 0
@@ -102,19 +102,18 @@ class NumbaLayers:
         plan = direct(*kind, *self._sizes(weight.dtype))
         matrices = np.empty(len(plan.order), weight.dtype)
         layer_loops.fill(np.ascontiguousarray(weight).reshape(-1), plan.order, matrices)
-        return plan, Tables(plan.steps, plan.pixels, plan.taps, matrices)
+        return plan, Tables(plan.steps, plan.pixels, plan.turns, matrices)
 
     def _run(self, loop: Any, shares: Shares, *arguments: Any) -> None:
         if shares.shards:  # there are images
             self.team.run(loop, shares.threads, shares.shards, *arguments)
 
     def _scratch(self, name: str, shares: Shares, numbers: int, dtype: Any) -> Array:
-        """At least so many numbers for each thread, from the beginning of a vector on."""
-        vector = VECTOR // dtype.itemsize
-        size = -(-numbers // vector) * vector
-        array = self.pool.scratch(name, (shares.threads * size + vector,), dtype)
-        first = -array.ctypes.data % VECTOR // dtype.itemsize
-        return array[first : first + shares.threads * size].reshape(shares.threads, size)
+        """At least so many numbers for each thread, from the beginning of a line of the cache on."""
+        line = LINE // dtype.itemsize
+        size = -(-numbers // line) * line
+        array = self.pool.scratch(name, (shares.threads * size + line,), dtype)
+        return _from_line(array, (shares.threads, size))
 
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
         """What NumpyLayers.fold computes."""
@@ -158,7 +157,7 @@ class NumbaLayers:
         block = min(chain_block(plan.images), -(-len(x) // shares.threads))
         sizes = {"padded": plan.padded, "even": block * plan.between, "odd": block * plan.between}
         padded, *between = (self._scratch(name, shares, size, x.dtype) for name, size in sizes.items())
-        tables, blocks = Tables(plan.steps, plan.pixels, plan.taps, matrices), Blocks(shares.size, block, 1)
+        tables, blocks = Tables(plan.steps, plan.pixels, plan.turns, matrices), Blocks(shares.size, block, 1)
         arguments = plan.layers, tables, bias, _or_empty(rows[-1], 2, x.dtype), y, blocks, tuple(between), padded
         self._run(layer_loops.chain, shares, np.ascontiguousarray(x), *arguments)
         return y
@@ -245,6 +244,17 @@ class NumbaBackend(NumpyBackend):
             row_loops.adam(*arrays, scalars, *numbers)
 
         self.pool.run(task, len(parameters), len(parameters), least=FUNCTION_NUMBERS)
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array that begins with a line of the cache, so that no vector reaches into two. What NumPy makes does not."""
+    return _from_line(np.empty(math.prod(shape) + LINE // dtype.itemsize, dtype), shape)
+
+
+def _from_line(array: Array, shape: tuple[int, ...]) -> Array:
+    """A part of the flat array that begins with a line of the cache."""
+    first = -array.ctypes.data % LINE // array.itemsize
+    return array[first : first + math.prod(shape)].reshape(shape)
 
 
 def _rows(x: Array) -> Array:

@@ -133,7 +133,7 @@ def shares_of(count: int, shards: int, threads: int, by_thread: bool) -> Shares:
     filled = -(-count // size)
     used = max(min(threads, filled), 1)
     parts = max(filled, 1) if by_thread else 1 << max(filled - 1, 0).bit_length()
-    joined = 1 if by_thread else math.gcd(shards, *(i * filled // used for i in range(1, used)))
+    joined = 1 if by_thread else math.gcd(shards, *(i * filled // used for i in range(1, used + 1)))
     return Shares(size, filled, used, parts, joined)
 
 
