@@ -1214,21 +1214,45 @@ def test_a_missing_folder_for_numbas_cache_is_told_of(tmp_path, monkeypatch, cap
 
 
 @NEEDS_NUMBA
-def test_the_compiled_product_for_every_size_of_its_tiles() -> None:
-    """Rows and columns around the sizes of tiles and vectors, inner sizes around that of a panel, any strides."""
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float64", 1e-14)])
+def test_the_compiled_product_for_every_size_of_its_tiles(dtype: str, bound: float) -> None:
+    """Rows and columns around the sizes of tiles and vectors. Rows of all three matrices lie in any order, and nothing
+    is written beside those of the result."""
     micro_kernels = importlib.import_module("minigrad.backend.cpu.micro_kernels")
-    most, r = 2 * micro_kernels.VECTOR // 4, rng("tiles")
-    sizes = {1, 2, 3, most // 2 - 1, most // 2, most // 2 + 1, most - 1, most, most + 1, 2 * most + 5}
+    most, r = 2 * micro_kernels.VECTOR // np.dtype(dtype).itemsize, rng("tiles")
     for M in range(1, 2 * micro_kernels.ROWS[0] + 2):
-        for N in sizes:
-            K = int(r.choice([0, 1, 2, 7, micro_kernels.INNER - 1, micro_kernels.INNER, micro_kernels.INNER + 3]))
-            a, b = r.normal(size=(2 * M, K)), r.normal(size=(K, N))
-            for dtype, bound in (("float32", 1e-5), ("float64", 1e-14)):
-                rows, columns = a.astype(dtype)[::2], np.asfortranarray(a.astype(dtype))[:M]
-                for left in (rows, columns):
-                    for add in (False, True):
-                        out = np.full((M, N), 3, dtype)
-                        micro_kernels.matmul(left, b.astype(dtype), add, out)
-                        wanted = left.astype("float64") @ b + 3 * add
-                        terms = np.abs(left).astype("float64") @ np.abs(b) + 3
-                        assert (np.abs(out - wanted) <= bound * terms).all(), (M, N, K, dtype, add)
+        for N in {1, 2, 3, most // 2 - 1, most // 2, most // 2 + 1, most - 1, most}:
+            K = int(r.choice([0, 1, 2, 7, 64, 300]))
+            a, b = r.normal(size=(2 * M, 3 * K)).astype(dtype), r.normal(size=(2 * K + 1, most + 5)).astype(dtype)
+            rows, columns, b_rows, c_rows = (r.permutation(size) for size in (2 * M, 3 * K, 2 * K, M))
+            turns = np.zeros((K + 1, 2), np.int64)
+            turns[:K] = np.stack([columns[:K], b_rows[:K] * b.shape[1]], axis=1)
+            chosen = a[rows[:M]][:, columns[:K]].astype("float64"), b[b_rows[:K], :N].astype("float64")
+            for add in (False, True):
+                c = np.full((M, N + 7), 3, dtype)
+                arguments = rows[:M] * 3 * K, turns[:K], b.ctypes.data, c.reshape(-1), c_rows * (N + 7)
+                micro_kernels.tiles(a.ctypes.data, *arguments, 4, N, add)
+                wanted = chosen[0] @ chosen[1] + 3 * add
+                terms = np.abs(chosen[0]) @ np.abs(chosen[1]) + 3
+                assert (np.abs(c[c_rows, 4 : 4 + N] - wanted) <= bound * terms).all(), (M, N, K, add)
+                assert (np.delete(c, range(4, 4 + N), axis=1) == 3).all(), (M, N, K, add)
+
+
+@NEEDS_NUMBA
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float64", 1e-14)])
+def test_the_compiled_dot_products_for_every_number_of_rows(dtype: str, bound: float) -> None:
+    micro_kernels = importlib.import_module("minigrad.backend.cpu.micro_kernels")
+    vector, r = micro_kernels.VECTOR // np.dtype(dtype).itemsize, rng("dots")
+    for M in range(1, 2 * micro_kernels.DOT_ROWS + 2):
+        for K in (1, 2, 9, 40):  # vectors
+            a, b = (r.normal(size=(size, 2 * K, vector)).astype(dtype) for size in (M, 1))
+            columns, b_rows = r.permutation(2 * K), r.permutation(2 * K)
+            turns = np.zeros((K + 1, 2), np.int64)
+            turns[:K] = np.stack([columns[:K], b_rows[:K]], axis=1) * vector
+            c, c_rows = np.full(3 * M, 3, dtype), 3 * r.permutation(M)
+            places = c.ctypes.data, c_rows, np.dtype(dtype).type(1)
+            micro_kernels.dots(a.ctypes.data, np.arange(M) * a[0].size, turns[:K], b.ctypes.data, *places)
+            products = a[:, columns[:K]].astype("float64") * b[:, b_rows[:K]]
+            wanted, terms = (numbers.sum(axis=(1, 2)) for numbers in (products, np.abs(products)))
+            assert (np.abs(c[c_rows] - wanted) <= bound * terms).all(), (M, K)
+            assert (np.delete(c, c_rows) == 3).all(), (M, K)

@@ -19,7 +19,7 @@ from numba.core.dispatcher import Dispatcher
 from . import function_loops, micro_kernels, row_loops, team
 from .compiling import compiled
 from .direct import LAYER, STEP, Frame, Summed, Tables
-from .micro_kernels import VECTOR, dots, fetch, matmul, tiles
+from .micro_kernels import VECTOR, dots, fetch, tiles
 from .row_loops import (
     activate,
     adam,
@@ -54,42 +54,78 @@ def fill(weight: Array, order: Array, matrices: Array) -> None:
         matrices[i] = weight[order[i]] if order[i] >= 0 else zero
 
 
-@compiled
+@summed
 def fold(
-    norm: Array, weight: Array, bias: Array, coverage: Array, transposed: bool, folded: Array, bias_image: Array
-) -> None:
+    norm: Array, weight: Array, bias: Array, rows: Array, columns: Array, transposed: bool, folded: Array,
+    bias_image: Array
+) -> None:  # fmt: skip
     """folded and bias_image (pixels, channels of y) become what `NumpyLayers.fold` in numpy_layers.py returns; it is
-    explained there."""
+    explained there. A tap meets the image at a pixel if rows (OH, KH) and columns (OW, KW) are both 1."""
     KH, KW, C, F = weight.shape
+    (OH, _), (OW, _) = rows.shape, columns.shape
     scale, shift = norm[1], norm[2] - norm[0] * norm[1]
-    taps = np.zeros((KH * KW + 1, len(bias)), weight.dtype)
-    for k in range(len(bias)):
-        taps[KH * KW, k] = bias[k]
-    if transposed:
-        matmul(weight.reshape(KH * KW * C, F), shift.reshape(F, 1), False, taps[:-1].reshape(KH * KW * C, 1))
+    taps = np.zeros((KH, KW, len(bias)), weight.dtype)
     for a in range(KH):
         for b in range(KW):
             for c in range(C):
                 for f in range(F):
                     folded[a, b, c, f] = weight[a, b, c, f] * scale[f if transposed else c]
-                if not transposed:
+                if transposed:
+                    tap = weight.dtype.type(0)
                     for f in range(F):
-                        taps[a * KW + b, f] += weight[a, b, c, f] * shift[c]
-    matmul(coverage, taps, False, bias_image)
+                        tap += weight[a, b, c, f] * shift[f]
+                    taps[a, b, c] = tap
+                else:
+                    for f in range(F):
+                        taps[a, b, f] += weight[a, b, c, f] * shift[c]
+    met = np.empty((KW, len(bias)), weight.dtype)  # by each kernel column in an image row
+    for h in range(OH):
+        known = h > 0  # the row before, which meets the same kernel rows
+        for a in range(KH):
+            known &= rows[h, a] == rows[max(h - 1, 0), a]
+        for b in range(0 if known else KW):
+            for k in range(len(bias)):
+                met[b, k] = 0
+                for a in range(KH):
+                    if rows[h, a]:
+                        met[b, k] += taps[a, b, k]
+        for p in range(h * OW, (h + 1) * OW):
+            for k in range(len(bias)):
+                bias_image[p, k] = bias_image[p - OW, k] if known else bias[k]
+            for b in range(0 if known else KW):
+                if columns[p - h * OW, b]:
+                    for k in range(len(bias)):
+                        bias_image[p, k] += met[b, k]
 
 
 @summed
 def unfold(
-    norm: Array, weight: Array, gw: Array, total: Array, coverage: Array, transposed: bool, sums: Array,
+    norm: Array, weight: Array, gw: Array, total: Array, rows: Array, columns: Array, transposed: bool, sums: Array,
     gweight: Array, gbias: Array
 ) -> None:  # fmt: skip
     """sums (in float64), gweight and gbias become what `NumpyLayers.unfold` in numpy_layers.py returns, from the sums
     gw and total of all shards; it is explained there."""
     KH, KW, C, F = gw.shape
-    taps = np.zeros((KH * KW + 1, total.shape[1]), gweight.dtype)
-    matmul(coverage.T, total, False, taps)
+    (OH, _), (OW, _) = rows.shape, columns.shape
+    channels, zero = total.shape[1], gweight.dtype.type(0)
+    taps, met = np.zeros((KH, KW, channels), gweight.dtype), np.empty((KW + 1, channels), gweight.dtype)
     for k in range(len(gbias)):
-        gbias[k] = taps[KH * KW, k]
+        gbias[k] = zero
+    for h in range(OH):
+        for b in range(KW + 1):  # the sum of the pixels that a kernel column meets in this row, and of all
+            for k in range(channels):
+                met[b, k] = zero
+            for w in range(OW):
+                if b == KW or columns[w, b]:
+                    for k in range(channels):
+                        met[b, k] += total[h * OW + w, k]
+        for k in range(len(gbias)):
+            gbias[k] += met[KW, k]
+        for a in range(KH):
+            if rows[h, a]:
+                for b in range(KW):
+                    for k in range(channels):
+                        taps[a, b, k] += met[b, k]
     if not len(norm):
         result, source = gweight.reshape(-1), gw.reshape(-1)
         for i in range(len(source)):
@@ -97,7 +133,7 @@ def unfold(
         return
     for a in range(KH):
         for b in range(KW):
-            tap = taps[a * KW + b]
+            tap = taps[a, b]
             for c in range(C):
                 if transposed:
                     for f in range(F):
@@ -149,32 +185,26 @@ def padded(x: Array, frame: Frame, scratch: Array) -> Array:
 
 
 @compiled
-def convolve(source: Array, n: int, layer: Any, tables: Tables, out: Array) -> None:
-    """out = the layer without its bias, of n images."""
-    if layer.holes:
-        out[:] = 0
-    results, size, panel = out.reshape(-1), out.itemsize, 2 * VECTOR // out.itemsize
-    for step in tables.steps:
-        stop = step.rows[0] + (step.rows[1] - step.rows[0]) // layer.images * n
-        x_places, places = tables.pixels[0, step.rows[0] : stop], tables.pixels[1, step.rows[0] : stop]
-        turns, (start, K) = tables.turns[step.turns[0] : step.turns[1]], pair(step.matrix)
-        matrix, y, one = tables.matrices.ctypes.data + start * size, results.ctypes.data, out.dtype.type(1)
-        if layer.thin:
-            for c in range(layer.channels):
-                dots(source.ctypes.data, x_places, turns, matrix + c * K * size, y + c * size, places, one)
-            continue
-        for left in range(0, layer.channels, panel):
-            weights = matrix + left * K * size  # the panel that begins at column `left`
-            width = min(panel, layer.channels - left)
-            tiles(source.ctypes.data, x_places, turns, weights, results, places, left, width, False)
-
-
-@compiled
 def layer_of(x: Array, layer: Any, tables: Tables, bias: Array, out: Array, scratch: Array) -> None:
     """out = the layer of a block x, + bias (H * W * F,), and its ReLU if the layer has one. An empty bias leaves out
     both."""
-    source = padded(x, Frame(x.shape[1], x.shape[2], 0, 0, layer.pixel), scratch)
-    convolve(source, len(x), layer, tables, out)
+    source = padded(x, Frame(x.shape[1], x.shape[2], 0, 0, layer.pixel), scratch).ctypes.data
+    if layer.holes:
+        out[:] = 0
+    results, size, panel, one = out.reshape(-1), out.itemsize, 2 * VECTOR // out.itemsize, out.dtype.type(1)
+    for step in tables.steps:
+        stop = step.rows[0] + (step.rows[1] - step.rows[0]) // layer.images * len(x)
+        x_places, places = tables.pixels[0, step.rows[0] : stop], tables.pixels[1, step.rows[0] : stop]
+        turns, (start, K) = tables.turns[step.turns[0] : step.turns[1]], pair(step.matrix)
+        matrix = tables.matrices.ctypes.data + start * size
+        if layer.thin:
+            for c in range(layer.channels):
+                y = results.ctypes.data + c * size
+                dots(source, x_places, turns, matrix + c * K * size, y, places, one)
+            continue
+        for left in range(0, layer.channels, panel):
+            weights = matrix + left * K * size  # the panel that begins at column `left`
+            tiles(source, x_places, turns, weights, results, places, left, min(panel, layer.channels - left), False)
     if len(bias):
         for i in range(len(x)):
             activate(out[i].reshape(-1), bias, layer.relu != 0)
@@ -387,9 +417,9 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield row_sums, (rows, sums[0])
     yield where_positive, (vector, vector, vector)
     yield fill, (vector, np.zeros(2, np.int64), vector)
-    yield fold, (norm, weights[0], vector, ones((1, 2)), False, ones((1, 1, 2, 2)), ones((1, 2)))
-    gradients = sums, ones((1, 1, 2, 2)), ones(2)
-    yield unfold, (norm, weights[0], weights[0], rows, ones((1, 2)), False, *gradients)
+    covered = ones((1, 1)), ones((1, 1)), False
+    yield fold, (norm, weights[0], vector, *covered, ones((1, 1, 2, 2)), ones((1, 2)))
+    yield unfold, (norm, weights[0], weights[0], rows, *covered, sums, ones((1, 1, 2, 2)), ones(2))
     layers, steps = np.ones(1, LAYER), np.zeros(1, STEP)
     pixels, turns = np.zeros((2, 2), np.int64), np.zeros((3, 2), np.int64)  # with the turn that is read ahead
     layers["channels"], layers["pixel"], layers["thin"] = 2, 2, 0

@@ -25,7 +25,6 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
-from numpy.lib.stride_tricks import as_strided
 
 from .compiling import compiled
 
@@ -37,7 +36,6 @@ ROWS = (14, 9, 7, 4, 2, 1) if MANY_REGISTERS else (6, 3, 2, 1)  # heights of til
 FEW = ROWS[-3]  # fewer rows take as long as these, because each sum waits for the one before
 DOT_ROWS = 9  # the most of dot products; the addresses of more rows would not fit into the registers
 LINE = 64  # bytes of a line of the cache
-INNER = 256  # turns of `matmul` at a time: so many rows of a panel of b stay in the first cache
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
@@ -222,28 +220,3 @@ def _tiles(
         places, to = rows + 8 * i, targets + 8 * i
         tile(height, vectors, a, places, turns.ctypes.data, len(turns), b, c, to, add, one)  # type: ignore[call-arg]
         i += height
-
-
-@compiled
-def matmul(a: Array, b: Array, add: bool, out: Array) -> None:
-    """out = a @ b, or out += a @ b if add; the rows of out must be contiguous."""
-    _matmul(as_strided(a, a.shape, a.strides), as_strided(b, b.shape, b.strides), add, out)
-
-
-@compiled
-def _matmul(a: Array, b: Array, add: bool, out: Array) -> None:
-    """matmul for arrays without a known layout, so that one compilation serves transposed ones, too."""
-    (M, K), N, size = a.shape, b.shape[1], a.itemsize
-    width = 2 * VECTOR // size
-    rows, c_rows, turns = np.arange(M) * (a.strides[0] // size), np.arange(M) * N, np.empty((K + 1, 2), np.int64)
-    for k in range(K + 1):
-        turns[k, 0], turns[k, 1] = k * (a.strides[1] // size), k % INNER * width
-    panel, results = np.zeros((INNER, width), a.dtype), out.reshape(-1)
-    for start in range(0, max(K, 1), INNER):
-        part = turns[start : min(start + INNER, K)]
-        for left in range(0, N, width):
-            for k in range(len(part)):
-                for j in range(min(width, N - left)):
-                    panel[k, j] = b[start + k, left + j]
-            some = min(width, N - left)
-            tiles(a.ctypes.data, rows, part, panel.ctypes.data, results, c_rows, left, some, add or start > 0)

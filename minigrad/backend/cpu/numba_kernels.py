@@ -24,7 +24,7 @@ from .direct import Direct, Kind, Tables, chained, direct, summed
 from .layer_loops import Blocks, Gradients, Sums
 from .micro_kernels import LINE, VECTOR
 from .numpy_kernels import NumpyBackend
-from .numpy_layers import Planner, chain_block, coverage_of
+from .numpy_layers import Planner, axis_coverages, chain_block
 from .numpy_passes import FUNCTION_NUMBERS, Moments, NumpyPasses
 from .plan import adjoint
 from .team import Team
@@ -118,22 +118,22 @@ class NumbaLayers:
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
         """What NumpyLayers.fold computes."""
         weight, bias, geometry, transposed = layer
-        coverage = coverage_of(geometry, transposed, weight.dtype)
-        folded, bias_image = np.empty(weight.shape, weight.dtype), np.empty((len(coverage), len(bias)), weight.dtype)
-        rows, weight, bias = _contiguous(rows, weight, bias)
-        layer_loops.fold(rows, weight, bias, coverage, transposed, folded, bias_image)
-        return folded, bias_image.reshape(*layer.output_size, -1)
+        coverages, size = axis_coverages(geometry, transposed, weight.dtype), layer.output_size
+        folded, bias_image = np.empty(weight.shape, weight.dtype), np.empty((*size, len(bias)), weight.dtype)
+        arguments = *_contiguous(rows, weight, bias), *coverages, transposed
+        layer_loops.fold(*arguments, folded, bias_image.reshape(-1, len(bias)))
+        return folded, bias_image
 
     def unfold(
         self, rows: Array | None, layer: Layer, gweights: Array, totals: Array
     ) -> tuple[Array | None, Array, Array]:
         """What NumpyLayers.unfold computes."""
         weight, _, geometry, transposed = layer
-        dtype, coverage = weight.dtype, coverage_of(geometry, transposed, weight.dtype)
+        dtype, coverages = weight.dtype, axis_coverages(geometry, transposed, weight.dtype)
         gweight, gbias = np.empty(weight.shape, dtype), np.empty(totals.shape[2], dtype)
         sums = np.zeros((2, weight.shape[3 if transposed else 2]))
         joined = self.pool.total(gweights), self.pool.total(totals)
-        arguments = _or_empty(rows, 2, dtype), np.ascontiguousarray(weight), *joined, coverage, transposed
+        arguments = _or_empty(rows, 2, dtype), np.ascontiguousarray(weight), *joined, *coverages, transposed
         layer_loops.unfold(*arguments, sums, gweight, gbias)
         return None if rows is None else sums.astype(dtype), gweight, gbias
 

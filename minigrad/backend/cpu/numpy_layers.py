@@ -278,9 +278,14 @@ def plain_bias(layer: Layer) -> Array:
 def coverage_of(geometry: ConvGeometry, transposed: bool, dtype: Any) -> Array:
     """A matrix (pixels of the result, KH * KW + 1): 1 where a tap meets a pixel of the image, 0 where it meets padding.
     The last column is 1, for the bias."""
-    rows, columns = (_axis_coverage(geometry, axis, transposed).astype(dtype) for axis in (0, 1))
-    covered = np.kron(rows, columns)
+    covered = np.kron(*axis_coverages(geometry, transposed, dtype))
     return np.hstack([covered, np.ones((len(covered), 1), dtype)])
+
+
+@lru_cache(maxsize=64)
+def axis_coverages(geometry: ConvGeometry, transposed: bool, dtype: Any) -> list[Array]:
+    """Its factors, matrices (positions of the result, taps) for rows and columns."""
+    return [np.ascontiguousarray(_axis_coverage(geometry, axis, transposed).astype(dtype)) for axis in (0, 1)]
 
 
 def _axis_coverage(geometry: ConvGeometry, axis: int, transposed: bool) -> Array:

@@ -106,7 +106,8 @@ def activate(y: Array, bias: Array, relu: bool) -> None:
 def add_images(x: Array, total: Array, add: bool) -> None:
     """total (numbers,) = the sum of the rows of x (n, numbers), or += that if add."""
     if not add:
-        total[:] = x[0]
+        for j in range(len(total)):
+            total[j] = x[0, j]
     for i in range(0 if add else 1, len(x)):
         for j in range(len(total)):
             total[j] += x[i, j]
