@@ -26,7 +26,7 @@ import numpy as np
 
 from ..geometry import ConvGeometry
 from .micro_kernels import ROWS
-from .plan import THIN, Product, Window, conv_window, convolution, phases
+from .plan import THIN, Product, Window, axis_coverage, conv_window, convolution, phases
 
 Array = Any
 FEW_CHANNELS = 3 * ROWS[0]  # fewer make too low tiles, if each has one kernel row and column
@@ -219,6 +219,25 @@ def summed(geometry: ConvGeometry, shape: tuple[int, ...], block: int) -> Summed
     turns.add(np.zeros((1, 2), int))
     table = np.ascontiguousarray(rows.joined.T)
     return Summed(frame, np.array(steps, STEP), table, turns.joined, images, padded)
+
+
+class Coverage(NamedTuple):
+    """Which taps meet the image: tap (a, b) does at a pixel in a row of kind i and a column of kind j where rows[i, a]
+    and columns[j, b] are 1."""
+
+    rows: Array  # (kinds, KH)
+    columns: Array  # (kinds, KW)
+    row_kinds: Array  # of the result
+    column_kinds: Array
+
+
+@lru_cache(maxsize=64)
+def coverage_kinds(geometry: ConvGeometry, transposed: bool, dtype: Any) -> Coverage:
+    """Of the pixels of a convolution's result, or of its adjoint's."""
+    axes = [np.unique(axis_coverage(geometry, axis, transposed), axis=0, return_inverse=True) for axis in (0, 1)]
+    rows, columns = (np.ascontiguousarray(patterns, dtype) for patterns, _ in axes)
+    row_kinds, column_kinds = (kinds.reshape(-1).astype(np.int64) for _, kinds in axes)
+    return Coverage(rows, columns, row_kinds, column_kinds)
 
 
 class Chain(NamedTuple):

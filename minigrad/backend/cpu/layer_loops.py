@@ -18,13 +18,13 @@ from numba.core.dispatcher import Dispatcher
 
 from . import function_loops, micro_kernels, row_loops, team
 from .compiling import compiled
-from .direct import LAYER, STEP, Frame, Summed, Tables
+from .direct import LAYER, STEP, Coverage, Frame, Summed, Tables
 from .micro_kernels import VECTOR, dots, fetch, tiles
 from .row_loops import (
     activate,
     adam,
-    add_images,
     add_moments,
+    add_rows,
     gradient_sums,
     norm_gradient,
     normalise,
@@ -56,13 +56,12 @@ def fill(weight: Array, order: Array, matrices: Array) -> None:
 
 @summed
 def fold(
-    norm: Array, weight: Array, bias: Array, rows: Array, columns: Array, transposed: bool, folded: Array,
-    bias_image: Array
-) -> None:  # fmt: skip
-    """folded and bias_image (pixels, channels of y) become what `NumpyLayers.fold` in numpy_layers.py returns; it is
-    explained there. A tap meets the image at a pixel if rows (OH, KH) and columns (OW, KW) are both 1."""
+    norm: Array, weight: Array, bias: Array, coverage: Coverage, transposed: bool, folded: Array, bias_image: Array
+) -> None:
+    """folded and bias_image (OH, OW, channels) become what `NumpyLayers.fold` in numpy_layers.py returns; it is
+    explained there."""
     KH, KW, C, F = weight.shape
-    (OH, _), (OW, _) = rows.shape, columns.shape
+    rows, columns, row_kinds, column_kinds = coverage
     scale, shift = norm[1], norm[2] - norm[0] * norm[1]
     taps = np.zeros((KH, KW, len(bias)), weight.dtype)
     for a in range(KH):
@@ -78,54 +77,47 @@ def fold(
                 else:
                     for f in range(F):
                         taps[a, b, f] += weight[a, b, c, f] * shift[c]
-    met = np.empty((KW, len(bias)), weight.dtype)  # by each kernel column in an image row
-    for h in range(OH):
-        known = h > 0  # the row before, which meets the same kernel rows
-        for a in range(KH):
-            known &= rows[h, a] == rows[max(h - 1, 0), a]
-        for b in range(0 if known else KW):
+    sums = np.empty((len(rows), len(columns), len(bias)), weight.dtype)
+    for i in range(len(rows)):
+        for j in range(len(columns)):
             for k in range(len(bias)):
-                met[b, k] = 0
-                for a in range(KH):
-                    if rows[h, a]:
-                        met[b, k] += taps[a, b, k]
-        for p in range(h * OW, (h + 1) * OW):
+                sums[i, j, k] = bias[k]
+            for a in range(KH):
+                for b in range(KW):
+                    if rows[i, a] and columns[j, b]:
+                        for k in range(len(bias)):
+                            sums[i, j, k] += taps[a, b, k]
+    for h in range(len(row_kinds)):
+        for w in range(len(column_kinds)):
             for k in range(len(bias)):
-                bias_image[p, k] = bias_image[p - OW, k] if known else bias[k]
-            for b in range(0 if known else KW):
-                if columns[p - h * OW, b]:
-                    for k in range(len(bias)):
-                        bias_image[p, k] += met[b, k]
+                bias_image[h, w, k] = sums[row_kinds[h], column_kinds[w], k]
 
 
 @summed
 def unfold(
-    norm: Array, weight: Array, gw: Array, total: Array, rows: Array, columns: Array, transposed: bool, sums: Array,
+    norm: Array, weight: Array, gw: Array, total: Array, coverage: Coverage, transposed: bool, sums: Array,
     gweight: Array, gbias: Array
 ) -> None:  # fmt: skip
     """sums (in float64), gweight and gbias become what `NumpyLayers.unfold` in numpy_layers.py returns, from the sums
     gw and total of all shards; it is explained there."""
     KH, KW, C, F = gw.shape
-    (OH, _), (OW, _) = rows.shape, columns.shape
-    channels, zero = total.shape[1], gweight.dtype.type(0)
-    taps, met = np.zeros((KH, KW, channels), gweight.dtype), np.empty((KW + 1, channels), gweight.dtype)
+    rows, columns, column_kinds, channels = coverage.rows, coverage.columns, coverage.column_kinds, total.shape[2]
+    pixels = np.zeros((len(rows), len(columns), channels), gweight.dtype)  # the g of each kind of pixel
+    taps = np.zeros((KH, KW, channels), gweight.dtype)  # the g that each tap meets
     for k in range(len(gbias)):
-        gbias[k] = zero
-    for h in range(OH):
-        for b in range(KW + 1):  # the sum of the pixels that a kernel column meets in this row, and of all
+        gbias[k] = 0
+    for i in range(len(rows)):
+        for w in range(len(column_kinds)):
             for k in range(channels):
-                met[b, k] = zero
-            for w in range(OW):
-                if b == KW or columns[w, b]:
-                    for k in range(channels):
-                        met[b, k] += total[h * OW + w, k]
-        for k in range(len(gbias)):
-            gbias[k] += met[KW, k]
-        for a in range(KH):
-            if rows[h, a]:
+                pixels[i, column_kinds[w], k] += total[i, w, k]
+        for j in range(len(columns)):
+            for k in range(len(gbias)):
+                gbias[k] += pixels[i, j, k]
+            for a in range(KH):
                 for b in range(KW):
-                    for k in range(channels):
-                        taps[a, b, k] += met[b, k]
+                    if rows[i, a] and columns[j, b]:
+                        for k in range(channels):
+                            taps[a, b, k] += pixels[i, j, k]
     if not len(norm):
         result, source = gweight.reshape(-1), gw.reshape(-1)
         for i in range(len(source)):
@@ -220,8 +212,8 @@ class Sums(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """gx, which is wanted if it is not empty; for each shard gweights (shards, KH * KW * C * F); and totals (shards, OH
-    * OW * F), the sums of g over images."""
+    """gx, which is wanted if it is not empty; for each shard gweights (shards, KH * KW * C * F); and totals (shards,
+    kinds of rows, OW * F), the sums of g over the rows of each kind and over images."""
 
     gx: Array
     gweights: Array
@@ -328,14 +320,14 @@ def join(rows: Array, last: int, joined: int) -> None:
 
 @compiled
 def layer_grad_part(
-    thread: int, first_shard: int, stop_shard: int, gy: Array, grad_rows: Array, y: Array, x: Array, plan: Summed,
-    transposed: bool, layers: Array, tables: Tables, results: Gradients, blocks: Blocks,
+    thread: int, first_shard: int, stop_shard: int, gy: Array, grad_rows: Array, y: Array, x: Array, row_kinds: Array,
+    plan: Summed, transposed: bool, layers: Array, tables: Tables, results: Gradients, blocks: Blocks,
     scratch: tuple[Array, Array, Array]
 ) -> None:  # fmt: skip
     """The gradients of layer_part for some shards. For each block of images:
 
     1. g is gy through the batch_norm and the ReLU.
-    2. The shard's total += the sum of g over images.
+    2. The shard's total += the sums of g over the rows of each kind.
     3. Its gweight += image^T @ factors, where image and factors are x and g, or g and x if transposed.
     4. gx from g.
 
@@ -343,12 +335,15 @@ def layer_grad_part(
     that gives gx, which for a transposed layer is that convolution.
     """
     (gx, gweights, totals), size = results, blocks.shard
-    C, F, panel, no_bias = x.shape[3], y.shape[3], 2 * VECTOR // x.itemsize, totals[0, :0]
+    C, F, panel, no_bias = x.shape[3], y.shape[3], 2 * VECTOR // x.itemsize, gweights[0, :0]
     channels = C if transposed else F
     images, grads, spare = scratch[PADDED][thread], scratch[GRADIENT][thread], scratch[SPARE][thread]
     for shard in range(first_shard, stop_shard):
         first, end = shard * size, min((shard + 1) * size, len(x))
         each, gweight, total = even(end - first, blocks.block), gweights[shard], totals[shard]
+        for i in range(len(total)):
+            for k in range(total.shape[1]):
+                total[i, k] = 0
         for start in range(first, end, each):
             stop = min(start + each, end)
             source, result, g = x[start:stop], y[start:stop], gy[start:stop]
@@ -356,7 +351,7 @@ def layer_grad_part(
                 g, count = grads[: result.size].reshape(result.shape), result.size // F
                 rows = gy[start:stop].reshape(count, F), result.reshape(count, F)
                 relu_norm_gradient(*rows, grad_rows, g.reshape(count, F))
-            add_images(g.reshape(len(g), total.size), total, start > first)
+            add_rows(g.reshape(len(g), len(row_kinds), total.shape[1]), row_kinds, total)
             image, factors = (g, source) if transposed else (source, g)
             held, numbers = padded(image, plan.frame, images), factors.reshape(-1)
             if channels % (panel // 2):  # vectors reach beyond the last pixel
@@ -373,7 +368,7 @@ def layer_grad_part(
             if len(gx):
                 layer_of(g, layers[0], tables, no_bias, gx[start:stop], images)
         join(gweights, shard, blocks.joined)
-        join(totals, shard, blocks.joined)
+        join(totals.reshape(len(totals), -1), shard, blocks.joined)
 
 
 @compiled
@@ -417,9 +412,10 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield row_sums, (rows, sums[0])
     yield where_positive, (vector, vector, vector)
     yield fill, (vector, np.zeros(2, np.int64), vector)
-    covered = ones((1, 1)), ones((1, 1)), False
-    yield fold, (norm, weights[0], vector, *covered, ones((1, 1, 2, 2)), ones((1, 2)))
-    yield unfold, (norm, weights[0], weights[0], rows, *covered, sums, ones((1, 1, 2, 2)), ones(2))
+    coverage = Coverage(ones((1, 1)), ones((1, 1)), np.zeros(1, np.int64), np.zeros(1, np.int64))
+    yield fold, (norm, weights[0], vector, coverage, False, ones((1, 1, 2, 2)), ones((1, 1, 2)))
+    gradients = sums, ones((1, 1, 2, 2)), ones(2)
+    yield unfold, (norm, weights[0], weights[0], image[0], coverage, False, *gradients)
     layers, steps = np.ones(1, LAYER), np.zeros(1, STEP)
     pixels, turns = np.zeros((2, 2), np.int64), np.zeros((3, 2), np.int64)  # with the turn that is read ahead
     layers["channels"], layers["pixel"], layers["thin"] = 2, 2, 0
@@ -430,10 +426,13 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     flat = Tables(steps, pixels[0], turns, spare)
     alone, room = (np.zeros((0, DESK), np.int64), 1, 1), spare[None]
     yield conv_layer, (*alone, image, 1, layers, tables, vector, image, Sums(sums[:1], sums[None], np.ones(1)), room)
-    results, blocks = Gradients(image, room, vector[None]), Blocks(1, 1, 1)
+    results, blocks = Gradients(image, room, vector[None, None]), Blocks(1, 1, 1)
     yield chain, (*alone, image, layers, flat, vector, norm, image, blocks, (room, room), room)
     arrays = image, grad_rows, image, image
-    yield conv_layer_grad, (*alone, *arrays, plan, False, layers, tables, results, blocks, (room, room, room))
+    yield (
+        conv_layer_grad,
+        (*alone, *arrays, coverage.row_kinds, plan, False, layers, tables, results, blocks, (room, room, room)),
+    )
     desk = np.zeros(DESK, np.int64)
     yield team.hand_over, (desk, 0, 0, 0, 0, 0)
     yield team.serve, (desk,)

@@ -20,11 +20,11 @@ from ..device import SHARDS
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
 from . import function_loops, layer_loops, row_loops
-from .direct import Direct, Kind, Tables, chained, direct, summed
+from .direct import Direct, Kind, Tables, chained, coverage_kinds, direct, summed
 from .layer_loops import Blocks, Gradients, Sums
 from .micro_kernels import LINE, VECTOR
 from .numpy_kernels import NumpyBackend
-from .numpy_layers import Planner, axis_coverages, chain_block
+from .numpy_layers import Planner, chain_block
 from .numpy_passes import FUNCTION_NUMBERS, Moments, NumpyPasses
 from .plan import adjoint
 from .team import Team
@@ -80,7 +80,8 @@ class NumbaLayers:
         block = min(plan.images, back.images)
         gx = _aligned(x.shape if needs_gx else (0,) * 4, x.dtype)
         gweights = np.empty((shares.parts, weight.size), x.dtype)
-        totals = np.empty((shares.parts, math.prod(y.shape[1:])), x.dtype)
+        coverage = coverage_kinds(geometry, transposed, x.dtype)
+        totals = np.empty((shares.parts, len(coverage.rows), y.shape[2] * y.shape[3]), x.dtype)
         rows = _or_empty(grad_rows, 2, x.dtype)
         factors = x if transposed else y
 
@@ -90,11 +91,12 @@ class NumbaLayers:
             "spare": math.prod(factors.shape[1:]),
         }
         scratch = tuple(self._scratch(n, shares, block * size + VECTOR, x.dtype) for n, size in sizes.items())
-        plans, results = (plan, transposed, back.layer, tables), Gradients(gx, gweights, totals)
+        plans, results = (coverage.row_kinds, plan, transposed, back.layer, tables), Gradients(gx, gweights, totals)
         blocks = Blocks(shares.size, block, shares.joined)
         self._run(layer_loops.conv_layer_grad, shares, gy, rows, y, x, *plans, results, blocks, scratch)
         gweights[shares.shards :] = totals[shares.shards :] = 0
-        gweights, totals = gweights.reshape(-1, *weight.shape), totals.reshape(shares.parts, -1, y.shape[3])
+        gweights = gweights.reshape(-1, *weight.shape)
+        totals = totals.reshape(*totals.shape[:2], *y.shape[2:])
         return gx if needs_gx else None, gweights[:: shares.joined], totals[:: shares.joined]
 
     def _filled(self, kind: Kind, weight: Array) -> tuple[Direct, Tables]:
@@ -118,10 +120,10 @@ class NumbaLayers:
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
         """What NumpyLayers.fold computes."""
         weight, bias, geometry, transposed = layer
-        coverages, size = axis_coverages(geometry, transposed, weight.dtype), layer.output_size
-        folded, bias_image = np.empty(weight.shape, weight.dtype), np.empty((*size, len(bias)), weight.dtype)
-        arguments = *_contiguous(rows, weight, bias), *coverages, transposed
-        layer_loops.fold(*arguments, folded, bias_image.reshape(-1, len(bias)))
+        coverage = coverage_kinds(geometry, transposed, weight.dtype)
+        folded = np.empty(weight.shape, weight.dtype)
+        bias_image = np.empty((*layer.output_size, len(bias)), weight.dtype)
+        layer_loops.fold(*_contiguous(rows, weight, bias), coverage, transposed, folded, bias_image)
         return folded, bias_image
 
     def unfold(
@@ -129,11 +131,11 @@ class NumbaLayers:
     ) -> tuple[Array | None, Array, Array]:
         """What NumpyLayers.unfold computes."""
         weight, _, geometry, transposed = layer
-        dtype, coverages = weight.dtype, axis_coverages(geometry, transposed, weight.dtype)
-        gweight, gbias = np.empty(weight.shape, dtype), np.empty(totals.shape[2], dtype)
+        dtype, coverage = weight.dtype, coverage_kinds(geometry, transposed, weight.dtype)
+        gweight, gbias = np.empty(weight.shape, dtype), np.empty(totals.shape[3], dtype)
         sums = np.zeros((2, weight.shape[3 if transposed else 2]))
         joined = self.pool.total(gweights), self.pool.total(totals)
-        arguments = _or_empty(rows, 2, dtype), np.ascontiguousarray(weight), *joined, *coverages, transposed
+        arguments = _or_empty(rows, 2, dtype), np.ascontiguousarray(weight), *joined, coverage, transposed
         layer_loops.unfold(*arguments, sums, gweight, gbias)
         return None if rows is None else sums.astype(dtype), gweight, gbias
 

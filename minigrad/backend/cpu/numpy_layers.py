@@ -12,7 +12,7 @@ import numpy as np
 from ..chain import Layer
 from ..geometry import ConvGeometry
 from .numpy_passes import Moments, NumpyPasses, ones
-from .plan import THIN, Plan, Product, ThinAdjoint, Window, adjoint, conv_window, convolution
+from .plan import THIN, Plan, Product, ThinAdjoint, Window, adjoint, axis_coverage, conv_window, convolution
 from .threads import Pool
 
 Array = Any
@@ -278,22 +278,6 @@ def plain_bias(layer: Layer) -> Array:
 def coverage_of(geometry: ConvGeometry, transposed: bool, dtype: Any) -> Array:
     """A matrix (pixels of the result, KH * KW + 1): 1 where a tap meets a pixel of the image, 0 where it meets padding.
     The last column is 1, for the bias."""
-    covered = np.kron(*axis_coverages(geometry, transposed, dtype))
+    rows, columns = (axis_coverage(geometry, axis, transposed).astype(dtype) for axis in (0, 1))
+    covered = np.kron(rows, columns)
     return np.hstack([covered, np.ones((len(covered), 1), dtype)])
-
-
-@lru_cache(maxsize=64)
-def axis_coverages(geometry: ConvGeometry, transposed: bool, dtype: Any) -> list[Array]:
-    """Its factors, matrices (positions of the result, taps) for rows and columns."""
-    return [np.ascontiguousarray(_axis_coverage(geometry, axis, transposed).astype(dtype)) for axis in (0, 1)]
-
-
-def _axis_coverage(geometry: ConvGeometry, axis: int, transposed: bool) -> Array:
-    """A matrix (positions of the result, taps) for one axis: whether the tap meets a position of the image."""
-    size, steps, stride = geometry.input_size[axis], geometry.output_size[axis], geometry.stride[axis]
-    taps = np.arange(geometry.kernel_size[axis]) - geometry.pads[axis][0]
-    if transposed:
-        step, rest = np.divmod(np.arange(size)[:, None] - taps, stride)
-        return (rest == 0) & (step >= 0) & (step < steps)
-    position = np.arange(steps)[:, None] * stride + taps
-    return (position >= 0) & (position < size)

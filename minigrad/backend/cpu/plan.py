@@ -129,3 +129,14 @@ def _phases(geometry: ConvGeometry, axis: int) -> list[_Phase]:
         extent = len(range(start, size, stride))
         phases.append(_Phase(slice(start, None, stride), extent, flipped, len(taps), first))
     return phases
+
+
+def axis_coverage(geometry: ConvGeometry, axis: int, transposed: bool) -> Array:
+    """A matrix (positions of the result, taps) for one axis: whether the tap meets a position of the image."""
+    size, steps, stride = geometry.input_size[axis], geometry.output_size[axis], geometry.stride[axis]
+    taps = np.arange(geometry.kernel_size[axis]) - geometry.pads[axis][0]
+    if transposed:
+        step, rest = np.divmod(np.arange(size)[:, None] - taps, stride)
+        return (rest == 0) & (step >= 0) & (step < steps)
+    position = np.arange(steps)[:, None] * stride + taps
+    return (position >= 0) & (position < size)

@@ -103,14 +103,13 @@ def activate(y: Array, bias: Array, relu: bool) -> None:
 
 
 @compiled
-def add_images(x: Array, total: Array, add: bool) -> None:
-    """total (numbers,) = the sum of the rows of x (n, numbers), or += that if add."""
-    if not add:
-        for j in range(len(total)):
-            total[j] = x[0, j]
-    for i in range(0 if add else 1, len(x)):
-        for j in range(len(total)):
-            total[j] += x[i, j]
+def add_rows(x: Array, kinds: Array, total: Array) -> None:
+    """total[i] (numbers,) += the sum of the rows of x (n, rows, numbers) that are of kind i."""
+    for image in range(len(x)):
+        for h in range(len(kinds)):
+            row, to = x[image, h], total[kinds[h]]
+            for k in range(len(to)):
+                to[k] += row[k]
 
 
 @compiled
