@@ -26,6 +26,7 @@ from .row_loops import (
     add_moments,
     add_rows,
     gradient_sums,
+    join_moments,
     norm_gradient,
     normalise,
     relu_norm_gradient,
@@ -408,6 +409,7 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield normalise, (rows, norm, rows)
     yield norm_gradient, (rows, rows, grad_rows, rows)
     yield add_moments, (rows, vector, sums)
+    yield join_moments, (np.ones(1), np.ones((1, 2)), np.ones((1, 2, 2)), vector, vector)
     yield gradient_sums, (rows, rows, vector, sums)
     yield row_sums, (rows, sums[0])
     yield where_positive, (vector, vector, vector)

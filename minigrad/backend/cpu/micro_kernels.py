@@ -27,6 +27,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .compiling import compiled
+from .threads import LINE
 
 Array = Any
 FEATURES = llvm.get_host_cpu_features()
@@ -35,7 +36,6 @@ MANY_REGISTERS = VECTOR == 64 or platform.machine() in ("aarch64", "arm64")  # 3
 ROWS = (14, 9, 7, 4, 2, 1) if MANY_REGISTERS else (6, 3, 2, 1)  # heights of tiles; 9 is a filter of 3 x 3
 FEW = ROWS[-3]  # fewer rows take as long as these, because each sum waits for the one before
 DOT_ROWS = 9  # the most of dot products; the addresses of more rows would not fit into the registers
-LINE = 64  # bytes of a line of the cache
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
 

@@ -116,7 +116,7 @@ class Moments:
 
     def result(self, dtype: Any) -> tuple[Array, Array]:
         """(mean, variance)."""
-        counts, shifts, sums = self._of_all_processes()
+        counts, shifts, sums = self.of_all_processes()
         shares = counts / counts.sum()  # 0 for a shard that had nothing to do
         first, second = (sums / np.maximum(counts, 1)[:, None]).transpose(1, 0, 2)  # (shards, C)
         means = shifts + first
@@ -125,7 +125,7 @@ class Moments:
         variance = self.pool.added(shares * (np.maximum(second - first * first, 0) + (means - mean) ** 2))
         return mean.astype(dtype), variance.astype(dtype)
 
-    def _of_all_processes(self) -> tuple[Array, Array, Array]:
+    def of_all_processes(self) -> tuple[Array, Array, Array]:
         """(counts, shifts, sums) of all shards."""
         if self.pool.group is None:
             return self.counts, self.shifts, self.sums

@@ -42,6 +42,37 @@ def add_moments(x: Array, shift: Array, sums: Array) -> None:
 
 
 @compiled
+def join_moments(counts: Array, shifts: Array, sums: Array, mean: Array, variance: Array) -> None:
+    """mean and variance (C,) become what `Moments.result` in numpy_passes.py returns; it is explained there."""
+    S, C = shifts.shape
+    total, means, parts = counts.sum(), np.empty(S), np.empty(S)
+    for k in range(C):
+        for s in range(S):
+            means[s] = shifts[s, k] + sums[s, 0, k] / max(counts[s], 1.0)
+        centre = means[0] if np.isfinite(means[0]) else 0.0
+        for s in range(S):
+            parts[s] = counts[s] / total * (means[s] - centre)
+        mean[k] = joined = centre + tree(parts)
+        for s in range(S):
+            first, second = sums[s, 0, k] / max(counts[s], 1.0), sums[s, 1, k] / max(counts[s], 1.0)
+            spread = second - first * first
+            spread = 0.0 if spread < 0 else spread
+            parts[s] = counts[s] / total * (spread + (means[s] - joined) ** 2)
+        variance[k] = tree(parts)
+
+
+@compiled
+def tree(parts: Array) -> float:
+    """The sum of the numbers, a power of two, added as a tree: ((0 + 1) + (2 + 3)) + ... It overwrites them."""
+    count = len(parts)
+    while count > 1:
+        count //= 2
+        for s in range(count):
+            parts[s] = parts[2 * s] + parts[2 * s + 1]
+    return parts[0]
+
+
+@compiled
 def gradient_sums(gy: Array, x: Array, mean: Array, sums: Array) -> None:
     """sums (2, C) += sum of gy, and of gy * (x - mean); gy and x (rows, C)."""
     rows, C = x.shape

@@ -77,6 +77,17 @@ class _SingleThreadedBlas:
                 library.set_num_threads(count)
 
 
+LINE = 64  # bytes of a line of the cache
+
+
+def aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """make(shape, dtype), such as np.empty, beginning with a line of the cache, so that no vector reaches into two."""
+    numbers, size = math.prod(shape), np.dtype(dtype).itemsize
+    array = make(numbers + LINE // size, dtype)
+    first = -array.__array_interface__["data"][0] % LINE // size
+    return array[first : first + numbers].reshape(shape)
+
+
 class _Worker:
     """A thread that runs one job after another. (concurrent.futures takes ten times as long to hand one over.)"""
 
@@ -233,15 +244,17 @@ class Pool:
             work(thread, range(thread * shards // threads, (thread + 1) * shards // threads))
 
         with self.single_threaded_blas:
-            if threads > 1:
-                self._hire(threads - 1)
+            if threads < 2:
+                for thread in range(threads):
+                    job(thread)
+                return
+            self._hire(threads - 1)
             waits = [
                 worker.submit(partial(copy_context().run, job, i))
                 for i, worker in zip(range(1, threads), self._workers, strict=False)
             ]
             try:
-                if threads:
-                    job(0)
+                job(0)
             finally:
                 faults = [wait() for wait in waits]
         for fault in faults:
@@ -268,5 +281,5 @@ class Pool:
         if found is None or len(found) < shape[0]:
             if len(buffers) >= 64:
                 buffers.clear()
-            found = buffers[key] = np.zeros(shape, dtype)  # type: ignore[index]
+            found = buffers[key] = aligned(np.zeros, shape, dtype)  # type: ignore[index]
         return found[: shape[0]]
