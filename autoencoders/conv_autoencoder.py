@@ -354,7 +354,7 @@ class Autoencoder:
 
     @property
     def _first_weight(self) -> Array:
-        return next(self.network.named_parameters())[1].data
+        return next(iter(self.heads.values())).parameters()[0].data  # all are of one kind
 
     def _encode(self, images: np.ndarray, labels: np.ndarray | None) -> list[np.ndarray]:
         def heads(x: Tensor, given: Array | None) -> tuple[Tensor, ...]:

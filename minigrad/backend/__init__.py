@@ -41,12 +41,12 @@ def backend_of(*arrays: Array, what: str = "operation") -> Backend:
     Raises:
         TypeError: they are on different devices (each is named), or one is not an array of a known library.
     """
-    found = [_lookup(x) for x in arrays]
-    devices = [k.device_of(x) for k, x in zip(found, arrays, strict=True)]
+    found = {kind: _lookup(x) for kind, x in {type(x): x for x in arrays}.items()}
+    devices = [found[type(x)].device_of(x) for x in arrays]
     if len(set(devices)) > 1:
         places = ", ".join(f"input {i} {x.shape} on {d}" for i, (x, d) in enumerate(zip(arrays, devices, strict=True)))
         raise TypeError(f"{what}: inputs live on different devices: {places}")
-    return found[0]
+    return found[type(arrays[0])]
 
 
 def _lookup(array: Array) -> Backend:

@@ -49,10 +49,18 @@ def pair(numbers: Array) -> tuple[int, int]:
 
 @compiled
 def fill(weight: Array, order: Array, matrices: Array) -> None:
-    """matrices = the numbers of the flat weight in this order, and zeros for -1."""
-    zero = weight.dtype.type(0)
-    for i in range(len(order)):
-        matrices[i] = weight[order[i]] if order[i] >= 0 else zero
+    """matrices = the numbers of the flat weight in this order, and zeros for -1. A vector of numbers that are
+    neighbours in the weight, too, is copied as a whole."""
+    zero, W = weight.dtype.type(0), np.uint64(VECTOR // weight.itemsize)
+    for i in range(np.uint64(0), np.uint64(len(order)), W):
+        first = np.uint64(order[i])
+        if order[i + W - np.uint64(1)] == order[i] + W - 1:
+            for j in range(W):
+                matrices[i + j] = weight[first + j]
+        else:
+            for j in range(i, i + W):
+                at = order[j]
+                matrices[j] = weight[np.uint64(at)] if at >= 0 else zero
 
 
 @summed
@@ -90,8 +98,9 @@ def fold(
                             sums[i, j, k] += taps[a, b, k]
     for h in range(len(row_kinds)):
         for w in range(len(column_kinds)):
+            pixel, found = bias_image[h, w], sums[row_kinds[h], column_kinds[w]]
             for k in range(len(bias)):
-                bias_image[h, w, k] = sums[row_kinds[h], column_kinds[w], k]
+                pixel[k] = found[k]
 
 
 @summed
@@ -413,7 +422,7 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield gradient_sums, (rows, rows, vector, sums)
     yield row_sums, (rows, sums[0])
     yield where_positive, (vector, vector, vector)
-    yield fill, (vector, np.zeros(2, np.int64), vector)
+    yield fill, (vector, np.zeros(64, np.int64), ones(64))
     coverage = Coverage(ones((1, 1)), ones((1, 1)), np.zeros(1, np.int64), np.zeros(1, np.int64))
     yield fold, (norm, weights[0], vector, coverage, False, ones((1, 1, 2, 2)), ones((1, 1, 2)))
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
