@@ -22,7 +22,7 @@ import faults
 import pytest
 import strict_cupy
 import strict_nccl
-from kernel_sets import BACKENDS, EACH
+from kernel_sets import BACKENDS, EACH, require_gpu
 
 import minigrad
 import minigrad.backend
@@ -114,6 +114,16 @@ def cupy_double(restored_backends: None, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", strict_nccl.module())
     yield strict_cupy.cupy
     strict_cupy.reset(devices=1)
+
+
+@pytest.fixture(params=["on-cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cuda_device(request: pytest.FixtureRequest, restored_backends: None) -> str:
+    """`minigrad.use("cuda")` gives the kernels on the double of CuPy, or on a real GPU."""
+    if request.param == "on-cpu":
+        request.getfixturevalue("cupy_double")
+    else:
+        require_gpu()
+    return request.param
 
 
 @pytest.fixture(params=EACH)

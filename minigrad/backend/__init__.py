@@ -24,7 +24,7 @@ from .reference import Backend
 
 Array = Any  # numpy.ndarray or cupy.ndarray: array libraries have no common base class
 KERNELS = {"cpu": ("numba", "numpy", "plain"), "cuda": ("cuda", "plain")}  # per device, in the order of `auto`
-PRECISIONS = "fp32", "tf32", "tf32x3"
+PRECISIONS = "fp32", "tf32", "tf32x3", "bf16"
 # A decorator: overflow gives infinity, underflow 0 and undefined results NaN, whatever np.seterr says.
 quietly = np.errstate(all="ignore")
 
@@ -127,8 +127,9 @@ def use(
             `plain`; on a GPU `cuda` or `plain`.
         threads: number of threads of the CPU kernels; None: as `set_num_threads` was last called.
         precision: `fp32`; or, with the kernels `cuda`, `tf32`: tensor cores compute the convolutions of float32 arrays
-            (all but the smallest; see CudaBackend) and round their factors to 10 bits after the point; or `tf32x3`,
-            where three of their products keep 21 bits.
+            (all but the smallest; see CudaBackend) and round their factors to 10 bits after the point; `tf32x3`, where
+            three of their products keep 21 bits; or `bf16`, which keeps 7 bits, and what a chain of layers keeps for
+            its gradients takes half the memory.
         shards: into how many parts, a power of two, the CPU kernels cut a batch. Results depend on it in their last
             digits, but not on the number of threads. None: one part for each thread, as in runs without shards.
 

@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 using std::exp, std::fabs, std::log1p, std::sqrt;
@@ -176,12 +177,31 @@ static float tf32(float x) {
     return x;
 }
 
+static float __uint_as_float(unsigned bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
+// Both rounded to bf16, as cvt.rn.bf16x2.f32 does: 7 bits after the point, ties to even; the first in the lower half.
+static unsigned pack_bf16(float first, float second) {
+    unsigned halves[2];
+    for (int i = 0; i < 2; i++) {
+        const float x = i ? second : first;
+        std::memcpy(&halves[i], &x, 4);
+        if (std::isfinite(x)) halves[i] += 0x7fff + (halves[i] >> 16 & 1);  // may become infinite
+        halves[i] = std::isnan(x) ? 0x7fff : halves[i] >> 16;
+    }
+    return halves[0] | halves[1] << 16;
+}
+
 // The lanes' numbers of four matrices (8, 4), whose rows they bring, as the CUDA source describes.
-static void load_matrices(float *numbers, const float *row) {
+template <class T>
+static void load_matrices(T *numbers, const void *row) {
     struct Lane {
-        float *numbers;
-        const float *row;
-    } lane = {numbers, row};
+        T *numbers;
+        const T *row;
+    } lane = {numbers, (const T *)row};
     if ((size_t)row % 16) emulation::give_way();  // for ever: a GPU would stop
     emulation::exchange(&lane, [](void *const *values) {
         Lane *const *lanes = (Lane *const *)values;
@@ -190,19 +210,28 @@ static void load_matrices(float *numbers, const float *row) {
     });
 }
 
-// The tensor cores' product that the CUDA source describes, of numbers that are TF32 already: c (16, 8) += a (16, 8) b (8, 8).
-static void mma(float *upper, float *lower, const float *a, const float *b) {
+static float part(float number, int) { return number; }
+static float part(unsigned pair, int i) { return __uint_as_float(i ? pair & 0xffff0000 : pair << 16); }
+
+// The tensor cores' product that the CUDA source describes, of numbers that are rounded already: c (16, 8) += a (16, 8 PAIR)
+// b (8 PAIR, 8), where a fragment of TF32 holds one number and one of bf16 a pair.
+template <class T>
+static void mma(float *upper, float *lower, const T *a, const T *b) {
+    const int PAIR = std::is_same<T, float>::value ? 1 : 2;
     struct Lane {
         float *c[2];
-        const float *a, *b;
+        const T *a, *b;
     } lane = {{upper, lower}, a, b};
     emulation::exchange(&lane, [](void *const *values) {
         Lane *const *lanes = (Lane *const *)values;
         for (int m = 0; m < 16; m++)
             for (int n = 0; n < 8; n++) {
                 float &c = lanes[m % 8 * 4 + n / 2]->c[m / 8][n % 2];
-                for (int k = 0; k < 8; k++)
-                    c += lanes[m % 8 * 4 + k % 4]->a[k / 4 * 2 + m / 8] * lanes[n * 4 + k % 4]->b[k / 4];
+                for (int k = 0; k < 8 * PAIR; k++) {
+                    const int t = k / PAIR % 4, half = k / PAIR / 4;
+                    const T of_a = lanes[m % 8 * 4 + t]->a[half * 2 + m / 8], of_b = lanes[n * 4 + t]->b[half];
+                    c += part(of_a, k % PAIR) * part(of_b, k % PAIR);
+                }
             }
     });
 }

@@ -26,6 +26,7 @@ import pytest
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 KERNEL = re.compile(r'extern "C" KERNEL void\s+(?:__launch_bounds__\([^{;]*?\)\s+)?(\w+)\(([^{;]*?)\)\s*\{')
 DTYPES = {"float": np.float32, "double": np.float64, "int": np.int32, "unsigned char": np.uint8, "long long": np.int64}
+DTYPES["bf16"] = np.uint16  # CuPy has no name for it
 
 WAITS = {1: "threads of a block reached a barrier", 2: "lanes of a warp reached an exchange"}
 

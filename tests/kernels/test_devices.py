@@ -70,9 +70,10 @@ def test_unknown_devices_are_refused(device: str, cupy_double: Any) -> None:
         ({"threads": 0}, "threads is 0"),
         ({"precision": "tf32"}, r"\w+ with kernels \w+ has fp32 only; tf32 needs a GPU \(--device cuda\)"),
         ({"kernels": "plain", "precision": "tf32x3"}, "kernels plain has fp32 only; tf32x3 needs a GPU"),
-        ({"precision": "bf16"}, "precision 'bf16': cpu with kernels auto has fp32 only$"),
+        ({"precision": "bf16"}, r"\w+ with kernels \w+ has fp32 only; bf16 needs a GPU \(--device cuda\)"),
+        ({"precision": "fp16"}, "precision 'fp16': cpu with kernels auto has fp32 only$"),
         ({"device": "cuda", "kernels": "plain", "precision": "tf32"}, "cuda with kernels plain has fp32 only$"),
-        ({"device": "cuda", "precision": "bf16"}, "'bf16': cuda with kernels auto has fp32, tf32, tf32x3 only$"),
+        ({"device": "cuda", "precision": "fp16"}, "'fp16': cuda with kernels auto has fp32, tf32, tf32x3, bf16 only$"),
     ],
 )
 def test_unknown_choices_are_refused(options: dict[str, Any], message: str, cupy_double: Any) -> None:
@@ -338,11 +339,12 @@ def test_the_precision_is_that_asked_for_and_named(cupy_double: Any) -> None:
     assert tf32.describe() == f"{fp32.describe()}, precision tf32"
 
 
-def test_tf32_needs_a_gpu_that_has_it(cupy_double: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_tensor_cores_need_a_gpu_that_has_them(precision: str, cupy_double: Any, monkeypatch: Any) -> None:
     before = minigrad.backend.default_backend()
     monkeypatch.setattr(strict_cupy.Device, "compute_capability", "75")
-    with pytest.raises(DeviceError, match=r"compute capability 8\.0"):
-        minigrad.use("cuda", precision="tf32")
+    with pytest.raises(DeviceError, match=rf"precision {precision} needs a GPU of compute capability 8\.0"):
+        minigrad.use("cuda", precision=precision)
     assert minigrad.backend.default_backend() is before
 
 

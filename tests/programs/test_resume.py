@@ -215,17 +215,21 @@ def test_options_that_are_refused_compile_nothing(call, monkeypatch, restored_ba
     assert set(made) <= {"numpy"}
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
 @pytest.mark.usefixtures("undrawn", "cupy_double")
-def test_resume_keeps_the_precision_or_tells_another(call):
-    Path("my.toml").write_text('precision = "tf32"')
+def test_resume_keeps_the_precision_or_tells_another(call, precision):
+    Path("my.toml").write_text(f'precision = "{precision}"')
     np.savez("own.npz", train_images=np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
-    words = (*NETWORK, "--dataset", "own.npz", "--epochs", 1, "--device", "cuda", "--schedule", "constant")
-    assert "precision tf32" in call(TRAIN, *words, "--config", "my.toml", "--out", "run").out
-    assert record(Path("run"))["environment"]["precision"] == "tf32"
-    done = call(TRAIN, "--out", "run", "--resume", "--epochs", 2).ok("precision tf32")
+    words = (*NETWORK, "--dataset", "own.npz", "--epochs", 1, "--device", "cuda")
+    words += ("--schedule", "constant", "--warmup-steps", 0)  # so that a step's rate does not depend on --epochs
+    assert f"precision {precision}" in call(TRAIN, *words, "--config", "my.toml", "--out", "run").out
+    assert record(Path("run"))["environment"]["precision"] == precision
+    done = call(TRAIN, "--out", "run", "--resume", "--epochs", 2).ok(f"precision {precision}")
     assert "not bitwise" not in done.out
+    call(TRAIN, *words, "--epochs", 2, "--config", "my.toml", "--out", "whole")
+    assert losses(Path("run")) == losses(Path("whole"))
     done = call(TRAIN, "--out", "run", "--resume", "--epochs", 3, "--precision", "fp32")
-    assert re.search(r"not bitwise .*precision tf32 -> fp32", done.out)
+    assert re.search(rf"not bitwise .*precision {precision} -> fp32", done.out)
     assert record(Path("run"))["environment"]["precision"] == "fp32"
 
 

@@ -45,6 +45,13 @@ FEW = 4  # a convolution to at most this many channels has its own kernel
 FEW_COLUMNS = 4  # a matrix product with at most this many columns has its own kernel
 ADDITIONS = np.dtype([("total", "u8", LISTED), ("value", "u8", LISTED), ("size", "i4", LISTED), ("end", "i4", LISTED)])
 NULL = np.uint64(0)  # an array that is absent
+BF16 = np.dtype("uint16")  # NumPy has none: of the arrays that hold it
+C_TYPES = {"float32": "float", "float64": "double", BF16.name: "bf16"}
+
+
+def _computed(dtype: Any) -> Any:
+    """The dtype in which numbers stored as that one are computed."""
+    return np.dtype("float32") if dtype == BF16 else dtype
 
 
 @cache
@@ -56,14 +63,18 @@ class CudaBackend(FastBackend):
     """The kernels on the current CUDA device.
 
     Args:
-        precision: `fp32`, `tf32` or `tf32x3`. With tf32, convolutions of float32 arrays round their factors to a
-            mantissa of 10 bits instead of 23; sums are not rounded. With tf32x3, a factor is the sum of two such
+        precision: `fp32`, `tf32`, `tf32x3` or `bf16`. With tf32, convolutions of float32 arrays round their factors to
+            a mantissa of 10 bits instead of 23; sums are not rounded. With tf32x3, a factor is the sum of two such
             numbers, high and low, and a product is high * high + high * low + low * high, which errs by at most
-            3 * 2^-22 of itself; an infinite factor gives NaN. Convolutions with few taps times channels, or with a
-            result of few channels, have other kernels and never round.
+            3 * 2^-22 of itself; an infinite factor gives NaN. With bf16, factors are rounded to a mantissa of 7 bits.
+            Convolutions with few taps times channels, or with a result of few channels, have other kernels and never
+            round factors.
+
+    With bf16, the arrays between the layers of a chain, and their gradients, are also stored as bf16: arrays of uint16,
+    half the memory. Statistics are those of the stored numbers. All else stays float32.
 
     Raises:
-        DeviceError: the device has no TF32.
+        DeviceError: the device has no such tensor cores.
     """
 
     kernels = "cuda"
@@ -73,20 +84,23 @@ class CudaBackend(FastBackend):
         if precision != "fp32" and int(xp.cuda.Device().compute_capability) < 80:
             raise DeviceError(f"precision {precision} needs a GPU of compute capability 8.0 or higher; choose fp32")
         self.precision = precision
-        self._modules: dict[Any, Any] = {}  # by dtype
+        self._modules: dict[Any, Any] = {}  # by the dtypes of x and y
         self._functions: dict[tuple[str, Any], Any] = {}
 
-    def _launch(self, name: str, dtype: Any, grid: tuple[int, ...], threads: int, *arguments: Any) -> None:
-        """Run a kernel. Integers become `int`, floats `real`; None is a null pointer; the rest is passed as it is."""
-        function = self._functions.get((name, dtype))
+    def _launch(self, name: str, dtypes: Any, grid: tuple[int, ...], threads: int, *arguments: Any) -> None:
+        """Run a kernel. dtypes: of x and y in source/, or that of all. Integers become `int`, floats `real`; None is a
+        null pointer; the rest is passed as it is."""
+        dtypes = dtypes if isinstance(dtypes, tuple) else (dtypes, dtypes)
+        real = _computed(dtypes[0])
+        function = self._functions.get((name, dtypes))
         if function is None:
-            if dtype not in self._modules:
-                real = "float" if dtype == "float32" else "double"
-                tf32 = {"fp32": 0, "tf32": 1, "tf32x3": 3}[self.precision if real == "float" else "fp32"]
-                options = "-std=c++17", f"-DREAL={real}", f"-DTF32={tf32}"
-                self._modules[dtype] = self.xp.RawModule(code=_source(), options=options)
-            function = self._functions[name, dtype] = self._modules[dtype].get_function(name)
-        given = tuple(self._argument(value, dtype) for value in arguments)
+            if dtypes not in self._modules:
+                kinds = zip(("REAL", "X_REAL", "Y_REAL"), (real, *dtypes), strict=True)
+                options = ["-std=c++17", *(f"-D{name}={C_TYPES[kind.name]}" for name, kind in kinds)]
+                options.append(f"-DPRECISION={(self.precision if real == 'float32' else 'fp32').upper()}")
+                self._modules[dtypes] = self.xp.RawModule(code=_source(), options=tuple(options))
+            function = self._functions[name, dtypes] = self._modules[dtypes].get_function(name)
+        given = tuple(self._argument(value, real) for value in arguments)
         function(tuple(max(1, size) for size in grid), (threads,), given)
 
     def _argument(self, value: Any, dtype: Any) -> Any:
@@ -213,15 +227,18 @@ class CudaBackend(FastBackend):
         relu: bool = False,
         other: Array | None = None,
         sums: bool = False,
+        y_dtype: Any = None,
     ) -> tuple[Array, Array | None]:
         """(y, partials) of the convolution of the normalised x, or its adjoint, + bias, and its ReLU if asked for; and
-        with sums the partial sums of y and of y * other (y * y without other)."""
+        with sums the partial sums of y and of y * other (y * y without other). y has the weight's dtype, or the one
+        given, which is also that of other."""
         x, norm, weight, bias, other = self._contiguous(x, norm, weight, bias, other)
         (KH, KW), (SH, SW), ((top, _), (left, _)) = geometry.kernel_size, geometry.stride, geometry.pads
         N, H, W, C = x.shape
         OH, OW = geometry.input_size if adjoint else geometry.output_size
         F, phases = (weight.shape[2], SH * SW) if adjoint else (weight.shape[3], 1)
-        y = self.xp.empty((N, OH, OW, F), dtype=x.dtype)
+        y = self.xp.empty((N, OH, OW, F), dtype=y_dtype or weight.dtype)
+        dtypes = x.dtype, y.dtype
         pixels = N * (-(-OH // SH) * -(-OW // SW) if adjoint else OH * OW)  # of the largest phase
         sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
         x_quads = self._quads(x, norm)
@@ -229,10 +246,10 @@ class CudaBackend(FastBackend):
         if F <= FEW and not sums and C <= 4 * LANES and neighbours and x_quads:
             grid = min(-(-pixels * LANES // (256 * RUN)), 8 * MOST_BLOCKS), 1, phases
             arrays = x, norm, weight, bias, y
-            self._launch("correlate_thin_output", x.dtype, grid, 256, *arrays, *sizes, adjoint, relu)
+            self._launch("correlate_thin_output", dtypes, grid, 256, *arrays, *sizes, adjoint, relu)
             return y, None
         thin = KH * KW * C <= THIN and not adjoint
-        large = LARGE[x.dtype.name]
+        large = LARGE[weight.dtype.name]
         if thin:
             name, rows, columns, threads, resident = "correlate_thin_input", PIXELS, 32, 256, 3
         elif -(-pixels // large) * -(-F // 64) * phases >= FILL:
@@ -246,7 +263,7 @@ class CudaBackend(FastBackend):
         everything = x, norm, weight, bias, other, y, partials
         w_quads = C % 4 == 0 and weight.data.ptr % 16 == 0  # of the adjoint, which reads channels of x in a row
         options = (relu,) if thin else (adjoint, relu, x_quads, w_quads, self._quads(y, other))
-        self._launch(name, x.dtype, (blocks, -(-F // columns), phases), threads, *everything, *sizes, *options)
+        self._launch(name, dtypes, (blocks, -(-F // columns), phases), threads, *everything, *sizes, *options)
         return y, partials
 
     def _weight_gradient(
@@ -259,21 +276,22 @@ class CudaBackend(FastBackend):
         N, H, W, C = x.shape
         _, OH, OW, F = g.shape
         K, M, thin = KH * KW * C, N * OH * OW, KH * KW * C <= THIN
-        large = LARGE[x.dtype.name]
+        dtypes, real = (x.dtype, g.dtype), _computed(x.dtype)
+        large = LARGE[real.name]
         tiles, resident = (-(-F // 32), 3) if thin else (-(-K // large) * -(-F // 64), 2)
         at_once = PIXELS if thin else 32  # pixels that a block reads
         shares = max(1, min(resident * FILL // max(tiles, 1), -(-M // PIXELS)))
         share = -(-M // (shares * at_once)) * at_once
         shares = max(1, -(-M // max(share, 1)))
-        gweights = self.xp.empty((shares, KH, KW, C, F), dtype=x.dtype)
+        gweights = self.xp.empty((shares, KH, KW, C, F), dtype=real)
         arrays = x, x_norm, g, g_norm, gweights
         sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
         if thin:
             grid = 1, tiles, shares
-            self._launch("weight_gradient_thin_input", x.dtype, grid, 256, *arrays, *sizes, share)
+            self._launch("weight_gradient_thin_input", dtypes, grid, 256, *arrays, *sizes, share)
         else:
             grid, quads = (-(-K // large), -(-F // 64), shares), (self._quads(x, x_norm), self._quads(g, g_norm))
-            self._launch("weight_gradient", x.dtype, grid, 256, *arrays, *sizes, *quads, share)
+            self._launch("weight_gradient", dtypes, grid, 256, *arrays, *sizes, *quads, share)
         return gweights
 
     # ---- layers of a chain ----
@@ -282,8 +300,10 @@ class CudaBackend(FastBackend):
         """Faster because x is normalised while it is read, and bias, ReLU and the sums of the moments are taken before
         y is written."""
         relu = norm is not None
-        sums = relu and source.x.dtype == "float32"  # for float64 they would not be exact enough
-        y, partials = self._correlate(source.x, source.rows, *layer, relu, sums=sums)
+        sums = relu and layer.bias.dtype == "float32"  # for float64 they would not be exact enough
+        y, partials = self._correlate(
+            source.x, source.rows, *layer, relu, sums=sums, y_dtype=self._between(layer, relu)
+        )
         if norm is None:
             return LayerOutput(y)
         if partials is None:
@@ -304,7 +324,7 @@ class CudaBackend(FastBackend):
         if needs_gx:
             back, other = not layer.transposed, None if previous is None else x
             arguments = g, None, layer.weight, None, layer.geometry, back, False, other
-            gx, partials = self._correlate(*arguments, previous is not None)
+            gx, partials = self._correlate(*arguments, previous is not None, x.dtype)
         if layer.transposed:
             shares = self._weight_gradient(g, None, x, rows, layer.geometry)
         else:
@@ -327,9 +347,15 @@ class CudaBackend(FastBackend):
         """Faster because each layer normalises what it reads from the one before."""
         before = None
         for layer, after in zip(layers, rows, strict=True):
-            x, _ = self._correlate(x, before, *layer, relu=after is not None)
+            relu = after is not None
+            x, _ = self._correlate(x, before, *layer, relu, y_dtype=self._between(layer, relu))
             before = after
         return self.normalise(x, before)
+
+    def _between(self, layer: Layer, relu: bool) -> Any:
+        """The dtype in which a layer's result is stored. Without a ReLU it is the last of a chain."""
+        dtype = layer.weight.dtype
+        return BF16 if relu and self.precision == "bf16" and dtype == "float32" else dtype
 
     # ---- sums over all axes but the last ----
 
@@ -338,7 +364,8 @@ class CudaBackend(FastBackend):
         x, other, shift = self._contiguous(x, other, shift)
         M, C, blocks = self._rows(x)
         partials = self.xp.empty((blocks, 2, C), dtype="float64")
-        self._launch("row_sums", x.dtype, (blocks, -(-C // 32)), 256, x, other, shift, partials, M, C)
+        dtypes = x.dtype, x.dtype if other is None else other.dtype
+        self._launch("row_sums", dtypes, (blocks, -(-C // 32)), 256, x, other, shift, partials, M, C)
         return partials
 
     def _rows(self, x: Array) -> tuple[int, int, int]:
@@ -376,14 +403,15 @@ class CudaBackend(FastBackend):
     ) -> tuple[Array, Array, Array | None]:
         """(mean, variance, norm_rows if a batch_norm comes after) from the partial sums of x less the shift (its ReLU,
         if so), and of its squares."""
-        partials = self._of_all(partials, x.dtype)
+        dtype = shift.dtype
+        partials = self._of_all(partials, dtype)
         blocks, _, C = partials.shape
-        mean, variance = self.xp.empty(C, dtype=x.dtype), self.xp.empty(C, dtype=x.dtype)
-        norm = None if after is None else self.xp.empty((3, C), dtype=x.dtype)
+        mean, variance = self.xp.empty(C, dtype=dtype), self.xp.empty(C, dtype=dtype)
+        norm = None if after is None else self.xp.empty((3, C), dtype=dtype)
         gamma, beta, epsilon = after or (None, None, 0.0)
         arrays = partials, *self._contiguous(shift, gamma, beta), mean, variance, norm
         sizes = blocks, C, np.float64(x.size // max(C, 1)), np.float64(epsilon)
-        self._launch("finish_moments", x.dtype, (-(-C // GROUP),), 512, *arrays, relu, *sizes)
+        self._launch("finish_moments", dtype, (-(-C // GROUP),), 512, *arrays, relu, *sizes)
         return mean, variance, norm
 
     def _first_row(self, x: Array) -> Array:
@@ -425,9 +453,9 @@ class CudaBackend(FastBackend):
         if rows is None:
             return x
         x, rows = self._contiguous(x, rows)
-        y = self.xp.empty(x.shape, dtype=x.dtype)
+        y = self.xp.empty(x.shape, dtype=rows.dtype)
         M, C, blocks = self._rows(x)
-        self._launch("normalise", x.dtype, (blocks, -(-C // 32)), 256, x, rows, y, M, C)
+        self._launch("normalise", (x.dtype, y.dtype), (blocks, -(-C // 32)), 256, x, rows, y, M, C)
         return y
 
     def norm_grad_rows(
@@ -462,7 +490,9 @@ class CudaBackend(FastBackend):
         g = self.xp.empty(y.shape, dtype=y.dtype)
         M, C, blocks = self._rows(y)
         partials = self.xp.empty((blocks, 2, C), dtype="float64")
-        self._launch("norm_gradient", y.dtype, (blocks, -(-C // 32)), 256, gy, y, rows, g, partials, M, C, relu)
+        self._launch(
+            "norm_gradient", (gy.dtype, y.dtype), (blocks, -(-C // 32)), 256, gy, y, rows, g, partials, M, C, relu
+        )
         return g, partials
 
     def batch_norm_update_(

@@ -24,8 +24,10 @@ __device__ Axis axis_of(int adjoint, int phase, int size, int K, int S, int befo
 }
 
 struct Correlation {
-    const real *x, *norm, *weight, *bias, *other;
-    real *y;
+    const x_real *x;
+    const real *norm, *weight, *bias;
+    const y_real *other;
+    y_real *y;
     double *partials;
     int N, H, W, C;     // x
     int OH, OW, F;      // y
@@ -46,6 +48,7 @@ const int OUTSIDE = -(1 << 30);  // a row that is none
 template <int BM, int BN, int BK, int TM, int TN>
 __device__ void correlate(const Correlation &o) {
     typedef Part<BM, BN, BK, TM, TN> Part;
+    typedef Four<typename Part::Factor> Factors;
     const int threads = Part::THREADS, a_width = BK / 4, y_width = BN / 4;  // of a row, in fours
     const int a_count = BM * a_width / threads, b_count = BN * a_width / threads;  // that a thread reads
     static_assert(a_count * threads == BM * a_width && b_count * threads == BN * a_width, "tile");
@@ -65,10 +68,15 @@ __device__ void correlate(const Correlation &o) {
     const Axis cols = axis_of(o.adjoint, blockIdx.z % o.SW, o.OW, o.KW, o.SW, o.left);
     const Pixels pixels(rows.pixels, cols.pixels);
     const int M = o.N * rows.pixels * cols.pixels, steps = rows.taps * cols.taps * ((o.C + BK - 1) / BK);
-    const int a_row = thread / a_width, a_channel = thread % a_width * 4;  // of a, what it reads first
+    // Of a, what it reads first. With bf16, 16 threads write at once: two rows that lie 4 apart, which are in all banks.
+    const int line = thread / a_width, a_channel = thread % a_width * 4, turn = thread / 8 % 2 * 4;
+    const int a_row = PRECISION == BF16 ? line / 8 * 8 + line % 2 * 4 + line % 8 / 2 : line;
     // Of b, the channel and the first of four k. Neighbouring threads read neighbours in weight: k if adjoint, else channels.
-    const int b_row = o.adjoint ? thread / a_width : thread % BN, b_channel = o.adjoint ? a_channel : thread / BN * 4;
-    const int b_rows = o.adjoint ? threads / a_width : 0, b_channels = o.adjoint ? 0 : threads / BN * 4;  // apart
+    // With bf16, rows that lie 8 apart begin in the same bank: so one thread has the second four of its k first.
+    const int b_row = o.adjoint ? a_row : thread % BN;
+    const int b_channel = o.adjoint ? a_channel : PRECISION == BF16 ? thread / BN * 8 + turn : thread / BN * 4;
+    const int b_rows = o.adjoint ? threads / a_width : 0;  // apart
+    const int b_channels = o.adjoint ? 0 : PRECISION == BF16 ? 4 - 2 * turn : threads / BN * 4;
     const int n = n0 + thread % y_width * 4;  // of the result, that it writes
     double (&totals)[2][BN] = shared.totals[thread / 32];
     if (thread % 32 < y_width)
@@ -85,7 +93,8 @@ __device__ void correlate(const Correlation &o) {
         }
         __syncthreads();
         real acc[TM][TN] = {};
-        real4 a[a_count], b[b_count];
+        Four<x_real> a[a_count];
+        real4 b[b_count];
         int inside = 0;            // bit i: whether a[i] is a pixel of x
         int held = 0;              // its first channel
         int t = 0, u = 0, c0 = 0;  // tap and first channel of the step that is read next
@@ -98,7 +107,7 @@ __device__ void correlate(const Correlation &o) {
             for (int i = 0; i < a_count; i++) {
                 const Origin origin = shared.origins[a_row + i * (threads / a_width)];
                 const unsigned row = origin.row + down, col = origin.col + right;
-                a[i] = real4{};
+                a[i] = {};
                 if (row >= o.H || col >= o.W) continue;
                 inside |= 1 << i;
                 a[i] = read4(o.x + (origin.place + down * o.W + right) * o.C, c, o.C, o.x_quads);
@@ -137,10 +146,10 @@ __device__ void correlate(const Correlation &o) {
             }
 #pragma unroll
             for (int i = 0; i < a_count; i++)
-                *(real4 *)&shared.factors.a[a_row + i * (threads / a_width)][a_channel] = part.factors(a[i]);
+                *(Factors *)&shared.factors.a[a_row + i * (threads / a_width)][a_channel] = part.factors(a[i]);
 #pragma unroll
             for (int i = 0; i < b_count; i++)
-                *(real4 *)&shared.factors.b[b_row + i * b_rows][b_channel + i * b_channels] = part.factors(b[i]);
+                *(Factors *)&shared.factors.b[b_row + i * b_rows][b_channel + i * b_channels] = part.factors(b[i]);
         };
 
         if (steps > 0) read();
@@ -161,37 +170,41 @@ __device__ void correlate(const Correlation &o) {
         double total[2][4] = {};
         for (int first = thread / y_width; first < BM; first += 4 * (threads / y_width)) {
             int outs[4];
-            real4 others[4];
+            Four<y_real> others[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {  // all before the first is needed
                 const int out = n < o.F ? shared.origins[first + i * (threads / y_width)].out : -1;
                 outs[i] = out;
-                others[i] = o.other && out >= 0 ? read4(o.other + (size_t)out * o.F, n, o.F, o.y_quads) : real4{};
+                others[i] = o.other && out >= 0 ? read4(o.other + (size_t)out * o.F, n, o.F, o.y_quads) : Four<y_real>{};
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 if (outs[i] < 0) continue;
                 real4 value = *(const real4 *)&shared.result[first + i * (threads / y_width)][n - n0];
-                real *to = o.y + (size_t)outs[i] * o.F + n;
+                y_real *to = o.y + (size_t)outs[i] * o.F + n;
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     value.v[e] += bias.v[e];
                     if (o.active) value.v[e] = positive(value.v[e]);
                 }
+                Four<y_real> stored;
+                assign(stored, value);
                 if (o.y_quads) {
-                    *(real4 *)to = value;
+                    *(Four<y_real> *)to = stored;
                 } else {
 #pragma unroll
                     for (int e = 0; e < 4; e++)
-                        if (n + e < o.F) to[e] = value.v[e];
+                        if (n + e < o.F) to[e] = stored.get(e);
                 }
                 if (!o.partials) continue;
+                value = reals(stored);
+                const real4 other = reals(others[i]);
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     // Less what a pixel is whose product is 0, so that equal ones cancel.
                     double shifted = (double)value.v[e] - (o.other ? 0 : positive(bias.v[e]));
                     total[0][e] += shifted;
-                    total[1][e] += shifted * (o.other ? others[i].v[e] : shifted);
+                    total[1][e] += shifted * (o.other ? other.v[e] : shifted);
                 }
             }
         }
@@ -215,7 +228,7 @@ __device__ void correlate(const Correlation &o) {
 // RESIDENT: blocks on a multiprocessor, what the registers allow.
 #define CORRELATE(NAME, BM, BN, BK, TM, TN, THREADS, RESIDENT)                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) NAME(                                             \
-        const real *x, const real *norm, const real *weight, const real *bias, const real *other, real *y,            \
+        const x_real *x, const real *norm, const real *weight, const real *bias, const y_real *other, y_real *y,      \
         double *partials, int N, int H, int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, \
         int left, int adjoint, int active, int x_quads, int w_quads, int y_quads) {                                   \
         static_assert((BM / (TM)) * (BN / (TN)) == THREADS, "threads");                                               \
@@ -223,8 +236,8 @@ __device__ void correlate(const Correlation &o) {
                                        SW, top, left, adjoint, active, x_quads, w_quads, y_quads});                   \
     }
 const int LARGE = sizeof(real) == 4 ? 128 : 64;  // pixels of a tile: with 128, double needs more than 48 KB of memory
-const int DEEP = TF32 == 1 ? 32 : 16;            // k of a step; else there are no registers for more
-const int TALL = TF32 ? 4 : LARGE / 16, WIDE = TF32 ? 8 : 4;
+const int DEEP = PRECISION == TF32 || PRECISION == BF16 ? 32 : 16;  // k of a step; else there are no registers for more
+const int TALL = PRECISION ? 4 : LARGE / 16, WIDE = PRECISION ? 8 : 4;
 CORRELATE(correlate_large, LARGE, 64, DEEP, TALL, WIDE, 256, sizeof(real) == 4 ? 2 : 1)
 CORRELATE(correlate_narrow, LARGE, 32, DEEP, TALL, WIDE, 128, sizeof(real) == 4 ? 3 : 2)
 CORRELATE(correlate_small, 64, 32, 32, 4, 4, 128, sizeof(real) == 4 ? 4 : 2)

@@ -15,13 +15,13 @@ __device__ void over_rows(int M, int C, double *partials, Channel channel) {
 
 // The sums of x and of x * other; without other those of x (less shift, if there is one) and of its square.
 extern "C" __global__ void __launch_bounds__(256) row_sums(
-    const real *__restrict__ x, const real *__restrict__ other, const real *shift, double *partials, int M, int C) {
+    const x_real *__restrict__ x, const y_real *__restrict__ other, const real *shift, double *partials, int M, int C) {
     over_rows(M, C, partials, [=](int c) {
         const double less = shift ? shift[c] : 0;
         return [=](size_t i, double *total) {
-            double value = x[i] - less;
+            double value = real(x[i]) - less;
             total[0] += value;
-            total[1] += value * (other ? other[i] : value);
+            total[1] += value * (other ? real(other[i]) : value);
         };
     });
 }
@@ -41,24 +41,26 @@ extern "C" __global__ void __launch_bounds__(256) few_row_sums(const real *x, re
 
 // y = (x - mean) * scale + beta with norm (3, C).
 extern "C" __global__ void __launch_bounds__(256) normalise(
-    const real *__restrict__ x, const real *norm, real *__restrict__ y, int M, int C) {
+    const x_real *__restrict__ x, const real *norm, y_real *__restrict__ y, int M, int C) {
     over_rows(M, C, nullptr, [=](int c) {
         const real mean = norm[c], scale = norm[C + c], beta = norm[2 * C + c];
-        return [=](size_t i, double *) { y[i] = (x[i] - mean) * scale + beta; };
+        return [=](size_t i, double *) { y[i] = y_real((real(x[i]) - mean) * scale + beta); };
     });
 }
 
 // g = scale * (gy - offset - (y - mean) * slope) with grad_rows (4, C); if relu, 0 where y is not positive. And its sum.
 extern "C" __global__ void __launch_bounds__(256) norm_gradient(
-    const real *__restrict__ gy, const real *__restrict__ y, const real *grad_rows, real *__restrict__ g, double *partials,
-    int M, int C, int relu) {
+    const x_real *__restrict__ gy, const y_real *__restrict__ y, const real *grad_rows, y_real *__restrict__ g,
+    double *partials, int M, int C, int relu) {
     over_rows(M, C, partials, [=](int c) {
         const real mean = grad_rows[c], scale = grad_rows[C + c], offset = grad_rows[2 * C + c], slope = grad_rows[3 * C + c];
         return [=](size_t i, double *total) {
-            real value = scale * (gy[i] - offset - (y[i] - mean) * slope);
-            if (relu && !(y[i] > 0)) value = 0;
-            g[i] = value;
-            total[0] += value;
+            const real here(y[i]);
+            real value = scale * (real(gy[i]) - offset - (here - mean) * slope);
+            if (relu && !(here > 0)) value = 0;
+            const y_real stored(value);
+            g[i] = stored;
+            total[0] += real(stored);
         };
     });
 }

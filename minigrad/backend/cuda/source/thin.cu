@@ -8,7 +8,8 @@ const int PIXELS = 64;  // at a time
 const int HELD = THIN * PIXELS / 256;
 
 struct Columns {
-    const real *x, *norm;
+    const x_real *x;
+    const real *norm;
     int H, W, C, K, SH, SW, top, left;
     Pixels pixels;
     Divisor channels, cols;
@@ -23,7 +24,7 @@ struct Columns {
             const unsigned row = p.row * SH + tap_row - top, col = p.col * SW + tap - tap_row * cols.d - left;
             held[i] = 0;
             if (k >= K || m >= last || row >= H || col >= W) continue;
-            held[i] = x[((p.image * H + (int)row) * W + (int)col) * C + c];
+            held[i] = real(x[((p.image * H + (int)row) * W + (int)col) * C + c]);
             if (norm) held[i] = (held[i] - norm[c]) * norm[C + c] + norm[2 * C + c];
         }
     }
@@ -49,7 +50,7 @@ __device__ void write_partials(const double *total, double *partials, int C) {
 
 // The convolution where KH * KW * C <= THIN. A block computes 64 pixels by 32 channels, a thread 8 pixels of one.
 extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 3 : 2) correlate_thin_input(
-    const real *x, const real *norm, const real *weight, const real *bias, const real *other, real *y, double *partials,
+    const x_real *x, const real *norm, const real *weight, const real *bias, const y_real *other, y_real *y, double *partials,
     int N, int H, int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int active) {
     __shared__ __align__(16) real columns[THIN][PIXELS];
     const int ty = threadIdx.x / 32, f = blockIdx.y * 32 + threadIdx.x % 32, K = KH * KW * C, M = N * OH * OW;
@@ -67,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 3 : 2) cor
         real others[8];
         for (int i = 0; i < 8; i++) {  // all before the first is needed
             const int m = first + ty * 8 + i;
-            others[i] = other && m < M && f < F ? other[(size_t)m * F + f] : 0;
+            others[i] = other && m < M && f < F ? real(other[(size_t)m * F + f]) : 0;
         }
         __syncthreads();
         all.read(held, first + gridDim.x * PIXELS, M);  // while these are multiplied
@@ -78,10 +79,10 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 3 : 2) cor
         for (int i = 0; i < 8; i++) {
             int m = first + ty * 8 + i;
             if (m >= M || f >= F) break;
-            real value = active ? positive(acc[i] + b) : acc[i] + b;
+            const y_real value(active ? positive(acc[i] + b) : acc[i] + b);
             y[(size_t)m * F + f] = value;
             if (!partials) continue;
-            double shifted = (double)value - shift;
+            double shifted = (double)real(value) - shift;
             total[0] += shifted;
             total[1] += shifted * (other ? others[i] : shifted);
         }
@@ -92,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 3 : 2) cor
 // The gradient of that convolution's weight, as in weight_gradient. A thread has one channel of g, all k, and 8 of every 64
 // pixels.
 extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 3 : 2) weight_gradient_thin_input(
-    const real *x, const real *x_norm, const real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
+    const x_real *x, const real *x_norm, const y_real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
     int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int pixels_a_share) {
     __shared__ __align__(16) real columns[THIN][PIXELS];
     __shared__ real sums[8][THIN][32];
@@ -108,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 3 : 2) wei
         real b[8];
         for (int i = 0; i < 8; i++) {
             int m = first + ty * 8 + i;
-            b[i] = m < last && f < F ? g[(size_t)m * F + f] : 0;
+            b[i] = m < last && f < F ? real(g[(size_t)m * F + f]) : 0;
         }
         __syncthreads();
         all.store(held, columns);
@@ -137,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 3 : 2) wei
 const int LANES = 16, WINDOW = 3, RUN = 16;
 
 extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) correlate_thin_output(
-    const real *__restrict__ x, const real *norm, const real *weight, const real *bias, real *__restrict__ y, int N, int H,
+    const x_real *__restrict__ x, const real *norm, const real *weight, const real *bias, y_real *__restrict__ y, int N, int H,
     int W, int C, int OH, int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int adjoint, int active) {
     const int lane = threadIdx.x % LANES, c = 4 * lane;
     const Axis rows = axis_of(adjoint, blockIdx.z / SW, OH, KH, SH, top);
@@ -169,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) cor
             const Place p = places.place(run);
             const int first = p.col * length, last = first + length < cols.pixels ? first + length : cols.pixels;
             const int row = rows.in + p.row * rows.stride - above, col = cols.in + first - left_of;
-            const real *const place = x + ((long long)(p.image * H + row) * W + col) * C + c;
+            const x_real *const place = x + ((long long)(p.image * H + row) * W + col) * C + c;
             bool inside[WINDOW];
             real added[WINDOW] = {};  // by a column that lies inside
 #pragma unroll
@@ -177,19 +178,19 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) cor
                 inside[i] = run < total && c < C && i < rows.taps && (unsigned)(row + i) < H;
                 for (int j = 0; j < WINDOW && inside[i]; j++) added[j] += constant[i][j];
             }
-            real4 next[WINDOW] = {};
+            Four<x_real> next[WINDOW] = {};
             auto read = [&](int j) {
 #pragma unroll
                 for (int i = 0; i < WINDOW; i++) {
-                    next[i] = real4{};
-                    if (inside[i] && (unsigned)(col + j) < W) next[i] = *(const real4 *)(place + (i * W + j) * C);
+                    next[i] = {};
+                    if (inside[i] && (unsigned)(col + j) < W) next[i] = *(const Four<x_real> *)(place + (i * W + j) * C);
                 }
             };
             read(0);
             real sums[WINDOW] = {};  // of pixel first + j - 2, which column j completes, and of the two after it
             for (int j = 0; j < length + WINDOW - 1; j++) {
                 real4 column[WINDOW];
-                for (int i = 0; i < WINDOW; i++) column[i] = next[i];
+                for (int i = 0; i < WINDOW; i++) column[i] = reals(next[i]);
                 read(j + 1);  // while this one is multiplied
                 const bool here = (unsigned)(col + j) < W;
 #pragma unroll
@@ -213,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) cor
                 if (run < total && lane == 0 && pixel < last) {
                     const int line = p.image * OH + rows.out + p.row * rows.step;
                     const real value = sum + (bias ? bias[f] : 0);
-                    y[(line * OW + cols.out + pixel * cols.step) * F + f] = active ? positive(value) : value;
+                    y[(line * OW + cols.out + pixel * cols.step) * F + f] = y_real(active ? positive(value) : value);
                 }
             }
         }

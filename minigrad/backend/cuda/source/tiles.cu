@@ -15,7 +15,8 @@ __device__ float tf32(float x) {
 
 // c (16, 8) += a (16, 8) b (8, 8) by the 32 lanes of a warp: PTX ISA, matrix fragments for mma.m16n8k8. Lane 4 g + t
 // brings a[g, t], a[g + 8, t], a[g, t + 4], a[g + 8, t + 4] and b[t, g], b[t + 4, g]; its part of c is c[g, 2 t] and
-// c[g, 2 t + 1] (upper), c[g + 8, 2 t] and c[g + 8, 2 t + 1] (lower).
+// c[g, 2 t + 1] (upper), c[g + 8, 2 t] and c[g + 8, 2 t + 1] (lower). For mma.m16n8k16 each of these numbers of a and b is a
+// pair: a[g, t] stands for a[g, 2 t] in the lower half and a[g, 2 t + 1], b[t, g] for b[2 t, g] and b[2 t + 1, g].
 __device__ void mma(float *upper, float *lower, const float *a, const float *b) {
     asm volatile(
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
@@ -24,21 +25,31 @@ __device__ void mma(float *upper, float *lower, const float *a, const float *b) 
         : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
           "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
+__device__ void mma(float *upper, float *lower, const unsigned *a, const unsigned *b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(upper[0]), "+f"(upper[1]), "+f"(lower[0]), "+f"(lower[1])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 
 // Four matrices (8, 4) from shared memory: lane 8 i + r brings the place of row r of matrix i, 16 aligned bytes, and lane
-// 4 g + t gets the number [g, t] of each. (PTX ISA, ldmatrix, which takes a float for two numbers of 16 bits.)
-__device__ void load_matrices(float *numbers, const float *row) {
-    unsigned n[4];
+// 4 g + t gets the number [g, t] of each. (PTX ISA, ldmatrix, which takes a number for two of 16 bits.)
+__device__ void load_matrices(unsigned *numbers, const void *row) {
     asm volatile(
         "{\n .reg .u64 place;\n .reg .u32 shared;\n cvta.to.shared.u64 place, %4;\n cvt.u32.u64 shared, place;\n"
         " ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [shared];\n}"
-        : "=r"(n[0]), "=r"(n[1]), "=r"(n[2]), "=r"(n[3]) : "l"(row) : "memory");
+        : "=r"(numbers[0]), "=r"(numbers[1]), "=r"(numbers[2]), "=r"(numbers[3]) : "l"(row) : "memory");
+}
+__device__ void load_matrices(float *numbers, const void *row) {
+    unsigned n[4];
+    load_matrices(n, row);
 #pragma unroll
     for (int i = 0; i < 4; i++) numbers[i] = __uint_as_float(n[i]);
 }
 #endif
 
-#if TF32 == 3
+#if PRECISION == TF32X3
 // The numbers become TF32, and low what TF32 keeps of the rest: together 21 bits. An infinity, whose rest is NaN, gives NaN.
 __device__ void split(real (&numbers)[4], real (&low)[4]) {
 #pragma unroll
@@ -55,37 +66,47 @@ __device__ void split(real (&numbers)[4], real (&low)[4]) {
 // by 8 in each mma: its lane 4 g + t has g, g + 8, ... of the m, and 2 t and 2 t + 1 of every 8 of the n.
 template <int BM, int BN, int BK, int TM, int TN>
 struct Part {
+#if PRECISION == BF16
+    typedef bf16 Factor;        // what a and b hold
+    typedef unsigned Fragment;  // what a lane brings of them to an mma: pairs
+#else
+    typedef real Factor, Fragment;
+#endif
     static const int ROWS = BM / TM, COLUMNS = BN / TN, THREADS = ROWS * COLUMNS;
-    static const int WIDTH = BK + 4;  // of a row in memory: so rows that are read together lie in other banks
-    typedef real A[BM][WIDTH];
-    typedef real B[BN][WIDTH];
+    static const int HALF = PRECISION == BF16 ? 8 : 4;  // of the k of an mma: 16 bytes
+    static const int WIDTH = BK + HALF;  // of a row in memory: so rows that are read together lie in other banks
+    typedef Factor A[BM][WIDTH];
+    typedef Factor B[BN][WIDTH];
     typedef real C[BM][BN + 4];
     int y, x;  // the thread's place along m and n
 
     __device__ Part(int thread) {
         int warp = thread / 32, lane = thread % 32;
-        y = TF32 ? warp / (COLUMNS / 4) * 8 + lane / 4 : thread / COLUMNS;
-        x = TF32 ? warp % (COLUMNS / 4) * 4 + lane % 4 : thread % COLUMNS;
+        y = PRECISION ? warp / (COLUMNS / 4) * 8 + lane / 4 : thread / COLUMNS;
+        x = PRECISION ? warp % (COLUMNS / 4) * 4 + lane % 4 : thread % COLUMNS;
     }
-    __device__ int row(int i) const { return TF32 ? y / 8 * 8 * TM + i * 8 + y % 8 : y + i * ROWS; }
-    __device__ int column(int j) const { return TF32 ? x / 4 * 4 * TN + j / 2 * 8 + x % 4 * 2 + j % 2 : x + j * COLUMNS; }
+    __device__ int row(int i) const { return PRECISION ? y / 8 * 8 * TM + i * 8 + y % 8 : y + i * ROWS; }
+    __device__ int column(int j) const { return PRECISION ? x / 4 * 4 * TN + j / 2 * 8 + x % 4 * 2 + j % 2 : x + j * COLUMNS; }
 
     // Four numbers as they are stored in a or b.
-    __device__ static real4 factors(real4 values) {
-#if TF32 == 1
-        for (int e = 0; e < 4; e++) values.v[e] = tf32(values.v[e]);
+    template <class T>
+    __device__ static Four<Factor> factors(const Four<T> &values) {
+        Four<Factor> found;
+        assign(found, values);
+#if PRECISION == TF32
+        for (int e = 0; e < 4; e++) found.v[e] = tf32(found.v[e]);
 #endif
-        return values;
+        return found;
     }
 
     __device__ void add(const A &a, const B &b, real (&sums)[TM][TN]) const {
-#if TF32
+#if PRECISION
         const int lane = y % 8 * 4 + x % 4, matrix = lane / 8, line = lane % 8;
-        const real *rows = &a[y / 8 * 8 * TM + matrix % 2 * 8 + line][matrix / 2 * 4];
-        const real *columns = &b[x / 4 * 4 * TN + matrix / 2 * 8 + line][matrix % 2 * 4];
+        const Factor *rows = &a[y / 8 * 8 * TM + matrix % 2 * 8 + line][matrix / 2 * HALF];
+        const Factor *columns = &b[x / 4 * 4 * TN + matrix / 2 * 8 + line][matrix % 2 * HALF];
 #pragma unroll
-        for (int k = 0; k < BK; k += 8) {
-#if TF32 == 3  // the small products first; those of low and low would change no digit that is kept
+        for (int k = 0; k < BK; k += 2 * HALF) {
+#if PRECISION == TF32X3  // the small products first; those of low and low would change no digit that is kept
 #pragma unroll
             for (int i = 0; i < TM; i += 2) {  // few at a time, or there are not enough registers
                 real a_now[4], low_a[4];
@@ -106,7 +127,7 @@ struct Part {
                 }
             }
 #else
-            real of_b[TN / 4][4], of_a[TM / 2][4];  // all of them before the first is needed
+            Fragment of_b[TN / 4][4], of_a[TM / 2][4];  // all of them before the first is needed
 #pragma unroll
             for (int i = 0; i < TM; i += 2) load_matrices(of_a[i / 2], rows + i * 8 * WIDTH + k);
 #pragma unroll
@@ -149,21 +170,25 @@ struct Norm4 {
         for (int e = 0; e < 4 && c + e < C; e++)
             mean.v[e] = norm[c + e], scale.v[e] = norm[C + c + e], beta.v[e] = norm[2 * C + c + e];
     }
-    __device__ void apply(real4 &value) const {
+    template <class T>
+    __device__ void apply(Four<T> &numbers) const {
+        real4 value = reals(numbers);
 #pragma unroll
         for (int e = 0; e < 4; e++) value.v[e] = (value.v[e] - mean.v[e]) * scale.v[e] + beta.v[e];
+        assign(numbers, value);
     }
 };
 
 // Numbers n ... n + 3 of a row of N numbers; 0 beyond the last.
-__device__ real4 read4(const real *row, int n, int N, bool quads) {
-    real4 values = {};
+template <class T>
+__device__ Four<T> read4(const T *row, int n, int N, bool quads) {
+    Four<T> values = {};
     if (quads) {
-        if (n < N) values = *(const real4 *)&row[n];
+        if (n < N) values = *(const Four<T> *)&row[n];
     } else {
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            if (n + e < N) values.v[e] = row[n + e];
+            if (n + e < N) values.set(e, row[n + e]);
     }
     return values;
 }

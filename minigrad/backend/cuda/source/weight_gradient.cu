@@ -6,8 +6,17 @@
 
 const int GM = DEEP, GK = LARGE, GF = 64, LINES = 256 / (GM / 4) * 4;  // that the threads can read
 
+// Number e of each of the four.
+template <class T>
+__device__ Four<T> each(const Four<T> *fours, int e) {
+    Four<T> found = {};
+#pragma unroll
+    for (int i = 0; i < 4; i++) found.set(i, fours[i].get(e));
+    return found;
+}
+
 extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) weight_gradient(
-    const real *x, const real *x_norm, const real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
+    const x_real *x, const real *x_norm, const y_real *g, const real *g_norm, real *shares, int N, int H, int W, int C, int OH,
     int OW, int F, int KH, int KW, int SH, int SW, int top, int left, int x_quads, int g_quads, int pixels_a_share) {
     typedef Part<GK, GF, GM, TALL, WIDE> Part;
     static_assert(Part::THREADS == 256 && GK <= LINES, "tile");
@@ -25,23 +34,25 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) wei
     const int to_row = (SH * W - OW * SW) * C, to_image = (H - OH * SH) * W * C;  // in x, from beyond the end of the last
 
     // Of four pixels. Where there are threads enough for all lines, none reads both a and b, and they share their registers.
-    real4 a[4], others[4];
-    real4 *const b = LINES < GK + GF ? others : a;
+    Four<x_real> a[4];
+    Four<y_real> others[4];
+    Four<y_real> *const b = LINES < GK + GF ? others : (Four<y_real> *)a;
     int inside = 0;  // bit i: whether a[i] is to be normalised
     int m = first + pixel;
     auto read = [&]() {
         Place p = pixels.place(m);
         int row = p.row * SH + tap_row, col = p.col * SW + tap_col;
-        const real *from = x + ((long long)(p.image * H + row) * W + col) * C + channel;
-        const real *const g_from = g + (size_t)m * F + f;
+        const x_real *from = x + ((long long)(p.image * H + row) * W + col) * C + channel;
+        const y_real *const g_from = g + (size_t)m * F + f;
         inside = 0;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            a[i] = b[i] = real4{};
+            a[i] = {};
+            b[i] = {};
             if (m + i < last && reads_x && x_quads) {  // all four are of one tap
                 if ((unsigned)row < H && (unsigned)col < W) {
                     inside |= 1 << i;
-                    a[i] = *(const real4 *)from;
+                    a[i] = *(const Four<x_real> *)from;
                 }
             } else if (m + i < last && reads_x) {
 #pragma unroll
@@ -49,8 +60,8 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) wei
                     const int c = (k + e) % C, tap = (k + e) / C;
                     const unsigned row = p.row * SH + tap / KW - top, col = p.col * SW + tap % KW - left;
                     if (k + e >= K || row >= H || col >= W) continue;
-                    const real value = x[((p.image * H + (int)row) * W + (int)col) * C + c];
-                    a[i].v[e] = x_norm ? (value - x_norm[c]) * x_norm[C + c] + x_norm[2 * C + c] : value;
+                    const real value(x[((p.image * H + (int)row) * W + (int)col) * C + c]);
+                    a[i].set(e, x_real(x_norm ? (value - x_norm[c]) * x_norm[C + c] + x_norm[2 * C + c] : value));
                 }
             }
             if (m + i < last && reads_g) b[i] = read4(g_from + i * F, 0, F - f, g_quads);
@@ -84,8 +95,8 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(real) == 4 ? 2 : 1) wei
         m += GM;
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            if (line < GK) *(real4 *)&as[line + e][pixel] = part.factors({a[0].v[e], a[1].v[e], a[2].v[e], a[3].v[e]});
-            if (g_line >= 0) *(real4 *)&gs[g_line + e][pixel] = part.factors({b[0].v[e], b[1].v[e], b[2].v[e], b[3].v[e]});
+            if (line < GK) *(Four<Part::Factor> *)&as[line + e][pixel] = part.factors(each(a, e));
+            if (g_line >= 0) *(Four<Part::Factor> *)&gs[g_line + e][pixel] = part.factors(each(b, e));
         }
         __syncthreads();
         read();  // while these are multiplied
