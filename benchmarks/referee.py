@@ -1,9 +1,10 @@
 """cuDNN's convolutions beside ours on a CUDA GPU, as a referee: `python benchmarks/referee.py`.
 
-The eight convolutions of the default VAE and their gradients, in fp32, TF32 and bf16 (ours: the first two), each as a
-CUDA graph of 20 calls that CuPy records. cuDNN comes through `nvidia-cudnn-frontend` and takes CuPy's arrays, stream
-and workspace; plans that are not deterministic are refused, and in fp32 those that use the tensor cores. Ours alone:
-without the normalisation, bias, ReLU and sums that a layer of ours has in the same kernel.
+The eight convolutions of the default VAE and their gradients, in fp32, TF32 and bf16, each as a CUDA graph of 20 calls
+that CuPy records. In bf16 images and their gradients are stored as such, cuDNN's weights too. cuDNN comes through
+`nvidia-cudnn-frontend` and takes CuPy's arrays, stream and workspace; plans that are not deterministic are refused, and
+in fp32 those that use the tensor cores. Ours alone: without the normalisation, bias, ReLU and sums that a layer of ours
+has in the same kernel.
 
     pip install nvidia-cudnn-frontend==1.23.0 nvidia-cudnn-cu13
     python benchmarks/referee.py [--batches 1024,128] [--seconds 50] [--out FILE]
@@ -20,7 +21,7 @@ from typing import Any
 
 import driver
 import numpy as np
-from gpu import CALLS, LAYERS, Clock, recorded
+from gpu import CALLS, LAYERS, Clock, recorded, stored
 
 import minigrad
 from minigrad import DeviceError
@@ -98,8 +99,7 @@ def channels_last(shape: tuple[int, ...]) -> list[int]:
 def seconds_of_cudnn(cupy: Any, call: Convolution, precision: str) -> dict[str, Any]:
     """Of one call, as CuPy replays it."""
     numbers = [cupy.random.standard_normal(size, dtype="float32") for size in call.sizes]
-    if precision == "bf16":  # the upper half of a float32's bits
-        numbers = [(x.view("uint32") >> 16).astype("uint16") for x in numbers[:2]] + numbers[2:]
+    numbers = [stored(x, precision) for x in numbers[:2]] + numbers[2:]
     workspace = cupy.empty(max(call.graph.get_workspace_size(), 1), dtype="uint8")
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.Device().synchronize()
@@ -123,7 +123,10 @@ def seconds_of_ours(cupy: Any, geometry: ConvGeometry, batch: int, C: int, F: in
     def array(*shape: int) -> Any:
         return cupy.random.standard_normal(shape, dtype="float32")
 
-    x, y = array(batch, *geometry.input_size, C), array(batch, *geometry.output_size, F)
+    x, y = (
+        stored(array(batch, *size, channels), precision)
+        for size, channels in ((geometry.input_size, C), (geometry.output_size, F))
+    )
     weight = array(*geometry.kernel_size, C, F)
     calls: dict[str, Callable[[int], Any]] = {
         "forward": lambda _: k.conv2d(x, weight, None, geometry),
@@ -156,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
                 if time.perf_counter() - started > args.seconds:
                     faults.append(f"{name}, {precision}, batch {batch}: not measured, {args.seconds:.0f} s had passed")
                     continue
-                ours = {} if precision == "bf16" else seconds_of_ours(cupy, geometry, batch, C, F, precision)
+                ours = seconds_of_ours(cupy, geometry, batch, C, F, precision)
                 for operation in OPERATIONS:
                     flops = 2 * batch * int(np.prod(geometry.output_size)) * 9 * C * F
                     row = {

@@ -215,6 +215,16 @@ def test_a_chain_equals_the_specification(
     assert [result[0].dtype for called, _, result in calls if called == "_correlate"] == stored
 
 
+def test_single_convolutions_take_and_give_what_is_stored(cuda_device: str, calls: Calls) -> None:
+    """As benchmarks/referee.py calls them."""
+    k, r, g = minigrad.use("cuda", precision="bf16"), rng("single"), conv_geometry((9, 7), (3, 3), 2, "same")
+    x, gy = (k.from_host(r.integers(0x3E00, 0x4080, (3, *shape), "u2")) for shape in ((9, 7, 12), (5, 4, 33)))
+    weight = k.from_host(r.normal(size=(3, 3, 12, 33)).astype("f4"))
+    results = k.conv2d(x, weight, None, g), k.conv2d_grad_input(gy, weight, g), k.conv2d_grad_weight(x, gy, g)
+    assert [y.dtype for y in results] == ["uint16", "uint16", "float32"]
+    check(calls)
+
+
 def test_what_is_not_finite_is_stored(cupy_double: object) -> None:
     """In tiles and in the thin kernels. What is beyond the largest number of bf16 becomes infinite."""
     k = minigrad.use("cuda", precision="bf16")

@@ -826,13 +826,13 @@ def test_the_gpu_benchmark_runs(cupy_double: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "torch", None)
     assert gpu.main(["--quick", "--batches", "2", "--out", str(tmp_path / "gpu.json")]) == 0
     out = capsys.readouterr().out
-    for precision in ("fp32", "tf32"):
+    for precision in PRECISIONS:
         for program in ("minigrad eager", gpu.WITH_NCCL):
             assert re.search(rf"batch +2  {precision}  {re.escape(program)} +\d+ us a step\n", out), out
     assert importlib.import_module("report").main(["--results", str(tmp_path)]) == 0
     text = (tmp_path / "gpu.md").read_text()
     assert "default VAE on double 0" in text
-    for precision in ("fp32", "tf32"):
+    for precision in PRECISIONS:
         row = rf"\| \*\*minigrad eager\*\* \| \*\*2\*\* \| \*\*{precision}\*\* \| \*\*[\d,]+\*\* \|"
         assert re.search(row, text), text
         assert f"| conv 28 1-32: backward, batch 2 | {precision} |" in text

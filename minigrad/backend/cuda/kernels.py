@@ -230,14 +230,14 @@ class CudaBackend(FastBackend):
         y_dtype: Any = None,
     ) -> tuple[Array, Array | None]:
         """(y, partials) of the convolution of the normalised x, or its adjoint, + bias, and its ReLU if asked for; and
-        with sums the partial sums of y and of y * other (y * y without other). y has the weight's dtype, or the one
-        given, which is also that of other."""
+        with sums the partial sums of y and of y * other (y * y without other). y has x's dtype, or the one given,
+        which is also that of other."""
         x, norm, weight, bias, other = self._contiguous(x, norm, weight, bias, other)
         (KH, KW), (SH, SW), ((top, _), (left, _)) = geometry.kernel_size, geometry.stride, geometry.pads
         N, H, W, C = x.shape
         OH, OW = geometry.input_size if adjoint else geometry.output_size
         F, phases = (weight.shape[2], SH * SW) if adjoint else (weight.shape[3], 1)
-        y = self.xp.empty((N, OH, OW, F), dtype=y_dtype or weight.dtype)
+        y = self.xp.empty((N, OH, OW, F), dtype=y_dtype or x.dtype)
         dtypes = x.dtype, y.dtype
         pixels = N * (-(-OH // SH) * -(-OW // SW) if adjoint else OH * OW)  # of the largest phase
         sizes = N, H, W, C, OH, OW, F, KH, KW, SH, SW, top, left
