@@ -103,23 +103,26 @@ def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> 
 
     The result of every layer with weights is kept until the gradients are known. The layer that the backward pass has
     reached needs more: the gradient of its result (on a GPU both after and before the ReLU) and of its input, and with
-    the plain kernels two im2col matrices. On the CPU, the other kernel sets need im2col matrices only for the images
-    that a thread works on, and two sums for each shard: of the gradients of weights and of results. A test compares
-    this with the arrays that a step holds at its peak.
+    the plain kernels two im2col matrices. With the precision bf16 convolutions store all of these in half the bytes. On
+    the CPU, the other kernel sets need im2col matrices only for the images that a thread works on, and two sums for
+    each shard: of the gradients of weights and of results. A test compares this with the arrays that a step holds at
+    its peak.
     """
     k, itemsize = model.backend, model.dtype.itemsize
     encoder, decoder = layer_sizes(model.config)
+    stored = itemsize // 2 if (k.precision, itemsize) == ("bf16", 4) else itemsize  # of a number
     pixels = math.prod(model.input_shape)
     encoded = math.prod(map_shapes(*(model.config[x] for x in ("input_shape", "conv_filters", "conv_strides")))[-1])
-    results = encoded + iw_samples * pixels  # after the last BatchNorm, and the gradient of the logits
+    results = itemsize * (encoded + iw_samples * pixels)  # after the last BatchNorm, and the gradient of the logits
     passing = per_thread = per_shard = 0
     for layer, copies in [(layer, 1) for layer in encoder] + [(layer, iw_samples) for layer in decoder]:
         inputs, outputs, columns = copies * layer.inputs, copies * layer.outputs, copies * layer.columns
-        results += outputs
+        size = stored if columns else itemsize
+        results += size * outputs
         if k.kernels == "plain":
-            passing = max(passing, outputs + inputs + 2 * columns, 3 * outputs)
+            passing = max(passing, size * max(outputs + inputs + 2 * columns, 3 * outputs))
             continue
-        passing = max(passing, (1 if k.on_host else 2) * outputs + inputs)
+        passing = max(passing, size * ((1 if k.on_host else 2) * outputs + inputs))
         per_thread = max(per_thread, 2 * layer.columns)
         per_shard = max(per_shard, layer.weights + layer.outputs)
         if k.on_host and columns:  # a block has many images if their columns are few
@@ -130,7 +133,7 @@ def step_memory(model: Trainable, iw_samples: int = 1, batch: int = 1 << 30) -> 
     state = 3 * sum(p.data.nbytes for p in model.network.parameters())  # the last good one: weights and moments
     working = k.threads * per_thread + 2 * (k.shards or k.threads) * per_shard  # twice while shards are added
     fixed = WORKSPACE + (state + itemsize * working if k.on_host else 0)
-    return fixed, math.ceil(MARGIN * itemsize * (results + passing + images))
+    return fixed, math.ceil(MARGIN * (results + passing + itemsize * images))
 
 
 def check_memory(model: Trainable, batch: int, iw_samples: int, free: int | None, device: str) -> None:

@@ -17,9 +17,20 @@ import pytest
 import strict_cupy
 from faults import Campaign
 from test_backends import PLAIN, _magnitude, _statistics, is_nested, rebuilt, rng, tolerance
-from test_cuda import PLANTED, _fault, compare_products, large_tiles, run_of, small_tiles, some_of, trained
+from test_cuda import (
+    PLANTED,
+    _fault,
+    compare_products,
+    large_tiles,
+    run_of,
+    small_tiles,
+    some_of,
+    trained,
+    trainer_on_the_device,
+)
 
 import minigrad
+from autoencoders.training.memory import step_memory
 from minigrad import Tensor
 from minigrad.backend import Backend
 from minigrad.backend.chain import Layer, Norm, Source
@@ -261,6 +272,24 @@ def test_a_chain_keeps_half_of_the_bytes(cupy_double: object, calls: Calls) -> N
         del x, y
         gc.collect()
     assert kept["fp32"] - kept["bf16"] == 2 * sum(sizes)
+
+
+@pytest.mark.parametrize("filters", [(8, 16), (32, 64)])
+def test_the_memory_of_an_image_is_known_before(filters: Any, cupy_double: object, monkeypatch: Any) -> None:
+    """What a larger batch adds to the peak, without partial sums; and at most 10 % more."""
+    monkeypatch.setattr(cuda, "MOST_BLOCKS", 1)
+    monkeypatch.setattr(cuda, "FILL", 1)
+    peaks = []
+    for N in (20, 60):
+        trainer = trainer_on_the_device(N, filters=filters, precision="bf16")
+        trainer.capture = False
+        gc.collect()
+        before = strict_cupy.cupy.get_default_memory_pool().used_bytes()
+        strict_cupy.reset()
+        trainer.run()
+        peaks.append(strict_cupy.counters.peak_memory - before)
+    of_an_image = (peaks[1] - peaks[0]) / 40
+    assert of_an_image <= step_memory(trainer.model)[1] <= 1.1 * of_an_image
 
 
 # ---- training ----

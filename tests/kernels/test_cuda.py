@@ -854,9 +854,14 @@ def test_the_gpu_benchmark_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyP
 
 
 def trainer_on_the_device(
-    batch: int, model: type = VAE, filters: Any = (8, 16), strides: Any = (1, 2), **options: Any
+    batch: int,
+    model: type = VAE,
+    filters: Any = (8, 16),
+    strides: Any = (1, 2),
+    precision: str = "fp32",
+    **options: Any,
 ) -> Trainer:
-    minigrad.use(device="cuda")
+    minigrad.use(device="cuda", precision=precision)
     made = model((12, 12, 1), filters, (3,) * len(filters), strides, 2)
     made.compile(1e-3)
     images = np.random.default_rng(0).integers(0, 256, (batch, 12, 12, 1), dtype=np.uint8)
