@@ -48,19 +48,25 @@ def pair(numbers: Array) -> tuple[int, int]:
 
 
 @compiled
-def fill(weight: Array, order: Array, matrices: Array) -> None:
-    """matrices = the numbers of the flat weight in this order, and zeros for -1. A vector of numbers that are
-    neighbours in the weight, too, is copied as a whole."""
+def fill_part(thread: int, first: int, stop: int, weight: Array, order: Array, matrices: Array) -> None:
+    """matrices = the numbers of the flat weight in this order, and zeros for -1, for some vectors of the matrices. One
+    whose numbers are neighbours in the weight, too, is copied as a whole."""
     zero, W = weight.dtype.type(0), np.uint64(VECTOR // weight.itemsize)
-    for i in range(np.uint64(0), np.uint64(len(order)), W):
-        first = np.uint64(order[i])
+    for i in range(np.uint64(first) * W, np.uint64(stop) * W, W):
+        begin = np.uint64(order[i])
         if order[i + W - np.uint64(1)] == order[i] + W - 1:
             for j in range(W):
-                matrices[i + j] = weight[first + j]
+                matrices[i + j] = weight[begin + j]
         else:
             for j in range(i, i + W):
                 at = order[j]
                 matrices[j] = weight[np.uint64(at)] if at >= 0 else zero
+
+
+@compiled
+def fill(desks: Array, threads: int, vectors: int, *arguments: Any) -> None:
+    """fill_part on all threads."""
+    share(desks, threads, vectors, part_of(fill_part, arguments), address_of(arguments))
 
 
 @summed
@@ -273,8 +279,11 @@ def layer_part(
 
 
 @compiled
-def conv_layer(desks: Array, threads: int, shards: int, *arguments: Any) -> None:
-    """layer_part on all threads."""
+def conv_layer(
+    desks: Array, threads: int, shards: int, weight: Array, order: Array, matrices: Array, *arguments: Any
+) -> None:
+    """fill, and then layer_part on all threads."""
+    fill(desks, threads, len(order) * weight.itemsize // VECTOR, weight, order, matrices)
     share(desks, threads, shards, part_of(layer_part, arguments), address_of(arguments))
 
 
@@ -382,8 +391,11 @@ def layer_grad_part(
 
 
 @compiled
-def conv_layer_grad(desks: Array, threads: int, shards: int, *arguments: Any) -> None:
-    """layer_grad_part on all threads."""
+def conv_layer_grad(
+    desks: Array, threads: int, shards: int, weight: Array, order: Array, matrices: Array, *arguments: Any
+) -> None:
+    """fill, and then layer_grad_part on all threads."""
+    fill(desks, threads, len(order) * weight.itemsize // VECTOR, weight, order, matrices)
     share(desks, threads, shards, part_of(layer_grad_part, arguments), address_of(arguments))
 
 
@@ -422,7 +434,9 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     yield gradient_sums, (rows, rows, vector, sums)
     yield row_sums, (rows, sums[0])
     yield where_positive, (vector, vector, vector)
-    yield fill, (vector, np.zeros(64, np.int64), ones(64))
+    desk = np.zeros(DESK, np.int64)
+    filling = vector, np.zeros(64, np.int64), ones(64)
+    yield fill, (np.zeros((0, DESK), np.int64), 1, 1, *filling)
     coverage = Coverage(ones((1, 1)), ones((1, 1)), np.zeros(1, np.int64), np.zeros(1, np.int64))
     yield fold, (norm, weights[0], vector, coverage, False, ones((1, 1, 2, 2)), ones((1, 1, 2)))
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
@@ -436,15 +450,17 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     tables, plan = Tables(steps, pixels, turns, spare), Summed(Frame(1, 1, 0, 0, 2), steps, pixels, turns, 1, 2)
     flat = Tables(steps, pixels[0], turns, spare)
     alone, room = (np.zeros((0, DESK), np.int64), 1, 1), spare[None]
-    yield conv_layer, (*alone, image, 1, layers, tables, vector, image, Sums(sums[:1], sums[None], np.ones(1)), room)
+    yield (
+        conv_layer,
+        (*alone, *filling, image, 1, layers, tables, vector, image, Sums(sums[:1], sums[None], np.ones(1)), room),
+    )
     results, blocks = Gradients(image, room, vector[None, None]), Blocks(1, 1, 1)
     yield chain, (*alone, image, layers, flat, vector, norm, image, blocks, (room, room), room)
-    arrays = image, grad_rows, image, image
+    arrays = *filling, image, grad_rows, image, image
     yield (
         conv_layer_grad,
         (*alone, *arrays, coverage.row_kinds, plan, False, layers, tables, results, blocks, (room, room, room)),
     )
-    desk = np.zeros(DESK, np.int64)
     yield team.hand_over, (desk, 0, 0, 0, 0, 0)
     yield team.serve, (desk,)
     yield adam, (vector, vector, vector, vector, vector, *ones(4))

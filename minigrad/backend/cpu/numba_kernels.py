@@ -69,14 +69,14 @@ class NumbaLayers:
     ) -> tuple[Array, Moments]:
         """(y, moments): y is the planner's convolution of all images plus bias. With relu, y is its ReLU and moments
         are those of y."""
-        plan, tables = self._filled((planner is adjoint, geometry, weight.shape, relu), weight)
+        plan, tables, filling = self._plan((planner is adjoint, geometry, weight.shape, relu), weight)
         y = aligned(np.empty, (len(x), *plan.output), x.dtype)
         moments = CompiledMoments(self.pool, plan.output[2])
         x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 1, x.dtype).reshape(-1)
         shares = self.pool.shares(len(x))
         sums = Sums(moments.shifts, moments.sums, moments.counts.reshape(-1))
         scratch = self._scratch("padded", shares, plan.images * plan.padded, x.dtype)
-        self._run(layer_loops.conv_layer, shares, x, shares.size, plan.layer, tables, bias, y, sums, scratch)
+        self._run(layer_loops.conv_layer, shares, *filling, x, shares.size, plan.layer, tables, bias, y, sums, scratch)
         return y, moments
 
     def gradients(
@@ -88,7 +88,7 @@ class NumbaLayers:
         shares = self.pool.shares(len(x))
         plan = summed(geometry, weight.shape, self._sizes(x.dtype)[0])
         # gx of a transposed layer is a convolution
-        back, tables = self._filled((needs_gx and not transposed, geometry, weight.shape, False), weight)
+        back, tables, filling = self._plan((needs_gx and not transposed, geometry, weight.shape, False), weight)
         block = min(plan.images, back.images)
         gx = aligned(np.empty, x.shape if needs_gx else (0,) * 4, x.dtype)
         gweights = np.empty((shares.parts, weight.size), x.dtype)
@@ -105,18 +105,18 @@ class NumbaLayers:
         scratch = tuple(self._scratch(n, shares, block * size + VECTOR, x.dtype) for n, size in sizes.items())
         plans, results = (coverage.row_kinds, plan, transposed, back.layer, tables), Gradients(gx, gweights, totals)
         blocks = Blocks(shares.size, block, shares.joined)
-        self._run(layer_loops.conv_layer_grad, shares, gy, rows, y, x, *plans, results, blocks, scratch)
+        self._run(layer_loops.conv_layer_grad, shares, *filling, gy, rows, y, x, *plans, results, blocks, scratch)
         gweights[shares.shards :] = totals[shares.shards :] = 0
         gweights = gweights.reshape(-1, *weight.shape)
         totals = totals.reshape(*totals.shape[:2], *y.shape[2:])
         return gx if needs_gx else None, gweights[:: shares.joined], totals[:: shares.joined]
 
-    def _filled(self, kind: Kind, weight: Array) -> tuple[Direct, Tables]:
-        """The plan for a layer of this kind, and its tables, with the weight's values in the matrices."""
+    def _plan(self, kind: Kind, weight: Array) -> tuple[Direct, Tables, tuple[Array, ...]]:
+        """(the plan for a layer of this kind, its tables, and what fills their matrices with the weight's values)."""
         plan = direct(*kind, *self._sizes(weight.dtype))
         matrices = np.empty(len(plan.order), weight.dtype)
-        layer_loops.fill(np.ascontiguousarray(weight).reshape(-1), plan.order, matrices)
-        return plan, Tables(plan.steps, plan.pixels, plan.turns, matrices)
+        tables = Tables(plan.steps, plan.pixels, plan.turns, matrices)
+        return plan, tables, (np.ascontiguousarray(weight).reshape(-1), plan.order, matrices)
 
     def _run(self, loop: Any, shares: Shares, *arguments: Any) -> None:
         if shares.shards:  # there are images
@@ -160,12 +160,12 @@ class NumbaLayers:
         plan = chained(kinds, *self._sizes(x.dtype))
         matrices = np.empty(sum(map(len, plan.orders)), x.dtype)
         bias = np.concatenate([bias_image.reshape(-1) for _, bias_image in folded])
-        start = 0
+        shares, start = self.pool.shares(len(x)), 0
         for (weight, _), order in zip(folded, plan.orders, strict=True):
-            layer_loops.fill(*_contiguous(weight.reshape(-1)), order, matrices[start : start + len(order)])
+            filling = np.ascontiguousarray(weight).reshape(-1), order, matrices[start : start + len(order)]
+            self.team.run(layer_loops.fill, shares.threads, len(order) * x.itemsize // VECTOR, *filling)
             start += len(order)
         y = np.empty((len(x), *layers[-1].output_size, len(layers[-1].bias)), x.dtype)
-        shares = self.pool.shares(len(x))
         block = min(chain_block(plan.images), -(-len(x) // shares.threads))
         sizes = {"padded": plan.padded, "even": block * plan.between, "odd": block * plan.between}
         padded, *between = (self._scratch(name, shares, size, x.dtype) for name, size in sizes.items())
