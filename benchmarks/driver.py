@@ -46,6 +46,15 @@ DEFAULT_MODEL: dict[str, Any] = {
     "epsilon": 1e-3,
     "learning_rate": 1e-4,  # tame enough that three steps can be compared; the time does not depend on it
 }
+COLOURED_MODEL: dict[str, Any] = {  # what a user's own pictures may need
+    **DEFAULT_MODEL,
+    "input_shape": (64, 64, 3),
+    "conv_kernels": (5, 5, 5, 5),
+    "conv_strides": (2, 2, 2, 2),
+    "latent_space_dim": 32,
+    "learning_rate": 1e-5,
+    "likelihood": "bernoulli",
+}
 
 
 class BenchmarkError(RuntimeError):

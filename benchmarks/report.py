@@ -27,7 +27,7 @@ OURS = ("plain", "numpy-returned", "numba-returned", "numpy", "numba")  # the fi
 # Okabe and Ito's palette, which all kinds of colour vision tell apart
 COLOURS = {"plain": "#E69F00", "numpy": "#0072B2", "numba": "#D55E00", "torch": "#009E73"}
 GREY, LIGHT = "#8C8C8C", "#C8C8C8"
-MODELS = {"vae": "VAE", "ae": "autoencoder"}
+MODELS = {"vae": "VAE", "ae": "autoencoder", "coloured": "VAE of coloured images"}
 SHORT = {"numba": "Numba", "numpy": "NumPy alone"}
 Rows = list[dict[str, Any]]
 
@@ -88,27 +88,30 @@ def versions(record: dict[str, Any]) -> str:
 # ---- training ----
 
 
-def training(record: dict[str, Any], results: Path) -> str:
-    """Text and plots of train.json."""
-    rows: Rows = record["rows"]
-    text = heading("Training and prediction of the default models", record)
-    text += (
-        "A step is a whole training step on one batch; predict is encode, decode and sigmoid in evaluation mode. Every "
-        "program first had to give the losses and images of minigrad's plain kernels in float64. Medians; quartiles in "
-        f"brackets. {RATIO} `of sgemm` is the share of what the same cores reached in a 2048 x 2048 matrix product in "
-        "the same minutes, where a convolution counts with all its multiplications, also where fewer are made.\n\n"
-    )
-    for model, batch in problems(rows):
-        chosen = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]
-        roofline = chosen[0]["roofline_gflops"]
-        text += f"## {MODELS[model]}, batch {batch}\n\nsgemm: {roofline:.0f} GFLOP/s.\n\n" + batch_table(chosen) + "\n"
-    text += versions(record)
-    for what, name, title in (
-        ("step", "train.png", "Training: images per second"),
-        ("predict", "predict.png", "Prediction: images per second"),
-    ):
-        bars(rows, what, lambda row: row["images_per_second"], title, "images / s", results / name)
-        text += f"\n![{title}]({name})\n"
+def training(title: str, pictures: dict[str, str]) -> Callable[[dict[str, Any], Path], str]:
+    """Text and plots of train.json and coloured.json. pictures: the file for step and for predict."""
+
+    def text(record: dict[str, Any], results: Path) -> str:
+        rows: Rows = record["rows"]
+        text = heading(title, record)
+        text += (
+            "A step is a whole training step on one batch; predict is encode, decode and sigmoid in evaluation mode. "
+            "Every program first had to give the losses and images of minigrad's plain kernels in float64. Medians; "
+            f"quartiles in brackets. {RATIO} `of sgemm` is the share of what the same cores reached in a 2048 x 2048 "
+            "matrix product in the same minutes, where a convolution counts with all its multiplications, also where "
+            "fewer are made.\n\n"
+        )
+        for model, batch in problems(rows):
+            chosen = [row for row in rows if (row["model"], row["batch"]) == (model, batch)]
+            roofline = chosen[0]["roofline_gflops"]
+            text += f"## {MODELS[model]}, batch {batch}\n\nsgemm: {roofline:.0f} GFLOP/s.\n\n{batch_table(chosen)}\n"
+        text += versions(record)
+        for what, name in pictures.items():
+            caption = {"step": "Training: images per second", "predict": "Prediction: images per second"}[what]
+            bars(rows, what, lambda row: row["images_per_second"], caption, "images / s", results / name)
+            text += f"\n![{caption}]({name})\n"
+        return text
+
     return text
 
 
@@ -212,7 +215,7 @@ def added(row: dict[str, Any]) -> float:
 def speed(records: dict[str, dict[str, Any]]) -> str:
     """The ratios of train.json with both settings of the C library, and what reconstruct.json and startup.json say."""
     train = records["train"]
-    columns = [(model, kernels) for model in MODELS for kernels in SHORT]
+    columns = [(model, kernels) for model in ("vae", "ae") for kernels in SHORT]
     ratios = {tuple(row[name] for name in ("model", "batch", "what", "peer")): row["ratio"] for row in train["rows"]}
     lines = [
         [
@@ -239,6 +242,15 @@ def speed(records: dict[str, dict[str, Any]]) -> str:
         ]
         if told:
             text += f"[10,000 reconstructions](benchmarks/results/reconstruct.md), memory kept: {', '.join(told)}.\n"
+    if record := records.get("coloured"):
+        told = [
+            f"{row['ratio']:.2f} ({SHORT[row['peer']]}, {row['batch']})"
+            for row in record["rows"]
+            if row["what"] == "step" and row["peer"] in SHORT and row["ratio"]
+        ]
+        if told:
+            text += "A training step of [64 x 64 coloured images with 5 x 5 filters](benchmarks/results/coloured.md), "
+            text += f"memory kept: {', '.join(told)}.\n"
     if record := records.get("startup"):
         found = {row["peer"]: row["seconds"]["median"] for row in record["rows"]}
         told = [f"{found[peer]:.2f} s ({name})" for peer, name in SHORT.items() if peer in found]
@@ -304,7 +316,8 @@ def kernels(record: dict[str, Any], results: Path) -> str:
     programs, rows = record["programs"], record["rows"]
     ours = [name for name in programs if name in OURS]
     heads = ["kernel", *(f"{name} ms" for name in programs), *programs]
-    heads += [f"{name} / plain" for name in ours if name != "plain"] + ["best / torch"]
+    heads += [f"{name} / plain" for name in ours if name != "plain"] + ["best / torch", "of the fastest"]
+    fastest = max(row[name]["gflops"] or 0 for row in rows for name in programs if name in row)
     lines = []
     for row in rows:
         found = [row.get(name) for name in programs]
@@ -313,13 +326,16 @@ def kernels(record: dict[str, Any], results: Path) -> str:
         cells += [rate_of(x) for x in found]
         ratios = {name: row[name]["ratio"] for name in ours}
         cells += [number(ratio, 2) for name, ratio in ratios.items() if name != "plain"]
-        lines.append([*cells, number(max(ratios.values()) / row["torch"]["ratio"], 2) if "torch" in row else ""])
+        cells.append(number(max(ratios.values()) / row["torch"]["ratio"], 2) if "torch" in row else "")
+        rate = max(row[name]["gflops"] or 0 for name in ours)
+        lines.append([*cells, number(100 * rate / fastest, 0, " %") if rate else ""])
     title = "Speed of each kernel, relative to the plain one"
     kernel_plot(rows, [name for name in programs if name != "plain"], title, results / "ops.png")
     remark = (
         "Medians. G is GFLOP/s, where there are products; GB is GB/s, each argument and result counted once. PyTorch "
         "works on channels_last images; its gradients are autograd's. `numpy / plain` is how many times faster the "
-        "numpy kernel is, `best / torch` the same of our best one against PyTorch.\n\n"
+        "numpy kernel is, `best / torch` the same of our best one against PyTorch. `of the fastest` is the share that "
+        f"our best one reaches of the highest rate of any program in this table, {number(fastest)} GFLOP/s.\n\n"
     )
     text = heading("CPU kernels", record) + remark + table(heads, lines)
     facts = ", ".join(f"{name} {value}" for name, value in record["versions"].items())
@@ -848,7 +864,10 @@ RATIO = (
 )
 TITLES = {"quality": "Recipes", "campaign": "The fault campaign"}  # of the README's tables that have their own file
 PARTS: dict[str, Callable[[dict[str, Any], Path], str]] = {
-    "train": training,
+    "train": training(
+        "Training and prediction of the default models", {"step": "train.png", "predict": "predict.png"}
+    ),
+    "coloured": training("A VAE of 64 x 64 coloured images with 5 x 5 filters", {}),
     "memory": memory,
     "startup": plain_list(
         "From starting Python to the end of the first training step", f"A new process each time. {RATIO}"
@@ -874,7 +893,7 @@ def readme_tables(results: Path) -> dict[str, str]:
     tables = {}
     if records := read("default_vae/run"):
         tables["default"] = default_training(records[0])
-    times = {name: records[0] for name in ("train", "reconstruct", "startup") if (records := read(name))}
+    times = {name: records[0] for name in ("train", "reconstruct", "coloured", "startup") if (records := read(name))}
     if "train" in times:
         tables["speed"] = speed(times)
     if records := read("memory"):

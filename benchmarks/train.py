@@ -14,6 +14,7 @@ row's `ratio` compares it with the fastest PyTorch row that has the same setting
     python benchmarks/train.py --peers numpy,torch,jax --python jax=PATH
     python benchmarks/train.py --startup        from starting Python to the end of the first step (startup.json)
     python benchmarks/train.py --reconstruct    10,000 images through model.reconstruct (reconstruct.json)
+    python benchmarks/train.py --coloured       a VAE of 64 x 64 coloured images with 5 x 5 filters (coloured.json)
     python benchmarks/train.py --memory         the memory before the first step, and what the steps add (memory.json)
     python benchmarks/train.py --all            the times in the README, in at most 20 minutes (train, reconstruct)
 """
@@ -35,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from driver import (
+    COLOURED_MODEL,
     DEFAULT_MODEL,
     RESULTS,
     BenchmarkError,
@@ -119,10 +121,11 @@ PEERS = {
     **{name: _torch(*layout, kept=False) for name, layout in LAYOUTS.items()},
     "jax": Peer("jax", "jax", "jax", "jax"),
 }
+FEW = "numpy,numba,torch-channels-last-kept,torch-compiled-channels-last-kept"
 ALL = (  # the options of `--all`, a measurement each
     ("--rounds", "3", "--seconds", "0.3", "--peers", ",".join(name for name in PEERS if name != "plain")),
-    ("--reconstruct", "--rounds", "2")
-    + ("--peers", "numpy,numba,torch-channels-last-kept,torch-compiled-channels-last-kept"),
+    ("--reconstruct", "--rounds", "2", "--peers", FEW),
+    ("--coloured", "--rounds", "3", "--seconds", "0.3", "--batches", "32,128", "--peers", f"{FEW},torch-fused-kept"),
 )
 SGEMM = {"minigrad": "numpy", "torch": "torch"}  # library whose interpreter runs it: who multiplies
 
@@ -160,7 +163,7 @@ class Programs:
 
     def __init__(self, args: argparse.Namespace, kind: str, batch: int) -> None:
         self.args, self.kind, self.batch = args, kind, batch
-        self.spec = {**DEFAULT_MODEL, "kind": kind}
+        self.spec = COLOURED_MODEL if kind == "coloured" else {**DEFAULT_MODEL, "kind": kind}
         self.model = model_of(self.spec)
         self.workers: dict[str, Worker] = {}
         self.about: dict[str, dict[str, Any]] = {}  # what each said when it was built
@@ -408,6 +411,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--startup", action="store_true", help="measure the start instead")
     parser.add_argument("--reconstruct", action="store_true", help="measure 10,000 reconstructions instead")
+    parser.add_argument("--coloured", action="store_true", help="measure a VAE of coloured images, 5 x 5 filters")
     parser.add_argument("--memory", action="store_true", help="measure the memory of training steps instead")
     parser.add_argument("--all", action="store_true", help="measure all times in the README, in at most 20 minutes")
     args = parser.parse_args(argv)
@@ -422,11 +426,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--python: {', '.join(unknown)} is none of LIBRARY=PATH; LIBRARY is {names}")
     if unknown := [path for path in args.python.values() if shutil.which(path) is None]:
         parser.error(f"--python: {', '.join(unknown)} is no program")
-    if args.startup + args.reconstruct + args.memory + args.all > 1:
-        parser.error("--startup, --reconstruct, --memory and --all are different measurements; ask for one")
+    if args.startup + args.reconstruct + args.coloured + args.memory + args.all > 1:
+        parser.error("--startup, --reconstruct, --coloured, --memory and --all are different measurements; ask for one")
     if args.all:
         rest = [word for word in argv if word != "--all"]
         return max(main([*part, *rest]) for part in ALL)
+    if args.coloured:
+        args.models = ["coloured"]
     if args.quick:
         args.batches, args.rounds, args.steps, args.seconds = [min(args.batches)], 1, 1, 0.0
     return run_main(lambda: run(args, argv))
@@ -436,7 +442,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     args.peers, missing = installed(args.peers, args.python)
     for name, why in missing.items():
         print(f"{PEERS[name].label}: {why}")
-    what = next((name for name in ("startup", "reconstruct", "memory") if getattr(args, name)), "train")
+    what = next((name for name in ("startup", "reconstruct", "coloured", "memory") if getattr(args, name)), "train")
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
     versions: dict[str, Any] = {}

@@ -33,6 +33,7 @@ RUNS = {  # result: program and options
     "train": ("train.py", "--peers", "plain,numpy", "--models", "vae,ae", "--batches", "3"),
     "startup": ("train.py", "--startup", "--peers", "numpy"),
     "reconstruct": ("train.py", "--reconstruct", "--peers", "numpy", "--models", "ae"),
+    "coloured": ("train.py", "--coloured", "--peers", "numpy", "--batches", "2"),
     "memory": ("train.py", "--memory", "--peers", "numpy,numpy-returned", "--batches", "3"),
     "ops": ("ops.py", "--no-torch", "--batch", "2"),
     "scaling": ("scaling.py",),
