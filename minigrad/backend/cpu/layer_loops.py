@@ -27,7 +27,9 @@ from .row_loops import (
     add_rows,
     gradient_sums,
     join_moments,
+    norm_grad_rows,
     norm_gradient,
+    norm_rows,
     normalise,
     relu_norm_gradient,
     row_sums,
@@ -428,6 +430,8 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     vector, rows, image, sums = ones(2), ones((2, 2)), ones((1, 1, 1, 2)), np.ones((2, 2))
     norm, grad_rows, weights, spare = ones((3, 2)), ones((4, 2)), ones((1, 1, 1, 2, 2)), ones(256)
     yield normalise, (rows, norm, rows)
+    yield norm_rows, (*(vector,) * 4, ones(1)[0], norm)
+    yield norm_grad_rows, (rows, *(vector,) * 3, ones(1)[0], ones(1)[0], grad_rows, vector)
     yield norm_gradient, (rows, rows, grad_rows, rows)
     yield add_moments, (rows, vector, sums)
     yield join_moments, (np.ones(1), np.ones((1, 2)), np.ones((1, 2, 2)), vector, vector)

@@ -239,6 +239,21 @@ class NumbaBackend(NumpyBackend):
         """Compile the loops for a dtype, or load them from Numba's cache on disk."""
         compile_loops(dtype)
 
+    def norm_rows(self, gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float) -> Array:
+        """Faster because it is one call."""
+        rows = np.empty((3, len(gamma)), gamma.dtype)
+        row_loops.norm_rows(*_contiguous(gamma, beta, mean, variance), gamma.dtype.type(epsilon), rows)
+        return rows
+
+    def norm_grad_rows(
+        self, sums: Array, gamma: Array, mean: Array, variance: Array, epsilon: float, M: int
+    ) -> tuple[Array, Array, Array]:
+        """Faster because it is one call."""
+        rows, ggamma = np.empty((4, len(gamma)), gamma.dtype), np.empty(len(gamma), gamma.dtype)
+        numbers = gamma.dtype.type(epsilon), gamma.dtype.type(M)
+        row_loops.norm_grad_rows(*_contiguous(sums, gamma, mean, variance), *numbers, rows, ggamma)
+        return rows, ggamma, sums[0].copy()
+
     def adam_step_(
         self,
         parameters: Array,

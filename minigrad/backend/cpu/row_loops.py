@@ -99,6 +99,26 @@ def normalise(x: Array, norm: Array, y: Array) -> None:
 
 
 @compiled
+def norm_rows(gamma: Array, beta: Array, mean: Array, variance: Array, epsilon: float, rows: Array) -> None:
+    """rows (3, C) become those of `ChainBackend.norm_rows`."""
+    for k in range(len(gamma)):
+        rows[0, k], rows[2, k] = mean[k], beta[k]
+        rows[1, k] = gamma[k] / np.sqrt(variance[k] + epsilon)
+
+
+@compiled
+def norm_grad_rows(
+    sums: Array, gamma: Array, mean: Array, variance: Array, epsilon: float, count: float, rows: Array, ggamma: Array
+) -> None:
+    """rows (4, C) and ggamma become those of `ChainBackend.norm_grad_rows` over so many values per channel."""
+    for k in range(len(gamma)):
+        inverse_deviation = gamma.dtype.type(1) / np.sqrt(variance[k] + epsilon)
+        ggamma[k] = sums[1, k] * inverse_deviation
+        rows[0, k], rows[1, k] = mean[k], gamma[k] * inverse_deviation
+        rows[2, k], rows[3, k] = sums[0, k] / count, ggamma[k] * inverse_deviation / count
+
+
+@compiled
 def norm_gradient(gy: Array, x: Array, grad_rows: Array, gx: Array) -> None:
     """gx = scale * (gy - offset - (x - mean) * slope) with grad_rows (4, C); gy, x and gx (rows, C)."""
     rows, C = x.shape
