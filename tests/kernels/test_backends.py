@@ -1239,6 +1239,47 @@ def test_the_compiled_product_for_every_size_of_its_tiles(dtype: str, bound: flo
 
 
 @NEEDS_NUMBA
+@pytest.mark.parametrize("framed", [True, False])
+def test_compiled_convolutions_with_and_without_a_frame(framed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sizes of tables and tiles decide whether a convolution has one; here all have one, or none."""
+    direct, backend, r = importlib.import_module("minigrad.backend.cpu.direct"), BACKENDS["numba-3"](), rng("frames")
+    monkeypatch.setattr(direct, "MOST_TURNS", -1 if framed else 1 << 30)
+    monkeypatch.setattr(direct, "FEW_CHANNELS", 0)
+    plans = direct.direct, direct.weight_sums, direct.chained
+    try:
+        for plan in plans:
+            plan.cache_clear()
+        for i in range(100):
+            g = random_geometry(r, (1, 9)) if i % 2 else random_geometry(r, (3, 3), 2)
+            C, F = (int(v) for v in r.integers(1, 10, 2) + 31 * (i % 3 == 0))
+            for case in conv_cases(r, int(r.integers(1, 6)), g, C, F).values():
+                compare(backend, case, "float64")
+    finally:
+        for plan in plans:
+            plan.cache_clear()
+
+
+@NEEDS_NUMBA
+@pytest.mark.parametrize("side", [1, 4, 28, 64])
+@pytest.mark.parametrize("kernel", [1, 3, 11, 31, 64])
+@pytest.mark.parametrize(("C", "F"), [(1, 1), (3, 64), (64, 64), (64, 3)])
+def test_compiled_convolutions_plan_with_tables_no_larger_than_their_arrays(
+    side: int, kernel: int, C: int, F: int
+) -> None:
+    """Also where a kernel is as large as the image, and each pixel has other taps inside it."""
+    direct, block, pair = importlib.import_module("minigrad.backend.cpu.direct"), 1 << 17, 16  # bytes
+    g, shape = conv_geometry((side, side), (kernel, kernel), 1, "same"), (kernel, kernel, C, F)
+    taps = kernel**2 * max(C, F, 16)
+    for plan in (direct.direct(back, g, shape, block, 32) for back in (False, True)):
+        assert plan.images == 1 or plan.images * plan.padded <= block
+        most = plan.images * side**2 + taps + direct.MOST_TURNS
+        assert plan.pixels.nbytes + plan.turns.nbytes <= pair * most
+    plan = direct.weight_sums(g, shape, block)
+    assert plan.images == 1 or plan.images * plan.padded <= block
+    assert plan.rows.nbytes + plan.turns.nbytes <= pair * (plan.images * side**2 + taps + direct.MOST_TURNS)
+
+
+@NEEDS_NUMBA
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("float64", 1e-14)])
 def test_the_compiled_dot_products_for_every_number_of_rows(dtype: str, bound: float) -> None:
     micro_kernels = importlib.import_module("minigrad.backend.cpu.micro_kernels")

@@ -18,7 +18,7 @@ from numba.core.dispatcher import Dispatcher
 
 from . import function_loops, micro_kernels, row_loops, team
 from .compiling import compiled
-from .direct import LAYER, STEP, Coverage, Frame, Summed, Tables
+from .direct import LAYER, STEP, Coverage, Frame, Tables, WeightSums
 from .micro_kernels import VECTOR, dots, fetch, tiles
 from .row_loops import (
     activate,
@@ -39,7 +39,7 @@ from .team import DESK, address_of, part_of, share
 
 Array = Any
 LOG = logging.getLogger("minigrad")  # Python prints its warnings on stderr by default
-summed = partial(compiled, fastmath=("contract", "reassoc"))  # sums may be taken in any order, so by vectors
+reordered = partial(compiled, fastmath=("contract", "reassoc"))  # sums may be taken in any order, so by vectors
 PADDED, GRADIENT, SPARE = 0, 1, 2  # the arrays of scratch
 
 
@@ -51,8 +51,8 @@ def pair(numbers: Array) -> tuple[int, int]:
 
 @compiled
 def fill_part(thread: int, first: int, stop: int, weight: Array, order: Array, matrices: Array) -> None:
-    """matrices = the numbers of the flat weight in this order, and zeros for -1, for some vectors of the matrices. One
-    whose numbers are neighbours in the weight, too, is copied as a whole."""
+    """matrices = the numbers of the flat weight in this order, and zeros for -1, for some vectors of the matrices. The
+    numbers of a vector are evenly spaced in the weight; if they are neighbours there, it is copied as a whole."""
     zero, W = weight.dtype.type(0), np.uint64(VECTOR // weight.itemsize)
     for i in range(np.uint64(first) * W, np.uint64(stop) * W, W):
         begin = np.uint64(order[i])
@@ -71,7 +71,7 @@ def fill(desks: Array, threads: int, vectors: int, *arguments: Any) -> None:
     share(desks, threads, vectors, part_of(fill_part, arguments), address_of(arguments))
 
 
-@summed
+@reordered
 def fold(
     norm: Array, weight: Array, bias: Array, coverage: Coverage, transposed: bool, folded: Array, bias_image: Array
 ) -> None:
@@ -94,16 +94,23 @@ def fold(
                 else:
                     for f in range(F):
                         taps[a, b, f] += weight[a, b, c, f] * shift[c]
+    met = np.empty((KW, len(bias)), weight.dtype)  # by the kernel columns in a row
     sums = np.empty((len(rows), len(columns), len(bias)), weight.dtype)
     for i in range(len(rows)):
+        for b in range(KW):
+            for k in range(len(bias)):
+                met[b, k] = 0
+            for a in range(KH):
+                if rows[i, a]:
+                    for k in range(len(bias)):
+                        met[b, k] += taps[a, b, k]
         for j in range(len(columns)):
             for k in range(len(bias)):
                 sums[i, j, k] = bias[k]
-            for a in range(KH):
-                for b in range(KW):
-                    if rows[i, a] and columns[j, b]:
-                        for k in range(len(bias)):
-                            sums[i, j, k] += taps[a, b, k]
+            for b in range(KW):
+                if columns[j, b]:
+                    for k in range(len(bias)):
+                        sums[i, j, k] += met[b, k]
     for h in range(len(row_kinds)):
         for w in range(len(column_kinds)):
             pixel, found = bias_image[h, w], sums[row_kinds[h], column_kinds[w]]
@@ -111,7 +118,7 @@ def fold(
                 pixel[k] = found[k]
 
 
-@summed
+@reordered
 def unfold(
     norm: Array, weight: Array, gw: Array, total: Array, coverage: Coverage, transposed: bool, sums: Array,
     gweight: Array, gbias: Array
@@ -122,6 +129,7 @@ def unfold(
     rows, columns, column_kinds, channels = coverage.rows, coverage.columns, coverage.column_kinds, total.shape[2]
     pixels = np.zeros((len(rows), len(columns), channels), gweight.dtype)  # the g of each kind of pixel
     taps = np.zeros((KH, KW, channels), gweight.dtype)  # the g that each tap meets
+    met = np.empty(channels, gweight.dtype)  # the g that a kernel column meets in the rows of a kind
     for k in range(len(gbias)):
         gbias[k] = 0
     for i in range(len(rows)):
@@ -131,11 +139,17 @@ def unfold(
         for j in range(len(columns)):
             for k in range(len(gbias)):
                 gbias[k] += pixels[i, j, k]
+        for b in range(KW):
+            for k in range(channels):
+                met[k] = 0
+            for j in range(len(columns)):
+                if columns[j, b]:
+                    for k in range(channels):
+                        met[k] += pixels[i, j, k]
             for a in range(KH):
-                for b in range(KW):
-                    if rows[i, a] and columns[j, b]:
-                        for k in range(channels):
-                            taps[a, b, k] += pixels[i, j, k]
+                if rows[i, a]:
+                    for k in range(channels):
+                        taps[a, b, k] += met[k]
     if not len(norm):
         result, source = gweight.reshape(-1), gw.reshape(-1)
         for i in range(len(source)):
@@ -198,7 +212,8 @@ def padded(x: Array, frame: Frame, scratch: Array) -> Array:
 def layer_of(x: Array, layer: Any, tables: Tables, bias: Array, out: Array, scratch: Array) -> None:
     """out = the layer of a block x, + bias (H * W * F,), and its ReLU if the layer has one. An empty bias leaves out
     both."""
-    source = padded(x, Frame(x.shape[1], x.shape[2], 0, 0, layer.pixel), scratch).ctypes.data
+    height, width, top, left, pixel = layer.frame[0], layer.frame[1], layer.frame[2], layer.frame[3], layer.frame[4]
+    source = padded(x, Frame(height, width, top, left, pixel), scratch).ctypes.data
     if layer.holes:
         out[:] = 0
     results, size, panel, one = out.reshape(-1), out.itemsize, 2 * VECTOR // out.itemsize, out.dtype.type(1)
@@ -342,7 +357,7 @@ def join(rows: Array, last: int, joined: int) -> None:
 @compiled
 def layer_grad_part(
     thread: int, first_shard: int, stop_shard: int, gy: Array, grad_rows: Array, y: Array, x: Array, row_kinds: Array,
-    plan: Summed, transposed: bool, layers: Array, tables: Tables, results: Gradients, blocks: Blocks,
+    plan: WeightSums, transposed: bool, layers: Array, tables: Tables, results: Gradients, blocks: Blocks,
     scratch: tuple[Array, Array, Array]
 ) -> None:  # fmt: skip
     """The gradients of layer_part for some shards. For each block of images:
@@ -426,7 +441,7 @@ def prepare(dtype: Any) -> None:
 
 def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Each loop that is called from outside, with arguments of the types that it is called with: a layer with one image
-    of one pixel with two channels, and one tap."""
+    of one pixel with two channels."""
     vector, rows, image, sums = ones(2), ones((2, 2)), ones((1, 1, 1, 2)), np.ones((2, 2))
     norm, grad_rows, weights, spare = ones((3, 2)), ones((4, 2)), ones((1, 1, 1, 2, 2)), ones(256)
     yield normalise, (rows, norm, rows)
@@ -441,17 +456,17 @@ def _examples(ones: Callable[..., Array]) -> Iterator[tuple[Any, tuple[Any, ...]
     desk = np.zeros(DESK, np.int64)
     filling = vector, np.zeros(64, np.int64), ones(64)
     yield fill, (np.zeros((0, DESK), np.int64), 1, 1, *filling)
-    coverage = Coverage(ones((1, 1)), ones((1, 1)), np.zeros(1, np.int64), np.zeros(1, np.int64))
+    coverage = Coverage(np.ones((1, 1), bool), np.ones((1, 1), bool), np.zeros(1, np.int64), np.zeros(1, np.int64))
     yield fold, (norm, weights[0], vector, coverage, False, ones((1, 1, 2, 2)), ones((1, 1, 2)))
     gradients = sums, ones((1, 1, 2, 2)), ones(2)
     yield unfold, (norm, weights[0], weights[0], image[0], coverage, False, *gradients)
     layers, steps = np.ones(1, LAYER), np.zeros(1, STEP)
     pixels, turns = np.zeros((2, 2), np.int64), np.zeros((3, 2), np.int64)  # with the turn that is read ahead
-    layers["channels"], layers["pixel"], layers["thin"] = 2, 2, 0
+    layers["channels"], layers["frame"], layers["thin"] = 2, (1, 1, 0, 0, 2), 0
     for name, size in {"steps": 1, "pixels": 2, "turns": 2, "matrices": 256, "bias": 2}.items():
         layers[name] = 0, size
     steps["rows"], steps["turns"], steps["matrix"] = (0, 1), (0, 2), (0, 2)
-    tables, plan = Tables(steps, pixels, turns, spare), Summed(Frame(1, 1, 0, 0, 2), steps, pixels, turns, 1, 2)
+    tables, plan = Tables(steps, pixels, turns, spare), WeightSums(Frame(1, 1, 0, 0, 2), steps, pixels, turns, 1, 2)
     flat = Tables(steps, pixels[0], turns, spare)
     alone, room = (np.zeros((0, DESK), np.int64), 1, 1), spare[None]
     yield (

@@ -9,7 +9,7 @@ anywhere, too.
 A tile of R rows and 2 vectors holds 2 R sums, 2 vectors of b, and one number of a in every lane: 2 R + 3 registers.
 
 A result of few channels has no vectors. There the sum goes along a, whose numbers are then read by vectors, too: each
-lane sums every 16th product, and at the end the lanes are added.
+lane sums one product of every vector, and at the end the lanes are added.
 
 A BLAS packs its matrices first and has its tiles for large ones; for the sizes of a convolution this is faster, and so
 is not writing the columns (benchmarks/ops.py).
@@ -205,7 +205,8 @@ def tiles(
 
 @compiled
 def dots(a: int, a_rows: Array, turns: Array, b: int, c: int, c_rows: Array, one: float) -> None:
-    """The dot products of `tile`: a number of c for each row of a. a, b and c are addresses of numbers like `one`."""
+    """The dot products of `tile`: a number of c for each row of a; there is at least one turn. a, b and c are addresses
+    of numbers like `one`."""
     _tiles(0, DOT_ROWS, a, a_rows, turns, b, c, c_rows, False, one)
 
 

@@ -20,7 +20,7 @@ from ..device import SHARDS
 from ..geometry import ConvGeometry
 from ..reference import AdamOptions
 from . import function_loops, layer_loops, row_loops
-from .direct import Direct, Kind, Tables, chained, coverage_kinds, direct, summed
+from .direct import Direct, Kind, Tables, chained, coverage_kinds, direct, weight_sums
 from .layer_loops import Blocks, Gradients, Sums
 from .micro_kernels import VECTOR
 from .numpy_kernels import NumpyBackend
@@ -69,30 +69,33 @@ class NumbaLayers:
     ) -> tuple[Array, Moments]:
         """(y, moments): y is the planner's convolution of all images plus bias. With relu, y is its ReLU and moments
         are those of y."""
-        plan, tables, filling = self._plan((planner is adjoint, geometry, weight.shape, relu), weight)
+        plan, tables, filling = self._plan((planner is adjoint, geometry, weight.shape), weight)
         y = aligned(np.empty, (len(x), *plan.output), x.dtype)
         moments = CompiledMoments(self.pool, plan.output[2])
         x, bias = np.ascontiguousarray(x), _or_empty(bias_image, 1, x.dtype).reshape(-1)
         shares = self.pool.shares(len(x))
         sums = Sums(moments.shifts, moments.sums, moments.counts.reshape(-1))
         scratch = self._scratch("padded", shares, plan.images * plan.padded, x.dtype)
-        self._run(layer_loops.conv_layer, shares, *filling, x, shares.size, plan.layer, tables, bias, y, sums, scratch)
+        layers = plan.layer.copy()  # the plan is kept for the next call
+        layers["relu"] = relu
+        self._run(layer_loops.conv_layer, shares, *filling, x, shares.size, layers, tables, bias, y, sums, scratch)
         return y, moments
 
     def gradients(
         self, gy: Array, grad_rows: Array | None, y: Array, x: Array, layer: Layer, needs_gx: bool
     ) -> tuple[Array | None, Array, Array]:
-        """What NumpyLayers.gradients computes; the sums of some neighbouring shards are already added."""
+        """What NumpyLayers.gradients computes, but totals (parts, kinds of rows, OW, F) are sums over the rows of each
+        kind (`Coverage`). The sums of some neighbouring shards are already added."""
         weight, _, geometry, transposed = layer
         gy, y, x, weight = _contiguous(gy, y, x, weight)
         shares = self.pool.shares(len(x))
-        plan = summed(geometry, weight.shape, self._sizes(x.dtype)[0])
+        plan = weight_sums(geometry, weight.shape, self._sizes(x.dtype)[0])
         # gx of a transposed layer is a convolution
-        back, tables, filling = self._plan((needs_gx and not transposed, geometry, weight.shape, False), weight)
+        back, tables, filling = self._plan((needs_gx and not transposed, geometry, weight.shape), weight)
         block = min(plan.images, back.images)
         gx = aligned(np.empty, x.shape if needs_gx else (0,) * 4, x.dtype)
         gweights = np.empty((shares.parts, weight.size), x.dtype)
-        coverage = coverage_kinds(geometry, transposed, x.dtype)
+        coverage = coverage_kinds(geometry, transposed)
         totals = np.empty((shares.parts, len(coverage.rows), y.shape[2] * y.shape[3]), x.dtype)
         rows = _or_empty(grad_rows, 2, x.dtype)
         factors = x if transposed else y
@@ -102,6 +105,7 @@ class NumbaLayers:
             "gradient": math.prod(y.shape[1:]),
             "spare": math.prod(factors.shape[1:]),
         }
+        # the last vector of `spare` may reach beyond its numbers
         scratch = tuple(self._scratch(n, shares, block * size + VECTOR, x.dtype) for n, size in sizes.items())
         plans, results = (coverage.row_kinds, plan, transposed, back.layer, tables), Gradients(gx, gweights, totals)
         blocks = Blocks(shares.size, block, shares.joined)
@@ -130,7 +134,7 @@ class NumbaLayers:
     def fold(self, rows: Array, layer: Layer) -> tuple[Array, Array]:
         """What NumpyLayers.fold computes."""
         weight, bias, geometry, transposed = layer
-        coverage = coverage_kinds(geometry, transposed, weight.dtype)
+        coverage = coverage_kinds(geometry, transposed)
         folded = np.empty(weight.shape, weight.dtype)
         bias_image = np.empty((*layer.output_size, len(bias)), weight.dtype)
         layer_loops.fold(*_contiguous(rows, weight, bias), coverage, transposed, folded, bias_image)
@@ -141,7 +145,7 @@ class NumbaLayers:
     ) -> tuple[Array | None, Array, Array]:
         """What NumpyLayers.unfold computes."""
         weight, _, geometry, transposed = layer
-        dtype, coverage = weight.dtype, coverage_kinds(geometry, transposed, weight.dtype)
+        dtype, coverage = weight.dtype, coverage_kinds(geometry, transposed)
         gweight, gbias = np.empty(weight.shape, dtype), np.empty(totals.shape[3], dtype)
         sums = np.zeros((2, weight.shape[3 if transposed else 2]))
         joined = self.pool.total(gweights), self.pool.total(totals)
@@ -153,11 +157,8 @@ class NumbaLayers:
         self, x: Array, layers: list[Layer], folded: list[tuple[Array, Array]], rows: list[Array | None]
     ) -> Array:
         """What NumpyLayers.chain computes, in one call."""
-        kinds = tuple(
-            (layer.transposed, layer.geometry, layer.weight.shape, after is not None)
-            for layer, after in zip(layers, rows, strict=True)
-        )
-        plan = chained(kinds, *self._sizes(x.dtype))
+        kinds = tuple((layer.transposed, layer.geometry, layer.weight.shape) for layer in layers)
+        plan = chained(kinds, tuple(after is not None for after in rows), *self._sizes(x.dtype))
         matrices = np.empty(sum(map(len, plan.orders)), x.dtype)
         bias = np.concatenate([bias_image.reshape(-1) for _, bias_image in folded])
         shares, start = self.pool.shares(len(x)), 0
@@ -165,9 +166,9 @@ class NumbaLayers:
             filling = np.ascontiguousarray(weight).reshape(-1), order, matrices[start : start + len(order)]
             self.team.run(layer_loops.fill, shares.threads, len(order) * x.itemsize // VECTOR, *filling)
             start += len(order)
-        y = np.empty((len(x), *layers[-1].output_size, len(layers[-1].bias)), x.dtype)
+        y = aligned(np.empty, (len(x), *layers[-1].output_size, len(layers[-1].bias)), x.dtype)
         block = min(chain_block(plan.images), -(-len(x) // shares.threads))
-        sizes = {"padded": plan.padded, "even": block * plan.between, "odd": block * plan.between}
+        sizes = {"padded": plan.scratch, "even": block * plan.between, "odd": block * plan.between}
         padded, *between = (self._scratch(name, shares, size, x.dtype) for name, size in sizes.items())
         tables, blocks = Tables(plan.steps, plan.pixels, plan.turns, matrices), Blocks(shares.size, block, 1)
         arguments = plan.layers, tables, bias, _or_empty(rows[-1], 2, x.dtype), y, blocks, tuple(between), padded

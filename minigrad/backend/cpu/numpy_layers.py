@@ -20,7 +20,7 @@ Planner = Callable[[Array, Any], Plan | ThinAdjoint]  # `convolution` or `adjoin
 
 
 class NumpyLayers:
-    """Runs layers on the threads of a pool. channels: normalises and sums the channels of a block.
+    """Runs layers on the threads of a pool. passes: normalises and sums the channels of a block.
 
     Attributes:
         block_bytes: bytes that a thread works on at a time. They should stay in the cache, but small blocks mean more

@@ -21,6 +21,8 @@ import numpy as np
 
 from ..sharing import added, is_strict, sharers
 
+LINE = 64  # bytes of a line of the cache
+
 
 def allowed_cores() -> set[int]:
     """The cores that this process may run on."""
@@ -77,11 +79,8 @@ class _SingleThreadedBlas:
                 library.set_num_threads(count)
 
 
-LINE = 64  # bytes of a line of the cache
-
-
 def aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """make(shape, dtype), such as np.empty, beginning with a line of the cache, so that no vector reaches into two."""
+    """make(shape, dtype), such as np.empty, that begins with a line of the cache: few vectors reach into two then."""
     numbers, size = math.prod(shape), np.dtype(dtype).itemsize
     array = make(numbers + LINE // size, dtype)
     first = -array.__array_interface__["data"][0] % LINE // size
