@@ -299,8 +299,9 @@ def layer_part(
 def conv_layer(
     desks: Array, threads: int, shards: int, weight: Array, order: Array, matrices: Array, *arguments: Any
 ) -> None:
-    """fill, and then layer_part on all threads."""
-    fill(desks, threads, len(order) * weight.itemsize // VECTOR, weight, order, matrices)
+    """fill_part, and then layer_part, on all threads."""
+    filling, vectors = (weight, order, matrices), len(order) * weight.itemsize // VECTOR
+    share(desks, threads, vectors, part_of(fill_part, filling), address_of(filling))
     share(desks, threads, shards, part_of(layer_part, arguments), address_of(arguments))
 
 
@@ -411,8 +412,9 @@ def layer_grad_part(
 def conv_layer_grad(
     desks: Array, threads: int, shards: int, weight: Array, order: Array, matrices: Array, *arguments: Any
 ) -> None:
-    """fill, and then layer_grad_part on all threads."""
-    fill(desks, threads, len(order) * weight.itemsize // VECTOR, weight, order, matrices)
+    """fill_part, and then layer_grad_part, on all threads."""
+    filling, vectors = (weight, order, matrices), len(order) * weight.itemsize // VECTOR
+    share(desks, threads, vectors, part_of(fill_part, filling), address_of(filling))
     share(desks, threads, shards, part_of(layer_grad_part, arguments), address_of(arguments))
 
 
