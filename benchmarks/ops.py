@@ -152,6 +152,8 @@ def cases(batch: int) -> Iterator[Case]:
     arrays = {**arrays, "mean": mean, "variance": variance}
     arguments = active, ones, shift, mean, variance, EPSILON
     yield Case("batch_norm_apply", shape, arguments, torch=("batch_norm_inference", arrays, eps))
+    yield Case("norm_rows", "64", (ones, shift, mean, variance, EPSILON))
+    yield Case("norm_grad_rows", "64", (np.stack([shift, ones]), ones, mean, variance, EPSILON, 1 << 20))
     yield Case("batch_norm_update_", "64", (shift.copy(), ones.copy(), mean, variance, 0.99))
     D = 250_000  # about as many parameters as the default VAE has
     weights, gradients, zeros = array(D), array(D), np.zeros(D, np.float32)
