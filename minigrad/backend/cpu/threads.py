@@ -136,11 +136,16 @@ class Shares(NamedTuple):
     joined: int
 
 
+def cut(count: int, shards: int, least: int) -> tuple[int, int]:
+    """(items in each of so many shards, at least `least`; number of shards that have any)."""
+    size = max(-(-count // shards), least)
+    return size, -(-count // size)
+
+
 @lru_cache(maxsize=256)
 def shares_of(count: int, shards: int, threads: int, by_thread: bool) -> Shares:
     """How `count` items are shared among the threads, if each takes its shards at once."""
-    size = max(-(-count // shards), 1)
-    filled = -(-count // size)
+    size, filled = cut(count, shards, 1)
     used = max(min(threads, filled), 1)
     parts = max(filled, 1) if by_thread else 1 << max(filled - 1, 0).bit_length()
     joined = 1 if by_thread else math.gcd(shards, *(i * filled // used for i in range(1, used + 1)))
@@ -197,7 +202,7 @@ class Pool:
         into all shards and only the threads are fewer. Unless shards_apart, a thread that is free takes the next block:
         its index is then that of the thread.
         """
-        size, shards = self._cut(count, 1 if self.strict and shards_apart else least)
+        size, shards = cut(count, self.shards, 1 if self.strict and shards_apart else least)
         block = -(-size // max(1, round(size / max(block, 1))))  # the last one as large as the others
         shared = iter(range(0, count, block))  # the interpreter lets one thread at a time take from it
 
@@ -225,11 +230,6 @@ class Pool:
     def added(self, parts: np.ndarray) -> np.ndarray:
         """The sum of the parts (shards, ...) of this process."""
         return parts.sum(axis=0) if self.by_thread else added(parts)
-
-    def _cut(self, count: int, least: int) -> tuple[int, int]:
-        """(items in each shard, number of shards that have any)."""
-        size = max(-(-count // self.shards), least)
-        return size, -(-count // size)
 
     def _on_threads(self, work: Callable[[int, range], Any], shards: int, most: int | None = None) -> None:
         """Call work(thread, its shards) on each thread that has some; on at most so many threads.
